@@ -1,0 +1,68 @@
+# make demo   environment, the smoke study on real digits, its report        (needs Python 3.11 and make only)
+# make test   environment, all tests
+# make check  what .ci/run does besides the tests: lint, formatting, types, documentation
+# Variables: PYTHON (the interpreter to start from), VENV (where the environment goes), PYTEST_ARGS.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types docs format clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PYTEST_ARGS ?=
+
+# One thread a process: on a shared machine two threads can be many times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+help:
+	@sed -n '1,/^$$/s/^# //p' Makefile
+
+# An environment is as old as what it was made from: each stamp names the kind of environment.
+$(VENV)/.made-python:
+	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or set PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "creating the environment in $(VENV)"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.made-bench: $(VENV)/.made-python pyproject.toml constraints.txt
+	@echo "installing apical[bench] (first time: some minutes)"
+	@$(PIP) -e '.[bench]'
+	@touch $@
+
+# torchvision and timm are oracles of the tests only; without their dependencies they can never replace torch.
+$(VENV)/.made-dev: $(VENV)/.made-bench pyproject.toml constraints.txt
+	@echo "installing apical[dev] and the test oracles (first time: some minutes)"
+	@$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps timm torchvision
+	@touch $@
+
+demo: $(VENV)/.made-bench
+	@$(BIN)/apical study smoke
+	@$(BIN)/apical report runs/smoke
+
+test: $(VENV)/.made-dev
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types docs
+
+lint: $(VENV)/.made-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.made-dev
+	@$(BIN)/mypy
+
+docs: $(VENV)/.made-dev
+	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
+
+format: $(VENV)/.made-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
