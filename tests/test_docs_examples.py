@@ -1,0 +1,53 @@
+"""Every example a reader may copy runs: python blocks of the documents, and docstrings."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import apical
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(?:python|\{code-block\} python)\n(.*?)^```$", re.M | re.S)
+
+
+def python_blocks(document: Path) -> list[tuple[int, str]]:
+    """(line, code) of each python block."""
+    text = document.read_text()
+    return [(text[: m.start(1)].count("\n"), m.group(1)) for m in FENCE.finditer(text)]
+
+
+def with_blocks() -> list[Path]:
+    return [d for d in DOCUMENTS if d.exists() and python_blocks(d)]
+
+
+def module_names() -> list[str]:
+    walk = pkgutil.walk_packages(apical.__path__, prefix="apical.")
+    return ["apical", *sorted(m.name for m in walk if not m.name.endswith("__main__"))]
+
+
+@pytest.mark.parametrize("document", with_blocks(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_examples_of_a_document_run(
+    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    namespace: dict[str, object] = {"__name__": "example"}
+    for line, code in python_blocks(document):
+        # Leading newlines keep the document's line numbers in tracebacks.
+        exec(compile("\n" * line + code, str(document), "exec"), namespace)
+
+
+def test_the_documents_have_examples() -> None:
+    names = {d.name for d in with_blocks()}
+    assert {"README.md", "CONTRIBUTING.md", "quickstart.md", "write_a_rule.md"} <= names
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_the_examples_of_a_module_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
