@@ -1,0 +1,82 @@
+"""The environment header of a run: what made its numbers, and nothing about who made them."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("apical", "torch", "numpy", "scipy", "torchvision", "timm")
+
+
+def environment(project: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Versions, git state, machine and threads of this process, as a flat JSON value.
+
+    No host name, no user name and no path: records are meant to be published.
+    Args: project: a folder inside the git project whose state is recorded; default the working
+        folder. `git_dirty` looks at tracked files only, so result folders do not count; both git
+        keys are absent when the folder is in no git project or git is not installed.
+    Returns: keys `python`, `system`, one per installed package of `PACKAGES`, `threads` (intra-op
+        threads of torch), `cpu`, `cores` (those this process may use), and where they apply `gpu`,
+        `cuda`, `git`, `git_dirty`.
+    """
+    import torch  # here, so that reading records never loads torch
+
+    header: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    header |= {name: version for name in PACKAGES if (version := _version(name))}
+    header["torch"] = torch.__version__
+    header |= {"threads": torch.get_num_threads(), "cpu": _cpu(), "cores": _cores()}
+    if torch.cuda.is_available():
+        header |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return header | _git(Path.cwd() if project is None else Path(project))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    """Model name of the processor; the machine type where the system does not tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path) -> dict[str, Any]:
+    commit = _run_git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    changes = _run_git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"git": commit} | ({} if changes is None else {"git_dirty": bool(changes)})
+
+
+def _run_git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command, None where it fails."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
