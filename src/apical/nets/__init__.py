@@ -1,0 +1,83 @@
+"""Nets by name. They know no rule; they take normalised float images (N, C, H, W).
+
+>>> build("mlp", in_shape=(1, 8, 8), num_classes=10, hidden=[32])[1]
+Linear(in_features=64, out_features=32, bias=True)
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from apical.naming import unknown
+from apical.nets.external import build_external
+from apical.nets.initial import LAWS, initialise
+from apical.nets.lenet import lenet
+from apical.nets.mlp import mlp
+from apical.nets.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
+from apical.nets.vit import vit
+
+__all__ = ["LAWS", "NETS", "build", "initialise"]
+
+
+def build(
+    name: str,
+    *,
+    in_shape: tuple[int, int, int],
+    num_classes: int,
+    seed: int | None = None,
+    **options: object,
+) -> nn.Module:
+    """A net by name, for images of `in_shape` and `num_classes` classes.
+
+    Args: name: one of NETS, or "torchvision:NAME", "timm:NAME", "package.module:callable".
+        in_shape: (channels, height, width).     num_classes: number of outputs, at least 1.
+        seed: of the initial weights; PyTorch's global generators are then left as they were.
+            None draws from the global generator, as any torch module does.
+        options: of the net; see its docstring.
+    Raises: ValueError for an unknown name or option, or a shape the net cannot take.
+    """
+    shape = tuple(in_shape)
+    if len(shape) != 3 or any(not isinstance(n, int) or n < 1 for n in shape):
+        raise ValueError(f"in_shape={in_shape!r} must be (channels, height, width), each >= 1")
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes={num_classes!r} must be a whole number of at least 1")
+    with _seeded(seed):
+        if ":" in name:
+            return build_external(name, in_shape=shape, num_classes=num_classes, options=options)
+        return _own(name, options)(in_shape=shape, num_classes=num_classes, **options)
+
+
+def _own(name: str, options: dict[str, object]) -> Callable[..., nn.Module]:
+    if name not in NETS:
+        sources = ("torchvision:NAME", "timm:NAME", "package.module:callable")
+        raise unknown("net", name, [*NETS, *sources])
+    allowed = set(inspect.signature(NETS[name]).parameters) - {"in_shape", "num_classes"}
+    for option in options:
+        if option not in allowed:
+            raise unknown(f"option of net {name!r}", option, allowed)
+    return NETS[name]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "lenet": lenet,
+    "mlp": mlp,
+    "resnet110": resnet110,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "vit": vit,
+}

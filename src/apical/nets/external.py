@@ -1,0 +1,126 @@
+"""Nets of other packages: `torchvision:NAME`, `timm:NAME`, `package.module:callable`."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from apical.naming import unknown
+
+Shape = tuple[int, int, int]
+
+
+def build_external(
+    name: str, *, in_shape: Shape, num_classes: int, options: Mapping[str, object]
+) -> nn.Module:
+    """A net by `source:NAME`; what it takes and gives is tried with one blank image.
+
+    Raises: ValueError if the package is missing or broken, the name or an option is unknown,
+        or the net does not turn `in_shape` into `num_classes` outputs.
+    """
+    source, _, wanted = name.partition(":")
+    maker = {"torchvision": _torchvision, "timm": _timm}.get(source)
+    if maker is None:
+        factory, known = _callable(source, wanted, in_shape, num_classes)
+    else:
+        factory, known = maker(wanted, in_shape, num_classes)
+    try:
+        model = factory(**known, **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        given = {**known, **options}
+        raise ValueError(f"net {name!r} refused the arguments {given}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"net {name!r} gave a {type(model).__name__}, not a torch.nn.Module")
+    _try_shape(name, model, in_shape, num_classes)
+    return model
+
+
+def _torchvision(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
+    models = _import("torchvision").models
+    allowed = models.list_models(module=models)
+    if wanted not in allowed:
+        raise unknown("torchvision net", wanted, allowed)
+    return models.get_model_builder(wanted), {"num_classes": num_classes}
+
+
+def _timm(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
+    timm = _import("timm")
+    if not timm.is_model(wanted):
+        raise unknown("timm net", wanted, timm.list_models())
+    known: dict = {"num_classes": num_classes, "in_chans": in_shape[0]}
+    config = timm.get_pretrained_cfg(wanted)
+    if config is not None and config.fixed_input_size:
+        known["img_size"] = tuple(in_shape[1:])
+
+    def create(**options: object) -> nn.Module:
+        return timm.create_model(wanted, **options)
+
+    return create, known
+
+
+def _callable(source: str, wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
+    factory: object = _import(source)
+    for part in wanted.split("."):
+        if not hasattr(factory, part):
+            raise unknown(f"callable in {source}", wanted, [n for n in dir(factory) if n[0] != "_"])
+        factory = getattr(factory, part)
+    if not callable(factory):
+        raise ValueError(f"net '{source}:{wanted}' is a {type(factory).__name__}, not callable")
+    takes = inspect.signature(factory).parameters
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
+    offered = {"in_shape": tuple(in_shape), "num_classes": num_classes}
+    return factory, {key: value for key, value in offered.items() if anything or key in takes}
+
+
+def _import(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(
+            f"net source {package!r} cannot be imported: {error}. Install the package beside "
+            "apical (pip install 'apical[vision]' brings torchvision and timm)"
+        ) from error
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        raise ValueError(
+            f"{package} cannot be imported: the installed torchvision was built for another torch "
+            f"than {torch.__version__} (operator torchvision::nms does not exist). Install the "
+            "pair that belongs together, e.g. for CPU: pip install --force-reinstall torch "
+            "torchvision --index-url https://download.pytorch.org/whl/cpu"
+        ) from error
+
+
+@torch.no_grad()
+def _try_shape(name: str, model: nn.Module, in_shape: Shape, num_classes: int) -> None:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    tensor = next(model.parameters(), torch.zeros(()))
+    blank = torch.zeros(2, *in_shape, dtype=tensor.dtype, device=tensor.device)
+    try:
+        output = model(blank)
+    except Exception as error:
+        raise ValueError(f"net {name!r} cannot take images {tuple(in_shape)}: {error}") from error
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    shapes = [tuple(t.shape) for t in _tensors(output)]
+    if not any(shape and shape[-1] == num_classes for shape in shapes):
+        raise ValueError(
+            f"net {name!r} does not honour num_classes={num_classes}: for 2 images it gave "
+            f"outputs of shape {shapes}; pass the option by which this net sets its outputs"
+        )
+
+
+def _tensors(output: object) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from _tensors(value)
