@@ -1,5 +1,6 @@
 """Fully connected net: flattens, then linear layers with one activation between them."""
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def mlp(
         raise ValueError(f"mlp: hidden={hidden!r} must list widths of at least 1, e.g. [256, 128]")
     widths = [math.prod(in_shape), *hidden, num_classes]
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
-    for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), start=1):
         layers[f"fc{i}"] = nn.Linear(fan_in, fan_out)
         if i < len(widths) - 1:
             layers[f"{activation}{i}"] = ACTIVATIONS[activation]()

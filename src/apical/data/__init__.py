@@ -1,0 +1,62 @@
+"""Data sets by name, and batches of them. They know no net.
+
+>>> digits = load("digits")
+>>> digits.shape, len(digits.train), len(digits.test)
+((1, 8, 8), 1437, 360)
+"""
+
+import os
+from collections.abc import Callable
+
+from apical.data.batches import AUGMENTS, Batches
+from apical.data.digits import load_digits
+from apical.data.errors import DamagedFile, MissingData
+from apical.data.images import ImageData, Images, Split, split_validation
+from apical.data.mnist import load_fashion_mnist, load_mnist
+from apical.naming import unknown
+
+__all__ = [
+    "AUGMENTS",
+    "DATA",
+    "Batches",
+    "DamagedFile",
+    "ImageData",
+    "Images",
+    "MissingData",
+    "Split",
+    "load",
+    "split_validation",
+]
+
+
+def load(
+    name: str,
+    *,
+    root: str | os.PathLike | None = None,
+    size: int | None = None,
+    download: bool = True,
+) -> ImageData:
+    """A data set by name, from the first place that has it.
+
+    Places: `root`, the folder in APICAL_DATA, the cache (APICAL_CACHE, else ~/.cache/apical),
+    then the ordinary download into the cache.
+
+    Args: name: one of DATA.     root: folder of data sets, or of this one.
+        size: pixels a side to resize to (bilinear, antialiased); None = as they are.
+        download: whether the network may be used.
+    Raises: ValueError for an unknown name or size; MissingData, with all the ways to get it;
+        DamagedFile, naming the file. Both are ValueErrors.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size={size} must be at least 1 pixel")
+    if name not in DATA:
+        raise unknown("data set", name, DATA)
+    data = DATA[name](root, download=download)
+    return data if size is None else data.resized(size)
+
+
+DATA: dict[str, Callable[..., ImageData]] = {
+    "digits": load_digits,
+    "fashion_mnist": load_fashion_mnist,
+    "mnist": load_mnist,
+}

@@ -1,0 +1,138 @@
+"""Epochs of normalised batches; each a function of (seed, epoch) and nothing else."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+
+from apical.data.augment import flip_crop, flip_crop_draws
+from apical.data.images import Images
+from apical.naming import unknown
+
+AUGMENTS = ("flip_crop", "none", "zoom_flip")
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Batches:
+    """Batches of a split, on a device.
+
+    The order and the augmentation of epoch e depend on (shuffle_seed, e) only, so a resumed run
+    sees the same bits, and the CPU and a GPU see the same images. No global generator is touched.
+
+    Args: batch_size: images in a batch, >= 1.     mean, std: per channel, pixels in [0, 1].
+        augment: "none"; "flip_crop" (4 pixels of padding, random crop, mirrored by a fair coin);
+            "zoom_flip" (image folders only: random area and aspect, mirrored by a fair coin).
+        shuffle_seed: None = the order of the split, without augmentation.
+        drop_last: leave out a last batch of fewer images.
+        device: where the batches go; images in memory are moved there once.
+        channels_last: memory layout of the images.
+        shard: (rank, world): this process's equal part of every batch. A last batch that does
+            not divide loses at most world - 1 images.
+    Raises: ValueError for settings out of range.
+    """
+
+    def __init__(
+        self,
+        split: Images,
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: Literal["flip_crop", "none", "zoom_flip"] = "none",
+        shuffle_seed: int | None = None,
+        drop_last: bool = False,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        _check(split, batch_size, mean, std, augment, shuffle_seed, shard)
+        self.split = split.to(device)
+        self.batch_size = batch_size
+        self.augment = augment
+        self.shuffle_seed = shuffle_seed
+        self.drop_last = drop_last
+        self.device = torch.device(device)
+        self.channels_last = channels_last
+        self.shard = shard
+        # (pixel / 255 - mean) / std as one product and one sum
+        std_C11 = torch.tensor(std, dtype=torch.float64).view(-1, 1, 1)
+        mean_C11 = torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1)
+        self._scale = (1 / (255 * std_C11)).float().to(self.device)
+        self._shift = (-mean_C11 / std_C11).float().to(self.device)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._cut(torch.arange(len(self.split))))
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of epoch `number`: (x float32 normalised (N, C, H, W), y int64 (N,))."""
+        count = len(self.split)
+        if self.shuffle_seed is None:
+            order = torch.arange(count)
+        else:
+            order = torch.randperm(count, generator=self._generator("order", number))
+        draws = self._draws(number, count)
+        zooms = draws if self.augment == "zoom_flip" else None
+        crops = draws if self.augment == "flip_crop" else None
+        for i, (images, labels) in enumerate(self.split.batches(self._cut(order), zooms)):
+            images = images.to(self.device, non_blocking=True)
+            if crops is not None:
+                images = flip_crop(images, crops[i])
+            yield self._normalised(images), labels.to(self.device, non_blocking=True)
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images.float().mul_(self._scale).add_(self._shift)
+
+    def _draws(self, number: int, count: int) -> list[torch.Tensor] | None:
+        if self.augment == "none":
+            return None
+        generator = self._generator(self.augment, number)
+        if self.augment == "flip_crop":
+            return self._cut(flip_crop_draws(count, generator))
+        return self._cut(torch.rand(count, 5, generator=generator))
+
+    def _cut(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """`rows` (one for each image of the epoch) as this process's batches."""
+        rank, world = self.shard
+        batches = list(rows.split(self.batch_size))
+        if self.drop_last and batches and len(batches[-1]) < self.batch_size:
+            batches.pop()
+        parts = [batch[: len(batch) // world * world].chunk(world) for batch in batches]
+        return [part[rank] for part in parts if len(part) == world and len(part[0])]
+
+    def _generator(self, purpose: str, number: int) -> torch.Generator:
+        # hashed: neighbouring seeds and epochs must not give related streams
+        text = f"{purpose}:{self.shuffle_seed}:{number}".encode()
+        seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+        return torch.Generator().manual_seed(seed)
+
+
+def _check(
+    split: Images,
+    batch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: str,
+    shuffle_seed: int | None,
+    shard: tuple[int, int],
+) -> None:
+    if augment not in AUGMENTS:
+        raise unknown("augmentation", augment, AUGMENTS)
+    problems = []
+    if batch_size < 1:
+        problems.append(f"batch_size={batch_size} must be at least 1")
+    if len(mean) != split.shape[0] or len(std) != split.shape[0] or min(std, default=1) <= 0:
+        problems.append(
+            f"mean={tuple(mean)} and std={tuple(std)} must have one value for each of the "
+            f"{split.shape[0]} channels, std above 0"
+        )
+    if augment != "none" and shuffle_seed is None:
+        problems.append(f"augment={augment!r} is random: it needs a shuffle_seed")
+    rank, world = shard
+    if not 0 <= rank < world or batch_size % max(world, 1):
+        problems.append(f"shard={shard} must be (rank, world), world dividing {batch_size}")
+    if problems:
+        raise ValueError("Batches: " + "; ".join(problems))

@@ -1,0 +1,34 @@
+"""The 1,797 handwritten digits inside scikit-learn: real data without a download."""
+
+import numpy as np
+import torch
+
+from apical.data.images import ImageData, Split
+
+TEST_COUNT = 360
+
+
+def load_digits(root: object = None, *, download: bool = True) -> ImageData:
+    """Digits, 8x8 pixels, ten classes: 1,437 to train, 360 to test, the same ones always.
+
+    `root` and `download` are there for the common call; nothing is read from a folder.
+
+    Pixels 0..16 are scaled to 0..255. Mean and std are those of the training split.
+    Raises: ValueError if scikit-learn is not installed.
+    Source: Alpaydin & Kaynak 1998, UCI; test part as kept by scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits as read
+    except ImportError as error:
+        raise ValueError(
+            "data set 'digits' is inside scikit-learn: pip install scikit-learn"
+        ) from error
+    pixels, labels = read(return_X_y=True)
+    images = torch.from_numpy(np.rint(pixels * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
+    # RandomState: its streams are frozen by numpy, so the split never moves
+    order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
+    whole = Split(images, torch.from_numpy(labels).long())
+    train, test = whole.take(order[TEST_COUNT:]), whole.take(order[:TEST_COUNT])
+    scaled = train.images.double() / 255
+    mean, std = (float(scaled.mean()),), (float(scaled.std()),)
+    return ImageData("digits", train, test, 10, mean, std, source="scikit-learn")

@@ -1,0 +1,115 @@
+"""MNIST and Fashion-MNIST: four IDX files each."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from apical.data.download import download
+from apical.data.errors import MissingData
+from apical.data.idx import read_idx
+from apical.data.images import ImageData, Split
+from apical.data.places import cache_folder, candidates, missing
+
+
+@dataclass(frozen=True)
+class IdxSet:
+    """A data set of four IDX files, with the md5 of each one's unpacked content."""
+
+    name: str
+    subfolders: tuple[str, ...]
+    md5: dict[str, str]
+    mean: float
+    std: float
+    mirrors: tuple[str, ...]
+
+
+MNIST = IdxSet(
+    name="mnist",
+    subfolders=("mnist", "mnist/raw", "MNIST", "MNIST/raw"),
+    md5={
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    mean=0.1307,
+    std=0.3081,
+    mirrors=(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+)
+FASHION_MNIST = IdxSet(
+    name="fashion_mnist",
+    subfolders=("fashion_mnist", "fashion-mnist", "FashionMNIST", "FashionMNIST/raw"),
+    md5={
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+    mean=0.2860,
+    std=0.3530,
+    mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+)
+
+
+def load_mnist(root: str | os.PathLike | None = None, *, download: bool = True) -> ImageData:
+    """MNIST: 60,000 + 10,000 digits, 28x28, one channel.
+
+    Source: LeCun, Cortes, Burges 1998. Licence CC BY-SA 3.0.
+    """
+    return _load(MNIST, root, download)
+
+
+def load_fashion_mnist(
+    root: str | os.PathLike | None = None, *, download: bool = True
+) -> ImageData:
+    """Fashion-MNIST: 60,000 + 10,000 pieces of clothing, 28x28, one channel.
+
+    Source: Xiao, Rasul, Vollgraf 2017 (arXiv 1708.07747). Licence MIT.
+    """
+    return _load(FASHION_MNIST, root, download)
+
+
+def _load(which: IdxSet, root: str | os.PathLike | None, allowed: bool) -> ImageData:
+    paths = _find(which, root) or _download(which, root, allowed)
+    again = f"delete it and load {which.name!r} again, or copy it from {which.mirrors[0]}"
+    tensors = [read_idx(paths[file], md5=md5, again=again) for file, md5 in which.md5.items()]
+    train, test = (
+        Split(images.unsqueeze(1), labels.long()) for images, labels in (tensors[:2], tensors[2:])
+    )
+    folder = str(next(iter(paths.values())).parent)
+    return ImageData(which.name, train, test, 10, (which.mean,), (which.std,), source=folder)
+
+
+def _find(which: IdxSet, root: str | os.PathLike | None) -> dict[str, Path] | None:
+    """The four files of the first place that has them all, plain or gzipped."""
+    for place in candidates(root, which.subfolders):
+        paths = {}
+        for file in which.md5:
+            packed = place / f"{file}.gz"
+            plain = place / file
+            if plain.is_file() or packed.is_file():
+                paths[file] = plain if plain.is_file() else packed
+        if len(paths) == len(which.md5):
+            return paths
+    return None
+
+
+def _download(which: IdxSet, root: str | os.PathLike | None, allowed: bool) -> dict[str, Path]:
+    files = " and ".join(f"{file}[.gz]" for file in which.md5)
+    if not allowed:
+        raise missing(which.name, root, files, "Downloading was not allowed.")
+    target = cache_folder() / "data" / which.subfolders[0]
+    try:
+        return {
+            file: download(
+                tuple(f"{mirror}{file}.gz" for mirror in which.mirrors),
+                target / f"{file}.gz",
+                md5=None,
+            )
+            for file in which.md5
+        }
+    except MissingData as error:
+        raise missing(which.name, root, files, str(error)) from error

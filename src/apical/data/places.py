@@ -1,0 +1,57 @@
+"""Where data sets are looked for: root argument, APICAL_DATA, cache."""
+
+import os
+from pathlib import Path
+
+from apical.data.errors import MissingData
+
+
+def cache_folder() -> Path:
+    """APICAL_CACHE, else apical in XDG_CACHE_HOME, else ~/.cache/apical. Need not exist yet."""
+    named = os.environ.get("APICAL_CACHE")
+    if named:
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "apical"
+
+
+def roots(root: str | os.PathLike | None) -> list[Path]:
+    """The folders that may hold data sets, best first.
+
+    Raises: MissingData (a ValueError) if a folder that was named does not exist.
+    """
+    named = [("root", root), ("APICAL_DATA", os.environ.get("APICAL_DATA"))]
+    found = []
+    for origin, folder in named:
+        if not folder:
+            continue
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise MissingData(f"{origin}={str(folder)!r} is not a folder; name one that exists")
+        found.append(path)
+    return [*found, cache_folder() / "data"]
+
+
+def candidates(root: str | os.PathLike | None, subfolders: tuple[str, ...]) -> list[Path]:
+    """Existing folders that may hold one data set: known subfolders of each root.
+
+    A root given as an argument may also be the folder of the data set itself.
+    """
+    places = [place / sub for place in roots(root) for sub in subfolders]
+    if root:
+        places.insert(0, Path(root).expanduser())
+    return [place for place in places if place.is_dir()]
+
+
+def missing(name: str, root: str | os.PathLike | None, files: str, failed: str) -> MissingData:
+    """The error for a data set that is nowhere: where we looked, and every way to get it.
+
+    Args: files: what would have been recognised.     failed: why no download helped.
+    """
+    looked = ", ".join(str(place) for place in roots(root))
+    return MissingData(
+        f"data set {name!r} was not found in {looked}. {failed} Ways to get it: (1) with a "
+        f"network, load it with download allowed; it is kept in {cache_folder() / 'data'}; "
+        f"(2) put {files} into a folder and give that folder as root= (--data-root) or in the "
+        "environment variable APICAL_DATA. The data set 'digits' needs no files."
+    )
