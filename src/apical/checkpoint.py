@@ -1,0 +1,74 @@
+"""Checkpoints: one file of tensors and plain values, written whole or not at all."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+"""Raised when the content of a checkpoint changes its meaning."""
+
+
+def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> None:
+    """Write a checkpoint so that a reader sees the old file or the new one, never a part.
+
+    Args: state: tensors, numbers, strings, None, and lists, tuples and dicts of them.
+        belongs_to: plain values a later ``load`` must match (experiment key, versions, ...).
+    Raises: OSError naming the file if it cannot be written; the old file then still stands.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save({"format": FORMAT, "belongs_to": belongs_to, "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        part.unlink(missing_ok=True)
+        raise OSError(
+            f"cannot write the checkpoint {path}: {error}. The last one still stands: make room "
+            "or fix the permissions, and start the same command again to go on"
+        ) from error
+
+
+def load(path: Path, *, belongs_to: dict[str, Any]) -> dict[str, Any]:
+    """The state saved under ``path``, if it belongs to what is to be continued.
+
+    Loads tensors and plain values only (``weights_only=True``): no code of a file is ever run.
+
+    Raises: ValueError if the file is damaged, or names what differs if it belongs elsewhere.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is no readable checkpoint ({_first_line(error)}). Remove the run folder "
+            f"{path.parent} to train it anew"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        given = content.get("format") if isinstance(content, dict) else None
+        raise ValueError(
+            f"{path} has checkpoint format {given}, this version of apical reads {FORMAT}. Use "
+            "the version that wrote it (environment.json names it), or train anew elsewhere"
+        )
+    _compare(path, content["belongs_to"], belongs_to)
+    return content["state"]
+
+
+def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    names = sorted(found.keys() | wanted.keys())
+    differing = [name for name in names if found.get(name) != wanted.get(name)]
+    if differing:
+        told = ", ".join(f"{n}: {found.get(n)!r}, not {wanted.get(n)!r}" for n in differing)
+        raise ValueError(
+            f"{path} belongs to another run ({told}). It was left untouched: use another folder, "
+            "or the settings it was made with"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

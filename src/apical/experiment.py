@@ -1,0 +1,246 @@
+"""An experiment: one training run as a value, its JSON form and its key."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from . import rules
+from .feedback import FEEDBACK_VERSION
+from .naming import unknown
+
+VERSION = 1
+"""Raised when a change of this library alters what an experiment computes."""
+
+KEY_DIGITS = 10
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate moves over a run.
+
+    Args:
+        kind: ``constant``; ``multistep``: times ``gamma`` from each milestone on;
+            ``cosine``: from the full rate down to zero at the last step.
+        milestones: epochs finished (>= 1, rising) after which ``gamma`` is applied.
+        gamma: factor in (0, 1] of each milestone.
+        warmup: epochs (>= 0, fractions allowed) of linear rise from zero.
+    """
+
+    kind: Literal["constant", "multistep", "cosine"] = "constant"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        problems = []
+        if self.kind not in ("constant", "multistep", "cosine"):
+            problems.append(f"kind={self.kind!r}: allowed are constant, multistep, cosine")
+        if self.kind != "multistep" and self.milestones:
+            problems.append(f"milestones have no effect with kind={self.kind!r}; use multistep")
+        if self.kind == "multistep" and not self.milestones:
+            problems.append("kind='multistep' needs milestones, for example (50, 75)")
+        if any(m < 1 for m in self.milestones) or list(self.milestones) != sorted(
+            set(self.milestones)
+        ):
+            problems.append(f"milestones={self.milestones}: must rise, each at least 1")
+        if not 0 < self.gamma <= 1:
+            problems.append(f"gamma={self.gamma}: must lie in (0, 1]")
+        if self.warmup < 0:
+            problems.append(f"warmup={self.warmup}: must be 0 or more epochs")
+        _raise("schedule", problems)
+
+    def factor(self, done: float, epochs: int) -> float:
+        """Factor on the learning rate of the step that begins after ``done`` epochs.
+
+        Args: done: epochs finished, fractions within an epoch. epochs: of the whole run.
+        Returns: a number in [0, 1].
+        >>> [Schedule("multistep", (2, 3)).factor(e, 4) for e in range(4)]
+        [1.0, 1.0, 0.1, 0.010000000000000002]
+        """
+        if done < self.warmup:
+            return done / self.warmup
+        if self.kind == "multistep":
+            return self.gamma ** sum(done >= m for m in self.milestones)
+        if self.kind == "cosine":
+            span = max(epochs - self.warmup, 1e-9)
+            return 0.5 * (1 + math.cos(math.pi * min((done - self.warmup) / span, 1.0)))
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run of a classifier: everything that influences its result.
+
+    How it is executed (device, threads, folder) is not part of it: see ``training.Execution``.
+
+    Args:
+        data: name of a data set; ``apical list`` shows them.
+        size: side of the images in pixels; absent: as stored.
+        validation: images held out of the training split to select by (0: none).
+        net: name of a net, ``timm:NAME``, ``torchvision:NAME`` or ``package.module:callable``.
+        net_options: keyword arguments of the net.
+        init: law of the initial weights: ``net`` keeps what the net comes with, ``xavier`` draws
+            them U(+-sqrt(6/(fan_in+fan_out))) with zero biases, as BioTorch does, ``default`` is
+            PyTorch's law.
+        rule: a rule's name, its fields ``{"rule": "fa", ...}``, or a mapping from layer name
+            patterns to rules, the first match winning.
+        epochs: passes over the training split (>= 1).
+        batch_size: images per optimizer step (>= 1), over all processes together.
+        optimizer: sgd, adam, adamw, rmsprop, or a class as ``package.module:Class``.
+        lr: learning rate (> 0) before the schedule.
+        optimizer_options: further keyword arguments of the optimizer.
+        schedule: how the learning rate moves.
+        augment: ``flip_crop``: mirror and crop after padding by 4 pixels, as usual for CIFAR;
+            ``zoom_flip``: random area and aspect, mirror (image folders only).
+        label_smoothing: in [0, 1), training loss only.
+        clip_norm: upper limit (> 0) of the norm of all gradients; absent: none.
+        accumulate: parts (>= 1) a batch is split into, for memory.
+        autocast: ``bf16`` or ``fp16`` (CUDA only, with a gradient scaler).
+        compile: run the net through ``torch.compile``.
+        channels_last: memory layout of images and convolutions.
+        probe_every: epochs between alignment measurements (0: never).
+        probe_images: training images (>= 1) on which gradients are compared.
+        seed: of weights, feedback, order of images and augmentation (>= 0).
+    Raises: ValueError naming every value out of range.
+    """
+
+    data: str = "digits"
+    size: int | None = None
+    validation: int = 0
+    net: str = "mlp"
+    net_options: dict[str, Any] = field(default_factory=dict)
+    init: Literal["net", "default", "xavier"] = "net"
+    rule: str | dict[str, Any] = "bp"
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Schedule)
+    augment: Literal["none", "flip_crop", "zoom_flip"] = "none"
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    autocast: Literal["off", "bf16", "fp16"] = "off"
+    compile: bool = False
+    channels_last: bool = False
+    probe_every: int = 1
+    probe_images: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)}: must be at least {low}"
+            for name, low in _LOWEST.items()
+            if getattr(self, name) is not None and getattr(self, name) < low
+        ]
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                problems.append(
+                    f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}"
+                )
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            problems.append(f"lr={self.lr}: must be positive and finite")
+        if not 0 <= self.label_smoothing < 1:
+            problems.append(f"label_smoothing={self.label_smoothing}: must lie in [0, 1)")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            problems.append(f"clip_norm={self.clip_norm}: must be positive, or absent for none")
+        if self.accumulate > self.batch_size:
+            problems.append(
+                f"accumulate={self.accumulate}: exceeds batch_size={self.batch_size}"
+            )
+        _raise("experiment", problems)
+
+    @property
+    def key(self) -> str:
+        """Short hash of every field, the rule's filled-in defaults and the versions."""
+        value = to_dict(self) | {"rule": rule_values(self.rule), "version": versions()}
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+
+    @property
+    def name(self) -> str:
+        """Readable folder name, unique by its key."""
+        words = (self.data, self.net, rule_label(self.rule), f"s{self.seed}", self.key)
+        return "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """Plain values (lists, not tuples), as JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def from_dict(values: dict[str, Any]) -> Experiment:
+    """The experiment of a JSON object; absent keys take their defaults.
+
+    Raises: ValueError for an unknown key, with the nearest names, or a value out of range.
+    """
+    values = dict(values)
+    if isinstance(values.get("schedule"), dict):
+        _known(Schedule, values["schedule"], "schedule")
+        values["schedule"] = Schedule(**values["schedule"])
+    _known(Experiment, values, "experiment")
+    return Experiment(**values)
+
+
+def rule_assignment(rule: str | dict[str, Any]) -> Any:
+    """What ``apical.convert`` takes: a rule, or a mapping from patterns to rules."""
+    if isinstance(rule, str) or "rule" in rule:
+        return rules.build(rule)
+    return {pattern: rules.build(value) for pattern, value in rule.items()}
+
+
+def rule_values(rule: str | dict[str, Any]) -> dict[str, Any]:
+    """The rule with all its fields written out, so that defaults are part of the key."""
+    assignment = rule_assignment(rule)
+    if not isinstance(assignment, dict):
+        return _written_out(assignment)
+    # an object in JSON has no order once sorted, but here the first match wins
+    return {"patterns": [[p, _written_out(r)] for p, r in assignment.items()]}
+
+
+def rule_label(rule: str | dict[str, Any]) -> str:
+    """One word for a table or a folder name."""
+    if isinstance(rule, str):
+        return rule
+    return str(rule["rule"]) if "rule" in rule else "mixed"
+
+
+def versions() -> dict[str, int]:
+    """The versions that are part of every key and checkpoint."""
+    return {"experiment": VERSION, "feedback": FEEDBACK_VERSION}
+
+
+_LOWEST = {
+    "size": 1,
+    "validation": 0,
+    "epochs": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "probe_every": 0,
+    "probe_images": 1,
+    "seed": 0,
+}
+_ALLOWED = {
+    "init": ("net", "default", "xavier"),
+    "augment": ("none", "flip_crop", "zoom_flip"),
+    "autocast": ("off", "bf16", "fp16"),
+}
+
+
+def _written_out(rule: rules.Rule) -> dict[str, Any]:
+    return rules.to_dict(rule) | dataclasses.asdict(rule)
+
+
+def _known(kind: type, values: dict[str, Any], where: str) -> None:
+    names = [f.name for f in dataclasses.fields(kind)]
+    _raise(where, [str(unknown("key", key, names)) for key in values if key not in names])
+
+
+def _raise(where: str, problems: list[str]) -> None:
+    if problems:
+        raise ValueError(f"{where}: " + "; ".join(problems))

@@ -1,0 +1,113 @@
+"""What a run measures of its model: accuracy, alignment, memory, where numbers went wrong."""
+
+import resource
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import probes
+from .convert import describe, forward_parameters
+from .data import Batches
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches, autocast: Any) -> tuple[float, float]:
+    """Mean cross entropy and accuracy (fraction) over a split, in eval mode."""
+    training = model.training
+    model.eval()
+    loss, correct, count = 0.0, 0, 0
+    sums = None
+    for x, y in batches.epoch(0):
+        with autocast():
+            scores = model(x)
+        batch = torch.stack(
+            [
+                F.cross_entropy(scores.float(), y, reduction="sum").double(),
+                (scores.argmax(1) == y).sum().double(),
+            ]
+        )
+        sums = batch if sums is None else sums + batch
+        count += len(y)
+    model.train(training)
+    if sums is None:
+        raise ValueError("a split without images cannot be evaluated")
+    loss, correct = sums[0].item(), int(sums[1].item())
+    return loss / count, correct / count
+
+
+def layer_rows(model: nn.Module, probe: tuple[Tensor, Tensor], epoch: int) -> list[dict[str, Any]]:
+    """One row per layer: feedback against weights, and the layer's gradient against backprop's.
+
+    Leaves no trace: random numbers, gradients and statistics of the model stay as they were.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    devices = [probe[0].device] if probe[0].is_cuda else []
+    with torch.random.fork_rng(devices):
+        weights = probes.alignment(model)
+        gradients = probes.gradient_alignment(model, F.cross_entropy, *probe)
+    for layer, found in weights.items():
+        rows.setdefault(layer, {}).update(found)
+    for layer, found in gradients.items():
+        named = {f"gradient_{name}": value for name, value in found.items()}
+        rows.setdefault(layer, {}).update(named)
+    return [
+        {"kind": "layer", "epoch": epoch, "layer": layer} | _finite(found)
+        for layer, found in rows.items()
+        if _finite(found)
+    ]
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers the net computes with; those of its feedback are not counted."""
+    return sum(p.numel() for p in forward_parameters(model))
+
+
+def feedback_bytes(model: nn.Module) -> int:
+    """Memory of everything the rules of a model store."""
+    return sum(row.feedback_bytes for row in describe(model).rows)
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory of the process so far in MiB: on CUDA that of the tensors, else resident."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+@torch.no_grad()
+def first_nonfinite(model: nn.Module, x: Tensor) -> str:
+    """Where the first number that is not finite appears when ``x`` runs through the model.
+
+    Order: the images, then layer by layer in the order they are called, parameters before output.
+    """
+    if not x.isfinite().all():
+        return "the images"
+    found: list[str] = []
+    names = {module: name or "(the net)" for name, module in model.named_modules()}
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.isfinite().all():
+                found.append(f"parameter {name} of layer {names[module]}")
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(f"output of layer {names[module]}")
+
+    handles = []
+    for module in model.modules():
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the loss"
+
+
+def _finite(values: dict[str, Any]) -> dict[str, float]:
+    """What was measured; an angle that does not exist (a zero vector) is absent, not null."""
+    kept = {name: float(value) for name, value in values.items() if value is not None}
+    return {name: value for name, value in kept.items() if abs(value) < float("inf")}

@@ -1,0 +1,52 @@
+"""Optimizers by name or class path, with their options checked before anything runs."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from .naming import unknown
+from .paths import from_path
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+
+FUSED = ("adam", "adamw", "sgd")
+"""Those whose fused form is used unless the options say otherwise: one pass over the memory."""
+
+
+def build(
+    name: str, parameters: Iterable[torch.nn.Parameter], *, lr: float, options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """The optimizer of an experiment.
+
+    Args: name: a name of ``OPTIMIZERS`` or a class as ``package.module:Class``.
+        lr: learning rate.     options: further keyword arguments of the class.
+    Raises: ValueError for an unknown name, an option the class does not have, or a value it
+        refuses.
+    """
+    chosen = OPTIMIZERS.get(name)
+    if chosen is None:
+        if ":" not in name and "." not in name:
+            raise unknown("optimizer", name, [*OPTIMIZERS, "package.module:Class"])
+        chosen = from_path(name, "optimizer")
+    allowed = [p for p in inspect.signature(chosen).parameters if p not in ("params", "lr")]
+    for option in options:
+        if option not in allowed:
+            raise unknown(f"option of the optimizer {name}", option, allowed)
+    parameters = [p for p in parameters if p.requires_grad]
+    if not parameters:
+        raise ValueError(f"optimizer {name}: the net has no parameter to train")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    plain = all(p.is_floating_point() for p in parameters)
+    if name in FUSED and plain and not values.keys() & {"fused", "foreach", "differentiable"}:
+        values["fused"] = True
+    try:
+        return chosen(parameters, lr=lr, **values)  # type: ignore[call-arg]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"optimizer {name} with lr={lr}, {options}: {error}") from error

@@ -1,0 +1,192 @@
+"""From an experiment to the objects a loop needs: data, net, optimizer, in a fixed order."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import data, nets, optimizers
+from .convert import convert
+from .experiment import Experiment, rule_assignment
+
+EVALUATION_BATCH = 500
+
+
+@dataclass
+class Group:
+    """The processes that train together under ``torchrun``; one of them without it."""
+
+    rank: int = 0
+    size: int = 1
+
+    def agree(self, value: bool, device: torch.device) -> bool:
+        """Whether the value is true on any process."""
+        if self.size == 1:
+            return value
+        flag = torch.tensor(int(value), device=device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def wait(self) -> None:
+        """Return once every process is here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+@dataclass
+class Parts:
+    """What one run consists of.
+
+    ``model`` holds weights and feedback; ``net`` is the same, as the loop calls it (compiled,
+    distributed).
+    """
+
+    model: nn.Module
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    images: data.ImageData
+    train: data.Batches
+    validation: data.Batches | None
+    test: data.Batches
+    probe: tuple[Tensor, Tensor] | None
+    device: torch.device
+    group: Group
+
+
+def build(
+    experiment: Experiment,
+    *,
+    device: str = "cpu",
+    data_root: str | None = None,
+    download: bool = True,
+) -> Parts:
+    """Build everything an experiment names; consumes the global random numbers of its seed.
+
+    The order is part of the result: weights from the seed, then the conversion, then the
+    optimizer, so that feedback which learns by gradients is trained as well.
+
+    Raises: ValueError for any name or value that does not fit, before anything is written.
+    """
+    where = check_device(device, experiment)
+    images = data.load(experiment.data, root=data_root, size=experiment.size, download=download)
+    splits = _splits(experiment, images)
+    group = join_group(where)
+    batches = _batches(experiment, images, splits, where, group)
+    torch.manual_seed(experiment.seed)
+    model = build_model(experiment, images).to(where)
+    probe = _probe_batch(experiment, images, splits[0], where)
+    optimizer = optimizers.build(
+        experiment.optimizer,
+        model.parameters(),
+        lr=experiment.lr,
+        options=experiment.optimizer_options,
+    )
+    torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
+    net = torch.compile(model) if experiment.compile else model
+    if group.size > 1:
+        net = nn.parallel.DistributedDataParallel(net)
+    scaler = torch.amp.GradScaler(where.type, enabled=experiment.autocast == "fp16")
+    train, validation, test = batches
+    return Parts(
+        model, net, optimizer, scaler, images, train, validation, test, probe, where, group
+    )
+
+
+def build_model(experiment: Experiment, images: data.ImageData) -> nn.Module:
+    """The converted net of an experiment on the CPU; its weights use the global generator."""
+    model = nets.build(
+        experiment.net,
+        in_shape=images.shape,
+        num_classes=images.num_classes,
+        **experiment.net_options,
+    )
+    if experiment.init != "net":
+        nets.initialise(model, experiment.init)
+    if experiment.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    example = torch.zeros(2, *images.shape)
+    return convert(model, rule_assignment(experiment.rule), example=example, seed=experiment.seed)
+
+
+def check_device(device: str, experiment: Experiment) -> torch.device:
+    """The device, if this machine has it and can run the experiment on it.
+
+    Raises: ValueError with what is there.
+    """
+    try:
+        where = torch.device(device)
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError) as error:
+        there = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r}: {reason}. This machine has: {there}") from error
+    if experiment.autocast == "fp16" and where.type != "cuda":
+        raise ValueError(
+            f"autocast='fp16' on {where.type}: float16 gradients underflow without a gradient "
+            "scaler, which needs CUDA; use autocast='bf16' here, or --device cuda"
+        )
+    return where
+
+
+def join_group(device: torch.device) -> Group:
+    """The processes started by ``torchrun`` (gloo on CPU, nccl on CUDA), or one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Group()
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Group(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def _splits(experiment: Experiment, images: data.ImageData) -> tuple[data.Images, data.Images | None]:
+    if not experiment.validation:
+        return images.train, None
+    # held out alike for every seed and rule, so that what is compared is compared on one split
+    return data.split_validation(images.train, experiment.validation, 0)
+
+
+def _batches(
+    experiment: Experiment,
+    images: data.ImageData,
+    splits: tuple[data.Images, data.Images | None],
+    device: torch.device,
+    group: Group,
+) -> tuple[data.Batches, data.Batches | None, data.Batches]:
+    common: dict[str, Any] = {
+        "mean": images.mean,
+        "std": images.std,
+        "device": device,
+        "channels_last": experiment.channels_last,
+    }
+    train = data.Batches(
+        splits[0],
+        experiment.batch_size,
+        augment=experiment.augment,
+        shuffle_seed=experiment.seed,
+        shard=(group.rank, group.size),
+        **common,
+    )
+    validation = None
+    if splits[1] is not None:
+        validation = data.Batches(splits[1], EVALUATION_BATCH, **common)
+    return train, validation, data.Batches(images.test, EVALUATION_BATCH, **common)
+
+
+def _probe_batch(
+    experiment: Experiment, images: data.ImageData, split: data.Images, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """The first training images, never augmented or shuffled: the same at every measurement."""
+    if not experiment.probe_every:
+        return None
+    count = min(experiment.probe_images, len(split))
+    batches = data.Batches(
+        split.take(torch.arange(count)),
+        count,
+        mean=images.mean,
+        std=images.std,
+        device=device,
+        channels_last=experiment.channels_last,
+    )
+    return next(iter(batches.epoch(0)))

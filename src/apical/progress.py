@@ -1,0 +1,41 @@
+"""A progress bar of a run on standard error; nothing at all where that is not a terminal."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .experiment import Experiment
+
+Show = Callable[[list[dict[str, Any]]], None]
+
+
+@contextlib.contextmanager
+def bar(experiment: Experiment, done: int, *, quiet: bool) -> Iterator[Show]:
+    """Give a function that takes the records of an epoch and moves the bar by one.
+
+    Args: done: epochs finished before.     quiet: no bar, even in a terminal.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda rows: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task(experiment.name, total=experiment.epochs, completed=done)
+
+        def show(rows: list[dict[str, Any]]) -> None:
+            shown.update(task, advance=1, description=f"{experiment.name}  {_told(rows)}")
+
+        yield show
+
+
+def _told(rows: list[dict[str, Any]]) -> str:
+    row = next(row for row in rows if row["kind"] == "epoch")
+    parts = [f"loss {row['train_loss']:.3f}", f"train {row['train_acc']:.1%}"]
+    if "val_acc" in row:
+        parts.append(f"validation {row['val_acc']:.1%}")
+    return "  ".join(parts)

@@ -1,0 +1,374 @@
+"""Training: one flat loop for classification, resumable to the same bits."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import checkpoint, claims, observe, prepare, progress, records, run_folder
+from .convert import learn
+from .experiment import Experiment, versions
+
+LOOK_STEPS = 50
+"""Steps between two looks at the loss where each look waits for a GPU or other processes."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How and where a run is executed; nothing here changes what is computed.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        threads: CPU threads (>= 1) of a run. One each for several runs beats many for one.
+        data_root: folder with data sets; absent: APICAL_DATA, then the cache.
+        download: fetch a missing data set.
+        checkpoint_steps: steps between checkpoints within an epoch (0: at epoch ends only).
+        quiet: no progress bar, even in a terminal.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    data_root: str | None = None
+    download: bool = True
+    checkpoint_steps: int = 0
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.checkpoint_steps < 0:
+            raise ValueError(
+                f"execution: threads={self.threads} must be at least 1 and "
+                f"checkpoint_steps={self.checkpoint_steps} at least 0"
+            )
+
+
+@dataclass
+class Position:
+    """Where a run stands; with model, optimizer and random states, all that a resume needs."""
+
+    epoch: int = 0  # epochs finished
+    step: int = 0  # optimizer steps done, over all epochs
+    epoch_step: int = 0  # those of the epoch under way
+    seconds: float = 0.0  # wall time of all epochs
+    epoch_seconds: float = 0.0
+    epoch_cpu_seconds: float = 0.0
+    step_ms: list[float] = field(default_factory=list)  # mean of each epoch
+    train_loss: float = math.nan  # of the last epoch finished
+    train_acc: float = math.nan
+
+
+def run(
+    experiment: Experiment, folder: str | Path, execution: Execution | None = None
+) -> dict[str, Any]:
+    """Train an experiment in a folder, or go on where a killed run stopped, or do nothing.
+
+    Returns: the last record: of kind ``final``, or ``stopped`` if the loss became non-finite.
+    Raises: ValueError if the experiment cannot be built or the folder holds another one;
+        claims.Held if another living process works on the folder.
+    """
+    folder, execution = Path(folder), execution or Execution()
+    run_folder.check(folder, experiment)
+    ended = run_folder.end(folder)
+    if ended is not None:
+        return ended
+    with _settings(experiment, execution):
+        parts = prepare.build(
+            experiment,
+            device=execution.device,
+            data_root=execution.data_root,
+            download=execution.download,
+        )
+        if parts.group.rank:
+            return classification(experiment, parts, folder, execution, lambda: None)
+        with claims.hold(folder) as claim:
+            run_folder.check(folder, experiment)
+            row = run_folder.end(folder)
+            if row is None:
+                run_folder.create(folder, experiment, execution)
+                row = classification(experiment, parts, folder, execution, claim.check)
+    claims.clear(folder)
+    return row
+
+
+def classification(
+    experiment: Experiment,
+    parts: prepare.Parts,
+    folder: Path,
+    execution: Execution,
+    still_mine: Callable[[], None],
+) -> dict[str, Any]:
+    """Train a classifier to its last epoch, then read the test split once."""
+    at, sums, rows = _resume(experiment, parts, folder, execution)
+    belongs_to = _belongs(experiment, parts, execution)
+    writes = parts.group.rank == 0
+
+    def save(*new: dict[str, Any]) -> None:
+        """Rows first, then the checkpoint that counts them: a kill between repeats the rows."""
+        nonlocal rows
+        processes = _process_states(parts, sums)
+        rows += len(new)
+        if writes:
+            still_mine()
+            records.append(folder / "records.jsonl", *new)
+            state = _state(parts, at, processes, rows)
+            checkpoint.save(folder / "checkpoint.pt", state, belongs_to=belongs_to)
+
+    if not (at.step or rows):
+        save(*_layer_rows(experiment, parts, 0))
+    with progress.bar(experiment, at.epoch, quiet=execution.quiet or not writes) as show:
+        while at.epoch < experiment.epochs:
+            stopped = _train_epoch(experiment, parts, at, sums, execution.checkpoint_steps, save)
+            if stopped is not None:
+                if writes:
+                    records.append(folder / "records.jsonl", stopped)
+                return stopped
+            at.epoch += 1
+            new = _epoch_rows(experiment, parts, at, sums)
+            at.epoch_step, at.epoch_seconds, at.epoch_cpu_seconds = 0, 0.0, 0.0
+            sums.zero_()
+            save(*new)
+            show(new)
+    final = _final_row(experiment, parts, at) if writes else {}
+    parts.group.wait()
+    if writes:
+        still_mine()
+        records.append(folder / "records.jsonl", final)
+    return final
+
+
+def _train_epoch(
+    experiment: Experiment,
+    parts: prepare.Parts,
+    at: Position,
+    sums: Tensor,
+    checkpoint_steps: int,
+    save: Callable[[], None],
+) -> dict[str, Any] | None:
+    """Train to the end of the epoch under way; the ``stopped`` record if the loss blew up."""
+    group, device = parts.group, parts.device
+    per_epoch = len(parts.train)
+    look = 1 if device.type == "cpu" and group.size == 1 else LOOK_STEPS
+    autocast = autocasting(experiment, device)
+    parts.net.train()
+    clock = _Clock(at)
+    for x, y in itertools.islice(parts.train.epoch(at.epoch), at.epoch_step, None):
+        done = at.epoch + at.epoch_step / per_epoch
+        for settings in parts.optimizer.param_groups:
+            settings["lr"] = experiment.lr * experiment.schedule.factor(done, experiment.epochs)
+        x_parts, y_parts = x.chunk(experiment.accumulate), y.chunk(experiment.accumulate)
+        for number, (x_part, y_part) in enumerate(zip(x_parts, y_parts, strict=True), 1):
+            share = len(y_part) / len(y)  # gradients of parts add up to the mean over all images
+            with autocast():
+                scores = parts.net(x_part)
+                loss = F.cross_entropy(scores, y_part, label_smoothing=experiment.label_smoothing)
+            with _unsynchronised(parts.net, number < len(x_parts)):
+                parts.scaler.scale(loss * share).backward()
+            sums[0] += loss.detach() * len(y_part)
+            sums[1] += (scores.detach().argmax(1) == y_part).sum()
+        sums[2] += len(y)
+        at.epoch_step += 1
+        if at.epoch_step % look == 0 or at.epoch_step == per_epoch:
+            if group.agree(not math.isfinite(sums[0].item()), device):
+                return _stopped(at, observe.first_nonfinite(parts.model, x))
+        _update(experiment, parts)
+        at.step += 1
+        if checkpoint_steps and at.step % checkpoint_steps == 0 and at.epoch_step < per_epoch:
+            clock.stop()
+            save()
+            clock = _Clock(at)
+    clock.stop()
+    return None
+
+
+def _update(experiment: Experiment, parts: prepare.Parts) -> None:
+    """One optimizer step, and what rules do after it."""
+    if experiment.clip_norm is not None:
+        parts.scaler.unscale_(parts.optimizer)
+        torch.nn.utils.clip_grad_norm_(parts.model.parameters(), experiment.clip_norm)
+    parts.scaler.step(parts.optimizer)
+    parts.scaler.update()
+    parts.optimizer.zero_grad(set_to_none=True)
+    learn(parts.model)
+
+
+def autocasting(experiment: Experiment, device: torch.device) -> Callable[[], Any]:
+    """A function giving the context in which an experiment's nets compute."""
+    if experiment.autocast == "off":
+        return contextlib.nullcontext
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[experiment.autocast]
+    return lambda: torch.autocast(device.type, dtype)
+
+
+def _unsynchronised(net: torch.nn.Module, skip: bool) -> Any:
+    """DDP sends gradients around with the last part of a batch only."""
+    if skip and isinstance(net, torch.nn.parallel.DistributedDataParallel):
+        return net.no_sync()
+    return contextlib.nullcontext()
+
+
+def _epoch_rows(
+    experiment: Experiment, parts: prepare.Parts, at: Position, sums: Tensor
+) -> list[dict[str, Any]]:
+    """The rows of the epoch just finished."""
+    at.seconds += at.epoch_seconds
+    at.step_ms.append(1000 * at.epoch_seconds / at.epoch_step)
+    if parts.group.size > 1:
+        torch.distributed.all_reduce(sums)
+    at.train_loss, at.train_acc = (sums[:2] / sums[2]).tolist()
+    done = at.epoch - 1 / at.epoch_step  # the rate of the last step
+    row: dict[str, Any] = {
+        "kind": "epoch",
+        "epoch": at.epoch,
+        "step": at.step,
+        "train_loss": at.train_loss,
+        "train_acc": at.train_acc,
+        "lr": experiment.lr * experiment.schedule.factor(done, experiment.epochs),
+        "seconds": round(at.epoch_seconds, 3),
+        "cpu_seconds": round(at.epoch_cpu_seconds, 3),
+        "step_ms": round(at.step_ms[-1], 4),
+    }
+    if parts.group.rank == 0:
+        if parts.validation is not None:
+            row["val_loss"], row["val_acc"] = observe.evaluate(
+                parts.model, parts.validation, autocasting(experiment, parts.device)
+            )
+        row["memory_mb"] = observe.memory_mb(parts.device)
+    parts.group.wait()
+    return [row, *_layer_rows(experiment, parts, at.epoch)]
+
+
+def _layer_rows(
+    experiment: Experiment, parts: prepare.Parts, epoch: int
+) -> list[dict[str, Any]]:
+    """Alignment before training, at every ``probe_every``-th epoch, and after the last."""
+    if parts.probe is None or parts.group.rank:
+        return []
+    if epoch % experiment.probe_every and epoch != experiment.epochs:
+        return []
+    return observe.layer_rows(parts.model, parts.probe, epoch)
+
+
+def _final_row(experiment: Experiment, parts: prepare.Parts, at: Position) -> dict[str, Any]:
+    test_loss, test_acc = observe.evaluate(
+        parts.model, parts.test, autocasting(experiment, parts.device)
+    )
+    return {
+        "kind": "final",
+        "epoch": at.epoch,
+        "test_acc": test_acc,
+        "test_loss": test_loss,
+        "train_acc": at.train_acc,
+        "train_loss": at.train_loss,
+        "seconds": round(at.seconds, 3),
+        "step_ms": round(median(at.step_ms), 4),
+        "parameters": observe.parameter_count(parts.model),
+        "feedback_bytes": observe.feedback_bytes(parts.model),
+    }
+
+
+def _stopped(at: Position, where: str) -> dict[str, Any]:
+    return {
+        "kind": "stopped",
+        "reason": "non-finite loss",
+        "epoch": at.epoch + 1,
+        "step": at.step + 1,
+        "where": where,
+    }
+
+
+def _resume(
+    experiment: Experiment, parts: prepare.Parts, folder: Path, execution: Execution
+) -> tuple[Position, Tensor, int]:
+    """Position; sums of loss, hits and images of the epoch under way; number of valid rows."""
+    at, rows = Position(), 0
+    sums = torch.zeros(3, dtype=torch.float64, device=parts.device)
+    path = folder / "checkpoint.pt"
+    if path.exists():
+        state = checkpoint.load(path, belongs_to=_belongs(experiment, parts, execution))
+        parts.model.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.scaler.load_state_dict(state["scaler"])
+        at, rows = Position(**state["position"]), state["rows"]
+        mine = state["processes"][parts.group.rank]
+        sums.copy_(mine["sums"])
+        torch.set_rng_state(mine["random"])
+        if "cuda_random" in mine:
+            torch.cuda.set_rng_state(mine["cuda_random"], parts.device)
+    if parts.group.rank == 0:
+        records.truncate(folder / "records.jsonl", rows)
+    parts.group.wait()
+    return at, sums, rows
+
+
+def _state(
+    parts: prepare.Parts, at: Position, processes: list[dict[str, Tensor]], rows: int
+) -> dict[str, Any]:
+    return {
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.scaler.state_dict(),
+        "position": dataclasses.asdict(at),
+        "processes": processes,
+        "rows": rows,
+    }
+
+
+def _belongs(
+    experiment: Experiment, parts: prepare.Parts, execution: Execution
+) -> dict[str, Any]:
+    """What must be the same for a run to go on to the same bits."""
+    return {
+        "experiment": experiment.key,
+        **{f"version of {name}": value for name, value in versions().items()},
+        "torch": torch.__version__,
+        "device": parts.device.type,
+        "threads": execution.threads,
+        "processes": parts.group.size,
+    }
+
+
+def _process_states(parts: prepare.Parts, sums: Tensor) -> list[dict[str, Tensor]]:
+    """What differs between processes: random generators and sums, one entry each."""
+    mine = {"sums": sums.cpu(), "random": torch.get_rng_state()}
+    if parts.device.type == "cuda":
+        mine["cuda_random"] = torch.cuda.get_rng_state(parts.device)
+    if parts.group.size == 1:
+        return [mine]
+    every: list[Any] = [None] * parts.group.size
+    torch.distributed.all_gather_object(every, mine)
+    return every
+
+
+class _Clock:
+    """Adds wall and processor time from its making to ``stop`` to the epoch under way."""
+
+    def __init__(self, at: Position) -> None:
+        self.at, self.wall, self.cpu = at, time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        self.at.epoch_seconds += time.perf_counter() - self.wall
+        self.at.epoch_cpu_seconds += time.process_time() - self.cpu
+
+
+@contextlib.contextmanager
+def _settings(experiment: Experiment, execution: Execution) -> Iterator[None]:
+    """Threads, determinism and random numbers of a run; the caller's return afterwards."""
+    threads = torch.get_num_threads()
+    device = torch.device(execution.device)
+    devices = [device] if device.type == "cuda" else []
+    try:
+        torch.set_num_threads(execution.threads)
+        with torch.random.fork_rng(devices):
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                yield
+    finally:
+        torch.set_num_threads(threads)
