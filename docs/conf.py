@@ -1,0 +1,58 @@
+"""Sphinx configuration: MyST pages, furo theme, docstrings shown as they are written."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+project = "Apical"
+author = "The Apical authors"
+copyright = author
+version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = "Apical"
+exclude_patterns = ["_build"]
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+nitpicky = False
+
+SECTION = re.compile(r"^\s*(Args|Returns|Raises|Shapes|Source|Yields|Example)s?:")
+
+
+def as_written(app, what, name, obj, options, lines: list[str]) -> None:
+    """Keep the layout of our docstrings: prose flows, sections and lists keep their lines.
+
+    They are written to be read in an editor, not as reStructuredText.
+    """
+    blocks: list[list[str]] = [[]]
+    for line in lines:
+        starts = SECTION.match(line) or line.lstrip().startswith(">>>")
+        if not line.strip():
+            blocks.append([])
+            continue
+        if starts and blocks[-1] and not blocks[-1][-1].lstrip().startswith(">>>"):
+            blocks.append([])
+        blocks[-1].append(line)
+    lines[:] = [out for block in blocks if block for out in [*block_lines(block), ""]]
+
+
+def block_lines(block: list[str]) -> list[str]:
+    """One paragraph, doctest or section as reStructuredText."""
+    if block[0].lstrip().startswith(">>>"):
+        return [line.strip() for line in block]
+    keeps_lines = SECTION.match(block[0]) or any(re.match(r"\s+|[*-] ", line) for line in block)
+    escaped = [re.sub(r"(?<!`)([*|\\]|(?<=\w)_(?=\W|$))(?!`)", r"\\\1", line) for line in block]
+    if not keeps_lines:
+        return escaped
+    return ["| " + SECTION.sub(r"**\1:**", line) if line.strip() else "|" for line in escaped]
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", as_written)
