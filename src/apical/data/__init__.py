@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 
 from apical.data.batches import AUGMENTS, Batches
+from apical.data.cifar import load_cifar10, load_cifar100
 from apical.data.digits import load_digits
 from apical.data.errors import DamagedFile, MissingData
 from apical.data.images import ImageData, Images, Split, split_validation
@@ -56,6 +57,8 @@ def load(
 
 
 DATA: dict[str, Callable[..., ImageData]] = {
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
     "mnist": load_mnist,

@@ -98,7 +98,7 @@ def _find(which: IdxSet, root: str | os.PathLike | None) -> dict[str, Path] | No
 
 
 def _download(which: IdxSet, root: str | os.PathLike | None, allowed: bool) -> dict[str, Path]:
-    files = " and ".join(f"{file}[.gz]" for file in which.md5)
+    files = ", ".join(f"{file}[.gz]" for file in which.md5)
     if not allowed:
         raise missing(which.name, root, files, "Downloading was not allowed.")
     target = cache_folder() / "data" / which.subfolders[0]

@@ -52,6 +52,6 @@ def missing(name: str, root: str | os.PathLike | None, files: str, failed: str) 
     return MissingData(
         f"data set {name!r} was not found in {looked}. {failed} Ways to get it: (1) with a "
         f"network, load it with download allowed; it is kept in {cache_folder() / 'data'}; "
-        f"(2) put {files} into a folder and give that folder as root= (--data-root) or in the "
+        f"(2) put {files} into <folder>/{name} and give <folder> as root= (--data-root) or in the "
         "environment variable APICAL_DATA. The data set 'digits' needs no files."
     )
