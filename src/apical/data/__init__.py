@@ -12,6 +12,7 @@ from apical.data.batches import AUGMENTS, Batches
 from apical.data.cifar import load_cifar10, load_cifar100
 from apical.data.digits import load_digits
 from apical.data.errors import DamagedFile, MissingData
+from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation
 from apical.data.mnist import load_fashion_mnist, load_mnist
 from apical.naming import unknown
@@ -42,7 +43,8 @@ def load(
     Places: `root`, the folder in APICAL_DATA, the cache (APICAL_CACHE, else ~/.cache/apical),
     then the ordinary download into the cache.
 
-    Args: name: one of DATA.     root: folder of data sets, or of this one.
+    Args: name: one of DATA, or "folder:PATH" for images in PATH/train/CLASS and PATH/val/CLASS.
+        root: folder of data sets, or of this one.
         size: pixels a side to resize to (bilinear, antialiased); None = as they are.
         download: whether the network may be used.
     Raises: ValueError for an unknown name or size; MissingData, with all the ways to get it;
@@ -50,9 +52,12 @@ def load(
     """
     if size is not None and size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")
-    if name not in DATA:
-        raise unknown("data set", name, DATA)
-    data = DATA[name](root, download=download)
+    if name.startswith("folder:"):
+        data = load_folder(name.removeprefix("folder:"), name=name)
+    elif name in DATA:
+        data = DATA[name](root, download=download)
+    else:
+        raise unknown("data set", name, [*DATA, "folder:PATH"])
     return data if size is None else data.resized(size)
 
 
@@ -61,5 +66,6 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "cifar100": load_cifar100,
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
+    "imagenet": load_imagenet,
     "mnist": load_mnist,
 }

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 class Images(Protocol):
     """What batches are drawn from: images in memory (`Split`) or on disk (`FolderSplit`)."""
 
-    labels: torch.Tensor
-
+    @property
+    def labels(self) -> torch.Tensor: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
     def __len__(self) -> int: ...

@@ -39,7 +39,9 @@ def initialise(
     return model
 
 
-def _layer(layer: nn.Module, law: str, generator: torch.Generator | None) -> None:
+def _layer(
+    layer: nn.Linear | nn.Bilinear | _ConvNd, law: str, generator: torch.Generator | None
+) -> None:
     weight, bias = layer.weight, layer.bias
     if law == "xavier":
         nn.init.xavier_uniform_(weight, generator=generator)

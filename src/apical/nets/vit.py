@@ -98,4 +98,4 @@ def vit(
             f"vit: in_shape {tuple(in_shape)} is not a whole number of {patch}x{patch} patches; "
             "change patch=, or load the data with a fitting size="
         )
-    return ViT(tuple(in_shape), num_classes, dim, depth, heads, patch, mlp_ratio * dim)
+    return ViT(in_shape, num_classes, dim, depth, heads, patch, mlp_ratio * dim)
