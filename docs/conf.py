@@ -4,6 +4,9 @@ import re
 import tomllib
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert as mathml
+
 ROOT = Path(__file__).resolve().parents[1]
 
 project = "Apical"
@@ -11,7 +14,8 @@ author = "The Apical authors"
 copyright = author
 version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 html_theme = "furo"
@@ -54,5 +58,19 @@ def block_lines(block: list[str]) -> list[str]:
     return ["| " + SECTION.sub(r"**\1:**", line) if line.strip() else "|" for line in escaped]
 
 
+def inline_formula(writer, node: nodes.math) -> None:
+    """A formula as MathML: browsers show it without scripts and without a network."""
+    writer.body.append(mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def display_formula(writer, node: nodes.math_block) -> None:
+    formula = mathml(node.astext(), display="block")
+    # The theme would give it scroll bars.
+    writer.body.append(formula.replace("<math ", '<math style="overflow: visible" ', 1))
+    raise nodes.SkipNode
+
+
 def setup(app) -> None:
+    app.add_html_math_renderer("mathml", (inline_formula, None), (display_formula, None))
     app.connect("autodoc-process-docstring", as_written)
