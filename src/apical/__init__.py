@@ -1,0 +1,32 @@
+"""Apical: any PyTorch model, any biologically motivated learning rule, results you can believe."""
+
+from apical import probes, rules
+from apical.contract import check_rule
+from apical.convert import (
+    cite,
+    convert,
+    exact_gradients,
+    feedback_parameters,
+    forward_parameters,
+    learn,
+    revert,
+)
+from apical.describe import describe
+from apical.plan import plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "check_rule",
+    "cite",
+    "convert",
+    "describe",
+    "exact_gradients",
+    "feedback_parameters",
+    "forward_parameters",
+    "learn",
+    "plan",
+    "probes",
+    "revert",
+    "rules",
+]

@@ -1,0 +1,166 @@
+"""What a model is made of: which layer learns by which rule, and what its feedback costs."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical import rules, updates
+from apical.convert import call_with, feedback_modules
+from apical.feedback import Feedback
+from apical.functional import Op
+from apical.layers import converted_layers, is_converted
+from apical.plan import plan
+from apical.star import Star
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer. `calls`, `taps` and `bypassed` are known only with an example."""
+
+    layer: str
+    kind: str
+    rule: str
+    why: str
+    feedback: str
+    feedback_bytes: int
+    calls: int | None = None
+    taps: int | None = None
+    bypassed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """The rows of all layers with weights; `print` it for a table."""
+
+    rows: tuple[LayerRow, ...]
+    feedback_bytes: int
+
+    def __str__(self) -> str:
+        head = ["layer", "type", "rule", "why", "feedback", "bytes"]
+        table = [
+            [row.layer or "(root)", row.kind, row.rule, row.why, row.feedback or "-",
+             f"{row.feedback_bytes:,}"]
+            for row in self.rows
+        ]  # fmt: skip
+        if any(row.calls is not None for row in self.rows):
+            head += ["calls", "taps", "bypassed"]
+            for cells, row in zip(table, self.rows, strict=True):
+                cells += ["" if v is None else str(v) for v in (row.calls, row.taps)]
+                cells.append("YES" if row.bypassed else "")
+        widths = [max(len(cells[i]) for cells in [head, *table]) for i in range(len(head))]
+        lines = [
+            " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            for cells in [head, ["-" * width for width in widths], *table]
+        ]
+        lines.append(f"feedback in all: {self.feedback_bytes:,} bytes")
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def describe(model: nn.Module, *, example: Any = None) -> Description:
+    """The layers of a model with weights: type, rule and why, feedback tensors and their bytes.
+
+    Args:
+        example: an input of the model, as for `convert`. A copy of the model then runs one forward
+            and backward pass, and the rows say how often each layer was called and tapped, and
+            whether its weights got a gradient although it was never called: then the model uses
+            them directly (`F.linear(x, layer.weight)`) and its rule is bypassed.
+
+    Returns: a `Description`. Feedback that waits for a first forward pass reads "pending".
+    """
+    observed = {} if example is None else _observe(model, example)
+    rows = tuple(
+        LayerRow(*cells, *observed.get(cells[0], (None, None, None))) for cells in _rows(model)
+    )
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for _, layer in converted_layers(model)
+        for slot in updates.slots(layer)
+        for tensor in slot.feedback.memory()
+    }
+    return Description(rows, sum(storages.values()))
+
+
+def _rows(model: nn.Module) -> Iterator[tuple[str, str, str, str, str, int]]:
+    plain = {row.layer: row for row in plan(model, "bp", on_unsupported="keep").rows}
+    for name, row in plain.items():
+        if not is_converted(row.module):
+            why = "not converted: exact gradient" if "rule BP" in row.why else row.why
+            yield name, row.kind, "exact", why, "", 0
+            continue
+        for slot in updates.slots(row.module):
+            feedback = slot.feedback
+            full = ".".join(part for part in (name, slot.name) if part)
+            names = feedback.memory_names
+            listed = ", ".join(f"{n} {tuple(getattr(feedback, n).shape)}" for n in names or ())
+            size = sum(tensor.nbytes for tensor in feedback.memory())
+            kind = type(row.module).plain_class.__name__  # type: ignore[attr-defined]
+            state = "pending" if feedback.pending else listed
+            yield full, kind, rules.spell(feedback.rule), "", state, size
+
+
+def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]:
+    """Calls, taps and bypass of each converted layer in one step of a copy."""
+    twin = copy.deepcopy(model)
+    calls: Counter[str] = Counter()
+    layers = dict(converted_layers(twin))
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+    taps = _count_taps(twin)
+    with torch.random.fork_rng(), torch.enable_grad():
+        tensors = list(_tensors(call_with(twin, example)))
+        total = sum((t.float().sum() for t in tensors if t.requires_grad), torch.zeros(()))
+        weights = {name: _trained_weights(layer) for name, layer in layers.items()}
+        flat = [weight for group in weights.values() for weight in group]
+        gradients = torch.autograd.grad(total, flat, allow_unused=True) if flat else ()
+    reached = {id(w) for w, g in zip(flat, gradients, strict=True) if g is not None}
+    result = {}
+    for name, layer in layers.items():
+        bypassed = not calls[name] and any(id(weight) in reached for weight in weights[name])
+        for slot in updates.slots(layer):
+            full = ".".join(part for part in (name, slot.name) if part)
+            result[full] = (calls[name], taps[slot.feedback.layer], bypassed)
+    return result
+
+
+def _count_taps(model: nn.Module) -> Counter[str]:
+    """A counter of taps per layer, filled while the model (a copy, to be thrown away) runs."""
+    taps: Counter[str] = Counter()
+
+    def counting(star: Star) -> Callable[..., Tensor]:
+        pass_on = star.pass_on
+
+        def count(feedback: Feedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+            taps[feedback.layer] += x.requires_grad
+            return pass_on(feedback, op, x, weight)
+
+        return count
+
+    stars = {id(f.star): f.star for f in feedback_modules(model) if f.star is not None}
+    for star in stars.values():
+        star.pass_on = counting(star)  # type: ignore[method-assign]
+    return taps
+
+
+def _trained_weights(layer: nn.Module) -> list[Tensor]:
+    found = (p for slot in updates.slots(layer) for p in slot.parameters if p is not None)
+    distinct = {id(parameter): parameter for parameter in found if parameter.requires_grad}
+    return list(distinct.values())
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """All tensors in nested mappings and sequences."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for part in output.values():
+            yield from _tensors(part)
+    elif isinstance(output, tuple | list):
+        for part in output:
+            yield from _tensors(part)

@@ -1,0 +1,140 @@
+"""What a converted layer carries: its rule, the rule's memory, and the switch to exactness."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical import functional
+from apical.functional import Op
+from apical.rules.base import BroadcastRule, Geometry, Rule, TransportRule
+from apical.star import Star
+
+FEEDBACK_VERSION = 1
+"""Part of the seed of every draw; raised when a change alters the numbers."""
+
+
+class Feedback(nn.Module):
+    """The child module `feedback` of a converted layer.
+
+    Attributes:
+        rule: the rule; layer: the layer's full name at conversion; seed: of the conversion;
+        star: the taps of the model (broadcast rules only);
+        exact: above 0 inside `exact_gradients`;
+        updates: how many updates of the weight the rule has acted on.
+    """
+
+    def __init__(self, rule: Rule, layer: str, seed: int, star: Star | None = None) -> None:
+        super().__init__()
+        self.rule, self.layer, self.seed, self.star = rule, layer, seed, star
+        self.exact = 0
+        self.updates = 0
+        self.heard = True  # whether a layer below wanted a message since the last update
+        self.up_to_date = False  # whether the last update was acted on without being asked
+        self.memory_names: tuple[str, ...] | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether the memory still waits for the shapes of a first forward pass."""
+        return self.memory_names is None
+
+    def memory(self) -> tuple[Tensor, ...]:
+        """The rule's tensors, in the order in which the rule made them."""
+        return tuple([getattr(self, name) for name in self.memory_names or ()])
+
+    def apply_op(self, op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`op` on x with the rule's backward; plain `op` where nothing is differentiated."""
+        if self.star is not None and not self.exact:
+            x = self.star.pass_on(self, op, x, weight)
+        elif not self.exact and torch.is_grad_enabled() and self._is_heard(x):
+            return functional.transport(op, op.prepare(x), weight, bias, self)
+        return op.forward(op.prepare(x), weight, bias)
+
+    def _is_heard(self, x: Tensor) -> bool:
+        if x.requires_grad:
+            if self.rule.acts_after_update:
+                self.heard = True
+            return True
+        return any(parameter.requires_grad for parameter in self._parameters.values())
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def create(self, weight: Tensor, geometry: Geometry | None = None, error_size: int = 0) -> None:
+        """Make the memory: a transport rule's from the weight, a broadcast rule's from its tap."""
+        if isinstance(self.rule, TransportRule):
+            made = self.rule.create(weight, self._generator())
+        else:
+            assert isinstance(self.rule, BroadcastRule) and geometry is not None
+            name = "shared" if self.rule.shared else self.layer
+            made = self.rule.create(geometry, error_size, self._generator(name))
+        for name, tensor in made.items():
+            self._remember(name, _placed(tensor, weight))
+        self.memory_names = tuple(made)
+
+    @torch.no_grad()
+    def after_update(self, weight: Tensor) -> None:
+        """Let the rule act on an update of the weight; what nobody hears is not drawn."""
+        self.updates += 1
+        if self.rule.constrain_weights:
+            weight.mul_(self.weight_norm / torch.linalg.vector_norm(weight))
+        if self.rule.acts_after_update and self.heard and not self.pending:
+            self.rule.after_update(
+                weight, partial(self._generator, device=weight.device), *self.memory()
+            )
+        self.heard = False
+
+    def constrain(self, weight: Tensor) -> None:
+        """Remember the norm that `constrain_weights` keeps."""
+        self.register_buffer("weight_norm", torch.linalg.vector_norm(weight.detach()))
+
+    def _generator(
+        self, name: str | None = None, *, device: torch.device | str = "cpu"
+    ) -> torch.Generator:
+        key = f"{FEEDBACK_VERSION}/{self.seed}/{name or self.layer}/{self.updates}"
+        digest = hashlib.sha256(key.encode()).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def _remember(self, name: str, tensor: Tensor) -> None:
+        if isinstance(tensor, nn.Parameter):
+            self.register_parameter(name, tensor)
+        else:
+            self.register_buffer(name, tensor)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.rule.acts_after_update:
+            destination[prefix + "updates"] = torch.tensor(self.updates)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        saved = [key for key in state_dict if key.startswith(prefix)]
+        if not saved:  # a checkpoint of the plain model
+            if self.memory_names:
+                warnings.warn(
+                    "the checkpoint holds no feedback; the converted model keeps its own",
+                    stacklevel=2,
+                )
+            return
+        if prefix + "updates" in state_dict and self.rule.acts_after_update:
+            self.updates = int(state_dict.pop(prefix + "updates"))
+        if self.pending:
+            names = [key.removeprefix(prefix) for key in saved]
+            names = [name for name in names if name not in ("updates", "weight_norm")]
+            for name in names:
+                self._remember(name, torch.empty_like(state_dict[prefix + name]))
+            self.memory_names = tuple(names)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _placed(tensor: Tensor, weight: Tensor) -> Tensor:
+    """The tensor in the dtype, on the device and, if alike, in the memory layout of the weight."""
+    if tensor.shape == weight.shape:
+        placed = torch.empty_like(weight, memory_format=torch.preserve_format).copy_(tensor)
+    else:
+        placed = tensor.to(weight.device, weight.dtype)
+    trained = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(placed.detach()) if trained else placed.detach()

@@ -1,0 +1,254 @@
+"""The autograd Functions of Apical, and the two kinds of operation they know.
+
+Everything a learning rule changes about differentiation happens in this file:
+
+* `transport`: an operation whose message to the layer below passes through the rule's feedback
+  matrix instead of the weight (feedback alignment and its relatives);
+* `tap` and `join`: the star graph of the broadcast rules, in which every tapped activation
+  receives its teaching signal straight from the error at the model's output.
+
+Each Function exists twice: a plain one, and one in the slower `setup_context` form that the
+transforms of `torch.func` require. Both run the same three functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from apical.feedback import Feedback
+    from apical.rules.base import Geometry
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class LinearOp(NamedTuple):
+    """`y = x W^T + b` on inputs of any number of dimensions."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def backward(
+        self, grad: Tensor, x: Tensor, matrix: Tensor | None, needs: Sequence[bool]
+    ) -> Gradients:
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = rows.mm(matrix).view(x.shape) if needs[0] and matrix is not None else None
+        grad_weight = rows.t().mm(x.reshape(-1, x.shape[-1])) if needs[1] else None
+        return grad_x, grad_weight, rows.sum(0) if needs[2] else None
+
+
+class ConvOp(NamedTuple):
+    """A convolution (or its transpose) in any number of dimensions.
+
+    `pad` is applied by `prepare` before the operation, in the order of `F.pad`; it carries the
+    padding modes other than zeros and the uneven part of `padding="same"`.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+    pad: tuple[int, ...] = ()
+    pad_mode: str = "constant"
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.pad, self.pad_mode) if self.pad else x
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.convolution(x, weight, bias, *self[:6])
+
+    def backward(
+        self, grad: Tensor, x: Tensor, matrix: Tensor | None, needs: Sequence[bool]
+    ) -> Gradients:
+        # The weight's gradient does not depend on the weight: one call gives all three.
+        outputs = grad.shape[1]
+        return torch.ops.aten.convolution_backward(
+            grad, x, matrix, [outputs] if needs[2] else None, *self[:6], list(needs)
+        )
+
+
+Op = LinearOp | ConvOp
+
+
+def transport(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Feedback) -> Tensor:
+    """`op(x, weight) + bias` whose backward sends `op^T(gradient, B)` to the layer below.
+
+    `B = feedback.rule.matrix(weight, *memory)` is formed in the backward pass, from the weight
+    of the forward pass. The gradients of `weight` and `bias` are the ordinary ones. Under
+    autocast the operands are cast as autocast would cast them.
+
+    Shapes: as `F.linear` or the convolution of `op`.
+    Raises: RuntimeError if the backward runs inside `exact_gradients` but the forward did not.
+    """
+    x, weight, bias = (_autocast(t) for t in (x, weight, bias))
+    function = _TransportForTransforms if _transforms_active() else _Transport
+    return function.apply(x, weight, bias, op, feedback, *feedback.memory())
+
+
+def tap(x: Tensor, feedback: Feedback, geometry: Geometry, error_shape: Sequence[int]) -> Tensor:
+    """A token that stands for `x` at the output: the error given to it comes back to `x` as the
+    rule's teaching signal.
+
+    Shapes: x `geometry.input_shape` -> token (samples, *error_shape), without memory of its own.
+    """
+    function = _TapForTransforms if _transforms_active() else _Tap
+    return function.apply(x, feedback, geometry, tuple(error_shape), *feedback.memory())
+
+
+def join(output: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+    """The output, unchanged; its gradient (the error) also goes to every token."""
+    function = _JoinForTransforms if _transforms_active() else _Join
+    return function.apply(output, *tokens)
+
+
+def _transforms_active() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _autocast(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
+def _refuse_if_exact(feedback: Feedback) -> None:
+    if feedback.exact:
+        raise RuntimeError(
+            f"{feedback.layer}: this graph was built outside exact_gradients and would deliver the"
+            " gradient of its rule; run the forward pass inside the block too"
+        )
+
+
+def _transport_forward(x, weight, bias, op, feedback, *memory):
+    return op.forward(x, weight, bias)
+
+
+def _transport_setup(ctx, inputs, output):
+    x, weight, bias, op, feedback, *memory = inputs
+    ctx.save_for_backward(x, weight, *memory)
+    ctx.op, ctx.feedback = op, feedback
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _transport_backward(ctx, grad):
+    x, weight, *memory = ctx.saved_tensors
+    padding = (None,) * (2 + len(memory))
+    if grad is None:
+        return None, None, None, *padding
+    feedback, op, needs = ctx.feedback, ctx.op, ctx.needs_input_grad
+    _refuse_if_exact(feedback)
+    trains_memory = any(needs[5:])
+    matrix = feedback.rule.matrix(weight, *memory).to(x.dtype) if needs[0] else weight
+    grad_x, grad_weight, grad_bias = op.backward(
+        grad, x, matrix, (needs[0], needs[1] or trains_memory, needs[2])
+    )
+    memory_gradients = padding[2:]
+    if trains_memory:
+        memory_gradients = feedback.rule.memory_gradients(grad_weight, *memory)
+    return grad_x, grad_weight if needs[1] else None, grad_bias, None, None, *memory_gradients
+
+
+def _tap_forward(x, feedback, geometry, error_shape, *memory):
+    return x.new_zeros(()).expand(geometry.samples, *error_shape)
+
+
+def _tap_setup(ctx, inputs, output):
+    x, feedback, geometry, error_shape, *memory = inputs
+    ctx.save_for_backward(*memory)
+    ctx.feedback, ctx.geometry, ctx.dtype = feedback, geometry, x.dtype
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _tap_backward(ctx, error):
+    memory = ctx.saved_tensors
+    nothing = (None,) * (3 + len(memory))
+    if error is None:
+        return None, *nothing
+    _refuse_if_exact(ctx.feedback)
+    error = error.reshape(len(error), -1)
+    if memory:
+        error = error.to(memory[0].dtype)
+    signal = ctx.feedback.rule.signal(error, ctx.geometry, *memory)
+    return signal.to(ctx.dtype), *nothing
+
+
+def _join_forward(output, *tokens):
+    # A copy, not a view and not marked dirty: an in-place operation on the result stays legal,
+    # and a softmax that saved its own output for backward still finds it untouched.
+    return output.clone()
+
+
+def _join_setup(ctx, inputs, output):
+    ctx.tokens = len(inputs) - 1
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _join_backward(ctx, error):
+    return (error,) * (1 + ctx.tokens)
+
+
+class _Transport(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _transport_forward(*inputs)
+        _transport_setup(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_transport_backward)
+
+
+class _TransportForTransforms(torch.autograd.Function):
+    generate_vmap_rule = True
+    forward = staticmethod(_transport_forward)
+    setup_context = staticmethod(_transport_setup)
+    backward = staticmethod(_transport_backward)
+
+
+class _Tap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _tap_forward(*inputs)
+        _tap_setup(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_tap_backward)
+
+
+class _TapForTransforms(torch.autograd.Function):
+    generate_vmap_rule = True
+    forward = staticmethod(_tap_forward)
+    setup_context = staticmethod(_tap_setup)
+    backward = staticmethod(_tap_backward)
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _join_forward(*inputs)
+        _join_setup(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_join_backward)
+
+
+class _JoinForTransforms(torch.autograd.Function):
+    generate_vmap_rule = True
+    forward = staticmethod(_join_forward)
+    setup_context = staticmethod(_join_setup)
+    backward = staticmethod(_join_backward)

@@ -1,0 +1,84 @@
+"""Which tensor of a model's output carries the error."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+OutputKey = str | int | None
+
+
+def find(output: Any, key: OutputKey) -> Tensor:
+    """The tensor whose gradient is the error.
+
+    Args:
+        output: what the model returned: a tensor, or a mapping, tuple, list or object of them.
+        key: its key, place or attribute; None where there is only one candidate.
+
+    Raises: ValueError if there is no such tensor, if several could be meant, or if the output
+        also holds a loss: the error of a loss computed inside the model passes no output.
+    """
+    if isinstance(output, Tensor):
+        if key is not None:
+            raise ValueError(f"the model returns one tensor; output={key!r} names nothing in it")
+        return output
+    parts = _parts(output)
+    if not parts:
+        raise ValueError(
+            f"the model returns {type(output).__name__}, in which no tensor can be found; a rule"
+            " that broadcasts the error needs a tensor, a mapping, a tuple or a dataclass"
+        )
+    losses = [name for name, part in parts.items() if part.dim() == 0 and part.requires_grad]
+    if losses:
+        raise ValueError(
+            f"the model computes a loss inside its forward (output {losses[0]!r}); its gradient"
+            " would bypass the output. Call the model without targets, compute the loss outside"
+        )
+    if key is None:
+        named = [name for name, part in parts.items() if part.is_floating_point()]
+        if len(named) != 1:
+            raise ValueError(
+                f"the model returns several tensors; say which one carries the error:"
+                f" convert(..., output=...) with one of {_listed(parts)}"
+            )
+        key = named[0]
+    if key not in parts:
+        raise ValueError(f"output={key!r} is not in the model's output: {_listed(parts)}")
+    return parts[key]
+
+
+def replaced(output: Any, key: OutputKey, tensor: Tensor) -> Any:
+    """A shallow copy of the output with the tensor that `find` gives replaced."""
+    if isinstance(output, Tensor):
+        return tensor
+    if key is None:
+        parts = _parts(output)
+        key = next(name for name, part in parts.items() if part.is_floating_point())
+    if isinstance(output, tuple):
+        items = [tensor if place == key else item for place, item in enumerate(output)]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    if isinstance(output, Mapping | list):
+        changed = copy.copy(output)
+        changed[key] = tensor  # type: ignore[index, call-overload]
+        return changed
+    return dataclasses.replace(output, **{str(key): tensor})
+
+
+def _parts(output: Any) -> dict[str | int, Tensor]:
+    if isinstance(output, Mapping):
+        items: Any = output.items()
+    elif isinstance(output, tuple | list):
+        items = enumerate(output)
+    elif dataclasses.is_dataclass(output):
+        items = ((field.name, getattr(output, field.name)) for field in dataclasses.fields(output))
+    else:
+        return {}
+    return {name: part for name, part in items if isinstance(part, Tensor)}
+
+
+def _listed(parts: Mapping[str | int, Tensor]) -> str:
+    return ", ".join(f"{name!r} {tuple(part.shape)}" for name, part in parts.items())

@@ -1,0 +1,226 @@
+"""Deciding, layer by layer, what a conversion does, and saying why."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from apical import rules
+from apical.layers import is_converted, mixin_for
+from apical.rules import BP, Rule
+
+Predicate = Callable[[str, nn.Module], bool]
+Assignment = Rule | str | Mapping[Any, Any]
+Action = Literal["convert", "keep", "refuse"]
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What happens to one layer. `parameters` lists those a container holds itself."""
+
+    layer: str
+    kind: str
+    action: Action
+    rule: Rule | None
+    why: str
+    module: nn.Module
+
+    def __str__(self) -> str:
+        rule = "exact" if self.rule is None else rules.spell(self.rule)
+        return f"{self.layer or '(root)'} | {self.kind} | {self.action} | {rule} | {self.why}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of every layer with weights, and what stands in the way."""
+
+    rows: tuple[Row, ...]
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.rows), *(f"problem: {text}" for text in self.problems)])
+
+
+def plan(
+    model: nn.Module,
+    rule: Assignment,
+    *,
+    on_unsupported: Literal["error", "keep"] = "error",
+) -> Plan:
+    """What `convert` would do to each layer with weights, and why; the model is not changed.
+
+    Args: as `apical.convert`.
+    Returns: a `Plan`; `print` it. Its `problems` are what `convert` would raise.
+    Raises: ValueError for an unknown rule.
+    """
+    choices = _choices(rule)
+    rows, problems = [], list(_wrappers(model))
+    seen: dict[Any, list[str]] = {pattern: [] for pattern, _ in choices}
+    won = dict.fromkeys(seen, 0)
+    for name, module in _layers(model):
+        row = _decide(name, module, choices, seen, won)
+        if row.action == "refuse":
+            if on_unsupported == "keep":
+                row = Row(name, row.kind, "keep", None, f"kept knowingly: {row.why}", module)
+            else:
+                problems.append(f"{name or '(root)'} ({row.kind}): {row.why}")
+        rows.append(row)
+    problems += _useless_patterns(rows, seen, won)
+    if not any(mixin_for(row.module) for row in rows):
+        problems.append("the model has no layer that a rule could convert")
+    return Plan(tuple(rows), tuple(problems))
+
+
+def _choices(rule: Assignment) -> list[tuple[Any, Rule]]:
+    if isinstance(rule, Mapping) and "rule" not in rule:
+        if not rule:
+            raise ValueError("an empty mapping assigns no rule; give {'*': rule} or a rule")
+        return [(pattern, rules.build(value)) for pattern, value in rule.items()]
+    return [("*", rules.build(rule))]
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that hold parameters themselves, but not what an attention layer contains."""
+    inside = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) or is_converted(module):
+            inside.update(id(child) for child in module.modules() if child is not module)
+        if id(module) not in inside and (module._parameters or mixin_for(module)):
+            yield name, module
+
+
+def _decide(
+    name: str,
+    module: nn.Module,
+    choices: list[tuple[Any, Rule]],
+    seen: dict[Any, list[str]],
+    won: dict[Any, int],
+) -> Row:
+    kind = type(module).__name__
+    matches = [(pattern, rule) for pattern, rule in choices if _matches(pattern, name, module)]
+    for pattern, _ in matches:
+        seen[pattern].append(name)
+    if mixin_for(module) is None:
+        return Row(name, kind, *_without_rule(module), module)
+    if not matches:
+        return Row(name, kind, "keep", None, "no pattern names it: exact gradient", module)
+    pattern, rule = matches[0]
+    won[pattern] += 1
+    if isinstance(rule, BP) and not rule.constrain_weights:
+        return Row(name, kind, "keep", None, "rule BP: exact gradient", module)
+    obstacle = _obstacle(module)
+    if obstacle:
+        return Row(name, kind, "refuse", None, obstacle, module)
+    why = "every layer" if pattern == "*" else f"matches {_label(pattern)}"
+    return Row(name, kind, "convert", rule, why, module)
+
+
+def _without_rule(module: nn.Module) -> tuple[Action, None, str]:
+    """What happens to a module for which no rule is defined."""
+    if isinstance(module, _NORMS):
+        return "keep", None, "norm: scales each unit, exact gradient"
+    if isinstance(module, _EMBEDDINGS):
+        return "keep", None, "embedding: its input has no gradient to replace"
+    if isinstance(module, _RECURRENT):
+        return (
+            "refuse",
+            None,
+            "recurrent layers are not supported yet; keep it knowingly with on_unsupported='keep'",
+        )
+    held = {name: tuple(p.shape) for name, p in module._parameters.items() if p is not None}
+    listed = ", ".join(f"{name} {shape}" for name, shape in held.items())
+    if any(module.children()):
+        return "keep", None, f"parameters of its own, exact gradient: {listed}"
+    if all(sum(size > 1 for size in shape) <= 1 for shape in held.values()):
+        return "keep", None, f"elementwise, exact gradient: {listed}"
+    return (
+        "refuse",
+        None,
+        (
+            f"holds weights ({listed}) but is of no kind Apical knows; use Linear, a convolution or"
+            " MultiheadAttention, or keep its exact gradient with on_unsupported='keep'"
+        ),
+    )
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Why a layer of a supported kind cannot be converted; empty if it can."""
+    plain = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn"))
+    if is_converted(module):
+        return "is converted already; apical.revert(model) first, then convert anew"
+    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+        return "is not initialised; run one forward pass of the model first"
+    if parametrize.is_parametrized(module):
+        return "is parametrized; convert first, then register the parametrization"
+    for method in ("forward", "_conv_forward"):
+        own, base = getattr(type(module), method, None), getattr(plain, method, None)
+        if own is not base:
+            return (
+                f"overrides {method} of {plain.__name__}, so what it computes is not known; use"
+                f" the plain {plain.__name__}, or keep it with on_unsupported='keep'"
+            )
+    if any(p.is_meta for p in module.parameters()):
+        return "is on the meta device; materialise and load the weights first"
+    if any(p.is_complex() for p in module.parameters()):
+        return "has complex weights, for which no rule is defined"
+    return ""
+
+
+def _wrappers(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            yield f"{name or '(root)'} ({kind}): convert the model first, then wrap it"
+        elif "FSDP" in kind or "FullyShardedDataParallel" in kind:
+            yield f"{name or '(root)'} ({kind}): sharded parameters are not supported; use DDP"
+        elif kind == "OptimizedModule":
+            yield f"{name or '(root)'} ({kind}): convert the model first, then compile it"
+        elif kind.endswith("ScriptModule") or kind == "GraphModule":
+            yield f"{name or '(root)'} ({kind}): its forward is fixed; convert the original module"
+
+
+def _matches(pattern: Any, name: str, module: nn.Module) -> bool:
+    return bool(pattern(name, module)) if callable(pattern) else fnmatchcase(name, pattern)
+
+
+def _useless_patterns(
+    rows: list[Row], seen: dict[Any, list[str]], won: dict[Any, int]
+) -> Iterator[str]:
+    names = [row.layer for row in rows if mixin_for(row.module)]
+    for pattern, matched in seen.items():
+        if pattern == "*" or won[pattern]:
+            continue
+        if not matched:
+            near = difflib.get_close_matches(str(pattern), names, n=3, cutoff=0.3) or names[:3]
+            listed = ", ".join(map(repr, near))
+            yield f"pattern {_label(pattern)} matches no layer; near: {listed}"
+        elif any(name in names for name in matched):
+            yield (
+                f"pattern {_label(pattern)} comes too late: earlier patterns already take"
+                f" {', '.join(map(repr, matched[:3]))}; put it first"
+            )
+        else:
+            yield (
+                f"pattern {_label(pattern)} matches only layers that no rule converts:"
+                f" {', '.join(map(repr, matched[:3]))}"
+            )
+
+
+def _label(pattern: Any) -> str:
+    return getattr(pattern, "__name__", repr(pattern)) if callable(pattern) else repr(pattern)

@@ -1,0 +1,163 @@
+"""What a learning rule is: the teaching signal that a layer passes to the layer below.
+
+A rule is a frozen dataclass, and its fields are its configuration. What it remembers for one
+layer (its *memory*: feedback matrices, magnitudes) is made by `create` and kept by the layer.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from apical.functional import Op
+
+Init = Literal["xavier", "kaiming"]
+Scale = Literal["init", "norm"]
+
+
+@dataclass(frozen=True)
+class Rule(abc.ABC):
+    """A learning rule. Derive from `TransportRule` or `BroadcastRule`.
+
+    Args:
+        constrain_weights: after every update, rescale each weight to the Frobenius norm it had
+            when it was converted (attributed by BioTorch to Moskovitz et al. 2018).
+
+    Raises: ValueError if a field annotated as a `Literal` holds another value.
+    """
+
+    constrain_weights: bool = field(default=False, kw_only=True)
+
+    reference: ClassVar[str]
+    """BibTeX of the source."""
+
+    def __post_init__(self) -> None:
+        try:
+            hints = get_type_hints(type(self))
+        except NameError:  # an annotation imported for type checking only
+            hints = {}
+        for option in fields(self):
+            hint, value = hints.get(option.name), getattr(self, option.name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                allowed = ", ".join(map(repr, get_args(hint)))
+                raise ValueError(
+                    f"{type(self).__name__}: {option.name}={value!r} is not one of {allowed}"
+                )
+
+    @property
+    def name(self) -> str:
+        """How tables and plans call the rule."""
+        return type(self).__name__.lower()
+
+    @property
+    def acts_after_update(self) -> bool:
+        """Whether `after_update` has something to do."""
+        return False
+
+    def after_update(
+        self, weight: Tensor, generator: Callable[[], torch.Generator], *memory: Tensor
+    ) -> None:
+        """Change the memory in place; called once after each update of `weight`.
+
+        Args:
+            generator: gives a fresh generator on the weight's device, whose numbers depend only
+                on the seed of the conversion, the layer's name and the number of the update.
+        """
+
+
+class Geometry(NamedTuple):
+    """What a broadcast rule may know of the layer whose input it teaches."""
+
+    input_shape: torch.Size
+    samples: int
+    weight_shape: torch.Size
+    op: Op
+    channels_last: bool = False
+
+
+class TransportRule(Rule):
+    """Sends `op^T(gradient, B)` to the layer below, where backprop sends `op^T(gradient, W)`."""
+
+    @abc.abstractmethod
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The memory of one layer, on the CPU in float64: name -> tensor.
+
+        A tensor shaped like `weight` is given its dtype, device and memory layout. A
+        `torch.nn.Parameter` is trained by the user's optimizer (see `memory_gradients`).
+        """
+
+    @abc.abstractmethod
+    def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
+        """The feedback matrix B, in the layout of `weight`: B = W would be backprop."""
+
+    def memory_gradients(self, grad_weight: Tensor, *memory: Tensor) -> Sequence[Tensor | None]:
+        """The gradient of each memory tensor that is a parameter; never `grad_weight` itself."""
+        return (None,) * len(memory)
+
+
+class BroadcastRule(Rule):
+    """Sends a function of the error at the model's output, wherever the layer stands."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether all layers use slices of one tensor: `create` then draws, for every layer, a
+        longer or shorter beginning of the same tensor, and the layers share its storage."""
+        return False
+
+    @abc.abstractmethod
+    def create(
+        self, geometry: Geometry, error_size: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The memory of one layer, on the CPU in float64: name -> tensor.
+
+        Args:
+            geometry: shape of the layer's input and of its weight, and its operation.
+            error_size: number of outputs of the model for one sample.
+        """
+
+    @abc.abstractmethod
+    def signal(self, error: Tensor, geometry: Geometry, *memory: Tensor) -> Tensor:
+        """The gradient that the layer's input receives.
+
+        Shapes: error (N, error_size), the loss's gradient at the output, reduction included;
+            result: `geometry.input_shape`.
+        """
+
+    def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
+        """Number of samples in a layer input of this shape; None where only the model's output
+        can tell."""
+        return shape[0]
+
+
+def fans(shape: Sequence[int]) -> tuple[int, int]:
+    """Fan-in and fan-out of a weight, as `torch.nn.init` counts them."""
+    receptive = math.prod(shape[2:])
+    return shape[1] * receptive, shape[0] * receptive
+
+
+def bound(init: Init, fan_in: int, fan_out: int) -> float:
+    """Half width a of the uniform law U(-a, a) that BioTorch draws weights and feedback from.
+
+    xavier: a = sqrt(6 / (fan_in + fan_out)). kaiming: a = 1 / sqrt(fan_in), PyTorch's default
+    for Linear and convolution layers. Its standard deviation is a / sqrt(3).
+    """
+    return math.sqrt(6 / (fan_in + fan_out)) if init == "xavier" else 1 / math.sqrt(fan_in)
+
+
+def uniform(shape: Sequence[int], half_width: float, generator: torch.Generator) -> Tensor:
+    """U(-half_width, half_width) in float64 on the CPU: the same numbers for every model dtype."""
+    return torch.empty(tuple(shape), dtype=torch.float64).uniform_(
+        -half_width, half_width, generator=generator
+    )
+
+
+def with_norm_of(matrix: Tensor, weight: Tensor) -> Tensor:
+    """`matrix`, rescaled to the Frobenius norm of `weight`; a zero matrix stays zero."""
+    norm = torch.linalg.vector_norm(matrix).clamp_min(torch.finfo(matrix.dtype).tiny)
+    return matrix * (torch.linalg.vector_norm(weight) / norm)

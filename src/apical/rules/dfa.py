@@ -1,0 +1,122 @@
+"""Direct feedback alignment: every layer hears the output error through its own random matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from apical.functional import ConvOp
+from apical.rules.base import BroadcastRule, Geometry, uniform
+from apical.rules.spatial import spread
+
+
+@dataclass(frozen=True)
+class DFA(BroadcastRule):
+    """Direct feedback alignment: the layer's input receives `e B`, whatever lies above it.
+
+    The signal enters where the layer takes its input: after the activation, norm and pooling
+    below it, whose derivatives stay exact. Skip connections carry their own gradient past it.
+
+    Args:
+        layout: "full" (Noekland): one column of B per input unit. "kernel" (BioTorch): B has the
+            shape of the layer's kernel; the error is repeated over all output positions and sent
+            through the transposed convolution. "channel": one column per channel, the same at
+            every position. For a linear layer, whose channels are its features, "kernel" and
+            "channel" agree; where its input is (N, features), all three do.
+        init: the law of B. "xavier", "kaiming": as BioTorch, with the fans of B's own shape;
+            "noekland": U(-1/sqrt(error_size), 1/sqrt(error_size)).
+        shared: all layers use slices of one matrix, each at its own scale, so that feedback
+            costs the memory of the largest layer (after Launay et al. 2020).
+        sample_axis: the axis of the layer's input that counts samples; "folded" where axis 0
+            holds several rows for each sample, one sample after the other (windows, patches).
+
+    Raises: ValueError for `shared` with "kernel", whose matrices do not nest.
+    Source: Noekland 2016, equation 6; "kernel": BioTorch (2021), computed here in closed form.
+    """
+
+    layout: Literal["full", "kernel", "channel"] = "full"
+    init: Literal["xavier", "kaiming", "noekland"] = "xavier"
+    shared: bool = False
+    sample_axis: int | Literal["folded"] = 0
+
+    reference: ClassVar[str] = """@inproceedings{nokland2016,
+  title = {Direct Feedback Alignment Provides Learning in Deep Neural Networks},
+  author = {N{\\o}kland, Arild},
+  booktitle = {Advances in Neural Information Processing Systems}, year = {2016}
+}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        axis = self.sample_axis
+        if axis != "folded" and (not isinstance(axis, int) or axis < 0):
+            raise ValueError(f"DFA: sample_axis={axis!r} is neither 'folded' nor an axis from 0")
+        if self.shared and self.layout == "kernel":
+            raise ValueError("DFA: shared=True needs layout='full' or 'channel', not 'kernel'")
+
+    def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
+        return None if self.sample_axis == "folded" else shape[self.sample_axis]
+
+    def create(
+        self, geometry: Geometry, error_size: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        unit, receptive = self._columns(geometry), 1
+        if self._by_kernel(geometry):
+            receptive = math.prod(unit[1:])
+        fan_in, fan_out = math.prod(unit), error_size * receptive
+        half_width = {
+            "xavier": math.sqrt(6 / (fan_in + fan_out)),
+            "kaiming": 1 / math.sqrt(fan_in),
+            "noekland": 1 / math.sqrt(error_size),
+        }[self.init]
+        if not self.shared:
+            return {"matrix": uniform((error_size, *unit), half_width, generator)}
+        rows = uniform((fan_in, error_size), 1.0, generator)
+        return {"shared": rows, "half_width": torch.tensor(half_width, dtype=torch.float64)}
+
+    def signal(self, error: Tensor, geometry: Geometry, *memory: Tensor) -> Tensor:
+        matrix, unit = memory[0], self._columns(geometry)
+        if self.shared:
+            error, matrix = error * memory[1], matrix.t()
+        elif self._by_kernel(geometry):
+            return self._to_input(spread(error, matrix, geometry), geometry)
+        inner = self._inner(geometry)
+        if geometry.channels_last and len(unit) == 3:
+            matrix = matrix.view(-1, *unit).permute(0, 2, 3, 1).reshape(len(error.t()), -1)
+            signal = error.mm(matrix).view(-1, *unit[1:], unit[0]).permute(0, 3, 1, 2)
+        else:
+            signal = error.mm(matrix.reshape(len(error.t()), -1)).view(-1, *unit)
+        if unit != inner:
+            layout = torch.channels_last if geometry.channels_last else torch.contiguous_format
+            signal = signal.expand(len(error), *inner).contiguous(memory_format=layout)
+        return self._to_input(signal, geometry)
+
+    def _by_kernel(self, geometry: Geometry) -> bool:
+        return self.layout == "kernel" and isinstance(geometry.op, ConvOp)
+
+    def _inner(self, geometry: Geometry) -> tuple[int, ...]:
+        """Shape of one sample of the layer's input."""
+        shape = tuple(geometry.input_shape)
+        if self.sample_axis == "folded":
+            return (shape[0] // geometry.samples, *shape[1:])
+        return shape[: self.sample_axis] + shape[self.sample_axis + 1 :]
+
+    def _columns(self, geometry: Geometry) -> tuple[int, ...]:
+        """Shape of one row of B; ones where all positions share a column."""
+        inner = self._inner(geometry)
+        if self.layout == "full":
+            return inner
+        if not isinstance(geometry.op, ConvOp):
+            return (*(1 for _ in inner[:-1]), inner[-1])
+        if self.layout == "kernel":
+            return (geometry.input_shape[1], *geometry.weight_shape[2:])
+        return (geometry.input_shape[1], *(1 for _ in geometry.weight_shape[2:]))
+
+    def _to_input(self, signal: Tensor, geometry: Geometry) -> Tensor:
+        if self.sample_axis == "folded":
+            return signal.reshape(geometry.input_shape)
+        return signal.movedim(0, self.sample_axis) if self.sample_axis else signal

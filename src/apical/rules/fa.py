@@ -1,0 +1,41 @@
+"""Feedback alignment: a fixed random matrix carries the error downwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from apical.rules.base import Init, Scale, TransportRule, bound, fans, uniform, with_norm_of
+
+
+@dataclass(frozen=True)
+class FA(TransportRule):
+    """Feedback alignment: B is drawn once and never changes.
+
+    Args:
+        init: the law of B, the one BioTorch draws W from: "xavier" U(-a, a) with
+            a = sqrt(6 / (fan_in + fan_out)), or "kaiming" U(-a, a) with a = 1 / sqrt(fan_in).
+        scale: "init" keeps the drawn scale; "norm" gives B at every step the Frobenius norm of
+            the current W, for networks that were trained before.
+
+    Source: Lillicrap, Cownden, Tweed, Akerman 2016; scales: BioTorch (2021).
+    """
+
+    init: Init = "xavier"
+    scale: Scale = "init"
+
+    reference: ClassVar[str] = """@article{lillicrap2016,
+  title = {Random synaptic feedback weights support error backpropagation for deep learning},
+  author = {Lillicrap, Timothy P. and Cownden, Daniel and Tweed, Douglas B. and
+            Akerman, Colin J.},
+  journal = {Nature Communications}, volume = {7}, pages = {13276}, year = {2016}
+}"""
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"matrix": uniform(weight.shape, bound(self.init, *fans(weight.shape)), generator)}
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix if self.scale == "init" else with_norm_of(matrix, weight)

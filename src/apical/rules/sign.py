@@ -1,0 +1,98 @@
+"""Sign symmetry: the feedback matrix shares the signs of the weight, not its magnitudes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from apical.rules.base import Init, Scale, TransportRule, bound, fans, uniform, with_norm_of
+
+_POOL_SPARE = 4096
+
+
+@dataclass(frozen=True)
+class SignSymmetric(TransportRule):
+    """B = magnitude * sign(W), with the sign of the current W.
+
+    Args:
+        magnitude: "uniform" (uSF): one number s for the whole layer, the standard deviation of
+            the law of `init`. "fixed" (frSF): |M|, M drawn once from that law. "fresh" (brSF):
+            |M|, M drawn again after every update of the weight; evaluation, attacks and repeated
+            forward passes draw nothing.
+        init: the law of the magnitudes, as in `FA`.
+        scale: "init" or "norm", as in `FA`.
+        redraw: for "fresh" only. "exact" draws independent magnitudes; "pool" takes each time
+            another stretch of a pool drawn once: cheaper, but successive draws are correlated.
+        zero_sign: what a weight of exactly zero sends: "zero" nothing, as sign(0) = 0 says, or
+            "plus" the magnitude.
+
+    Source: Liao, Leibo, Poggio 2016. They multiply M by sign(W) with M of either sign; this is
+    BioTorch's version with |M|, whose B always agrees with W in sign. BioTorch redraws brSF at
+    every forward pass, evaluation included; here it is once per update.
+    """
+
+    magnitude: Literal["uniform", "fixed", "fresh"] = "uniform"
+    init: Init = "xavier"
+    scale: Scale = "init"
+    redraw: Literal["exact", "pool"] = "exact"
+    zero_sign: Literal["zero", "plus"] = "zero"
+
+    reference: ClassVar[str] = """@inproceedings{liao2016,
+  title = {How Important Is Weight Symmetry in Backpropagation?},
+  author = {Liao, Qianli and Leibo, Joel Z. and Poggio, Tomaso},
+  booktitle = {AAAI Conference on Artificial Intelligence}, year = {2016}
+}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.redraw == "pool" and self.magnitude != "fresh":
+            raise ValueError(
+                f"SignSymmetric: redraw='pool' needs magnitude='fresh', not {self.magnitude!r}"
+            )
+
+    @property
+    def name(self) -> str:
+        return {"uniform": "usf", "fixed": "frsf", "fresh": "brsf"}[self.magnitude]
+
+    @property
+    def acts_after_update(self) -> bool:
+        return self.magnitude == "fresh"
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        if self.magnitude == "uniform":
+            return {}
+        half_width = bound(self.init, *fans(weight.shape))
+        memory = {"magnitude": uniform(weight.shape, half_width, generator).abs()}
+        if self.redraw == "pool":
+            size = weight.numel() + _POOL_SPARE
+            memory["pool"] = uniform((size,), half_width, generator).abs()
+        return memory
+
+    def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
+        if self.zero_sign == "plus":
+            sign = torch.ones_like(weight).masked_fill_(weight < 0, -1)
+        else:
+            sign = torch.sign(weight)
+        if self.magnitude == "uniform":
+            matrix = sign.mul_(bound(self.init, *fans(weight.shape)) / 3**0.5)
+        else:
+            matrix = sign.mul_(memory[0])
+        return matrix if self.scale == "init" else with_norm_of(matrix, weight)
+
+    def after_update(
+        self, weight: Tensor, generator: Callable[[], torch.Generator], *memory: Tensor
+    ) -> None:
+        magnitude = memory[0]
+        if self.redraw == "exact":
+            half_width = bound(self.init, *fans(weight.shape))
+            magnitude.uniform_(0, half_width, generator=generator())
+            return
+        pool = memory[1]
+        draw = generator()
+        start = int(torch.randint(_POOL_SPARE, (1,), generator=draw, device=draw.device))
+        stretch = pool[start : start + magnitude.numel()].view(magnitude.shape)
+        magnitude.copy_(stretch)
