@@ -92,9 +92,7 @@ def wilson(successes: float, trials: int, *, level: float = LEVEL) -> tuple[floa
     from scipy.stats import norm
 
     if not (trials >= 1 and 0 <= successes <= trials):
-        raise ValueError(
-            f"wilson: {successes} successes of {trials}: need 0 <= successes <= trials"
-        )
+        raise ValueError(f"wilson: {successes} of {trials}: need 0 <= successes <= trials")
     _check([float(successes)], level)
     z = float(norm.ppf((1 + level) / 2))
     share = successes / trials

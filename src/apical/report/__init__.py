@@ -1,0 +1,9 @@
+"""Reports: run folders in; one static page per study, CSV and PNG out.
+
+A report is a pure function of files: it never loads a model, a checkpoint or a data set.
+"""
+
+from apical.report.markdown import refresh, table_markdown
+from apical.report.page import write
+
+__all__ = ["refresh", "table_markdown", "write"]

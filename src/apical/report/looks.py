@@ -1,0 +1,71 @@
+"""Colour, dash and marker of every rule, the same in all figures of a study.
+
+The colours follow Okabe and Ito (told apart under every common colour blindness), darkened where
+white paper needs it; dash and marker carry the same information without colour.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+INK, SOFT, LINE = "#1c2128", "#5d6672", "#e2e5e9"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one rule is drawn: light and dark colour, dash pattern (points), marker."""
+
+    light: str
+    dark: str
+    dash: tuple[float, ...]
+    marker: str
+
+
+LOOKS = {
+    "bp": Look("#1c2129", "#e8eaed", (), "o"),
+    "fa": Look("#d55e00", "#ff8a3d", (5, 1.5), "s"),
+    "dfa": Look("#b5508c", "#e28fc0", (1.5, 1.5), "D"),
+    "usf": Look("#0072b2", "#4aa8e0", (), "^"),
+    "brsf": Look("#2f9fd0", "#8fd3f4", (4, 1.2, 1, 1.2), "v"),
+    "frsf": Look("#00805d", "#3fc79a", (7, 2), "P"),
+}
+SPARE = (
+    Look("#a86f00", "#f0b840", (3, 1), "X"),
+    Look("#6f4fb0", "#b39ae6", (6, 1, 1, 1), "h"),
+    Look("#7a6a58", "#c9b8a4", (2, 2), "*"),
+    Look("#8a8f00", "#d5da4a", (8, 1.5, 2, 1.5), "<"),
+)
+
+
+def looks(rules: Iterable[str]) -> dict[str, Look]:
+    """One look per rule; rules without their own take the spare ones in order, then repeat."""
+    spare = 0
+    chosen = {}
+    for rule in rules:
+        if rule.lower() in LOOKS:
+            chosen[rule] = LOOKS[rule.lower()]
+        else:
+            chosen[rule] = SPARE[spare % len(SPARE)]
+            spare += 1
+    return chosen
+
+
+def css_variables(dark: bool) -> str:
+    """The colours of all looks as CSS custom properties."""
+    every = [*LOOKS.values(), *SPARE]
+    return " ".join(f"{_variable(look)}: {look.dark if dark else look.light};" for look in every)
+
+
+def line_style(look: Look) -> dict[str, Any]:
+    dash = (0, look.dash) if look.dash else "solid"
+    return {"color": look.light, "linestyle": dash}
+
+
+def variables() -> dict[str, str]:
+    """Colour of a figure -> CSS custom property that holds it on the page."""
+    names = {INK: "--ink", SOFT: "--soft", LINE: "--line"}
+    return names | {look.light: _variable(look) for look in [*LOOKS.values(), *SPARE]}
+
+
+def _variable(look: Look) -> str:
+    return f"--rule-{look.light[1:]}"

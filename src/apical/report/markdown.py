@@ -1,0 +1,59 @@
+"""Tables of Markdown files, generated between markers from the records of a study."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from apical.records import write_bytes
+from apical.report.read import is_study, read_study
+from apical.report.table import to_markdown
+
+MARKER = re.compile(r"<!-- table:(?P<name>[\w.-]+) -->\n.*?<!-- end -->", flags=re.S)
+OPENING = re.compile(r"<!-- table:")
+
+Pathlike = str | os.PathLike[str]
+
+
+def table_markdown(folder: Pathlike) -> str:
+    """The table of the study in `folder`: test error in %, one line per setting and rule."""
+    return to_markdown(read_study(Path(folder)))
+
+
+def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
+    """Rewrite what stands between `<!-- table:NAME -->` and `<!-- end -->` from a study's records.
+
+    NAME is a folder in `results_folder`. The rest of the file is left as it is.
+    Returns: whether the file changed.
+    Raises: ValueError for a marker that is not closed, or a NAME without a study.
+    """
+    path, results = Path(markdown_file), Path(results_folder)
+    text = path.read_text(encoding="utf-8")
+    blocks = list(MARKER.finditer(text))
+    nested = [block["name"] for block in blocks if len(OPENING.findall(block[0])) > 1]
+    if nested or len(blocks) != len(OPENING.findall(text)):
+        where = f" after table:{nested[0]}" if nested else ""
+        raise ValueError(f"{path}: a table marker is not closed by <!-- end -->{where}")
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        _require_study(path, results, name)
+        return f"<!-- table:{name} -->\n{table_markdown(results / name)}<!-- end -->"
+
+    fresh = MARKER.sub(block, text)
+    if fresh == text:
+        return False
+    write_bytes(path, fresh.encode())
+    return True
+
+
+def _require_study(path: Path, results: Path, name: str) -> None:
+    if is_study(results / name):
+        return
+    there = sorted(entry.name for entry in results.iterdir() if is_study(entry))
+    near = difflib.get_close_matches(name, there, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(
+        f"{path}: table:{name}: no such study in {results} "
+        f"(there: {', '.join(there) or 'none'}){hint}"
+    )

@@ -1,0 +1,158 @@
+"""Pages: a study as one self-contained HTML file, CSV and PNG beside it; an index of several."""
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from apical.records import StorageError, write_bytes
+from apical.report import figures, protocol, table
+from apical.report.looks import Look, css_variables, looks
+from apical.report.read import FULL_TIER, Study, is_study, read_study
+from apical.report.render import Group, legend_svg, to_svg, write_png
+from apical.stats import ALLOWANCE
+
+TEMPLATES = Path(__file__).parent / "templates"
+PNG_COLUMNS = 4
+
+
+def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the report of a study folder, or of every study in a folder of studies.
+
+    Args: folder: `runs/<study>` or `runs`. out: where the pages go, default `<folder>/report`;
+        a folder of studies gets an index and one folder per study.
+    Returns: the page to open.
+    Raises: ValueError where there is no study; StorageError where `out` cannot be written. A study
+        without a finished run is no error: its page says what is missing.
+    """
+    source = Path(folder)
+    target = source / "report" if out is None else Path(out)
+    if is_study(source):
+        return _write_study(read_study(source), target)
+    children = sorted(source.iterdir()) if source.is_dir() else []
+    studies = {child.name: read_study(child) for child in children if is_study(child)}
+    if not studies:
+        raise ValueError(
+            f"no study in {source}: neither it nor a folder in it has a study.json; "
+            "run one first (apical study smoke) or name another folder"
+        )
+    for name, study in studies.items():
+        _write_study(study, target / name)
+    return _write_html(target, "index.html.j2", entries=_entries(studies))
+
+
+def _entries(studies: Mapping[str, Study]) -> list[dict[str, Any]]:
+    return [
+        {"folder": name, "study": study, "state": protocol.state(study)}
+        for name, study in studies.items()
+    ]
+
+
+def _write_study(study: Study, out: Path) -> Path:
+    _make_folder(out)
+    rows = table.cells(study)
+    look = looks(study.rules)
+    write_bytes(out / "table.csv", table.to_csv(rows).encode())
+    return _write_html(
+        out,
+        "study.html.j2",
+        study=study,
+        state=protocol.state(study),
+        summary=protocol.summary(study),
+        protocols=protocol.protocols(study),
+        environment=protocol.environment(study),
+        unfinished=[run for run in study.runs if run.status != "finished"],
+        rows=rows,
+        sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
+        sections=[_section(study, rows, setting, look, out) for setting in study.settings],
+        allowance=ALLOWANCE,
+        full_tier=FULL_TIER,
+    )
+
+
+def _section(
+    study: Study, rows: Sequence[table.Cell], setting: str, look: Mapping[str, Look], out: Path
+) -> dict[str, Any]:
+    """The figures of one setting for the page; their PNG files are written on the way."""
+    groups = figures.groups(study, rows, setting, look)
+    shown = [row.rule for row in rows if row.setting == setting and row.summary]
+    legend = [(table.display_name(rule), look[rule]) for rule in shown]
+    slug = f"{slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""
+    for group in groups:
+        title = f"{study.title} · {setting} · {group.heading}"
+        write_png(out / f"{slug}{group.name}.png", group, title, legend, PNG_COLUMNS)
+    return {
+        "setting": setting,
+        "groups": [_figure(group, f"{slug}{group.name}.png") for group in groups],
+        "legend": [(label, legend_svg(look, label)) for label, look in legend],
+    }
+
+
+def _figure(group: Group, png: str) -> dict[str, Any]:
+    return {
+        "group": group,
+        "png": png,
+        "panels": [(panel.title, to_svg(group, panel)) for panel in group.panels],
+    }
+
+
+def slugs(names: Sequence[str]) -> dict[str, str]:
+    """Names as parts of file names: short, plain ASCII, all different."""
+    made: dict[str, str] = {}
+    for name in names:
+        base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "setting"
+        slug, count = base, 2
+        while slug in made.values():
+            slug, count = f"{base}-{count}", count + 1
+        made[name] = slug
+    return made
+
+
+def _write_html(out: Path, template: str, **values: Any) -> Path:
+    import jinja2
+
+    _make_folder(out)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "count": table.count,
+        "display_name": table.display_name,
+        "interval": table.interval,
+        "number": table.number,
+        "signed": table.signed,
+        "markup": _trusted,
+    }
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    for theme, dark in (("light", False), ("dark", True)):
+        style = style.replace(f"/* rules: {theme} */", css_variables(dark))
+    script = (TEMPLATES / "sort.js").read_text(encoding="utf-8")
+    page = environment.get_template(template).render(
+        style=_trusted(style),
+        script=_trusted(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **values,
+    )
+    write_bytes(out / "index.html", page.encode())
+    return out / "index.html"
+
+
+def _trusted(text: str) -> Any:
+    """Marks what this package made itself (figures, style, script) as not to be escaped."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {out}: {error.strerror}") from error

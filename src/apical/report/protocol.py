@@ -1,0 +1,115 @@
+"""What was run, in words and lists: state of the runs, settings, environments."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from apical.report.read import FULL_TIER, Run, Study
+from apical.report.table import display_name
+
+PER_RUN = ("key", "rule", "seed")
+"""Fields of an experiment that the table itself shows."""
+
+
+def state(study: Study) -> dict[str, int]:
+    """Number of runs per status, and `all`."""
+    counts = Counter[str](run.status for run in study.runs)
+    names = ("finished", "unfinished", "failed", "not started")
+    return {"all": len(study.runs)} | {name.replace(" ", "_"): counts[name] for name in names}
+
+
+def summary(study: Study) -> str:
+    """One paragraph: what was run, how often, on what, under which protocol."""
+    rules = ", ".join(display_name(rule) for rule in study.rules)
+    seeds = sorted({run.seed for run in study.runs})
+    parts = [
+        f"{_plural(len(study.rules), 'rule')} ({rules}) in "
+        f"{_plural(len(study.settings), 'setting')} ({', '.join(study.settings)}), "
+        f"{_plural(len(seeds), 'seed')} each."
+    ]
+    if study.tier == FULL_TIER:
+        parts.append("Tier full: the published protocol.")
+    else:
+        parts.append(
+            f"Tier {study.tier}: shorter than the published protocol, so published values are "
+            "shown for orientation and not judged."
+        )
+    seconds = [run.final["seconds"] for run in study.runs if "seconds" in run.final]
+    if seconds:
+        parts.append(f"{_duration(sum(seconds))} of training in all.")
+    if seeds and len(seeds) < 3:
+        parts.append("Fewer than three seeds: intervals say little and nothing is judged.")
+    return " ".join(parts)
+
+
+def protocols(study: Study) -> list[dict[str, Any]]:
+    """Per setting the fields all its runs share, and those that differ, by rule."""
+    return [
+        {"setting": setting} | _protocol([run for run in study.runs if run.setting == setting])
+        for setting in study.settings
+    ]
+
+
+def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
+    known = [(run, flatten(run.experiment)) for run in runs if run.experiment]
+    keys = dict.fromkeys(key for _, fields in known for key in fields)
+    shared, differing = {}, {}
+    for key in keys:
+        if key.split(".")[0] in PER_RUN:
+            continue
+        by_rule: dict[str, list[str]] = {}
+        for run, fields in known:
+            values = by_rule.setdefault(display_name(run.rule), [])
+            if (value := _text(fields.get(key))) not in values:
+                values.append(value)
+        distinct = {value for values in by_rule.values() for value in values}
+        if len(distinct) == 1:
+            shared[key] = distinct.pop()
+        else:
+            differing[key] = {rule: ", ".join(values) for rule, values in by_rule.items()}
+    return {"shared": shared, "differing": differing}
+
+
+def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
+    """Per key the values seen, most frequent first, with the number of runs of each."""
+    seen: dict[str, Counter[str]] = {}
+    for run in study.runs:
+        for key, value in flatten(run.environment).items():
+            seen.setdefault(key, Counter())[_text(value)] += 1
+    return {key: values.most_common() for key, values in seen.items()}
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level with dotted keys; empty ones vanish.
+
+    >>> flatten({"optimizer": {"name": "sgd", "lr": 0.1}})
+    {'optimizer.name': 'sgd', 'optimizer.lr': 0.1}
+    """
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _text(value: Any) -> str:
+    if value is None or value == [] or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return str(value)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

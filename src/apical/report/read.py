@@ -1,0 +1,176 @@
+"""A study folder as values: study.json and, per run, experiment.json, records, environment.
+
+study.json:
+    name, title, tier, command   text; the command regenerates the study
+    runs        list of {folder, setting, rule, seed} and optionally {command}
+    published   list of {setting, rule, metric, value, unit, source}, optionally {n, other_scale};
+                metric test_error or test_accuracy; unit "%" or "fraction"; n runs behind it (1);
+                other_scale says why the value is no match for these runs whatever the tier
+    notes       list of text: what a reader must know about the data, printed beside the numbers
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from apical import records
+
+FULL_TIER = "full"  # the published protocol; every other tier is on another scale
+
+Status = Literal["finished", "unfinished", "failed", "not started"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run and how far it came; `reason` says why it is not finished."""
+
+    folder: str
+    setting: str
+    rule: str
+    seed: int
+    status: Status
+    reason: str = ""
+    command: str = ""
+    experiment: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[Mapping[str, Any], ...] = ()
+
+    def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
+        return [row for row in self.rows if row.get("kind") == kind]
+
+    @property
+    def final(self) -> Mapping[str, Any]:
+        """The row that closes a finished run, {} for others."""
+        rows = self.of_kind("final")
+        return rows[-1] if rows else {}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published value as test error in %, with the number of runs behind it."""
+
+    setting: str
+    rule: str
+    error: float
+    source: str
+    n: int = 1
+    other_scale: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    name: str
+    title: str
+    tier: str
+    command: str
+    runs: tuple[Run, ...]
+    published: tuple[Published, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def settings(self) -> list[str]:
+        return list(dict.fromkeys(run.setting for run in self.runs))
+
+    @property
+    def rules(self) -> list[str]:
+        return list(dict.fromkeys(run.rule for run in self.runs))
+
+    def finished(self, setting: str, rule: str) -> list[Run]:
+        return [
+            run
+            for run in self.runs
+            if (run.setting, run.rule, run.status) == (setting, rule, "finished")
+        ]
+
+    def find_published(self, setting: str, rule: str) -> Published | None:
+        matches = (row for row in self.published if (row.setting, row.rule) == (setting, rule))
+        return next(matches, None)
+
+
+def is_study(folder: Path) -> bool:
+    return (folder / "study.json").is_file()
+
+
+def read_study(folder: Path) -> Study:
+    """Read a study and whatever its runs have left so far.
+
+    Raises: ValueError when study.json is missing, is not JSON or lacks a key.
+    """
+    if not is_study(folder):
+        raise ValueError(f"{folder} is no study: it has no study.json")
+    value = records.read_json(folder / "study.json")
+    try:
+        return Study(
+            name=value["name"],
+            title=value["title"],
+            tier=value["tier"],
+            command=value["command"],
+            runs=tuple(_read_run(folder, entry) for entry in value["runs"]),
+            published=tuple(_published(entry) for entry in value["published"]),
+            notes=tuple(value["notes"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'study.json'}: missing or misshapen entry {error}") from error
+
+
+def _published(entry: Mapping[str, Any]) -> Published:
+    factor = {"%": 1.0, "fraction": 100.0}
+    if entry["metric"] not in ("test_error", "test_accuracy") or entry["unit"] not in factor:
+        raise ValueError(
+            f"published value of {entry['rule']!r}: metric {entry['metric']!r} in "
+            f"{entry['unit']!r}; allowed are test_error and test_accuracy in '%' or 'fraction'"
+        )
+    percent = entry["value"] * factor[entry["unit"]]
+    return Published(
+        setting=entry["setting"],
+        rule=entry["rule"],
+        error=percent if entry["metric"] == "test_error" else 100 - percent,
+        source=entry["source"],
+        n=entry.get("n", 1),
+        other_scale=entry.get("other_scale", ""),
+    )
+
+
+def _read_run(study: Path, entry: Mapping[str, Any]) -> Run:
+    folder = study / entry["folder"]
+    common = {key: entry[key] for key in ("folder", "setting", "rule", "seed")}
+    common["command"] = entry.get("command", "")
+    try:
+        experiment = _read_if_there(folder / "experiment.json")
+        environment = _read_if_there(folder / "environment.json")
+        rows = tuple(records.read(folder / "records.jsonl"))
+    except (ValueError, OSError) as error:
+        reason = str(error).replace(f"{study}/", "")  # pages are published: no absolute paths
+        return Run(**common, status="failed", reason=f"unreadable: {reason}")
+    status, reason = _status(rows, experiment)
+    return Run(
+        **common,
+        status=status,
+        reason=reason,
+        experiment=experiment,
+        environment=environment,
+        rows=rows,
+    )
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return records.read_json(path) if path.exists() else {}
+
+
+def _status(
+    rows: tuple[Mapping[str, Any], ...], experiment: Mapping[str, Any]
+) -> tuple[Status, str]:
+    kinds = [row.get("kind") for row in rows]
+    if "final" in kinds:
+        if "test_acc" not in rows[kinds.index("final")]:
+            return "failed", "its final row has no test_acc"
+        return "finished", ""
+    if kinds and kinds[-1] == "stopped":
+        stop = rows[-1]
+        places = [f"{key} {stop[key]}" for key in ("epoch", "step", "where") if key in stop]
+        return "failed", f"{stop.get('reason', 'no reason given')} ({', '.join(places)})"
+    epochs = [row["epoch"] for row in rows if row.get("kind") == "epoch"]
+    if epochs:
+        return "unfinished", f"epoch {epochs[-1]} of {experiment.get('epochs', '?')}"
+    return "not started", "no epoch recorded"

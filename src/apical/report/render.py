@@ -1,0 +1,189 @@
+"""Figures as SVG that follows the theme of the page, and as PNG for print."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apical.report.looks import INK, LINE, SOFT, Look, line_style, variables
+
+XLINK = "http://www.w3.org/1999/xlink"
+FONT = {"font.size": 8, "font.family": "DejaVu Sans", "axes.unicode_minus": True}
+SETTINGS = FONT | {
+    "axes.edgecolor": SOFT,
+    "axes.grid": True,
+    "axes.labelcolor": SOFT,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.dpi": 72,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "apical",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": SOFT,
+    "xtick.labelsize": 8,
+    "xtick.major.size": 2.5,
+    "xtick.major.width": 0.6,
+    "ytick.color": SOFT,
+    "ytick.labelsize": 8,
+    "ytick.major.size": 2.5,
+    "ytick.major.width": 0.6,
+    "ytick.minor.size": 0,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: a title outside it and a function that draws into it."""
+
+    title: str
+    draw: Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Panels that belong together: one row of the page, one PNG."""
+
+    name: str
+    heading: str
+    caption: str
+    panels: tuple[Panel, ...]
+    size: tuple[float, float] = (3.4, 2.2)
+    margin: tuple[float, float] = (0.5, 0.42)
+    """Inches left of the axes and below them."""
+    legend: bool = True
+
+
+def to_svg(group: Group, panel: Panel) -> str:
+    """One panel as an SVG element for inlining: colours are CSS variables, ids do not clash."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=group.size)
+        panel.draw(_axes(figure, group, (0.0, 0.0), group.size))
+        return _inline(figure, panel.title)
+
+
+def legend_svg(look: Look, label: str) -> str:
+    """The line and marker of a rule, for the legend of the page."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(0.42, 0.17))
+        figure.add_artist(Line2D([0.04, 0.96], [0.5, 0.5], **line_style(look)))
+        figure.add_artist(
+            Line2D([0.5], [0.5], marker=look.marker, markersize=4.5, color=look.light)
+        )
+        return _inline(figure, label)
+
+
+def write_png(
+    path: Path, group: Group, title: str, legend: Sequence[tuple[str, Look]], columns: int
+) -> None:
+    """All panels of a group as one print-ready PNG on white, 200 dots per inch."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from apical.records import write_bytes
+
+    columns = min(columns, len(group.panels))
+    rows = -(-len(group.panels) // columns)
+    width, height = max(columns * group.size[0], 3.2), group.size[1] + 0.22
+    per_row = max(1, int(width / 0.95))
+    head = 0.34 + (0.2 * -(-len(legend) // per_row) if group.legend else 0)
+    total = (width, rows * height + head)
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=total)
+        figure.text(0.1 / width, 1 - 0.2 / total[1], title, fontsize=9.5, fontweight="bold")
+        if group.legend:
+            _png_legend(figure, legend, per_row, 1 - 0.3 / total[1])
+        for index, panel in enumerate(group.panels):
+            row, column = divmod(index, columns)
+            corner = (column * group.size[0], total[1] - head - (row + 1) * height)
+            axes = _axes(figure, group, corner, total)
+            axes.set_title(panel.title, fontsize=8, loc="left", color=INK)
+            panel.draw(axes)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    write_bytes(path, out.getvalue())
+
+
+def _axes(figure: Any, group: Group, corner: tuple[float, float], total: Sequence[float]) -> Any:
+    """Axes with fixed margins in inches, so that panels line up."""
+    left, bottom = group.margin
+    width, height = group.size[0] - left - 0.12, group.size[1] - bottom - 0.1
+    return figure.add_axes(
+        (
+            (corner[0] + left) / total[0],
+            (corner[1] + bottom) / total[1],
+            width / total[0],
+            height / total[1],
+        )
+    )
+
+
+def _png_legend(figure: Any, legend: Sequence[tuple[str, Look]], per_row: int, top: float) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker=look.marker, markersize=4, label=label, **line_style(look))
+        for label, look in legend
+    ]
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0, top),
+        ncols=per_row,
+        frameon=False,
+        fontsize=8,
+        handlelength=2.6,
+        columnspacing=1.4,
+    )
+
+
+def _inline(figure: Any, title: str) -> str:
+    from markupsafe import escape
+
+    out = io.StringIO()
+    empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(out, format="svg", transparent=True, metadata=empty)
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    head = re.match(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", svg)
+    if head is None:
+        raise AssertionError("matplotlib's SVG starts without a viewBox")
+    opening = f'<svg xmlns:xlink="{XLINK}" {head[1]} role="img" aria-label="{escape(title)}">'
+    body = re.sub(r"(\.\d\d)\d+", r"\1", svg[head.end() :])  # hundredths of a point suffice
+    return opening + _themed(_without_idle_ids(body))
+
+
+def _without_idle_ids(svg: str) -> str:
+    """Ids nothing refers to are the same in every figure (axes_1): a page may hold each once."""
+    used = set(re.findall(r"#([\w-]+)[\")]", svg))
+    return re.sub(
+        r' id="([^"]*)"', lambda match: match.group(0) if match.group(1) in used else "", svg
+    )
+
+
+def _themed(svg: str) -> str:
+    """Colours become CSS variables, so that dark mode can replace them; fonts are the page's."""
+    names = variables()
+    svg = re.sub(
+        r"#[0-9a-f]{6}\b",
+        lambda match: (
+            f"var({names[match.group(0)]})" if match.group(0) in names else match.group(0)
+        ),
+        svg,
+    )
+    return re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)

@@ -1,0 +1,244 @@
+"""The table of a study: rule x setting, from runs to numbers, CSV and Markdown.
+
+Everything is test error in %, as the published tables are; differences are percentage points.
+"""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from apical import stats
+from apical.report.read import FULL_TIER, Published, Run, Study
+
+NAMES = {"bp": "BP", "brsf": "brSF", "dfa": "DFA", "fa": "FA", "frsf": "frSF", "usf": "uSF"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: a rule in a setting. Errors and differences in % and points."""
+
+    setting: str
+    rule: str
+    planned: int
+    failed: int
+    runs: tuple[Run, ...]
+    summary: stats.Summary | None = None
+    one_net: tuple[float, float] | None = None
+    difference: stats.Summary | None = None
+    ties: str = ""
+    published: Published | None = None
+    verdict: stats.Verdict | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.runs)
+
+    @property
+    def published_difference(self) -> float | None:
+        """Ours minus published, in points."""
+        if self.summary is None or self.published is None:
+            return None
+        return self.summary.mean - self.published.error
+
+    def mean_of(self, key: str) -> float | None:
+        """Mean over seeds of a value of the final rows; None unless every run has it."""
+        values = [run.final[key] for run in self.runs if key in run.final]
+        if not values or len(values) < self.n:
+            return None
+        return float(sum(values) / len(values))
+
+
+def test_error(run: Run) -> float:
+    """Test error in % of a finished run."""
+    return 100 * (1 - run.final["test_acc"])
+
+
+def display_name(rule: str) -> str:
+    """The rule as its paper writes it; labels that are no rule's name stay as they are."""
+    return NAMES.get(rule.lower(), rule)
+
+
+def is_baseline(rule: str) -> bool:
+    return rule.lower() == "bp"
+
+
+def cells(study: Study) -> list[Cell]:
+    """All rows of the table, in the order of study.json."""
+    return [cell for setting in study.settings for cell in _setting_cells(study, setting)]
+
+
+def _setting_cells(study: Study, setting: str) -> list[Cell]:
+    rules = [
+        rule
+        for rule in study.rules
+        if any((run.setting, run.rule) == (setting, rule) for run in study.runs)
+    ]
+    samples = {
+        rule: {run.seed: test_error(run) for run in study.finished(setting, rule)} for rule in rules
+    }
+    letters = stats.tie_groups(samples)
+    baseline = next((rule for rule in rules if is_baseline(rule)), None)
+    return [
+        _cell(study, setting, rule, samples[rule], samples.get(baseline or "", {}), letters[rule])
+        for rule in rules
+    ]
+
+
+def _cell(
+    study: Study,
+    setting: str,
+    rule: str,
+    sample: dict[int, float],
+    baseline: dict[int, float],
+    ties: str,
+) -> Cell:
+    planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
+    runs = tuple(study.finished(setting, rule))
+    published = study.find_published(setting, rule)
+    summary = stats.summarize(list(sample.values())) if sample else None
+    difference = None if is_baseline(rule) else stats.paired_difference(sample, baseline)
+    verdict = None
+    if summary is not None and published is not None:
+        scale = published.other_scale
+        if not scale and study.tier != FULL_TIER:
+            scale = f"tier {study.tier}, not the published protocol"
+        verdict = stats.verdict(
+            summary, published.error, other_scale=scale, published_n=published.n
+        )
+    return Cell(
+        setting=setting,
+        rule=rule,
+        planned=len(planned),
+        failed=sum(run.status == "failed" for run in planned),
+        runs=runs,
+        summary=summary,
+        one_net=_one_net(runs),
+        difference=difference,
+        ties=ties,
+        published=published,
+        verdict=verdict,
+    )
+
+
+def _one_net(runs: tuple[Run, ...]) -> tuple[float, float] | None:
+    """Wilson interval of the error in %, for a single run that says how many images it saw."""
+    if len(runs) != 1 or "test_count" not in runs[0].final:
+        return None
+    count = runs[0].final["test_count"]
+    low, high = stats.wilson(count * test_error(runs[0]) / 100, count)
+    return 100 * low, 100 * high
+
+
+def to_csv(table: Iterable[Cell]) -> str:
+    """The table with every number in full precision, for spreadsheets and scripts."""
+    out = io.StringIO()
+    columns = list(_csv_row(Cell("", "", 0, 0, ())))
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_csv_row(cell) for cell in table)
+    return out.getvalue()
+
+
+def _csv_row(cell: Cell) -> dict[str, object]:
+    ours, gap, published = cell.summary, cell.difference, cell.published
+    return {
+        "setting": _no_formula(cell.setting),
+        "rule": _no_formula(cell.rule),
+        "n": cell.n,
+        "planned": cell.planned,
+        "failed": cell.failed,
+        "mean": ours and ours.mean,
+        "sd": ours and ours.sd,
+        "low": ours and ours.low,
+        "high": ours and ours.high,
+        "bp_difference": gap and gap.mean,
+        "bp_low": gap and gap.low,
+        "bp_high": gap and gap.high,
+        "ties": cell.ties,
+        "published": published and published.error,
+        "published_n": published and published.n,
+        "published_source": published and _no_formula(published.source),
+        "published_difference": cell.published_difference,
+        "verdict": cell.verdict and cell.verdict.word,
+        "verdict_reason": cell.verdict and cell.verdict.why,
+        "step_ms": cell.mean_of("step_ms"),
+        "feedback_bytes": cell.mean_of("feedback_bytes"),
+        "seconds": cell.mean_of("seconds"),
+    }
+
+
+def _no_formula(text: str) -> str:
+    """Text a spreadsheet will not run as a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def to_markdown(study: Study) -> str:
+    """The table for a README: one line per rule and setting, then what the columns mean."""
+    table = cells(study)
+    several = len(study.settings) > 1
+    head = ["rule", "n", "test error %", "95 % interval", "minus BP", "ties", "published %"]
+    head = ["setting"] * several + head + ["verdict"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(_rulers(head)) + "|"]
+    lines += ["| " + " | ".join(_markdown_row(cell, several)) + " |" for cell in table]
+    return "\n".join(lines) + "\n\n" + _markdown_legend(study, table) + "\n"
+
+
+def _rulers(head: list[str]) -> list[str]:
+    return ["---" if name in ("setting", "rule", "ties", "verdict") else "---:" for name in head]
+
+
+def _markdown_row(cell: Cell, several: bool) -> list[str]:
+    ours, gap = cell.summary, cell.difference
+    row = [
+        display_name(cell.rule),
+        count(cell),
+        number(ours.mean if ours else None),
+        interval(ours),
+        f"{signed(gap.mean)} [{interval(gap, sign=True)}]" if gap else "",
+        cell.ties,
+        number(cell.published.error if cell.published else None),
+        cell.verdict.word if cell.verdict else "",
+    ]
+    return [_escape_markdown(text) for text in [cell.setting] * several + row]
+
+
+def _markdown_legend(study: Study, table: list[Cell]) -> str:
+    sources = dict.fromkeys(cell.published.source for cell in table if cell.published)
+    parts = [
+        f"Tier {study.tier}: mean over n seeds with a 95 % t interval; `minus BP` is paired on the "
+        "seeds, in points; rules that share a letter are not told apart (Holm-corrected)."
+    ]
+    if sources:
+        parts.append(f"Published: {_escape_markdown('; '.join(sources))}.")
+    parts += [_escape_markdown(note) for note in study.notes]
+    parts.append(f"Regenerate: `{study.command.replace('`', '')}`.")
+    return " ".join(parts)
+
+
+def _escape_markdown(text: str) -> str:
+    for character in "\\|*_`":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+
+
+def count(cell: Cell) -> str:
+    """ "3", or "2 of 3" while runs are missing."""
+    return str(cell.n) if cell.n == cell.planned else f"{cell.n} of {cell.planned}"
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def signed(value: float | None) -> str:
+    """With its sign, a real minus included."""
+    return "" if value is None else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(summary: stats.Summary | None, *, sign: bool = False) -> str:
+    """ "0.83 to 0.97"; "" without an interval."""
+    if summary is None or summary.low is None:
+        return ""
+    text = signed if sign else number
+    return f"{text(summary.low)} to {text(summary.high)}"
