@@ -4,6 +4,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -36,10 +38,12 @@ def test_the_examples_of_a_document_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    namespace: dict[str, object] = {"__name__": "example"}
+    # A real module: classes defined in the examples can be found by name, pickled and unpickled.
+    module = types.ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", module)
     for line, code in python_blocks(document):
         # Leading newlines keep the document's line numbers in tracebacks.
-        exec(compile("\n" * line + code, str(document), "exec"), namespace)
+        exec(compile("\n" * line + code, str(document), "exec"), module.__dict__)
 
 
 def test_the_documents_have_examples() -> None:

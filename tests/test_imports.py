@@ -24,18 +24,21 @@ CORE = [
     {"star"},
     {"feedback"},
     {"attention"},
+    {"updates"},
     {"layers"},
+    {"plan"},
     {"convert"},
-    {"probes"},
+    {"describe", "probes"},
     {"contract"},
 ]
 LEAVES = [{"nets", "data"}]
 RESULTS = [{"records"}, {"stats"}, {"report"}]
 RUNNING = [
-    {"experiment", "optimizers", "claims", "checkpoint", "environment"},
+    {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
     {"prepare"},
     {"observe", "run_folder", "progress"},
     {"training"},
+    {"sweep"},
     {"studies"},
     {"cli"},
 ]
