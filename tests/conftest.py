@@ -4,6 +4,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torchvision_ops import import_torchvision
 
 torch.set_num_threads(1)
 
@@ -14,19 +15,7 @@ def torchvision() -> ModuleType:
 
     Ask for this fixture (or for `vision`, with timm) before naming a net of either library.
     """
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        # Only declared: no net calls them, but importing looks for them.
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-
-        torchvision._declared = library  # it lives as long as the module
-    return torchvision
+    return import_torchvision()
 
 
 @pytest.fixture(scope="session")
