@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import checkpoint, claims, observe, prepare, progress, records, run_folder
-from .convert import learn
 from .experiment import Experiment, versions
 
 LOOK_STEPS = 50
@@ -80,7 +79,7 @@ def run(
     ended = run_folder.end(folder)
     if ended is not None:
         return ended
-    with _settings(experiment, execution):
+    with settings(execution):
         parts = prepare.build(
             experiment,
             device=execution.device,
@@ -162,8 +161,8 @@ def _train_epoch(
     clock = _Clock(at)
     for x, y in itertools.islice(parts.train.epoch(at.epoch), at.epoch_step, None):
         done = at.epoch + at.epoch_step / per_epoch
-        for settings in parts.optimizer.param_groups:
-            settings["lr"] = experiment.lr * experiment.schedule.factor(done, experiment.epochs)
+        for options in parts.optimizer.param_groups:
+            options["lr"] = experiment.lr * experiment.schedule.factor(done, experiment.epochs)
         x_parts, y_parts = x.chunk(experiment.accumulate), y.chunk(experiment.accumulate)
         for number, (x_part, y_part) in enumerate(zip(x_parts, y_parts, strict=True), 1):
             share = len(y_part) / len(y)  # gradients of parts add up to the mean over all images
@@ -190,14 +189,13 @@ def _train_epoch(
 
 
 def _update(experiment: Experiment, parts: prepare.Parts) -> None:
-    """One optimizer step, and what rules do after it."""
+    """One optimizer step; rules that act on it hear of it themselves."""
     if experiment.clip_norm is not None:
         parts.scaler.unscale_(parts.optimizer)
         torch.nn.utils.clip_grad_norm_(parts.model.parameters(), experiment.clip_norm)
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
-    learn(parts.model)
 
 
 def autocasting(experiment: Experiment, device: torch.device) -> Callable[[], Any]:
@@ -246,9 +244,7 @@ def _epoch_rows(
     return [row, *_layer_rows(experiment, parts, at.epoch)]
 
 
-def _layer_rows(
-    experiment: Experiment, parts: prepare.Parts, epoch: int
-) -> list[dict[str, Any]]:
+def _layer_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> list[dict[str, Any]]:
     """Alignment before training, at every ``probe_every``-th epoch, and after the last."""
     if parts.probe is None or parts.group.rank:
         return []
@@ -258,14 +254,16 @@ def _layer_rows(
 
 
 def _final_row(experiment: Experiment, parts: prepare.Parts, at: Position) -> dict[str, Any]:
-    test_loss, test_acc = observe.evaluate(
-        parts.model, parts.test, autocasting(experiment, parts.device)
-    )
-    return {
-        "kind": "final",
-        "epoch": at.epoch,
-        "test_acc": test_acc,
-        "test_loss": test_loss,
+    """The row that closes a run; here, and only here, the test split is read."""
+    row: dict[str, Any] = {"kind": "final", "epoch": at.epoch}
+    splits = {"val": parts.validation, "test": parts.test if experiment.test else None}
+    for name, split in splits.items():
+        if split is not None:
+            row[f"{name}_loss"], row[f"{name}_acc"] = observe.evaluate(
+                parts.model, split, autocasting(experiment, parts.device)
+            )
+            row[f"{name}_count"] = len(split.split)
+    return row | {
         "train_acc": at.train_acc,
         "train_loss": at.train_loss,
         "seconds": round(at.seconds, 3),
@@ -322,9 +320,7 @@ def _state(
     }
 
 
-def _belongs(
-    experiment: Experiment, parts: prepare.Parts, execution: Execution
-) -> dict[str, Any]:
+def _belongs(experiment: Experiment, parts: prepare.Parts, execution: Execution) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
     return {
         "experiment": experiment.key,
@@ -360,7 +356,7 @@ class _Clock:
 
 
 @contextlib.contextmanager
-def _settings(experiment: Experiment, execution: Execution) -> Iterator[None]:
+def settings(execution: Execution) -> Iterator[None]:
     """Threads, determinism and random numbers of a run; the caller's return afterwards."""
     threads = torch.get_num_threads()
     device = torch.device(execution.device)
