@@ -81,6 +81,7 @@ class Experiment:
         data: name of a data set; ``apical list`` shows them.
         size: side of the images in pixels; absent: as stored.
         validation: images held out of the training split to select by (0: none).
+        test: read the test split, once, at the end. Runs that only serve to choose do not.
         net: name of a net, ``timm:NAME``, ``torchvision:NAME`` or ``package.module:callable``.
         net_options: keyword arguments of the net.
         init: law of the initial weights: ``net`` keeps what the net comes with, ``xavier`` draws
@@ -111,6 +112,7 @@ class Experiment:
     data: str = "digits"
     size: int | None = None
     validation: int = 0
+    test: bool = True
     net: str = "mlp"
     net_options: dict[str, Any] = field(default_factory=dict)
     init: Literal["net", "default", "xavier"] = "net"
@@ -140,19 +142,17 @@ class Experiment:
         ]
         for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed:
-                problems.append(
-                    f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}"
-                )
+                problems.append(f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             problems.append(f"lr={self.lr}: must be positive and finite")
         if not 0 <= self.label_smoothing < 1:
             problems.append(f"label_smoothing={self.label_smoothing}: must lie in [0, 1)")
         if self.clip_norm is not None and not self.clip_norm > 0:
             problems.append(f"clip_norm={self.clip_norm}: must be positive, or absent for none")
+        if not (self.test or self.validation):
+            problems.append("test=False without validation: nothing would be measured")
         if self.accumulate > self.batch_size:
-            problems.append(
-                f"accumulate={self.accumulate}: exceeds batch_size={self.batch_size}"
-            )
+            problems.append(f"accumulate={self.accumulate}: exceeds batch_size={self.batch_size}")
         _raise("experiment", problems)
 
     @property

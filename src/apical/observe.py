@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import probes
-from .convert import describe, forward_parameters
+from .convert import forward_parameters
 from .data import Batches
+from .describe import describe
 
 
 @torch.no_grad()
@@ -66,7 +67,7 @@ def parameter_count(model: nn.Module) -> int:
 
 def feedback_bytes(model: nn.Module) -> int:
     """Memory of everything the rules of a model store."""
-    return sum(row.feedback_bytes for row in describe(model).rows)
+    return describe(model).feedback_bytes
 
 
 def memory_mb(device: torch.device) -> float:

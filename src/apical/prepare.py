@@ -140,7 +140,9 @@ def join_group(device: torch.device) -> Group:
     return Group(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
-def _splits(experiment: Experiment, images: data.ImageData) -> tuple[data.Images, data.Images | None]:
+def _splits(
+    experiment: Experiment, images: data.ImageData
+) -> tuple[data.Images, data.Images | None]:
     if not experiment.validation:
         return images.train, None
     # held out alike for every seed and rule, so that what is compared is compared on one split

@@ -1,0 +1,300 @@
+"""The command line: ``apical list | train | study | report | check``."""
+
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+USAGE = """usage: apical VERB [options]
+
+Train networks with biologically motivated learning rules, and compare them.
+
+  apical list                       what there is: studies, rules, nets, data sets
+  apical train --rule fa            train one net; any setting is a flag
+  apical study smoke                all runs behind a table; start it again and it goes on
+  apical report runs/smoke --open   the table and its figures as a page
+  apical check my_module:MyRule     does a rule of your own keep the contract?
+
+apical VERB --help explains the options of a verb."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status (0: all went well)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if words else 2
+    if words[0] == "--version":
+        from apical import __version__
+
+        print(f"apical {__version__}")
+        return 0
+    try:
+        return _verb(words[0])(words[1:])
+    except (ValueError, OSError) as error:
+        print(f"apical {words[0]}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted. Nothing is lost: the same command goes on at the last checkpoint",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+def _verb(name: str) -> Callable[[list[str]], int]:
+    if name not in VERBS:
+        from apical.naming import unknown
+
+        raise UsageError(str(unknown("verb", name, VERBS)))
+    return VERBS[name]
+
+
+def _list(words: list[str]) -> int:
+    parser = _parser("list", "Show the names of studies, rules, nets, data sets and optimizers.")
+    _parse(parser, words)
+    from apical import data, nets, optimizers, rules, studies
+
+    _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
+    _show("rules (--rule)", {n: _summary(type(r)) for n, r in rules.RULES.items()})
+    _show("nets (--net), or timm:NAME, torchvision:NAME, package.module:callable",
+          {n: _summary(f) for n, f in nets.NETS.items()})  # fmt: skip
+    _show("data sets (--data)", {n: _summary(f) for n, f in data.DATA.items()})
+    _show("optimizers (--optimizer), or package.module:Class",
+          dict.fromkeys(optimizers.OPTIMIZERS, ""))  # fmt: skip
+    return 0
+
+
+def _train(words: list[str]) -> int:
+    from apical import claims, training
+    from apical.experiment import Experiment, from_dict
+
+    parser = _parser("train", "Train one net. Killed at any moment, the same command goes on.")
+    parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    parser.add_class_arguments(Experiment, None)
+    parser.add_class_arguments(training.Execution, None)
+    parser.add_argument("--runs", default="runs", help="folder that holds all runs")
+    parser.add_argument("--folder", default=None, type=str,
+                        help="folder of this run (default: RUNS/train/NAME-KEY)")  # fmt: skip
+    _add_keep_memory(parser)
+    values = _parse(parser, words)
+    execution = _execution(values)
+    experiment = from_dict({name: values[name] for name in Experiment.__dataclass_fields__})
+    folder = values["folder"] or f"{values['runs']}/train/{experiment.name}"
+    try:
+        row = training.run(experiment, folder, execution)
+    except claims.Held as held:
+        raise ValueError(str(held)) from held
+    if not row:  # another process of the group tells
+        return 0
+    if row["kind"] == "stopped":
+        where = f"epoch {row['epoch']}, step {row['step']}, at {row['where']}"
+        print(f"stopped: {row['reason']} in {where}; a smaller --lr may help", file=sys.stderr)
+        print(folder)
+        return 1
+    for split in ("val", "test"):
+        if f"{split}_acc" in row:
+            print(f"{split} accuracy {row[f'{split}_acc']:.2%}, loss {row[f'{split}_loss']:.4f}")
+    print(f"{row['seconds']:.1f} s, {row['step_ms']:.2f} ms a step")
+    print(folder)
+    return 0
+
+
+def _study(words: list[str]) -> int:
+    from pathlib import Path
+
+    from apical import studies, training, workers
+    from apical.studies import conduct, cost
+
+    parser = _parser(
+        "study",
+        "Do all runs behind a table. Finished runs are skipped and interrupted ones go on, so the "
+        "same command may be started again, also twice at once.",
+    )
+    parser.add_argument("name", help="name of the study; apical list shows them")
+    parser.add_argument("--tier", default=None, type=str, help="smoke, short or full (published)")
+    parser.add_argument("--seeds", default=3, type=int, help="runs of each cell of the table")
+    parser.add_argument("--only", default=None, type=str,
+                        help="settings to run, a pattern as 'LeNet *'")  # fmt: skip
+    parser.add_argument("--jobs", default=None, type=int,
+                        help="runs at once, one process each (default: cores / threads)")  # fmt: skip
+    parser.add_argument("--runs", default="runs", help="folder that holds all studies")
+    parser.add_argument("--estimate", default=True, type=bool,
+                        help="time a few steps first and say how long all will take")  # fmt: skip
+    parser.add_class_arguments(training.Execution, None)
+    _add_keep_memory(parser)
+    values = _parse(parser, words)
+    execution = _execution(values)
+    study = studies.build(values["name"], tier=values["tier"], seeds=values["seeds"])
+    study = study.restricted(values["only"])
+    jobs = values["jobs"] or max(1, _cores() // execution.threads)
+    root, folder = Path(values["runs"]), Path(values["runs"]) / study.folder
+    print(f"{study.title}, tier {study.tier}: {len(study.entries)} runs in {folder}", flush=True)
+    if values["estimate"]:
+        tasks = conduct.search_tasks(study, folder) + conduct.table_tasks(study, folder)
+        print(cost.estimate(tasks, execution).text(jobs), flush=True)
+    outcome = conduct.conduct(
+        study,
+        root,
+        execution,
+        command=_command(study.name, values),
+        make=workers.local(jobs) if jobs > 1 else workers.here,
+        jobs=jobs,
+        say=lambda text: print(text, flush=True),
+    )
+    print(f"{len(outcome.finished)} runs finished, {len(outcome.failed)} failed")
+    print(f"apical report {folder} --open    shows the table")
+    return 1 if outcome.failed else 0
+
+
+def _report(words: list[str]) -> int:
+    parser = _parser("report", "Write the page, tables and figures of a study from its folder.")
+    parser.add_argument("folder", help="folder of a study, or of several")
+    parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
+    values = _parse(parser, words)
+    from apical import report
+
+    pages = report.write(values["folder"])
+    for page in pages if isinstance(pages, list) else [pages]:
+        print(page)
+    if values["open"]:
+        import webbrowser
+        from pathlib import Path
+
+        first = pages[0] if isinstance(pages, list) else pages
+        webbrowser.open(Path(first).resolve().as_uri())
+    return 0
+
+
+def _check(words: list[str]) -> int:
+    parser = _parser("check", "Test a learning rule: everything a rule must satisfy.")
+    parser.add_argument("rule", help="a name, or package.module:Name of a rule class or object")
+    values = _parse(parser, words)
+    from apical import check_rule, rules
+    from apical.paths import from_path
+
+    name = values["rule"]
+    found = from_path(name, "rule") if ":" in name else name
+    rule = rules.build(found() if isinstance(found, type) else found)
+    try:
+        check_rule(rule)
+    except AssertionError as error:
+        print(f"{rule} breaks the contract: {error}", file=sys.stderr)
+        return 1
+    print(f"{rule} keeps the contract of rules")
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "check": _check,
+    "list": _list,
+    "report": _report,
+    "study": _study,
+    "train": _train,
+}
+
+
+def _parser(verb: str, description: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(
+        prog=f"apical {verb}",
+        usage=f"apical {verb} [options]",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
+    """Values of the options. ``--batch-size`` and ``--batch_size`` are the same."""
+    from argparse import ArgumentError
+
+    names = [o for action in parser._actions for o in action.option_strings]
+    for action in parser._actions:
+        action.help = action.help and action.help.replace("``", "")
+    words = [_underscored(word) for word in words]
+    try:
+        values = parser.parse_args(words).as_dict()
+    except ArgumentError as error:
+        raise UsageError(_explained(str(error), names)) from error
+    return values
+
+
+def _underscored(word: str) -> str:
+    if not re.match(r"--[a-z]", word):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _explained(message: str, names: list[str]) -> str:
+    """jsonargparse's message, with the nearest names where one is misspelt."""
+    from apical.naming import unknown
+
+    found = re.search(
+        r"(?:unrecognized arguments: |[Oo]ption ')(?P<name>[-\w.]+)|option '(?P<key>[\w.]+)'",
+        message,
+    )
+    if found is None or "Expected" in message:
+        return message
+    name = found["name"] or found["key"]
+    known = [n for n in names if n.startswith("--")]
+    plain = name if name.startswith("--") else f"--{name.partition('.')[0]}"
+    return str(unknown("option", plain.partition("=")[0], known))
+
+
+def _add_keep_memory(parser: Any) -> None:
+    parser.add_argument("--keep_memory", default=False, action="store_true",
+                        help="keep freed memory (glibc); measure whether it is faster")  # fmt: skip
+
+
+def _execution(values: dict[str, Any]) -> Any:
+    """The options of ``Execution``; also what holds for the whole process."""
+    from apical import allocator, training
+
+    if values["keep_memory"]:
+        allocator.keep_memory()
+    signal.signal(signal.SIGTERM, _interrupt)
+    return training.Execution(
+        **{name: values[name] for name in training.Execution.__dataclass_fields__}
+    )
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _command(name: str, values: dict[str, Any]) -> str:
+    """What regenerates a study, without what concerns this machine only."""
+    words = ["apical", "study", name]
+    for option in ("tier", "seeds", "only"):
+        if values[option] is not None:
+            value = str(values[option])
+            words += [f"--{option}", f"'{value}'" if " " in value else value]
+    return " ".join(words)
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _show(title: str, rows: dict[str, str]) -> None:
+    print(title)
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        print(f"  {name.ljust(width)}  {text}".rstrip())
+
+
+def _summary(found: Any) -> str:
+    return (found.__doc__ or "").strip().split("\n")[0]

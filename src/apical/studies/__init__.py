@@ -1,0 +1,37 @@
+"""Studies by name: each the experiments behind one table, with its published values."""
+
+from collections.abc import Callable
+
+from apical.naming import unknown
+from apical.studies import biotorch
+from apical.studies.base import TIERS, Entry, Published, Search, Study
+from apical.studies.smoke import smoke
+
+__all__ = ["STUDIES", "TIERS", "Entry", "Published", "Search", "Study", "build"]
+
+
+def build(name: str, *, tier: str | None = None, seeds: int = 3) -> Study:
+    """A study by name.
+
+    Args: tier: ``smoke`` (does it run), ``short``, ``full`` (the published protocol); absent:
+        ``short``. The study ``smoke`` has that tier only.     seeds: runs of each cell, >= 1.
+    Raises: ValueError for an unknown name or tier.
+    """
+    if name not in STUDIES:
+        raise unknown("study", name, STUDIES)
+    tiers = ("smoke",) if name == "smoke" else TIERS
+    tier = tier or ("smoke" if name == "smoke" else "short")
+    if tier not in tiers:
+        raise unknown(f"tier of the study {name}", tier, tiers)
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds}: must be at least 1; 3 or more give an interval")
+    return STUDIES[name](tier, seeds)
+
+
+STUDIES: dict[str, Callable[[str, int], Study]] = {
+    "biotorch-cifar10": biotorch.cifar10,
+    "biotorch-fashion": biotorch.fashion,
+    "biotorch-imagenet": biotorch.imagenet,
+    "biotorch-mnist": biotorch.mnist,
+    "smoke": smoke,
+}

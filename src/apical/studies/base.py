@@ -1,0 +1,145 @@
+"""What a study is: the experiments behind one table, with the published values."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from apical.experiment import Experiment, Schedule
+from apical.naming import unknown
+
+Tier = Literal["smoke", "short", "full"]
+TIERS: tuple[Tier, ...] = ("smoke", "short", "full")
+
+Choice = tuple[str, str]
+"""A cell of the table: (setting, rule)."""
+
+RULES: dict[str, str | dict[str, Any]] = {
+    "bp": "bp",
+    "fa": {"rule": "fa", "init": "xavier"},
+    "dfa": {"rule": "dfa", "layout": "kernel", "init": "xavier"},
+    "usf": "usf",
+    "brsf": "brsf",
+    "frsf": "frsf",
+}
+"""The six rules of BioTorch in its own forms, by the label they carry in tables."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of a study: where it stands in the table, and what it is."""
+
+    setting: str
+    rule: str
+    experiment: Experiment
+
+    @property
+    def cell(self) -> Choice:
+        return self.setting, self.rule
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published value, of ``n`` runs; ``other_scale`` says why it cannot be compared."""
+
+    setting: str
+    rule: str
+    value: float
+    source: str
+    metric: str = "test_error"
+    unit: str = "%"
+    n: int = 1
+    other_scale: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How learning rates are chosen that the source does not state.
+
+    Every rule gets the same budget: each value once, on a part of the training split, judged on
+    the rest of it. The test split is not read.
+
+    Args: values: learning rates tried.     epochs: of each try.     schedule: of each try.
+        validation: images held out.     seed: of the tries; none of those reported.
+    """
+
+    values: tuple[float, ...]
+    epochs: int
+    schedule: Schedule
+    validation: int
+    seed: int = 1000
+
+
+@dataclass(frozen=True)
+class Study:
+    """The experiments of a table. With a ``search`` their learning rates are still to be chosen."""
+
+    name: str
+    title: str
+    tier: str
+    entries: tuple[Entry, ...]
+    published: tuple[Published, ...] = ()
+    notes: tuple[str, ...] = ()
+    search: Search | None = None
+
+    @property
+    def cells(self) -> list[Choice]:
+        """(setting, rule), in the order of the table."""
+        return list(dict.fromkeys(entry.cell for entry in self.entries))
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder: other tiers than the published protocol stand apart."""
+        plain = self.tier in ("full", self.name)
+        return self.name if plain else f"{self.name}-{self.tier}"
+
+    def restricted(self, pattern: str | None) -> "Study":
+        """The same study with the settings that match a pattern, such as ``LeNet *``, only.
+
+        Raises: ValueError if none does.
+        """
+        if pattern is None:
+            return self
+        settings = list(dict.fromkeys(entry.setting for entry in self.entries))
+        kept = fnmatch.filter(settings, pattern)
+        if not kept:
+            raise unknown(f"setting of {self.name}", pattern, settings)
+        return dataclasses.replace(
+            self,
+            entries=tuple(entry for entry in self.entries if entry.setting in kept),
+            published=tuple(row for row in self.published if row.setting in kept),
+        )
+
+    def candidates(self) -> dict[Choice, dict[float, Experiment]]:
+        """The tries of the search, by cell and learning rate; none without a search."""
+        if self.search is None:
+            return {}
+        first = {entry.cell: entry.experiment for entry in reversed(self.entries)}
+        return {
+            cell: {value: _try(first[cell], self.search, value) for value in self.search.values}
+            for cell in self.cells
+        }
+
+    def chosen(self, rates: Mapping[Choice, float]) -> "Study":
+        """The study with learning rates filled in and nothing left to search."""
+        entries = tuple(
+            dataclasses.replace(
+                entry, experiment=dataclasses.replace(entry.experiment, lr=rates[entry.cell])
+            )
+            for entry in self.entries
+        )
+        return dataclasses.replace(self, entries=entries, search=None)
+
+
+def _try(experiment: Experiment, search: Search, value: float) -> Experiment:
+    return dataclasses.replace(
+        experiment,
+        lr=value,
+        epochs=search.epochs,
+        schedule=search.schedule,
+        validation=search.validation,
+        seed=search.seed,
+        test=False,
+        probe_every=0,
+    )

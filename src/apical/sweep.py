@@ -1,0 +1,202 @@
+"""Sweeps: many runs, each done once, by however many processes work on them.
+
+The folders are the truth: a finished run is skipped, an interrupted one goes on, one that another
+living process holds is waited for.
+"""
+
+import concurrent.futures
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import claims, run_folder, training, workers
+from .experiment import Experiment
+
+WAIT_SECONDS = 1.0
+"""Between two looks at runs that other processes hold."""
+
+DEATHS = 3
+"""Times a run may take its worker process down before it counts as failed."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to be done: an experiment and its folder."""
+
+    experiment: Experiment
+    folder: Path
+
+
+@dataclass
+class Outcome:
+    """What became of the tasks: ``failed`` maps folders to reasons."""
+
+    finished: list[Task] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+
+
+def sweep(
+    tasks: Sequence[Task],
+    execution: training.Execution,
+    *,
+    make: workers.Make = workers.here,
+    jobs: int = 1,
+    say: Say = lambda text: None,
+) -> Outcome:
+    """Do all runs that are not done; one that fails does not stop the others.
+
+    Args: make: opens the executor; ``workers.local(jobs)`` for worker processes.
+        jobs: runs (>= 1) under way at once.     say: told of every run that ends.
+    Returns: once every run has ended, here or in other processes.
+    """
+    work = _Work(execution, say, len(tasks))
+    waiting = deque(work.sort_out(tasks))
+    while waiting:
+        try:
+            with make() as executor:
+                _drive(work, executor, waiting, jobs)
+        except BrokenProcessPool:
+            say("a worker process died; starting others")
+    return work.outcome
+
+
+def attempt(task: Task, execution: training.Execution) -> dict[str, Any]:
+    """In a worker: one run. Returns its last row, or a row of kind ``held`` or ``error``."""
+    try:
+        return training.run(task.experiment, task.folder, execution)
+    except claims.Held as held:
+        return {"kind": "held", "reason": str(held)}
+    except (ValueError, OSError) as error:
+        return {"kind": "error", "reason": str(error)}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        return {"kind": "error", "reason": reason, "traceback": traceback.format_exc()}
+
+
+@dataclass
+class _Work:
+    execution: training.Execution
+    say: Say
+    total: int
+    outcome: Outcome = field(default_factory=Outcome)
+    deaths: Counter[Path] = field(default_factory=Counter)
+    skipped: int = 0
+
+    def sort_out(self, tasks: Sequence[Task]) -> list[Task]:
+        """Book the runs that have ended; return the others."""
+        left = []
+        for task in tasks:
+            try:
+                run_folder.check(task.folder, task.experiment)
+                row = run_folder.end(task.folder)
+            except (ValueError, OSError) as error:
+                row = {"kind": "error", "reason": str(error)}
+            if row is None:
+                left.append(task)
+            else:
+                self.skipped += row["kind"] == "final"
+                self.book(task, row, quiet=row["kind"] == "final")
+        if self.skipped:
+            self.say(f"{self.skipped} of {self.total} runs are finished already")
+        return left
+
+    def book(self, task: Task, row: dict[str, Any], *, quiet: bool = False) -> None:
+        """Enter the end of a run."""
+        if row["kind"] == "final":
+            self.outcome.finished.append(task)
+            text = _told(row)
+        else:
+            self.outcome.failed[task.folder] = text = f"FAILED: {_why(row)}"
+            if "traceback" in row:
+                text += "\n" + row["traceback"]
+        if not quiet:
+            ended = len(self.outcome.finished) + len(self.outcome.failed)
+            self.say(f"[{ended}/{self.total}] {task.folder.name}: {text}")
+
+
+def _drive(work: _Work, executor: Executor, waiting: deque[Task], jobs: int) -> None:
+    """Keep ``jobs`` runs under way until none waits; a task leaves ``waiting`` when it ends."""
+    running: dict[Future[dict[str, Any]], Task] = {}
+    held: deque[Task] = deque()
+    try:
+        while waiting or running or held:
+            while waiting and len(running) < jobs:
+                task = waiting.popleft()
+                running[executor.submit(attempt, task, work.execution)] = task
+            if running:
+                done, _ = concurrent.futures.wait(
+                    running, WAIT_SECONDS, concurrent.futures.FIRST_COMPLETED
+                )
+                for future in done:
+                    _settle(work, future, running, held)
+            else:
+                time.sleep(WAIT_SECONDS)
+            if not waiting:
+                _look_at_held(work, held, waiting)
+    finally:
+        waiting.extend(running.values())
+        waiting.extend(held)
+
+
+def _settle(
+    work: _Work,
+    future: Future[dict[str, Any]],
+    running: dict[Future[dict[str, Any]], Task],
+    held: deque[Task],
+) -> None:
+    task = running[future]
+    try:
+        row = future.result()
+    except BrokenProcessPool:
+        for suspect in list(running):
+            _count_death(work, running, suspect)
+        raise
+    del running[future]
+    if row["kind"] == "held":
+        held.append(task)
+    else:
+        work.book(task, row)
+
+
+def _count_death(
+    work: _Work, running: dict[Future[dict[str, Any]], Task], future: Future[dict[str, Any]]
+) -> None:
+    task = running[future]
+    work.deaths[task.folder] += 1
+    if work.deaths[task.folder] >= DEATHS:
+        del running[future]
+        reason = f"its worker process died {DEATHS} times; out of memory?"
+        work.book(task, {"kind": "error", "reason": reason})
+
+
+def _look_at_held(work: _Work, held: deque[Task], waiting: deque[Task]) -> None:
+    """Book what others have finished; take back what they have left."""
+    for _ in range(len(held)):
+        task = held.popleft()
+        row = run_folder.end(task.folder)
+        if row is not None:
+            work.book(task, row)
+        elif claims.owner(task.folder) is None:
+            waiting.append(task)
+        else:
+            held.append(task)
+
+
+def _told(row: dict[str, Any]) -> str:
+    told = [f"test {row['test_acc']:.2%}"] if "test_acc" in row else []
+    told += [f"validation {row['val_acc']:.2%}"] if "val_acc" in row else []
+    return f"{', '.join(told)} ({row['seconds']:.0f} s)"
+
+
+def _why(row: dict[str, Any]) -> str:
+    if row["kind"] == "stopped":
+        return f"{row['reason']} in epoch {row['epoch']}, step {row['step']}, at {row['where']}"
+    return str(row["reason"])
