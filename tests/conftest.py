@@ -4,6 +4,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from torchvision_ops import import_torchvision
 
 torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """One voice for misspelt names: what was given, what is near, what is allowed."""
 
 import difflib
-import os
+import itertools
 from collections.abc import Iterable
 
 LISTED = 60  # names up to which all are listed
@@ -34,6 +34,7 @@ def _near(given: str, names: list[str]) -> list[str]:
         likeness = difflib.SequenceMatcher(None, given, name.lower()).ratio()
         if likeness >= NEAR:
             # people get the beginning right: of names equally alike, the same beginning wins
-            start = len(os.path.commonprefix([given, name.lower()]))
+            pairs = zip(given, name.lower(), strict=False)
+            start = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
             scores[name] = likeness + start / max(len(given), len(name))
     return sorted(scores, key=lambda name: -scores[name])[:3]

@@ -11,8 +11,10 @@ HARMLESS = {
     ("_codecs", "encode"),
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
+    ("numpy._core.numeric", "_frombuffer"),
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.numeric", "_frombuffer"),
 }
 
 

@@ -25,7 +25,8 @@ def kept(key: str, make: Callable[[], Arrays]) -> Arrays:
     path = cache_folder() / "decoded" / f"{key}.npz"
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # opened here: numpy leaves a file open when it is no archive
+            with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             warnings.warn(f"{path} cannot be read ({error}); decoding again", stacklevel=2)

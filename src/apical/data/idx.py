@@ -26,11 +26,11 @@ def read_idx(path: Path, *, md5: str | None, again: str) -> torch.Tensor:
     want = f"md5 {md5} of the unpacked content" if md5 else "an IDX file of bytes"
     try:
         zero, kind, dims = struct.unpack_from(">HBB", content)
+        if zero or kind != UNSIGNED_BYTE:
+            raise damaged(path, f"the header reads {content[:4].hex()}", want, again)
         shape = struct.unpack_from(f">{dims}I", content, 4)
     except struct.error:
         raise damaged(path, f"only {len(content)} bytes, no header", want, again) from None
-    if zero or kind != UNSIGNED_BYTE:
-        raise damaged(path, f"the header reads {content[:4].hex()}", want, again)
     start = 4 + 4 * dims
     if len(content) - start != math.prod(shape):
         size = start + math.prod(shape)
