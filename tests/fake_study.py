@@ -78,10 +78,10 @@ def epoch_rows(rule, epoch, error, layers, chance):
         settle = 1 - math.exp(-epoch / 5)
         row = {"kind": "layer", "epoch": epoch, "layer": layer}
         if rule in ANGLES and rule != "bp":
-            row["angle_deg"] = 90 - (90 - ANGLES[rule]) * settle * (0.3 + 0.2 * depth) / 1.1
+            row["angle_deg"] = 90 - (90 - ANGLES[rule]) * settle * (0.3 + 0.7 * depth / len(layers))
             row["norm_ratio"] = 1 / (1 + 0.2 * epoch / 20 * (depth + 1))
         if rule != "bp":
-            row["gradient_angle_deg"] = 80 - 8 * depth - 10 * settle + chance.random()
+            row["gradient_angle_deg"] = 80 - 40 * depth / len(layers) - 10 * settle
             row["gradient_norm_ratio"] = 0.6 + 0.1 * depth + 0.05 * chance.random()
         yield row
 

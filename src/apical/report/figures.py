@@ -66,12 +66,11 @@ def _errors(shown: Sequence[Cell], looks: Mapping[str, Look]) -> Group | None:
     return Group(
         "error",
         "Test error",
-        "Bar and dot: mean and 95 % interval. Small dots: single seeds. Open diamond: published "
-        "value.",
+        "Dot and line: mean and 95 % interval. Small dots below: single seeds. Open diamond: "
+        "published value.",
         (Panel("Test error, %", partial(draw_errors, shown=shown, looks=looks)),),
-        size=(6.4, 0.6 + 0.27 * len(shown)),
-        margin=(min(2.2, 0.3 + 0.075 * widest), 0.42),
-        legend=False,
+        size=(4.6, 0.6 + 0.27 * len(shown)),
+        margin=(min(1.6, 0.24 + 0.075 * widest), 0.42),
     )
 
 
@@ -82,9 +81,10 @@ def draw_errors(axes: Any, *, shown: Sequence[Cell], looks: Mapping[str, Look]) 
         if ours is None:
             continue
         if ours.low is not None:
-            axes.plot([ours.low, ours.high], [place, place], color=look.light, linewidth=2.2)
+            axes.plot([ours.low, ours.high], [place, place], color=look.light, linewidth=1.6)
         seeds = [test_error(run) for run in cell.runs]
-        axes.scatter(seeds, [place] * len(seeds), s=9, color=look.light, alpha=0.45, linewidths=0)
+        below = [place + 0.27] * len(seeds)
+        axes.scatter(seeds, below, s=7, color=look.light, alpha=0.7, linewidths=0)
         axes.scatter([ours.mean], [place], s=34, color=look.light, zorder=3, linewidths=0)
         if cell.published:
             axes.scatter(
@@ -119,7 +119,9 @@ def _curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Gro
         "Line: mean over seeds; band: lowest to highest seed. Logarithmic; a value of 0 is drawn "
         "at the lower edge."
     )
-    return Group("curves", "Learning curves", caption, tuple(panels)) if panels else None
+    if not panels:
+        return None
+    return Group("curves", "Learning curves", caption, tuple(panels), rules=tuple(runs))
 
 
 def draw_curves(
@@ -209,6 +211,7 @@ def _alignment(
         panels,
         size=(2.0, 1.5),
         margin=(0.42, 0.4),
+        rules=tuple(rule for rule in runs if any(rule in values for values in layers.values())),
     )
 
 
@@ -238,7 +241,10 @@ def _costs(shown: Sequence[Cell], looks: Mapping[str, Look]) -> Group | None:
         "Step times are those of the training runs themselves, whatever else the machine did; "
         "the speed benchmark measures rules side by side."
     )
-    return Group("cost", "What a rule costs", caption, tuple(panels)) if panels else None
+    if not panels:
+        return None
+    rules = tuple(cell.rule for cell in shown)
+    return Group("cost", "What a rule costs", caption, tuple(panels), rules=rules)
 
 
 def draw_costs(
@@ -251,9 +257,10 @@ def draw_costs(
             continue
         if ours.low is not None:
             axes.plot([x, x], [ours.low, ours.high], color=look.light, linewidth=1, alpha=0.6)
-        axes.plot([x], [ours.mean], marker=look.marker, markersize=6, color=look.light)
+        axes.plot(
+            [x], [ours.mean], marker=look.marker, markersize=6, color=look.light, clip_on=False
+        )
     axes.set_xlabel(label, labelpad=2)
     axes.set_ylabel("test error, %")
     axes.grid(color=LINE)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.08, y=0.12)
+    axes.margins(x=0.12, y=0.12)

@@ -62,6 +62,7 @@ def _write_study(study: Study, out: Path) -> Path:
         study=study,
         state=protocol.state(study),
         summary=protocol.summary(study),
+        verdicts=protocol.verdicts(rows),
         protocols=protocol.protocols(study),
         environment=protocol.environment(study),
         unfinished=[run for run in study.runs if run.status != "finished"],
@@ -82,8 +83,13 @@ def _section(
     legend = [(table.display_name(rule), look[rule]) for rule in shown]
     slug = f"{slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""
     for group in groups:
-        title = f"{study.title} · {setting} · {group.heading}"
-        write_png(out / f"{slug}{group.name}.png", group, title, legend, PNG_COLUMNS)
+        write_png(
+            out / f"{slug}{group.name}.png",
+            group,
+            title=f"{study.title} · {setting} · {group.heading}",
+            legend=[(table.display_name(rule), look[rule]) for rule in group.rules],
+            columns=PNG_COLUMNS,
+        )
     return {
         "setting": setting,
         "groups": [_figure(group, f"{slug}{group.name}.png") for group in groups],

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apical.report.read import FULL_TIER, Run, Study
-from apical.report.table import display_name
+from apical.report.table import Cell, display_name
 
 PER_RUN = ("key", "rule", "seed")
 """Fields of an experiment that the table itself shows."""
@@ -40,6 +40,21 @@ def summary(study: Study) -> str:
     if seeds and len(seeds) < 3:
         parts.append("Fewer than three seeds: intervals say little and nothing is judged.")
     return " ".join(parts)
+
+
+def verdicts(rows: Iterable[Cell]) -> str:
+    """One sentence: how many published values agree, and which differ; "" when none was judged."""
+    judged = [row for row in rows if row.verdict and row.verdict.word in ("agrees", "differs")]
+    if not judged:
+        return ""
+    differing = [row for row in judged if row.verdict and row.verdict.word == "differs"]
+    agree = f"{len(judged) - len(differing)} of {_plural(len(judged), 'published value')} agree"
+    if not differing:
+        return f"{agree}."
+    several = len({row.setting for row in judged}) > 1
+    names = [f"{row.setting} " * several + display_name(row.rule) for row in differing]
+    verb = "differs" if len(names) == 1 else "differ"
+    return f"{agree}; {len(names)} {verb}: {', '.join(names)}."
 
 
 def protocols(study: Study) -> list[dict[str, Any]]:

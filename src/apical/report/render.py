@@ -58,7 +58,8 @@ class Group:
     size: tuple[float, float] = (3.4, 2.2)
     margin: tuple[float, float] = (0.5, 0.42)
     """Inches left of the axes and below them."""
-    legend: bool = True
+    rules: tuple[str, ...] = ()
+    """Rules to explain in a legend; none where the panels name them."""
 
 
 def to_svg(group: Group, panel: Panel) -> str:
@@ -88,7 +89,7 @@ def legend_svg(look: Look, label: str) -> str:
 
 
 def write_png(
-    path: Path, group: Group, title: str, legend: Sequence[tuple[str, Look]], columns: int
+    path: Path, group: Group, *, title: str, legend: Sequence[tuple[str, Look]], columns: int
 ) -> None:
     """All panels of a group as one print-ready PNG on white, 200 dots per inch."""
     import matplotlib
@@ -100,12 +101,12 @@ def write_png(
     rows = -(-len(group.panels) // columns)
     width, height = max(columns * group.size[0], 3.2), group.size[1] + 0.22
     per_row = max(1, int(width / 0.95))
-    head = 0.34 + (0.2 * -(-len(legend) // per_row) if group.legend else 0)
+    head = 0.34 + 0.2 * -(-len(legend) // per_row)
     total = (width, rows * height + head)
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=total)
         figure.text(0.1 / width, 1 - 0.2 / total[1], title, fontsize=9.5, fontweight="bold")
-        if group.legend:
+        if legend:
             _png_legend(figure, legend, per_row, 1 - 0.3 / total[1])
         for index, panel in enumerate(group.panels):
             row, column = divmod(index, columns)
@@ -164,8 +165,13 @@ def _inline(figure: Any, title: str) -> str:
     if head is None:
         raise AssertionError("matplotlib's SVG starts without a viewBox")
     opening = f'<svg xmlns:xlink="{XLINK}" {head[1]} role="img" aria-label="{escape(title)}">'
-    body = re.sub(r"(\.\d\d)\d+", r"\1", svg[head.end() :])  # hundredths of a point suffice
+    body = re.sub(r' d="[^"]*"', _hundredths, svg[head.end() :], flags=re.S)
     return opening + _themed(_without_idle_ids(body))
+
+
+def _hundredths(path: re.Match[str]) -> str:
+    """Coordinates of a path rounded down: hundredths of a point suffice, at half the size."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", path[0])
 
 
 def _without_idle_ids(svg: str) -> str:

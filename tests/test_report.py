@@ -1,0 +1,378 @@
+"""Reports from made-up run folders: numbers, missing runs, escaping, files beside the page."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from apical import records, report, stats
+from apical.report import figures, looks, page, protocol, read, table
+from fake_study import make_study, rewrite
+
+SMALL = {"rules": ("bp", "fa", "dfa"), "epochs": 3, "layers": ("conv", "fc")}
+HOSTILE = "<script>window.pwned=1</script>\"'&$\\frac{\\x]]> -->"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("runs") / "biotorch-mnist", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def html(study):
+    return report.write(study).read_text()
+
+
+class _Table(HTMLParser):
+    """The cells of the first table, row by row."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self._inside, self._done = [], False, False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr" and not self._done:
+            self.rows.append([])
+        if tag in ("td", "th") and not self._done:
+            self.rows[-1].append("")
+            self._inside = True
+
+    def handle_endtag(self, tag):
+        self._done |= tag == "table"
+        self._inside &= tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self._inside:
+            self.rows[-1][-1] += data.strip()
+
+
+def test_numbers_of_the_page_are_those_of_the_records(study, html):
+    rows = {row[0]: row for row in _Table(html).rows}
+    head = rows["Rule"]
+    errors = {}
+    for run in read.read_study(study).runs:
+        last = records.read(study / run.folder / "records.jsonl")[-1]
+        errors.setdefault(run.rule, []).append(100 - 100 * last["test_acc"])
+    fa, bp = stats.summarize(errors["fa"]), stats.summarize(errors["bp"])
+    gap = stats.summarize([a - b for a, b in zip(errors["fa"], errors["bp"], strict=True)])
+    assert rows["FA"] == [
+        "FA",
+        "3",
+        f"{fa.mean:.2f}",
+        f"{fa.low:.2f} to {fa.high:.2f}",
+        f"+{gap.mean:.2f}",
+        f"{gap.low:+.2f} to {gap.high:+.2f}",
+        "b",
+        "1.70",
+        f"{fa.mean - 1.70:+.2f}",
+        "agrees",
+    ]
+    assert len(head) == len(rows["FA"])
+    assert rows["BP"][:3] == ["BP", "3", f"{bp.mean:.2f}"]
+    assert rows["DFA"][-1] == "differs"
+
+
+def test_headline_counts_the_verdicts(html):
+    assert "2 of 3 published values agree; 1 differs: DFA." in html
+
+
+def test_csv_holds_the_same_in_full_precision(study, html):
+    rows = {row["rule"]: row for row in csv.DictReader(io.StringIO(_csv(study)))}
+    cell = next(cell for cell in table.cells(read.read_study(study)) if cell.rule == "fa")
+    assert float(rows["fa"]["mean"]) == cell.summary.mean
+    assert float(rows["fa"]["bp_low"]) == cell.difference.low
+    assert rows["bp"]["bp_difference"] == ""
+    assert rows["fa"]["verdict"] == "agrees"
+    assert float(rows["fa"]["feedback_bytes"]) == cell.mean_of("feedback_bytes")
+
+
+def _csv(study):
+    return (study / "report" / "table.csv").read_text()
+
+
+def test_every_figure_has_a_png_and_every_link_a_target(study, html):
+    out = study / "report"
+    links = set(re.findall(r'href="([^"]+)"', html)) - {"data:,"}
+    names = {"error", "curves", "angle", "gradient-angle", "norm-ratio", "gradient-norm-ratio"}
+    assert links == {f"{name}.png" for name in names | {"cost"}} | {"table.csv"}
+    for link in links - {"table.csv"}:
+        assert (out / link).read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_are_well_formed_and_follow_the_theme(html):
+    svgs = re.findall(r"<svg.*?</svg>", html, flags=re.S)
+    assert len(svgs) == 3 + 1 + 3 + 2 * 4 + 2  # legend, error, curves, layers x measures, costs
+    for svg in svgs:
+        ElementTree.fromstring(svg)
+        drawn = set(re.findall(r"#[0-9a-f]{6}\b", svg))
+        assert drawn <= {"#000000"}, "a colour that no theme can change"
+        assert "font-family" not in svg
+    assert "var(--rule-d55e00)" in html
+    assert html.count("--rule-d55e00:") == 2  # light and dark
+
+
+def test_the_same_records_give_the_same_bytes(study, html, tmp_path):
+    again = report.write(study, tmp_path / "again")
+    assert again.read_text() == html
+    for file in again.parent.iterdir():
+        assert file.read_bytes() == (study / "report" / file.name).read_bytes()
+
+
+def test_runs_that_did_not_finish_are_listed_with_the_reason(tmp_path):
+    folder = make_study(tmp_path / "s", **SMALL)
+    runs = sorted(folder.glob("s0-*"))
+    epochs = [row for row in records.read(runs[1] / "records.jsonl") if row["kind"] == "epoch"]
+    stop = {"kind": "stopped", "reason": "non-finite loss", "epoch": 2, "step": 7, "where": "loss"}
+    rewrite(runs[0], [stop])
+    rewrite(runs[1], epochs[:2])
+    rewrite(runs[3], [])
+    (runs[4] / "records.jsonl").write_text('{"kind": "ep\n{"kind": "final"}\n')
+    text = _plain(report.write(folder).read_text())
+    assert "5 of 9 runs finished · 2 failed" in text
+    assert "BP, seed 1: failed · non-finite loss (epoch 2, step 7, where loss)" in text
+    assert "BP, seed 2: unfinished · epoch 2 of 3" in text
+    assert "FA, seed 1: not started · no epoch recorded" in text
+    assert f"FA, seed 2: failed · unreadable: {runs[4].name}/records.jsonl, line 1" in text
+    assert str(tmp_path) not in text
+    rows = {row[0]: row for row in _Table((folder / "report/index.html").read_text()).rows}
+    assert rows["BP"][1] == "1 of 3†"
+    assert rows["BP"][3].endswith("‡")  # Wilson interval, not one over seeds
+    assert rows["FA"][-1] == "too few runs"
+
+
+def _plain(html):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html))
+
+
+def test_a_study_without_a_finished_run_still_has_a_page(tmp_path):
+    folder = make_study(tmp_path / "s", **SMALL)
+    for run in folder.glob("s0-*"):
+        for file in run.iterdir():
+            file.unlink()
+        run.rmdir()
+    text = _plain(report.write(folder).read_text())
+    assert "No run has finished yet" in text
+    assert "9 of 9 runs are missing" in text
+    assert "No environment.json has been written yet." in text
+    assert sorted(file.name for file in (folder / "report").iterdir()) == [
+        "index.html",
+        "table.csv",
+    ]
+    assert "| BP | 0 of 3 |" in report.table_markdown(folder)
+
+
+def test_text_from_files_is_escaped_everywhere(tmp_path):
+    folder = make_study(
+        tmp_path / "s",
+        rules=("bp", HOSTILE),
+        settings=(HOSTILE, "=cmd()"),
+        seeds=(1, 2),
+        epochs=2,
+        layers=(HOSTILE,),
+        title=HOSTILE,
+        notes=(HOSTILE,),
+        published=False,
+    )
+    value = records.read_json(folder / "study.json")
+    value["published"] = [
+        {"setting": HOSTILE, "rule": "bp", "metric": "test_accuracy", "value": 0.99}
+        | {"unit": "fraction", "source": HOSTILE}
+    ]
+    value |= {"command": HOSTILE, "name": HOSTILE, "tier": HOSTILE}
+    records.write_json(folder / "study.json", value)
+    for run in folder.glob("s0-*"):
+        records.write_json(run / "environment.json", {HOSTILE: HOSTILE})
+        records.write_json(run / "experiment.json", {HOSTILE: {HOSTILE: HOSTILE}})
+    rewrite(
+        sorted(folder.glob("s0-*"))[0],
+        [{"kind": "stopped", "reason": HOSTILE, "where": HOSTILE}],
+    )
+    html = report.write(folder).read_text()
+    assert html.count("<script>") == 1  # our own
+    assert "&lt;script&gt;window.pwned" in html
+    for svg in re.findall(r"<svg.*?</svg>", html, flags=re.S):
+        ElementTree.fromstring(svg)
+    assert "'=cmd()" in _csv(folder)
+    lines = report.table_markdown(folder).splitlines()
+    assert not any("<" in line for line in lines[:-1])
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 10 for line in lines[:3])
+
+
+def test_other_tiers_are_not_judged(tmp_path):
+    folder = make_study(tmp_path / "s", tier="short", **SMALL)
+    html = report.write(folder).read_text()
+    assert {row[-1] for row in _Table(html).rows[1:]} == {"other scale"}
+    assert "published values are shown for orientation" in html
+    assert "published values agree" not in html
+
+
+def test_published_data_that_differ_are_not_judged(tmp_path):
+    folder = make_study(tmp_path / "s", **SMALL)
+    value = records.read_json(folder / "study.json")
+    value["published"][0]["other_scale"] = "half the training images"
+    records.write_json(folder / "study.json", value)
+    verdicts = {cell.rule: cell.verdict for cell in table.cells(read.read_study(folder))}
+    assert (verdicts["bp"].word, verdicts["bp"].why) == ("other scale", "half the training images")
+    assert verdicts["fa"].word == "agrees"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "unit"),
+    [
+        ("test_error", 1.7, "%"),
+        ("test_error", 0.017, "fraction"),
+        ("test_accuracy", 98.3, "%"),
+        ("test_accuracy", 0.983, "fraction"),
+    ],
+)
+def test_published_values_become_errors_in_percent(metric, value, unit):
+    entry = {"setting": "s", "rule": "fa", "source": "x", "metric": metric}
+    published = read._published(entry | {"value": value, "unit": unit})
+    assert published.error == pytest.approx(1.7)
+
+
+def test_published_values_of_another_metric_are_refused(tmp_path):
+    folder = make_study(tmp_path / "s", **SMALL)
+    value = records.read_json(folder / "study.json")
+    value["published"][0]["metric"] = "loss"
+    records.write_json(folder / "study.json", value)
+    with pytest.raises(ValueError, match=r"metric 'loss' in '%'; allowed are"):
+        report.write(folder)
+
+
+def test_several_studies_get_an_index(tmp_path):
+    make_study(tmp_path / "runs" / "a", rules=("bp",), epochs=1, layers=(), title="First <1>")
+    make_study(tmp_path / "runs" / "b c", rules=("bp",), epochs=1, layers=(), title="Second")
+    index = report.write(tmp_path / "runs", tmp_path / "out")
+    assert index == tmp_path / "out" / "index.html"
+    text = index.read_text()
+    assert "First &lt;1&gt;" in text
+    assert 'href="b%20c/index.html"' in text
+    assert (tmp_path / "out" / "b c" / "index.html").is_file()
+
+
+def test_a_folder_without_studies_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"no study in .*apical study smoke"):
+        report.write(tmp_path)
+    with pytest.raises(ValueError, match=r"no study in"):
+        report.write(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"is no study"):
+        report.table_markdown(tmp_path)
+    (tmp_path / "study.json").write_text('{"name": "x"}')
+    with pytest.raises(ValueError, match=r"study.json: missing or misshapen entry 'title'"):
+        report.write(tmp_path)
+
+
+def test_a_target_that_cannot_be_made_is_an_error(study, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(records.StorageError, match=r"cannot make the folder"):
+        report.write(study, tmp_path / "file" / "report")
+
+
+def test_markdown_table_and_refresh(study, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- table:biotorch-mnist -->\nold\n<!-- end -->\nafter\n")
+    assert report.refresh(readme, study.parent)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- table:biotorch-mnist -->\n| rule | n | test error % |")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "old" not in text
+    assert "Regenerate: `apical study biotorch-mnist --tier full --seeds 3`." in text
+    assert not report.refresh(readme, study.parent)
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table:biotorch-mnits -->\n<!-- end -->", r"did you mean biotorch-mnist\?"),
+        ("<!-- table:biotorch-mnist -->\n", r"not closed by <!-- end -->"),
+        (
+            "<!-- table:a -->\n<!-- table:biotorch-mnist -->\n<!-- end -->",
+            r"not closed by <!-- end --> after table:a",
+        ),
+    ],
+)
+def test_refresh_refuses_broken_markers_and_leaves_the_file(study, tmp_path, text, message):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        report.refresh(readme, study.parent)
+    assert readme.read_text() == text
+
+
+def test_curves_use_epochs_that_every_seed_has():
+    rows = [{"kind": "epoch", "epoch": epoch, "train_loss": epoch / 10} for epoch in (1, 2, 3)]
+    long, short = _run(rows), _run(rows[:2])
+    series = figures.series({"fa": [long, short], "bp": []}, "epoch", "train_loss")
+    assert series == {"fa": {1: [0.1, 0.1], 2: [0.2, 0.2]}}
+
+
+def _run(rows):
+    return read.Run("f", "s", "fa", 1, "finished", rows=tuple(rows))
+
+
+def test_many_layers_are_thinned_evenly_and_said_so(tmp_path):
+    assert figures._spread(list("abc"), 12) == list("abc")
+    names = [str(index) for index in range(22)]
+    picked = figures._spread(names, 12)
+    assert len(set(picked)) == 12
+    assert (picked[0], picked[-1]) == ("0", "21")
+
+
+def test_unknown_rules_get_their_own_looks_in_order():
+    chosen = looks.looks(["mine", "fa", "yours"])
+    assert chosen["fa"] == looks.LOOKS["fa"]
+    assert chosen["mine"] == looks.SPARE[0]
+    assert chosen["yours"] == looks.SPARE[1]
+    lights = [look.light for look in [*looks.LOOKS.values(), *looks.SPARE]]
+    assert len(set(lights)) == len(lights)
+
+
+@pytest.mark.parametrize(("dark", "paper"), [(False, "#ffffff"), (True, "#14171c")])
+def test_every_colour_stands_out_from_the_paper(dark, paper):
+    """WCAG asks 3 : 1 of lines and markers; the paper colours are those of page.css."""
+    assert paper in (page.TEMPLATES / "page.css").read_text()
+    for look in [*looks.LOOKS.values(), *looks.SPARE]:
+        assert _contrast(look.dark if dark else look.light, paper) >= 2.9
+
+
+def _contrast(first, second):
+    high, low = sorted((_luminance(first), _luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_protocol_separates_what_rules_share_from_what_differs(study):
+    (item,) = protocol.protocols(read.read_study(study))
+    assert item["differing"] == {"optimizer.lr": {"BP": "0.1", "FA": "0.01", "DFA": "0.001"}}
+    assert item["shared"]["milestones"] == "50, 75"
+    assert "seed" not in item["shared"]
+
+
+def test_environments_that_differ_are_counted(tmp_path):
+    folder = make_study(tmp_path / "s", rules=("bp",), epochs=1, layers=())
+    run = min(folder.glob("s0-*"))
+    header = records.read_json(run / "environment.json") | {"torch": "2.6.0"}
+    records.write_json(run / "environment.json", header)
+    seen = protocol.environment(read.read_study(folder))
+    assert seen["torch"] == [("2.13.0", 2), ("2.6.0", 1)]
+    assert "2.13.0 (2 runs); 2.6.0 (1 runs)" in _plain(report.write(folder).read_text())
+
+
+def test_file_names_from_settings_do_not_clash():
+    assert page.slugs(["A b", "A/b", "../..", "ß"]) == {
+        "A b": "a-b",
+        "A/b": "a-b-2",
+        "../..": "setting",
+        "ß": "setting-2",
+    }
