@@ -157,8 +157,10 @@ class Experiment:
 
     @property
     def key(self) -> str:
-        """Short hash of every field, the rule's filled-in defaults and the versions."""
-        value = to_dict(self) | {"rule": rule_values(self.rule), "version": versions()}
+        """Short hash of all that influences the outcome: the versions, and every field that
+        differs from its default. Left-out defaults keep old keys valid when a field is added;
+        whoever changes a default raises `VERSION`."""
+        value = _differing(self) | {"rule": rule_values(self.rule), "version": versions()}
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
@@ -195,12 +197,12 @@ def rule_assignment(rule: str | dict[str, Any]) -> Any:
 
 
 def rule_values(rule: str | dict[str, Any]) -> dict[str, Any]:
-    """The rule with all its fields written out, so that defaults are part of the key."""
+    """The rule in one form, however it was given, for the key."""
     assignment = rule_assignment(rule)
     if not isinstance(assignment, dict):
-        return _written_out(assignment)
+        return rules.to_dict(assignment)
     # an object in JSON has no order once sorted, but here the first match wins
-    return {"patterns": [[p, _written_out(r)] for p, r in assignment.items()]}
+    return {"patterns": [[p, rules.to_dict(r)] for p, r in assignment.items()]}
 
 
 def rule_label(rule: str | dict[str, Any]) -> str:
@@ -232,8 +234,14 @@ _ALLOWED = {
 }
 
 
-def _written_out(rule: rules.Rule) -> dict[str, Any]:
-    return rules.to_dict(rule) | dataclasses.asdict(rule)
+def _differing(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from its defaults, nested ones likewise."""
+    default, result = type(value)(), {}
+    for option in dataclasses.fields(value):
+        own = getattr(value, option.name)
+        if own != getattr(default, option.name):
+            result[option.name] = _differing(own) if dataclasses.is_dataclass(own) else own
+    return result
 
 
 def _known(kind: type, values: dict[str, Any], where: str) -> None:
