@@ -104,7 +104,8 @@ def test_text_in_figures_is_large_enough_on_a_phone(browser, page):
     browser.open(page)
     smallest = browser.evaluate(
         "Math.min(...[...document.querySelectorAll('figure svg text')]"
-        ".map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
+        ".map(t => { const m = t.getScreenCTM();"
+        "return parseFloat(getComputedStyle(t).fontSize) * Math.hypot(m.a, m.b); }))"
     )
     assert smallest >= 8
 

@@ -209,7 +209,7 @@ def _alignment(
         heading,
         f"{heading} {meaning}; one panel per layer, from input to output. {reference}{some}",
         panels,
-        size=(2.0, 1.5),
+        size=(1.9, 1.45),
         margin=(0.42, 0.4),
         rules=tuple(rule for rule in runs if any(rule in values for values in layers.values())),
     )

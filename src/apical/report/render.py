@@ -192,4 +192,5 @@ def _themed(svg: str) -> str:
         ),
         svg,
     )
-    return re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    return re.sub(r" ?font-family: [^;\"]*;?", "", svg)
