@@ -151,7 +151,7 @@ def cite(model: nn.Module) -> str:
 def _convert_layer(row: Row, seed: int, star: Star, tied: dict[Any, Feedback]) -> None:
     layer, rule, mixin = row.module, row.rule, mixin_for(row.module)
     assert rule is not None and mixin is not None
-    layer.__class__ = converted_class(mixin, type(layer))
+    layer.__class__ = converted_class(mixin, type(layer))  # type: ignore[arg-type]
     if isinstance(layer, nn.MultiheadAttention):
         layer.feedback = nn.ModuleDict(
             {

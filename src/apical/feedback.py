@@ -34,7 +34,7 @@ class Feedback(nn.Module):
         self.rule, self.layer, self.seed, self.star = rule, layer, seed, star
         self.exact = 0
         self.updates = 0
-        self.heard = True  # whether a layer below wanted a message since the last update
+        self.heard = False  # whether a layer below wanted a message since the last update
         self.up_to_date = False  # whether the last update was acted on without being asked
         self.memory_names: tuple[str, ...] | None = None
 
@@ -53,14 +53,14 @@ class Feedback(nn.Module):
             x = self.star.pass_on(self, op, x, weight)
         elif not self.exact and torch.is_grad_enabled() and self._is_heard(x):
             return functional.transport(op, op.prepare(x), weight, bias, self)
-        return op.forward(op.prepare(x), weight, bias)
+        return functional.exact(op, op.prepare(x), weight, bias)
 
     def _is_heard(self, x: Tensor) -> bool:
         if x.requires_grad:
             if self.rule.acts_after_update:
                 self.heard = True
             return True
-        return any(parameter.requires_grad for parameter in self._parameters.values())
+        return any(parameter.requires_grad for parameter in self.parameters(recurse=False))
 
     @torch.inference_mode(False)
     @torch.no_grad()

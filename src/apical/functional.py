@@ -91,9 +91,16 @@ def transport(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: 
     Shapes: as `F.linear` or the convolution of `op`.
     Raises: RuntimeError if the backward runs inside `exact_gradients` but the forward did not.
     """
-    x, weight, bias = (_autocast(t) for t in (x, weight, bias))
+    x, weight = _autocast(x), _autocast(weight)
+    bias = bias if bias is None else _autocast(bias)
     function = _TransportForTransforms if _transforms_active() else _Transport
     return function.apply(x, weight, bias, op, feedback, *feedback.memory())
+
+
+def exact(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`op(x, weight) + bias` with its ordinary gradient; autocast casts as it would for `op`."""
+    # torch.convolution, unlike F.conv2d, is unknown to autocast.
+    return op.forward(_autocast(x), _autocast(weight), bias if bias is None else _autocast(bias))
 
 
 def tap(x: Tensor, feedback: Feedback, geometry: Geometry, error_shape: Sequence[int]) -> Tensor:
@@ -116,8 +123,8 @@ def _transforms_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _autocast(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
+def _autocast(tensor: Tensor) -> Tensor:
+    if not torch.is_autocast_enabled(tensor.device.type):
         return tensor
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor
@@ -132,11 +139,13 @@ def _refuse_if_exact(feedback: Feedback) -> None:
         )
 
 
-def _transport_forward(x, weight, bias, op, feedback, *memory):
+def _transport_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, op: Op, feedback: Feedback, *memory: Tensor
+) -> Tensor:
     return op.forward(x, weight, bias)
 
 
-def _transport_setup(ctx, inputs, output):
+def _transport_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, op, feedback, *memory = inputs
     ctx.save_for_backward(x, weight, *memory)
     ctx.op, ctx.feedback = op, feedback
@@ -144,7 +153,7 @@ def _transport_setup(ctx, inputs, output):
 
 
 @once_differentiable
-def _transport_backward(ctx, grad):
+def _transport_backward(ctx: Any, grad: Tensor | None) -> Any:
     x, weight, *memory = ctx.saved_tensors
     padding = (None,) * (2 + len(memory))
     if grad is None:
@@ -162,11 +171,17 @@ def _transport_backward(ctx, grad):
     return grad_x, grad_weight if needs[1] else None, grad_bias, None, None, *memory_gradients
 
 
-def _tap_forward(x, feedback, geometry, error_shape, *memory):
+def _tap_forward(
+    x: Tensor,
+    feedback: Feedback,
+    geometry: Geometry,
+    error_shape: tuple[int, ...],
+    *memory: Tensor,
+) -> Tensor:
     return x.new_zeros(()).expand(geometry.samples, *error_shape)
 
 
-def _tap_setup(ctx, inputs, output):
+def _tap_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, feedback, geometry, error_shape, *memory = inputs
     ctx.save_for_backward(*memory)
     ctx.feedback, ctx.geometry, ctx.dtype = feedback, geometry, x.dtype
@@ -174,7 +189,7 @@ def _tap_setup(ctx, inputs, output):
 
 
 @once_differentiable
-def _tap_backward(ctx, error):
+def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
     memory = ctx.saved_tensors
     nothing = (None,) * (3 + len(memory))
     if error is None:
@@ -187,19 +202,19 @@ def _tap_backward(ctx, error):
     return signal.to(ctx.dtype), *nothing
 
 
-def _join_forward(output, *tokens):
+def _join_forward(output: Tensor, *tokens: Tensor) -> Tensor:
     # A copy, not a view and not marked dirty: an in-place operation on the result stays legal,
     # and a softmax that saved its own output for backward still finds it untouched.
     return output.clone()
 
 
-def _join_setup(ctx, inputs, output):
+def _join_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.tokens = len(inputs) - 1
     ctx.set_materialize_grads(False)
 
 
 @once_differentiable
-def _join_backward(ctx, error):
+def _join_backward(ctx: Any, error: Tensor | None) -> Any:
     return (error,) * (1 + ctx.tokens)
 
 
@@ -210,14 +225,14 @@ class _Transport(torch.autograd.Function):
         _transport_setup(ctx, inputs, output)
         return output
 
-    backward = staticmethod(_transport_backward)
+    backward: Any = staticmethod(_transport_backward)
 
 
 class _TransportForTransforms(torch.autograd.Function):
     generate_vmap_rule = True
     forward = staticmethod(_transport_forward)
     setup_context = staticmethod(_transport_setup)
-    backward = staticmethod(_transport_backward)
+    backward: Any = staticmethod(_transport_backward)
 
 
 class _Tap(torch.autograd.Function):
@@ -227,14 +242,14 @@ class _Tap(torch.autograd.Function):
         _tap_setup(ctx, inputs, output)
         return output
 
-    backward = staticmethod(_tap_backward)
+    backward: Any = staticmethod(_tap_backward)
 
 
 class _TapForTransforms(torch.autograd.Function):
     generate_vmap_rule = True
     forward = staticmethod(_tap_forward)
     setup_context = staticmethod(_tap_setup)
-    backward = staticmethod(_tap_backward)
+    backward: Any = staticmethod(_tap_backward)
 
 
 class _Join(torch.autograd.Function):
@@ -244,11 +259,11 @@ class _Join(torch.autograd.Function):
         _join_setup(ctx, inputs, output)
         return output
 
-    backward = staticmethod(_join_backward)
+    backward: Any = staticmethod(_join_backward)
 
 
 class _JoinForTransforms(torch.autograd.Function):
     generate_vmap_rule = True
     forward = staticmethod(_join_forward)
     setup_context = staticmethod(_join_setup)
-    backward = staticmethod(_join_backward)
+    backward: Any = staticmethod(_join_backward)

@@ -39,7 +39,8 @@ class ConvMixin:
 
     def _op(self: Any) -> ConvOp:
         zeros = (0,) * len(self.stride)
-        padding, pad, mode = self.padding, (), "constant"
+        pad: tuple[int, ...] = ()
+        padding, mode = self.padding, "constant"
         if self.padding_mode != "zeros":
             mode = self.padding_mode
             pad, padding = tuple(self._reversed_padding_repeated_twice), zeros
@@ -109,7 +110,7 @@ def converted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _rebuild(mixin: type, plain: type) -> nn.Module:
     layer_class = converted_class(mixin, plain)
-    return layer_class.__new__(layer_class)
+    return layer_class.__new__(layer_class)  # type: ignore[call-overload]
 
 
 def _reduce(layer: Any, protocol: int) -> Any:

@@ -63,7 +63,7 @@ def replaced(output: Any, key: OutputKey, tensor: Tensor) -> Any:
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     if isinstance(output, Mapping | list):
         changed = copy.copy(output)
-        changed[key] = tensor  # type: ignore[index, call-overload]
+        changed[key] = tensor  # type: ignore[index]
         return changed
     return dataclasses.replace(output, **{str(key): tensor})
 

@@ -97,7 +97,7 @@ def _choices(rule: Assignment) -> list[tuple[Any, Rule]]:
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that hold parameters themselves, but not what an attention layer contains."""
-    inside = set()
+    inside: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention) or is_converted(module):
             inside.update(id(child) for child in module.modules() if child is not module)

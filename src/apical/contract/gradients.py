@@ -1,0 +1,187 @@
+"""Checks of what a rule does to gradients, and of what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apical.contract.specimen import (
+    LAST,
+    Broken,
+    Tensors,
+    batch,
+    converted,
+    expect_equal,
+    gradients,
+    net,
+    train,
+)
+from apical.convert import convert, exact_gradients
+from apical.rules import Rule, TransportRule
+
+ROUNDING = 1e-12
+"""Relative to the largest entry: two orders of summation in float64 agree to this."""
+RATES = (0.1, 0.03, 0.3, 0.01, 0.003, 0.001)
+
+
+def forward_unchanged(rule: Rule) -> None:
+    """The outputs and weights of a converted net are bitwise those of the plain net."""
+    plain, model = net(), converted(rule)
+    x, y = batch()
+    for mode in (True, False):
+        plain.train(mode), model.train(mode)
+        expect_equal({"output": model(x)}, {"output": plain(x)}, "outputs of the plain net")
+    gradients(model, x, y)
+    weights = {name: p for name, p in model.named_parameters() if "feedback" not in name}
+    expect_equal(weights, dict(plain.named_parameters()), "weights unchanged by a backward pass")
+
+
+def last_layer_exact(rule: Rule) -> None:
+    """The output layer's gradient is that of backprop, whatever the rule."""
+    seen, exact = gradients(converted(rule), *batch()), gradients(net(), *batch())
+    for name in (f"{LAST}.weight", f"{LAST}.bias"):
+        expect_equal(
+            {name: seen[name]}, {name: exact[name]}, last_layer_exact.__doc__ or "", rtol=ROUNDING
+        )
+
+
+def aligned_is_backprop(rule: Rule) -> str | None:
+    """With B = W every gradient is bitwise that of backprop."""
+    if not isinstance(rule, TransportRule):
+        return "the rule broadcasts the error"
+    model = converted(_aligned(rule))
+    seen = {k: v for k, v in gradients(model, *batch()).items() if "feedback" not in k}
+    expect_equal(seen, gradients(net(), *batch()), aligned_is_backprop.__doc__ or "")
+    return None
+
+
+def exact_is_backprop(rule: Rule) -> None:
+    """Within exact_gradients every gradient is bitwise that of backprop; afterwards the rule's."""
+    model = converted(rule)
+    before = gradients(model, *batch())
+    with exact_gradients(model):
+        inside = gradients(model, *batch())
+    expect_equal(inside, gradients(net(), *batch()), "backprop's gradients inside")
+    expect_equal(gradients(model, *batch()), before, "the rule's gradients after the block")
+
+
+def hidden_layers_move(rule: Rule) -> None:
+    """Every weight of a hidden layer gets a gradient that is finite and not all zero."""
+    seen = gradients(converted(rule), *batch())
+    for name in dict(net().named_parameters()):
+        if name not in seen:
+            raise Broken(hidden_layers_move.__doc__ or "", f"{name} has no gradient")
+        if not seen[name].isfinite().all():
+            raise Broken(hidden_layers_move.__doc__ or "", f"{name} has a non-finite gradient")
+        if not seen[name].any():
+            raise Broken(hidden_layers_move.__doc__ or "", f"{name} has a gradient of zeros")
+
+
+def a_loss_falls(rule: Rule) -> None:
+    """At some learning rate, thirty steps on six examples halve the loss."""
+    ratios = {}
+    for lr in RATES:
+        losses = train(converted(rule), 30, lr=lr)
+        ratios[lr] = losses[-1] / losses[0]
+        if ratios[lr] < 0.5:
+            return
+    listed = ", ".join(f"lr {lr:g}: {ratio:.3g}" for lr, ratio in ratios.items())
+    raise Broken(a_loss_falls.__doc__ or "", f"loss after over loss before: {listed}")
+
+
+def scales_with_the_loss(rule: Rule) -> None:
+    """A loss of 1024 times the size gives 1024 times every gradient."""
+    model = converted(rule)
+    small = {name: 1024 * g for name, g in gradients(model, *batch()).items()}
+    large = gradients(model, *batch(), scale=1024.0)
+    expect_equal(large, small, scales_with_the_loss.__doc__ or "", rtol=ROUNDING)
+
+
+def forwards_add_up(rule: Rule) -> None:
+    """Gradients of two backward passes, or of two forwards before one backward, add up."""
+    model, (x, y) = converted(rule), batch()
+    one, two = gradients(model, x[:4], y[:4]), gradients(model, x[4:], y[4:])
+    total = {name: one[name] + two[name] for name in one if name in two}
+    first, second = (F.cross_entropy(model(x[p]), y[p]) for p in (slice(4), slice(4, None)))
+    (first + second).backward()
+    expect_equal(_taken(model), total, "the sum, for two forwards before one backward", rtol=1e-10)
+    for part in (slice(4), slice(4, None)):
+        F.cross_entropy(model(x[part]), y[part]).backward()
+    expect_equal(_taken(model), total, "the sum, for two backward passes", rtol=1e-10)
+
+
+def every_kind_of_layer(rule: Rule) -> None:
+    """Below each kind of layer (linear on sequences, convolutions, attention) weights move."""
+    for kind, model, x in _kinds():
+        convert(model, rule, example=x)
+        model(x).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            if "weight" in name and "feedback" not in name:
+                if parameter.grad is None or not parameter.grad.any():
+                    raise Broken(every_kind_of_layer.__doc__ or "", f"{kind}: {name} got nothing")
+
+
+def autocast(rule: Rule) -> None:
+    """Under bfloat16 autocast gradients keep their dtype and nearly their float32 values."""
+    plain, model = net(torch.float32), converted(rule, dtype=torch.float32)
+    x, y = batch(torch.float32)
+    reference = gradients(model, x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen, output, expected = gradients(model, x, y), model(x), plain(x)
+    expect_equal({"output": output}, {"output": expected}, "outputs of the plain net in autocast")
+    for name, gradient in reference.items():
+        if name not in seen or seen[name].dtype != gradient.dtype:
+            raise Broken(f"a {gradient.dtype} gradient of {name}", str(seen.get(name)))
+        cosine = F.cosine_similarity(seen[name].flatten(), gradient.flatten(), dim=0).item()
+        if gradient.any() and not cosine > 0.95:
+            raise Broken(f"nearly the float32 gradient of {name}", f"cosine {cosine:.3f} to it")
+
+
+def _aligned(rule: TransportRule) -> TransportRule:
+    """The rule with B = W."""
+    kind = type(rule)
+    twin = copy.copy(rule)
+    aligned = type(kind.__name__, (kind,), {"matrix": lambda self, weight, *memory: weight})
+    object.__setattr__(twin, "__class__", aligned)
+    return twin
+
+
+def _taken(model: nn.Module) -> Tensors:
+    """The gradients, which the model gives up."""
+    taken = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return taken
+
+
+class _Between(nn.Module):
+    """A linear layer, the layer under test, and one number per remaining unit."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.below, self.layer = nn.Linear(width, width), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.below(x).tanh()
+        attends = isinstance(self.layer, nn.MultiheadAttention)
+        y = self.layer(h, h, h)[0] if attends else self.layer(h)
+        return y.flatten(1)
+
+
+def _kinds() -> Iterator[tuple[str, nn.Module, Tensor]]:
+    kinds: list[tuple[nn.Module, tuple[int, ...]]] = [
+        (nn.Linear(4, 4), (2, 3, 4)),
+        (nn.Conv1d(2, 2, 3, padding=1), (2, 2, 4)),
+        (nn.Conv2d(2, 4, 3, padding="same", padding_mode="circular", groups=2), (2, 2, 4, 4)),
+        (nn.Conv3d(2, 2, 2, stride=2), (2, 2, 4, 4, 4)),
+        (nn.ConvTranspose1d(2, 2, 3, stride=2), (2, 2, 4)),
+        (nn.ConvTranspose2d(2, 4, 2, groups=2), (2, 2, 4, 4)),
+        (nn.ConvTranspose3d(2, 2, 2), (2, 2, 2, 2, 2)),
+        (nn.MultiheadAttention(4, 2, batch_first=True), (2, 3, 4)),
+    ]
+    for layer, shape in kinds:
+        x = torch.linspace(-1, 1, torch.Size(shape).numel(), dtype=torch.float64).view(shape)
+        yield type(layer).__name__, _Between(layer, shape[-1]).double(), x
