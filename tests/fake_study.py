@@ -56,7 +56,8 @@ def make_run(folder: Path, rule: str, seed: int, epochs: int, layers=LAYERS, fac
     experiment = {"data": "mnist", "size": 32, "validation": 0, "net": "lenet", "rule": rule}
     experiment |= {"epochs": epochs, "batch_size": 64, "optimizer": optimizer, "seed": seed}
     experiment |= {"schedule": "multistep", "milestones": [50, 75]}
-    records.write_json(folder / "experiment.json", experiment)
+    described = {"key": "0a1b", "versions": {"experiment": 1}, "experiment": experiment}
+    records.write_json(folder / "experiment.json", described)
     records.write_json(folder / "environment.json", make_environment())
     error = factor * ERRORS.get(rule, 1.3) * (1 + 0.03 * chance.gauss(0, 1)) / 100
     for epoch in range(1, epochs + 1):

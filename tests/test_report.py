@@ -146,7 +146,7 @@ def test_runs_that_did_not_finish_are_listed_with_the_reason(tmp_path):
 
 
 def _plain(html):
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html))
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
 def test_a_study_without_a_finished_run_still_has_a_page(tmp_path):
@@ -183,11 +183,14 @@ def test_text_from_files_is_escaped_everywhere(tmp_path):
         {"setting": HOSTILE, "rule": "bp", "metric": "test_accuracy", "value": 0.99}
         | {"unit": "fraction", "source": HOSTILE}
     ]
+    tries = [{"lr": 0.1, "reason": HOSTILE}, {"lr": 0.01, "val_acc": 0.9}]
+    value["search"] = [{"setting": HOSTILE, "rule": HOSTILE, "lr": 0.01, "tries": tries}]
     value |= {"command": HOSTILE, "name": HOSTILE, "tier": HOSTILE}
     records.write_json(folder / "study.json", value)
     for run in folder.glob("s0-*"):
         records.write_json(run / "environment.json", {HOSTILE: HOSTILE})
-        records.write_json(run / "experiment.json", {HOSTILE: {HOSTILE: HOSTILE}})
+        fields = {"experiment": {HOSTILE: {HOSTILE: HOSTILE}}}
+        records.write_json(run / "experiment.json", fields)
     rewrite(
         sorted(folder.glob("s0-*"))[0],
         [{"kind": "stopped", "reason": HOSTILE, "where": HOSTILE}],
@@ -360,6 +363,26 @@ def test_protocol_separates_what_rules_share_from_what_differs(study):
     assert "seed" not in item["shared"]
 
 
+def test_the_choice_of_learning_rates_is_shown(tmp_path):
+    folder = make_study(tmp_path / "s", **BARE)
+    value = records.read_json(folder / "study.json")
+    value["search"] = [
+        {"setting": "MNIST LeNet SGD", "rule": rule, "lr": 0.01, "at_edge": rule == "fa"}
+        | {"tries": [{"lr": 0.01, "val_acc": 0.975}, {"lr": 0.1, "reason": "non-finite loss"}]}
+        for rule in ("bp", "fa")
+    ]
+    records.write_json(folder / "study.json", value)
+    (item,) = protocol.search(read.read_study(folder))
+    assert item["rates"] == ["0.1", "0.01"]
+    assert item["rows"][0] == {
+        "rule": "BP",
+        "errors": [("diverged", False), ("2.50", True)],
+        "at_edge": False,
+    }
+    text = _plain(report.write(folder).read_text())
+    assert "FA diverged 2.50 at the edge of what was tried" in text
+
+
 def test_environments_that_differ_are_counted(tmp_path):
     folder = make_study(tmp_path / "s", rules=("bp",), epochs=1, layers=())
     run = min(folder.glob("s0-*"))
@@ -367,7 +390,7 @@ def test_environments_that_differ_are_counted(tmp_path):
     records.write_json(run / "environment.json", header)
     seen = protocol.environment(read.read_study(folder))
     assert seen["torch"] == [("2.13.0", 2), ("2.6.0", 1)]
-    assert "2.13.0 (2 runs); 2.6.0 (1 runs)" in _plain(report.write(folder).read_text())
+    assert "2.13.0 (2 of 3 runs) ; 2.6.0 (1 of 3 runs)" in _plain(report.write(folder).read_text())
 
 
 def test_file_names_from_settings_do_not_clash():

@@ -69,7 +69,7 @@ def _errors(shown: Sequence[Cell], looks: Mapping[str, Look]) -> Group | None:
         "Dot and line: mean and 95 % interval. Small dots below: single seeds. Open diamond: "
         "published value.",
         (Panel("Test error, %", partial(draw_errors, shown=shown, looks=looks)),),
-        size=(4.6, 0.6 + 0.27 * len(shown)),
+        size=(4.4, 0.6 + 0.27 * len(shown)),
         margin=(min(1.6, 0.24 + 0.075 * widest), 0.42),
     )
 

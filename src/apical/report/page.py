@@ -64,6 +64,7 @@ def _write_study(study: Study, out: Path) -> Path:
         summary=protocol.summary(study),
         verdicts=protocol.verdicts(rows),
         protocols=protocol.protocols(study),
+        search=protocol.search(study),
         environment=protocol.environment(study),
         unfinished=[run for run in study.runs if run.status != "finished"],
         rows=rows,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apical.report.read import FULL_TIER, Run, Study
-from apical.report.table import Cell, display_name
+from apical.report.table import Cell, display_name, number
 
 PER_RUN = ("key", "rule", "seed")
 """Fields of an experiment that the table itself shows."""
@@ -85,6 +85,33 @@ def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
     return {"shared": shared, "differing": differing}
 
 
+def search(study: Study) -> list[dict[str, Any]]:
+    """Per setting how learning rates were chosen: validation error in % of every try, by rule."""
+    return [
+        {"setting": setting} | _tries([cell for cell in study.search if cell["setting"] == setting])
+        for setting in dict.fromkeys(cell["setting"] for cell in study.search)
+    ]
+
+
+def _tries(cells: list[Mapping[str, Any]]) -> dict[str, Any]:
+    rates = sorted({tried["lr"] for cell in cells for tried in cell["tries"]}, reverse=True)
+    rows = []
+    for cell in cells:
+        errors = {
+            tried["lr"]: number(100 - 100 * tried["val_acc"]) if "val_acc" in tried else "diverged"
+            for tried in cell["tries"]
+        }
+        name = display_name(cell["rule"])
+        rows.append(
+            {
+                "rule": name,
+                "errors": [(errors.get(rate, ""), rate == cell["lr"]) for rate in rates],
+                "at_edge": bool(cell.get("at_edge")),
+            }
+        )
+    return {"rates": [f"{rate:g}" for rate in rates], "rows": rows}
+
+
 def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
     """Per key the values seen, most frequent first, with the number of runs of each."""
     seen: dict[str, Counter[str]] = {}
@@ -114,6 +141,8 @@ def _text(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
     if isinstance(value, list):
         return ", ".join(_text(item) for item in value)
     return str(value)

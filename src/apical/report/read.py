@@ -7,6 +7,9 @@ study.json:
                 metric test_error or test_accuracy; unit "%" or "fraction"; n runs behind it (1);
                 other_scale says why the value is no match for these runs whatever the tier
     notes       list of text: what a reader must know about the data, printed beside the numbers
+    search      optional: list of {setting, rule, lr, at_edge, tries}, how a learning rate was
+                chosen; tries is a list of {lr, val_acc} or, where it diverged, {lr, reason}
+experiment.json: {key, versions, experiment}; the last is the experiment with all its fields.
 """
 
 from collections.abc import Mapping
@@ -67,6 +70,7 @@ class Study:
     runs: tuple[Run, ...]
     published: tuple[Published, ...]
     notes: tuple[str, ...]
+    search: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def settings(self) -> list[str]:
@@ -109,6 +113,7 @@ def read_study(folder: Path) -> Study:
             runs=tuple(_read_run(folder, entry) for entry in value["runs"]),
             published=tuple(_published(entry) for entry in value["published"]),
             notes=tuple(value["notes"]),
+            search=tuple(value.get("search", ())),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'study.json'}: missing or misshapen entry {error}") from error
@@ -137,7 +142,7 @@ def _read_run(study: Path, entry: Mapping[str, Any]) -> Run:
     common = {key: entry[key] for key in ("folder", "setting", "rule", "seed")}
     common["command"] = entry.get("command", "")
     try:
-        experiment = _read_if_there(folder / "experiment.json")
+        experiment = _read_if_there(folder / "experiment.json").get("experiment", {})
         environment = _read_if_there(folder / "environment.json")
         rows = tuple(records.read(folder / "records.jsonl"))
     except (ValueError, OSError) as error:
