@@ -14,6 +14,7 @@ transforms of `torch.func` require. Both run the same three functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -131,6 +132,12 @@ def _autocast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    # A backward pass may run inside the autocast block, where rules still compute in full.
+    enabled = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
+
+
 def _refuse_if_exact(feedback: Feedback) -> None:
     if feedback.exact:
         raise RuntimeError(
@@ -198,7 +205,8 @@ def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
     error = error.reshape(len(error), -1)
     if memory:
         error = error.to(memory[0].dtype)
-    signal = ctx.feedback.rule.signal(error, ctx.geometry, *memory)
+    with _without_autocast(error.device.type):
+        signal = ctx.feedback.rule.signal(error, ctx.geometry, *memory)
     return signal.to(ctx.dtype), *nothing
 
 

@@ -82,12 +82,12 @@ def hidden_layers_move(rule: Rule) -> None:
 
 
 def a_loss_falls(rule: Rule) -> None:
-    """At some learning rate, thirty steps on six examples halve the loss."""
+    """At some learning rate, thirty steps on six examples take a fifth off the loss."""
     ratios = {}
     for lr in RATES:
         losses = train(converted(rule), 30, lr=lr)
         ratios[lr] = losses[-1] / losses[0]
-        if ratios[lr] < 0.5:
+        if ratios[lr] < 0.8:
             return
     listed = ", ".join(f"lr {lr:g}: {ratio:.3g}" for lr, ratio in ratios.items())
     raise Broken(a_loss_falls.__doc__ or "", f"loss after over loss before: {listed}")

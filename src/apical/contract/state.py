@@ -23,7 +23,7 @@ from apical.contract.specimen import (
     net,
     train,
 )
-from apical.convert import convert, learn, revert
+from apical.convert import convert, feedback_modules, learn, revert
 from apical.layers import converted_layers
 from apical.rules import Rule
 
@@ -164,7 +164,11 @@ class _Bypass(nn.Module):
 
 
 def _feedback(model: nn.Module) -> Tensors:
-    return {k: v.clone() for k, v in model.state_dict().items() if "feedback" in k.split(".")}
+    return {
+        f"{feedback.layer}.{name}": tensor.clone()
+        for feedback in feedback_modules(model)
+        for name, tensor in zip(feedback.memory_names or (), feedback.memory(), strict=True)
+    }
 
 
 def _expect_same_future(twin: nn.Module, model: nn.Module, what: str) -> None:

@@ -1,0 +1,264 @@
+"""Every rule keeps the contract, and the contract refuses rules that are broken."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apical
+from apical import contract
+from apical.contract import CHECKS, ContractError
+from apical.rules import BP, DFA, FA, RULES, BroadcastRule, Rule, SignSymmetric, TransportRule
+from apical.rules.base import Geometry, bound, fans, uniform
+
+VARIANTS = [
+    BP(constrain_weights=True),
+    FA(init="kaiming"),
+    FA(scale="norm"),
+    FA(constrain_weights=True),
+    SignSymmetric("uniform", init="kaiming", zero_sign="plus"),
+    SignSymmetric("uniform", scale="norm"),
+    SignSymmetric("fresh", redraw="pool"),
+    SignSymmetric("fresh", init="kaiming", constrain_weights=True),
+    SignSymmetric("fixed", scale="norm"),
+    DFA(layout="kernel"),
+    DFA(layout="channel", init="kaiming"),
+    DFA(init="noekland", shared=True),
+    DFA(layout="channel", shared=True),
+    DFA(constrain_weights=True, sample_axis="folded"),
+]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_keeps_the_contract(name: str) -> None:
+    report = apical.check_rule(name)
+    assert {check for check, _ in report.rows} >= set(CHECKS)
+    assert str(report).startswith(f"{name}: keeps the contract")
+
+
+@pytest.mark.parametrize("rule", VARIANTS, ids=apical.rules.spell)
+def test_every_variant_keeps_the_contract(rule: Rule) -> None:
+    assert apical.check_rule(rule).rule == apical.rules.spell(rule)
+
+
+@dataclass(frozen=True)
+class Learned(TransportRule):
+    """Feedback that gets the weight's gradient."""
+
+    reference: ClassVar[str] = "@misc{learned}"
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        half_width = bound("xavier", *fans(weight.shape))
+        return {"matrix": nn.Parameter(uniform(weight.shape, half_width, generator))}
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def memory_gradients(self, grad_weight: Tensor, *memory: Tensor) -> Sequence[Tensor]:
+        return (grad_weight.clone(),)
+
+
+def test_a_rule_whose_feedback_is_trained_keeps_the_contract() -> None:
+    apical.check_rule(Learned())
+
+
+@dataclass(frozen=True)
+class Sound(TransportRule):
+    """What the broken rules below break in one place each."""
+
+    reference: ClassVar[str] = "@misc{sound}"
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"matrix": uniform(weight.shape, bound("xavier", *fans(weight.shape)), generator)}
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix
+
+
+@dataclass(frozen=True)
+class IgnoredField(Sound):
+    """Accepts a gain and forgets it."""
+
+    gain: float = 2.0
+
+
+@dataclass(frozen=True)
+class OpaqueField(Sound):
+    """A field whose other values nobody can guess."""
+
+    path: str = "a"
+
+
+@dataclass(frozen=True)
+class DrawsInBackward(Sound):
+    """Noise from the global generator at every backward pass."""
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix + 0.01 * torch.randn_like(matrix)
+
+
+@dataclass(frozen=True)
+class CountsPasses(Sound):
+    """Its memory changes although no weight was updated."""
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix.mul_(1.01).clone()
+
+
+@dataclass(frozen=True)
+class GlobalDraw(Sound):
+    """Feedback from the global generator."""
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"matrix": torch.randn(weight.shape, dtype=torch.float64)}
+
+
+@dataclass(frozen=True)
+class OneSeed(Sound):
+    """The same feedback whatever the seed."""
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return super().create(weight, torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True)
+class Silent(Sound):
+    """Hidden layers hear nothing."""
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return torch.zeros_like(weight)
+
+
+@dataclass(frozen=True)
+class ChangesWeights(Sound):
+    """The backward pass alters the weight, hence the next forward."""
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        weight.data.add_(0.1)
+        return matrix
+
+
+@dataclass(frozen=True)
+class Steep(Sound):
+    """Feedback so strong that no learning rate works."""
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return 1e6 * matrix
+
+
+@dataclass(frozen=True)
+class Wide(Sound):
+    """Feedback in float32 and of the wrong shape for convolutions."""
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix.flatten(1)
+
+
+STASH: dict[torch.Size, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Uncited(Sound):
+    """Without a source."""
+
+    reference: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class IgnoresScale(BroadcastRule):
+    """Sends signs: the loss's scale is lost."""
+
+    reference: ClassVar[str] = "@misc{ignoresscale}"
+
+    def create(
+        self, geometry: Geometry, error_size: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        units = torch.Size(geometry.input_shape[1:]).numel()
+        return {"matrix": uniform((error_size, units), 0.1, generator)}
+
+    def signal(self, error: Tensor, geometry: Geometry, matrix: Tensor) -> Tensor:
+        return (error.sign() @ matrix).view(geometry.input_shape)
+
+
+@dataclass(frozen=True)
+class KeepsError(IgnoresScale):
+    """Remembers the first batch's error and sends it for ever."""
+
+    def signal(self, error: Tensor, geometry: Geometry, matrix: Tensor) -> Tensor:
+        first = STASH.setdefault(matrix.shape, error[:1].clone())
+        return (first.expand(len(error), -1) @ matrix).view(geometry.input_shape)
+
+
+@dataclass(frozen=True)
+class Redraws(Sound):
+    """Acts after updates, but from the global generator."""
+
+    @property
+    def acts_after_update(self) -> bool:
+        return True
+
+    def after_update(
+        self, weight: Tensor, generator: Callable[[], torch.Generator], *memory: Tensor
+    ) -> None:
+        memory[0].uniform_(-0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "check", "text"),
+    [
+        (IgnoredField(), "field gain matters", "no difference between 2.0 and 1.0, 4.0"),
+        (OpaqueField(), "field path matters", "alternatives={...}"),
+        (DrawsInBackward(), "nothing drawn without an update", "generator moved on"),
+        (DrawsInBackward(), "global generator untouched", "three training steps"),
+        (CountsPasses(), "nothing drawn without an update", "differs by"),
+        (GlobalDraw(), "global generator untouched", "creating feedback"),
+        (GlobalDraw(), "seed decides", "the same feedback from the same seed"),
+        (OneSeed(), "seed decides", "other feedback from another seed"),
+        (Silent(), "hidden layers move", "gradient of zeros"),
+        (Silent(), "every kind of layer", "Linear: below.weight got nothing"),
+        (ChangesWeights(), "forward unchanged", "weights unchanged"),
+        (Steep(), "a loss falls", "lr 0.1"),
+        (Wide(), "every kind of layer", "RuntimeError"),
+        (Uncited(), "describes itself", "BibTeX"),
+        (IgnoresScale(), "scales with the loss", "differs by"),
+        (KeepsError(), "scales with the loss", "differs by"),
+        (Redraws(), "global generator untouched", "three training steps"),
+        (Redraws(), "state dict", "differs by"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Rule) else None,
+)
+def test_a_broken_rule_is_named_with_what_was_seen(
+    rule: Rule, check: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {name: function for name, function in CHECKS.items() if name == check}
+    monkeypatch.setattr(contract, "CHECKS", kept)  # the others would only take time
+    with pytest.raises(ContractError) as raised:
+        apical.check_rule(rule)
+    failed = [line for line in str(raised.value).splitlines() if line.startswith(f"  - {check}:")]
+    assert failed, str(raised.value)
+    assert "expected: " in failed[0] and "; seen: " in failed[0]
+    assert text in failed[0]
+
+
+def test_every_failed_check_is_named_at_once() -> None:
+    with pytest.raises(ContractError, match="DrawsInBackward breaks") as raised:
+        apical.check_rule(DrawsInBackward())
+    failed = [line for line in str(raised.value).splitlines() if line.startswith("  - ")]
+    assert len(failed) >= 3
+
+
+def test_alternatives_help_where_the_type_does_not() -> None:
+    with pytest.raises(ContractError, match=r"no difference between 'a' and 'b'"):
+        apical.check_rule(OpaqueField(), alternatives={"path": "b"})
+    with pytest.raises(ValueError, match=r"unknown fields \['pth'\]"):
+        apical.check_rule("fa", alternatives={"pth": "b"})
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    apical.check_rule("brsf")
+    assert torch.equal(torch.get_rng_state(), before)
