@@ -1,17 +1,19 @@
 # make demo   environment, the smoke study on real digits, its report        (needs Python 3.11 and make only)
 # make test   environment, all tests
 # make check  what .ci/run does besides the tests: lint, formatting, types, documentation
+# make keep   STUDY=smoke: the records of a finished study into results/, the documents' tables from there
 # Variables: PYTHON (the interpreter to start from), VENV (where the environment goes), PYTEST_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs format clean
+.PHONY: help demo test check lint types docs format keep tables clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 PYTEST_ARGS ?=
+TABLES := README.md docs/reproduce_biotorch.md
 
 # One thread a process: on a shared machine two threads can be many times slower than one.
 export OMP_NUM_THREADS ?= 1
@@ -43,6 +45,7 @@ $(VENV)/.made-dev: $(VENV)/.made-bench pyproject.toml constraints.txt
 demo: $(VENV)/.made-bench
 	@$(BIN)/apical study smoke
 	@$(BIN)/apical report runs/smoke
+	@echo "the report: file://$(CURDIR)/runs/smoke/report/index.html"
 
 test: $(VENV)/.made-dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -63,6 +66,16 @@ docs: $(VENV)/.made-dev
 format: $(VENV)/.made-dev
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# Checkpoints stay behind: what a table needs is the settings and the rows.
+keep: $(VENV)/.made-bench
+	@test -n "$(STUDY)" -a -d "runs/$(STUDY)" || { echo "give STUDY=, a folder in runs/"; exit 1; }
+	@cd runs && find $(STUDY) -name '*.json' -o -name '*.jsonl' | \
+		while read -r file; do install -D -m 644 "$$file" "../results/$$file"; done
+	@$(MAKE) --no-print-directory tables
+
+tables: $(VENV)/.made-bench
+	@$(BIN)/python -c 'from apical.report import refresh; [refresh(f, "results") for f in "$(TABLES)".split()]'
 
 clean:
 	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

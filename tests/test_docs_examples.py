@@ -46,6 +46,24 @@ def test_the_examples_of_a_document_run(
         exec(compile("\n" * line + code, str(document), "exec"), module.__dict__)
 
 
+def test_the_tables_of_the_documents_come_from_the_records(tmp_path: Path) -> None:
+    """`make tables` has nothing to change."""
+    from apical.report import refresh
+
+    documents = [d for d in DOCUMENTS if "<!-- table:" in d.read_text()]
+    assert ROOT / "README.md" in documents
+    for document in documents:
+        copy = tmp_path / document.name
+        copy.write_text(document.read_text())
+        assert not refresh(copy, ROOT / "results"), f"{document}: run make tables"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
+    assert not [t for t in targets if not (document.parent / t).exists()]
+
+
 def test_the_documents_have_examples() -> None:
     names = {d.name for d in with_blocks()}
     assert {"README.md", "CONTRIBUTING.md", "quickstart.md", "write_a_rule.md"} <= names
