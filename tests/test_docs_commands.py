@@ -1,0 +1,80 @@
+"""Every command line in the documents is one that the command understands.
+
+Each is given to the command line as it stands; only the work itself is left out.
+"""
+
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import apical
+from apical import cli, report, rules, training
+from apical.studies import conduct
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```sh\n(.*?)^```$", re.M | re.S)
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The words of each `apical` line in the document's shell blocks."""
+    blocks = "\n".join(FENCE.findall(document.read_text()))
+    lines = [shlex.split(line, comments=True) for line in blocks.splitlines()]
+    return [words[1:] for words in lines if words[:1] == ["apical"]]
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = types.SimpleNamespace(finished=[], failed=[])
+    monkeypatch.setattr(training, "run", lambda *_, **__: {})
+    monkeypatch.setattr(conduct, "conduct", lambda *_, **__: done)
+    monkeypatch.setattr("apical.studies.cost.estimate", lambda *_: types.SimpleNamespace(text=str))
+    monkeypatch.setattr(report, "write", lambda *_: ["page"])
+    monkeypatch.setattr("webbrowser.open", lambda *_: True)
+    monkeypatch.setattr(apical, "check_rule", lambda *_: None)
+    mine = types.ModuleType("my_package.my_rules")
+    mine.SparseFA = rules.FA  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_package", types.ModuleType("my_package"))
+    monkeypatch.setitem(sys.modules, "my_package.my_rules", mine)
+    binary = types.ModuleType("apical.rules.binary")
+    binary.BinaryFA = rules.FA  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "apical.rules.binary", binary)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if commands(d)], ids=lambda p: str(p.relative_to(ROOT))
+)
+@pytest.mark.usefixtures("no_work")
+def test_the_commands_of_a_document_are_understood(
+    document: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in commands(document):
+        words, _, target = (" ".join(words)).partition(" > ")
+        try:
+            status = cli.main(shlex.split(words))
+        except SystemExit as stop:  # --print_config ends the program
+            status = stop.code
+        printed = capsys.readouterr()
+        assert status in (0, None), f"{words}: {printed.err}"
+        if target:
+            Path(target).write_text(printed.out)
+
+
+def test_the_documents_show_every_verb() -> None:
+    shown = {words[0] for document in DOCUMENTS for words in commands(document)}
+    assert shown == set(cli.VERBS)
+
+
+def test_flags_named_in_tables_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    named = set(re.findall(r"`(--[a-z_]+)", text))
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    help_text = capsys.readouterr().out
+    assert {"--autocast", "--threads"} <= named
+    assert not {flag for flag in named if flag not in help_text}
