@@ -95,6 +95,8 @@ def test_idx_sets_are_found_in_the_root_and_in_the_usual_folders(tmp_path, sub):
     assert data.train.images.shape == (6, 1, 3, 2)
     assert len(data.test) == 4
     assert data.train.images.numpy().tobytes() == files["train-images-idx3-ubyte"][16:]
+    assert data.train.labels.tolist() == list(files["train-labels-idx1-ubyte"][8:])
+    assert data.test.labels.tolist() == list(files["t10k-labels-idx1-ubyte"][8:])
 
 
 # --- CIFAR archives ---
@@ -122,6 +124,22 @@ def test_a_pickled_batch(protocol):
     got, labels = read_python(pickle.dumps(batch, protocol), "fine_labels")
     assert np.array_equal(got, images)
     assert labels.tolist() == [1, 0, 2]
+
+
+def test_a_pickle_of_python_2_as_the_published_files_are():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3072), np.uint8)
+    content = (
+        b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"K\x00\x85U\x01b\x87R(K\x01K\x02M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        + b"T"
+        + struct.pack("<I", images.size)
+        + images.tobytes()
+        + b"tbU\x06labels](K\x09K\x00eu."
+    )
+    got, labels = read_python(content, "labels")
+    assert np.array_equal(got, images)
+    assert labels.tolist() == [9, 0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import sys
 import threading
 from dataclasses import replace
 
@@ -52,6 +53,14 @@ def test_a_file_arrives_from_the_first_mirror_that_has_it(tmp_path, shelf, capsy
     found = download((url + "absent", url + "f"), target, md5=hashlib.md5(b"content").hexdigest())
     assert found.read_bytes() == b"content"
     assert capsys.readouterr() == ("", "")  # no bar where nobody can see it
+
+
+def test_a_terminal_sees_a_bar(tmp_path, shelf, monkeypatch, capsys):
+    url, handler = shelf
+    handler.files["some-file"] = b"content"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    download((url + "some-file",), tmp_path / "f", md5=None)
+    assert "some-file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
