@@ -325,7 +325,7 @@ def _belongs(experiment: Experiment, parts: prepare.Parts, execution: Execution)
     return {
         "experiment": experiment.key,
         **{f"version of {name}": value for name, value in versions().items()},
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "device": parts.device.type,
         "threads": execution.threads,
         "processes": parts.group.size,

@@ -1,0 +1,215 @@
+"""A run killed at any moment and started again ends with the same bits."""
+
+import dataclasses
+import importlib.util
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apical import checkpoint, records, training
+from apical.experiment import Experiment, Schedule
+from apical.rules import RULES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_kill_test() -> Any:
+    spec = importlib.util.spec_from_file_location("kill_test", ROOT / "benchmarks/kill_test.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+kill_test = load_kill_test()
+
+BASE = Experiment(
+    net_options={"hidden": [16]},
+    epochs=2,
+    batch_size=256,
+    augment="flip_crop",
+    validation=200,
+    schedule=Schedule("cosine", warmup=0.5),
+    optimizer_options={"momentum": 0.9},
+    probe_images=16,
+)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package may catch it."""
+
+
+def interrupted_at(saves: int, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None:
+    """Let the run die before or after its n-th checkpoint is written."""
+    count, original = 0, checkpoint.save
+
+    def save(*args: Any, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == saves and not after:
+            raise Killed
+        original(*args, **options)
+        if count == saves:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "save", save)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_resumes_to_the_same_bits(
+    rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = dataclasses.replace(BASE, rule=rule)
+    execution = training.Execution(checkpoint_steps=2)
+    whole = training.run(experiment, tmp_path / "whole", execution)
+    for saves in (1, 2, 3, 1):
+        with monkeypatch.context() as patch:
+            interrupted_at(saves, patch, after=saves % 2 == 0)
+            with pytest.raises(Killed):
+                training.run(experiment, tmp_path / "killed", execution)
+    resumed = training.run(experiment, tmp_path / "killed", execution)
+    assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
+    assert resumed["test_loss"] == whole["test_loss"]
+
+
+def test_rows_beyond_the_checkpoint_are_repeated_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupted_at(2, patch, after=False)  # the first epoch's rows are written already
+        with pytest.raises(Killed):
+            training.run(BASE, tmp_path)
+    assert [r["epoch"] for r in records.read(tmp_path / "records.jsonl")] == [1]
+    training.run(BASE, tmp_path)
+    rows = records.read(tmp_path / "records.jsonl")
+    assert [r["epoch"] for r in rows if r["kind"] == "epoch"] == [1, 2]
+    assert rows[-1]["kind"] == "final"
+
+
+def test_dropout_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = dataclasses.replace(BASE, net="test_resume:with_dropout", net_options={})
+    training.run(experiment, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupted_at(2, patch, after=True)
+        with pytest.raises(Killed):
+            training.run(experiment, tmp_path / "killed")
+    torch.rand(7)  # the caller's random numbers are not the run's
+    training.run(experiment, tmp_path / "killed")
+    assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
+
+
+def with_dropout(in_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Dropout(), torch.nn.Linear(16, 10)
+    )
+
+
+@pytest.mark.slow
+def test_random_kills(tmp_path: Path) -> None:
+    settings = [*kill_test.SETTINGS, "--epochs", "12"]
+    result = kill_test.kill_test(3, seed=1, settings=settings, scratch=tmp_path)
+    assert len(result["kills"]) == 3
+    assert result["bitwise_equal"], result["runs"]
+
+
+def test_same_finds_a_single_changed_bit(tmp_path: Path) -> None:
+    training.run(BASE, tmp_path / "one")
+    training.run(BASE, tmp_path / "two")
+    assert kill_test.differences(tmp_path / "one", tmp_path / "two") == []
+    path = tmp_path / "two" / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    weight = content["state"]["model"]["fc1.weight"]
+    weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    torch.save(content, path)
+    assert kill_test.differences(tmp_path / "one", tmp_path / "two") == ["model.fc1.weight"]
+
+
+def test_a_finished_run_is_not_touched(tmp_path: Path) -> None:
+    row = training.run(BASE, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert training.run(BASE, tmp_path) == row
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+# refusals
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was killed after its first epoch."""
+    with monkeypatch.context() as patch:
+        interrupted_at(2, patch, after=True)
+        with pytest.raises(Killed):
+            training.run(BASE, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rule", "fa"), ("seed", 1), ("net_options", {"hidden": [17]})]
+)
+def test_other_settings_never_touch_the_folder(begun: Path, name: str, value: Any) -> None:
+    before = {p.name: p.read_bytes() for p in begun.iterdir()}
+    with pytest.raises(ValueError, match=rf"{name}: .* there, .* here.*left untouched"):
+        training.run(dataclasses.replace(BASE, **{name: value}), begun)
+    assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
+
+
+def test_a_checkpoint_of_another_run_is_refused(begun: Path, tmp_path_factory: Any) -> None:
+    other = tmp_path_factory.mktemp("other")
+    training.run(dataclasses.replace(BASE, seed=5, epochs=1), other)
+    (begun / "checkpoint.pt").write_bytes((other / "checkpoint.pt").read_bytes())
+    with pytest.raises(ValueError, match="belongs to another run .experiment: "):
+        training.run(BASE, begun)
+
+
+def test_other_threads_are_refused(begun: Path) -> None:
+    with pytest.raises(ValueError, match="threads: 1, not 2"):
+        training.run(BASE, begun, training.Execution(threads=2))
+
+
+def test_another_format_is_refused(begun: Path) -> None:
+    torch.save({"format": 0, "belongs_to": {}, "state": {}}, begun / "checkpoint.pt")
+    with pytest.raises(ValueError, match="checkpoint format 0.*reads 1"):
+        training.run(BASE, begun)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 5000])
+def test_a_truncated_checkpoint_is_refused(begun: Path, kept: int) -> None:
+    path = begun / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="no readable checkpoint"):
+        training.run(BASE, begun)
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_code_in_a_checkpoint_is_never_run(
+    begun: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+    (begun / "checkpoint.pt").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ValueError, match="no readable checkpoint"):
+        training.run(BASE, begun)
+    assert not Path("executed").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (begun / "checkpoint.pt").read_bytes()
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device.*start"):
+            training.run(BASE, begun)
+    assert (begun / "checkpoint.pt").read_bytes() == before
+    assert not list(begun.glob("*.part"))
+    assert training.run(BASE, begun)["kind"] == "final"
