@@ -53,7 +53,8 @@ def make_run(folder: Path, rule: str, seed: int, epochs: int, layers=LAYERS, fac
     chance = random.Random(f"{rule}{seed}")
     lr = {"fa": 0.01, "dfa": 0.001}.get(rule, 0.1)
     optimizer = {"name": "sgd", "lr": lr, "momentum": 0.9, "weight_decay": 1e-3}
-    experiment = {"data": "mnist", "size": 32, "validation": 0, "net": "lenet", "rule": rule}
+    experiment = {"data": "mnist", "size": 32, "validation": 0, "net": "lenet"}
+    experiment |= {"rule": {"rule": "fa", "init": "xavier"} if rule == "fa" else rule}
     experiment |= {"epochs": epochs, "batch_size": 64, "optimizer": optimizer, "seed": seed}
     experiment |= {"schedule": "multistep", "milestones": [50, 75]}
     described = {"key": "0a1b", "versions": {"experiment": 1}, "experiment": experiment}

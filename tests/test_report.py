@@ -206,6 +206,19 @@ def test_text_from_files_is_escaped_everywhere(tmp_path):
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 10 for line in lines[:3])
 
 
+def test_without_published_values_nothing_speaks_of_them(tmp_path):
+    folder = make_study(tmp_path / "s", published=False, **BARE)
+    html = report.write(folder).read_text()
+    assert _Table(html).rows[0][-1] == "Ties"
+    assert len(_Table(html).rows[1]) == len(_Table(html).rows[0])
+    assert "Tier full; no published values to compare with." in html
+    assert "Verdict" not in html
+    assert "diamond" not in html
+    assert report.table_markdown(folder).startswith(
+        "| rule | n | test error % | 95 % interval | minus BP | ties |\n"
+    )
+
+
 def test_other_tiers_are_not_judged(tmp_path):
     folder = make_study(tmp_path / "s", tier="short", **BARE)
     html = report.write(folder).read_text()
@@ -358,7 +371,10 @@ def _luminance(colour):
 
 def test_protocol_separates_what_rules_share_from_what_differs(study):
     (item,) = protocol.protocols(read.read_study(study))
-    assert item["differing"] == {"optimizer.lr": {"BP": "0.1", "FA": "0.01", "DFA": "0.001"}}
+    assert item["differing"] == {
+        "rule": {"BP": "bp", "FA": "rule fa, init xavier", "DFA": "dfa"},
+        "optimizer.lr": {"BP": "0.1", "FA": "0.01", "DFA": "0.001"},
+    }
     assert item["shared"]["milestones"] == "50, 75"
     assert "seed" not in item["shared"]
 

@@ -63,11 +63,12 @@ def _errors(shown: Sequence[Cell], looks: Mapping[str, Look]) -> Group | None:
     if not shown:
         return None
     widest = max(len(display_name(cell.rule)) for cell in shown)
+    published = any(cell.published for cell in shown)
     return Group(
         "error",
         "Test error",
-        "Dot and line: mean and 95 % interval. Small dots below: single seeds. Open diamond: "
-        "published value.",
+        "Dot and line: mean and 95 % interval. Small dots below: single seeds."
+        + " Open diamond: published value." * published,
         (Panel("Test error, %", partial(draw_errors, shown=shown, looks=looks)),),
         size=(4.4, 0.6 + 0.27 * len(shown)),
         margin=(min(1.6, 0.24 + 0.075 * widest), 0.42),

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from apical.records import write_bytes
-from apical.report.read import is_study, read_study
-from apical.report.table import to_markdown
+from apical.report.read import Study, is_study, read_study
+from apical.report.table import Cell, cells, count, display_name, interval, number, signed
 
 MARKER = re.compile(r"<!-- table:(?P<name>[\w.-]+) -->\n.*?<!-- end -->", flags=re.S)
 OPENING = re.compile(r"<!-- table:")
@@ -17,7 +17,7 @@ Pathlike = str | os.PathLike[str]
 
 def table_markdown(folder: Pathlike) -> str:
     """The table of the study in `folder`: test error in %, one line per setting and rule."""
-    return to_markdown(read_study(Path(folder)))
+    return _to_markdown(read_study(Path(folder)))
 
 
 def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
@@ -57,3 +57,61 @@ def _require_study(path: Path, results: Path, name: str) -> None:
         f"{path}: table:{name}: no such study in {results} "
         f"(there: {', '.join(there) or 'none'}){hint}"
     )
+
+
+def _to_markdown(study: Study) -> str:
+    """The table for a README: one line per rule and setting, then what the columns mean."""
+    rows = cells(study)
+    several = len(study.settings) > 1
+    compared = bool(study.published)
+    head = ["setting"] * several + [
+        "rule",
+        "n",
+        "test error %",
+        "95 % interval",
+        "minus BP",
+        "ties",
+    ]
+    head += ["published %", "verdict"] * compared
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(_rulers(head)) + "|"]
+    lines += ["| " + " | ".join(_row(cell, several, compared)) + " |" for cell in rows]
+    return "\n".join(lines) + "\n\n" + _legend(study, rows) + "\n"
+
+
+def _rulers(head: list[str]) -> list[str]:
+    return ["---" if name in ("setting", "rule", "ties", "verdict") else "---:" for name in head]
+
+
+def _row(cell: Cell, several: bool, compared: bool) -> list[str]:
+    ours, gap = cell.summary, cell.difference
+    row = [
+        display_name(cell.rule),
+        count(cell),
+        number(ours.mean if ours else None),
+        interval(ours),
+        f"{signed(gap.mean)} [{interval(gap, sign=True)}]" if gap else "",
+        cell.ties,
+    ]
+    if compared:
+        row.append(number(cell.published.error if cell.published else None))
+        row.append(cell.verdict.word if cell.verdict else "")
+    return [_escape(text) for text in [cell.setting] * several + row]
+
+
+def _legend(study: Study, rows: list[Cell]) -> str:
+    sources = dict.fromkeys(cell.published.source for cell in rows if cell.published)
+    parts = [
+        f"Tier {study.tier}: mean over n seeds with a 95 % t interval; `minus BP` is paired on the "
+        "seeds, in points; rules that share a letter are not told apart (Holm-corrected)."
+    ]
+    if sources:
+        parts.append(f"Published: {_escape('; '.join(sources))}.")
+    parts += [_escape(note) for note in study.notes]
+    parts.append(f"Regenerate: `{study.command.replace('`', '')}`.")
+    return " ".join(parts)
+
+
+def _escape(text: str) -> str:
+    for character in "\\|*_`":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")

@@ -7,8 +7,8 @@ from typing import Any
 from apical.report.read import FULL_TIER, Run, Study
 from apical.report.table import Cell, display_name, number
 
-PER_RUN = ("key", "rule", "seed")
-"""Fields of an experiment that the table itself shows."""
+PER_RUN = ("key", "seed")
+"""Fields of an experiment that the list of runs shows."""
 
 
 def state(study: Study) -> dict[str, int]:
@@ -27,7 +27,9 @@ def summary(study: Study) -> str:
         f"{_plural(len(study.settings), 'setting')} ({', '.join(study.settings)}), "
         f"{_plural(len(seeds), 'seed')} each."
     ]
-    if study.tier == FULL_TIER:
+    if not study.published:
+        parts.append(f"Tier {study.tier}; no published values to compare with.")
+    elif study.tier == FULL_TIER:
         parts.append("Tier full: the published protocol.")
     else:
         parts.append(
@@ -66,11 +68,11 @@ def protocols(study: Study) -> list[dict[str, Any]]:
 
 
 def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
-    known = [(run, flatten(run.experiment)) for run in runs if run.experiment]
+    known = [(run, _fields(run.experiment)) for run in runs if run.experiment]
     keys = dict.fromkeys(key for _, fields in known for key in fields)
     shared, differing = {}, {}
     for key in keys:
-        if key.split(".")[0] in PER_RUN:
+        if key in PER_RUN:
             continue
         by_rule: dict[str, list[str]] = {}
         for run, fields in known:
@@ -83,6 +85,12 @@ def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
         else:
             differing[key] = {rule: ", ".join(values) for rule, values in by_rule.items()}
     return {"shared": shared, "differing": differing}
+
+
+def _fields(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The experiment as one level; a rule with its options stays one field."""
+    rule = {"rule": _text(experiment["rule"])} if "rule" in experiment else {}
+    return rule | flatten({key: value for key, value in experiment.items() if key != "rule"})
 
 
 def search(study: Study) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The table of a study: rule x setting, from runs to numbers, CSV and Markdown.
+"""The table of a study: rule x setting, from runs to numbers and CSV.
 
 Everything is test error in %, as the published tables are; differences are percentage points.
 """
@@ -171,55 +171,6 @@ def _csv_row(cell: Cell) -> dict[str, object]:
 def _no_formula(text: str) -> str:
     """Text a spreadsheet will not run as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-
-
-def to_markdown(study: Study) -> str:
-    """The table for a README: one line per rule and setting, then what the columns mean."""
-    table = cells(study)
-    several = len(study.settings) > 1
-    head = ["rule", "n", "test error %", "95 % interval", "minus BP", "ties", "published %"]
-    head = ["setting"] * several + head + ["verdict"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(_rulers(head)) + "|"]
-    lines += ["| " + " | ".join(_markdown_row(cell, several)) + " |" for cell in table]
-    return "\n".join(lines) + "\n\n" + _markdown_legend(study, table) + "\n"
-
-
-def _rulers(head: list[str]) -> list[str]:
-    return ["---" if name in ("setting", "rule", "ties", "verdict") else "---:" for name in head]
-
-
-def _markdown_row(cell: Cell, several: bool) -> list[str]:
-    ours, gap = cell.summary, cell.difference
-    row = [
-        display_name(cell.rule),
-        count(cell),
-        number(ours.mean if ours else None),
-        interval(ours),
-        f"{signed(gap.mean)} [{interval(gap, sign=True)}]" if gap else "",
-        cell.ties,
-        number(cell.published.error if cell.published else None),
-        cell.verdict.word if cell.verdict else "",
-    ]
-    return [_escape_markdown(text) for text in [cell.setting] * several + row]
-
-
-def _markdown_legend(study: Study, table: list[Cell]) -> str:
-    sources = dict.fromkeys(cell.published.source for cell in table if cell.published)
-    parts = [
-        f"Tier {study.tier}: mean over n seeds with a 95 % t interval; `minus BP` is paired on the "
-        "seeds, in points; rules that share a letter are not told apart (Holm-corrected)."
-    ]
-    if sources:
-        parts.append(f"Published: {_escape_markdown('; '.join(sources))}.")
-    parts += [_escape_markdown(note) for note in study.notes]
-    parts.append(f"Regenerate: `{study.command.replace('`', '')}`.")
-    return " ".join(parts)
-
-
-def _escape_markdown(text: str) -> str:
-    for character in "\\|*_`":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
 
 
 def count(cell: Cell) -> str:
