@@ -1,6 +1,6 @@
 """Every rule keeps the contract, and the contract refuses rules that are broken."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ import apical
 from apical import contract
 from apical.contract import CHECKS, ContractError
 from apical.rules import BP, DFA, FA, RULES, BroadcastRule, Rule, SignSymmetric, TransportRule
-from apical.rules.base import Geometry, bound, fans, uniform
+from apical.rules.base import Geometry, Local, Update, bound, fans, uniform
 
 VARIANTS = [
     BP(constrain_weights=True),
@@ -57,8 +57,8 @@ class Learned(TransportRule):
     def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
         return matrix
 
-    def memory_gradients(self, grad_weight: Tensor, *memory: Tensor) -> Sequence[Tensor]:
-        return (grad_weight.clone(),)
+    def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor]:
+        return (local.grad_weight.clone(),)
 
 
 def test_a_rule_whose_feedback_is_trained_keeps_the_contract() -> None:
@@ -146,7 +146,7 @@ class Steep(Sound):
     """Feedback so strong that no learning rate works."""
 
     def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
-        return 1e6 * matrix
+        return 1e300 * matrix
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,7 @@ class Redraws(Sound):
     def acts_after_update(self) -> bool:
         return True
 
-    def after_update(
-        self, weight: Tensor, generator: Callable[[], torch.Generator], *memory: Tensor
-    ) -> None:
+    def after_update(self, update: Update, *memory: Tensor) -> None:
         memory[0].uniform_(-0.1, 0.1)
 
 

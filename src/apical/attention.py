@@ -23,11 +23,11 @@ PROJECTIONS = ("q", "k", "v", "out")
 class AttentionMixin:
     """The forward of `nn.MultiheadAttention`, equal to it within rounding."""
 
-    def slots(self: Any) -> Iterator[tuple[str, Any, Tensor, tuple[Tensor, ...]]]:
-        """Feedback, weight and parameters of each projection."""
-        for name, (weight, _) in projections(self).items():
+    def slots(self: Any) -> Iterator[tuple[Any, ...]]:
+        """The fields of an `updates.Slot` for each projection."""
+        for name, (weight, bias) in projections(self).items():
             owner = self.in_proj_weight if self._qkv_same_embed_dim and name != "out" else weight
-            yield name, self.feedback[name], weight, (owner,)
+            yield name, self.feedback[name], LinearOp(), weight, bias, (owner,)
 
     def forward(
         self: Any,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apical import functional
 from apical.functional import Op
-from apical.rules.base import BroadcastRule, Geometry, Rule, TransportRule
+from apical.rules.base import BroadcastRule, Geometry, Rule, TransportRule, Update
 from apical.star import Star
 
 FEEDBACK_VERSION = 1
@@ -77,15 +77,15 @@ class Feedback(nn.Module):
         self.memory_names = tuple(made)
 
     @torch.no_grad()
-    def after_update(self, weight: Tensor) -> None:
+    def after_update(self, weight: Tensor, bias: Tensor | None, op: Op) -> None:
         """Let the rule act on an update of the weight; what nobody hears is not drawn."""
         self.updates += 1
         if self.rule.constrain_weights:
             weight.mul_(self.weight_norm / torch.linalg.vector_norm(weight))
         if self.rule.acts_after_update and self.heard and not self.pending:
-            self.rule.after_update(
-                weight, partial(self._generator, device=weight.device), *self.memory()
-            )
+            generator = partial(self._generator, device=weight.device)
+            update = Update(weight.detach(), bias, op, self.updates, generator)
+            self.rule.after_update(update, *self.memory())
         self.heard = False
 
     def constrain(self, weight: Tensor) -> None:

@@ -24,7 +24,6 @@ from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from apical.feedback import Feedback
-    from apical.rules.base import Geometry
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -80,6 +79,30 @@ class ConvOp(NamedTuple):
 
 
 Op = LinearOp | ConvOp
+
+
+class Local(NamedTuple):
+    """What meets in one layer during the backward pass.
+
+    Shapes: x the layer's input, grad that of its output: the teaching signal from above;
+        weight and grad_weight alike.
+    """
+
+    op: Op
+    x: Tensor
+    grad: Tensor
+    weight: Tensor
+    grad_weight: Tensor
+
+
+class Geometry(NamedTuple):
+    """What a broadcast rule may know of the layer whose input it teaches."""
+
+    input_shape: torch.Size
+    samples: int
+    weight_shape: torch.Size
+    op: Op
+    channels_last: bool = False
 
 
 def transport(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Feedback) -> Tensor:
@@ -174,7 +197,8 @@ def _transport_backward(ctx: Any, grad: Tensor | None) -> Any:
     )
     memory_gradients = padding[2:]
     if trains_memory:
-        memory_gradients = feedback.rule.memory_gradients(grad_weight, *memory)
+        local = Local(op, x, grad, weight, grad_weight)
+        memory_gradients = feedback.rule.memory_gradients(local, *memory)
     return grad_x, grad_weight if needs[1] else None, grad_bias, None, None, *memory_gradients
 
 

@@ -7,7 +7,7 @@ the only addition is the child module `feedback`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ class LinearMixin:
     def forward(self: Any, input: Tensor) -> Tensor:
         return self.feedback.apply_op(LinearOp(), input, self.weight, self.bias)
 
+    def operation(self) -> LinearOp:
+        """What the layer computes."""
+        return LinearOp()
+
 
 class ConvMixin:
     """The forward of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d` through the layer's feedback."""
@@ -34,10 +38,11 @@ class ConvMixin:
         axes = weight.dim() - 2
         batched = input.dim() == axes + 2
         x = input if batched else input.unsqueeze(0)
-        output = self.feedback.apply_op(self._op(), x, weight, bias)
+        output = self.feedback.apply_op(self.operation(), x, weight, bias)
         return output if batched else output.squeeze(0)
 
-    def _op(self: Any) -> ConvOp:
+    def operation(self: Any) -> ConvOp:
+        """What the layer computes, with its settings of this moment."""
         zeros = (0,) * len(self.stride)
         pad: tuple[int, ...] = ()
         padding, mode = self.padding, "constant"
@@ -64,11 +69,15 @@ class ConvTransposeMixin:
         output_padding = self._output_padding(
             x, output_size, self.stride, self.padding, self.kernel_size, axes, self.dilation
         )
-        op = ConvOp(
-            self.stride, self.padding, self.dilation, True, tuple(output_padding), self.groups
-        )
+        op = self.operation()._replace(output_padding=tuple(output_padding))
         output = self.feedback.apply_op(op, x, self.weight, self.bias)
         return output if batched else output.squeeze(0)
+
+    def operation(self: Any) -> ConvOp:
+        """What the layer computes where no output size is asked for."""
+        return ConvOp(
+            self.stride, self.padding, self.dilation, True, self.output_padding, self.groups
+        )
 
 
 def mixin_for(layer: nn.Module) -> type | None:
@@ -84,7 +93,7 @@ def mixin_for(layer: nn.Module) -> type | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def converted_class(mixin: type, plain: type) -> type:
     """The class of a converted layer: `Feedback<Name>`, a subclass of its plain class."""
     names = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from apical.feedback import Feedback
+from apical.functional import Op
 
 _WATCHED: WeakSet[nn.Module] = WeakSet()
 _HOOKS: list[Any] = []
@@ -25,14 +26,17 @@ class Slot(NamedTuple):
 
     name: str
     feedback: Feedback
+    op: Op
     weight: Tensor
+    bias: Tensor | None
     parameters: tuple[Tensor | None, ...]
 
 
 def slots(layer: Any) -> Iterator[Slot]:
     """The weights of a converted layer that have feedback; attention has four, others one."""
     if isinstance(layer.feedback, Feedback):
-        yield Slot("", layer.feedback, layer.weight, _own_parameters(layer))
+        own = _own_parameters(layer)
+        yield Slot("", layer.feedback, layer.operation(), layer.weight, layer.bias, own)
     else:
         yield from (Slot(*parts) for parts in layer.slots())
 
@@ -58,11 +62,11 @@ def wants_updates(feedback: Feedback) -> bool:
 
 def updated_by_hand(layers: Iterable[nn.Module]) -> None:
     """Act on an update that no torch optimizer announced; after one that did, do nothing."""
-    for feedback, weight in _distinct(layers, None):
-        if feedback.up_to_date:
-            feedback.up_to_date = False
+    for slot in _distinct(layers, None):
+        if slot.feedback.up_to_date:
+            slot.feedback.up_to_date = False
         else:
-            feedback.after_update(weight)
+            slot.feedback.after_update(slot.weight, slot.bias, slot.op)
 
 
 def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -74,15 +78,13 @@ def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
         for parameter in group["params"]
         if parameter.grad is not None
     }
-    for feedback, weight in _distinct(_WATCHED, stepped):
-        feedback.after_update(weight)
-        feedback.up_to_date = True
+    for slot in _distinct(_WATCHED, stepped):
+        slot.feedback.after_update(slot.weight, slot.bias, slot.op)
+        slot.feedback.up_to_date = True
 
 
-def _distinct(
-    layers: Iterable[nn.Module], stepped: set[int] | None
-) -> Iterator[tuple[Feedback, Tensor]]:
-    """Each feedback once, also where tied layers share it; only those that were stepped."""
+def _distinct(layers: Iterable[nn.Module], stepped: set[int] | None) -> Iterator[Slot]:
+    """One slot for each feedback, also where tied layers share it; only those that were stepped."""
     done = set()
     for layer in list(layers):
         for slot in slots(layer):
@@ -90,7 +92,7 @@ def _distinct(
                 continue
             if stepped is None or any(id(parameter) in stepped for parameter in slot.parameters):
                 done.add(id(slot.feedback))
-                yield slot.feedback, slot.weight
+                yield slot
 
 
 def _own_parameters(layer: nn.Module) -> tuple[Tensor | None, ...]:

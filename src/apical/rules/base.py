@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type
 import torch
 from torch import Tensor
 
-from apical.functional import Op
+from apical.functional import Geometry, Local, Op
 
 Init = Literal["xavier", "kaiming"]
 Scale = Literal["init", "norm"]
@@ -60,25 +60,22 @@ class Rule(abc.ABC):
         """Whether `after_update` has something to do."""
         return False
 
-    def after_update(
-        self, weight: Tensor, generator: Callable[[], torch.Generator], *memory: Tensor
-    ) -> None:
-        """Change the memory in place; called once after each update of `weight`.
-
-        Args:
-            generator: gives a fresh generator on the weight's device, whose numbers depend only
-                on the seed of the conversion, the layer's name and the number of the update.
-        """
+    def after_update(self, update: Update, *memory: Tensor) -> None:
+        """Change the memory in place; called once after each update of the weight."""
 
 
-class Geometry(NamedTuple):
-    """What a broadcast rule may know of the layer whose input it teaches."""
+class Update(NamedTuple):
+    """What a rule may know when the weight of a layer was updated.
 
-    input_shape: torch.Size
-    samples: int
-    weight_shape: torch.Size
+    `number` counts the updates from 1. `generator()` gives a fresh generator on the weight's
+    device, whose numbers depend only on the conversion's seed, the layer's name and `number`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
     op: Op
-    channels_last: bool = False
+    number: int
+    generator: Callable[[], torch.Generator]
 
 
 class TransportRule(Rule):
@@ -96,7 +93,7 @@ class TransportRule(Rule):
     def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
         """The feedback matrix B, in the layout of `weight`: B = W would be backprop."""
 
-    def memory_gradients(self, grad_weight: Tensor, *memory: Tensor) -> Sequence[Tensor | None]:
+    def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
         """The gradient of each memory tensor that is a parameter; never `grad_weight` itself."""
         return (None,) * len(memory)
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from apical.rules.base import Init, Scale, TransportRule, bound, fans, uniform, with_norm_of
+from apical.rules.base import (
+    Init,
+    Scale,
+    TransportRule,
+    Update,
+    bound,
+    fans,
+    uniform,
+    with_norm_of,
+)
 
 _POOL_SPARE = 4096
 
@@ -83,16 +91,13 @@ class SignSymmetric(TransportRule):
             matrix = sign.mul_(memory[0])
         return matrix if self.scale == "init" else with_norm_of(matrix, weight)
 
-    def after_update(
-        self, weight: Tensor, generator: Callable[[], torch.Generator], *memory: Tensor
-    ) -> None:
-        magnitude = memory[0]
+    def after_update(self, update: Update, *memory: Tensor) -> None:
+        magnitude, draw = memory[0], update.generator()
         if self.redraw == "exact":
-            half_width = bound(self.init, *fans(weight.shape))
-            magnitude.uniform_(0, half_width, generator=generator())
+            half_width = bound(self.init, *fans(update.weight.shape))
+            magnitude.uniform_(0, half_width, generator=draw)
             return
         pool = memory[1]
-        draw = generator()
         start = int(torch.randint(_POOL_SPARE, (1,), generator=draw, device=draw.device))
         stretch = pool[start : start + magnitude.numel()].view(magnitude.shape)
         magnitude.copy_(stretch)
