@@ -1,8 +1,8 @@
 """Which layout and which law of B serve direct feedback alignment best, on small real tasks.
 
 Two tasks: LeNet (CIFAR form) on a part of CIFAR-10, LeNet (MNIST form) on a part of MNIST. Every
-choice of layout and law gets the same grid of learning rates; one epoch of each, measured on the validation
-images, chooses one, and then every seed runs with it and is measured on the test images.
+choice of layout and law gets the same grid of learning rates; one epoch of each, measured on the
+validation images, chooses one, and then every seed runs with it and is measured on test images.
 
     APICAL_DATA=... python benchmarks/dfa_layouts.py --out results/dfa_layouts.json
 """

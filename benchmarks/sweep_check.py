@@ -1,0 +1,160 @@
+"""One architecture under one rule: does every layer do what the plan says?
+
+The converted model is held against a plain twin with the same weights, the same random numbers
+and two training steps. Both move by the sign of the gradient, so that a weight moves whenever its
+gradient is not zero, however large or small it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apical
+from apical.layers import converted_layers, is_converted, mixin_for
+from apical.rules import Rule
+
+STEPS = 2
+RATE = 1e-3
+CLASSES = 10
+
+
+@dataclass
+class Finding:
+    """What was seen. `problems` is empty if nothing was skipped silently.
+
+    converted, kept: numbers of layers; kept_why: how many for which reason.
+    exact: converted layers whose gradient is that of backprop: nothing converted lies above them.
+    idle: converted layers without a gradient, in the plain twin too.
+    rounding: whether the forward pass equals the plain one only within rounding (attention).
+    """
+
+    converted: int = 0
+    kept: int = 0
+    kept_why: dict[str, int] = field(default_factory=dict)
+    exact: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
+    rounding: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Trace:
+    """Two steps of a model: first output, first gradients, weights that ever had a gradient."""
+
+    output: Tensor
+    gradients: dict[str, Tensor]
+    taught: set[str]
+    moved: set[str]
+    finite: bool
+
+
+def check(model: nn.Module, x: Tensor, rule: Rule, **options: Any) -> Finding:
+    """Convert the model (it is changed) and compare it with a plain twin.
+
+    Args: options: of `apical.convert`.
+    Raises: whatever converting or running the model raises.
+    """
+    finding = Finding()
+    plain = copy.deepcopy(model)
+    planned = apical.plan(
+        model, rule, **{k: v for k, v in options.items() if k == "on_unsupported"}
+    )
+    apical.convert(model, rule, example=x, **options)
+    finding.problems += _unlisted(model, {row.layer for row in planned.rows})
+    layers = dict(converted_layers(model))
+    finding.converted = len(layers)
+    kept = [row for row in planned.rows if not is_converted(row.module)]
+    finding.kept = len(kept)
+    idle = "never called on the example"
+    finding.kept_why = dict(
+        Counter(idle if row.action == "convert" else row.why.split(":")[0] for row in kept)
+    )
+    calls = _counted(layers)
+    exact, ours = _train(plain, x), _train(model, x)
+    finding.problems += [f"{name}: never called" for name in layers if not calls[name]]
+    finding.rounding = not torch.equal(exact.output, ours.output)
+    attends = any(isinstance(layer, nn.MultiheadAttention) for layer in layers.values())
+    if finding.rounding and not (attends and torch.allclose(exact.output, ours.output, 1e-3, 1e-4)):
+        finding.problems.append("the forward pass changed")
+    if exact.finite and not ours.finite:
+        finding.problems.append("gradients are not finite, those of backprop are")
+    _compare(finding, layers, exact, ours)
+    return finding
+
+
+def _unlisted(model: nn.Module, listed: set[str]) -> list[str]:
+    """Layers that a rule could convert and that no row of the plan names."""
+    inside = {
+        id(child)
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.modules()
+        if child is not module
+    }
+    return [
+        f"{name}: not in the plan"
+        for name, module in model.named_modules()
+        if mixin_for(module) and id(module) not in inside and name not in listed
+    ]
+
+
+def _counted(layers: dict[str, nn.Module]) -> Counter[str]:
+    calls: Counter[str] = Counter()
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+    return calls
+
+
+def _train(model: nn.Module, x: Tensor) -> _Trace:
+    model.train()
+    y = torch.arange(len(x)) % CLASSES
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trace = _Trace(torch.empty(0), {}, set(), set(), True)
+    for step in range(STEPS):
+        torch.manual_seed(step)
+        model.zero_grad()
+        output = logits(model(x))
+        F.cross_entropy(output, y).backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        trace.taught |= {name for name, grad in gradients.items() if bool(grad.any())}
+        trace.finite &= all(bool(grad.isfinite().all()) for grad in gradients.values())
+        if step == 0:
+            trace.output, trace.gradients = output.detach().clone(), gradients
+            trace.gradients = {name: grad.clone() for name, grad in gradients.items()}
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in gradients:
+                    parameter.sub_(gradients[name].sign(), alpha=RATE)
+    after = dict(model.named_parameters())
+    trace.moved = {name for name, old in before.items() if not torch.equal(old, after[name])}
+    return trace
+
+
+def logits(output: Any) -> Tensor:
+    """The class scores in what a model returned: itself, or the first tensor in it."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, dict) else output))
+    return output
+
+
+def _compare(finding: Finding, layers: dict[str, nn.Module], exact: _Trace, ours: _Trace) -> None:
+    for layer_name, layer in layers.items():
+        own = [n for n, p in layer.named_parameters() if p.dim() > 1 and "feedback" not in n]
+        names = [f"{layer_name}.{n}" if layer_name else n for n in own]
+        for name in names:
+            if name not in exact.taught:
+                finding.idle.append(name)
+            elif name not in ours.taught:
+                finding.problems.append(f"{name}: no gradient, though backprop has one")
+            elif name not in ours.moved:
+                finding.problems.append(f"{name}: did not move")
+            elif torch.equal(ours.gradients[name], exact.gradients[name]):
+                if bool(exact.gradients[name].any()):
+                    finding.exact.append(name)
