@@ -24,6 +24,18 @@ def test_rows_come_back_as_written(tmp_path):
     assert path.read_text().count("\n") == 3
 
 
+def test_rows_and_files_are_on_disk_when_the_call_returns(tmp_path, monkeypatch):
+    """fsync is called after the last byte is written; what a power cut does is not simulated."""
+    sizes = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (sizes.append(os.fstat(fd).st_size), real(fd)))
+    records.append(tmp_path / "records.jsonl", *ROWS)
+    assert sizes[0] == (tmp_path / "records.jsonl").stat().st_size
+    sizes.clear()
+    records.write_json(tmp_path / "a.json", {"a": 1})
+    assert sizes[0] == (tmp_path / "a.json").stat().st_size
+
+
 def test_a_missing_file_has_no_rows(tmp_path):
     assert records.read(tmp_path / "records.jsonl") == []
 
@@ -82,6 +94,11 @@ def test_truncate_keeps_the_rows_the_checkpoint_remembers(tmp_path):
     with open(path, "ab") as file:
         file.write(b'{"torn')
     records.truncate(path, 2)
+    assert undisturbed.read_bytes().startswith(path.read_bytes())
+    with open(path, "ab") as file:
+        file.write(b'{"torn')
+    records.truncate(path, 2)  # all complete rows stay, the torn line goes
+    assert undisturbed.read_bytes().startswith(path.read_bytes())
     records.append(path, ROWS[2])
     assert path.read_bytes() == undisturbed.read_bytes()
     records.truncate(path, 0)
