@@ -61,6 +61,7 @@ ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
         (idx(ARRAY)[:-1] + b"x", "expected md5"),
         (gzip.compress(idx(ARRAY))[:-9], "gzip"),
     ],
+    ids=["empty", "short", "page", "cut", "long", "changed", "cut gzip"],
 )
 def test_a_damaged_idx_file_is_named_with_the_way_to_get_it_again(tmp_path, content, text):
     (tmp_path / "f").write_bytes(content)
