@@ -8,6 +8,7 @@ from apical.convert import (
     exact_gradients,
     feedback_parameters,
     forward_parameters,
+    labels,
     learn,
     revert,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "exact_gradients",
     "feedback_parameters",
     "forward_parameters",
+    "labels",
     "learn",
     "plan",
     "probes",

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from apical import updates
 from apical.attention import projections
 from apical.feedback import Feedback
-from apical.layers import converted_class, converted_layers, is_converted, mixin_for
+from apical.layers import converted_class, converted_layers, mixin_for
 from apical.outputs import OutputKey
 from apical.plan import Assignment, Row, plan
 from apical.rules import BroadcastRule, Rule
@@ -115,6 +115,25 @@ def exact_gradients(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for feedback in found:
             feedback.exact -= 1
+
+
+@contextmanager
+def labels(model: nn.Module, targets: torch.Tensor) -> Iterator[nn.Module]:
+    """Within the block, rules that learn from labels instead of the error are given these.
+
+    Forward and backward pass belong inside. For models without such rules it does nothing.
+
+    Shapes: targets (N,) class numbers, or numbers shaped as the model's output.
+    """
+    stars = list({id(f.star): f.star for f in feedback_modules(model) if f.star}.values())
+    before = [star.labels for star in stars]
+    for star in stars:
+        star.labels = targets
+    try:
+        yield model
+    finally:
+        for star, old in zip(stars, before, strict=True):
+            star.labels = old
 
 
 def learn(model: nn.Module) -> None:

@@ -37,6 +37,8 @@ class Feedback(nn.Module):
         self.heard = False  # whether a layer below wanted a message since the last update
         self.up_to_date = False  # whether the last update was acted on without being asked
         self.memory_names: tuple[str, ...] | None = None
+        self.note_names: tuple[str, ...] = ()
+        self.missed_steps = 0  # of an optimizer that knows the weight but not trained memory
 
     @property
     def pending(self) -> bool:
@@ -47,6 +49,16 @@ class Feedback(nn.Module):
         """The rule's tensors, in the order in which the rule made them."""
         return tuple([getattr(self, name) for name in self.memory_names or ()])
 
+    @property
+    def notes(self) -> tuple[Tensor, ...]:
+        """Where the rule keeps what it observes; empty for most rules."""
+        return tuple([getattr(self, name) for name in self.note_names])
+
+    @property
+    def trained(self) -> bool:
+        """Whether the memory has parameters that an optimizer trains."""
+        return any(parameter.requires_grad for parameter in self.parameters(recurse=False))
+
     def apply_op(self, op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`op` on x with the rule's backward; plain `op` where nothing is differentiated."""
         if self.star is not None and not self.exact:
@@ -56,11 +68,10 @@ class Feedback(nn.Module):
         return functional.exact(op, op.prepare(x), weight, bias)
 
     def _is_heard(self, x: Tensor) -> bool:
-        if x.requires_grad:
-            if self.rule.acts_after_update:
-                self.heard = True
-            return True
-        return any(parameter.requires_grad for parameter in self.parameters(recurse=False))
+        heard = x.requires_grad or self.trained
+        if heard and self.rule.acts_after_update:
+            self.heard = True
+        return heard
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -75,6 +86,10 @@ class Feedback(nn.Module):
         for name, tensor in made.items():
             self._remember(name, _placed(tensor, weight))
         self.memory_names = tuple(made)
+        if isinstance(self.rule, TransportRule):
+            for name, tensor in self.rule.note(weight).items():
+                self.register_buffer(name, _placed(tensor, weight))
+                self.note_names += (name,)
 
     @torch.no_grad()
     def after_update(self, weight: Tensor, bias: Tensor | None, op: Op) -> None:
@@ -82,10 +97,11 @@ class Feedback(nn.Module):
         self.updates += 1
         if self.rule.constrain_weights:
             weight.mul_(self.weight_norm / torch.linalg.vector_norm(weight))
-        if self.rule.acts_after_update and self.heard and not self.pending:
+        heard = self.heard or self.star is not None
+        if self.rule.acts_after_update and heard and not self.pending:
             generator = partial(self._generator, device=weight.device)
             update = Update(weight.detach(), bias, op, self.updates, generator)
-            self.rule.after_update(update, *self.memory())
+            self.rule.after_update(update, *self.memory(), *self.notes)
         self.heard = False
 
     def constrain(self, weight: Tensor) -> None:

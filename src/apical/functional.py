@@ -127,14 +127,21 @@ def exact(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return op.forward(_autocast(x), _autocast(weight), bias if bias is None else _autocast(bias))
 
 
-def tap(x: Tensor, feedback: Feedback, geometry: Geometry, error_shape: Sequence[int]) -> Tensor:
+def tap(
+    x: Tensor,
+    feedback: Feedback,
+    geometry: Geometry,
+    error_shape: Sequence[int],
+    targets: Tensor | None = None,
+) -> Tensor:
     """A token that stands for `x` at the output: the error given to it comes back to `x` as the
     rule's teaching signal.
 
-    Shapes: x `geometry.input_shape` -> token (samples, *error_shape), without memory of its own.
+    Shapes: x `geometry.input_shape` -> token (samples, *error_shape), without memory of its own;
+        targets (samples, error size) for rules that learn from labels.
     """
     function = _TapForTransforms if _transforms_active() else _Tap
-    return function.apply(x, feedback, geometry, tuple(error_shape), *feedback.memory())
+    return function.apply(x, feedback, geometry, tuple(error_shape), targets, *feedback.memory())
 
 
 def join(output: Tensor, tokens: Sequence[Tensor]) -> Tensor:
@@ -190,15 +197,22 @@ def _transport_backward(ctx: Any, grad: Tensor | None) -> Any:
         return None, None, None, *padding
     feedback, op, needs = ctx.feedback, ctx.op, ctx.needs_input_grad
     _refuse_if_exact(feedback)
-    trains_memory = any(needs[5:])
-    matrix = feedback.rule.matrix(weight, *memory).to(x.dtype) if needs[0] else weight
+    rule, trains_memory = feedback.rule, any(needs[5:])
+    message = rule.send(op, grad, x, *memory) if needs[0] else None
+    matrix = weight
+    if needs[0] and message is None:
+        matrix = rule.matrix(weight, *memory).to(x.dtype)
     grad_x, grad_weight, grad_bias = op.backward(
-        grad, x, matrix, (needs[0], needs[1] or trains_memory, needs[2])
+        grad, x, matrix, (needs[0] and message is None, needs[1] or trains_memory, needs[2])
     )
     memory_gradients = padding[2:]
-    if trains_memory:
+    if trains_memory or feedback.notes:
         local = Local(op, x, grad, weight, grad_weight)
-        memory_gradients = feedback.rule.memory_gradients(local, *memory)
+        if feedback.notes:
+            rule.observe(local, *feedback.notes)
+        if trains_memory:
+            memory_gradients = rule.memory_gradients(local, *memory)
+    grad_x = grad_x if message is None else message
     return grad_x, grad_weight if needs[1] else None, grad_bias, None, None, *memory_gradients
 
 
@@ -207,31 +221,37 @@ def _tap_forward(
     feedback: Feedback,
     geometry: Geometry,
     error_shape: tuple[int, ...],
+    targets: Tensor | None,
     *memory: Tensor,
 ) -> Tensor:
     return x.new_zeros(()).expand(geometry.samples, *error_shape)
 
 
 def _tap_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, feedback, geometry, error_shape, *memory = inputs
-    ctx.save_for_backward(*memory)
+    x, feedback, geometry, error_shape, targets, *memory = inputs
+    learns = any(tensor.requires_grad for tensor in memory)
+    ctx.save_for_backward(x if learns else None, targets, *memory)
     ctx.feedback, ctx.geometry, ctx.dtype = feedback, geometry, x.dtype
     ctx.set_materialize_grads(False)
 
 
 @once_differentiable
 def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
-    memory = ctx.saved_tensors
-    nothing = (None,) * (3 + len(memory))
+    x, targets, *memory = ctx.saved_tensors
+    nothing = (None,) * 4
     if error is None:
-        return None, *nothing
+        return None, *nothing, *(None for _ in memory)
     _refuse_if_exact(ctx.feedback)
     error = error.reshape(len(error), -1)
     if memory:
         error = error.to(memory[0].dtype)
+    rule, known = ctx.feedback.rule, () if targets is None else (targets.to(error.dtype),)
     with _without_autocast(error.device.type):
-        signal = ctx.feedback.rule.signal(error, ctx.geometry, *memory)
-    return signal.to(ctx.dtype), *nothing
+        signal = rule.signal(error, ctx.geometry, *memory, *known)
+        gradients: Sequence[Tensor | None] = (None,) * len(memory)
+        if x is not None:
+            gradients = rule.memory_gradients(error, x, ctx.geometry, *memory)
+    return signal.to(ctx.dtype), *nothing, *gradients
 
 
 def _join_forward(output: Tensor, *tokens: Tensor) -> Tensor:

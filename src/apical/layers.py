@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from apical import updates
-from apical.attention import AttentionMixin
-from apical.functional import ConvOp, LinearOp
+from apical.attention import AttentionMixin, projections
+from apical.functional import ConvOp, LinearOp, Op
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -91,6 +91,14 @@ def mixin_for(layer: nn.Module) -> type | None:
         if isinstance(layer, kinds):
             return mixin
     return None
+
+
+def operations(layer: nn.Module) -> list[tuple[Op, Tensor]]:
+    """Operation and weight of a layer that is still plain; attention has four, others one."""
+    mixin = mixin_for(layer)
+    if isinstance(layer, nn.MultiheadAttention):
+        return [(LinearOp(), weight) for weight, _ in projections(layer).values()]
+    return [(mixin.operation(layer), layer.weight)]  # type: ignore[union-attr,list-item]
 
 
 @cache

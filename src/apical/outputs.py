@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 OutputKey = str | int | None
@@ -66,6 +67,31 @@ def replaced(output: Any, key: OutputKey, tensor: Tensor) -> Any:
         changed[key] = tensor  # type: ignore[index]
         return changed
     return dataclasses.replace(output, **{str(key): tensor})
+
+
+def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tensor:
+    """Labels in the shape of the error, flat for each sample: classes become one-hot.
+
+    Shapes: labels (N,) of class numbers, (N, *positions) of class numbers for an output
+        (N, classes, *positions), or numbers shaped as the output -> (N, error size).
+    Raises: ValueError for another shape, another number of samples or a class out of range.
+    """
+    expected = (samples, *error_shape)
+    if tuple(labels.shape) == expected and labels.is_floating_point():
+        return labels.reshape(samples, -1)
+    positions = error_shape[1:]
+    if tuple(labels.shape) != (samples, *positions) or labels.is_floating_point():
+        raise ValueError(
+            f"labels are {tuple(labels.shape)} of {labels.dtype}; for an output {expected} they"
+            f" are class numbers {(samples, *positions)}, or numbers of the output's own shape"
+        )
+    classes = error_shape[0]
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; the output"
+            f" has classes 0 to {classes - 1}"
+        )
+    return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).reshape(samples, -1)
 
 
 def _parts(output: Any) -> dict[str | int, Tensor]:

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from apical import rules
-from apical.layers import is_converted, mixin_for
+from apical.layers import is_converted, mixin_for, operations
 from apical.rules import BP, Rule
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -124,7 +124,7 @@ def _decide(
     won[pattern] += 1
     if isinstance(rule, BP) and not rule.constrain_weights:
         return Row(name, kind, "keep", None, "rule BP: exact gradient", module)
-    obstacle = _obstacle(module)
+    obstacle = _obstacle(module) or _obstacle_of_rule(module, rule)
     if obstacle:
         return Row(name, kind, "refuse", None, obstacle, module)
     why = "every layer" if pattern == "*" else f"matches {_label(pattern)}"
@@ -180,6 +180,12 @@ def _obstacle(module: nn.Module) -> str:
     if any(p.is_complex() for p in module.parameters()):
         return "has complex weights, for which no rule is defined"
     return ""
+
+
+def _obstacle_of_rule(module: nn.Module, rule: Rule) -> str:
+    """What the rule itself has against one of the layer's weights."""
+    texts = (rule.obstacle(op, weight) for op, weight in operations(module))
+    return next((text for text in texts if text), "")
 
 
 def _wrappers(model: nn.Module) -> Iterator[str]:

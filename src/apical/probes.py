@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apical import updates
-from apical.convert import exact_gradients
+from apical.convert import exact_gradients, labels
 from apical.layers import converted_layers
 from apical.rules import TransportRule
 
@@ -63,7 +63,8 @@ def gradient_alignment(
     if not flat:
         return {}
     with _unchanged(model) as again:
-        by_rule = torch.autograd.grad(loss_fn(model(x), y), flat, allow_unused=True)
+        with labels(model, y):
+            by_rule = torch.autograd.grad(loss_fn(model(x), y), flat, allow_unused=True)
         again()
         with exact_gradients(model):
             exact = torch.autograd.grad(loss_fn(model(x), y), flat, allow_unused=True)

@@ -49,9 +49,11 @@ class Star:
         self.tapped_late: set[str] = set()
         self.handles: list[Any] = []
         self.layers = 0
+        self.labels: Tensor | None = None  # given by `apical.labels`
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "calls": [], "hidden": set(), "tapped_late": set()}
+        transient: dict[str, Any] = {"calls": [], "hidden": set(), "tapped_late": set(), "labels": None}
+        return {**self.__dict__, **transient}
 
     def attach(self, model: nn.Module) -> None:
         """Hook the star to the model whose output carries the error."""
@@ -117,12 +119,24 @@ class Star:
             samples = rule.samples(x.shape, self.error_shape)
         if teaches and samples is not None and self.error_shape is not None:
             geometry = _geometry(op, x, weight, samples)
-            call.tokens.append(functional.tap(x, feedback, geometry, self.error_shape))
+            call.tokens.append(self._tap(x, feedback, geometry))
             call.owners.append(feedback.layer)
         elif teaches or feedback.pending:
             call.late.append(_Tap(feedback, op, x, weight, teaches))
             self.tapped_late.add(feedback.layer)
         return x.detach() if teaches else x
+
+    def _tap(self, x: Tensor, feedback: Feedback, geometry: Geometry) -> Tensor:
+        assert self.error_shape is not None and isinstance(feedback.rule, BroadcastRule)
+        targets = None
+        if feedback.rule.needs_labels:
+            if self.labels is None:
+                raise ValueError(
+                    f"{feedback.layer}: {type(feedback.rule).__name__} learns from labels; run the"
+                    " forward and backward pass inside `with apical.labels(model, targets):`"
+                )
+            targets = outputs.targets(self.labels, geometry.samples, self.error_shape)
+        return functional.tap(x, feedback, geometry, self.error_shape, targets)
 
     def _with_late(self, call: _Call, error: Tensor) -> tuple[list[Tensor], list[str]]:
         assert self.error_shape is not None
@@ -131,7 +145,7 @@ class Star:
         for late in call.late:
             if late.teaches:
                 geometry = self._geometry_of(late, error)
-                tokens.append(functional.tap(late.x, late.feedback, geometry, self.error_shape))
+                tokens.append(self._tap(late.x, late.feedback, geometry))
                 owners.append(late.feedback.layer)
         return tokens, owners
 
@@ -175,7 +189,7 @@ class Star:
             assert isinstance(rule, BroadcastRule) and shape is not None
             samples = rule.samples(x.shape, shape)
             if samples is not None:
-                functional.tap(x, feedback, _geometry(op, x, weight, samples), shape)
+                self._tap(x, feedback, _geometry(op, x, weight, samples))
         return x.detach()
 
 

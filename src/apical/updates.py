@@ -14,6 +14,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from apical import advice
 from apical.feedback import Feedback
 from apical.functional import Op
 
@@ -57,7 +58,8 @@ def unwatch(layer: nn.Module) -> None:
 
 def wants_updates(feedback: Feedback) -> bool:
     """Whether an update of the weight means anything to this rule."""
-    return feedback.rule.acts_after_update or feedback.rule.constrain_weights
+    rule = feedback.rule
+    return rule.acts_after_update or rule.constrain_weights or feedback.trained or feedback.pending
 
 
 def updated_by_hand(layers: Iterable[nn.Module]) -> None:
@@ -78,7 +80,9 @@ def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
         for parameter in group["params"]
         if parameter.grad is not None
     }
-    for slot in _distinct(_WATCHED, stepped):
+    slots_stepped = list(_distinct(_WATCHED, stepped))
+    advice.give(slots_stepped, optimizer)
+    for slot in slots_stepped:
         slot.feedback.after_update(slot.weight, slot.bias, slot.op)
         slot.feedback.up_to_date = True
 

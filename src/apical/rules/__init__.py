@@ -12,6 +12,7 @@ from apical.rules.base import BroadcastRule, Rule, TransportRule
 from apical.rules.bp import BP
 from apical.rules.dfa import DFA
 from apical.rules.fa import FA
+from apical.rules.kolen_pollack import KolenPollack
 from apical.rules.sign import SignSymmetric
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "FA",
     "RULES",
     "BroadcastRule",
+    "KolenPollack",
     "Rule",
     "SignSymmetric",
     "TransportRule",
@@ -35,6 +37,7 @@ RULES: dict[str, Rule] = {
     "dfa": DFA(),
     "fa": FA(),
     "frsf": SignSymmetric("fixed"),
+    "kp": KolenPollack(),
     "usf": SignSymmetric("uniform"),
 }
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -61,7 +61,27 @@ class Rule(abc.ABC):
         return False
 
     def after_update(self, update: Update, *memory: Tensor) -> None:
-        """Change the memory in place; called once after each update of the weight."""
+        """Change the memory in place; called once after each update of the weight.
+
+        A rule with notes gets them behind its memory.
+        """
+
+    def obstacle(self, op: Op, weight: Tensor) -> str:
+        """Why this layer cannot learn by the rule, with the remedy; empty if it can."""
+        return ""
+
+    def objection(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weight_group: Mapping[str, Any],
+        memory_group: Mapping[str, Any],
+    ) -> str:
+        """Why this optimizer breaks what the rule promises, with the remedy; empty if it does not.
+
+        Asked once, of rules whose memory is trained. The groups are those of the optimizer that
+        hold the weight and the memory.
+        """
+        return ""
 
 
 class Update(NamedTuple):
@@ -93,6 +113,21 @@ class TransportRule(Rule):
     def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
         """The feedback matrix B, in the layout of `weight`: B = W would be backprop."""
 
+    def send(self, op: Op, grad: Tensor, x: Tensor, *memory: Tensor) -> Tensor | None:
+        """The message to the layer below, where it can be formed without B; None: from `matrix`.
+
+        Shapes: grad as the layer's output, x and the result as its input.
+        """
+        return None
+
+    def note(self, weight: Tensor) -> dict[str, Tensor]:
+        """Tensors in which `observe` keeps what the rule sees; saved with the model, not used by
+        `matrix` or `send`."""
+        return {}
+
+    def observe(self, local: Local, *notes: Tensor) -> None:
+        """Write into the notes, in place, what a backward pass shows."""
+
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
         """The gradient of each memory tensor that is a parameter; never `grad_weight` itself."""
         return (None,) * len(memory)
@@ -123,8 +158,23 @@ class BroadcastRule(Rule):
         """The gradient that the layer's input receives.
 
         Shapes: error (N, error_size), the loss's gradient at the output, reduction included;
-            result: `geometry.input_shape`.
+            result: `geometry.input_shape`. Rules that need labels get the targets behind their
+            memory, shaped like the error, one-hot for class labels.
         """
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the rule learns from `apical.labels(model, targets)`."""
+        return False
+
+    def memory_gradients(
+        self, error: Tensor, x: Tensor, geometry: Geometry, *memory: Tensor
+    ) -> Sequence[Tensor | None]:
+        """The gradient of each memory tensor that is a parameter.
+
+        Shapes: error (N, error_size); x `geometry.input_shape`, what the layer read.
+        """
+        return (None,) * len(memory)
 
     def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
         """Number of samples in a layer input of this shape; None where only the model's output

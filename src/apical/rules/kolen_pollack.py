@@ -1,0 +1,120 @@
+"""Kolen-Pollack: feedback that receives the weight's own updates, and forgets where it began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from apical.functional import Local, Op
+from apical.rules.base import Init, TransportRule, Update, bound, fans, uniform
+
+NORMALISING = (
+    torch.optim.Adam,
+    torch.optim.Adagrad,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+)
+
+
+@dataclass(frozen=True)
+class KolenPollack(TransportRule):
+    """B is a parameter with the gradient of W, trained by the same optimizer: convert first, then
+    build the optimizer.
+
+    Both receive the same updates and both decay, so that what they differ by decays alone:
+    B - W = (1 - decay)^t (B_0 - W_0) after t updates, whatever the data. The weight decay of the
+    optimizer adds to it where it acts on W and B alike: SGD, also with momentum (a heavy-ball
+    law), and AdamW. Adam with coupled L2 breaks the law, and a warning says so.
+
+    Args:
+        decay: share of W and of B that every update takes away, in [0, 1), beside the weight
+            decay of the optimizer. 0 with no weight decay leaves B - W as it is for ever; the
+            angle then shrinks only while W grows (the authors' released runs). Alignment takes
+            some 5 / decay updates.
+        init: the law of B_0, as in `FA`.
+
+    Raises: ValueError for a decay outside [0, 1).
+    Source: Kolen, Pollack 1994; Akrout, Wilson, Humphreys, Lillicrap, Tweed 2019, equations 16-17.
+    """
+
+    decay: float = 1e-4
+    init: Init = "xavier"
+
+    reference: ClassVar[str] = """@inproceedings{akrout2019,
+  title = {Deep Learning without Weight Transport},
+  author = {Akrout, Mohamed and Wilson, Collin and Humphreys, Peter and Lillicrap, Timothy and
+            Tweed, Douglas B.},
+  booktitle = {Advances in Neural Information Processing Systems}, year = {2019}
+}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decay < 1:
+            raise ValueError(
+                f"KolenPollack: decay={self.decay} is outside [0, 1); from 1 on, W and B would"
+                " vanish or diverge. It is a share per update, for example 1e-4"
+            )
+
+    @property
+    def name(self) -> str:
+        return "kp"
+
+    @property
+    def acts_after_update(self) -> bool:
+        return self.decay > 0
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        half_width = bound(self.init, *fans(weight.shape))
+        return {"matrix": nn.Parameter(uniform(weight.shape, half_width, generator))}
+
+    def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
+        return memory[0]
+
+    def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
+        # A tensor of its own: gradient clipping over W and B would scale a shared one twice.
+        return (local.grad_weight.clone(),)
+
+    def after_update(self, update: Update, *memory: Tensor) -> None:
+        update.weight.mul_(1 - self.decay)
+        memory[0].mul_(1 - self.decay)
+
+    def obstacle(self, op: Op, weight: Tensor) -> str:
+        if not weight.requires_grad:
+            return "its weight is frozen, so its feedback would never learn; use FA or BP for it"
+        return ""
+
+    def objection(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weight_group: Mapping[str, Any],
+        memory_group: Mapping[str, Any],
+    ) -> str:
+        differing = [
+            option
+            for option in weight_group
+            if option != "params" and weight_group[option] != memory_group.get(option)
+        ]
+        if differing:
+            return (
+                "W and B are trained with different options"
+                f" ({', '.join(differing)}), so B does not follow W; put both into one group"
+            )
+        decoupled = weight_group.get("decoupled_weight_decay", False)
+        if (
+            isinstance(optimizer, NORMALISING)
+            and not isinstance(optimizer, torch.optim.AdamW)
+            and not decoupled
+            and weight_group.get("weight_decay", 0)
+        ):
+            return (
+                f"{type(optimizer).__name__} divides the L2 terms of W and B by different numbers,"
+                " so B does not converge to W; use AdamW, or weight_decay=0 and"
+                " KolenPollack(decay=...)"
+            )
+        return ""

@@ -1,0 +1,171 @@
+"""Kolen-Pollack: the laws by which B - W decays, exact and independent of the data."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apical
+from apical.rules import KolenPollack
+
+STEPS = 40
+LR, DECAY = 0.05, 0.3
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3)
+    ).double()
+
+
+def _gaps(model: nn.Module) -> list[Tensor]:
+    return [
+        (layer.feedback.matrix - layer.weight).detach().clone()
+        for layer in model.modules()
+        if hasattr(layer, "feedback")
+    ]
+
+
+def _train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    parts: int = 1,
+    between: Callable[[], Any] = lambda: None,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        x = torch.randn(6, 2, 6, 6, dtype=torch.float64, generator=generator)
+        y = torch.randint(3, (6,), generator=generator)
+        optimizer.zero_grad()
+        for x_part, y_part in zip(x.chunk(parts), y.chunk(parts), strict=True):
+            (F.cross_entropy(model(x_part), y_part) / parts).backward()
+        between()
+        optimizer.step()
+
+
+def _heavy_ball(lr: float, momentum: float, decay: float) -> float:
+    """What is left of a gap of 1 whose only gradient is its decay."""
+    gap, velocity = 1.0, 0.0
+    for _ in range(STEPS):
+        velocity = momentum * velocity + decay * gap
+        gap -= lr * velocity
+    return gap
+
+
+LAWS: list[tuple[str, Callable[[Any], torch.optim.Optimizer], float, float]] = [
+    ("sgd", lambda p: torch.optim.SGD(p, LR, weight_decay=DECAY), 0.0, (1 - LR * DECAY) ** STEPS),
+    ("no decay", lambda p: torch.optim.SGD(p, LR), 0.0, 1.0),
+    (
+        "momentum",
+        lambda p: torch.optim.SGD(p, LR, momentum=0.9, weight_decay=DECAY),
+        0.0,
+        _heavy_ball(LR, 0.9, DECAY),
+    ),
+    (
+        "adamw",
+        lambda p: torch.optim.AdamW(p, LR, weight_decay=DECAY),
+        0.0,
+        (1 - LR * DECAY) ** STEPS,
+    ),
+    ("the rule's own decay under adam", lambda p: torch.optim.Adam(p, LR), 0.01, 0.99**STEPS),
+]
+
+
+@pytest.mark.parametrize(("name", "build", "decay", "left"), LAWS, ids=[law[0] for law in LAWS])
+def test_the_gap_decays_by_law(
+    name: str, build: Callable[[Any], torch.optim.Optimizer], decay: float, left: float
+) -> None:
+    model = apical.convert(_net(), KolenPollack(decay=decay))
+    start = _gaps(model)
+    _train(model, build(model.parameters()))
+    for gap, first in zip(_gaps(model), start, strict=True):
+        torch.testing.assert_close(gap, left * first, rtol=0, atol=1e-12)
+
+
+def test_accumulation_clipping_and_nesterov_keep_the_law() -> None:
+    model = apical.convert(_net(), KolenPollack(decay=0))
+    start = _gaps(model)
+    optimizer = torch.optim.SGD(
+        model.parameters(), LR, momentum=0.9, nesterov=True, weight_decay=0.0, foreach=True
+    )
+    clip = lambda: nn.utils.clip_grad_norm_(model.parameters(), 0.01)  # noqa: E731
+    _train(model, optimizer, parts=2, between=clip)
+    for gap, first in zip(_gaps(model), start, strict=True):
+        torch.testing.assert_close(gap, first, rtol=0, atol=1e-12)
+
+
+def test_adam_with_coupled_decay_breaks_the_law_and_warns() -> None:
+    model = apical.convert(_net(), KolenPollack(decay=0))
+    start = _gaps(model)
+    with pytest.warns(UserWarning, match="AdamW"):
+        _train(model, torch.optim.Adam(model.parameters(), LR, weight_decay=DECAY))
+    left = (1 - LR * DECAY) ** STEPS
+    assert max((g - left * s).abs().max() for g, s in zip(_gaps(model), start, strict=True)) > 0.1
+
+
+def test_feedback_has_the_gradient_of_its_weight_in_a_tensor_of_its_own() -> None:
+    model = apical.convert(_net(), "kp")
+    F.cross_entropy(model(torch.randn(6, 2, 6, 6).double()), torch.arange(6) % 3).backward()
+    for layer in (model[0], model[3], model[5]):
+        assert torch.equal(layer.feedback.matrix.grad, layer.weight.grad)
+        assert layer.feedback.matrix.grad.data_ptr() != layer.weight.grad.data_ptr()
+
+
+def test_an_optimizer_built_before_conversion_is_told_of() -> None:
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), LR)
+    apical.convert(model, "kp")
+    with pytest.warns(UserWarning, match=r"3\.feedback\.matrix"):
+        _train(model, optimizer)
+
+
+def test_a_frozen_or_other_group_for_feedback_is_told_of() -> None:
+    model = apical.convert(_net(), "kp")
+    groups = [
+        {"params": list(apical.forward_parameters(model))},
+        {"params": list(apical.feedback_parameters(model)), "lr": 0.001},
+    ]
+    with pytest.warns(UserWarning, match="different options"):
+        _train(model, torch.optim.SGD(groups, LR))
+
+
+def test_a_right_optimizer_gives_no_warning() -> None:
+    model = apical.convert(_net(), "kp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _train(model, torch.optim.AdamW(model.parameters(), LR))
+
+
+def test_the_law_holds_in_autocast() -> None:
+    model = apical.convert(_net().float(), KolenPollack(decay=0))
+    start = _gaps(model)
+    optimizer = torch.optim.SGD(model.parameters(), LR, weight_decay=DECAY)
+    x, y = torch.randn(6, 2, 6, 6), torch.arange(6) % 3
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+    left = (1 - LR * DECAY) ** STEPS  # in float32, the masters' precision
+    for gap, first in zip(_gaps(model), start, strict=True):
+        torch.testing.assert_close(gap, left * first, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 3.0])
+def test_a_decay_that_would_diverge_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match=r"outside \[0, 1\)"):
+        KolenPollack(decay=decay)
+
+
+def test_a_frozen_layer_is_refused_by_name() -> None:
+    model = _net()
+    model[3].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"3 \(Linear\): its weight is frozen"):
+        apical.convert(model, "kp")
