@@ -12,7 +12,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 TABLES := README.md docs/reproduce_biotorch.md
 
 # One thread a process: on a shared machine two threads can be many times slower than one.

@@ -71,7 +71,7 @@ def test_a_model_learns_from_another_directory(python: Path, tmp_path: Path) -> 
     assert run(python, "-W", "error", "-c", TRAIN_ONE_STEP, cwd=tmp_path).strip() == "moved"
 
 
-@pytest.mark.parametrize("verb", ["", "list", "train", "study", "report", "check"])
+@pytest.mark.parametrize("verb", ["", "train", "study"])
 def test_the_command_explains_itself(python: Path, tmp_path: Path, verb: str) -> None:
     command = [python.with_name("apical"), *verb.split(), "--help"]
     assert "usage: apical" in run(*command, cwd=tmp_path)
