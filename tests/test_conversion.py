@@ -1,0 +1,586 @@
+"""Plan, convert, revert, describe: nothing is silent, nothing is left half done."""
+
+import copy
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.testing import assert_close
+
+import apical
+from apical.layers import converted_layers, is_converted
+from apical.rules import BP, DFA, FA, RULES, SignSymmetric
+
+HIDDEN = [name for name in RULES if name != "bp"]
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def convnet() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8),
+        nn.LayerNorm(8), nn.PReLU(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def actions(model: nn.Module, rule: Any, **options: Any) -> dict[str, tuple[str, str]]:
+    return {row.layer: (row.action, row.why) for row in apical.plan(model, rule, **options).rows}
+
+
+# Plan and patterns -------------------------------------------------------------------------------
+
+
+def test_a_plan_lists_every_layer_with_weights_and_changes_nothing() -> None:
+    model = convnet()
+    keys, kinds = list(model.state_dict()), [type(m) for m in model.modules()]
+    found = actions(model, "fa")
+    assert list(found) == ["0", "1", "4", "5", "6", "7"]
+    converted = [name for name, (action, _) in found.items() if action == "convert"]
+    assert converted == ["0", "4", "7"]
+    assert found["1"][1].startswith("norm") and found["5"][1].startswith("norm")
+    assert found["6"][1].startswith("elementwise")
+    assert keys == list(model.state_dict()) and kinds == [type(m) for m in model.modules()]
+    assert (
+        str(apical.plan(model, "fa")).splitlines()[0] == "0 | Conv2d | convert | fa | every layer"
+    )
+
+
+def test_the_first_matching_pattern_wins() -> None:
+    def wide(name: str, module: nn.Module) -> bool:
+        return getattr(module, "out_features", 0) > 4
+
+    model = apical.convert(mlp(), {wide: "dfa", "2": SignSymmetric("fixed"), "*": FA()})
+    rules = {name: layer.feedback.rule for name, layer in converted_layers(model)}
+    assert rules == {"0": DFA(), "2": SignSymmetric("fixed"), "4": FA()}
+
+
+def test_layers_that_no_pattern_names_keep_their_exact_gradient() -> None:
+    model = apical.convert(mlp(), {"2": "fa"})
+    assert [name for name, _ in converted_layers(model)] == ["2"]
+    assert actions(mlp(), {"2": "fa"})["0"] == ("keep", "no pattern names it: exact gradient")
+    assert actions(mlp(), {"0": BP(), "*": "fa"})["0"] == ("keep", "rule BP: exact gradient")
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("fq", "'fq'.*'fa'"),
+        ({"*": "dffa"}, "'dffa'.*'dfa'"),
+        ({"layer4.*": "fa"}, r"pattern 'layer4\.\*' matches no layer; near:"),
+        ({"features.conv": "fa", "*": "bp"}, r"'features\.conv' matches no layer; near: "),
+        ({"*": "fa", "2": "dfa"}, "pattern '2' comes too late.*'2'.*put it first"),
+        ({"1": "fa", "*": "bp"}, "'1' matches no layer"),
+        ({}, "empty mapping"),
+        (3, "a rule is a name or a Rule object, not 3"),
+        ({"rule": "fa", "initt": "xavier"}, "initt.*init"),
+    ],
+)  # fmt: skip
+def test_misspelt_rules_and_patterns_are_named_with_their_neighbours(rule: Any, text: str) -> None:
+    model = mlp()
+    with pytest.raises(ValueError, match=text):
+        apical.convert(model, rule)
+    assert not list(converted_layers(model))
+
+
+def test_a_pattern_for_a_layer_without_a_rule_says_so() -> None:
+    with pytest.raises(ValueError, match="'1' matches only layers that no rule converts: '1'"):
+        apical.convert(convnet(), {"1": "fa", "*": "dfa"})
+
+
+def test_all_problems_come_at_once_and_nothing_is_converted() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.ones(3, 3))
+
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "odd": Odd(), "rnn": nn.LSTM(2, 2)})
+    with pytest.raises(ValueError, match="nothing was converted") as raised:
+        apical.convert(model, {"nowhere": "fa", "*": "fa"})
+    lines = str(raised.value).splitlines()[1:]
+    assert len(lines) == 3
+    assert any("odd (Odd): holds weights (table (3, 3))" in line for line in lines)
+    assert any("rnn (LSTM): recurrent" in line for line in lines)
+    assert any("'nowhere' matches no layer" in line for line in lines)
+    assert not is_converted(model["a"])
+
+
+# Kinds of layers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_recurrent_layers_are_refused_by_name(kind: type) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), kind(3, 3))
+    with pytest.raises(
+        ValueError, match=rf"1 \({kind.__name__}\): recurrent.*on_unsupported='keep'"
+    ):
+        apical.convert(model, "fa")
+    apical.convert(model, "fa", on_unsupported="keep")
+    assert is_converted(model[0]) and not is_converted(model[1])
+    assert "kept knowingly" in actions(model, "bp", on_unsupported="keep")["1"][1]
+
+
+def test_an_unknown_leaf_with_weights_is_refused_or_kept_knowingly() -> None:
+    model = nn.ModuleDict({"b": nn.Bilinear(3, 3, 2), "l": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=r"b \(Bilinear\): holds weights \(weight \(2, 3, 3\)"):
+        apical.convert(model, "fa")
+    apical.convert(model, "fa", on_unsupported="keep")
+    assert [name for name, _ in converted_layers(model)] == ["l"]
+
+
+def test_parameters_that_a_container_holds_are_listed() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+            self.pos_embed = nn.Parameter(torch.zeros(1, 3, 4))
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+            return self.layer(x)[:, 0]
+
+    model = Tokens()
+    action, why = actions(model, "fa")[""]
+    assert action == "keep"
+    assert "cls_token (1, 1, 4), pos_embed (1, 3, 4)" in why
+    apical.convert(model, "fa")
+    assert "cls_token" in str(apical.describe(model))
+    model(torch.ones(2, 2, 4)).sum().backward()
+    assert model.cls_token.grad.any() and model.pos_embed.grad.any()
+
+
+def test_embeddings_are_kept_with_the_reason() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))
+    assert actions(model, "fa")["0"] == ("keep", "embedding: its input has no gradient to replace")
+    apical.convert(model, "fa")
+    model(torch.tensor([1, 2])).sum().backward()
+    assert model[0].weight.grad.any()
+
+
+def test_a_root_layer_is_converted_and_reverted() -> None:
+    for name in HIDDEN:
+        layer = nn.Linear(3, 2)
+        assert apical.convert(layer, name) is layer
+        assert isinstance(layer, nn.Linear) and is_converted(layer)
+        layer(torch.ones(1, 3, requires_grad=True)).sum().backward()
+        assert str(apical.describe(layer)).splitlines()[2].startswith("(root)")
+        assert type(apical.revert(layer)) is nn.Linear
+
+
+def test_a_child_that_is_none_is_no_obstacle() -> None:
+    model = mlp()
+    model.downsample = None
+    model.register_module("extra", None)
+    apical.convert(model, "fa")
+    assert len(list(converted_layers(model))) == 3
+
+
+class Overridden(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class OverriddenConv(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+class Named(nn.Linear):
+    """A subclass that adds a name, no computation."""
+
+    title = "named"
+
+
+@pytest.mark.parametrize("layer", [Overridden(2, 2), OverriddenConv(1, 1, 1)])
+def test_a_subclass_with_a_forward_of_its_own_is_refused_by_name(layer: nn.Module) -> None:
+    with pytest.raises(ValueError, match=rf"{type(layer).__name__}\): overrides (_conv_)?forward"):
+        apical.convert(nn.Sequential(layer), "fa")
+
+
+def test_a_subclass_without_is_converted_and_stays_what_it_is() -> None:
+    model = apical.convert(nn.Sequential(Named(2, 2)), "fa")
+    assert isinstance(model[0], Named) and model[0].title == "named"
+    assert type(copy.deepcopy(model)[0]) is type(model[0])
+    assert type(pickle.loads(pickle.dumps(model))[0]) is type(model[0])
+    assert type(apical.revert(model)[0]) is Named
+
+
+def test_lazy_layers_are_refused_until_they_are_built() -> None:
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"0 \(LazyLinear\): is not initialised; run one forward"):
+        apical.convert(model, "fa")
+    model(torch.ones(1, 4))
+    apical.convert(model, "fa")
+    assert is_converted(model[0])
+
+
+def test_parametrized_layers_are_refused_and_may_be_parametrized_later() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"0 \(.*\): is parametrized; convert first"):
+        apical.convert(model, "fa")
+    model = apical.convert(mlp().double(), "usf")
+    x, y = torch.randn(6, 4).double(), torch.arange(6) % 2
+    parametrizations.weight_norm(model[2])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match="remove_parametrizations"):
+        apical.revert(model)
+    assert is_converted(model[0])  # nothing was reverted
+    parametrize.remove_parametrizations(model[2], "weight")
+    assert type(apical.revert(model)[2]) is nn.Linear
+
+
+def test_meta_and_complex_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="is on the meta device"):
+        apical.convert(nn.Linear(2, 2, device="meta"), "fa")
+    with pytest.raises(ValueError, match="has complex weights"):
+        apical.convert(nn.Linear(2, 2, dtype=torch.complex64), "fa")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "text"),
+    [
+        (lambda m: nn.DataParallel(m), "DataParallel.*convert the model first, then wrap"),
+        (lambda m: torch.compile(m, backend="eager"), "convert the model first, then compile"),
+    ],
+)
+def test_wrapped_models_are_refused_with_the_order(wrap: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        apical.convert(wrap(mlp()), "fa")
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.ReLU()), nn.Sequential(nn.BatchNorm1d(3))], ids=["none", "norm"]
+)
+def test_a_model_without_layers_to_convert_is_an_error(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="no layer that a rule could convert"):
+        apical.convert(model, "fa")
+
+
+# What conversion keeps ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_conversion_is_in_place_and_keeps_identities(name: str) -> None:
+    model = convnet().eval()
+    model[4].train()
+    parameters = [id(p) for p in model.parameters()]
+    keys, flags = list(model.state_dict()), [m.training for m in model]
+    weights = copy.deepcopy(model.state_dict())
+    calls: list[str] = []
+    model[4].register_forward_hook(lambda *_: calls.append("forward"))
+    model[4].register_forward_pre_hook(lambda *_: calls.append("pre"))
+    model[4].register_full_backward_hook(lambda *_: calls.append("backward"))
+    rng = torch.get_rng_state()
+    assert apical.convert(model, name, example=torch.ones(2, 1, 4, 4)) is model
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert [id(p) for p in model.parameters()] == parameters
+    assert [key for key in model.state_dict() if ".feedback." not in key] == keys
+    assert [m.training for m in model] == flags
+    assert all(torch.equal(model.state_dict()[key], weights[key]) for key in keys)
+    for _ in range(2):
+        calls.clear()
+        model(torch.randn(2, 1, 4, 4)).sum().backward()
+        assert sorted(calls) == ["backward", "forward", "pre"]
+
+
+def test_frozen_layers_stay_frozen_and_still_pass_messages() -> None:
+    for name in HIDDEN:
+        model = mlp().double()
+        model[2].requires_grad_(False)
+        apical.convert(model, name)
+        for _ in range(2):
+            model.zero_grad()
+            model(torch.ones(2, 4).double()).square().sum().backward()
+            assert model[2].weight.grad is None
+            assert model[0].weight.grad.any() and model[4].weight.grad.any()
+        model[0].requires_grad_(False)
+        for _ in range(2):
+            model.zero_grad()
+            model(torch.ones(2, 4).double()).square().sum().backward()
+            assert model[0].weight.grad is None and model[4].weight.grad.any()
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and one layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.twice = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+        self.same = self.twice
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(torch.tanh(self.a(x)))
+        return self.out(self.same(torch.tanh(self.twice(torch.tanh(h)))))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_tied_and_reused_layers_stay_so_and_share_their_feedback(name: str) -> None:
+    torch.manual_seed(0)
+    plain = Tied().double()
+    model = apical.convert(copy.deepcopy(plain), name, example=torch.ones(1, 3).double())
+    assert model.a.weight is model.b.weight and model.same is model.twice
+    assert len(list(model.parameters())) == len(list(plain.parameters()))
+    if name not in ("bp", "dfa"):
+        assert model.a.feedback is model.b.feedback
+    x = torch.randn(4, 3).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        assert all(p.grad.any() for p in model.parameters())
+        optimizer.step()
+        if name == "brsf":
+            assert model.a.feedback.updates == _ + 1
+    with apical.exact_gradients(model):
+        seen = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "feedback" not in k})
+    exact = torch.autograd.grad(plain(x).square().sum(), list(plain.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(seen, exact, strict=True))
+    assert type(apical.revert(model).b) is nn.Linear
+    assert model.a.weight is model.b.weight
+
+
+def test_a_reused_layer_is_tapped_at_every_call() -> None:
+    model = apical.convert(Tied().double(), "dfa", example=torch.ones(1, 3).double())
+    rows = {
+        row.layer: row for row in apical.describe(model, example=torch.ones(2, 3).double()).rows
+    }
+    assert (rows["twice"].calls, rows["twice"].taps) == (2, 2)
+    assert (rows["a"].calls, rows["a"].taps) == (1, 0)  # the first layer's input needs no gradient
+
+
+def test_a_second_conversion_says_how_to_replace_the_first() -> None:
+    model = apical.convert(mlp(), "fa")
+    matrix = model[0].feedback.matrix
+    with pytest.raises(ValueError, match=r"converted already; apical\.revert\(model\) first"):
+        apical.convert(model, "dfa")
+    assert model[0].feedback.matrix is matrix
+    apical.convert(apical.revert(model), "dfa", example=torch.ones(1, 4))
+    assert all(layer.feedback.rule == DFA() for _, layer in converted_layers(model))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_convert_revert_convert_gives_the_same_feedback(name: str) -> None:
+    model = apical.convert(mlp(), name, example=torch.ones(1, 4), seed=5)
+    first = copy.deepcopy(model.state_dict())
+    apical.convert(apical.revert(model), name, example=torch.ones(1, 4), seed=5)
+    assert_close(dict(model.state_dict()), dict(first), rtol=0, atol=0)
+
+
+def test_an_example_that_fails_leaves_the_model_plain() -> None:
+    for example in (torch.ones(1, 7), {"x": torch.ones(1, 4)}):
+        model = mlp()
+        with pytest.raises((RuntimeError, TypeError)):
+            apical.convert(model, "dfa", example=example)
+        assert not list(converted_layers(model)) and not model._forward_hooks
+
+
+def test_an_example_may_be_a_tuple_or_keywords() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor, scale: float) -> Tensor:
+            return self.b(scale * self.a(x))
+
+    for example in ((torch.ones(1, 3), 2.0), {"x": torch.ones(1, 3), "scale": 2.0}):
+        model = apical.convert(Two(), "dfa", example=example)
+        assert model.b.feedback.matrix.shape == (2, 2)
+
+
+def test_layers_the_model_never_calls_are_refused_or_kept() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    with pytest.raises(ValueError, match="never calls these layers.*'unused'"):
+        apical.convert(Idle(), "fa", example=torch.ones(1, 3))
+    model = apical.convert(Idle(), "fa", example=torch.ones(1, 3), on_unsupported="keep")
+    assert is_converted(model.used) and not is_converted(model.unused)
+    apical.convert(Idle(), {"used": "fa"}, example=torch.ones(1, 3))
+
+
+def test_buffers_and_global_numbers_survive_the_example() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+    before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    apical.convert(model, "dfa", example=torch.randn(3, 4))
+    torch.set_rng_state(rng)
+    apical.describe(model, example=torch.ones(3, 4))
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
+
+
+# Attention ----------------------------------------------------------------------------------------
+
+ATTENTIONS: dict[str, dict[str, Any]] = {
+    "packed": {},
+    "batch-first": {"batch_first": True},
+    "other-dims": {"kdim": 6, "vdim": 3, "batch_first": True},
+    "no-bias": {"bias": False, "batch_first": True},
+    "bias-kv": {"add_bias_kv": True, "batch_first": True},
+    "zero-attn": {"add_zero_attn": True, "batch_first": True},
+}
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("options", ATTENTIONS.values(), ids=ATTENTIONS)
+def test_attention_equals_the_original_and_its_exact_gradients(
+    options: dict[str, Any], need_weights: bool
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.MultiheadAttention(8, 2, **options).double()
+    model = apical.convert(copy.deepcopy(plain), "fa")
+    batch, t, s = 3, 4, 5
+    sizes = ((t, 8), (s, options.get("kdim", 8)), (s, options.get("vdim", 8)))
+    q, k, v = (torch.randn(batch, n, d).double() for n, d in sizes)
+    if not options.get("batch_first"):
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+    masks: list[dict[str, Any]] = [
+        {},
+        {"attn_mask": torch.randn(t, s).double()},
+        {"attn_mask": torch.randn(batch * 2, t, s).double()},
+        {"key_padding_mask": torch.arange(s).expand(batch, s) == 4},
+        {"attn_mask": torch.ones(t, s).triu(2).bool(), "average_attn_weights": False},
+    ]
+    for mask in masks:
+        call = {"need_weights": need_weights, **mask}
+        seen, expected = model(q, k, v, **call), plain(q, k, v, **call)
+        assert_close(seen[0], expected[0], rtol=1e-10, atol=1e-12)
+        if need_weights:
+            assert_close(seen[1], expected[1], rtol=1e-10, atol=1e-12)
+        else:
+            assert seen[1] is None
+        with apical.exact_gradients(model):
+            again = model(q, k, v, **call)[0].square().sum()
+        ours = torch.autograd.grad(again, list(model.parameters()))
+        theirs = torch.autograd.grad(expected[0].square().sum(), list(plain.parameters()))
+        assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_projects_by_its_feedback() -> None:
+    """With one head and one key the values pass unchanged: the chain v -> out by hand."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(4, 1, batch_first=True).double()
+    apical.convert(layer, "fa")
+    assert sorted(layer.feedback) == ["k", "out", "q", "v"]
+    q, x = torch.randn(3, 1, 4).double(), torch.randn(3, 1, 4).double().requires_grad_()
+    y, _ = layer(q, torch.zeros_like(x), x)
+    g = torch.randn_like(y)
+    y.backward(g)
+    expected = g @ layer.feedback["out"].matrix @ layer.feedback["v"].matrix
+    assert_close(x.grad, expected)
+    value = x @ layer.in_proj_weight[8:].T + layer.in_proj_bias[8:]
+    assert_close(layer.out_proj.weight.grad, g.flatten(0, 1).T @ value.flatten(0, 1))
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_attention_under_every_rule_is_listed_and_trains(name: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.Linear(5, 8), layer, nn.Flatten(), nn.Linear(24, 2)).double()
+    plain = copy.deepcopy(model)
+    x = torch.randn(4, 3, 5).double()
+    apical.convert(model, name, example=x)
+    rows = [row.layer for row in apical.describe(model).rows]
+    for part in ("q", "k", "v", "out"):
+        assert f"1.self_attn.{part}" in rows
+    assert_close(model(x), plain(x), rtol=1e-10, atol=1e-12)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    before = {key: p.clone() for key, p in model.named_parameters()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), torch.tensor([0, 1, 0, 1])).backward()
+        optimizer.step()
+    assert all(not torch.equal(p, before[key]) for key, p in model.named_parameters())
+    model.eval(), plain.eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "feedback" not in k})
+    with torch.no_grad():
+        assert_close(model(x), plain(x), rtol=1e-10, atol=1e-12)  # torch's fast path
+    apical.revert(model)
+    assert list(model.state_dict()) == list(plain.state_dict())
+
+
+def test_a_transformer_encoder_on_its_fast_path_with_padding() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's nested tensors are a prototype
+        plain = nn.TransformerEncoder(layer, 2).eval()
+        model = apical.convert(copy.deepcopy(plain), "fa")
+        x, padding = torch.randn(2, 4, 8), torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1]]).bool()
+        with torch.no_grad():
+            seen, expected = (m(x, src_key_padding_mask=padding) for m in (model, plain))
+        keep = ~padding
+        assert_close(seen[keep], expected[keep], rtol=1e-4, atol=1e-5)
+        seen, expected = (m(x, src_key_padding_mask=padding) for m in (model, plain))
+    assert_close(seen[keep], expected[keep], rtol=1e-4, atol=1e-5)
+
+
+# Describe and cite --------------------------------------------------------------------------------
+
+
+def test_describe_says_rule_feedback_and_bytes() -> None:
+    model = apical.convert(mlp(), {"0": "bp", "2": FA(init="kaiming"), "4": "dfa"})
+    rows = {row.layer: row for row in apical.describe(model).rows}
+    assert rows["0"].rule == "exact" and rows["0"].feedback_bytes == 0
+    assert (rows["2"].rule, rows["2"].feedback) == ("fa(init='kaiming')", "matrix (3, 5)")
+    assert rows["2"].feedback_bytes == 4 * 15
+    assert rows["4"].feedback == "pending"
+    model(torch.ones(1, 4))
+    description = apical.describe(model)
+    assert description.feedback_bytes == 4 * (15 + 2 * 3)
+    table = str(description).splitlines()
+    assert table[0].split() == "layer | type | rule | why | feedback | bytes".split()
+    assert table[-1] == "feedback in all: 84 bytes"
+
+
+def test_describe_reports_layers_that_are_bypassed() -> None:
+    class Bypass(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.direct, self.called = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.called(F.linear(x, self.direct.weight))
+
+    for name in HIDDEN:
+        model = apical.convert(Bypass(), name)
+        rows = {r.layer: r for r in apical.describe(model, example=torch.ones(2, 3)).rows}
+        assert rows["direct"].bypassed and rows["direct"].calls == 0
+        assert not rows["called"].bypassed and rows["called"].calls == 1
+        assert "YES" in str(apical.describe(model, example=torch.ones(2, 3)))
+
+
+def test_uniform_signs_store_nothing() -> None:
+    model = apical.convert(mlp(), "usf")
+    assert apical.describe(model).feedback_bytes == 0
+    assert not [key for key in model.state_dict() if "feedback" in key]
+
+
+def test_cite_gives_each_source_once() -> None:
+    model = apical.convert(mlp(), {"0": "fa", "2": "usf", "4": "brsf"})
+    text = apical.cite(model)
+    assert text.count("@") == 2 and "lillicrap2016" in text and "liao2016" in text
+    assert apical.cite(mlp()) == ""
