@@ -86,10 +86,9 @@ class Feedback(nn.Module):
         for name, tensor in made.items():
             self._remember(name, _placed(tensor, weight))
         self.memory_names = tuple(made)
-        if isinstance(self.rule, TransportRule):
-            for name, tensor in self.rule.note(weight).items():
-                self.register_buffer(name, _placed(tensor, weight))
-                self.note_names += (name,)
+        for name, tensor in self.rule.note(*self.memory()).items():
+            self.register_buffer(f"note_{name}", _placed(tensor, weight))
+            self.note_names += (f"note_{name}",)
 
     @torch.no_grad()
     def after_update(self, weight: Tensor, bias: Tensor | None, op: Op) -> None:
@@ -142,7 +141,8 @@ class Feedback(nn.Module):
             names = [name for name in names if name not in ("updates", "weight_norm")]
             for name in names:
                 self._remember(name, torch.empty_like(state_dict[prefix + name]))
-            self.memory_names = tuple(names)
+            self.memory_names = tuple(n for n in names if not n.startswith("note_"))
+            self.note_names = tuple(n for n in names if n.startswith("note_"))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

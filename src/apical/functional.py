@@ -85,14 +85,15 @@ class Local(NamedTuple):
     """What meets in one layer during the backward pass.
 
     Shapes: x the layer's input, grad that of its output: the teaching signal from above;
-        weight and grad_weight alike.
+        weight and grad_weight alike. `grad_weight` is empty where it is not formed yet, or not
+        at all because the weight is frozen.
     """
 
     op: Op
     x: Tensor
     grad: Tensor
     weight: Tensor
-    grad_weight: Tensor
+    grad_weight: Tensor | None = None
 
 
 class Geometry(NamedTuple):
@@ -198,7 +199,7 @@ def _transport_backward(ctx: Any, grad: Tensor | None) -> Any:
     feedback, op, needs = ctx.feedback, ctx.op, ctx.needs_input_grad
     _refuse_if_exact(feedback)
     rule, trains_memory = feedback.rule, any(needs[5:])
-    message = rule.send(op, grad, x, *memory) if needs[0] else None
+    message = rule.send(Local(op, x, grad, weight), *memory) if needs[0] else None
     matrix = weight
     if needs[0] and message is None:
         matrix = rule.matrix(weight, *memory).to(x.dtype)
@@ -209,7 +210,7 @@ def _transport_backward(ctx: Any, grad: Tensor | None) -> Any:
     if trains_memory or feedback.notes:
         local = Local(op, x, grad, weight, grad_weight)
         if feedback.notes:
-            rule.observe(local, *feedback.notes)
+            rule.observe(local, *memory, *feedback.notes)
         if trains_memory:
             memory_gradients = rule.memory_gradients(local, *memory)
     grad_x = grad_x if message is None else message
@@ -249,6 +250,8 @@ def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
     with _without_autocast(error.device.type):
         signal = rule.signal(error, ctx.geometry, *memory, *known)
         gradients: Sequence[Tensor | None] = (None,) * len(memory)
+        if ctx.feedback.notes:
+            rule.observe(error, *known, *memory, *ctx.feedback.notes)
         if x is not None:
             gradients = rule.memory_gradients(error, x, ctx.geometry, *memory)
     return signal.to(ctx.dtype), *nothing, *gradients

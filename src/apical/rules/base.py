@@ -66,6 +66,12 @@ class Rule(abc.ABC):
         A rule with notes gets them behind its memory.
         """
 
+    def note(self, *memory: Tensor) -> dict[str, Tensor]:
+        """Tensors in which `observe` keeps what backward passes show, until `after_update` uses
+        them; saved with the model. Unlike the memory they may change between the forward and the
+        backward pass."""
+        return {}
+
     def obstacle(self, op: Op, weight: Tensor) -> str:
         """Why this layer cannot learn by the rule, with the remedy; empty if it can."""
         return ""
@@ -113,19 +119,14 @@ class TransportRule(Rule):
     def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
         """The feedback matrix B, in the layout of `weight`: B = W would be backprop."""
 
-    def send(self, op: Op, grad: Tensor, x: Tensor, *memory: Tensor) -> Tensor | None:
+    def send(self, local: Local, *memory: Tensor) -> Tensor | None:
         """The message to the layer below, where it can be formed without B; None: from `matrix`.
 
-        Shapes: grad as the layer's output, x and the result as its input.
+        Shapes: the result as `local.x`.
         """
         return None
 
-    def note(self, weight: Tensor) -> dict[str, Tensor]:
-        """Tensors in which `observe` keeps what the rule sees; saved with the model, not used by
-        `matrix` or `send`."""
-        return {}
-
-    def observe(self, local: Local, *notes: Tensor) -> None:
+    def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
         """Write into the notes, in place, what a backward pass shows."""
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
@@ -166,6 +167,9 @@ class BroadcastRule(Rule):
     def needs_labels(self) -> bool:
         """Whether the rule learns from `apical.labels(model, targets)`."""
         return False
+
+    def observe(self, error: Tensor, *targets_memory_and_notes: Tensor) -> None:
+        """Write into the notes, in place, what a backward pass shows."""
 
     def memory_gradients(
         self, error: Tensor, x: Tensor, geometry: Geometry, *memory: Tensor

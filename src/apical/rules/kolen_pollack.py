@@ -77,6 +77,7 @@ class KolenPollack(TransportRule):
         return memory[0]
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
+        assert local.grad_weight is not None
         # A tensor of its own: gradient clipping over W and B would scale a shared one twice.
         return (local.grad_weight.clone(),)
 
