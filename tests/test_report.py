@@ -372,7 +372,7 @@ def _luminance(colour):
 def test_protocol_separates_what_rules_share_from_what_differs(study):
     (item,) = protocol.protocols(read.read_study(study))
     assert item["differing"] == {
-        "rule": {"BP": "bp", "FA": "rule fa, init xavier", "DFA": "dfa"},
+        "rule": {"BP": "bp", "FA": "fa (init xavier)", "DFA": "dfa"},
         "optimizer.lr": {"BP": "0.1", "FA": "0.01", "DFA": "0.001"},
     }
     assert item["shared"]["milestones"] == "50, 75"

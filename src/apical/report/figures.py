@@ -48,11 +48,7 @@ def series(runs: Mapping[str, Iterable[Run]], kind: str, key: str, layer: str = 
 
 def _epochs(runs: Iterable[Run], kind: str, key: str, layer: str) -> dict[int, list[float]]:
     per_run = [
-        {
-            row["epoch"]: float(row[key])
-            for row in run.of_kind(kind)
-            if key in row and row.get("layer", "") == layer
-        }
+        {row["epoch"]: float(row[key]) for row in run.of_kind(kind, layer) if key in row}
         for run in runs
     ]
     shared = set.intersection(*map(set, per_run)) if per_run else set()
@@ -176,11 +172,7 @@ def _alignment(
     meaning: str,
 ) -> Group | None:
     names = dict.fromkeys(
-        row["layer"]
-        for of_rule in runs.values()
-        for run in of_rule
-        for row in run.of_kind("layer")
-        if key in row
+        layer for of_rule in runs.values() for run in of_rule for layer in run.layers
     )
     layers = {layer: series(runs, "layer", key, layer) for layer in names}
     layers = {layer: values for layer, values in layers.items() if values}

@@ -89,8 +89,16 @@ def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
 
 def _fields(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """The experiment as one level; a rule with its options stays one field."""
-    rule = {"rule": _text(experiment["rule"])} if "rule" in experiment else {}
+    rule = {"rule": _rule(experiment["rule"])} if "rule" in experiment else {}
     return rule | flatten({key: value for key, value in experiment.items() if key != "rule"})
+
+
+def _rule(rule: Any) -> str:
+    """A rule as its name and, in brackets, its options; a mapping of patterns as it is."""
+    if not (isinstance(rule, Mapping) and "rule" in rule):
+        return _text(rule)
+    options = _text({key: value for key, value in rule.items() if key != "rule"})
+    return f"{rule['rule']} ({options})" if options else str(rule["rule"])
 
 
 def search(study: Study) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ experiment.json: {key, versions, experiment}; the last is the experiment with al
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +40,21 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Mapping[str, Any], ...] = ()
 
-    def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
-        return [row for row in self.rows if row.get("kind") == kind]
+    def of_kind(self, kind: str, layer: str = "") -> list[Mapping[str, Any]]:
+        """Rows of a kind; of the kind "layer", those of one layer."""
+        return self._sorted.get((kind, layer), [])
+
+    @property
+    def layers(self) -> list[str]:
+        """Layers with rows of their own, from input to output."""
+        return [layer for kind, layer in self._sorted if kind == "layer"]
+
+    @cached_property
+    def _sorted(self) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+        found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for row in self.rows:
+            found.setdefault((row.get("kind", ""), row.get("layer", "")), []).append(row)
+        return found
 
     @property
     def final(self) -> Mapping[str, Any]:
