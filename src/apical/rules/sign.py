@@ -81,10 +81,9 @@ class SignSymmetric(TransportRule):
         return memory
 
     def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
+        sign = torch.sign(weight)
         if self.zero_sign == "plus":
-            sign = torch.ones_like(weight).masked_fill_(weight < 0, -1)
-        else:
-            sign = torch.sign(weight)
+            sign.add_(0.5).sign_()  # a comparison with zero would take ten times as long
         if self.magnitude == "uniform":
             matrix = sign.mul_(bound(self.init, *fans(weight.shape)) / 3**0.5)
         else:
