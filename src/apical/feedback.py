@@ -137,6 +137,11 @@ class Feedback(nn.Module):
         if prefix + "updates" in state_dict and self.rule.acts_after_update:
             self.updates = int(state_dict.pop(prefix + "updates"))
         if self.pending:
+            if type(self.rule).memory_gradients is not BroadcastRule.memory_gradients:
+                raise ValueError(
+                    f"{self.layer}: its feedback has no size yet, and what of it is trained is not"
+                    " known; give convert(..., example=x) before loading"
+                )
             names = [key.removeprefix(prefix) for key in saved]
             names = [name for name in names if name not in ("updates", "weight_norm")]
             for name in names:
