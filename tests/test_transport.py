@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import apical
 from apical import functional
 from apical.feedback import Feedback
-from apical.functional import LinearOp
+from apical.functional import LinearOp, Local
 from apical.rules import BP, FA, RULES, Rule, SignSymmetric, TransportRule
 from apical.rules.base import bound, fans
 
@@ -337,8 +337,8 @@ def test_memory_that_is_trained_gets_the_gradient_its_rule_says() -> None:
         def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             return {"matrix": nn.Parameter(super().create(weight, generator)["matrix"])}
 
-        def memory_gradients(self, grad_weight: Tensor, *memory: Tensor) -> list[Tensor]:
-            return [2 * grad_weight]
+        def memory_gradients(self, local: Local, *memory: Tensor) -> list[Tensor]:
+            return [2 * local.grad_weight]
 
     layer = apical.convert(nn.Linear(3, 2).double(), Learned())
     layer.weight.requires_grad_(False)  # the feedback learns all the same
