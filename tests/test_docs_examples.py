@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import apical
+from apical import rules
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -56,6 +57,12 @@ def test_the_tables_of_the_documents_come_from_the_records(tmp_path: Path) -> No
         copy = tmp_path / document.name
         copy.write_text(document.read_text())
         assert not refresh(copy, ROOT / "results"), f"{document}: run make tables"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/rules.md"])
+def test_every_rule_has_a_row_in_the_tables_of_rules(document: str) -> None:
+    rows = [r for r in (ROOT / document).read_text().splitlines() if r.startswith("|")]
+    assert not {name for name in rules.RULES if not any(f"| `{name}` |" in row for row in rows)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))

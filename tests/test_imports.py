@@ -23,7 +23,7 @@ CORE = [
     {"rules", "outputs"},
     {"star"},
     {"feedback"},
-    {"attention"},
+    {"advice", "attention"},
     {"updates"},
     {"layers"},
     {"plan"},
