@@ -30,7 +30,7 @@ def build(
     Raises: ValueError for an unknown name, an option the class does not have, or a value it
         refuses.
     """
-    chosen = OPTIMIZERS.get(name)
+    chosen: Any = OPTIMIZERS.get(name)
     if chosen is None:
         if ":" not in name and "." not in name:
             raise unknown("optimizer", name, [*OPTIMIZERS, "package.module:Class"])
@@ -47,6 +47,6 @@ def build(
     if name in FUSED and plain and not values.keys() & {"fused", "foreach", "differentiable"}:
         values["fused"] = True
     try:
-        return chosen(parameters, lr=lr, **values)  # type: ignore[call-arg]
+        return chosen(parameters, lr=lr, **values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"optimizer {name} with lr={lr}, {options}: {error}") from error

@@ -85,7 +85,7 @@ def build(
         options=experiment.optimizer_options,
     )
     torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
-    net = torch.compile(model) if experiment.compile else model
+    net: Any = torch.compile(model) if experiment.compile else model
     if group.size > 1:
         net = nn.parallel.DistributedDataParallel(net)
     scaler = torch.amp.GradScaler(where.type, enabled=experiment.autocast == "fp16")
