@@ -137,6 +137,7 @@ class Feedback(nn.Module):
         if prefix + "updates" in state_dict and self.rule.acts_after_update:
             self.updates = int(state_dict.pop(prefix + "updates"))
         if self.pending:
+            assert isinstance(self.rule, BroadcastRule)  # only these wait for shapes
             if type(self.rule).memory_gradients is not BroadcastRule.memory_gradients:
                 raise ValueError(
                     f"{self.layer}: its feedback has no size yet, and what of it is trained is not"
