@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-sys.path.insert(1, str(HERE.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
 from families import NAMES
@@ -36,14 +35,15 @@ from torchvision_ops import import_torchvision
 
 RULES: dict[str, Rule] = {"dfa": DFA(), "fa": FA(), "usf": SignSymmetric("uniform")}
 SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 240, 256, 299, 320, 384, 448)
-REMEDIES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("", {}),
-    ("sample_axis='folded'", {"sample_axis": "folded"}),
-    ("on_unsupported='keep'", {"on_unsupported": "keep"}),
-    ("on_unsupported='keep', sample_axis='folded'",
-     {"on_unsupported": "keep", "sample_axis": "folded"}),
-)  # fmt: skip
-"""Tried in this order; a strict conversion first. The sample axis is an option of DFA."""
+REMEDIES: tuple[dict[str, Any], ...] = (
+    {},
+    {"output": 0},
+    {"sample_axis": "folded"},
+    {"on_unsupported": "keep"},
+    {"on_unsupported": "keep", "sample_axis": "folded"},
+)
+"""Tried in this order, the strict conversion first. The sample axis is an option of DFA, and only
+rules that broadcast ask which output carries the error."""
 
 
 def smallest(name: str) -> tuple[int, nn.Module] | str:
@@ -80,23 +80,22 @@ def examine(name: str, rule_names: Iterable[str]) -> Iterator[dict[str, Any]]:
 def _under(name: str, size: int, rule_name: str) -> dict[str, Any]:
     """Outcome of the first remedy with which the architecture converts and trains."""
     refusals: dict[str, str] = {}
-    for remedy, options in REMEDIES:
-        rule = RULES[rule_name]
-        options = dict(options)
-        folded = options.pop("sample_axis", None)
-        if folded:
-            if not isinstance(rule, DFA):
-                continue
-            rule = DFA(sample_axis=folded)
+    for remedy in REMEDIES:
+        rule, options = RULES[rule_name], dict(remedy)
+        if not isinstance(rule, DFA) and options.keys() & {"output", "sample_axis"}:
+            continue
+        if axis := options.pop("sample_axis", None):
+            rule = DFA(sample_axis=axis)
         model = nets.build(name, in_shape=(3, size, size), num_classes=CLASSES, seed=0)
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, 3, size, size, generator=generator)
+        spelled = ", ".join(f"{key}={value!r}" for key, value in remedy.items())
         try:
             finding = check(model, x, rule, **options)
         except (ValueError, RuntimeError) as error:
-            refusals[remedy or "strict"] = f"{type(error).__name__}: {_short(str(error))}"
+            refusals[spelled or "strict"] = f"{type(error).__name__}: {_short(str(error))}"
             continue
-        return _outcome(finding, remedy, refusals)
+        return _outcome(finding, spelled, refusals)
     return {"outcome": "refused", "refusals": refusals}
 
 
@@ -134,7 +133,7 @@ def save(out: Path, rows: list[dict[str, Any]]) -> None:
     from apical.environment import environment
 
     lines = ",\n".join(json.dumps(row) for row in rows)
-    header = json.dumps(environment(HERE))
+    header = json.dumps(environment(Path(__file__).parent))
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = out.with_suffix(".tmp")
     fresh.write_text(f'{{"environment": {header},\n"rows": [\n{lines}\n]}}\n')

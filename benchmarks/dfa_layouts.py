@@ -1,8 +1,8 @@
 """Which layout and which law of B serve direct feedback alignment best, on small real tasks.
 
 Two tasks: LeNet (CIFAR form) on a part of CIFAR-10, LeNet (MNIST form) on a part of MNIST. Every
-choice of layout and law gets the same grid of learning rates; one epoch of each, measured on the
-validation images, chooses one, and then every seed runs with it and is measured on test images.
+choice of layout and law gets the same grid of learning rates; a run of each, measured on the
+validation images, chooses one, and then other seeds run with it and are measured on test images.
 
     APICAL_DATA=... python benchmarks/dfa_layouts.py --out results/dfa_layouts.json
 """
@@ -36,9 +36,10 @@ SEEDS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned. `train`, `validation`, `test`: numbers of images."""
+    """What is learned. `train`, `validation`, `test`: numbers of images; `size`: pixels a side."""
 
     name: str
+    size: int
     batch_size: int
     train: int
     validation: int
@@ -48,8 +49,8 @@ class Task:
 
 
 TASKS = (
-    Task("cifar10", 64, 6_000, 1_000, 5_000, epochs=4, laws=("xavier", "noekland")),
-    Task("mnist", 64, 10_000, 1_000, 5_000, epochs=1, laws=("xavier", "kaiming", "noekland")),
+    Task("cifar10", 20, 64, 6_000, 2_000, 5_000, epochs=5, laws=("xavier", "noekland")),
+    Task("mnist", 32, 64, 10_000, 2_000, 5_000, epochs=1, laws=("xavier", "kaiming", "noekland")),
 )
 
 
@@ -72,7 +73,7 @@ class Images:
 
     @classmethod
     def load(cls, task: Task) -> Images:
-        loaded = data.load(task.name, size=32)
+        loaded = data.load(task.name, size=task.size)
         train, validation = data.split_validation(loaded.train, task.validation, seed=0)
         train = train.take(torch.arange(task.train))
         norm = {"mean": loaded.mean, "std": loaded.std}
@@ -119,7 +120,8 @@ def measure(images: Images, rule: Rule) -> dict:
     """The row of one rule on one task."""
     task, start = images.task, time.process_time()
     chosen = {
-        lr: accuracy(train(images, rule, lr, 0, 1), images.validation) for lr in LEARNING_RATES
+        lr: accuracy(train(images, rule, lr, 0, task.epochs), images.validation)
+        for lr in LEARNING_RATES
     }
     lr = max(chosen, key=lambda lr: chosen[lr])
     scores = [accuracy(train(images, rule, lr, seed, task.epochs), images.test) for seed in SEEDS]

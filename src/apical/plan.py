@@ -29,6 +29,9 @@ _NORMS = (
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
+# Their own forward computes what their torch class computes; it is written out for TorchScript.
+_SAME_FORWARD = ("timm.layers.linear.Linear",)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -170,7 +173,7 @@ def _obstacle(module: nn.Module) -> str:
         return "is parametrized; convert first, then register the parametrization"
     for method in ("forward", "_conv_forward"):
         own, base = getattr(type(module), method, None), getattr(plain, method, None)
-        if own is not base:
+        if own is not base and _full_name(type(module)) not in _SAME_FORWARD:
             return (
                 f"overrides {method} of {plain.__name__}, so what it computes is not known; use"
                 f" the plain {plain.__name__}, or keep it with on_unsupported='keep'"
@@ -180,6 +183,10 @@ def _obstacle(module: nn.Module) -> str:
     if any(p.is_complex() for p in module.parameters()):
         return "has complex weights, for which no rule is defined"
     return ""
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _obstacle_of_rule(module: nn.Module, rule: Rule) -> str:

@@ -1,0 +1,83 @@
+"""The benchmarks run, and say what they measured. Numbers are for quiet machines, not for tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import pairs  # noqa: E402
+import step_time  # noqa: E402
+from expected import target  # noqa: E402
+from subjects import CONTROL, ORDINARY, rules  # noqa: E402
+
+
+@pytest.mark.filterwarnings("default")
+def test_step_time_measures_every_rule(tmp_path):
+    out = tmp_path / "times.json"
+    command = [sys.executable, str(BENCHMARKS / "step_time.py"), "--quick", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads(out.read_text())["tables"]
+    assert set(table["rules"]) == {*rules(), ORDINARY}
+    assert table["rejected"] == (table["control_off"] > 0.03)
+    for name, row in table["rules"].items():
+        assert min(row["wall_ms"], row["cpu_ms"]) > 0
+        assert name in done.stdout
+    # 784-1024-1024-10: FA keeps a B of every layer, sign symmetry none, DFA 10 rows for each
+    weights = 4 * (784 * 1024 + 1024 * 1024 + 10 * 1024)
+    rows = table["rules"]
+    assert rows["fa"]["extra_bytes"] == pytest.approx(weights, rel=0.01)
+    assert rows["dfa full"]["extra_bytes"] < 0.05 * weights
+    assert rows["brsf pool"]["extra_bytes"] > 2 * weights
+
+
+def test_ratios_are_of_neighbours(monkeypatch):
+    # a machine that slows down all the time: the base takes 1, 2, 3, ... ; A always as the mean
+    # of its neighbours, B twice that
+    clock = {"slot": 0}
+
+    def timed(step, repeats):
+        clock["slot"] += 1
+        factor = step()
+        return factor * clock["slot"], 10 * factor * clock["slot"]
+
+    monkeypatch.setattr(pairs, "_timed", timed)
+    monkeypatch.setattr(pairs, "_warm", lambda step: 1)
+    times = pairs.compare(lambda: 1, {"A": lambda: 1, "B": lambda: 2}, rounds=4, seed=0)
+    assert times["A"].wall == [1.0] * 4 == times["A"].cpu
+    assert times["B"].summary()["cpu_ratio"] == 2.0
+
+
+def test_short_steps_are_repeated():
+    assert pairs._warm(lambda: None) == pairs.SHORT_REPEATS
+
+
+def test_verdicts():
+    assert step_time._verdict(1.05, 1.05) == "met"
+    assert step_time._verdict(1.06, 1.05) == "missed by 0.010"
+    assert target("mlp", "dfa kernel", compiled=False) == target("mlp", "dfa", compiled=False)
+    assert target("mlp", "fa", compiled=True) == 1.03
+    assert all(
+        target("resnet20", name, compiled=False) is not None for name in rules() if name != CONTROL
+    )
+
+
+def test_tables_of_other_nets_are_kept(tmp_path):
+    out = tmp_path / "times.json"
+    one = {"net": "mlp", "threads": 1, "compiled": False, "rounds": 1}
+    other = {**one, "net": "vit"}
+    step_time.save(out, [one])
+    step_time.save(out, [other])
+    step_time.save(out, [{**one, "rounds": 2}])
+    assert json.loads(out.read_text())["tables"] == [{**one, "rounds": 2}, other]
+
+
+def test_a_bad_option_says_what_is_allowed(capsys):
+    with pytest.raises(SystemExit):
+        step_time.parse(["--rule", "fq"])
+    assert "'fa'" in capsys.readouterr().err
