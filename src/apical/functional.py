@@ -243,7 +243,7 @@ def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
     if error is None:
         return None, *nothing, *(None for _ in memory)
     _refuse_if_exact(ctx.feedback)
-    error = error.reshape(len(error), -1)
+    error = error.reshape(len(error), error.shape[1:].numel())
     if memory:
         error = error.to(memory[0].dtype)
     rule, known = ctx.feedback.rule, () if targets is None else (targets.to(error.dtype),)
