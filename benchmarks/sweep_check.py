@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.layers import converted_layers, is_converted, mixin_for
-from apical.rules import Rule
+from apical.plan import Assignment
 
 STEPS = 2
 RATE = 1e-3
@@ -55,7 +55,7 @@ class _Trace:
     finite: bool
 
 
-def check(model: nn.Module, x: Tensor, rule: Rule, **options: Any) -> Finding:
+def check(model: nn.Module, x: Tensor, rule: Assignment, **options: Any) -> Finding:
     """Convert the model (it is changed) and compare it with a plain twin.
 
     Args: options: of `apical.convert`.

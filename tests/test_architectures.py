@@ -55,7 +55,7 @@ def test_no_layer_is_skipped(vision, name):
 def test_layers_of_unknown_forward_are_refused_by_name_or_kept_knowingly(vision):
     (row,) = architectures.examine("timm:test_nfnet", ["usf"])
     assert (row["outcome"], row["with"]) == ("ok", "on_unsupported='keep'")
-    assert "(ScaledStdConv2d): overrides forward of Conv2d" in row["refusals"]["strict"]
+    assert "(ScaledStdConv2d): overrides forward of Conv2d" in row["refusal"]
 
 
 def test_the_sweep_is_wide_enough():
