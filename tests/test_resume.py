@@ -192,7 +192,7 @@ def test_code_in_a_checkpoint_is_never_run(
     begun: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("here"))
-    (begun / "checkpoint.pt").write_bytes(pickle.dumps(Malicious()))
+    (begun / "checkpoint.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
     with pytest.raises(ValueError, match="no readable checkpoint"):
         training.run(BASE, begun)
     assert not Path("executed").exists()

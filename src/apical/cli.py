@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _verb(words[0])(words[1:])
+    except BrokenPipeError:  # whoever read the output, as ``head`` does, has enough
+        sys.stderr.close()
+        return 0
     except (ValueError, OSError) as error:
         print(f"apical {words[0]}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -125,7 +128,7 @@ def _study(words: list[str]) -> int:
     parser.add_argument("--only", default=None, type=str,
                         help="settings to run, a pattern as 'LeNet *'")  # fmt: skip
     parser.add_argument("--jobs", default=None, type=int,
-                        help="runs at once, one process each (default: cores / threads)")  # fmt: skip
+                        help="runs at once, a process each (default: cores / threads)")  # fmt: skip
     parser.add_argument("--runs", default="runs", help="folder that holds all studies")
     parser.add_argument("--estimate", default=True, type=bool,
                         help="time a few steps first and say how long all will take")  # fmt: skip
@@ -162,15 +165,12 @@ def _report(words: list[str]) -> int:
     values = _parse(parser, words)
     from apical import report
 
-    pages = report.write(values["folder"])
-    for page in pages if isinstance(pages, list) else [pages]:
-        print(page)
+    page = report.write(values["folder"])
+    print(page)
     if values["open"]:
         import webbrowser
-        from pathlib import Path
 
-        first = pages[0] if isinstance(pages, list) else pages
-        webbrowser.open(Path(first).resolve().as_uri())
+        webbrowser.open(page.resolve().as_uri())
     return 0
 
 
@@ -183,13 +183,7 @@ def _check(words: list[str]) -> int:
 
     name = values["rule"]
     found = from_path(name, "rule") if ":" in name else name
-    rule = rules.build(found() if isinstance(found, type) else found)
-    try:
-        check_rule(rule)
-    except AssertionError as error:
-        print(f"{rule} breaks the contract: {error}", file=sys.stderr)
-        return 1
-    print(f"{rule} keeps the contract of rules")
+    print(check_rule(rules.build(found() if isinstance(found, type) else found)))
     return 0
 
 
@@ -237,19 +231,17 @@ def _underscored(word: str) -> str:
 
 
 def _explained(message: str, names: list[str]) -> str:
-    """jsonargparse's message, with the nearest names where one is misspelt."""
+    """jsonargparse's message on one line, with the nearest names where one is misspelt."""
     from apical.naming import unknown
 
-    found = re.search(
-        r"(?:unrecognized arguments: |[Oo]ption ')(?P<name>[-\w.]+)|option '(?P<key>[\w.]+)'",
-        message,
-    )
-    if found is None or "Expected" in message:
-        return message
-    name = found["name"] or found["key"]
-    known = [n for n in names if n.startswith("--")]
-    plain = name if name.startswith("--") else f"--{name.partition('.')[0]}"
-    return str(unknown("option", plain.partition("=")[0], known))
+    known = [name for name in names if name.startswith("--")]
+    if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
+        return str(unknown("option", f"--{found[1]}.{found[2]}", known))
+    if found := re.search(r"Option '([^'.]+)\S*' is not accepted", message):
+        return str(unknown("option", f"--{found[1]}", known))
+    if found := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
+        return str(unknown("option", found[1], known))
+    return " ".join(message.split())
 
 
 def _add_keep_memory(parser: Any) -> None:

@@ -1,4 +1,4 @@
-"""Objects of the user's own packages, named as ``package.module:Name`` or ``package.module.Name``."""
+"""Objects of the user's own packages, named as ``package.module:Name``."""
 
 import importlib
 import os

@@ -114,7 +114,8 @@ class _Work:
             self.outcome.finished.append(task)
             text = _told(row)
         else:
-            self.outcome.failed[task.folder] = text = f"FAILED: {_why(row)}"
+            self.outcome.failed[task.folder] = _why(row)
+            text = f"FAILED: {_why(row)}"
             if "traceback" in row:
                 text += "\n" + row["traceback"]
         if not quiet:

@@ -79,6 +79,7 @@ def run(
     ended = run_folder.end(folder)
     if ended is not None:
         return ended
+    prepare.check_device(execution.device, experiment)
     with settings(execution):
         parts = prepare.build(
             experiment,

@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from multiprocessing.synchronize import Event
 from typing import Any
 
 Make = Callable[[], contextlib.AbstractContextManager[Executor]]
@@ -40,14 +40,14 @@ def local(jobs: int) -> Make:
     @contextlib.contextmanager
     def make() -> Iterator[Executor]:
         context = multiprocessing.get_context("spawn")
-        stop = context.Event()
+        stop = context.RawValue("b", 0)  # an Event would wait for the answer of a killed worker
         pool = concurrent.futures.ProcessPoolExecutor(
             jobs, context, initializer=_begin, initargs=(os.getpid(), stop)
         )
         try:
             yield pool
         except BaseException:
-            stop.set()
+            stop.value = 1
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         pool.shutdown(wait=True)
@@ -55,14 +55,13 @@ def local(jobs: int) -> Make:
     return make
 
 
-def _begin(parent: int, stop: Event) -> None:
+def _begin(parent: int, stop: Any) -> None:
     """In a worker: leave Ctrl-C to the parent, and end when it asks or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
-        while not stop.wait(0.5):
-            if os.getppid() != parent:
-                break
+        while not stop.value and os.getppid() == parent:
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -8,7 +8,7 @@ from typing import Any
 
 from apical import data, records, run_folder, sweep, training, workers
 from apical.experiment import Experiment
-from apical.studies.base import Choice, Entry, Study
+from apical.studies.base import Entry, Study
 
 SEARCH_FOLDER = "search"
 """Where the tries of a search lie, beside the runs of the table."""

@@ -25,7 +25,6 @@ class Cost:
 
     seconds: float
     parts: tuple[tuple[str, int, float], ...]
-    notes: tuple[str, ...]
 
     def text(self, jobs: int) -> str:
         """One paragraph for the terminal."""
@@ -44,25 +43,22 @@ def estimate(tasks: Sequence[Task], execution: training.Execution) -> Cost:
     """
     step_seconds: dict[str, tuple[float, int]] = {}
     parts: dict[str, tuple[int, float]] = {}
-    notes: list[str] = []
     for task in tasks:
         left = _epochs_left(task)
         if not left:
             continue
         kind = _kind(task.experiment)
         if kind not in step_seconds:
-            step_seconds[kind] = _measure(task.experiment, execution, notes)
+            step_seconds[kind] = _measure(task.experiment, execution)
         each, steps = step_seconds[kind]
         runs, seconds = parts.get(kind, (0, 0.0))
         parts[kind] = (runs + 1, seconds + left * steps * each * OVERHEAD)
     total = sum(seconds for _, seconds in parts.values())
     rows = tuple((kind, runs, seconds) for kind, (runs, seconds) in parts.items())
-    return Cost(total, rows, tuple(dict.fromkeys(notes)))
+    return Cost(total, rows)
 
 
-def _measure(
-    experiment: Experiment, execution: training.Execution, notes: list[str]
-) -> tuple[float, int]:
+def _measure(experiment: Experiment, execution: training.Execution) -> tuple[float, int]:
     """Seconds of a step, steps of an epoch."""
     plain = dataclasses.replace(experiment, compile=False, probe_every=0)
     with training.settings(execution):
@@ -72,8 +68,6 @@ def _measure(
             data_root=execution.data_root,
             download=execution.download,
         )
-        if parts.images.note:
-            notes.append(f"{parts.images.name}: {parts.images.note}")
         seconds = []
         batches = parts.train.epoch(0)
         for _, (x, y) in zip(range(WARM_STEPS + TIMED_STEPS), batches, strict=False):

@@ -1,0 +1,233 @@
+"""Studies: the published settings as data, the choice of learning rates, and study.json."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apical import records, run_folder, studies, training, workers
+from apical.experiment import Experiment, Schedule
+from apical.report.read import read_study
+from apical.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
+
+EXECUTION = training.Execution()
+SIX = {"bp", "fa", "dfa", "usf", "brsf", "frsf"}
+TINY = Experiment(net_options={"hidden": [8]}, epochs=2, batch_size=256, probe_every=0)
+
+
+def tiny(seeds: int = 2, rates: tuple[float, ...] = (0.01, 0.1, 1e30)) -> Study:
+    """Two rules on digits, learning rates still open, one of them hopeless."""
+    entries = tuple(
+        Entry("digits", rule, dataclasses.replace(TINY, rule=rule, seed=seed, lr=9.0))
+        for rule in ("bp", "fa")
+        for seed in range(seeds)
+    )
+    search = Search(rates, 1, Schedule(), 300)
+    return Study("tiny", "Tiny", "full", entries, search=search, notes=("small",))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("tier", ["smoke", "short", "full"])
+def test_every_study_and_tier(name: str, tier: str) -> None:
+    if name == "smoke" and tier != "smoke":
+        with pytest.raises(ValueError, match=f"unknown tier of the study smoke '{tier}'"):
+            studies.build(name, tier=tier)
+        return
+    study = studies.build(name, tier=tier, seeds=3)
+    assert {entry.rule for entry in study.entries} == SIX
+    assert all(len(cells) == 3 for cells in by_cell(study).values())
+    keys = [entry.experiment.key for entry in study.entries]
+    assert len(set(keys)) == len(keys)
+    if name != "smoke":
+        assert {(p.setting, p.rule) for p in study.published} == set(study.cells)
+    for cell in by_cell(study).values():  # the same but for the seed
+        assert {entry.experiment.seed for entry in cell} == {0, 1, 2}
+        assert len({dataclasses.replace(e.experiment, seed=0).key for e in cell}) == 1
+
+
+def by_cell(study: Study) -> dict[Any, list[Entry]]:
+    cells: dict[Any, list[Entry]] = {}
+    for entry in study.entries:
+        cells.setdefault(entry.cell, []).append(entry)
+    return cells
+
+
+def test_the_published_protocol_of_mnist() -> None:
+    study = studies.build("biotorch-mnist", tier="full")
+    assert study.folder == "biotorch-mnist"
+    first = study.entries[0].experiment
+    assert (first.epochs, first.batch_size, first.size) == (100, 64, 32)
+    assert first.schedule == Schedule("multistep", (50, 75))
+    assert first.optimizer_options == {"momentum": 0.9, "weight_decay": 1e-3}
+    published = {row.rule: row.value for row in study.published}
+    assert published == {
+        "bp": 0.91, "fa": 1.7, "dfa": 1.61, "usf": 0.94, "brsf": 0.91, "frsf": 0.97,
+    }  # fmt: skip
+
+
+def test_the_published_protocol_of_cifar10() -> None:
+    study = studies.build("biotorch-cifar10", tier="full", seeds=1)
+    rates = {entry.cell: entry.experiment.lr for entry in study.entries}
+    assert rates["LeNet SGD", "fa"] == 0.001
+    assert rates["LeNet Adam", "dfa"] == 1e-4
+    assert rates["ResNet-20 SGD", "dfa"] == 0.001
+    assert rates["ResNet-20 Adam", "bp"] == 0.001
+    adam = next(e.experiment for e in study.entries if e.setting == "ResNet-20 Adam")
+    assert (adam.optimizer, adam.optimizer_options) == ("adam", {"weight_decay": 1e-4})
+    assert (adam.epochs, adam.schedule.milestones) == (250, (100, 150, 200))
+    short = studies.build("biotorch-cifar10", tier="short").entries[0].experiment
+    assert (short.epochs, short.schedule.milestones) == (20, (8, 12, 16))
+    values = {(row.setting, row.rule): row.value for row in study.published}
+    assert values["ResNet-20 SGD", "frsf"] == 11.2
+
+
+def test_imagenet_trains_dfa_with_adam() -> None:
+    study = studies.build("biotorch-imagenet", tier="full", seeds=1)
+    used = {e.rule: (e.experiment.optimizer, e.experiment.lr) for e in study.entries}
+    assert used.pop("dfa") == ("adam", 0.001)
+    assert set(used.values()) == {("sgd", 0.1)}
+
+
+def test_only_some_settings() -> None:
+    study = studies.build("biotorch-cifar10", tier="short", seeds=1)
+    assert {e.setting for e in study.restricted("LeNet *").entries} == {"LeNet SGD", "LeNet Adam"}
+    assert {p.setting for p in study.restricted("* SGD").published} == {
+        "LeNet SGD",
+        "ResNet-20 SGD",
+    }
+    with pytest.raises(ValueError, match="unknown setting of biotorch-cifar10 'LeNet'; did you"):
+        study.restricted("LeNet")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("biotorch-minst", {}, "unknown study 'biotorch-minst'; did you mean 'biotorch-mnist'"),
+        ("biotorch-mnist", {"tier": "long"}, "unknown tier of the study biotorch-mnist 'long'"),
+        ("smoke", {"seeds": 0}, "seeds=0: must be at least 1"),
+    ],
+)
+def test_refusals(name: str, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        studies.build(name, **options)
+
+
+def test_all_rules_get_the_same_budget_and_no_test_images() -> None:
+    for tries in tiny().candidates().values():
+        assert list(tries) == [0.01, 0.1, 1e30]
+        for rate, experiment in tries.items():
+            assert (experiment.lr, experiment.epochs, experiment.seed) == (rate, 1, 1000)
+            assert (experiment.validation, experiment.test) == (300, False)
+
+
+def test_conduct_chooses_runs_and_describes(tmp_path: Path) -> None:
+    told: list[str] = []
+    outcome = conduct.conduct(tiny(), tmp_path, EXECUTION, command="apical x", say=told.append)
+    assert (len(outcome.finished), len(outcome.failed)) == (4, 0)
+    described = json.loads((tmp_path / "tiny" / "study.json").read_text())
+    for choice in described["search"]:
+        rows = {row["lr"]: row for row in choice["tries"]}
+        best = max((0.01, 0.1), key=lambda lr: (rows[lr]["val_acc"], -rows[lr]["val_loss"]))
+        assert choice["lr"] == best
+        assert choice["at_edge"] == (best == 0.01)
+        assert rows[1e30]["reason"] == "non-finite loss"
+        assert all("test_acc" not in row for row in rows.values())
+    used = {c["rule"]: c["lr"] for c in described["search"]}
+    for run in described["runs"]:
+        there = records.read_json(tmp_path / "tiny" / run["folder"] / "experiment.json")
+        assert there["experiment"]["lr"] == used[run["rule"]]
+        assert there["experiment"]["validation"] == 0
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != "study.json"}
+    conduct.conduct(tiny(), tmp_path, EXECUTION, command="apical x")
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != "study.json"}
+    files = [p for p in before if p.is_file()]
+    assert all(after[p] == before[p] for p in files)
+    assert json.loads((tmp_path / "tiny" / "study.json").read_text()) == described
+
+
+def test_the_report_reads_what_conduct_writes(tmp_path: Path) -> None:
+    study = dataclasses.replace(
+        tiny(rates=(0.1,)), published=(Published("digits", "bp", 2.0, "nobody"),)
+    )
+    conduct.conduct(study, tmp_path, EXECUTION, command="apical study tiny")
+    read = read_study(tmp_path / "tiny")
+    assert (read.name, read.title, read.command) == ("tiny", "Tiny", "apical study tiny")
+    assert [run.status for run in read.runs] == ["finished"] * 4
+    assert read.find_published("digits", "bp").error == 2.0
+
+
+def test_if_every_rate_diverges_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="digits, bp: every learning rate tried diverged"):
+        conduct.conduct(tiny(rates=(1e30,)), tmp_path, EXECUTION, command="")
+
+
+def test_a_search_that_breaks_off_stops_the_study(tmp_path: Path) -> None:
+    study = tiny()
+    broken = tuple(
+        dataclasses.replace(e, experiment=dataclasses.replace(e.experiment, net="lenett"))
+        for e in study.entries
+    )
+    with pytest.raises(ValueError, match="search could not be finished.*unknown net"):
+        conduct.conduct(dataclasses.replace(study, entries=broken), tmp_path, EXECUTION, command="")
+
+
+def test_another_tier_never_takes_the_folder(tmp_path: Path) -> None:
+    conduct.conduct(tiny(rates=(0.1,)), tmp_path, EXECUTION, command="")
+    before = (tmp_path / "tiny" / "study.json").read_bytes()
+    other = dataclasses.replace(tiny(), tier="tiny")
+    with pytest.raises(ValueError, match="holds the study tiny at tier full.*left untouched"):
+        conduct.conduct(other, tmp_path, EXECUTION, command="")
+    assert (tmp_path / "tiny" / "study.json").read_bytes() == before
+
+
+def test_what_is_special_about_data_stands_beside_published_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conduct, "data_notes", lambda *a: ["digits: JPEG re-compressed"])
+    study = dataclasses.replace(
+        tiny(rates=(0.1,)), published=(Published("digits", "bp", 2.0, "nobody"),)
+    )
+    conduct.conduct(study, tmp_path, EXECUTION, command="")
+    described = json.loads((tmp_path / "tiny" / "study.json").read_text())
+    assert described["notes"] == ["small", "digits: JPEG re-compressed"]
+    assert described["published"][0]["other_scale"] == "digits: JPEG re-compressed"
+
+
+def test_the_estimate_counts_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "_measure", lambda experiment, execution: (0.5, 6))
+    study = dataclasses.replace(tiny(), search=None)
+    tasks = conduct.table_tasks(study, tmp_path)
+    whole = cost.estimate(tasks, EXECUTION)
+    assert whole.seconds == pytest.approx(4 * 2 * 6 * 0.5 * cost.OVERHEAD)
+    assert [(what, runs) for what, runs, _ in whole.parts] == [
+        ("digits mlp sgd bp", 2),
+        ("digits mlp sgd fa", 2),
+    ]
+    training.run(tasks[0].experiment, tasks[0].folder)
+    assert cost.estimate(tasks, EXECUTION).seconds == pytest.approx(whole.seconds * 3 / 4)
+    assert "with --jobs 2" in whole.text(2)
+    assert whole.text(1).startswith("estimate, from 5 timed steps")
+
+
+def test_measuring_takes_real_steps() -> None:
+    seconds, steps = cost._measure(TINY, EXECUTION)
+    assert 0 < seconds < 1
+    assert steps == 6
+
+
+@pytest.mark.slow
+def test_the_smoke_study_in_small(tmp_path: Path) -> None:
+    study = studies.build("smoke", seeds=1)
+    short = tuple(
+        dataclasses.replace(e, experiment=dataclasses.replace(e.experiment, epochs=5))
+        for e in study.entries
+    )
+    outcome = conduct.conduct(
+        dataclasses.replace(study, entries=short), tmp_path, EXECUTION, command="",
+        make=workers.local(2), jobs=2,
+    )  # fmt: skip
+    assert len(outcome.finished) == 6
+    accuracies = [run_folder.end(task.folder)["test_acc"] for task in outcome.finished]
+    assert min(accuracies) > 0.8  # chance is 0.1

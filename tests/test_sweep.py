@@ -1,0 +1,295 @@
+"""Claims and sweeps: every run done once, whoever works on it and whoever is killed."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apical import claims, records, run_folder, sweep, training, workers
+from apical.experiment import Experiment
+
+BASE = Experiment(net_options={"hidden": [8]}, epochs=1, batch_size=512, probe_every=0)
+EXECUTION = training.Execution()
+
+
+def tasks(root: Path, count: int, **changes: Any) -> list[sweep.Task]:
+    experiments = [dataclasses.replace(BASE, seed=seed, **changes) for seed in range(count)]
+    return [sweep.Task(experiment, root / experiment.name) for experiment in experiments]
+
+
+# claims
+
+
+def test_one_claim_at_a_time(tmp_path: Path) -> None:
+    with claims.hold(tmp_path):
+        assert claims.owner(tmp_path) == f"pid {os.getpid()} on {claims.socket.gethostname()}"
+        with pytest.raises(claims.Held, match=f"worked on by pid {os.getpid()} on"):
+            with claims.hold(tmp_path):
+                pass
+    assert claims.owner(tmp_path) is None
+    with claims.hold(tmp_path) as again:
+        again.check()
+
+
+def test_many_threads_never_hold_one_folder_together(tmp_path: Path) -> None:
+    inside, worst, entered = 0, 0, 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, worst, entered
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            try:
+                with claims.hold(tmp_path):
+                    with lock:
+                        inside, entered = inside + 1, entered + 1
+                        worst = max(worst, inside)
+                    time.sleep(0.001)
+                    with lock:
+                        inside -= 1
+            except claims.Held:
+                time.sleep(0.0005)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert entered > 5
+    assert worst == 1
+
+
+def hold_forever(folder: Path, ready: Any) -> None:
+    with claims.hold(folder):
+        ready.set()
+        time.sleep(60)
+
+
+def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=hold_forever, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(20)
+    with pytest.raises(claims.Held, match=f"pid {process.pid}"), claims.hold(tmp_path):
+        pass
+    process.kill()
+    process.join()
+    with claims.hold(tmp_path) as claim:
+        assert claim.number == 1
+
+
+def foreign(folder: Path, age: float) -> None:
+    """A claim of another machine whose last sign of life is ``age`` seconds old."""
+    path = folder / "claim-0.json"
+    path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "boot": "x", "started": 1}))
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_another_machines_claim_lives_by_its_heartbeat(tmp_path: Path) -> None:
+    foreign(tmp_path, age=claims.STALE_AFTER / 2)
+    with pytest.raises(claims.Held, match="pid 1 on elsewhere"), claims.hold(tmp_path):
+        pass
+    foreign(tmp_path, age=claims.STALE_AFTER + 1)
+    with claims.hold(tmp_path):
+        pass
+
+
+def test_a_reused_process_number_is_no_owner(tmp_path: Path) -> None:
+    values = claims._identity() | {"started": 1}
+    (tmp_path / "claim-0.json").write_text(json.dumps(values))
+    assert claims.owner(tmp_path) is None
+
+
+def test_who_was_taken_for_dead_stops(tmp_path: Path) -> None:
+    with claims.hold(tmp_path) as claim:
+        (tmp_path / "claim-1.json").write_text(json.dumps(claims._identity()))
+        with pytest.raises(claims.Lost, match="taken over"):
+            claim.check()
+    assert not records.read_json(tmp_path / "claim-1.json").get("released")  # not ours to release
+
+
+def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT", 0.05)
+    with claims.hold(tmp_path):
+        path = tmp_path / "claim-0.json"
+        os.utime(path, (1, 1))
+        deadline = time.monotonic() + 20
+        while path.stat().st_mtime < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert path.stat().st_mtime > 2
+
+
+# sweeps
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_run_is_done_and_done_once(tmp_path: Path, jobs: int) -> None:
+    make = workers.local(jobs) if jobs > 1 else workers.here
+    todo, told = tasks(tmp_path, 4), []
+    outcome = sweep.sweep(todo, EXECUTION, make=make, jobs=jobs, say=told.append)
+    assert {task.folder for task in outcome.finished} == {task.folder for task in todo}
+    assert not outcome.failed
+    assert len(told) == 4
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    again = sweep.sweep(todo, EXECUTION, make=make, jobs=jobs, say=told.append)
+    assert len(again.finished) == 4
+    assert told[-1] == "4 of 4 runs are finished already"
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_a_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
+    good, bad = tasks(tmp_path, 2), tasks(tmp_path, 1, net="lenett")
+    blown = tasks(tmp_path, 1, lr=1e30, epochs=3)
+    outcome = sweep.sweep([*bad, *blown, *good], EXECUTION)
+    assert {task.folder for task in outcome.finished} == {task.folder for task in good}
+    assert "unknown net 'lenett'" in outcome.failed[bad[0].folder]
+    assert "non-finite loss in epoch" in outcome.failed[blown[0].folder]
+    assert sweep.sweep(blown, EXECUTION).failed.keys() == {blown[0].folder}
+
+
+def test_an_unforeseen_error_is_told_with_its_place(tmp_path: Path) -> None:
+    todo, told = tasks(tmp_path, 1, net="test_sweep:broken_net", net_options={}), []
+    outcome = sweep.sweep(todo, EXECUTION, say=told.append)
+    assert "ZeroDivisionError" in outcome.failed[todo[0].folder]
+    assert "broken_net" in told[0]
+
+
+def broken_net(in_shape: Any, num_classes: int) -> Any:
+    return 1 / 0
+
+
+def deadly_net(in_shape: Any, num_classes: int) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_that_kills_its_worker_fails_and_the_others_do_not(tmp_path: Path) -> None:
+    deadly, good = (
+        tasks(tmp_path, 1, net="test_sweep:deadly_net", net_options={}),
+        tasks(tmp_path, 1),
+    )
+    outcome = sweep.sweep([*good, *deadly], EXECUTION, make=workers.local(1), jobs=1)
+    assert "worker process died 3 times" in outcome.failed[deadly[0].folder]
+    assert [task.folder for task in outcome.finished] == [good[0].folder]
+
+
+def test_runs_held_elsewhere_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "WAIT_SECONDS", 0.05)
+    todo = tasks(tmp_path, 2)
+    elsewhere, left = todo
+
+    def other_process() -> None:
+        with claims.hold(elsewhere.folder):
+            started.set()
+            time.sleep(0.5)
+            run_folder.create(elsewhere.folder, elsewhere.experiment, EXECUTION)
+            row = {"kind": "final", "test_acc": 0.5, "seconds": 1.0}
+            records.append(elsewhere.folder / "records.jsonl", row)
+
+    started = threading.Event()
+    thread = threading.Thread(target=other_process)
+    thread.start()
+    started.wait()
+    outcome = sweep.sweep(todo, EXECUTION)
+    thread.join()
+    assert {task.folder for task in outcome.finished} == {elsewhere.folder, left.folder}
+    assert len(records.read(elsewhere.folder / "records.jsonl")) == 1
+
+
+def test_a_run_left_by_a_dead_process_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "WAIT_SECONDS", 0.05)
+    (task,) = tasks(tmp_path, 1)
+    task.folder.mkdir()
+    (task.folder / "claim-0.json").write_text(json.dumps(claims._identity()))  # held by "another"
+
+    def dies() -> None:
+        time.sleep(0.3)
+        (task.folder / "claim-0.json").write_text(json.dumps(claims._identity() | {"started": 1}))
+
+    thread = threading.Thread(target=dies)
+    thread.start()
+    outcome = sweep.sweep([task], EXECUTION)
+    thread.join()
+    assert len(outcome.finished) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_study(tmp_path: Path) -> None:
+    """Both start at once, one is killed and started again: nothing twice, nothing lost."""
+    log = tmp_path / "log"
+    log.mkdir()
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_sweep; "
+        "test_sweep.work_and_log(sys.argv[2], sys.argv[3])"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "runs")]
+    first = subprocess.Popen([*command, str(log / "first")])
+    second = subprocess.Popen([*command, str(log / "second")])
+    wait_for(lambda: (log / "second").exists() and len((log / "second").read_text().split()) > 2)
+    second.kill()
+    second.wait()
+    third = subprocess.Popen([*command, str(log / "third")])
+    assert (first.wait(), third.wait()) == (0, 0)
+    done = " ".join(path.read_text() for path in log.iterdir()).split()
+    names = [task.folder.name for task in tasks(tmp_path / "runs", STUDY_RUNS, epochs=2)]
+    assert sorted(set(done)) == sorted(names)
+    assert len(done) == len(set(done))
+    assert (log / "first").read_text().strip()
+    for name in names:
+        rows = records.read(tmp_path / "runs" / name / "records.jsonl")
+        assert [row["kind"] for row in rows] == ["epoch", "epoch", "final"]
+
+
+STUDY_RUNS = 12
+
+
+def work_and_log(root: str, log: str) -> None:
+    """What each process does; every run it ends itself is appended to its log."""
+    original = training.classification
+
+    def classification(experiment: Experiment, *args: Any) -> Any:
+        row = original(experiment, *args)
+        with open(log, "a") as file:
+            file.write(experiment.name + "\n")
+        time.sleep(0.2)  # so that both get their share
+        return row
+
+    training.classification = classification
+    outcome = sweep.sweep(tasks(Path(root), STUDY_RUNS, epochs=2), EXECUTION)
+    sys.exit(len(outcome.finished) != STUDY_RUNS)
+
+
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from apical import workers\n"
+        "if __name__ == '__main__':\n"
+        "    with workers.local(1)() as pool:\n"
+        "        print(pool.submit(workers.os.getpid).result(), flush=True); time.sleep(60)\n"
+    )
+    path = tmp_path / "parent.py"
+    path.write_text(script)
+    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    wait_for(lambda: claims._started(worker) is None)
