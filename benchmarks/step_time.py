@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,18 @@ import torch
 from expected import AGAINST_BIOTORCH, biotorch, target
 from memory import peak_bytes
 from pairs import compare
-from subjects import CONTROL, ORDINARY, SUBJECTS, Subject, Unavailable, rules, training_step
+from subjects import (
+    CONTROL,
+    ORDINARY,
+    SUBJECTS,
+    UNTRAINED,
+    Subject,
+    Unavailable,
+    rules,
+    training_step,
+)
 
+import apical
 from apical.environment import environment
 from apical.rules import BP, Rule
 
@@ -46,6 +57,12 @@ def measure(
     steps = {
         name: training_step(model, x, y, compiled=options.compile) for name, model in models.items()
     }
+    for name, rule in chosen.items():
+        if any(True for _ in apical.feedback_parameters(models[name])):
+            untrained = subject.model(rule, channels_last=layout)
+            steps[name + UNTRAINED] = training_step(
+                untrained, x, y, compiled=options.compile, feedback=False
+            )
     if not options.compile:
         plain = subject.model(BP(), channels_last=False)
         steps[ORDINARY] = training_step(plain, *subject.batch(False), fused=False)
@@ -57,6 +74,7 @@ def measure(
     off = abs(table[CONTROL][f"{options.clock}_ratio"] - 1)
     return {
         "net": subject.name,
+        "small": options.quick,
         "title": f"{subject.title}, batch {len(x)}{', channels_last' if layout else ''}",
         "threads": torch.get_num_threads(),
         "compiled": options.compile,
@@ -83,7 +101,7 @@ def rows(table: Mapping[str, Any]) -> list[list[str]]:
     lines = [[*head, "BioTorch", "over BioTorch"]]
     for name, row in sorted(table["rules"].items()):
         ratio = row[f"{clock}_ratio"]
-        limit = target(net, name, compiled=table["compiled"])
+        limit = None if table["small"] else target(net, name, compiled=table["compiled"])
         verdict = "" if limit is None else _verdict(ratio, limit)
         extra = row.get("extra_bytes")
         lines.append(
@@ -110,7 +128,7 @@ def _verdict(ratio: float, limit: float) -> str:
 def _beside_biotorch(table: Mapping[str, Any], name: str) -> tuple[str, str]:
     """BioTorch's ratio to ordinary backprop; and our step over BioTorch's, from that ratio and
     from the time of ordinary backprop (contiguous, default SGD) measured here."""
-    known = biotorch(table["net"], name)
+    known = None if table["small"] else biotorch(table["net"], name)
     if known is None:
         return "", ""
     low, high = known
@@ -142,7 +160,7 @@ def show(table: Mapping[str, Any]) -> None:
 
 def save(path: Path, tables: list[dict[str, Any]]) -> None:
     """Write the tables, in place of older ones of the same net, threads and mode."""
-    key = ("net", "threads", "compiled")
+    key = ("net", "small", "threads", "compiled")
     old = json.loads(path.read_text())["tables"] if path.exists() else []
     fresh = {tuple(table[k] for k in key) for table in tables}
     kept = [table for table in old if tuple(table[k] for k in key) not in fresh]
@@ -183,6 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = {name: rule for name, rule in rules().items() if name in (options.rule or rules())}
     chosen[CONTROL] = BP()
     decided = options.clock
+    warnings.filterwarnings("ignore", message=".*optimizer")  # that leaves B out on purpose
     for threads in options.threads:
         torch.set_num_threads(threads)
         options.clock = decided or ("cpu" if threads == 1 else "wall")

@@ -18,6 +18,8 @@ from apical.rules import BP, DFA, RULES, Rule, SignSymmetric
 
 CONTROL = "bp (control)"
 ORDINARY = "bp, contiguous, default SGD"
+UNTRAINED = " without B's step"
+"""Behind a rule that learns its feedback: the optimizer's own work on B is left out."""
 
 
 class Unavailable(Exception):
@@ -67,15 +69,25 @@ _SPLIT = ("bp", "dfa")
 
 
 def training_step(
-    model: nn.Module, x: Tensor, y: Tensor, *, fused: bool = True, compiled: bool = False
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    fused: bool = True,
+    compiled: bool = False,
+    feedback: bool = True,
 ) -> Callable[[], None]:
-    """zero_grad, forward, cross entropy, backward, SGD with momentum."""
+    """zero_grad, forward, cross entropy, backward, SGD with momentum.
+
+    Args: feedback: whether the optimizer also trains the feedback that has gradients.
+    """
+    trained = model.parameters() if feedback else apical.forward_parameters(model)
     # so small a rate that the net stays what it is, however often the step is timed
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=fused)
+    optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, fused=fused)
     forward = _compiled(model) if compiled else model
 
     def step() -> None:
-        optimizer.zero_grad()
+        model.zero_grad()
         F.cross_entropy(forward(x), y).backward()
         optimizer.step()
 

@@ -13,7 +13,7 @@ sys.path.append(str(BENCHMARKS))
 import pairs  # noqa: E402
 import step_time  # noqa: E402
 from expected import target  # noqa: E402
-from subjects import CONTROL, ORDINARY, rules  # noqa: E402
+from subjects import ORDINARY, UNTRAINED, rules  # noqa: E402
 
 
 @pytest.mark.filterwarnings("default")
@@ -23,7 +23,9 @@ def test_step_time_measures_every_rule(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     (table,) = json.loads(out.read_text())["tables"]
-    assert set(table["rules"]) == {*rules(), ORDINARY}
+    without = {name for name in table["rules"] if name.endswith(UNTRAINED)}
+    assert "kp" + UNTRAINED in without
+    assert set(table["rules"]) == {*rules(), ORDINARY} | without
     assert table["rejected"] == (table["control_off"] > 0.03)
     for name, row in table["rules"].items():
         assert min(row["wall_ms"], row["cpu_ms"]) > 0
@@ -62,14 +64,13 @@ def test_verdicts():
     assert step_time._verdict(1.06, 1.05) == "missed by 0.010"
     assert target("mlp", "dfa kernel", compiled=False) == target("mlp", "dfa", compiled=False)
     assert target("mlp", "fa", compiled=True) == 1.03
-    assert all(
-        target("resnet20", name, compiled=False) is not None for name in rules() if name != CONTROL
-    )
+    published = {"fa", "usf", "frsf", "brsf", "brsf pool", "dfa full", "kp" + UNTRAINED}
+    assert all(target("resnet20", name, compiled=False) for name in published)
 
 
 def test_tables_of_other_nets_are_kept(tmp_path):
     out = tmp_path / "times.json"
-    one = {"net": "mlp", "threads": 1, "compiled": False, "rounds": 1}
+    one = {"net": "mlp", "threads": 1, "small": False, "compiled": False, "rounds": 1}
     other = {**one, "net": "vit"}
     step_time.save(out, [one])
     step_time.save(out, [other])
