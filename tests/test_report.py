@@ -14,7 +14,7 @@ from fake_study import make_study, rewrite
 
 SMALL = {"rules": ("bp", "fa", "dfa"), "epochs": 3, "layers": ("conv", "fc")}
 BARE = SMALL | {"layers": ()}
-HOSTILE = "<script>window.pwned=1</script>\"'&$\\frac{\\x]]> -->"
+HOSTILE = "<script>window.pwned=1</script>\"'&$\\frac{\\x]]> --> | *a* `b`"
 
 
 @pytest.fixture(scope="module")
