@@ -51,7 +51,7 @@ class Task:
 
 TASKS = (
     Task("cifar10", 20, 64, 6_000, 2_000, 5_000, epochs=5, laws=("xavier", "noekland")),
-    Task("mnist", 32, 64, 10_000, 2_000, 5_000, epochs=1, laws=("xavier", "kaiming", "noekland")),
+    Task("mnist", 32, 64, 6_000, 2_000, 5_000, epochs=3, laws=("xavier",)),
 )
 
 
