@@ -1,0 +1,260 @@
+"""The command line: verbs, flags, files, clear errors, exit statuses."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apical import cli, records, studies, training
+from apical.experiment import Experiment, from_dict
+from apical.studies import Entry, Study
+
+SMALL = ["--net_options.hidden", "[8]", "--epochs", "1", "--batch_size", "512"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Every command starts in an empty folder; the handler of SIGTERM is put back."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def told(capsys: Any) -> str:
+    """Standard error: one message, no traceback."""
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+def test_help(capsys: Any) -> None:
+    assert cli.main(["--help"]) == 0
+    assert "apical study smoke" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert cli.main(["--version"]) == 0
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_verbs(verb: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: apical {verb} [options]")
+    assert "``" not in text
+
+
+def test_every_setting_is_a_flag_with_an_explanation(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    names = [f.name for kind in (Experiment, training.Execution) for f in dataclasses.fields(kind)]
+    for name in names:
+        explained = text.partition(f"  --{name}")[2].split("--")[0]
+        assert len(explained.split()) > 3, name
+
+
+def test_list_shows_every_table(capsys: Any) -> None:
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    for name in ("biotorch-mnist", "smoke", "usf", "lenet", "cifar10", "adamw"):
+        assert f"  {name} " in text or f"  {name}\n" in text
+
+
+def test_train_and_again(capsys: Any) -> None:
+    assert cli.main(["train", "--rule", "fa", "--seed", "3", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "test accuracy" in out
+    (folder,) = Path("runs/train").iterdir()
+    assert folder.name.startswith("digits-mlp-fa-s3-")
+    assert str(folder) in out
+    before = (folder / "records.jsonl").read_bytes()
+    assert cli.main(["train", "--rule", "fa", "--seed", "3", *SMALL]) == 0
+    assert (folder / "records.jsonl").read_bytes() == before
+
+
+def test_dashes_and_underscores_are_the_same(capsys: Any) -> None:
+    assert cli.main(["train", "--batch-size=512", "--probe-every", "0", *SMALL[:4]]) == 0
+
+
+def test_a_config_file_and_flags_over_it(capsys: Any) -> None:
+    words = ["train", "--rule", "{rule: fa, init: kaiming}", "--schedule.kind", "cosine", *SMALL]
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--print_config"])
+    text = capsys.readouterr().out
+    Path("run.yaml").write_text(text)
+    values = yaml.safe_load(text)
+    assert values["rule"] == {"rule": "fa", "init": "kaiming"}
+    assert values["schedule"]["kind"] == "cosine"
+    assert cli.main(["train", "--config", "run.yaml", "--seed", "7", "--folder", "here"]) == 0
+    stored = from_dict(json.loads(Path("here/experiment.json").read_text())["experiment"])
+    assert (stored.seed, stored.rule) == (7, {"rule": "fa", "init": "kaiming"})
+    assert stored.schedule.kind == "cosine"
+
+
+def test_a_mapping_of_rules(capsys: Any) -> None:
+    rule = '{"fc1": "fa", "*": {"rule": "usf"}}'
+    assert cli.main(["train", "--rule", rule, "--folder", "here", *SMALL]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "status"),
+    [
+        (["trian"], "unknown verb 'trian'; did you mean 'train'", 2),
+        (["train", "--epoch", "3"], "unknown option '--epoch'; did you mean '--epochs'", 2),
+        (["train", "--schedule.knd", "x"], "did you mean '--schedule.kind'", 2),
+        (["train", "--lr", "x"], 'key "lr": Expected', 2),
+        (["train", "--init", "xavir"], "'net', 'default', 'xavier'", 2),
+        (["train", "extra"], "unrecognized arguments: extra", 2),
+        (["train", "--epochs", "0"], "epochs=0: must be at least 1", 1),
+        (["train", "--rule", "faa"], "unknown rule 'faa'; did you mean", 1),
+        (["train", "--net", "lenett"], "unknown net 'lenett'; did you mean 'lenet'", 1),
+        (["train", "--data", "mnst"], "unknown data set 'mnst'; did you mean 'mnist'", 1),
+        (["train", "--optimizer", "sdg"], "unknown optimizer 'sdg'; did you mean 'sgd'", 1),
+        (["train", "--rule", '{"zz*": "fa"}'], "'zz*' matches no layer", 1),
+        (["train", "--autocast", "fp16"], "use autocast='bf16' here", 1),
+        (["train", "--config", "none.yaml"], "File does not exist: '", 2),
+        (["study", "smoek"], "unknown study 'smoek'; did you mean 'smoke'", 1),
+        (["study", "smoke", "--tier", "full"], "unknown tier of the study smoke 'full'", 1),
+        (["study", "smoke", "--only", "mnist"], "unknown setting of smoke 'mnist'", 1),
+        (["report", "nowhere"], "no study in nowhere", 1),
+        (["check", "faa"], "unknown rule 'faa'", 1),
+        (["check", "no_package.rules:Mine"], "no module 'no_package'", 1),
+    ],
+)
+def test_one_clear_message(words: list[str], message: str, status: int, capsys: Any) -> None:
+    assert cli.main(words) == status
+    text = told(capsys)
+    assert message in text
+    assert text.count("\n") == 1 or "zz*" in text
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3\n", "unknown option '--epoch'; did you mean '--epochs'"),
+        ("schedule: {knd: cosine}\n", "did you mean '--schedule.kind'"),
+        ("a: [\n", "Problems parsing config"),
+        (
+            'rule: !!python/object/apply:os.mkdir ["executed"]\n',
+            "could not determine a constructor",
+        ),
+    ],
+)
+def test_config_files_are_checked_and_never_executed(text: str, message: str, capsys: Any) -> None:
+    Path("run.yaml").write_text(text)
+    assert cli.main(["train", "--config", "run.yaml"]) == 2
+    assert message in told(capsys)
+    assert not Path("executed").exists()
+
+
+def test_a_run_that_blows_up(capsys: Any) -> None:
+    assert cli.main(["train", "--lr", "1e30", "--folder", "here", *SMALL[:2]]) == 1
+    assert "stopped: non-finite loss in epoch 1, step" in told(capsys)
+
+
+def test_a_folder_of_another_experiment(capsys: Any) -> None:
+    assert cli.main(["train", "--folder", "here", *SMALL]) == 0
+    assert cli.main(["train", "--folder", "here", "--seed", "5", *SMALL]) == 1
+    assert "seed: 0 there, 5 here" in told(capsys)
+
+
+def test_a_folder_that_is_a_file(capsys: Any) -> None:
+    Path("file").write_text("")
+    assert cli.main(["train", "--folder", "file/run", *SMALL]) == 1
+    assert "file" in told(capsys)
+
+
+# studies
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study of two quick runs under the name of the smoke study."""
+
+    def build(tier: str, seeds: int) -> Study:
+        base = Experiment(net_options={"hidden": [8]}, epochs=1, batch_size=512, probe_every=0)
+        entries = [
+            Entry("digits", "bp", dataclasses.replace(base, seed=seed)) for seed in range(seeds)
+        ]
+        return Study("smoke", "Tiny", tier, tuple(entries))
+
+    monkeypatch.setitem(studies.STUDIES, "smoke", build)
+
+
+def test_study_and_report(tiny: None, capsys: Any) -> None:
+    words = ["study", "smoke", "--seeds", "2", "--jobs", "1"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "estimate, from 5 timed steps" in out
+    assert "2 runs finished, 0 failed" in out
+    described = records.read_json("runs/smoke/study.json")
+    assert described["command"] == "apical study smoke --seeds 2"
+    assert cli.main(words) == 0
+    assert "2 of 2 runs are finished already" in capsys.readouterr().out
+    assert cli.main(["report", "runs/smoke"]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page.is_file()
+
+
+def test_a_study_with_a_failed_run_ends_with_its_status(tiny: None, capsys: Any) -> None:
+    def fails(tier: str, seeds: int) -> Study:
+        study = tiny_build(tier, seeds)
+        broken = dataclasses.replace(study.entries[0].experiment, lr=1e30, epochs=3)
+        entries = (*study.entries, Entry("digits", "fa", broken))
+        return dataclasses.replace(study, entries=entries)
+
+    tiny_build = studies.STUDIES["smoke"]
+    studies.STUDIES["smoke"] = fails  # the fixture puts the original back
+    assert cli.main(["study", "smoke", "--seeds", "1", "--jobs", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED: non-finite loss" in out
+    assert "1 runs finished, 1 failed" in out
+
+
+# check, by its author
+
+
+RULE = '''
+import dataclasses
+from apical.rules import FA
+
+@dataclasses.dataclass(frozen=True)
+class Mine(FA):
+    """Feedback alignment under another name."""
+'''
+
+
+def test_check_finds_a_rule_in_the_current_folder(capsys: Any) -> None:
+    Path("my_rule.py").write_text(RULE)
+    assert cli.main(["check", "my_rule:Mine"]) == 0
+    assert "keeps the contract" in capsys.readouterr().out
+
+
+# signals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_interrupted_runs_end_cleanly_and_go_on(number: int, jobs: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "apical", "study", "smoke", "--seeds", "1"]
+    command += ["--jobs", str(jobs), "--estimate", "false"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/smoke/*/checkpoint.pt")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED
+    assert "interrupted. Nothing is lost: the same command goes on" in error.decode()
+    assert "Traceback" not in error.decode()
