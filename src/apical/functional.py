@@ -193,11 +193,17 @@ def _transport_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 @once_differentiable
 def _transport_backward(ctx: Any, grad: Tensor | None) -> Any:
     x, weight, *memory = ctx.saved_tensors
-    padding = (None,) * (2 + len(memory))
     if grad is None:
-        return None, None, None, *padding
+        return (None,) * (5 + len(memory))
+    _refuse_if_exact(ctx.feedback)
+    with _without_autocast(grad.device.type):
+        return _transport_gradients(ctx, grad, x, weight, memory)
+
+
+def _transport_gradients(
+    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, memory: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
     feedback, op, needs = ctx.feedback, ctx.op, ctx.needs_input_grad
-    _refuse_if_exact(feedback)
     rule, trains_memory = feedback.rule, any(needs[5:])
     message = rule.send(Local(op, x, grad, weight), *memory) if needs[0] else None
     matrix = weight
@@ -206,10 +212,11 @@ def _transport_backward(ctx: Any, grad: Tensor | None) -> Any:
     grad_x, grad_weight, grad_bias = op.backward(
         grad, x, matrix, (needs[0] and message is None, needs[1] or trains_memory, needs[2])
     )
-    memory_gradients = padding[2:]
-    if trains_memory or feedback.notes:
+    memory_gradients: Sequence[Tensor | None] = (None,) * len(memory)
+    observes = bool(feedback.notes) and (needs[1] or trains_memory)
+    if trains_memory or observes:
         local = Local(op, x, grad, weight, grad_weight)
-        if feedback.notes:
+        if observes:
             rule.observe(local, *memory, *feedback.notes)
         if trains_memory:
             memory_gradients = rule.memory_gradients(local, *memory)
@@ -247,12 +254,13 @@ def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
     if memory:
         error = error.to(memory[0].dtype)
     rule, known = ctx.feedback.rule, () if targets is None else (targets.to(error.dtype),)
+    trains = x is None or any(ctx.needs_input_grad[5:])  # not so in attacks
     with _without_autocast(error.device.type):
         signal = rule.signal(error, ctx.geometry, *memory, *known)
         gradients: Sequence[Tensor | None] = (None,) * len(memory)
-        if ctx.feedback.notes:
+        if ctx.feedback.notes and trains:
             rule.observe(error, *known, *memory, *ctx.feedback.notes)
-        if x is not None:
+        if x is not None and trains:
             gradients = rule.memory_gradients(error, x, ctx.geometry, *memory)
     return signal.to(ctx.dtype), *nothing, *gradients
 

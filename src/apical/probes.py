@@ -98,7 +98,7 @@ def _unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
     own = {
         name: (buffer, buffer.clone())
         for name, buffer in model.named_buffers()
-        if "feedback" not in name.split(".")
+        if "feedback" not in name.split(".") or name.split(".")[-1].startswith("note_")
     }
     cuda = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     with torch.random.fork_rng(devices=list(cuda)):

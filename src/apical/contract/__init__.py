@@ -21,6 +21,7 @@ CHECKS: dict[str, Check] = {
     "forward unchanged": gradients.forward_unchanged,
     "last layer exact": gradients.last_layer_exact,
     "aligned feedback is backprop": gradients.aligned_is_backprop,
+    "message is of the matrix": gradients.message_is_of_the_matrix,
     "exact_gradients is backprop": gradients.exact_is_backprop,
     "hidden layers move": gradients.hidden_layers_move,
     "a loss falls": gradients.a_loss_falls,

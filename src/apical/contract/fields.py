@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from apical.contract.specimen import Broken, Tensors, batch, converted, difference, gradients, train
-from apical.rules import Rule
+from apical.rules import FA, KolenPollack, Rule
 
 OBSERVABLE = 1e-9
 """Relative; changes below are rounding."""
@@ -88,7 +88,9 @@ def _others(rule: Rule, name: str) -> Iterator[Any]:
         hint = type(getattr(rule, name))
     present = getattr(rule, name)
     for kind in _parts(hint):
-        if get_origin(kind) is Literal:
+        if isinstance(kind, type) and issubclass(kind, Rule):
+            yield from (inner for inner in (KolenPollack(), FA()) if inner != present)
+        elif get_origin(kind) is Literal:
             yield from (value for value in get_args(kind) if value != present)
         elif kind is bool:
             yield not present

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from apical.contract.specimen import (
     net,
     train,
 )
-from apical.convert import convert, exact_gradients
+from apical.convert import convert, exact_gradients, feedback_modules, labels
 from apical.rules import Rule, TransportRule
 
 ROUNDING = 1e-12
@@ -56,6 +57,18 @@ def aligned_is_backprop(rule: Rule) -> str | None:
     model = converted(_aligned(rule))
     seen = {k: v for k, v in gradients(model, *batch()).items() if "feedback" not in k}
     expect_equal(seen, gradients(net(), *batch()), aligned_is_backprop.__doc__ or "")
+    return None
+
+
+def message_is_of_the_matrix(rule: Rule) -> str | None:
+    """What `send` forms is what the layer below would receive through `matrix`."""
+    if not isinstance(rule, TransportRule) or type(rule).send is TransportRule.send:
+        return "the rule sends through its matrix"
+    model = converted(rule)
+    seen = gradients(model, *batch())
+    for feedback in feedback_modules(model):
+        feedback.rule = _changed(feedback.rule, send=TransportRule.send)
+    expect_equal(gradients(model, *batch()), seen, "the same through the matrix", rtol=ROUNDING)
     return None
 
 
@@ -106,19 +119,20 @@ def forwards_add_up(rule: Rule) -> None:
     model, (x, y) = converted(rule), batch()
     one, two = gradients(model, x[:4], y[:4]), gradients(model, x[4:], y[4:])
     total = {name: one[name] + two[name] for name in one if name in two}
-    first, second = (F.cross_entropy(model(x[p]), y[p]) for p in (slice(4), slice(4, None)))
+    first, second = (_loss(model, x[p], y[p]) for p in (slice(4), slice(4, None)))
     (first + second).backward()
     expect_equal(_taken(model), total, "the sum, for two forwards before one backward", rtol=1e-10)
     for part in (slice(4), slice(4, None)):
-        F.cross_entropy(model(x[part]), y[part]).backward()
+        _loss(model, x[part], y[part]).backward()
     expect_equal(_taken(model), total, "the sum, for two backward passes", rtol=1e-10)
 
 
 def every_kind_of_layer(rule: Rule) -> None:
     """Below each kind of layer (linear on sequences, convolutions, attention) weights move."""
     for kind, model, x in _kinds():
-        convert(model, rule, example=x)
-        model(x).square().sum().backward()
+        convert(model, rule, example=x, on_unsupported="keep")
+        with labels(model, torch.zeros(len(x), dtype=torch.long)):
+            model(x).square().sum().backward()
         for name, parameter in model.named_parameters():
             if "weight" in name and "feedback" not in name:
                 if parameter.grad is None or not parameter.grad.any():
@@ -143,11 +157,19 @@ def autocast(rule: Rule) -> None:
 
 def _aligned(rule: TransportRule) -> TransportRule:
     """The rule with B = W."""
-    kind = type(rule)
-    twin = copy.copy(rule)
-    aligned = type(kind.__name__, (kind,), {"matrix": lambda self, weight, *memory: weight})
-    object.__setattr__(twin, "__class__", aligned)
+    return _changed(rule, matrix=lambda self, weight, *memory: weight, send=TransportRule.send)
+
+
+def _changed(rule: Rule, **methods: Any) -> Any:
+    """The rule with other methods, under its own name."""
+    kind, twin = type(rule), copy.copy(rule)
+    object.__setattr__(twin, "__class__", type(kind.__name__, (kind,), methods))
     return twin
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with labels(model, y):
+        return F.cross_entropy(model(x), y)
 
 
 def _taken(model: nn.Module) -> Tensors:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.convert import convert
+from apical.convert import convert, labels
 from apical.rules import Rule
 
 Tensors = dict[str, Tensor]
@@ -52,15 +52,16 @@ def batch(dtype: torch.dtype = torch.float64, count: int = 6) -> tuple[Tensor, T
 def converted(
     rule: Rule, *, seed: int = 0, dtype: torch.dtype = torch.float64, model: nn.Module | None = None
 ) -> nn.Module:
-    """`net` under the rule, its feedback sized."""
+    """`net` under the rule, its feedback sized; layers that the rule refuses stay exact."""
     model = net(dtype) if model is None else model
-    return convert(model, rule, example=batch(dtype)[0], seed=seed)
+    return convert(model, rule, example=batch(dtype)[0], seed=seed, on_unsupported="keep")
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensors:
     """What one backward pass leaves in `.grad`; absent where it left nothing."""
     model.zero_grad()
-    (scale * F.cross_entropy(model(x), y)).backward()
+    with labels(model, y):
+        (scale * F.cross_entropy(model(x), y)).backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
@@ -73,8 +74,9 @@ def train(model: nn.Module, steps: int, *, lr: float = 0.05) -> list[float]:
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
+        with labels(model, y):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
         optimizer.step()
         losses.append(loss.item())
     model.zero_grad()

@@ -18,6 +18,7 @@ from torch import Tensor
 from apical.functional import Geometry, Local, Op
 
 Init = Literal["xavier", "kaiming"]
+Law = Literal["xavier", "kaiming", "normal"]
 Scale = Literal["init", "norm"]
 
 
@@ -127,7 +128,8 @@ class TransportRule(Rule):
         return None
 
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
-        """Write into the notes, in place, what a backward pass shows."""
+        """Write into the notes, in place, what a backward pass shows; not called in passes that
+        train neither weight nor memory (attacks, gradients of inputs)."""
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
         """The gradient of each memory tensor that is a parameter; never `grad_weight` itself."""
@@ -206,6 +208,19 @@ def uniform(shape: Sequence[int], half_width: float, generator: torch.Generator)
     return torch.empty(tuple(shape), dtype=torch.float64).uniform_(
         -half_width, half_width, generator=generator
     )
+
+
+def drawn(law: Law, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A feedback matrix in the layout of a weight of this shape, in float64 on the CPU.
+
+    "normal" is N(0, 1 / (fan_in + fan_out)), as the code published with Akrout et al. 2019 draws
+    weights, feedback and biases; the others are U(-a, a) with the a of `bound`.
+    """
+    fan_in, fan_out = fans(shape)
+    if law != "normal":
+        return uniform(shape, bound(law, fan_in, fan_out), generator)
+    matrix = torch.empty(tuple(shape), dtype=torch.float64)
+    return matrix.normal_(0, (fan_in + fan_out) ** -0.5, generator=generator)
 
 
 def with_norm_of(matrix: Tensor, weight: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apical.functional import Local, Op
 from apical.rules.base import Init, TransportRule, Update, bound, fans, uniform
+from apical.rules.tracking import check_decay, frozen, trained_apart
 
 NORMALISING = (
     torch.optim.Adam,
@@ -55,11 +56,7 @@ class KolenPollack(TransportRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.decay < 1:
-            raise ValueError(
-                f"KolenPollack: decay={self.decay} is outside [0, 1); from 1 on, W and B would"
-                " vanish or diverge. It is a share per update, for example 1e-4"
-            )
+        check_decay("KolenPollack", self.decay)
 
     @property
     def name(self) -> str:
@@ -86,9 +83,7 @@ class KolenPollack(TransportRule):
         memory[0].mul_(1 - self.decay)
 
     def obstacle(self, op: Op, weight: Tensor) -> str:
-        if not weight.requires_grad:
-            return "its weight is frozen, so its feedback would never learn; use FA or BP for it"
-        return ""
+        return frozen(weight)
 
     def objection(
         self,
@@ -96,16 +91,9 @@ class KolenPollack(TransportRule):
         weight_group: Mapping[str, Any],
         memory_group: Mapping[str, Any],
     ) -> str:
-        differing = [
-            option
-            for option in weight_group
-            if option != "params" and weight_group[option] != memory_group.get(option)
-        ]
-        if differing:
-            return (
-                "W and B are trained with different options"
-                f" ({', '.join(differing)}), so B does not follow W; put both into one group"
-            )
+        apart = trained_apart(weight_group, memory_group)
+        if apart:
+            return apart
         decoupled = weight_group.get("decoupled_weight_decay", False)
         if (
             isinstance(optimizer, NORMALISING)

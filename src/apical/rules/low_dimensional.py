@@ -1,0 +1,192 @@
+"""Low-dimensional feedback alignment: the error passes a bottleneck on its way down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apical.functional import ConvOp, Local, Op
+from apical.rules import oja
+from apical.rules.base import Init, Scale, TransportRule, Update, bound, fans, uniform
+from apical.rules.oja import Rank
+from apical.rules.tracking import check_decay, frozen, not_linear, trained_apart
+
+FEW_CHANNELS = 32
+"""Below so many output channels a convolution with the whole of B costs less than two thin ones."""
+
+
+@dataclass(frozen=True)
+class LowDimensional(TransportRule):
+    """B = Q P of rank r: P chooses r directions of the error, Q says how they enter below.
+
+    Q is a parameter with the gradient P dW, so that under SGD it follows W as Kolen-Pollack
+    feedback does, seen through P: convert first, then build the optimizer. For a P that does not
+    change, Q - P W = (1 - decay)^t (Q_0 - P W_0) after t updates. P = I is Kolen-Pollack. Where
+    the error lies in the row space of P and Q has arrived, the message is that of backprop: so
+    what counts is the dimension of the error, not the width of the layer. The rank of the output
+    layer bounds what all layers below can hear; give that layer a rank of its own where it must.
+
+    Args:
+        rank: dimensions of the error that a layer sends down: a whole number, at most the layer's
+            outputs; or a fraction of its outputs, in (0, 1].
+        projection: "oja" turns P towards the leading directions of the error, by Oja's subspace
+            rule on its second moment; "fixed" leaves it as drawn. Its rows are orthonormal.
+        rate: of Oja's rule, in (0, 1], per update; the second moment is divided by its trace.
+        projection_decay: of Oja's rule, in [0, 1) per update: directions whose share of the power
+            of the error is below projection_decay / rate die out.
+        orthonormalise: updates between two orthonormalisations of the rows of P; 0: never.
+        decay: share of W and of Q that every update takes away, as in `KolenPollack`.
+        follows: "gradient": Q is a parameter, exact under SGD; "update": Q is not trained but
+            gets P times each change of W, exact under every optimizer (as in the sources'
+            equations), for P W once more in memory.
+        init: the law of Q_0, that of `KolenPollack` for P = I.
+        scale: "init" keeps the scale; "norm" gives B at every step the Frobenius norm of the
+            current W, to compare ranks at equal feedback.
+
+    Raises: ValueError for a value out of range, or an option of "oja" beside "fixed".
+    Source: Hanut, Kadmon 2025 (arXiv 2502.20580); the trace-normalised form of Oja's rule and
+        its options are this library's.
+    """
+
+    rank: Rank = 0.5
+    projection: Literal["oja", "fixed"] = "oja"
+    rate: float = 0.1
+    projection_decay: float = 0.0
+    orthonormalise: int = 0
+    decay: float = 1e-4
+    follows: Literal["gradient", "update"] = "gradient"
+    init: Init = "xavier"
+    scale: Scale = "init"
+
+    reference: ClassVar[str] = """@article{hanut2025,
+  title = {Training Large Neural Networks With Low-Dimensional Error Feedback},
+  author = {Hanut, Maher and Kadmon, Jonathan},
+  journal = {arXiv preprint arXiv:2502.20580}, year = {2025}
+}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        oja.check_rank("LowDimensional", self.rank)
+        check_decay("LowDimensional", self.decay)
+        oja.check_learning("LowDimensional", self.rate, self.projection_decay, self.orthonormalise)
+        learning = self.rate, self.projection_decay, self.orthonormalise
+        if self.projection == "fixed" and learning != (0.1, 0.0, 0):
+            raise ValueError(
+                "LowDimensional: rate, projection_decay and orthonormalise have no effect with"
+                " projection='fixed'; leave them out, or use projection='oja'"
+            )
+
+    @property
+    def name(self) -> str:
+        return "ldfa"
+
+    @property
+    def acts_after_update(self) -> bool:
+        return self.decay > 0 or self.projection == "oja" or self.follows == "update"
+
+    def obstacle(self, op: Op, weight: Tensor) -> str:
+        if isinstance(op, ConvOp) and (op.transposed or op.groups > 1):
+            kind = "transposed" if op.transposed else "grouped"
+            return (
+                f"is a {kind} convolution, for which LowDimensional is not defined; give it another"
+                " rule by name, for example KolenPollack, and LowDimensional to the rest"
+            )
+        if oja.dimensions(self.rank, len(weight)) > len(weight):
+            return (
+                f"rank={self.rank} is above {len(weight)}, the number of its outputs; give it a"
+                f" LowDimensional(rank={len(weight)}) of its own, by name, or a fraction as rank"
+            )
+        return frozen(weight)
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        rank = oja.dimensions(self.rank, len(weight))
+        rows = oja.orthonormal_rows(rank, len(weight), generator)
+        half_width = bound(self.init, *fans(weight.shape))
+        factor = uniform((rank, *weight.shape[1:]), half_width, generator)
+        if self.follows == "gradient":
+            return {"projection": rows, "factor": nn.Parameter(factor)}
+        carried = _through(rows, weight.detach().double().cpu())
+        return {"projection": rows, "factor": factor, "carried": carried}
+
+    def note(self, *memory: Tensor) -> dict[str, Tensor]:
+        return oja.collected(memory[0]) if self.projection == "oja" else {}
+
+    def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
+        rows, factor = memory[0], self._scaled(weight, *memory)
+        matrix = _through(rows.t(), factor)
+        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            return matrix.contiguous(memory_format=torch.channels_last)
+        return matrix
+
+    def send(self, local: Local, *memory: Tensor) -> Tensor | None:
+        rows, op, grad = memory[0], local.op, local.grad
+        if not _thin_is_cheaper(op, len(rows), local.weight):
+            return None
+        factor = self._scaled(local.weight, *memory).to(grad.dtype)
+        rows = rows.to(grad.dtype)
+        if isinstance(op, ConvOp):
+            ones, zeros = (1,) * (grad.dim() - 2), (0,) * (grad.dim() - 2)
+            kernel = rows.view(*rows.shape, *ones)
+            low = torch.convolution(grad, kernel, None, ones, zeros, ones, False, zeros, 1)
+        else:
+            low = grad.matmul(rows.t())
+        return op.backward(low, local.x, factor, (True, False, False))[0]
+
+    def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
+        rows, (projected, power) = memory_and_notes[0], memory_and_notes[-2:]
+        grad, convolves = local.grad, isinstance(local.op, ConvOp)
+        signal = grad.flatten(2) if convolves else grad.reshape(-1, grad.shape[-1])
+        oja.collect(rows, signal, projected, power)
+
+    def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
+        assert local.grad_weight is not None
+        return (None, _through(memory[0], local.grad_weight.to(memory[0].dtype)))
+
+    def after_update(self, update: Update, *memory: Tensor) -> None:
+        rows, factor = memory[:2]
+        if self.follows == "update":
+            factor.add_(_through(rows, update.weight) - memory[2])
+        update.weight.mul_(1 - self.decay)
+        factor.mul_(1 - self.decay)
+        if self.projection == "oja":
+            oja.turn(rows, *memory[-2:], rate=self.rate, decay=self.projection_decay)
+            if self.orthonormalise and update.number % self.orthonormalise == 0:
+                rows.copy_(oja.orthonormalised(rows))
+        if self.follows == "update":
+            memory[2].copy_(_through(rows, update.weight))
+
+    def objection(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weight_group: Mapping[str, Any],
+        memory_group: Mapping[str, Any],
+    ) -> str:
+        remedy = "use SGD, or LowDimensional(follows='update')"
+        return trained_apart(weight_group, memory_group) or not_linear(optimizer, remedy)
+
+    def _scaled(self, weight: Tensor, rows: Tensor, factor: Tensor, *rest: Tensor) -> Tensor:
+        """Q, or the multiple of it that gives Q P the norm of W."""
+        if self.scale == "init":
+            return factor
+        flat = factor.flatten(1)
+        squared = (rows.mm(rows.t()).mm(flat) * flat).sum()  # |Q P|^2 without forming Q P
+        tiny = torch.finfo(flat.dtype).tiny
+        return factor * (torch.linalg.vector_norm(weight) / squared.clamp_min(tiny).sqrt())
+
+
+def _through(matrix: Tensor, weight: Tensor) -> Tensor:
+    """The matrix times the weight, over its outputs: (r, n) and (n, ...) -> (r, ...)."""
+    return matrix.mm(weight.flatten(1)).view(-1, *weight.shape[1:])
+
+
+def _thin_is_cheaper(op: Op, rank: int, weight: Tensor) -> bool:
+    """Whether two products with thin matrices beat one with B."""
+    outputs = len(weight)
+    if isinstance(op, ConvOp):
+        return outputs >= FEW_CHANNELS and 4 * rank <= outputs
+    inputs = weight.shape[1]
+    return rank * (outputs + inputs) <= outputs * inputs
