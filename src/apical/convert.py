@@ -72,7 +72,8 @@ def convert(
         try:
             _try_out(model, rows, example, on_unsupported)
         except BaseException:
-            revert(model)
+            for row in rows:  # not the whole model: parts may have been converted before
+                revert(row.module)
             raise
     return model
 
