@@ -24,7 +24,7 @@ SETTINGS = (
     "--epochs 40 --batch_size 32 --augment flip_crop --validation 200 --schedule.kind cosine "
     "--checkpoint_steps 7 --quiet true"
 ).split()
-TIMES = ("seconds", "cpu_seconds", "step_ms", "memory_mb")
+TIMES = ("seconds", "cpu_seconds", "step_ms", "step_cpu_ms", "memory_mb")
 
 
 def command(folder: Path, settings: list[str]) -> list[str]:

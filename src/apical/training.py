@@ -137,7 +137,7 @@ def classification(
             sums.zero_()
             save(*new)
             show(new)
-    final = _final_row(experiment, parts, at) if writes else {}
+    final = _final_row(experiment, parts, at, folder) if writes else {}
     parts.group.wait()
     if writes:
         still_mine()
@@ -254,8 +254,12 @@ def _layer_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> lis
     return observe.layer_rows(parts.model, parts.probe, epoch)
 
 
-def _final_row(experiment: Experiment, parts: prepare.Parts, at: Position) -> dict[str, Any]:
+def _final_row(
+    experiment: Experiment, parts: prepare.Parts, at: Position, folder: Path
+) -> dict[str, Any]:
     """The row that closes a run; here, and only here, the test split is read."""
+    epochs = [r for r in records.read(folder / "records.jsonl") if r["kind"] == "epoch"]
+    steps = at.step / len(epochs)
     row: dict[str, Any] = {"kind": "final", "epoch": at.epoch}
     splits = {"val": parts.validation, "test": parts.test if experiment.test else None}
     for name, split in splits.items():
@@ -269,6 +273,7 @@ def _final_row(experiment: Experiment, parts: prepare.Parts, at: Position) -> di
         "train_loss": at.train_loss,
         "seconds": round(at.seconds, 3),
         "step_ms": round(median(at.step_ms), 4),
+        "step_cpu_ms": round(median(1000 * r["cpu_seconds"] / steps for r in epochs), 4),
         "parameters": observe.parameter_count(parts.model),
         "feedback_bytes": observe.feedback_bytes(parts.model),
     }

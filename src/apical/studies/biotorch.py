@@ -34,8 +34,9 @@ CIFAR10_RATES = {
     "ResNet-20 Adam": (0.001, 0.001, 0.001, 0.001, 0.001, 0.001),
 }
 
-RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
-"""Learning rates tried where the source states none."""
+RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 3e-5, 1e-5)
+"""Learning rates tried where the source states none. Direct feedback of the kernel layout needs
+small ones: the source's own for CIFAR-10 go down to 1e-4."""
 
 
 def mnist(tier: str, seeds: int) -> Study:
