@@ -213,7 +213,7 @@ def _try_out(
     with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
         call_with(twin, example)
     for original, sized in zip(feedback_modules(model), feedback_modules(twin), strict=True):
-        original.memory_names = sized.memory_names
+        original.memory_names, original.note_names = sized.memory_names, sized.note_names
         original._buffers.update(sized._buffers)
         original._parameters.update(sized._parameters)
         if original.star is not None and sized.star is not None:

@@ -95,6 +95,20 @@ class DFA(BroadcastRule):
             signal = signal.expand(len(error), *inner).contiguous(memory_format=layout)
         return self._to_input(signal, geometry)
 
+    def gather(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """The layer's input as the columns of B see it: the transpose of what `signal` spreads.
+
+        Positions that share a column are summed. Not for the layout "kernel".
+        Shapes: x `geometry.input_shape` -> (N, units of one row of B).
+        """
+        assert not self._by_kernel(geometry)
+        inner, unit = self._inner(geometry), self._columns(geometry)
+        if self.sample_axis != "folded":
+            x = x.movedim(self.sample_axis, 0)
+        x = x.reshape(-1, *inner)
+        shared = [1 + i for i, (a, b) in enumerate(zip(inner, unit, strict=True)) if a != b]
+        return (x.sum(shared) if shared else x).flatten(1)
+
     def _by_kernel(self, geometry: Geometry) -> bool:
         return self.layout == "kernel" and isinstance(geometry.op, ConvOp)
 

@@ -1,0 +1,102 @@
+"""Product feedback: two populations in a row carry the error, neither symmetric to the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from apical.functional import Local, Op
+from apical.rules.base import Init, TransportRule, Update, bound, fans, uniform
+from apical.rules.oja import orthonormal_rows
+from apical.rules.tracking import check_decay, frozen, not_linear, trained_apart
+
+
+@dataclass(frozen=True)
+class ProductFeedback(TransportRule):
+    """B = R A: R is random and fixed, A is a parameter with the gradient R^T dW.
+
+    R R^T = I, so that dB = R dA = dW: under SGD the product follows W by the law of Kolen-Pollack,
+    B - W = (1 - decay)^t (B_0 - W_0), while no synapse of R or A mirrors one of W. Convert first,
+    then build the optimizer.
+
+    Args:
+        expansion: cells of the population between R and A for each output of the layer, at
+            least 1: fewer cannot have R R^T = I.
+        decay: share of W and of A that every update takes away, as in `KolenPollack`.
+        init: the law of B_0 = R A_0 in norm: that of `FA`, whatever the expansion.
+
+    Raises: ValueError for a value out of range.
+    Source: after Li, Benna 2024 (arXiv 2405.20594), of which the product of two populations is
+        taken; that R is orthogonal, and the law that follows from it, are this library's.
+    """
+
+    expansion: float = 2.0
+    decay: float = 1e-4
+    init: Init = "xavier"
+
+    reference: ClassVar[str] = """@article{li2024,
+  title = {Deep Learning without Weight Symmetry},
+  author = {Li, Ji-An and Benna, Marcus K.},
+  journal = {arXiv preprint arXiv:2405.20594}, year = {2024}
+}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_decay("ProductFeedback", self.decay)
+        if not self.expansion >= 1:
+            raise ValueError(
+                f"ProductFeedback: expansion={self.expansion} is below 1; R would have more rows"
+                " than columns, and R R^T = I, from which B follows W, could not hold"
+            )
+
+    @property
+    def name(self) -> str:
+        return "pfa"
+
+    @property
+    def acts_after_update(self) -> bool:
+        return self.decay > 0
+
+    def obstacle(self, op: Op, weight: Tensor) -> str:
+        return frozen(weight)
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        outputs = len(weight)
+        cells = max(outputs, round(self.expansion * outputs))
+        half_width = bound(self.init, *fans(weight.shape))
+        # A_0 = R^T M gives B_0 = M; what R does not see of A would never change
+        drawn = uniform(weight.shape, half_width, generator)
+        mixing = orthonormal_rows(outputs, cells, generator)
+        return {"mixing": mixing, "factor": nn.Parameter(_through(mixing.t(), drawn))}
+
+    def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
+        matrix = _through(*memory)
+        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            return matrix.contiguous(memory_format=torch.channels_last)
+        return matrix
+
+    def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
+        assert local.grad_weight is not None
+        return (None, _through(memory[0].t(), local.grad_weight.to(memory[0].dtype)))
+
+    def after_update(self, update: Update, *memory: Tensor) -> None:
+        update.weight.mul_(1 - self.decay)
+        memory[1].mul_(1 - self.decay)
+
+    def objection(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weight_group: Mapping[str, Any],
+        memory_group: Mapping[str, Any],
+    ) -> str:
+        apart = trained_apart(weight_group, memory_group)
+        return apart or not_linear(optimizer, "use SGD, or KolenPollack")
+
+
+def _through(matrix: Tensor, tensor: Tensor) -> Tensor:
+    """The matrix times a tensor's first axis."""
+    return matrix.mm(tensor.flatten(1)).view(-1, *tensor.shape[1:])

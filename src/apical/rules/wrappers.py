@@ -1,0 +1,164 @@
+"""Feedback with less in it: any transport rule, its matrix thinned out or of few levels."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apical.functional import Local, Op
+from apical.rules.base import Rule, TransportRule, Update
+
+
+@dataclass(frozen=True)
+class _Wrapper(TransportRule, abc.ABC):
+    """A transport rule around another, which keeps its memory, its learning and its demands.
+
+    Args:
+        inner: the rule within, or what names one.
+    """
+
+    inner: Rule | str = "fa"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.inner, Rule):
+            from apical.rules import build  # the table of names, which holds this class too
+
+            object.__setattr__(self, "inner", build(self.inner))
+        if not isinstance(self.inner, TransportRule):
+            raise ValueError(
+                f"{type(self).__name__}: {self.inner!r} is no transport rule; only those have a"
+                " matrix for each layer"
+            )
+        if self._rule.constrain_weights:
+            raise ValueError(
+                f"{type(self).__name__}: give constrain_weights to the wrapper, not to the rule"
+                " within it"
+            )
+
+    @property
+    def _rule(self) -> TransportRule:
+        assert isinstance(self.inner, TransportRule)
+        return self.inner
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__.lower()}({self._rule.name})"
+
+    @property
+    def reference(self) -> str:
+        return self._rule.reference
+
+    @property
+    def acts_after_update(self) -> bool:
+        return self._rule.acts_after_update
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return self._rule.create(weight, generator)
+
+    def note(self, *memory: Tensor) -> dict[str, Tensor]:
+        return self._rule.note(*memory)
+
+    def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
+        self._rule.observe(local, *memory_and_notes)
+
+    def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
+        return self._rule.memory_gradients(local, *memory)
+
+    def after_update(self, update: Update, *memory: Tensor) -> None:
+        self._rule.after_update(update, *memory)
+
+    def obstacle(self, op: Op, weight: Tensor) -> str:
+        return self._rule.obstacle(op, weight)
+
+    def objection(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weight_group: Mapping[str, Any],
+        memory_group: Mapping[str, Any],
+    ) -> str:
+        return self._rule.objection(optimizer, weight_group, memory_group)
+
+
+@dataclass(frozen=True)
+class Sparse(_Wrapper):
+    """A rule of whose feedback matrix a fixed random share of the entries is kept, the rest zero.
+
+    What the rule within learns, it learns of all entries. The entries kept are not rescaled.
+
+    Args:
+        density: share of the entries kept, in (0, 1]: exactly that number of them, rounded, and
+            at least 1.
+
+    Raises: ValueError for a density out of range, or a rule within that has no matrix.
+    Source: Crafton, Parihar, Gebhardt, Raychowdhury 2019, for direct feedback alignment.
+    """
+
+    density: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.density <= 1:
+            raise ValueError(f"Sparse: density={self.density} is outside (0, 1]")
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        inner = super().create(weight, generator)
+        mask = torch.zeros(weight.numel(), dtype=torch.float64)
+        kept = max(1, round(self.density * len(mask)))
+        mask[torch.randperm(len(mask), generator=generator)[:kept]] = 1
+        return {"mask": mask.view(weight.shape), **inner}
+
+    def note(self, *memory: Tensor) -> dict[str, Tensor]:
+        return super().note(*memory[1:])
+
+    def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
+        return self._rule.matrix(weight, *memory[1:]) * memory[0]
+
+    def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
+        super().observe(local, *memory_and_notes[1:])
+
+    def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
+        return (None, *super().memory_gradients(local, *memory[1:]))
+
+    def after_update(self, update: Update, *memory: Tensor) -> None:
+        super().after_update(update, *memory[1:])
+
+
+@dataclass(frozen=True)
+class Quantised(_Wrapper):
+    """A rule whose feedback matrix is rounded to 2^bits levels or one less.
+
+    What the rule within learns, it learns in full precision; the matrix is rounded as it is used.
+
+    Args:
+        bits: 1: the sign times the mean magnitude; more: 2^bits - 1 levels, evenly spaced and
+            symmetric about zero, up to the largest magnitude in the layer. 1 to 16.
+
+    Raises: ValueError for other bits, or a rule within that has no matrix.
+    Source: the uniform symmetric quantiser, with the scale of Rastegari et al. 2016 (XNOR-Net) for
+        one bit.
+    """
+
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (
+            isinstance(self.bits, bool)
+            or not isinstance(self.bits, int)
+            or not 1 <= self.bits <= 16
+        ):
+            raise ValueError(f"Quantised: bits={self.bits!r} is no whole number from 1 to 16")
+
+    def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
+        matrix = self._rule.matrix(weight, *memory)
+        if self.bits == 1:
+            return matrix.sign() * matrix.abs().mean()
+        levels = 2 ** (self.bits - 1) - 1
+        step = (matrix.abs().amax() / levels).clamp_min(torch.finfo(matrix.dtype).tiny)
+        return (matrix / step).round() * step
