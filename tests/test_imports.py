@@ -34,6 +34,7 @@ CORE = [
 LEAVES = [{"nets", "data"}]
 RESULTS = [{"records"}, {"stats"}, {"report"}]
 RUNNING = [
+    {"attacks"},
     {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
     {"prepare"},
     {"observe", "run_folder", "progress"},
@@ -209,7 +210,8 @@ def test_the_table_of_rules_holds_every_rule_there_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "table"), [("nets", "NETS"), ("data", "DATA"), ("studies", "STUDIES")]
+    ("package", "table"),
+    [("attacks", "ATTACKS"), ("data", "DATA"), ("nets", "NETS"), ("studies", "STUDIES")],
 )
 def test_a_table_is_literal_and_sorted(package: str, table: str) -> None:
     tree = ast.parse((SOURCE / package / "__init__.py").read_text())

@@ -1,0 +1,69 @@
+"""Adversaries, and the question whether a robustness number may be believed.
+
+An attack is a value: `PGD(eps=8 / 255)(model, x, y, gradient="exact")`. Every attack takes the
+gradient from a source (`sources`), since a net that learns by another rule has two: the one it
+learns from, and the true one.
+"""
+
+from apical.attacks.apgd import APGD
+from apical.attacks.base import Attack
+from apical.attacks.names import SOURCES, source
+from apical.attacks.noise import Noise
+from apical.attacks.normalised import Normalised
+from apical.attacks.pixels import FewPixel
+from apical.attacks.sources import (
+    Averaged,
+    Exact,
+    FiniteDifference,
+    From,
+    NoGradient,
+    NoGradientWarning,
+    Own,
+    OwnAveraged,
+    RuleGradient,
+    Source,
+)
+from apical.attacks.square import Square
+from apical.attacks.steps import FGSM, PGD, TPGD
+from apical.attacks.wrappers import EOT, Plugin, Transfer
+
+__all__ = [
+    "APGD",
+    "ATTACKS",
+    "EOT",
+    "FGSM",
+    "PGD",
+    "SOURCES",
+    "TPGD",
+    "Attack",
+    "Averaged",
+    "Exact",
+    "FewPixel",
+    "FiniteDifference",
+    "From",
+    "NoGradient",
+    "NoGradientWarning",
+    "Noise",
+    "Normalised",
+    "Own",
+    "OwnAveraged",
+    "Plugin",
+    "RuleGradient",
+    "Source",
+    "Square",
+    "Transfer",
+    "source",
+]
+
+ATTACKS: dict[str, type[Attack]] = {
+    "apgd": APGD,
+    "eot": EOT,
+    "few-pixel": FewPixel,
+    "fgsm": FGSM,
+    "noise": Noise,
+    "pgd": PGD,
+    "plugin": Plugin,
+    "square": Square,
+    "tpgd": TPGD,
+    "transfer": Transfer,
+}

@@ -1,0 +1,237 @@
+"""Auto-PGD: gradient ascent that finds its step size by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from apical.attacks.ball import Ball, Norm, per_example, unit
+from apical.attacks.base import Attack
+from apical.attacks.losses import FEWEST_CLASSES, Loss, against, broken, targeted_dlr
+from apical.attacks.sources import Answer, Oracle
+
+MOMENTUM = 0.75
+"""Share of the newest step in each move."""
+
+
+@dataclass(frozen=True)
+class APGD(Attack):
+    """Steps of twice eps at first; at checkpoints the step of an example is halved, and it goes
+    back to its best point, if the loss rose too seldom or its best did not improve.
+
+    The loss before the first step counts as 0 in the first checkpoint, as in the authors' code.
+
+    Args:
+        eps: radius. steps: at least 1. restarts: at least 1, of what is not broken yet.
+        loss: "ce", "dlr", "margin", or "dlr-targeted", which runs once for each target class.
+        targets: target classes for "dlr-targeted", the most likely first; 0 means up to 9.
+        rho: share of steps that must raise the loss, in (0, 1).
+        stop_when_broken: as in `PGD`; False returns the last misclassified point.
+
+    Where no misclassified point was met, the one with the highest loss is returned.
+    Source: Croce, Hein 2020, algorithm 1.
+    """
+
+    eps: float
+    steps: int = 100
+    norm: Norm = "linf"
+    restarts: int = 1
+    loss: Literal["ce", "dlr", "dlr-targeted", "margin"] = "ce"
+    targets: int = 0
+    rho: float = 0.75
+    stop_when_broken: bool = False
+
+    def validate(self) -> None:
+        super().validate()
+        for name in ("steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{self.name}: {name}={getattr(self, name)} must be at least 1")
+        if not 0 < self.rho < 1:
+            raise ValueError(f"{self.name}: rho={self.rho} is outside (0, 1)")
+        if self.targets < 0 or (self.targets and self.loss != "dlr-targeted"):
+            raise ValueError(
+                f"{self.name}: targets={self.targets} has a meaning for loss='dlr-targeted' only,"
+                " where it is at least 0"
+            )
+
+    def check_classes(self, classes: int) -> None:
+        if classes < FEWEST_CLASSES[self.loss]:
+            raise ValueError(
+                f"{self.name}: loss={self.loss!r} needs {FEWEST_CLASSES[self.loss]} classes, the"
+                f" model has {classes}; use 'margin'"
+            )
+        if self.targets >= classes:
+            raise ValueError(
+                f"{self.name}: targets={self.targets}, but {classes} classes leave {classes - 1}"
+            )
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        generator, result = self.generator(), x.clone()
+        scores = oracle.scores(x)
+        ranked = scores.sort(dim=1).indices
+        safe = ~broken(scores, y)
+        highest = torch.full((len(x),), float("-inf"), dtype=x.dtype, device=x.device)
+        runs = [0] * self.restarts
+        if self.loss == "dlr-targeted":
+            most = self.targets or min(9, scores.shape[1] - 1)
+            runs = [target for target in range(2, most + 2) for _ in range(self.restarts)]
+        for target in runs:
+            rows = safe.nonzero().squeeze(1)
+            if not len(rows):
+                break
+            # The second most likely class first: of an example that is still right, the rival.
+            goal = ranked[rows, -target] if target else y[rows]
+            point, done, losses = self._run(oracle, x[rows], y[rows], goal, generator)
+            better = done | (losses > highest[rows])
+            result[rows[better]] = point[better]
+            highest[rows[better]] = losses[better]
+            safe[rows[done]] = False
+        return result
+
+    def _run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, goal: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One run. Returns: points, which are misclassified, highest losses."""
+        ball = Ball(self.eps, self.norm, *self.bounds)
+        found, done = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        reached = torch.empty(len(x), dtype=x.dtype, device=x.device)
+        start = _start(x, ball, generator)
+        answer = oracle.ask(start, y, self._loss(y, goal))
+        state = _State.begin(x, y, goal, start, answer, self.eps, self.steps)
+        wait, since = _checkpoints(self.steps), 0
+        period = next(wait)
+        for step in range(self.steps):
+            self._record(state, found, done)
+            if self.stop_when_broken and done[state.row].any():
+                over = done[state.row]
+                reached[state.row[over]] = state.best_loss[over]
+                state = state.kept(~over)
+                if not len(state.row):
+                    return found, done, reached
+            state.move(ball, MOMENTUM if step else 1.0)
+            state.take(oracle.ask(state.point, state.y, self._loss(state.y, state.goal)), step)
+            since += 1
+            if since == period:
+                self._record(state, found, done)  # before some of them go back
+                state.adapt(step, period, self.rho)
+                period, since = next(wait), 0
+        self._record(state, found, done)
+        reached[state.row] = state.best_loss
+        unbroken = ~done[state.row]
+        found[state.row[unbroken]] = state.best_point[unbroken]
+        return found, done, reached
+
+    @staticmethod
+    def _record(state: _State, found: Tensor, done: Tensor) -> None:
+        rows = state.row[state.hits]
+        found[rows], done[rows] = state.point[state.hits], True
+
+    def _loss(self, y: Tensor, goal: Tensor) -> Loss:
+        if self.loss == "dlr-targeted":
+            return partial(targeted_dlr, labels=y, targets=goal)
+        return against(y, self.loss)
+
+
+@dataclass
+class _State:
+    """What one run knows of each example; every field has the examples on axis 0."""
+
+    row: Tensor
+    x: Tensor
+    y: Tensor
+    goal: Tensor
+    point: Tensor
+    before: Tensor
+    gradient: Tensor
+    hits: Tensor  # whether `point` is misclassified
+    best_point: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    best_at_check: Tensor
+    halved_at_check: Tensor
+    length: Tensor  # of the step
+    losses: Tensor  # (N, steps), 0 where not reached
+
+    @classmethod
+    def begin(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        goal: Tensor,
+        start: Tensor,
+        answer: Answer,
+        eps: float,
+        steps: int,
+    ) -> _State:
+        return cls(
+            row=torch.arange(len(x), device=x.device),
+            x=x,
+            y=y,
+            goal=goal,
+            point=start,
+            before=start,
+            gradient=answer.gradient,
+            hits=broken(answer.scores, y),
+            best_point=start.clone(),
+            best_gradient=answer.gradient.clone(),
+            best_loss=answer.losses.clone(),
+            best_at_check=answer.losses.clone(),
+            halved_at_check=torch.ones(len(x), dtype=torch.bool, device=x.device),
+            length=torch.full((len(x),), 2 * eps, dtype=x.dtype, device=x.device),
+            losses=torch.zeros(len(x), steps, dtype=x.dtype, device=x.device),
+        )
+
+    def kept(self, mask: Tensor) -> _State:
+        return _State(**{f.name: getattr(self, f.name)[mask] for f in fields(self)})
+
+    def move(self, ball: Ball, share: float) -> None:
+        """A projected step, mixed with the step before."""
+        length = per_example(self.length, self.x)
+        ascended = ball.project(self.point + length * ball.ascent(self.gradient), self.x)
+        drift = self.point - self.before
+        mixed = self.point + (ascended - self.point) * share + drift * (1 - share)
+        self.before, self.point = self.point, ball.project(mixed, self.x)
+
+    def take(self, answer: Answer, step: int) -> None:
+        self.gradient, self.hits = answer.gradient, broken(answer.scores, self.y)
+        self.losses[:, step] = answer.losses
+        better = answer.losses > self.best_loss
+        self.best_point[better] = self.point[better]
+        self.best_gradient[better] = answer.gradient[better]
+        self.best_loss[better] = answer.losses[better]
+
+    def adapt(self, step: int, period: int, rho: float) -> None:
+        """Conditions 1 and 2 of the paper, on the last `period` steps."""
+        latest = range(step - period + 1, step + 1)
+        rises = sum((self.losses[:, i] > self.losses[:, i - 1]).to(self.x.dtype) for i in latest)
+        stuck = ~self.halved_at_check & (self.best_at_check >= self.best_loss)
+        halve = (rises <= period * rho) | stuck
+        self.halved_at_check, self.best_at_check = halve, self.best_loss.clone()
+        self.length = torch.where(halve, self.length / 2, self.length)
+        # From here on the point is the best one, and its loss has been seen.
+        self.point = torch.where(per_example(halve, self.point), self.best_point, self.point)
+        self.gradient = torch.where(
+            per_example(halve, self.point), self.best_gradient, self.gradient
+        )
+        self.hits = self.hits & ~halve
+
+
+def _start(x: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
+    if ball.norm == "linf":
+        draw = 2 * torch.rand(x.shape, dtype=x.dtype, generator=generator) - 1
+    else:
+        draw = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    return (x + ball.eps * unit(draw.to(x.device), ball.norm)).clamp(ball.low, ball.high)
+
+
+def _checkpoints(steps: int) -> Iterator[int]:
+    """How many steps lie between checkpoints: 22 % at first, 3 % less each time, at least 6 %."""
+    period, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    while True:
+        yield period
+        period = max(period - shrink, least)

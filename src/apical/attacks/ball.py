@@ -1,0 +1,91 @@
+"""The set an adversary may choose from: a ball around the input, inside the input range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Norm = Literal["linf", "l2"]
+
+SLACK = 1e-5
+"""What rounding may add to a radius, as a share of the radius and of the input range."""
+_TINY = 1e-12  # keeps the direction of a zero vector finite
+
+
+@dataclass(frozen=True)
+class Ball:
+    """All points within `eps` of an input and within [low, high].
+
+    Args: eps: radius, at least 0, in the unit of the inputs. norm: "linf" the largest change of
+        one value, "l2" the Euclidean length of the change of one example.
+    Shapes: inputs, points and directions (N, ...), norms (N,).
+    """
+
+    eps: float
+    norm: Norm
+    low: float = 0.0
+    high: float = 1.0
+
+    def project(self, point: Tensor, x: Tensor) -> Tensor:
+        """The nearest allowed point (for "l2": nearest in the ball, then clamped to the range)."""
+        change = point - x
+        if self.norm == "linf":
+            change = change.clamp(-self.eps, self.eps)
+        else:
+            length = per_example(lengths(change), change)
+            change = change * (self.eps / length).clamp(max=1)
+        return (x + change).clamp(self.low, self.high)
+
+    def ascent(self, gradient: Tensor) -> Tensor:
+        """The step of length 1 in this norm that raises a linear function most."""
+        return gradient.sign() if self.norm == "linf" else unit(gradient, "l2")
+
+    def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A random allowed point: "linf" uniform in the cube, "l2" uniform in direction and radius.
+
+        Drawn on the CPU: the same numbers on every device.
+        """
+        if self.norm == "linf":
+            change = torch.empty(x.shape, dtype=x.dtype).uniform_(
+                -self.eps, self.eps, generator=generator
+            )
+        else:
+            change = torch.empty(x.shape, dtype=x.dtype).normal_(generator=generator)
+            radius = torch.zeros(len(x), dtype=x.dtype).uniform_(0, 1, generator=generator)
+            change *= per_example(radius / lengths(change), change) * self.eps
+        return (x + change.to(x.device)).clamp(self.low, self.high)
+
+    def strays(self, point: Tensor, x: Tensor) -> Tensor:
+        """Which examples have left the ball or the range, or hold values that are not finite."""
+        if not len(x):
+            return torch.zeros(0, dtype=torch.bool, device=x.device)
+        change = (point - x).double().flatten(1)
+        size = change.abs().amax(1) if self.norm == "linf" else change.norm(dim=1)
+        room = SLACK * (self.high - self.low)
+        inside = (point.flatten(1) >= self.low - room) & (point.flatten(1) <= self.high + room)
+        return ~((size <= self.eps * (1 + SLACK) + room) & inside.all(1))
+
+    def diameter(self, x: Tensor) -> float:
+        """Largest distance between two points of the range: no sensible radius is above it."""
+        width = self.high - self.low
+        return width if self.norm == "linf" else width * math.sqrt(x[0].numel())
+
+
+def lengths(change: Tensor) -> Tensor:
+    """Euclidean length of each example."""
+    return change.flatten(1).norm(dim=1)
+
+
+def unit(change: Tensor, norm: Norm) -> Tensor:
+    """Each example divided by its norm; zero stays zero."""
+    size = change.flatten(1).abs().amax(1) if norm == "linf" else lengths(change)
+    return change / (per_example(size, change) + _TINY)
+
+
+def per_example(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) as (N, 1, ...), to be broadcast over examples."""
+    return values.view(-1, *[1] * (like.dim() - 1))

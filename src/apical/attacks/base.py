@@ -1,0 +1,133 @@
+"""What an attack is: a value that makes adversarial examples for any model."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from apical.attacks import checks
+from apical.attacks.ball import Ball, Norm
+from apical.attacks.isolation import undisturbed
+from apical.attacks.names import source as named_source
+from apical.attacks.sources import Averaged, Oracle, Source
+
+
+@dataclass(frozen=True)
+class Attack(abc.ABC):
+    """An attack. Call it: `attack(model, x, y)` returns the adversarial inputs.
+
+    Args of every attack:
+        seed: of its own generator; the same seed gives the same points on every device.
+        bounds: the range of the inputs, kept by every point. Normalisation belongs into the model.
+    """
+
+    seed: int = field(default=0, kw_only=True)
+    bounds: tuple[float, float] = field(default=(0.0, 1.0), kw_only=True)
+
+    default_gradient: ClassVar[str] = "exact"
+    """The source it follows where none is given; "none" for a black box, which accepts no other."""
+    uses_labels: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for option in fields(self):
+            hint, value = hints[option.name], getattr(self, option.name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                allowed = ", ".join(map(repr, get_args(hint)))
+                raise ValueError(f"{self.name}: {option.name}={value!r} is not one of {allowed}")
+        low, high = self.bounds
+        if not low < high:
+            raise ValueError(f"{self.name}: bounds={self.bounds} must be (low, high), low < high")
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises: ValueError for options that cannot be meant."""
+        ball = self.ball
+        if ball is not None:
+            linf = ball.norm == "linf"
+            checks.check_eps(self.name, ball.eps, low=ball.low, high=ball.high, linf=linf)
+
+    @property
+    def name(self) -> str:
+        """How tables call the attack."""
+        return type(self).__name__
+
+    @property
+    def ball(self) -> Ball | None:
+        """Where its points must lie; None where only the input range limits them."""
+        if not hasattr(self, "eps"):
+            return None
+        norm: Norm = getattr(self, "norm", "linf")
+        return Ball(self.eps, norm, *self.bounds)
+
+    @abc.abstractmethod
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        """The adversarial inputs; everything was checked, and the source is open."""
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, gradient: str | Source | None = None
+    ) -> Tensor:
+        """Adversarial inputs for a model in eval mode. The model is left as it was.
+
+        Args:
+            gradient: the source of gradients, or its name: "exact" (default), "own",
+                "own-averaged:10", "rule:fa", "finite-difference", "none".
+
+        Shapes: x (N, ...) within `bounds`, y (N,) class numbers -> as x.
+        Raises: ValueError for a model in training mode or with random scores (see `EOT`), inputs
+            outside the range, labels that do not fit, a source that does not fit.
+        """
+        chosen = self.source(gradient)
+        x, y = x.detach(), y.detach()
+        with chosen.open(model) as oracle, undisturbed(model, *oracle.others, seed=self.seed):
+            x = x.clone()
+            self._check(oracle, x, y, isinstance(chosen, Averaged))
+            if not len(x) or (self.ball is not None and self.ball.eps == 0):
+                return x
+            return self.perturb(oracle, x, y.to(x.device, torch.int64)).detach()
+
+    def source(self, gradient: str | Source | None) -> Source:
+        """The source that is meant. Raises: ValueError if the attack cannot use it."""
+        chosen = named_source(self.default_gradient if gradient is None else gradient)
+        if (self.default_gradient == "none") != (str(chosen) == "none"):
+            if self.default_gradient == "none":
+                raise ValueError(
+                    f"{self.name} is a black box and would ignore gradient={str(chosen)!r};"
+                    " leave it out"
+                )
+            raise ValueError(f"{self.name} follows a gradient; gradient='none' gives it none")
+        return chosen
+
+    def generator(self) -> torch.Generator:
+        """The attack's own generator, on the CPU, from its seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def _check(self, oracle: Oracle, x: Tensor, y: Tensor, random_allowed: bool) -> None:
+        ball = self.ball or Ball(0.0, "linf", *self.bounds)
+        checks.check_mode(oracle.model, random_allowed=random_allowed)
+        checks.check_inputs(x, ball)
+        if ball.norm == "l2" and len(x) and ball.eps > ball.diameter(x):
+            raise ValueError(
+                f"{self.name}: eps={ball.eps:g} is larger than the whole range, whose diagonal is"
+                f" {ball.diameter(x):.4g} for inputs of shape {tuple(x.shape[1:])}"
+            )
+        if not len(x):
+            return
+        classes = checks.check_repeats(oracle.model, x, random_allowed=random_allowed)
+        checks.check_labels(y, len(x), classes)
+        self.check_classes(classes)
+        for other in oracle.others:
+            checks.check_mode(other, random_allowed=random_allowed)
+            given = checks.check_repeats(other, x, random_allowed=True)
+            if given != classes:
+                raise ValueError(
+                    f"the model that gives the gradient has {given} classes, the attacked one"
+                    f" {classes}"
+                )
+
+    def check_classes(self, classes: int) -> None:
+        """Raises: ValueError if the attack needs more classes than the model has."""

@@ -1,0 +1,109 @@
+"""What an attack can be given wrongly, said before anything is computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from apical.attacks.ball import Ball
+from apical.convert import feedback_modules
+
+_COMPARED = 8  # examples on which two forward passes are compared
+
+
+def check_mode(model: nn.Module, *, random_allowed: bool) -> None:
+    """Raises: ValueError in training mode, or with active dropout unless that is meant."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    if model.training:
+        raise ValueError(
+            "the model is in training mode: its scores depend on the batch or on chance, and its"
+            " statistics would change under attack; call model.eval() first"
+        )
+    inside = {id(m) for feedback in feedback_modules(model) for m in feedback.modules()}
+    for name, module in model.named_modules():
+        if not module.training or id(module) in inside:
+            continue
+        if isinstance(module, _BatchNorm) or (
+            isinstance(module, _DropoutNd) and not random_allowed
+        ):
+            raise ValueError(
+                f"{name} ({type(module).__name__}) is in training mode inside a model in eval"
+                " mode; call model.eval(), or wrap the attack in attacks.EOT if chance is part of"
+                " the model"
+            )
+
+
+def check_inputs(x: Tensor, ball: Ball) -> None:
+    """Raises: ValueError for inputs that are no floating point numbers within the range."""
+    if not x.is_floating_point() or x.dim() < 2:
+        raise ValueError(
+            f"inputs of type {x.dtype} and shape {tuple(x.shape)}: expected floating point numbers"
+            " of shape (N, ...)"
+        )
+    if not x.numel():
+        return
+    least, most = x.min().item(), x.max().item()
+    if not (least >= ball.low and most <= ball.high):
+        raise ValueError(
+            f"inputs between {least:.4g} and {most:.4g} are outside the stated range"
+            f" [{ball.low:g}, {ball.high:g}]. Put the normalisation into the model"
+            " (attacks.Normalised(model, mean, std)), or state the range: bounds=(low, high)"
+        )
+
+
+def check_labels(y: Tensor, examples: int, classes: int) -> None:
+    """Raises: ValueError for labels that are not (N,) class numbers of this model."""
+    if y.dtype not in (torch.int64, torch.int32, torch.uint8, torch.int16, torch.int8):
+        raise ValueError(f"labels of type {y.dtype}: expected class numbers (torch.int64)")
+    if y.dim() != 1 or len(y) != examples:
+        raise ValueError(
+            f"labels of shape {tuple(y.shape)}: expected ({examples},), one class number per input"
+        )
+    if examples and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(
+            f"labels from {int(y.min())} to {int(y.max())}: the model has classes 0 to"
+            f" {classes - 1}"
+        )
+
+
+def check_eps(owner: str, eps: float, *, low: float, high: float, linf: bool) -> None:
+    """Raises: ValueError for a radius that is negative, or larger than the whole range."""
+    if not eps >= 0 or eps == float("inf"):
+        raise ValueError(f"{owner}: eps={eps:g} must be a finite number of at least 0")
+    if linf and eps > high - low:
+        meant = f"; did you mean {eps:g}/255?" if high - low == 1 and eps <= 255 else ""
+        raise ValueError(f"{owner}: eps={eps:g} is outside [0, {high - low:g}]{meant}")
+
+
+def check_scores(scores: Tensor, examples: int) -> int:
+    """The number of classes. Raises: ValueError unless the scores are finite, (N, classes >= 2)."""
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != examples:
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(
+            f"the model gives {shape} for {examples} inputs: expected scores (N, classes)"
+        )
+    if scores.shape[1] < 2:
+        raise ValueError("the model has a single score: expected one for each of several classes")
+    if not scores.isfinite().all():
+        raise ValueError("the model's scores on clean inputs are not finite")
+    return scores.shape[1]
+
+
+def check_repeats(model: nn.Module, x: Tensor, *, random_allowed: bool) -> int:
+    """The number of classes.
+
+    Raises: ValueError if two forward passes differ, unless chance is meant to be part of it.
+    """
+    few = x[:_COMPARED]
+    with torch.no_grad():
+        scores = model(few)
+        classes = check_scores(scores, len(few))
+        if not random_allowed and not torch.equal(scores, model(few)):
+            raise ValueError(
+                "two forward passes of the model on the same inputs differ, so one gradient says"
+                " little; wrap the attack: attacks.EOT(attack, samples=...)"
+            )
+    return classes

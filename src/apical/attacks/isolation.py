@@ -1,0 +1,85 @@
+"""An attack leaves nothing behind: parameters, buffers and random generators stay as they were."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from apical.convert import feedback_modules
+
+
+@contextmanager
+def undisturbed(*models: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Run attacks inside: gradients are enabled, but none are computed for parameters.
+
+    Inside, global generators (torch's on the CPU and on the models' devices, Python's, NumPy's
+    where it is loaded) start from `seed`, so that models and foreign attacks that use them
+    repeat. At the end, also after an exception, these generators, every buffer, what rules have
+    noted, and `requires_grad` of every parameter are as before.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_generators(models, seed))
+        for model in models:
+            stack.enter_context(_buffers(model))
+            stack.enter_context(_frozen(model))
+        yield
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    # A python autograd Function computes the gradient of whatever required one at the forward
+    # pass, wanted or not: freezing is what saves the time.
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _buffers(model: nn.Module) -> Iterator[None]:
+    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    heard = [(feedback, feedback.heard) for feedback in feedback_modules(model)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:  # an unneeded copy would invalidate graphs that are alive
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        for feedback, before in heard:
+            feedback.heard = before
+
+
+@contextmanager
+def _generators(models: tuple[nn.Module, ...], seed: int) -> Iterator[None]:
+    tensors = (t for model in models for t in [*model.parameters(), *model.buffers()])
+    devices = sorted({t.device.index for t in tensors if t.is_cuda})
+    numpy: Any = sys.modules.get("numpy")
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices=devices):
+            # torch.manual_seed would also seed devices that are not restored afterwards.
+            torch.default_generator.manual_seed(seed)
+            for index in devices:
+                torch.cuda.default_generators[index].manual_seed(seed)
+            random.seed(seed)
+            if numpy:
+                numpy.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)

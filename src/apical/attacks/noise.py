@@ -1,0 +1,56 @@
+"""Noise of the size of an attack: the control that tells robustness from insensitivity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from apical.attacks.ball import Ball, Norm, unit
+from apical.attacks.base import Attack
+from apical.attacks.losses import broken
+from apical.attacks.sources import Oracle
+
+
+@dataclass(frozen=True)
+class Noise(Attack):
+    """Random points of the ball, no adversary.
+
+    Args:
+        eps: radius.
+        kind: "uniform" in the ball ("l2": uniform direction and radius); "gaussian" normal with
+            standard deviation eps / 2 ("l2": a normal direction of length eps), projected on the
+            ball.
+        draws: at least 1; the first misclassified one is returned.
+    """
+
+    eps: float
+    norm: Norm = "linf"
+    kind: Literal["gaussian", "uniform"] = "uniform"
+    draws: int = 1
+
+    default_gradient: ClassVar[str] = "none"
+
+    def validate(self) -> None:
+        super().validate()
+        if self.draws < 1:
+            raise ValueError(f"{self.name}: draws={self.draws} must be at least 1")
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        ball, generator = Ball(self.eps, self.norm, *self.bounds), self.generator()
+        result, rows = self._draw(x, ball, generator), torch.arange(len(x), device=x.device)
+        for _ in range(self.draws - 1):
+            rows = rows[~broken(oracle.scores(result[rows]), y[rows])]
+            if not len(rows):
+                break
+            result[rows] = self._draw(x[rows], ball, generator)
+        return result
+
+    def _draw(self, x: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
+        if self.kind == "uniform":
+            return ball.start(x, generator)
+        draw = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
+        change = 0.5 * draw if self.norm == "linf" else unit(draw, "l2")
+        return ball.project(x + self.eps * change, x)

@@ -1,0 +1,190 @@
+"""Square attack: random search with square patches, from scores alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from apical.attacks.ball import Ball, Norm, lengths, per_example, unit
+from apical.attacks.base import Attack
+from apical.attacks.losses import broken, margin
+from apical.attacks.sources import Oracle
+
+_SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Of 10,000 queries, those after which the share of pixels in a square is halved."""
+
+
+@dataclass(frozen=True)
+class Square(Attack):
+    """Proposes a change of one random square, and keeps it where the margin shrinks.
+
+    Spends nothing on examples that are broken already. Of the unbroken the point with the smallest
+    margin is returned.
+
+    Args:
+        eps: radius. queries: proposals for each example, at least 1; 5000 are usual, and with
+            fewer the schedule of sizes is compressed.
+        share: of the pixels in the first square, in (0, 1]. restarts: at least 1.
+
+    Shapes: inputs are images (N, channels, height, width), for "l2" at least 5 by 5.
+    Source: Andriushchenko, Croce, Flammarion, Hein 2020.
+    """
+
+    eps: float
+    queries: int = 5000
+    norm: Norm = "linf"
+    share: float = 0.8
+    restarts: int = 1
+
+    default_gradient: ClassVar[str] = "none"
+
+    def validate(self) -> None:
+        super().validate()
+        if self.queries < 1 or self.restarts < 1 or not 0 < self.share <= 1:
+            raise ValueError(
+                f"{self.name}: queries={self.queries}, restarts={self.restarts},"
+                f" share={self.share}; needed are at least 1, at least 1, and (0, 1]"
+            )
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        least = 1 if self.norm == "linf" else 5
+        if x.dim() != 4 or min(x.shape[2:]) < least:
+            raise ValueError(
+                f"{self.name}: inputs of shape {tuple(x.shape)}; it changes squares of images"
+                f" (N, channels, height, width) of at least {least} by {least} pixels"
+            )
+        generator, result = self.generator(), x.clone()
+        safe = ~broken(oracle.scores(x), y)
+        smallest = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
+        for _ in range(self.restarts):
+            rows = safe.nonzero().squeeze(1)
+            if not len(rows):
+                break
+            search = _Search(self, oracle, x[rows], y[rows], generator)
+            search.run(self.queries)
+            better = search.margins < smallest[rows]
+            result[rows[better]] = search.point[better]
+            smallest[rows[better]] = search.margins[better]
+            safe[rows[search.margins <= 0]] = False
+        return result
+
+    def side(self, query: int, height: int, width: int) -> int:
+        """Length of the square's side at this proposal, in pixels."""
+        place = int(query / self.queries * 10000)
+        share = self.share / 2 ** sum(place > limit for limit in _SHRINKS)
+        side = max(round(math.sqrt(share * height * width)), 1 if self.norm == "linf" else 3)
+        if self.norm == "l2":
+            side += 1 - side % 2
+        return min(side, height, width)
+
+
+class _Search:
+    """One run. `point` and `margins` hold the best so far; margins <= 0 are misclassified."""
+
+    def __init__(
+        self, attack: Square, oracle: Oracle, x: Tensor, y: Tensor, generator: torch.Generator
+    ) -> None:
+        self.attack, self.oracle, self.x, self.y = attack, oracle, x, y
+        self.generator = generator
+        self.ball = Ball(attack.eps, attack.norm, *attack.bounds)
+        start = self._stripes() if attack.norm == "linf" else self._tiles()
+        self.point = start
+        self.margins = -margin(oracle.scores(start), y)
+
+    def run(self, queries: int) -> None:
+        propose = self._square if self.attack.norm == "linf" else self._pair_of_squares
+        for query in range(queries):
+            rows = (self.margins > 0).nonzero().squeeze(1)
+            if not len(rows):
+                break
+            side = self.attack.side(query, *self.x.shape[2:])
+            proposed = propose(self.x[rows], self.point[rows], side)
+            margins = -margin(self.oracle.scores(proposed), self.y[rows])
+            better = (margins < self.margins[rows]) | (margins <= 0)
+            self.point[rows[better]] = proposed[better]
+            self.margins[rows[better]] = margins[better]
+
+    def _stripes(self) -> Tensor:
+        count, channels, _, width = self.x.shape
+        signs = self._signs(count, channels, 1, width)
+        return (self.x + self.attack.eps * signs).clamp(*self.attack.bounds)
+
+    def _square(self, x: Tensor, point: Tensor, side: int) -> Tensor:
+        channels, height, width = x.shape[1:]
+        top, left = self._place(height - side), self._place(width - side)
+        change = torch.zeros_like(x[0])
+        signs = self._signs(channels, 1, 1)
+        change[:, top : top + side, left : left + side] = 2 * self.attack.eps * signs
+        return self.ball.project(point + change, x)
+
+    def _tiles(self) -> Tensor:
+        count, channels, height, width = self.x.shape
+        side, change = height // 5, torch.zeros_like(self.x)
+        first = (height - side * 5) // 2
+        for row in range(height // side):
+            for column in range(width // side):
+                top, left = first + row * side, first + column * side
+                window = change[:, :, top : top + side, left : left + side]
+                bump = self._bumps(side) * self._signs(count, channels, 1, 1)
+                window += bump[:, :, : window.shape[2], : window.shape[3]]
+        return self._scaled(self.x, change)
+
+    def _pair_of_squares(self, x: Tensor, point: Tensor, side: int) -> Tensor:
+        """Moves the length of the change in one window to another one, in a new shape."""
+        count, channels, height, width = x.shape
+        change = point - x
+        room = (self.attack.eps**2 - per_example(lengths(change), x) ** 2).clamp(min=0)
+        to = self._window(height, width, side)
+        away = self._window(height, width, side)
+        either = torch.zeros_like(x)
+        either[to], either[away] = 1, 1
+        length = (change * either).square().sum((-2, -1), keepdim=True)
+        old = change[to]
+        new = self._bumps(side) * self._signs(count, channels, 1, 1) + old / (
+            old.square().sum((-2, -1), keepdim=True).sqrt() + 1e-12
+        )
+        new = new / (new.square().sum((-2, -1), keepdim=True).sqrt() + 1e-12)
+        change[away] = 0
+        change[to] = new * (room / channels + length).sqrt()
+        return self._scaled(x, change)
+
+    def _scaled(self, x: Tensor, change: Tensor) -> Tensor:
+        return (x + unit(change, "l2") * self.attack.eps).clamp(*self.attack.bounds)
+
+    def _bumps(self, side: int) -> Tensor:
+        """Two bumps of opposite sign, one above or beside the other, of length 1 together."""
+        half = side // 2
+        shape = torch.cat([_bump(half, side), -_bump(side - half, side)])
+        shape = shape / shape.square().sum().sqrt()
+        turned = torch.rand(1, generator=self.generator).item() > 0.5
+        return (shape.t() if turned else shape).to(self.x.device, self.x.dtype)
+
+    def _window(self, height: int, width: int, side: int) -> tuple[slice, ...]:
+        top, left = self._place(height - side), self._place(width - side)
+        every = slice(None)
+        return every, every, slice(top, top + side), slice(left, left + side)
+
+    def _place(self, above: int) -> int:
+        return int(torch.rand(1, generator=self.generator) * above)
+
+    def _signs(self, *shape: int) -> Tensor:
+        draw = 2 * torch.rand(shape, generator=self.generator) - 1
+        return draw.sign().to(self.x.device, self.x.dtype)
+
+
+def _bump(height: int, width: int) -> Tensor:
+    """Nested rectangles around the middle, the k-th (from 0) adding 1 / (k + 1)^2; length 1.
+
+    Nothing for a height of 0.
+    """
+    shape = torch.zeros(height, width)
+    middle = (height // 2, width // 2)
+    for ring in range(max(middle) + 1):
+        top, left = middle[0] - ring, middle[1] - ring
+        bottom, right = top + 2 * ring + 1, left + 2 * ring + 1
+        shape[max(top, 0) : bottom, max(left, 0) : right] += 1 / (ring + 1) ** 2
+    return shape / shape.square().sum().sqrt() if height else shape

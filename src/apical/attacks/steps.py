@@ -1,0 +1,191 @@
+"""Attacks that take steps of given length along a gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from apical.attacks.ball import Ball, Norm
+from apical.attacks.base import Attack
+from apical.attacks.losses import (
+    FEWEST_CLASSES,
+    LOSSES,
+    Loss,
+    LossName,
+    against,
+    broken,
+    divergence,
+)
+from apical.attacks.sources import Oracle
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """One step of length eps up the loss ("l2": the fast gradient method).
+
+    Args: eps: radius in units of the input, 8/255 for example. loss: "ce", "dlr" or "margin".
+    Source: Goodfellow, Shlens, Szegedy 2015.
+    """
+
+    eps: float
+    norm: Norm = "linf"
+    loss: LossName = "ce"
+
+    def check_classes(self, classes: int) -> None:
+        _enough_classes(self.name, self.loss, classes)
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        ball = _ball(self)
+        gradient = oracle.ask(x, y, against(y, self.loss)).gradient
+        return (x + self.eps * ball.ascent(gradient)).clamp(*self.bounds)
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Projected gradient ascent of steps of equal length.
+
+    Args:
+        eps: radius. steps: at least 1.
+        step_size: length of one step; None stands for 2.5 * eps / steps.
+        restarts: runs from new starts, at least 1; each repeats only what is not broken yet, and
+            of the unbroken the point with the highest loss is returned.
+        random_start: begin at a random point of the ball; needed for restarts.
+        loss: "ce", "dlr" or "margin".
+        stop_when_broken: return the first misclassified point met, and spend nothing more on that
+            example: breaks at least as many. False returns the last point, as published.
+
+    Source: Madry et al. 2018.
+    """
+
+    eps: float
+    steps: int = 20
+    step_size: float | None = None
+    norm: Norm = "linf"
+    restarts: int = 1
+    random_start: bool = True
+    loss: LossName = "ce"
+    stop_when_broken: bool = False
+
+    def validate(self) -> None:
+        super().validate()
+        _positive(self.name, steps=self.steps, restarts=self.restarts)
+        if self.step_size is not None and self.step_size <= 0:
+            raise ValueError(f"{self.name}: step_size={self.step_size} must be above 0")
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(
+                f"{self.name}: restarts={self.restarts} without random_start would repeat one run"
+            )
+
+    def check_classes(self, classes: int) -> None:
+        _enough_classes(self.name, self.loss, classes)
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        ball, generator = _ball(self), self.generator()
+        best = self._run(oracle, x, y, ball, generator)
+        if self.restarts == 1:
+            return best
+        loss = LOSSES[self.loss]
+        scores = oracle.scores(best)
+        highest, safe = loss(scores, y), ~broken(scores, y)
+        for _ in range(self.restarts - 1):
+            rows = safe.nonzero().squeeze(1)
+            if not len(rows):
+                break
+            point = self._run(oracle, x[rows], y[rows], ball, generator)
+            scores = oracle.scores(point)
+            losses, done = loss(scores, y[rows]), broken(scores, y[rows])
+            better = done | (losses > highest[rows])
+            best[rows[better]] = point[better]
+            highest[rows[better]] = losses[better]
+            safe[rows[done]] = False
+        return best
+
+    def _run(
+        self, oracle: Oracle, x: Tensor, y: Tensor, ball: Ball, generator: torch.Generator
+    ) -> Tensor:
+        step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+        point = ball.start(x, generator) if self.random_start else x.clone()
+        if not self.stop_when_broken:
+            return _ascend(oracle, point, x, y, against(y, self.loss), ball, step, self.steps)
+        result, rows = point.clone(), torch.arange(len(x), device=x.device)
+        for _ in range(self.steps):
+            answer = oracle.ask(point, y, against(y, self.loss))
+            keep = ~broken(answer.scores, y)
+            result[rows[~keep]] = point[~keep]
+            rows, x, y = rows[keep], x[keep], y[keep]
+            if not len(rows):
+                return result
+            point = ball.project(point[keep] + step * ball.ascent(answer.gradient[keep]), x)
+        result[rows] = point
+        return result
+
+
+@dataclass(frozen=True)
+class TPGD(Attack):
+    """Ascends the divergence of the scores from the clean scores; labels do not matter.
+
+    Args:
+        eps: radius ("linf"). step_size, steps: as in `PGD`.
+        start: the start noise, 0.001 times a normal draw, "clamped" to the input range
+            (torchattacks 3.5) or "unclamped" (its version 3.1, which BioTorch used).
+
+    Source: Zhang et al. 2019 (TRADES).
+    """
+
+    eps: float
+    steps: int = 7
+    step_size: float = 2 / 255
+    start: Literal["clamped", "unclamped"] = "clamped"
+
+    def validate(self) -> None:
+        super().validate()
+        _positive(self.name, steps=self.steps)
+        if self.step_size <= 0:
+            raise ValueError(f"{self.name}: step_size={self.step_size} must be above 0")
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, dtype=x.dtype, generator=self.generator())
+        point = x + 0.001 * noise.to(x.device)
+        if self.start == "clamped":
+            point = point.clamp(*self.bounds)
+        loss = partial(divergence, reference=oracle.scores(x))
+        return _ascend(oracle, point, x, y, loss, _ball(self), self.step_size, self.steps)
+
+
+def _ascend(
+    oracle: Oracle,
+    point: Tensor,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss,
+    ball: Ball,
+    step: float,
+    steps: int,
+) -> Tensor:
+    for _ in range(steps):
+        gradient = oracle.ask(point, y, loss).gradient
+        point = ball.project(point + step * ball.ascent(gradient), x)
+    return point
+
+
+def _ball(attack: Attack) -> Ball:
+    assert attack.ball is not None
+    return attack.ball
+
+
+def _positive(owner: str, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{owner}: {name}={value} must be at least 1")
+
+
+def _enough_classes(owner: str, loss: str, classes: int) -> None:
+    if classes < FEWEST_CLASSES[loss]:
+        raise ValueError(
+            f"{owner}: loss={loss!r} needs {FEWEST_CLASSES[loss]} classes, the model has {classes};"
+            " use 'margin'"
+        )

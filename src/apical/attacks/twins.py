@@ -1,0 +1,74 @@
+"""Copies of a model that share its parameters, to give them another backward pass."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from apical import updates
+from apical.convert import convert, feedback_modules, revert
+from apical.layers import converted_layers
+from apical.rules import SignSymmetric, build, spell
+from apical.rules.base import Update
+
+
+def sharing_parameters(model: nn.Module) -> nn.Module:
+    """A deep copy with the very same parameters, but buffers and feedback of its own."""
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    _unwatch(twin)
+    return twin
+
+
+def with_rule(model: nn.Module, rule: Any, seed: int) -> nn.Module:
+    """A twin that is converted by another rule."""
+    twin = revert(sharing_parameters(model))
+    convert(twin, build(rule), seed=seed)
+    _unwatch(twin)
+    return twin
+
+
+def rule_name(rule: Any) -> str:
+    """How tables call a rule that is given as `build` takes it."""
+    return spell(build(rule))
+
+
+@torch.no_grad()
+def redraw(twin: nn.Module, generator: torch.Generator) -> int:
+    """Draw all feedback again that its rule draws again; returns how many layers have such."""
+    drawn = 0
+    for layer in dict(converted_layers(twin)).values():
+        for slot in updates.slots(layer):
+            feedback = slot.feedback
+            if not (isinstance(feedback.rule, SignSymmetric) and _is_fresh(feedback.rule)):
+                continue
+            seed = int(torch.randint(2**62, (1,), generator=generator))
+            device = slot.weight.device
+            update = Update(
+                slot.weight.detach(),
+                slot.bias,
+                slot.op,
+                feedback.updates,
+                lambda seed=seed, device=device: torch.Generator(device).manual_seed(seed),  # type: ignore[misc]
+            )
+            feedback.rule.after_update(update, *feedback.memory(), *feedback.notes)
+            drawn += 1
+    return drawn
+
+
+def random_feedback(model: nn.Module) -> bool:
+    """Whether a rule of the model draws its feedback again and again."""
+    return any(_is_fresh(feedback.rule) for feedback in feedback_modules(model))
+
+
+def _is_fresh(rule: object) -> bool:
+    return isinstance(rule, SignSymmetric) and rule.magnitude == "fresh"
+
+
+def _unwatch(twin: nn.Module) -> None:
+    # Else a later step of the model's optimizer would let the twin's rule act on the shared
+    # weights a second time, for as long as the twin is alive.
+    for _, layer in converted_layers(twin):
+        updates.unwatch(layer)
