@@ -35,11 +35,11 @@ $(VENV)/.made-bench: $(VENV)/.made-python pyproject.toml constraints.txt
 	@$(PIP) -e '.[bench]'
 	@touch $@
 
-# torchvision and timm are oracles of the tests only; without their dependencies they can never replace torch.
+# Oracles of the tests only; without their dependencies they can never replace torch (nor requests).
 $(VENV)/.made-dev: $(VENV)/.made-bench pyproject.toml constraints.txt
 	@echo "installing apical[dev] and the test oracles (first time: some minutes)"
 	@$(PIP) -e '.[dev]'
-	@$(PIP) --no-deps timm torchvision
+	@$(PIP) --no-deps timm torchattacks torchvision
 	@touch $@
 
 demo: $(VENV)/.made-bench
