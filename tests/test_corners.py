@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 import apical
 from apical.layers import converted_layers, is_converted
-from apical.rules import DFA, RULES, BroadcastRule
+from apical.rules import DFA
 
-TRAINED = [name for name in RULES if name != "bp"]
-BROADCAST = [name for name, rule in RULES.items() if isinstance(rule, BroadcastRule)]
+TRAINED = ("brsf", "dfa", "fa", "frsf", "kp", "usf")
+BROADCAST = ("dfa",)
 X, Y = torch.linspace(-1, 1, 24, dtype=torch.float64).view(6, 4).sin(), torch.arange(6) % 3
 
 

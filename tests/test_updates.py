@@ -108,6 +108,7 @@ def test_a_step_that_a_scaler_skips_redraws_nothing() -> None:
 def test_a_step_without_gradients_or_of_other_weights_redraws_nothing() -> None:
     model, other = apical.convert(net(), "brsf"), apical.convert(net(), "brsf")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(X)
     assert not redrawn(model, optimizer.step)
     backward(other)
     foreign = torch.optim.SGD(other.parameters(), lr=0.1)

@@ -24,8 +24,10 @@ def spread(error: Tensor, matrix: Tensor, geometry: Geometry) -> Tensor:
     op = geometry.op
     assert isinstance(op, ConvOp)
     kernel, spatial = matrix.shape[2:], geometry.input_shape[2:]
+    # The compiler looks through the cache, and warns that it does.
+    table = _tables.__wrapped__ if torch.compiler.is_compiling() else _tables
     tables = [
-        _tables(op, axis, spatial[axis], kernel[axis], matrix.dtype, matrix.device)
+        table(op, axis, spatial[axis], kernel[axis], matrix.dtype, matrix.device)
         for axis in range(len(kernel))
     ]
     for patterns, _ in tables:  # each contraction moves its axis from place 2 to the end
