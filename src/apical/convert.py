@@ -186,6 +186,7 @@ def _convert_layer(row: Row, seed: int, star: Star, tied: dict[Any, Feedback]) -
         if key not in tied:
             tied[key] = _feedback(rule, row.layer, seed, star, layer.weight)
         layer.feedback = tied[key]
+    layer.feedback.train(layer.training)
     updates.watch(layer)
 
 

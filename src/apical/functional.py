@@ -213,7 +213,7 @@ def _transport_gradients(
         grad, x, matrix, (needs[0] and message is None, needs[1] or trains_memory, needs[2])
     )
     memory_gradients: Sequence[Tensor | None] = (None,) * len(memory)
-    observes = bool(feedback.notes) and (needs[1] or trains_memory)
+    observes = bool(feedback.notes) and feedback.training
     if trains_memory or observes:
         local = Local(op, x, grad, weight, grad_weight)
         if observes:
@@ -254,13 +254,12 @@ def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
     if memory:
         error = error.to(memory[0].dtype)
     rule, known = ctx.feedback.rule, () if targets is None else (targets.to(error.dtype),)
-    trains = x is None or any(ctx.needs_input_grad[5:])  # not so in attacks
     with _without_autocast(error.device.type):
         signal = rule.signal(error, ctx.geometry, *memory, *known)
         gradients: Sequence[Tensor | None] = (None,) * len(memory)
-        if ctx.feedback.notes and trains:
+        if ctx.feedback.notes and ctx.feedback.training:
             rule.observe(error, *known, *memory, *ctx.feedback.notes)
-        if x is not None and trains:
+        if x is not None:
             gradients = rule.memory_gradients(error, x, ctx.geometry, *memory)
     return signal.to(ctx.dtype), *nothing, *gradients
 

@@ -128,8 +128,8 @@ class TransportRule(Rule):
         return None
 
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
-        """Write into the notes, in place, what a backward pass shows; not called in passes that
-        train neither weight nor memory (attacks, gradients of inputs)."""
+        """Write into the notes, in place, what a backward pass shows; in training mode only, as
+        a norm layer keeps its statistics."""
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
         """The gradient of each memory tensor that is a parameter; never `grad_weight` itself."""
@@ -171,7 +171,7 @@ class BroadcastRule(Rule):
         return False
 
     def observe(self, error: Tensor, *targets_memory_and_notes: Tensor) -> None:
-        """Write into the notes, in place, what a backward pass shows."""
+        """Write into the notes, in place, what a backward pass shows; in training mode only."""
 
     def memory_gradients(
         self, error: Tensor, x: Tensor, geometry: Geometry, *memory: Tensor
