@@ -8,23 +8,39 @@ from dataclasses import fields, replace
 from typing import Any
 
 from apical.naming import unknown
+from apical.rules.alignment_losses import AlignmentLoss
 from apical.rules.base import BroadcastRule, Rule, TransportRule
 from apical.rules.bp import BP
 from apical.rules.dfa import DFA
+from apical.rules.direct import DRTP, DirectKolenPollack, DirectLowDimensional, SignDFA
 from apical.rules.fa import FA
 from apical.rules.kolen_pollack import KolenPollack
+from apical.rules.low_dimensional import LowDimensional
+from apical.rules.mirror import WeightMirror
+from apical.rules.product import ProductFeedback
 from apical.rules.sign import SignSymmetric
+from apical.rules.wrappers import Quantised, Sparse
 
 __all__ = [
     "BP",
     "DFA",
+    "DRTP",
     "FA",
     "RULES",
+    "AlignmentLoss",
     "BroadcastRule",
+    "DirectKolenPollack",
+    "DirectLowDimensional",
     "KolenPollack",
+    "LowDimensional",
+    "ProductFeedback",
+    "Quantised",
     "Rule",
+    "SignDFA",
     "SignSymmetric",
+    "Sparse",
     "TransportRule",
+    "WeightMirror",
     "build",
     "from_dict",
     "spell",
@@ -32,13 +48,25 @@ __all__ = [
 ]
 
 RULES: dict[str, Rule] = {
+    "aa": AlignmentLoss("activation"),
     "bp": BP(),
     "brsf": SignSymmetric("fresh"),
     "dfa": DFA(),
+    "dkp": DirectKolenPollack(),
+    "dldfa": DirectLowDimensional(),
+    "drtp": DRTP(),
     "fa": FA(),
     "frsf": SignSymmetric("fixed"),
+    "ia": AlignmentLoss("information", null=1e-3),
     "kp": KolenPollack(),
+    "ldfa": LowDimensional(),
+    "pfa": ProductFeedback(),
+    "quantised(fa)": Quantised(FA()),
+    "sa": AlignmentLoss("symmetric"),
+    "sdfa": SignDFA(),
+    "sparse(fa)": Sparse(FA()),
     "usf": SignSymmetric("uniform"),
+    "wm": WeightMirror(),
 }
 
 
@@ -74,16 +102,12 @@ def to_dict(rule: Rule) -> dict[str, Any]:
     >>> to_dict(FA(init="kaiming"))
     {'rule': 'fa', 'init': 'kaiming'}
     """
-    name = rule.name
-    if type(RULES.get(name)) is not type(rule):
-        name = f"{type(rule).__module__}:{type(rule).__qualname__}"
+    name = _name_of(rule)
     base = _named(name)
-    changed = {
-        field.name: getattr(rule, field.name)
-        for field in fields(rule)
-        if getattr(rule, field.name) != getattr(base, field.name)
-    }
-    return {"rule": name, **changed}
+    values = {field.name: getattr(rule, field.name) for field in fields(rule)}
+    changed = {key: value for key, value in values.items() if value != getattr(base, key)}
+    plain = {k: to_dict(v) if isinstance(v, Rule) else v for k, v in changed.items()}
+    return {"rule": name, **plain}
 
 
 def spell(rule: Rule) -> str:
@@ -91,11 +115,15 @@ def spell(rule: Rule) -> str:
 
     >>> spell(SignSymmetric("fixed", scale="norm"))
     "frsf(scale='norm')"
+    >>> spell(Sparse(FA(init="kaiming"), density=0.5))
+    "sparse(fa(init='kaiming'), density=0.5)"
     """
     form = to_dict(rule)
-    name = form.pop("rule")
-    options = ", ".join(f"{key}={value!r}" for key, value in form.items())
-    return f"{name}({options})" if options else name
+    name, inner = form.pop("rule"), getattr(rule, "inner", None)
+    options = [f"{key}={value!r}" for key, value in form.items() if key != "inner"]
+    if isinstance(inner, Rule):
+        name, options = name.partition("(")[0], [spell(inner), *options]
+    return f"{name}({', '.join(options)})" if options else name
 
 
 def from_dict(form: Mapping[str, Any]) -> Rule:
@@ -106,7 +134,23 @@ def from_dict(form: Mapping[str, Any]) -> Rule:
     return build(options.pop("rule"), **options)
 
 
+def _name_of(rule: Rule) -> str:
+    """What `_named` finds a rule of this class by, with the class of a rule within."""
+    inner = getattr(rule, "inner", None)
+    if isinstance(inner, Rule) and type(rule) in {type(known) for known in RULES.values()}:
+        return f"{rule.name.partition('(')[0]}({_name_of(inner)})"
+    if type(RULES.get(rule.name)) is type(rule):
+        return rule.name
+    return f"{type(rule).__module__}:{type(rule).__qualname__}"
+
+
 def _named(name: str) -> Rule:
+    if name.endswith(")"):
+        outer, _, inner = name[:-1].partition("(")
+        wrappers = {key.partition("(")[0]: rule for key, rule in RULES.items() if "(" in key}
+        if outer not in wrappers:
+            raise unknown("rule around another", outer, wrappers)
+        return replace(wrappers[outer], inner=_named(inner))  # type: ignore[call-arg]
     if ":" not in name:
         if name not in RULES:
             raise unknown("rule", name, RULES)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apical.rules.base import Init, Scale, TransportRule, bound, fans, uniform, with_norm_of
+from apical.rules.base import Law, Scale, TransportRule, drawn, with_norm_of
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,15 @@ class FA(TransportRule):
 
     Args:
         init: the law of B, the one BioTorch draws W from: "xavier" U(-a, a) with
-            a = sqrt(6 / (fan_in + fan_out)), or "kaiming" U(-a, a) with a = 1 / sqrt(fan_in).
+            a = sqrt(6 / (fan_in + fan_out)), or "kaiming" U(-a, a) with a = 1 / sqrt(fan_in); or
+            "normal" N(0, 1 / (fan_in + fan_out)), the law of Akrout et al. 2019.
         scale: "init" keeps the drawn scale; "norm" gives B at every step the Frobenius norm of
             the current W, for networks that were trained before.
 
     Source: Lillicrap, Cownden, Tweed, Akerman 2016; scales: BioTorch (2021).
     """
 
-    init: Init = "xavier"
+    init: Law = "xavier"
     scale: Scale = "init"
 
     reference: ClassVar[str] = """@article{lillicrap2016,
@@ -35,7 +36,7 @@ class FA(TransportRule):
 }"""
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"matrix": uniform(weight.shape, bound(self.init, *fans(weight.shape)), generator)}
+        return {"matrix": drawn(self.init, weight.shape, generator)}
 
     def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
         return matrix if self.scale == "init" else with_norm_of(matrix, weight)

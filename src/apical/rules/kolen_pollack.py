@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.functional import Local, Op
-from apical.rules.base import Init, TransportRule, Update, bound, fans, uniform
+from apical.rules.base import Law, TransportRule, Update, drawn
 from apical.rules.tracking import check_decay, frozen, trained_apart
 
 NORMALISING = (
@@ -45,7 +45,7 @@ class KolenPollack(TransportRule):
     """
 
     decay: float = 1e-4
-    init: Init = "xavier"
+    init: Law = "xavier"
 
     reference: ClassVar[str] = """@inproceedings{akrout2019,
   title = {Deep Learning without Weight Transport},
@@ -67,8 +67,7 @@ class KolenPollack(TransportRule):
         return self.decay > 0
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        half_width = bound(self.init, *fans(weight.shape))
-        return {"matrix": nn.Parameter(uniform(weight.shape, half_width, generator))}
+        return {"matrix": nn.Parameter(drawn(self.init, weight.shape, generator))}
 
     def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
         return memory[0]

@@ -1,0 +1,111 @@
+"""Alignment losses: feedback that learns by gradient descent on a loss of its own layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apical.functional import Local
+from apical.rules.base import Law, TransportRule, drawn
+from apical.rules.mirror import mean_product
+
+Kind = Literal["symmetric", "activation", "information", "mirror"]
+_NAMES: dict[Kind, str] = {
+    "symmetric": "sa",
+    "activation": "aa",
+    "information": "ia",
+    "mirror": "mirror-loss",
+}
+
+
+@dataclass(frozen=True)
+class AlignmentLoss(TransportRule):
+    """B is a parameter whose gradient is that of a layer-local loss R; W never sees R.
+
+        R = decay D - amp A + null |B^T W x|^2
+
+        kind            D               A
+        "symmetric"     |W|^2 + |B|^2   <W, B>
+        "activation"    |Wx|^2+|Bx|^2   <Wx, Bx>
+        "mirror"        |W|^2 + |B|^2   <Wx, Bx>
+        "information"   |W|^2 + |B|^2   <Wx, Bx>
+
+    With amp = 2 decay the first is decay |W - B|^2, the second decay |Wx - Bx|^2. x is what the
+    layer read in the forward pass; everything of x is a mean over samples and positions. The
+    optimizer trains B with the learning rate of its group: convert first, then build it.
+
+    The gradient does not depend on the loss of the model: multiplying that loss, as a gradient
+    scaler for float16 does, does not multiply it (use bfloat16), and k backward passes before
+    one step count k times.
+
+    Args:
+        kind: of loss.
+        decay: weight of D, >= 0.
+        amp: weight of A, > 0.
+        null: weight of the term that keeps B from transmitting what W does not need to know:
+            above 0 for "information", 0 for the others.
+        init: the law of B_0, as in `FA`.
+
+    Raises: ValueError for values out of range.
+    Source: Kunin, Nayebi, Sagastuy-Brena, Ganguli, Bloom, Yamins 2020; defaults: their code.
+    """
+
+    kind: Kind = "symmetric"
+    decay: float = 1e-3
+    amp: float = 2e-3
+    null: float = 0.0
+    init: Law = "xavier"
+
+    reference: ClassVar[str] = """@inproceedings{kunin2020,
+  title = {Two Routes to Scalable Credit Assignment without Weight Symmetry},
+  author = {Kunin, Daniel and Nayebi, Aran and Sagastuy-Brena, Javier and Ganguli, Surya and
+            Bloom, Jonathan M. and Yamins, Daniel L. K.},
+  booktitle = {International Conference on Machine Learning}, year = {2020}
+}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = []
+        if not self.decay >= 0:
+            problems.append(f"decay={self.decay} must be at least 0; below, B would diverge")
+        if not self.amp > 0:
+            problems.append(f"amp={self.amp} must be above 0, or B would not align")
+        if (self.kind == "information") != (self.null > 0):
+            problems.append(
+                f"null={self.null} with kind={self.kind!r}: it must be above 0 for 'information'"
+                " (1e-3 in the source) and 0 for the others"
+            )
+        if problems:
+            raise ValueError("AlignmentLoss: " + "; ".join(problems))
+
+    @property
+    def name(self) -> str:
+        return _NAMES[self.kind]
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"matrix": nn.Parameter(drawn(self.init, weight.shape, generator))}
+
+    def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
+        return memory[0]
+
+    def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
+        op, x, weight = local.op, local.x, local.weight
+        feedback = memory[0].to(weight.dtype)
+        if self.kind == "symmetric":
+            return (2 * self.decay * feedback - self.amp * weight,)
+        y = op.forward(x, weight, None)
+        gradient = -self.amp * mean_product(op, y, x, weight)
+        if self.kind == "activation":
+            again = op.forward(x, feedback, None)
+            gradient += 2 * self.decay * mean_product(op, again, x, weight)
+        else:
+            gradient += 2 * self.decay * feedback
+        if self.null:
+            back = op.backward(y, x, feedback, (True, False, False))[0]
+            assert back is not None
+            gradient += 2 * self.null * mean_product(op, y, back, weight)
+        return (gradient,)
