@@ -81,10 +81,11 @@ class Attack(abc.ABC):
         Raises: ValueError for a model in training mode or with random scores (see `EOT`), inputs
             outside the range, labels that do not fit, a source that does not fit.
         """
+        checks.check_model(model)
         chosen = self.source(gradient)
         x, y = x.detach(), y.detach()
         with chosen.open(model) as oracle, undisturbed(model, *oracle.others, seed=self.seed):
-            x = x.clone()
+            x, y = x.clone(), y.clone()  # no inference tensors
             self._check(oracle, x, y, isinstance(chosen, Averaged))
             if not len(x) or (self.ball is not None and self.ball.eps == 0):
                 return x

@@ -13,10 +13,14 @@ from apical.convert import feedback_modules
 _COMPARED = 8  # examples on which two forward passes are compared
 
 
-def check_mode(model: nn.Module, *, random_allowed: bool) -> None:
-    """Raises: ValueError in training mode, or with active dropout unless that is meant."""
+def check_model(model: object) -> None:
+    """Raises: ValueError for anything but a torch module."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+
+
+def check_mode(model: nn.Module, *, random_allowed: bool) -> None:
+    """Raises: ValueError in training mode, or with active dropout unless that is meant."""
     if model.training:
         raise ValueError(
             "the model is in training mode: its scores depend on the batch or on chance, and its"
@@ -46,7 +50,8 @@ def check_inputs(x: Tensor, ball: Ball) -> None:
     if not x.numel():
         return
     least, most = x.min().item(), x.max().item()
-    if not (least >= ball.low and most <= ball.high):
+    low, high = torch.tensor([ball.low, ball.high], dtype=x.dtype).tolist()  # rounded as x is
+    if not (least >= low and most <= high):
         raise ValueError(
             f"inputs between {least:.4g} and {most:.4g} are outside the stated range"
             f" [{ball.low:g}, {ball.high:g}]. Put the normalisation into the model"

@@ -1,0 +1,153 @@
+"""What an attack is given wrongly is said, with the remedy, before anything is computed."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apical
+from apical import attacks
+from victims import convolutional, digits
+
+X, Y = digits()[0][:4], digits()[1][:4]
+NET = convolutional()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: attacks.PGD(8), r"PGD: eps=8 is outside \[0, 1\]; did you mean 8/255\?"),
+        (lambda: attacks.FGSM(2), r"did you mean 2/255\?"),
+        (lambda: attacks.APGD(-0.1), "at least 0"),
+        (lambda: attacks.Square(float("nan")), "finite number"),
+        (lambda: attacks.FGSM(8, bounds=(0, 2)), r"eps=8 is outside \[0, 2\]$"),
+        (lambda: attacks.FGSM(0.1, bounds=(1, 0)), "low < high"),
+        (lambda: attacks.PGD(0.1, steps=0), "steps=0 must be at least 1"),
+        (lambda: attacks.PGD(0.1, step_size=-1.0), "step_size=-1.0 must be above 0"),
+        (lambda: attacks.PGD(0.1, restarts=2, random_start=False), "would repeat one run"),
+        (lambda: attacks.PGD(0.1, norm="l1"), "norm='l1' is not one of 'linf', 'l2'"),
+        (lambda: attacks.PGD(0.1, loss="dlr-targeted"), "loss='dlr-targeted' is not one of"),
+        (lambda: attacks.TPGD(0.1, start="none"), "start='none' is not one of"),
+        (lambda: attacks.APGD(0.1, targets=3), "for loss='dlr-targeted' only"),
+        (lambda: attacks.APGD(0.1, rho=1.5), "rho=1.5"),
+        (lambda: attacks.Square(0.1, share=0), "share=0"),
+        (lambda: attacks.Noise(0.1, draws=0), "draws=0"),
+        (lambda: attacks.FewPixel(0), "pixels=0"),
+        (lambda: attacks.EOT(attacks.PGD(0.1), samples=0), "samples=0"),
+        (lambda: attacks.EOT(attacks.Square(0.1)), "no gradient to average"),
+        (lambda: attacks.EOT(attacks.PGD(0.1), bounds=(0, 2)), "give them to that attack"),
+        (lambda: attacks.FiniteDifference(step=0), "step above 0"),
+    ],
+)
+def test_options_that_cannot_be_meant(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X * 255, Y, r"outside the stated range \[0, 1\].*Normalised"),
+        (X - 0.1, Y, "outside the stated range"),
+        (X * float("nan"), Y, "outside the stated range"),
+        ((X * 16).long(), Y, "floating point"),
+        (X, Y[:3], r"labels of shape \(3,\): expected \(4,\)"),
+        (X, nn.functional.one_hot(Y, 10), "one class number per input"),
+        (X, Y.float(), "expected class numbers"),
+        (X, Y + 9, "the model has classes 0 to 9"),
+        (X, Y - 1, "labels from -1"),
+    ],
+)
+def test_inputs_and_labels_that_do_not_fit(x: Tensor, y: Tensor, message: str) -> None:
+    for attack in (attacks.PGD(0.1), attacks.Square(0.1)):
+        with pytest.raises(ValueError, match=message):
+            attack(NET, x, y)
+
+
+def with_active(module: nn.Module) -> nn.Module:
+    net = nn.Sequential(module, NET).eval()
+    module.train()
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (convolutional().train(), r"in training mode.*model.eval\(\)"),
+        (with_active(nn.Dropout(0.5)), r"0 \(Dropout\) is in training mode.*EOT"),
+        (with_active(nn.BatchNorm2d(1)), r"0 \(BatchNorm2d\) is in training mode"),
+        (nn.Flatten(0).eval(), r"expected scores \(N, classes\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval(), "a single score"),
+        (lambda x: x, "must be a torch.nn.Module"),
+    ],
+)
+def test_models_that_cannot_be_attacked(net: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attacks.Square(0.1)(net, X, Y)
+
+
+class Random(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return NET(x + 0.1 * torch.rand_like(x))
+
+
+def test_a_random_model_needs_eot() -> None:
+    net = Random().eval()
+    with pytest.raises(ValueError, match=r"on the same inputs differ.*attacks.EOT"):
+        attacks.PGD(0.1)(net, X, Y)
+    attacks.EOT(attacks.PGD(0.1, steps=1), 2)(net, X, Y)
+    attacks.EOT(attacks.PGD(0.1, steps=1), 2)(with_active(nn.Dropout(0.5)), X, Y)
+
+
+def test_feedback_in_training_mode_is_no_obstacle() -> None:
+    net = apical.convert(convolutional(), "fa")  # its feedback modules were made just now
+    attacks.FGSM(0.1)(net, X, Y, gradient="own")
+
+
+def test_another_model_with_other_classes() -> None:
+    other, attack = convolutional(classes=12), attacks.PGD(0.1)
+    with pytest.raises(ValueError, match=r"12 classes, the attacked one 10"):
+        attacks.Transfer(attack, other)(NET, X, Y)
+    with pytest.raises(ValueError, match=r"12 classes, the attacked one 10"):
+        attack(NET, X, Y, gradient=attacks.From(other))
+
+
+def test_sources_that_would_be_ignored_or_missing() -> None:
+    with pytest.raises(ValueError, match="would ignore gradient='own'"):
+        attacks.Square(0.1)(NET, X, Y, gradient="own")
+    with pytest.raises(ValueError, match="gradient='none' gives it none"):
+        attacks.PGD(0.1)(NET, X, Y, gradient="none")
+    attacks.Square(0.1, queries=1)(NET, X, Y, gradient="none")
+
+
+def test_too_few_classes() -> None:
+    for attack, classes in [
+        (attacks.PGD(0.1, loss="dlr"), 2),
+        (attacks.APGD(0.1, loss="dlr"), 2),
+        (attacks.APGD(0.1, loss="dlr-targeted"), 3),
+    ]:
+        net = convolutional(classes=classes)
+        with pytest.raises(ValueError, match="use 'margin'"):
+            attack(net, X, Y % classes)
+    with pytest.raises(ValueError, match="leave 9"):
+        attacks.APGD(0.1, loss="dlr-targeted", targets=10)(NET, X, Y)
+
+
+def test_a_radius_beyond_the_range_in_l2() -> None:
+    with pytest.raises(ValueError, match="whose diagonal is 8"):
+        attacks.PGD(9.0, norm="l2")(NET, X, Y)
+    attacks.PGD(3.0, norm="l2", steps=1)(NET, X, Y)
+
+
+def test_images_that_squares_or_pixels_do_not_fit() -> None:
+    flat = nn.Sequential(nn.Linear(64, 10)).eval()
+    for attack in (attacks.Square(0.1), attacks.FewPixel(), attacks.FewPixel(65)):
+        with pytest.raises(ValueError, match=r"images"):
+            attack(flat, X.flatten(1), Y)
+
+
+def test_a_plugin_that_returns_something_else() -> None:
+    plugin = attacks.Plugin(lambda model, x, y: x[:1], "half", 0.1)
+    with pytest.raises(ValueError, match=r"half: returned \(1, 1, 8, 8\)"):
+        plugin(NET, X, Y)
