@@ -52,7 +52,12 @@ class Star:
         self.labels: Tensor | None = None  # given by `apical.labels`
 
     def __getstate__(self) -> dict[str, Any]:
-        transient: dict[str, Any] = {"calls": [], "hidden": set(), "tapped_late": set(), "labels": None}
+        transient: dict[str, Any] = {
+            "calls": [],
+            "hidden": set(),
+            "tapped_late": set(),
+            "labels": None,
+        }
         return {**self.__dict__, **transient}
 
     def attach(self, model: nn.Module) -> None:
@@ -111,6 +116,11 @@ class Star:
             raise RuntimeError(
                 f"{feedback.layer}: its feedback has no size yet. Before compiling, run the model"
                 " once, or give convert(..., example=x)"
+            )
+        if x.dim() < 2 and (teaches or feedback.pending):
+            raise ValueError(
+                f"{feedback.layer}: its input has no axis that counts samples, and an error belongs"
+                " to a sample; give the model a batch of one, x.unsqueeze(0)"
             )
         rule = feedback.rule
         assert isinstance(rule, BroadcastRule)

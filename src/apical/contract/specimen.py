@@ -20,7 +20,7 @@ class Broken(Exception):
     """A check failed: what it expects, and what was seen."""
 
     def __init__(self, expected: str, seen: str) -> None:
-        super().__init__(f"expected: {expected.strip().rstrip('.')}; seen: {seen}")
+        super().__init__(f"expected: {' '.join(expected.split()).rstrip('.')}; seen: {seen}")
 
 
 def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
