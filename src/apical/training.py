@@ -168,14 +168,14 @@ def _train_epoch(
         x_parts, y_parts = x.chunk(experiment.accumulate), y.chunk(experiment.accumulate)
         for number, (x_part, y_part) in enumerate(zip(x_parts, y_parts, strict=True), 1):
             share = len(y_part) / len(y)  # gradients of parts add up to the mean over all images
-            with labels(parts.model, y_part):
+            skip = _unsynchronised(parts.net, number < len(x_parts))
+            with skip, labels(parts.model, y_part):
                 with autocast():
                     scores = parts.net(x_part)
                     loss = F.cross_entropy(
                         scores, y_part, label_smoothing=experiment.label_smoothing
                     )
-                with _unsynchronised(parts.net, number < len(x_parts)):
-                    parts.scaler.scale(loss * share).backward()
+                parts.scaler.scale(loss * share).backward()
             sums[0] += loss.detach() * len(y_part)
             sums[1] += (scores.detach().argmax(1) == y_part).sum()
         sums[2] += len(y)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from apical import prepare, records, training
-from apical.convert import learn
+from apical.convert import labels, learn
 from apical.experiment import Experiment, rule_label
 from apical.sweep import Task
 
@@ -72,9 +72,10 @@ def _measure(experiment: Experiment, execution: training.Execution) -> tuple[flo
         batches = parts.train.epoch(0)
         for _, (x, y) in zip(range(WARM_STEPS + TIMED_STEPS), batches, strict=False):
             begin = time.perf_counter()
-            with training.autocasting(plain, parts.device)():
-                loss = F.cross_entropy(parts.net(x), y)
-            loss.backward()
+            with labels(parts.model, y):
+                with training.autocasting(plain, parts.device)():
+                    loss = F.cross_entropy(parts.net(x), y)
+                loss.backward()
             parts.optimizer.step()
             parts.optimizer.zero_grad()
             learn(parts.model)
