@@ -281,7 +281,7 @@ def test_p_turns_by_the_deltas_of_the_step_written_out() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     apical.convert(model, LowDimensional(rank=2, rate=0.2, decay=0.0))
     before = [layer.feedback.projection.clone() for layer in layers(model)]
-    x, t = numbers(7, 4), numbers(7, 3, seed=3)
+    x, t = numbers(7, 4).requires_grad_(), numbers(7, 3, seed=3)
     h = torch.tanh(F.linear(x, model[0].weight, model[0].bias))
     d2 = (F.linear(h, model[2].weight, model[2].bias) - t).detach()
     d1 = (d2 @ before[1].T @ model[2].feedback.factor * (1 - h**2)).detach()
@@ -298,12 +298,15 @@ def test_p_turns_by_the_deltas_of_the_step_written_out() -> None:
 
 def test_p_of_a_convolution_sees_every_position_as_a_sample() -> None:
     layer = apical.convert(nn.Conv2d(2, 4, 1).double(), LowDimensional(rank=2))
-    x, upstream = numbers(3, 2, 5, 4), numbers(3, 4, 5, 4, seed=2)
-    layer(x).backward(upstream)
+    x, upstream = numbers(3, 2, 5, 4).requires_grad_(), numbers(3, 4, 5, 4, seed=2)
     delta = upstream.movedim(1, -1).reshape(-1, 4)
     projected, power = layer.feedback.notes
-    assert_close(projected, layer.feedback.projection @ delta.T @ delta, rtol=1e-12, atol=1e-12)
-    assert_close(power, delta.square().sum(), rtol=1e-12, atol=0)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        layer(x).backward(upstream.to(memory_format=layout))
+        expected = layer.feedback.projection @ delta.T @ delta
+        assert_close(projected, expected, rtol=1e-12, atol=1e-12)
+        assert_close(power, delta.square().sum(), rtol=1e-12, atol=0)
+        projected.zero_(), power.zero_()
 
 
 def test_rows_are_made_orthonormal_every_few_updates() -> None:

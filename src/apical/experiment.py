@@ -80,6 +80,8 @@ class Experiment:
     Args:
         data: name of a data set; ``apical list`` shows them.
         size: side of the images in pixels; absent: as stored.
+        train_images: images of the training split that are trained on, the same for every seed
+            (>= 1; absent: all). To compare rules where the whole set would take too long.
         validation: images held out of the training split to select by (0: none).
         test: read the test split, once, at the end. Runs that only serve to choose do not.
         net: name of a net, ``timm:NAME``, ``torchvision:NAME`` or ``package.module:callable``.
@@ -111,6 +113,7 @@ class Experiment:
 
     data: str = "digits"
     size: int | None = None
+    train_images: int | None = None
     validation: int = 0
     test: bool = True
     net: str = "mlp"
@@ -219,6 +222,7 @@ def versions() -> dict[str, int]:
 
 _LOWEST = {
     "size": 1,
+    "train_images": 1,
     "validation": 0,
     "epochs": 1,
     "batch_size": 1,

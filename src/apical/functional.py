@@ -13,6 +13,7 @@ transforms of `torch.func` require. Both run the same three functions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,9 +41,13 @@ class LinearOp(NamedTuple):
     def backward(
         self, grad: Tensor, x: Tensor, matrix: Tensor | None, needs: Sequence[bool]
     ) -> Gradients:
-        rows = grad.reshape(-1, grad.shape[-1])
-        grad_x = rows.mm(matrix).view(x.shape) if needs[0] and matrix is not None else None
-        grad_weight = rows.t().mm(x.reshape(-1, x.shape[-1])) if needs[1] else None
+        flat = grad.dim() == 2
+        rows = grad if flat else grad.reshape(-1, grad.shape[-1])
+        grad_x = rows.mm(matrix) if needs[0] and matrix is not None else None
+        if not flat and grad_x is not None:
+            grad_x = grad_x.view(x.shape)
+        inputs = x if flat else x.reshape(-1, x.shape[-1])
+        grad_weight = rows.t().mm(inputs) if needs[1] else None
         return grad_x, grad_weight, rows.sum(0) if needs[2] else None
 
 
@@ -116,16 +121,17 @@ def transport(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: 
     Shapes: as `F.linear` or the convolution of `op`.
     Raises: RuntimeError if the backward runs inside `exact_gradients` but the forward did not.
     """
-    x, weight = _autocast(x), _autocast(weight)
-    bias = bias if bias is None else _autocast(bias)
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias = _autocast(x), _autocast(weight), bias if bias is None else _autocast(bias)
     function = _TransportForTransforms if _transforms_active() else _Transport
     return function.apply(x, weight, bias, op, feedback, *feedback.memory())
 
 
 def exact(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`op(x, weight) + bias` with its ordinary gradient; autocast casts as it would for `op`."""
-    # torch.convolution, unlike F.conv2d, is unknown to autocast.
-    return op.forward(_autocast(x), _autocast(weight), bias if bias is None else _autocast(bias))
+    if torch.is_autocast_enabled(x.device.type):  # which does not know torch.convolution
+        x, weight, bias = _autocast(x), _autocast(weight), bias if bias is None else _autocast(bias)
+    return op.forward(x, weight, bias)
 
 
 def tap(
@@ -156,8 +162,7 @@ def _transforms_active() -> bool:
 
 
 def _autocast(tensor: Tensor) -> Tensor:
-    if not torch.is_autocast_enabled(tensor.device.type):
-        return tensor
+    """The tensor as autocast, which is enabled, would give it to a matrix product."""
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
@@ -167,6 +172,18 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
     # A backward pass may run inside the autocast block, where rules still compute in full.
     enabled = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if enabled else nullcontext()
+
+
+def _once_differentiable(backward: Any) -> Any:
+    """torch's `once_differentiable`, without its cost where no second derivative is asked for."""
+    guarded = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *gradients: Tensor | None) -> Any:
+        chosen = guarded if torch.is_grad_enabled() else backward
+        return chosen(ctx, *gradients)
+
+    return wrapper
 
 
 def _refuse_if_exact(feedback: Feedback) -> None:
@@ -190,7 +207,7 @@ def _transport_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
+@_once_differentiable
 def _transport_backward(ctx: Any, grad: Tensor | None) -> Any:
     x, weight, *memory = ctx.saved_tensors
     if grad is None:
@@ -208,12 +225,14 @@ def _transport_gradients(
     message = rule.send(Local(op, x, grad, weight), *memory) if needs[0] else None
     matrix = weight
     if needs[0] and message is None:
-        matrix = rule.matrix(weight, *memory).to(x.dtype)
+        matrix = rule.matrix(weight, *memory)
+        if matrix.dtype != x.dtype:
+            matrix = matrix.to(x.dtype)
     grad_x, grad_weight, grad_bias = op.backward(
         grad, x, matrix, (needs[0] and message is None, needs[1] or trains_memory, needs[2])
     )
     memory_gradients: Sequence[Tensor | None] = (None,) * len(memory)
-    observes = bool(feedback.notes) and feedback.training
+    observes = bool(feedback.notes) and feedback.training and needs[0]
     if trains_memory or observes:
         local = Local(op, x, grad, weight, grad_weight)
         if observes:
@@ -243,7 +262,7 @@ def _tap_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
+@_once_differentiable
 def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
     x, targets, *memory = ctx.saved_tensors
     nothing = (None,) * 4
@@ -275,7 +294,7 @@ def _join_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
+@_once_differentiable
 def _join_backward(ctx: Any, error: Tensor | None) -> Any:
     return (error,) * (1 + ctx.tokens)
 

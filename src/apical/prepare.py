@@ -143,10 +143,15 @@ def join_group(device: torch.device) -> Group:
 def _splits(
     experiment: Experiment, images: data.ImageData
 ) -> tuple[data.Images, data.Images | None]:
-    if not experiment.validation:
-        return images.train, None
-    # held out alike for every seed and rule, so that what is compared is compared on one split
-    return data.split_validation(images.train, experiment.validation, 0)
+    train, validation, wanted = images.train, None, experiment.train_images
+    # chosen alike for every seed and rule, so that what is compared is compared on one split
+    if experiment.validation:
+        train, validation = data.split_validation(train, experiment.validation, 0)
+    if wanted is not None and wanted > len(train):
+        raise ValueError(f"train_images={wanted}: the training split has {len(train)} images")
+    if wanted is not None and wanted < len(train):
+        _, train = data.split_validation(train, wanted, 1)
+    return train, validation
 
 
 def _batches(

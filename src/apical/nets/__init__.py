@@ -17,6 +17,7 @@ from apical.nets.initial import LAWS, initialise
 from apical.nets.lenet import lenet
 from apical.nets.mlp import mlp
 from apical.nets.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
+from apical.nets.vgg import vgg
 from apical.nets.vit import vit
 
 __all__ = ["LAWS", "NETS", "build", "initialise"]
@@ -79,5 +80,6 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet32": resnet32,
     "resnet44": resnet44,
     "resnet56": resnet56,
+    "vgg": vgg,
     "vit": vit,
 }

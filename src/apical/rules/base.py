@@ -128,8 +128,8 @@ class TransportRule(Rule):
         return None
 
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
-        """Write into the notes, in place, what a backward pass shows; in training mode only, as
-        a norm layer keeps its statistics."""
+        """Write into the notes, in place, what a backward pass shows. Called in training mode
+        only, as a norm layer keeps its statistics, and where a layer below hears the message."""
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
         """The gradient of each memory tensor that is a parameter; never `grad_weight` itself."""

@@ -138,8 +138,13 @@ class LowDimensional(TransportRule):
 
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
         rows, (projected, power) = memory_and_notes[0], memory_and_notes[-2:]
-        grad, convolves = local.grad, isinstance(local.op, ConvOp)
-        signal = grad.flatten(2) if convolves else grad.reshape(-1, grad.shape[-1])
+        grad = local.grad
+        if not isinstance(local.op, ConvOp):
+            signal = grad.reshape(-1, grad.shape[-1])
+        elif grad.stride(1) == 1:  # channels last: positions are rows already
+            signal = grad.movedim(1, -1).reshape(-1, grad.shape[1])
+        else:
+            signal = grad.flatten(2)
         oja.collect(rows, signal, projected, power)
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from apical.naming import unknown
 from apical.studies import biotorch
 from apical.studies.base import TIERS, Entry, Published, Search, Study
+from apical.studies.low_dim_error import low_dim_error
 from apical.studies.smoke import smoke
 
 __all__ = ["STUDIES", "TIERS", "Entry", "Published", "Search", "Study", "build"]
@@ -33,5 +34,6 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "biotorch-fashion": biotorch.fashion,
     "biotorch-imagenet": biotorch.imagenet,
     "biotorch-mnist": biotorch.mnist,
+    "low-dim-error": low_dim_error,
     "smoke": smoke,
 }

@@ -1,0 +1,110 @@
+"""Low-dimensional error feedback: rank against the number of classes, learned or fixed.
+
+Hanut and Kadmon (arXiv 2502.20580) say that feedback of as many dimensions as the task has suffices
+if the projection learns, whatever the width, and that a fixed one misassigns credit. They give no
+table of accuracies to compare with; what can be checked is the angle of each layer's update to
+backprop's: learned below fixed at rank 10 (the classes), and worse below that rank.
+"""
+
+import dataclasses
+from typing import Any
+
+from apical.experiment import Experiment, Schedule
+from apical.studies.base import Entry, Study
+
+TITLE = "Low-dimensional error feedback: ranks below, at and above the number of classes"
+CLASSES = 10
+RANKS = (CLASSES // 2, CLASSES, 2 * CLASSES)
+NOTES = (
+    "Published values: none; the source gives figures without numbers.",
+    "Every rule of a setting has the same learning rate, decay and epochs; none was tuned.",
+    "r: dimensions of the error each layer sends down. The output layer of 10 units sends at most"
+    " 10. Learned: Oja's rule on the error. P is orthonormal and Q drawn alike in both.",
+)
+SHORT_NOTE = "Tier short trains on parts of the training splits, for a few epochs."
+
+OUTPUT = {"mlp": "fc5", "vgg": "fc", "vit": "head"}
+"""The output layer of each net."""
+
+
+def low_dim_error(tier: str, seeds: int) -> Study:
+    """Backprop, feedback alignment, Kolen-Pollack, and six low-dimensional rules on four nets."""
+    entries = [
+        Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
+        for setting, base in settings(tier).items()
+        for label, rule in rules(base, tier).items()
+        for seed in range(seeds)
+    ]
+    notes = NOTES if tier == "full" else (*NOTES, SHORT_NOTE)
+    return Study("low-dim-error", TITLE, tier, tuple(entries), notes=notes)
+
+
+def settings(tier: str) -> dict[str, Experiment]:
+    """What is trained on what, without a rule."""
+    sgd: dict[str, Any] = {"lr": 0.01, "optimizer_options": {"momentum": 0.9}}
+    adamw: dict[str, Any] = {"lr": 1e-3, "optimizer": "adamw"}
+    mlp: dict[str, Any] = {"net": "mlp", "net_options": {"hidden": [512] * 4}, **sgd}
+    vgg: dict[str, Any] = {"net": "vgg", "net_options": _vgg(tier), "channels_last": True, **sgd}
+    vit: dict[str, Any] = {"net": "vit", "net_options": _vit(tier), **adamw}
+    nets = {
+        "MNIST MLP": ("mnist", mlp, 20_000, 64, 5),
+        "CIFAR-10 MLP": ("cifar10", mlp, 15_000, 64, 6),
+        "CIFAR-10 VGG": ("cifar10", vgg, 8_000, 32, 5),
+        "CIFAR-10 ViT": ("cifar10", vit, 8_000, 32, 5),
+    }
+    return {
+        setting: _sized(Experiment(data=data, batch_size=batch, **net), tier, images, epochs)
+        for setting, (data, net, images, batch, epochs) in nets.items()
+    }
+
+
+def rules(base: Experiment, tier: str) -> dict[str, str | dict[str, Any]]:
+    """The rules of a setting by their labels."""
+    decay = 1e-4 if tier == "full" else 2e-3  # alignment takes some 5 / decay steps
+    factored: dict[str, Any] = {"rule": "ldfa", "decay": decay}
+    if base.optimizer != "sgd":
+        factored["follows"] = "update"  # the gradient's law holds under SGD alone
+    table: dict[str, str | dict[str, Any]] = {
+        "bp": {"rule": "bp"},
+        "fa": "fa",
+        "kp": {"rule": "kp", "decay": decay},
+    }
+    for rank in RANKS:
+        for projection, label in (("oja", "learned"), ("fixed", "fixed")):
+            rule = {**factored, "rank": rank, "projection": projection}
+            table[f"r={rank} {label}"] = _up_to(CLASSES, rule, OUTPUT[base.net])
+    if tier == "full":
+        rule = {**factored, "rank": CLASSES, "scale": "norm"}
+        table[f"r={CLASSES} learned, |B| = |W|"] = rule
+    return table
+
+
+def _up_to(limit: int, rule: dict[str, Any], output: str) -> dict[str, Any]:
+    """The rule, with a lower rank for an output layer that has fewer outputs."""
+    if rule["rank"] <= limit:
+        return rule
+    return {output: {**rule, "rank": limit}, "*": rule}
+
+
+def _sized(base: Experiment, tier: str, images: int, epochs: int) -> Experiment:
+    if tier == "smoke":
+        return dataclasses.replace(base, train_images=320, epochs=1)
+    if tier == "short":
+        return dataclasses.replace(base, train_images=images, epochs=epochs)
+    augment: Any = "flip_crop" if base.data == "cifar10" and base.net != "mlp" else "none"
+    schedule = Schedule("cosine")
+    return dataclasses.replace(
+        base, epochs=100, augment=augment, schedule=schedule, probe_every=5, batch_size=128
+    )
+
+
+def _vgg(tier: str) -> dict[str, Any]:
+    if tier == "full":
+        return {"widths": [64, 128, 256, 512], "dropout": 0.4}
+    return {"widths": [32, 64, 64, 64] if tier == "short" else [32, 32, 32, 32]}
+
+
+def _vit(tier: str) -> dict[str, Any]:
+    if tier == "full":
+        return {"dim": 128, "depth": 4}
+    return {"dim": 64, "depth": 2, "mlp_ratio": 2} if tier == "short" else {"dim": 32, "depth": 1}
