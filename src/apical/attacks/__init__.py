@@ -6,6 +6,7 @@ learns from, and the true one.
 """
 
 from apical.attacks.apgd import APGD
+from apical.attacks.audit import Audit, audit
 from apical.attacks.base import Attack
 from apical.attacks.names import SOURCES, source
 from apical.attacks.noise import Noise
@@ -36,6 +37,7 @@ __all__ = [
     "SOURCES",
     "TPGD",
     "Attack",
+    "Audit",
     "Averaged",
     "Exact",
     "FewPixel",
@@ -52,6 +54,7 @@ __all__ = [
     "Source",
     "Square",
     "Transfer",
+    "audit",
     "source",
 ]
 

@@ -7,6 +7,7 @@ success, is that of the attacked model in all of them; only the direction of att
 from __future__ import annotations
 
 import abc
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -303,7 +304,11 @@ def _differentiation(model: nn.Module) -> Callable[[Tensor, Tensor, Loss], Answe
 def _gradient(model: nn.Module, losses: Tensor, x: Tensor) -> Tensor:
     gradient = None
     if losses.requires_grad:
-        (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+        try:
+            (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+        except RuntimeError as error:
+            if not re.match(r"derivative for .* is not implemented", str(error)):
+                raise
     if gradient is None:
         warnings.warn(
             f"{type(model).__name__}: no gradient reaches its input (detached or not"

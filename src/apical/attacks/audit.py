@@ -1,0 +1,305 @@
+"""Gradient audit: does the gradient an attacker would follow raise the loss at all?
+
+Attacks by a gradient that is not zero but points elsewhere fail, and make a net look robust.
+Checks for zero gradients or random scores do not see that; differences of the loss do.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from apical import stats
+from apical.attacks import checks
+from apical.attacks.ball import Ball, lengths, per_example, unit
+from apical.attacks.isolation import undisturbed
+from apical.attacks.losses import FEWEST_CLASSES, Loss, against
+from apical.attacks.names import source as named_source
+from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
+
+STEPS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
+"""Lengths of the steps tried, as root mean square over the inputs' values, in ranges."""
+NOISE = 1e-5
+"""Relative change of a loss below which it may be rounding in float32."""
+
+Word = Literal["faithful", "masked", "random", "vanishing"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where the verdict turns.
+
+    rising: least share of examples whose loss a step along the gradient raises (chance gives half).
+    cosine: least median cosine to the exact gradient. agreement: least mean cosine to finite
+    differences, lower as differences of a quantised net are coarse. zero: largest share of
+    examples without a gradient. repeat: least cosine of two answers to the same question.
+    """
+
+    rising: float = 0.75
+    cosine: float = 0.9
+    agreement: float = 0.5
+    zero: float = 0.1
+    repeat: float = 0.99
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a gradient was found to be. Shares are fractions; None where nothing could be measured.
+
+    Attributes:
+        verdict: "faithful"; "masked": not zero, but it does not point up the loss; "vanishing":
+            zero for many examples; "random": it differs from one time to the next.
+        reasons: sentences, also those that alone would not have decided.
+        rising: share of examples (of those with a gradient) whose loss the smallest step that
+            moves it raises; rising_low, rising_high: its Wilson interval.
+        cosine: median cosine to the exact gradient. agreement: mean cosine to the gradient by
+            finite differences, estimated from random directions, at the length of step where it is
+            largest: a true gradient of a quantised net agrees at some length, a wrong one at none.
+        slope_ratio: median of the slope along the gradient, at that length, to its own length: 1
+            for a true one.
+        zero: share of zero gradients, the largest over the losses; zero_loss: of which loss.
+        saturated: share of examples whose cross entropy is exactly 0; largest_score: median over
+            examples of the largest absolute score.
+        repeat: mean cosine between two answers to the same question.
+    """
+
+    verdict: Word
+    reasons: tuple[str, ...]
+    source: str
+    loss: str
+    examples: int
+    rising: float | None
+    rising_low: float | None
+    rising_high: float | None
+    slope_ratio: float | None
+    cosine: float | None
+    agreement: float | None
+    zero: float
+    zero_loss: str
+    saturated: float
+    largest_score: float
+    repeat: float | None
+
+    def row(self) -> dict[str, object]:
+        """As a record: a flat dictionary for JSON."""
+        known = {key: value for key, value in asdict(self).items() if value is not None}
+        return {"kind": "audit", **known, "reasons": list(self.reasons)}
+
+
+class _Slopes(NamedTuple):
+    rising: Tensor  # bool, (examples with a gradient,)
+    ratio: Tensor
+    agreement: float | None
+
+
+def audit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    gradient: str | Source = "own",
+    loss: Literal["dlr", "margin"] | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    directions: int = 16,
+    seed: int = 0,
+    limits: Limits | None = None,
+) -> Audit:
+    """Examine the gradient of any PyTorch classifier in eval mode; the model is left as it was.
+
+    Args:
+        gradient: the source to examine; "own" is what `loss.backward()` delivers.
+        loss: of which; None stands for "dlr", with two classes "margin". Cross entropy would
+            saturate with the scores; its zeros are counted beside.
+        directions: random ones for the comparison with finite differences, ten forward passes
+            each, at least 1. seed: of these.
+
+    Shapes: x (N, ...) within `bounds`, y (N,); 50 examples give a share to within 14 points.
+    Raises: ValueError as attacks do, except that random scores are allowed.
+    """
+    checks.check_model(model)
+    if directions < 1:
+        raise ValueError(f"audit: directions={directions} must be at least 1")
+    chosen, limits = named_source(gradient), limits or Limits()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoGradientWarning)  # it is what we look for
+        with chosen.open(model) as oracle, undisturbed(model, *oracle.others, seed=seed):
+            x, y = x.detach().clone(), y.detach().clone().to(torch.int64)
+            checks.check_mode(model, random_allowed=True)
+            checks.check_inputs(x, Ball(0.0, "linf", *bounds))
+            if not len(x):
+                raise ValueError("audit: no examples were given")
+            classes = checks.check_repeats(model, x, random_allowed=True)
+            checks.check_labels(y, len(x), classes)
+            name = loss or ("dlr" if classes >= FEWEST_CLASSES["dlr"] else "margin")
+            answer = oracle.ask(x, y, against(y, name))
+            measured = _measured(oracle, answer.gradient, x, y, name, bounds, directions, seed)
+            exact = _exact(model, x, y, name)
+    return _judged(measured | {"source": str(chosen), "loss": name}, answer.gradient, exact, limits)
+
+
+def _measured(
+    oracle: Oracle,
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    name: str,
+    bounds: tuple[float, float],
+    directions: int,
+    seed: int,
+) -> dict[str, object]:
+    entropy = oracle.ask(x, y, against(y, "ce"))
+    shares = {name: _zero(gradient), "ce": _zero(entropy.gradient)}
+    worst = max(shares, key=lambda key: shares[key])
+    again = oracle.ask(x, y, against(y, name))
+    sized = (lengths(gradient) > 0) & (lengths(again.gradient) > 0)
+    scores = [oracle.scores(x) for _ in range(2)]
+    slopes = _slopes(oracle.model, gradient, x, y, name, bounds, directions, seed)
+    some = len(slopes.rising) > 0
+    rising = slopes.rising.double().mean().item() if some else None
+    low, high = (
+        stats.wilson(float(slopes.rising.sum()), len(slopes.rising)) if some else (None,) * 2
+    )
+    return {
+        "examples": len(x),
+        "rising": rising,
+        "rising_low": low,
+        "rising_high": high,
+        "slope_ratio": slopes.ratio.median().item() if some else None,
+        "agreement": slopes.agreement,
+        "zero": shares[worst],
+        "zero_loss": worst,
+        "saturated": (entropy.losses == 0).double().mean().item(),
+        "largest_score": entropy.scores.abs().amax(1).median().item(),
+        "repeat": _cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
+        "steady": torch.equal(*scores),
+    }
+
+
+def _exact(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Tensor:
+    with Exact().open(model) as oracle:
+        return oracle.ask(x, y, against(y, name)).gradient
+
+
+def _slopes(
+    model: nn.Module,
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    name: str,
+    bounds: tuple[float, float],
+    directions: int,
+    seed: int,
+) -> _Slopes:
+    rows = (lengths(gradient) > 0).nonzero().squeeze(1)
+    if not len(rows):
+        return _Slopes(torch.zeros(0, dtype=torch.bool), torch.zeros(0), None)
+    gradient, x, y = gradient[rows], x[rows], y[rows]
+    value = _along(model, x, against(y, name))
+    ahead = unit(gradient, "l2")
+    size = (bounds[1] - bounds[0]) * x[0].numel() ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
+    random = [unit(draw.to(x.device), "l2") for draw in draws]
+    best, ratio = -1.0, torch.zeros(len(x))
+    for share in STEPS:
+        step = torch.full((len(x),), share * size, dtype=x.dtype, device=x.device)
+        products = torch.zeros(3, len(x), dtype=torch.float64, device=x.device)
+        for direction in random:
+            found = _slope(value, step, direction).double()
+            claimed = (gradient * direction).flatten(1).sum(1).double()
+            products += torch.stack([found * claimed, found.square(), claimed.square()])
+        cosines = products[0] / (products[1] * products[2]).sqrt().clamp_min(1e-30)
+        if (mean := cosines.mean().item()) > best:
+            best, ratio = mean, _slope(value, step, ahead) / lengths(gradient)
+    return _Slopes(_first_change(value, ahead, size) > 0, ratio, best)
+
+
+def _slope(value: Callable[[Tensor, Tensor], Tensor], step: Tensor, direction: Tensor) -> Tensor:
+    return (value(step, direction) - value(-step, direction)) / (2 * step)
+
+
+def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss at a distance along a direction. Shapes: distance (N,), direction as x."""
+
+    def value(distance: Tensor, direction: Tensor) -> Tensor:
+        with torch.no_grad():
+            return loss(model(x + per_example(distance, x) * direction))
+
+    return value
+
+
+def _first_change(
+    value: Callable[[Tensor, Tensor], Tensor], direction: Tensor, size: float
+) -> Tensor:
+    """How much the loss changes at the smallest step at which it does; 0 where it never does."""
+    base = value(torch.zeros(len(direction), dtype=direction.dtype).to(direction.device), direction)
+    floor, change = NOISE * base.abs().clamp_min(1), torch.zeros_like(base)
+    for share in STEPS:
+        moved = value(torch.full_like(base, share * size), direction) - base
+        change = torch.where((change == 0) & (moved.abs() > floor), moved, change)
+    return change
+
+
+def _judged(measured: dict[str, object], gradient: Tensor, exact: Tensor, limits: Limits) -> Audit:
+    both = (lengths(gradient) > 0) & (lengths(exact) > 0)
+    cosine = _cosines(gradient, exact)[both].median().item() if both.any() else None
+    found = dict(measured)
+    steady = found.pop("steady")
+    verdict, reasons = _verdict(found | {"cosine": cosine}, bool(steady), limits)
+    return Audit(verdict=verdict, reasons=reasons, cosine=cosine, **found)  # type: ignore[arg-type]
+
+
+def _verdict(
+    found: dict[str, object], steady: bool, limits: Limits
+) -> tuple[Word, tuple[str, ...]]:
+    def below(key: str, limit: float) -> bool:
+        value = found[key]
+        return isinstance(value, float) and value < limit
+
+    reasons: dict[str, list[str]] = {"random": [], "masked": [], "vanishing": []}
+    if not steady:
+        reasons["random"].append("two forward passes on the same inputs differ")
+    if below("repeat", limits.repeat):
+        reasons["random"].append(
+            f"two gradients of the same inputs differ (cosine {found['repeat']:.2f})"
+        )
+    if below("rising", limits.rising):
+        reasons["masked"].append(
+            f"a small step along the gradient raises the loss for {found['rising']:.0%} of the"
+            " examples only"
+        )
+    if below("cosine", limits.cosine):
+        reasons["masked"].append(
+            f"its cosine to the exact gradient of the same weights is {found['cosine']:.2f}:"
+            " attacks by it are weaker than they could be"
+        )
+    if below("agreement", limits.agreement):
+        reasons["masked"].append(
+            f"its cosine to finite differences of the loss is {found['agreement']:.2f}"
+        )
+    zero = found["zero"]
+    assert isinstance(zero, float)
+    if zero > limits.zero:
+        reasons["vanishing"].append(
+            f"the gradient of the {found['zero_loss']} loss is exactly zero for {zero:.0%} of the"
+            f" examples (median largest score {found['largest_score']:.3g})"
+        )
+    every = tuple(reason for group in reasons.values() for reason in group)
+    order: tuple[Word, ...] = ("random", "masked", "vanishing")
+    verdict: Word = next((word for word in order if reasons[word]), "faithful")
+    if verdict == "faithful":
+        every = ("steps along the gradient raise the loss, and it agrees with the exact one",)
+    return verdict, every
+
+
+def _zero(gradient: Tensor) -> float:
+    return (gradient.flatten(1).abs().amax(1) == 0).double().mean().item()
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), eps=1e-30)

@@ -1,0 +1,195 @@
+"""The gradient audit: right verdicts for honest, misled, vanishing and random gradients."""
+
+import warnings
+from functools import cache
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apical
+from apical import attacks
+from apical.attacks.audit import Limits
+from victims import convolutional, digits, perceptron, trained
+
+X, Y = digits()[0][1300:1364], digits()[1][1300:1364]
+
+
+@cache
+def net(rule: str) -> nn.Module:
+    return trained(rule, steps=150)
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+def test_feedback_alignment_is_masked(rule: str) -> None:
+    found = attacks.audit(net(rule), X, Y)
+    assert found.verdict == "masked"
+    assert found.cosine < 0.3 and found.agreement < 0.3 and found.rising < 0.9
+    assert found.zero < 0.1
+    assert attacks.audit(net(rule), X, Y, gradient="exact").verdict == "faithful"
+
+
+def test_backprop_is_faithful() -> None:
+    found = attacks.audit(net("bp"), X, Y)
+    assert found.verdict == "faithful"
+    assert found.rising > 0.95 and found.rising_low < found.rising
+    assert found.rising_high == pytest.approx(1)
+    assert found.slope_ratio == pytest.approx(1, abs=0.02)
+    assert found.agreement > 0.98 and found.cosine == pytest.approx(1)
+    assert found.examples == 64 and found.loss == "dlr" and found.repeat == pytest.approx(1)
+
+
+def test_sign_symmetry_points_up_the_loss_but_elsewhere() -> None:
+    found = attacks.audit(net("frsf"), X, Y)
+    assert found.rising > 0.95 and 0.4 < found.cosine < 0.9
+    assert found.agreement == pytest.approx(found.cosine, abs=0.15)
+    assert found.verdict == "masked" and "weaker than they could be" in found.reasons[0]
+    assert attacks.audit(net("frsf"), X, Y, limits=Limits(cosine=0.3)).verdict == "faithful"
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net("bp")
+
+
+class Quantised(Wrapped):
+    """Inputs rounded to 16 levels, differentiated as if they were not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + ((x * 15).round() / 15 - x).detach())
+
+
+class Rounded(Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net((x * 15).round() / 15)
+
+
+class Stepped(Wrapped):
+    """A layer without a useful derivative in the middle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2:](torch.heaviside(self.net[0](x), torch.zeros(())))
+
+
+class Detached(Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).detach()
+
+
+class Noisy(Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + 0.1 * torch.randn_like(x))
+
+
+class Scaled(Wrapped):
+    """Scores so far apart that cross entropy has no gradient left in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict", "reason"),
+    [
+        (Quantised, "faithful", "raise the loss"),
+        (Rounded, "vanishing", "zero for 100%"),
+        (Stepped, "vanishing", "zero for 100%"),
+        (Detached, "vanishing", "zero for 100%"),
+        (Noisy, "random", "two forward passes on the same inputs differ"),
+        (Scaled, "vanishing", "gradient of the ce loss is exactly zero"),
+    ],
+)
+def test_unusual_nets_of_any_origin(kind: type[nn.Module], verdict: str, reason: str) -> None:
+    found = attacks.audit(kind().eval(), X, Y)
+    assert found.verdict == verdict
+    assert any(reason in text for text in found.reasons)
+
+
+def test_a_random_gradient_with_steady_scores_is_random() -> None:
+    model = Wrapped()
+    hook = lambda grad: grad * torch.rand_like(grad).round()  # noqa: E731
+    model.forward = lambda x: net("bp")(_hooked(x, hook))
+    found = attacks.audit(model.eval(), X, Y)
+    assert found.verdict == "random" and found.repeat < 0.9
+    assert "two gradients of the same inputs differ" in found.reasons[0]
+
+
+def test_a_wrong_gradient_of_a_model_made_elsewhere_is_masked() -> None:
+    """No exact gradient is known here: only differences of the loss show it."""
+    shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    model = Wrapped()
+    model.forward = lambda x: net("bp")(
+        _hooked(x, lambda grad: grad.flatten(1)[:, shuffled].view_as(grad))
+    )
+    found = attacks.audit(model.eval(), X, Y)
+    assert found.verdict == "masked"
+    assert found.cosine == pytest.approx(1) and found.agreement < 0.3
+
+
+def _hooked(x: Tensor, hook: object) -> Tensor:
+    y = x * 1
+    if y.requires_grad:
+        y.register_hook(hook)
+    return y
+
+
+def test_what_the_checks_of_autoattack_let_through(torchvision: ModuleType) -> None:
+    """A gradient that is not zero, of a model that is not random, but points elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pyautoattack import checks
+        from pyautoattack.autopgd_base import APGDAttack
+    model = net("fa")
+    gradient = attacks.source("own")
+    with gradient.open(model) as oracle:
+        rows = oracle.ask(X, Y, lambda z: attacks.losses.dlr(z, Y)).gradient.abs().flatten(1).any(1)
+    x, y = X[rows], Y[rows]
+    assert len(x) > 55
+    with warnings.catch_warnings():  # a flag would be a warning, and an error
+        warnings.simplefilter("error")
+        checks.check_randomized(model, x, y)
+        assert checks.check_range_output(model, x) == 10
+        with torch.random.fork_rng():
+            APGDAttack(model, n_iter=10, norm="Linf", eps=0.1, loss="dlr").perturb(x, y)
+    assert attacks.audit(model, x, y).verdict == "masked"
+
+
+def test_saturated_feedback_alignment_is_masked_and_vanishes() -> None:
+    found = attacks.audit(perceptron("fa", steps=800, seed=1), X, Y)
+    assert found.verdict == "masked"
+    assert found.zero_loss == "ce" and found.zero > 0.1 and found.saturated > 0.3
+    assert any("gradient of the ce loss" in reason for reason in found.reasons)
+
+
+def test_an_audit_leaves_no_trace_and_is_a_record() -> None:
+    model = net("fa")
+    state, weights = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+    first = attacks.audit(model, X[:8], Y[:8], directions=2)
+    assert first == attacks.audit(model, X[:8], Y[:8], directions=2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    row = first.row()
+    assert row["kind"] == "audit" and row["verdict"] == first.verdict
+    assert all(isinstance(value, str | int | float | list) for value in row.values())
+
+
+def test_two_classes_take_the_margin() -> None:
+    model = convolutional(classes=2)
+    assert attacks.audit(model, X[:8], Y[:8] % 2, directions=1).loss == "margin"
+
+
+def test_bad_input() -> None:
+    model = convolutional()
+    with pytest.raises(ValueError, match="no examples"):
+        attacks.audit(model, X[:0], Y[:0])
+    with pytest.raises(ValueError, match="directions=0"):
+        attacks.audit(model, X, Y, directions=0)
+    with pytest.raises(ValueError, match="labels of shape"):
+        attacks.audit(model, X, Y[:3])
+    with pytest.raises(ValueError, match="outside the stated range"):
+        attacks.audit(model, X * 2, Y)
+    with pytest.raises(ValueError, match="in training mode"):
+        attacks.audit(apical.convert(convolutional(), "fa").train(), X, Y)
