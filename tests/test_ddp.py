@@ -50,14 +50,14 @@ def train(model: nn.Module, called: nn.Module, rows: slice) -> dict[str, Tensor]
 
 def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(100 + rank)  # what differs between the processes must not matter
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD
     )
     seen = {}
     for name, rule in VARIANTS.items():
-        model = apical.convert(net(), rule, example=batch(0)[0])
-        torch.rand(rank)
+        model = net()
+        torch.manual_seed(100 + rank)  # what differs between the processes must not matter
+        apical.convert(model, rule, example=batch(0)[0])
         share = slice(4 * rank, 4 * rank + 4)
         seen[name] = train(model, DistributedDataParallel(model), share)
     torch.save(seen, Path(folder) / f"{rank}.pt")
