@@ -148,8 +148,15 @@ class LowDimensional(TransportRule):
         oja.collect(rows, signal, projected, power)
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
-        assert local.grad_weight is not None
-        return (None, _through(memory[0], local.grad_weight.to(memory[0].dtype)))
+        rows, grad, gradient = memory[0], local.grad, local.grad_weight
+        assert gradient is not None
+        if isinstance(local.op, ConvOp) or grad.dtype != rows.dtype:
+            return (None, _through(rows, gradient.to(rows.dtype)))
+        samples = grad.numel() // grad.shape[-1]
+        if samples * sum(gradient.shape) >= gradient.numel():
+            return (None, rows.mm(gradient))
+        low = grad.reshape(samples, -1).mm(rows.t())  # P dW, without dW: for few samples
+        return (None, low.t().mm(local.x.reshape(samples, -1)))
 
     def after_update(self, update: Update, *memory: Tensor) -> None:
         rows, factor = memory[:2]
