@@ -1,0 +1,152 @@
+"""Which tensor of a model's output carries the error, and outputs that cannot."""
+
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import apical
+from apical.rules import FA
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)
+    ).double()
+
+
+X, Y = torch.linspace(-1, 1, 28, dtype=torch.float64).view(7, 4).sin(), torch.arange(7) % 3
+
+
+@dataclass
+class Prediction:
+    logits: Tensor
+    features: Tensor
+
+
+class ModelOutput(dict):
+    """As Hugging Face's: a dictionary whose keys are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+Pair = namedtuple("Pair", ["logits", "features"])
+
+
+class Returns(nn.Module):
+    def __init__(self, wrap: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.wrap = mlp(), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.body[:4](x)
+        return self.wrap(self.body[4](h), h)
+
+
+def as_dict(y: Tensor, h: Tensor) -> dict[str, Tensor]:
+    return {"logits": y, "features": h}
+
+
+def as_output(y: Tensor, h: Tensor) -> ModelOutput:
+    return ModelOutput(logits=y, features=h)
+
+
+def as_list(y: Tensor, h: Tensor) -> list[Tensor]:
+    return [h, y]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "key"),
+    [
+        (as_dict, "logits"),
+        (as_output, "logits"),
+        (Pair, 0),
+        (as_list, 1),
+        (lambda y, h: (h, y), 1),
+        (Prediction, "logits"),
+    ],
+    ids=["dict", "ModelOutput", "namedtuple", "list", "tuple", "dataclass"],
+)
+def test_the_tensor_that_carries_the_error_can_be_named(wrap: Any, key: str | int) -> None:
+    bare = apical.convert(mlp(), "dfa", example=X)
+    F.cross_entropy(bare(X), Y).backward()
+    model = apical.convert(Returns(wrap), "dfa", output=key, example=X)
+    for i in (0, 2, 4):
+        model.body[i].feedback.matrix.copy_(bare[i].feedback.matrix)
+    for _ in range(2):
+        output = model(X)
+        assert type(output) is type(wrap(X, X))
+        y = output[key] if not isinstance(output, Prediction) else output.logits
+        F.cross_entropy(y, Y).backward()
+        seen = {name.removeprefix("body."): g for name, g in gradients(model).items()}
+        expected = {name: p.grad for name, p in bare.named_parameters()}
+        assert_close(seen, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_single_tensor_among_other_things_needs_no_name() -> None:
+    model = apical.convert(Returns(lambda y, h: (y, "a note", None)), "dfa")
+    F.cross_entropy(model(X)[0], Y).backward()
+    assert model.body[0].weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "key", "text"),
+    [
+        (as_dict, None, "say which one carries the error.*'logits'.*'features'"),
+        (as_dict, "logit", "output='logit' is not in the model's output: 'logits'"),
+        (lambda y, h: y, "logits", "output='logits' names nothing"),
+        (lambda y, h: {"loss": y.square().mean(), "logits": y}, "logits", "computes a loss inside"),
+        (lambda y, h: (y.mean(), y), 1, "computes a loss inside"),
+        (lambda y, h: y.mean(), None, "single number"),
+        (lambda y, h: "text", None, "returns str, in which no tensor"),
+    ],
+    ids=["unnamed", "misspelt", "one", "loss", "loss-in-tuple", "number", "text"],
+)
+def test_outputs_that_cannot_carry_the_error_are_refused(wrap: Any, key: Any, text: str) -> None:
+    model = apical.convert(Returns(wrap), "dfa", output=key)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=text):
+            model(X)
+
+
+def test_an_output_name_without_a_broadcast_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match="output='logits' has no effect"):
+        apical.convert(mlp(), FA(), output="logits")
+
+
+def test_outputs_of_more_than_two_axes() -> None:
+    """Dense predictions: every output unit is an error unit."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 1)).double()
+    x = torch.randn(2, 2, 4, 4).double()
+    apical.convert(model, "dfa", example=x)
+    assert model[2].feedback.matrix.shape == (2 * 4 * 4, 3, 4, 4)
+    y = model(x)
+    y.retain_grad()
+    y.square().sum().backward()
+    received = torch.einsum("ne,ecij->ncij", y.grad.flatten(1), model[2].feedback.matrix)
+    passed = F.conv2d(x, model[0].weight, model[0].bias, padding=1) > 0
+    assert_close(model[0].bias.grad, (received * passed).sum((0, 2, 3)))
+
+
+def test_an_output_that_changes_its_size_is_refused() -> None:
+    model = apical.convert(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), "dfa")
+    model(torch.ones(2, 4)).sum().backward()
+    model[2].weight.data, model[2].bias.data = torch.ones(2, 5), torch.ones(2)
+    with pytest.raises(ValueError, match=r"changed from \(3,\) to \(2,\)"):
+        model(torch.ones(2, 4))
