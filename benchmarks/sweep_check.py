@@ -115,7 +115,6 @@ def _counted(layers: dict[str, nn.Module]) -> Counter[str]:
 def _train(model: nn.Module, x: Tensor) -> _Trace:
     model.train()
     y = torch.arange(len(x)) % CLASSES
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trace = _Trace(torch.empty(0), {}, set(), set(), True)
     for step in range(STEPS):
         torch.manual_seed(step)
@@ -131,9 +130,11 @@ def _train(model: nn.Module, x: Tensor) -> _Trace:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in gradients:
+                    before = parameter.clone()
                     parameter.sub_(gradients[name].sign(), alpha=RATE)
-    after = dict(model.named_parameters())
-    trace.moved = {name for name, old in before.items() if not torch.equal(old, after[name])}
+                    # in each step: two steps may cancel each other
+                    if not torch.equal(before, parameter):
+                        trace.moved.add(name)
     return trace
 
 
