@@ -77,3 +77,13 @@ def test_the_generator_decides_and_the_global_one_is_left_alone():
 def test_another_law_is_refused():
     with pytest.raises(ValueError, match="did you mean 'xavier'"):
         nets.initialise(nn.Linear(2, 2), "xaviar")
+
+
+def test_the_normal_law_draws_weights_and_biases_alike():
+    layer = nets.initialise(nn.Linear(300, 200), "normal", generator())
+    assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(1 / 500), rel=0.01)
+    assert layer.weight.abs().max() > 4 * math.sqrt(1 / 500)  # a uniform law ends at 1.7
+    assert float(layer.bias.detach().std()) == pytest.approx(math.sqrt(1 / 500), rel=0.15)
+    attention = nets.initialise(nn.MultiheadAttention(64, 4), "normal", generator())
+    spread = float(attention.in_proj_weight.detach().std())
+    assert spread == pytest.approx(math.sqrt(1 / (64 + 192)), rel=0.05)

@@ -161,9 +161,9 @@ def test_the_test_split_is_read_once(
     sizes = []
     original = observe.evaluate
 
-    def evaluate(model: Any, batches: Any, autocast: Any) -> Any:
+    def evaluate(model: Any, batches: Any, *rest: Any) -> Any:
         sizes.append(len(batches.split))
-        return original(model, batches, autocast)
+        return original(model, batches, *rest)
 
     monkeypatch.setattr(observe, "evaluate", evaluate)
     row = training.run(dataclasses.replace(BASE, validation=100, test=test), tmp_path)
@@ -351,3 +351,50 @@ def test_two_processes_train_the_same_net(tmp_path: Path, rule: str) -> None:
     kinds = functools.partial(map, lambda row: (row["kind"], row.get("epoch"), row.get("layer")))
     assert list(kinds(one)) == list(kinds(two))
     assert done.stdout.count("test accuracy") == 1
+
+
+def test_the_test_split_is_followed_at_the_epochs_asked_for(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    followed = dataclasses.replace(BASE, rule="fa", epochs=3, test_at=(1, 3), probe_every=2)
+    last = training.run(followed, one)
+    plain = training.run(dataclasses.replace(BASE, rule="fa", epochs=3, probe_every=2), other)
+    rows = [row for row in records.read(one / "records.jsonl") if row["kind"] == "test"]
+    assert [row["epoch"] for row in rows] == [1, 3]
+    assert rows[-1]["test_acc"] == last["test_acc"] == plain["test_acc"]
+    assert not [row for row in records.read(other / "records.jsonl") if row["kind"] == "test"]
+    probed = [row["epoch"] for row in records.read(one / "records.jsonl") if row["kind"] == "layer"]
+    assert sorted(set(probed)) == [0, 1, 2, 3]
+    assert torch.equal(weights(one)["fc1.weight"], weights(other)["fc1.weight"])
+
+
+def test_binary_cross_entropy_of_unit_pixels_in_the_order_of_the_split(tmp_path: Path) -> None:
+    """One epoch written out: error sigmoid - label, no normalisation, no shuffling."""
+    changes = {"loss": "binary_cross_entropy", "pixels": "unit", "shuffle": False, "epochs": 1}
+    options = {"net_options": {"hidden": []}, "optimizer_options": {}, "init": "normal"}
+    folder = tmp_path / "run"
+    experiment = dataclasses.replace(BASE, **changes, **options)  # type: ignore[arg-type]
+    training.run(experiment, folder)
+    images = data.load("digits")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = prepare.build_model(experiment, images)
+    weight, bias = (p.detach().double() for p in model.parameters())
+    x_all = images.train.images.flatten(1).double() / 255
+    for x, y in zip(x_all.split(128), images.train.labels.split(128), strict=True):
+        error = torch.sigmoid(x @ weight.T + bias) - F.one_hot(y, 10)
+        weight -= 0.05 * error.T @ x / len(x)
+        bias -= 0.05 * error.mean(0)
+    close(weights(folder)["fc1.weight"], weight.float())
+    close(weights(folder)["fc1.bias"], bias.float())
+
+
+def test_the_recorded_loss_is_the_one_trained_on(tmp_path: Path) -> None:
+    row = training.run(dataclasses.replace(BASE, loss="binary_cross_entropy", epochs=1), tmp_path)
+    images = data.load("digits")
+    model = nets.build("mlp", in_shape=images.shape, num_classes=10, hidden=[16])
+    model.load_state_dict(weights(tmp_path))
+    x = (images.test.images / 255 - torch.tensor(images.mean)) / torch.tensor(images.std)
+    scores = model(x.float()).detach()
+    targets = F.one_hot(images.test.labels, 10).float()
+    expected = F.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / 360
+    assert row["test_loss"] == pytest.approx(expected.item(), rel=1e-5)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from . import rules
 from .feedback import FEEDBACK_VERSION
+from .losses import LOSSES
 from .naming import unknown
 
 VERSION = 1
@@ -84,22 +85,29 @@ class Experiment:
             (>= 1; absent: all). To compare rules where the whole set would take too long.
         validation: images held out of the training split to select by (0: none).
         test: read the test split, once, at the end. Runs that only serve to choose do not.
+        test_at: epochs, rising, after which it is read as well, to follow a published curve; what
+            is seen there decides nothing.
         net: name of a net, ``timm:NAME``, ``torchvision:NAME`` or ``package.module:callable``.
         net_options: keyword arguments of the net.
+        pixels: ``standard``: less the mean, over the standard deviation of the data set, per
+            channel; ``unit``: in [0, 1].
         init: law of the initial weights: ``net`` keeps what the net comes with, ``xavier`` draws
-            them U(+-sqrt(6/(fan_in+fan_out))) with zero biases, as BioTorch does, ``default`` is
-            PyTorch's law.
+            them U(+-sqrt(6/(fan_in+fan_out))) with zero biases, as BioTorch does, ``normal`` draws
+            weights and biases N(0, 1/(fan_in+fan_out)), ``default`` is PyTorch's law.
         rule: a rule's name, its fields ``{"rule": "fa", ...}``, or a mapping from layer name
             patterns to rules, the first match winning.
         epochs: passes over the training split (>= 1).
         batch_size: images per optimizer step (>= 1), over all processes together.
+        shuffle: draw the order of the training images anew for every epoch; else as stored.
         optimizer: sgd, adam, adamw, rmsprop, or a class as ``package.module:Class``.
         lr: learning rate (> 0) before the schedule.
         optimizer_options: further keyword arguments of the optimizer.
         schedule: how the learning rate moves.
         augment: ``flip_crop``: mirror and crop after padding by 4 pixels, as usual for CIFAR;
             ``zoom_flip``: random area and aspect, mirror (image folders only).
-        label_smoothing: in [0, 1), training loss only.
+        loss: ``cross_entropy`` of a softmax, or ``binary_cross_entropy``: of a sigmoid at each
+            output, summed over outputs.
+        label_smoothing: in [0, 1), training loss only; ``cross_entropy`` only.
         clip_norm: upper limit (> 0) of the norm of all gradients; absent: none.
         accumulate: parts (>= 1) a batch is split into, for memory.
         autocast: ``bf16`` or ``fp16`` (CUDA only, with a gradient scaler).
@@ -116,17 +124,21 @@ class Experiment:
     train_images: int | None = None
     validation: int = 0
     test: bool = True
+    test_at: tuple[int, ...] = ()
     net: str = "mlp"
     net_options: dict[str, Any] = field(default_factory=dict)
-    init: Literal["net", "default", "xavier"] = "net"
+    pixels: Literal["standard", "unit"] = "standard"
+    init: Literal["net", "default", "normal", "xavier"] = "net"
     rule: str | dict[str, Any] = "bp"
     epochs: int = 10
     batch_size: int = 64
+    shuffle: bool = True
     optimizer: str = "sgd"
     lr: float = 0.05
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = field(default_factory=Schedule)
     augment: Literal["none", "flip_crop", "zoom_flip"] = "none"
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     accumulate: int = 1
@@ -138,6 +150,7 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "test_at", tuple(self.test_at))
         problems = [
             f"{name}={getattr(self, name)}: must be at least {low}"
             for name, low in _LOWEST.items()
@@ -154,9 +167,23 @@ class Experiment:
             problems.append(f"clip_norm={self.clip_norm}: must be positive, or absent for none")
         if not (self.test or self.validation):
             problems.append("test=False without validation: nothing would be measured")
+        if self.label_smoothing and self.loss != "cross_entropy":
+            problems.append(f"label_smoothing has no effect with loss={self.loss!r}")
+        if not self.shuffle and self.augment != "none":
+            problems.append(f"augment={self.augment!r} draws anew for every epoch: needs shuffle")
+        problems += self._problems_of_test_at()
         if self.accumulate > self.batch_size:
             problems.append(f"accumulate={self.accumulate}: exceeds batch_size={self.batch_size}")
         _raise("experiment", problems)
+
+    def _problems_of_test_at(self) -> list[str]:
+        problems = []
+        rising = list(self.test_at) == sorted(set(self.test_at))
+        if not rising or any(not 1 <= epoch <= self.epochs for epoch in self.test_at):
+            problems.append(f"test_at={self.test_at}: must rise, within 1 to {self.epochs} epochs")
+        if self.test_at and not self.test:
+            problems.append(f"test_at={self.test_at} reads the test split, test=False forbids it")
+        return problems
 
     @property
     def key(self) -> str:
@@ -232,7 +259,9 @@ _LOWEST = {
     "seed": 0,
 }
 _ALLOWED = {
-    "init": ("net", "default", "xavier"),
+    "pixels": ("standard", "unit"),
+    "init": ("net", "default", "normal", "xavier"),
+    "loss": tuple(LOSSES),
     "augment": ("none", "flip_crop", "zoom_flip"),
     "autocast": ("off", "bf16", "fp16"),
 }

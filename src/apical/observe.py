@@ -5,17 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import probes
 from .convert import forward_parameters
 from .data import Batches
 from .describe import describe
+from .losses import Loss
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, autocast: Any) -> tuple[float, float]:
-    """Mean cross entropy and accuracy (fraction) over a split, in eval mode."""
+def evaluate(
+    model: nn.Module, batches: Batches, autocast: Any, loss_fn: Loss
+) -> tuple[float, float]:
+    """Mean loss and accuracy (fraction) over a split, in eval mode."""
     training = model.training
     model.eval()
     loss, correct, count = 0.0, 0, 0
@@ -25,7 +27,7 @@ def evaluate(model: nn.Module, batches: Batches, autocast: Any) -> tuple[float, 
             scores = model(x)
         batch = torch.stack(
             [
-                F.cross_entropy(scores.float(), y, reduction="sum").double(),
+                loss_fn(scores.float(), y, reduction="sum").double(),
                 (scores.argmax(1) == y).sum().double(),
             ]
         )
@@ -38,7 +40,9 @@ def evaluate(model: nn.Module, batches: Batches, autocast: Any) -> tuple[float, 
     return loss / count, correct / count
 
 
-def layer_rows(model: nn.Module, probe: tuple[Tensor, Tensor], epoch: int) -> list[dict[str, Any]]:
+def layer_rows(
+    model: nn.Module, probe: tuple[Tensor, Tensor], epoch: int, loss_fn: Loss
+) -> list[dict[str, Any]]:
     """One row per layer: feedback against weights, and the layer's gradient against backprop's.
 
     Leaves no trace: random numbers, gradients and statistics of the model stay as they were.
@@ -47,7 +51,7 @@ def layer_rows(model: nn.Module, probe: tuple[Tensor, Tensor], epoch: int) -> li
     devices = [probe[0].device] if probe[0].is_cuda else []
     with torch.random.fork_rng(devices):
         weights = probes.alignment(model)
-        gradients = probes.gradient_alignment(model, F.cross_entropy, *probe)
+        gradients = probes.gradient_alignment(model, loss_fn, *probe)
     for layer, found in weights.items():
         rows.setdefault(layer, {}).update(found)
     for layer, found in gradients.items():

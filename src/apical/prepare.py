@@ -111,6 +111,14 @@ def build_model(experiment: Experiment, images: data.ImageData) -> nn.Module:
     return convert(model, rule_assignment(experiment.rule), example=example, seed=experiment.seed)
 
 
+def normalisation(experiment: Experiment, images: data.ImageData) -> dict[str, tuple[float, ...]]:
+    """What is taken from pixels in [0, 1] and what divides them, per channel: mean and std."""
+    if experiment.pixels == "unit":
+        channels = images.shape[0]
+        return {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return {"mean": images.mean, "std": images.std}
+
+
 def check_device(device: str, experiment: Experiment) -> torch.device:
     """The device, if this machine has it and can run the experiment on it.
 
@@ -162,8 +170,7 @@ def _batches(
     group: Group,
 ) -> tuple[data.Batches, data.Batches | None, data.Batches]:
     common: dict[str, Any] = {
-        "mean": images.mean,
-        "std": images.std,
+        **normalisation(experiment, images),
         "device": device,
         "channels_last": experiment.channels_last,
     }
@@ -171,7 +178,7 @@ def _batches(
         splits[0],
         experiment.batch_size,
         augment=experiment.augment,
-        shuffle_seed=experiment.seed,
+        shuffle_seed=experiment.seed if experiment.shuffle else None,
         shard=(group.rank, group.size),
         **common,
     )
@@ -191,8 +198,7 @@ def _probe_batch(
     batches = data.Batches(
         split.take(torch.arange(count)),
         count,
-        mean=images.mean,
-        std=images.std,
+        **normalisation(experiment, images),
         device=device,
         channels_last=experiment.channels_last,
     )

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import checkpoint, claims, observe, prepare, progress, records, run_folder
 from .convert import labels
+from .data import Batches
 from .experiment import Experiment, versions
+from .losses import LOSSES, training_loss
 
 LOOK_STEPS = 50
 """Steps between two looks at the loss where each look waits for a GPU or other processes."""
@@ -159,6 +160,7 @@ def _train_epoch(
     per_epoch = len(parts.train)
     look = 1 if device.type == "cpu" and group.size == 1 else LOOK_STEPS
     autocast = autocasting(experiment, device)
+    loss_fn = training_loss(experiment.loss, experiment.label_smoothing)
     parts.net.train()
     clock = _Clock(at)
     for x, y in itertools.islice(parts.train.epoch(at.epoch), at.epoch_step, None):
@@ -172,9 +174,7 @@ def _train_epoch(
             with skip, labels(parts.model, y_part):
                 with autocast():
                     scores = parts.net(x_part)
-                    loss = F.cross_entropy(
-                        scores, y_part, label_smoothing=experiment.label_smoothing
-                    )
+                    loss = loss_fn(scores, y_part)
                 parts.scaler.scale(loss * share).backward()
             sums[0] += loss.detach() * len(y_part)
             sums[1] += (scores.detach().argmax(1) == y_part).sum()
@@ -241,36 +241,45 @@ def _epoch_rows(
     }
     if parts.group.rank == 0:
         if parts.validation is not None:
-            row["val_loss"], row["val_acc"] = observe.evaluate(
-                parts.model, parts.validation, autocasting(experiment, parts.device)
-            )
+            row |= _scores(experiment, parts, "val", parts.validation)
         row["memory_mb"] = observe.memory_mb(parts.device)
+    tests = []
+    if at.epoch in experiment.test_at and parts.group.rank == 0:
+        scores = _scores(experiment, parts, "test", parts.test)
+        tests = [{"kind": "test", "epoch": at.epoch, **scores}]
     parts.group.wait()
-    return [row, *_layer_rows(experiment, parts, at.epoch)]
+    return [row, *tests, *_layer_rows(experiment, parts, at.epoch)]
+
+
+def _scores(
+    experiment: Experiment, parts: prepare.Parts, name: str, split: Batches
+) -> dict[str, float]:
+    """Loss and accuracy on a split, under its name."""
+    autocast, loss_fn = autocasting(experiment, parts.device), LOSSES[experiment.loss]
+    loss, accuracy = observe.evaluate(parts.model, split, autocast, loss_fn)
+    return {f"{name}_loss": loss, f"{name}_acc": accuracy}
 
 
 def _layer_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> list[dict[str, Any]]:
-    """Alignment before training, at every ``probe_every``-th epoch, and after the last."""
+    """Alignment before training, at every ``probe_every``-th epoch, at ``test_at``, at the end."""
     if parts.probe is None or parts.group.rank:
         return []
-    if epoch % experiment.probe_every and epoch != experiment.epochs:
+    if epoch % experiment.probe_every and epoch not in (*experiment.test_at, experiment.epochs):
         return []
-    return observe.layer_rows(parts.model, parts.probe, epoch)
+    return observe.layer_rows(parts.model, parts.probe, epoch, LOSSES[experiment.loss])
 
 
 def _final_row(
     experiment: Experiment, parts: prepare.Parts, at: Position, folder: Path
 ) -> dict[str, Any]:
-    """The row that closes a run; here, and only here, the test split is read."""
+    """The row that closes a run. The test split is read here and at ``test_at``, nowhere else."""
     epochs = [r for r in records.read(folder / "records.jsonl") if r["kind"] == "epoch"]
     steps = at.step / len(epochs)
     row: dict[str, Any] = {"kind": "final", "epoch": at.epoch}
     splits = {"val": parts.validation, "test": parts.test if experiment.test else None}
     for name, split in splits.items():
         if split is not None:
-            row[f"{name}_loss"], row[f"{name}_acc"] = observe.evaluate(
-                parts.model, split, autocasting(experiment, parts.device)
-            )
+            row |= _scores(experiment, parts, name, split)
             row[f"{name}_count"] = len(split.split)
     return row | {
         "train_acc": at.train_acc,

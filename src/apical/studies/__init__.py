@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from apical.naming import unknown
 from apical.studies import biotorch
-from apical.studies.base import TIERS, Entry, Published, Search, Study
+from apical.studies.base import TIERS, Curve, Entry, Published, Search, Study
 from apical.studies.low_dim_error import low_dim_error
 from apical.studies.smoke import smoke
+from apical.studies.weight_transport import weight_transport
 
-__all__ = ["STUDIES", "TIERS", "Entry", "Published", "Search", "Study", "build"]
+__all__ = ["STUDIES", "TIERS", "Curve", "Entry", "Published", "Search", "Study", "build"]
 
 
 def build(name: str, *, tier: str | None = None, seeds: int = 3) -> Study:
@@ -36,4 +37,5 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "biotorch-mnist": biotorch.mnist,
     "low-dim-error": low_dim_error,
     "smoke": smoke,
+    "weight-transport": weight_transport,
 }

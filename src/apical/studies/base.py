@@ -54,6 +54,26 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A published course of training, compared with runs at the epochs it is given for.
+
+    Args: metric: of the records: ``test_acc``, ``angle_deg``, ``gradient_angle_deg``.
+        values: by epoch (>= 1); degrees, accuracies in %.     layer: of the angles.
+        allowance: difference, in the unit of the values, up to which ours agree.
+        n: runs behind the values.
+    """
+
+    setting: str
+    rule: str
+    metric: Literal["test_acc", "angle_deg", "gradient_angle_deg"]
+    values: Mapping[int, float]
+    source: str
+    allowance: float
+    layer: str = ""
+    n: int = 1
+
+
+@dataclass(frozen=True)
 class Search:
     """How learning rates are chosen that the source does not state.
 
@@ -82,6 +102,7 @@ class Study:
     published: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
     search: Search | None = None
+    curves: tuple[Curve, ...] = ()
 
     @property
     def cells(self) -> list[Choice]:
@@ -109,6 +130,7 @@ class Study:
             self,
             entries=tuple(entry for entry in self.entries if entry.setting in kept),
             published=tuple(row for row in self.published if row.setting in kept),
+            curves=tuple(row for row in self.curves if row.setting in kept),
         )
 
     def candidates(self) -> dict[Choice, dict[float, Experiment]]:
@@ -141,5 +163,6 @@ def _try(experiment: Experiment, search: Search, value: float) -> Experiment:
         validation=search.validation,
         seed=search.seed,
         test=False,
+        test_at=(),
         probe_every=0,
     )

@@ -117,6 +117,8 @@ def described(
         "published": [dataclasses.asdict(row) for row in published],
         "notes": [*study.notes, *data_notes],
     }
+    if study.curves:
+        value["curves"] = [dataclasses.asdict(curve) for curve in study.curves]
     if found:
         value["search"] = list(found)
     return value

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch.nn import functional as F
 
 from apical import prepare, records, training
 from apical.convert import labels, learn
 from apical.experiment import Experiment, rule_label
+from apical.losses import LOSSES
 from apical.sweep import Task
 
 WARM_STEPS, TIMED_STEPS = 2, 5
@@ -74,7 +74,7 @@ def _measure(experiment: Experiment, execution: training.Execution) -> tuple[flo
             begin = time.perf_counter()
             with labels(parts.model, y):
                 with training.autocasting(plain, parts.device)():
-                    loss = F.cross_entropy(parts.net(x), y)
+                    loss = LOSSES[plain.loss](parts.net(x), y)
                 loss.backward()
             parts.optimizer.step()
             parts.optimizer.zero_grad()

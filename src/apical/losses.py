@@ -1,0 +1,42 @@
+"""Losses of classifiers by name, from scores and class labels."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[..., Tensor]
+
+
+def binary_cross_entropy(
+    scores: Tensor, labels: Tensor, *, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Cross entropy of a sigmoid at each output with the one-hot label, summed over outputs.
+
+    Its error at the outputs is sigmoid(score) - label, over the number of images for "mean".
+
+    Shapes: scores (N, classes), labels (N,) int64, result a number.
+
+    >>> binary_cross_entropy(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))  # 3 log 2
+    tensor(2.0794)
+    """
+    targets = torch.zeros_like(scores).scatter_(1, labels[:, None], 1.0)
+    total = F.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
+    return total / len(scores) if reduction == "mean" else total
+
+
+LOSSES: dict[str, Loss] = {
+    "binary_cross_entropy": binary_cross_entropy,
+    "cross_entropy": F.cross_entropy,
+}
+"""Each takes scores, labels and `reduction`, "mean" or "sum" over images."""
+
+
+def training_loss(name: str, label_smoothing: float) -> Loss:
+    """The loss a run descends, a mean over images."""
+    return partial(
+        LOSSES[name], **({"label_smoothing": label_smoothing} if label_smoothing else {})
+    )
