@@ -30,6 +30,7 @@ CHANGES: dict[str, Any] = {
     "data": "mnist",
     "size": 16,
     "validation": 5,
+    "train_images": 100,
     "test": False,
     "net": "lenet",
     "net_options": {"hidden": [3]},

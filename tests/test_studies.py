@@ -36,7 +36,7 @@ def test_every_study_and_tier(name: str, tier: str) -> None:
             studies.build(name, tier=tier)
         return
     study = studies.build(name, tier=tier, seeds=3)
-    if name != "weight-transport":
+    if name == "smoke" or name.startswith("biotorch"):
         assert {entry.rule for entry in study.entries} == SIX
     assert all(len(cells) == 3 for cells in by_cell(study).values())
     keys = [entry.experiment.key for entry in study.entries]
