@@ -115,8 +115,8 @@ def spell(rule: Rule) -> str:
 
     >>> spell(SignSymmetric("fixed", scale="norm"))
     "frsf(scale='norm')"
-    >>> spell(Sparse(FA(init="kaiming"), density=0.5))
-    "sparse(fa(init='kaiming'), density=0.5)"
+    >>> spell(Sparse(FA(init="kaiming"), density=0.25))
+    "sparse(fa(init='kaiming'), density=0.25)"
     """
     form = to_dict(rule)
     name, inner = form.pop("rule"), getattr(rule, "inner", None)
