@@ -8,6 +8,7 @@ learns from, and the true one.
 from apical.attacks.apgd import APGD
 from apical.attacks.audit import Audit, audit
 from apical.attacks.base import Attack
+from apical.attacks.evaluation import Effort, RobustReport, robust_report
 from apical.attacks.names import SOURCES, source
 from apical.attacks.noise import Noise
 from apical.attacks.normalised import Normalised
@@ -39,6 +40,7 @@ __all__ = [
     "Attack",
     "Audit",
     "Averaged",
+    "Effort",
     "Exact",
     "FewPixel",
     "FiniteDifference",
@@ -50,11 +52,13 @@ __all__ = [
     "Own",
     "OwnAveraged",
     "Plugin",
+    "RobustReport",
     "RuleGradient",
     "Source",
     "Square",
     "Transfer",
     "audit",
+    "robust_report",
     "source",
 ]
 

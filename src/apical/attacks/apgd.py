@@ -59,6 +59,10 @@ class APGD(Attack):
                 " where it is at least 0"
             )
 
+    @property
+    def label(self) -> str:
+        return f"APGD-{self.steps} {self.loss}"
+
     def check_classes(self, classes: int) -> None:
         if classes < FEWEST_CLASSES[self.loss]:
             raise ValueError(

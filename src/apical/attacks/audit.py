@@ -66,6 +66,8 @@ class Audit:
         saturated: share of examples whose cross entropy is exactly 0; largest_score: median over
             examples of the largest absolute score.
         repeat: mean cosine between two answers to the same question.
+        misleading: whether a step along the gradient does not raise the loss often enough; a
+            gradient may be "masked" without it, when it points up the loss but elsewhere.
     """
 
     verdict: Word
@@ -84,6 +86,7 @@ class Audit:
     saturated: float
     largest_score: float
     repeat: float | None
+    misleading: bool
 
     def row(self) -> dict[str, object]:
         """As a record: a flat dictionary for JSON."""
@@ -251,7 +254,15 @@ def _judged(measured: dict[str, object], gradient: Tensor, exact: Tensor, limits
     found = dict(measured)
     steady = found.pop("steady")
     verdict, reasons = _verdict(found | {"cosine": cosine}, bool(steady), limits)
-    return Audit(verdict=verdict, reasons=reasons, cosine=cosine, **found)  # type: ignore[arg-type]
+    rising = found["rising"]
+    misleading = isinstance(rising, float) and rising < limits.rising
+    return Audit(
+        verdict=verdict,
+        reasons=reasons,
+        cosine=cosine,
+        misleading=misleading,
+        **found,  # type: ignore[arg-type]
+    )
 
 
 def _verdict(

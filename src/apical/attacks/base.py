@@ -53,8 +53,13 @@ class Attack(abc.ABC):
 
     @property
     def name(self) -> str:
-        """How tables call the attack."""
+        """How messages call the attack."""
         return type(self).__name__
+
+    @property
+    def label(self) -> str:
+        """How tables tell it from the same attack with other settings; the radius stands beside."""
+        return self.name
 
     @property
     def ball(self) -> Ball | None:

@@ -38,6 +38,10 @@ class Noise(Attack):
         if self.draws < 1:
             raise ValueError(f"{self.name}: draws={self.draws} must be at least 1")
 
+    @property
+    def label(self) -> str:
+        return f"Noise {self.kind}"
+
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         ball, generator = Ball(self.eps, self.norm, *self.bounds), self.generator()
         result, rows = self._draw(x, ball, generator), torch.arange(len(x), device=x.device)

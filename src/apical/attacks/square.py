@@ -50,6 +50,10 @@ class Square(Attack):
                 f" share={self.share}; needed are at least 1, at least 1, and (0, 1]"
             )
 
+    @property
+    def label(self) -> str:
+        return f"Square-{self.queries}"
+
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         least = 1 if self.norm == "linf" else 5
         if x.dim() != 4 or min(x.shape[2:]) < least:

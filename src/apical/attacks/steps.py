@@ -35,6 +35,10 @@ class FGSM(Attack):
     norm: Norm = "linf"
     loss: LossName = "ce"
 
+    @property
+    def label(self) -> str:
+        return f"FGSM {self.loss}"
+
     def check_classes(self, classes: int) -> None:
         _enough_classes(self.name, self.loss, classes)
 
@@ -79,6 +83,11 @@ class PGD(Attack):
             raise ValueError(
                 f"{self.name}: restarts={self.restarts} without random_start would repeat one run"
             )
+
+    @property
+    def label(self) -> str:
+        restarts = f" x{self.restarts}" if self.restarts > 1 else ""
+        return f"PGD-{self.steps}{restarts} {self.loss}"
 
     def check_classes(self, classes: int) -> None:
         _enough_classes(self.name, self.loss, classes)
@@ -146,6 +155,10 @@ class TPGD(Attack):
         _positive(self.name, steps=self.steps)
         if self.step_size <= 0:
             raise ValueError(f"{self.name}: step_size={self.step_size} must be above 0")
+
+    @property
+    def label(self) -> str:
+        return f"TPGD-{self.steps} {self.start}"
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         noise = torch.randn(x.shape, dtype=x.dtype, generator=self.generator())

@@ -38,6 +38,10 @@ class EOT(Attack):
         return f"EOT-{self.samples} {self.attack.name}"
 
     @property
+    def label(self) -> str:
+        return f"EOT-{self.samples} {self.attack.label}"
+
+    @property
     def ball(self) -> Ball | None:
         return self.attack.ball
 
@@ -70,6 +74,10 @@ class Transfer(Attack):
     @property
     def name(self) -> str:
         return f"Transfer {self.attack.name}"
+
+    @property
+    def label(self) -> str:
+        return self.attack.label
 
     @property
     def ball(self) -> Ball | None:
@@ -106,20 +114,20 @@ class Plugin(Attack):
 
     Args:
         call: for example `lambda model, x, y: torchattacks.PGD(model, eps=8 / 255)(x, y)`.
-        label: its name in tables. eps, norm: the ball it promises to stay in.
+        title: its name in tables. eps, norm: the ball it promises to stay in.
 
     Raises: ValueError when called with a source that is no model's backward pass (an average or
         finite differences), or if it returns something else than inputs.
     """
 
     call: Callable[[nn.Module, Tensor, Tensor], Tensor]
-    label: str
+    title: str
     eps: float
     norm: Norm = "linf"
 
     @property
     def name(self) -> str:
-        return self.label
+        return self.title
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         if oracle.differentiated is None:
