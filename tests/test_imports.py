@@ -35,7 +35,7 @@ LEAVES = [{"nets", "data"}]
 RESULTS = [{"records"}, {"stats"}, {"report"}]
 RUNNING = [
     {"attacks"},
-    {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
+    {"experiment", "optimizers", "losses", "claims", "checkpoint", "environment", "workers"},
     {"prepare"},
     {"observe", "run_folder", "progress"},
     {"training"},
