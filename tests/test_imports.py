@@ -34,8 +34,8 @@ CORE = [
 LEAVES = [{"nets", "data"}]
 RESULTS = [{"records"}, {"stats"}, {"report"}]
 RUNNING = [
-    {"attacks"},
-    {"experiment", "optimizers", "losses", "claims", "checkpoint", "environment", "workers"},
+    {"attacks", "losses"},
+    {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
     {"prepare"},
     {"observe", "run_folder", "progress"},
     {"training"},
