@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import apical
 from apical import nets
-from apical.rules import BP, DFA, RULES, Rule, SignSymmetric
+from apical.convert import feedback_modules, labels
+from apical.rules import BP, DFA, RULES, BroadcastRule, Rule, SignSymmetric
 
 CONTROL = "bp (control)"
 ORDINARY = "bp, contiguous, default SGD"
@@ -91,7 +92,13 @@ def training_step(
         F.cross_entropy(forward(x), y).backward()
         optimizer.step()
 
-    return step
+    def step_with_labels() -> None:
+        with labels(model, y):
+            step()
+
+    rules = (feedback.rule for feedback in feedback_modules(model))
+    broadcast = [rule for rule in rules if isinstance(rule, BroadcastRule)]
+    return step_with_labels if any(rule.needs_labels for rule in broadcast) else step
 
 
 def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
