@@ -125,14 +125,21 @@ class Feedback(nn.Module):
         if self.rule.acts_after_update:
             destination[prefix + "updates"] = torch.tensor(self.updates)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         saved = [key for key in state_dict if key.startswith(prefix)]
+        problem = self._in_this_load(bool(saved), missing_keys)
+        if problem:
+            error_msgs.append(problem)
         if not saved:  # a checkpoint of the plain model
-            if self.memory_names:
-                warnings.warn(
-                    "the checkpoint holds no feedback; the converted model keeps its own",
-                    stacklevel=2,
-                )
             return
         if prefix + "updates" in state_dict and self.rule.acts_after_update:
             self.updates = int(state_dict.pop(prefix + "updates"))
@@ -149,7 +156,44 @@ class Feedback(nn.Module):
                 self._remember(name, torch.empty_like(state_dict[prefix + name]))
             self.memory_names = tuple(n for n in names if not n.startswith("note_"))
             self.note_names = tuple(n for n in names if n.startswith("note_"))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(
+            state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _in_this_load(self, present: bool, missing_keys: list[str]) -> str:
+        """What is wrong with the checkpoint, as far as the layers loaded up to here can tell.
+
+        A checkpoint without any feedback is one of the plain model: a warning. One with feedback
+        for some layers only is damaged, or of another conversion.
+        """
+        if not (self.pending or self.state_dict()):
+            return ""  # a rule that keeps nothing
+        if _LOADS[-1].missing_keys is not missing_keys:
+            _LOADS[:] = [_Load(missing_keys)]
+        load = _LOADS[-1]
+        first = not load.layers[present]
+        load.layers[present].append(self.layer)
+        if first and load.layers[not present]:
+            return (
+                f"the checkpoint has feedback for {load.layers[True][0]} but not for"
+                f" {load.layers[False][0]}: it is incomplete, or of another conversion"
+            )
+        if first and not present:
+            warnings.warn(
+                "the checkpoint holds no feedback; the converted model keeps its own", stacklevel=3
+            )
+        return ""
+
+
+class _Load:
+    """One call of `load_state_dict`, known by the list that torch passes to every module in it."""
+
+    def __init__(self, missing_keys: list[str]) -> None:
+        self.missing_keys = missing_keys
+        self.layers: dict[bool, list[str]] = {True: [], False: []}
+
+
+_LOADS = [_Load([])]  # the call under way, or the last one
 
 
 def _placed(tensor: Tensor, weight: Tensor) -> Tensor:

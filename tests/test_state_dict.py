@@ -1,0 +1,55 @@
+"""Checkpoints of plain, converted and half-converted models."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import apical
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def test_a_plain_checkpoint_loads_strictly_and_warns_once_for_the_model() -> None:
+    model = apical.convert(_net(), "fa")
+    feedback = model[2].feedback.matrix.clone()
+    plain = _net()
+    nn.init.ones_(plain[0].weight)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.load_state_dict(plain.state_dict())
+    assert ["holds no feedback" in str(w.message) for w in caught] == [True]
+    assert torch.equal(model[0].weight, plain[0].weight)
+    assert torch.equal(model[2].feedback.matrix, feedback)
+
+
+def test_a_converted_checkpoint_restores_its_feedback() -> None:
+    model, other = apical.convert(_net(), "fa", seed=1), apical.convert(_net(), "fa", seed=2)
+    assert not torch.equal(model[2].feedback.matrix, other[2].feedback.matrix)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model[2].feedback.matrix, other[2].feedback.matrix)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint holds no feedback")  # true up to layer 0
+@pytest.mark.parametrize("layer", ["0", "4"])
+def test_feedback_for_some_layers_only_is_an_error(layer: str) -> None:
+    model = apical.convert(_net(), "fa")
+    state = copy.copy(model.state_dict())
+    del state[f"{layer}.feedback.matrix"]
+    with pytest.raises(RuntimeError, match="feedback for . but not for .") as caught:
+        model.load_state_dict(state)
+    assert f"not for {layer}:" in str(caught.value)
+    model.load_state_dict(model.state_dict())  # a later load starts anew
+
+
+def test_rules_that_keep_nothing_expect_nothing() -> None:
+    model = apical.convert(_net(), {"0": "usf", "*": "fa"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_state_dict(model.state_dict())
+        apical.convert(_net(), "usf").load_state_dict(_net().state_dict())
