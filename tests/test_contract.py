@@ -11,7 +11,25 @@ from torch import Tensor, nn
 import apical
 from apical import contract
 from apical.contract import CHECKS, ContractError
-from apical.rules import BP, DFA, FA, RULES, BroadcastRule, Rule, SignSymmetric, TransportRule
+from apical.rules import (
+    BP,
+    DFA,
+    DRTP,
+    FA,
+    RULES,
+    BroadcastRule,
+    DirectKolenPollack,
+    DirectLowDimensional,
+    KolenPollack,
+    LowDimensional,
+    ProductFeedback,
+    Quantised,
+    Rule,
+    SignDFA,
+    SignSymmetric,
+    Sparse,
+    TransportRule,
+)
 from apical.rules.base import Geometry, Local, Update, bound, fans, uniform
 
 VARIANTS = [
@@ -29,6 +47,17 @@ VARIANTS = [
     DFA(init="noekland", shared=True),
     DFA(layout="channel", shared=True),
     DFA(constrain_weights=True, sample_axis="folded"),
+    DRTP(layout="kernel"),
+    DirectKolenPollack(layout="channel", init="noekland"),
+    DirectLowDimensional(rank=1, projection="labels", layout="channel"),
+    DirectLowDimensional(projection="fixed"),
+    LowDimensional(rank=1.0, projection="fixed", follows="update", scale="norm"),
+    LowDimensional(rank=0.75, follows="update", orthonormalise=2),
+    ProductFeedback(expansion=1.0, decay=0, constrain_weights=True),
+    Quantised(LowDimensional(), bits=1),
+    Quantised("brsf"),
+    SignDFA(layout="channel"),
+    Sparse(KolenPollack()),
 ]
 
 
