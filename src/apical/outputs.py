@@ -86,7 +86,8 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
             f" are class numbers {(samples, *positions)}, or numbers of the output's own shape"
         )
     classes = error_shape[0]
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    known = labels.numel() > 0 and not torch.compiler.is_compiling()  # a graph knows no values
+    if known and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}; the output"
             f" has classes 0 to {classes - 1}"

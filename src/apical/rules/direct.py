@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -34,9 +35,9 @@ class _Direct(BroadcastRule, abc.ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self._taps
+        _ = self._taps  # checked now, and made once
 
-    @property
+    @cached_property
     def _taps(self) -> DFA:
         return DFA(layout=self.layout, init=self.init, sample_axis=self.sample_axis)
 
