@@ -263,3 +263,17 @@ def test_layouts_agree_with_dfa() -> None:
         for model in (dfa, sign):
             model(x).backward(e)
         assert_close(sign[0].weight.grad, dfa[0].weight.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["drtp", "dldfa"])
+def test_labels_and_notes_pass_through_one_compiled_graph(name: str) -> None:
+    models = [apical.convert(mlp(), name, example=X) for _ in range(2)]
+    called = [models[0], torch.compile(models[1], backend="aot_eager", fullgraph=True)]
+    for model, call in zip(models, called, strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            with apical.labels(model, Y):
+                F.cross_entropy(call(X), Y).backward()
+            optimizer.step()
+    assert_close(dict(models[1].state_dict()), dict(models[0].state_dict()), rtol=0, atol=1e-12)
