@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from apical.records import write_bytes
+from apical.report import curves
 from apical.report.read import Study, is_study, read_study
 from apical.report.table import Cell, cells, count, display_name, interval, number, signed
 
@@ -75,7 +76,33 @@ def _to_markdown(study: Study) -> str:
     head += ["published %", "verdict"] * compared
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(_rulers(head)) + "|"]
     lines += ["| " + " | ".join(_row(cell, several, compared)) + " |" for cell in rows]
-    return "\n".join(lines) + "\n\n" + _legend(study, rows) + "\n"
+    return "\n".join(lines) + "\n\n" + _curves(study) + _legend(study, rows) + "\n"
+
+
+def _curves(study: Study) -> str:
+    """Published courses of training beside ours, one line each; "" where there are none."""
+    points = curves.points(study)
+    if not points:
+        return ""
+    epochs = sorted({point.epoch for point in points})
+    head = ["rule", "quantity", *(f"epoch {epoch}" for epoch in epochs)]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(epochs)]
+    for curve in dict.fromkeys((p.curve.setting, p.curve.rule, p.quantity) for p in points):
+        mine = {p.epoch: p for p in points if curve == (p.curve.setting, p.curve.rule, p.quantity)}
+        texts = [_beside(mine[epoch]) if epoch in mine else "" for epoch in epochs]
+        words = [_escape(display_name(curve[1])), _escape(curve[2]), *texts]
+        lines.append("| " + " | ".join(words) + " |")
+    sources = "; ".join(dict.fromkeys(_escape(point.curve.source) for point in points))
+    told = (
+        f"Mean over seeds, in brackets the published value ({sources}). † differs by more than "
+        "the allowance of the study and than our 95 % interval."
+    )
+    return "\n".join(lines) + f"\n\n{told}\n\n"
+
+
+def _beside(point: curves.Point) -> str:
+    mark = " †" if point.word == "differs" else ""
+    return f"{number(point.ours.mean)} ({number(point.published)}){mark}"
 
 
 def _rulers(head: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.records import StorageError, write_bytes
-from apical.report import figures, protocol, table
+from apical.report import curves, figures, protocol, table
 from apical.report.looks import Look, css_variables, looks
 from apical.report.read import FULL_TIER, Study, is_study, read_study
 from apical.report.render import Group, legend_svg, to_svg, write_png
@@ -56,6 +56,8 @@ def _write_study(study: Study, out: Path) -> Path:
     rows = table.cells(study)
     look = looks(study.rules)
     write_bytes(out / "table.csv", table.to_csv(rows).encode())
+    if study.curves:
+        write_bytes(out / "curves.csv", curves.to_csv(curves.points(study)).encode())
     return _write_html(
         out,
         "study.html.j2",
@@ -68,6 +70,7 @@ def _write_study(study: Study, out: Path) -> Path:
         environment=protocol.environment(study),
         unfinished=[run for run in study.runs if run.status != "finished"],
         rows=rows,
+        points=curves.points(study),
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
         sections=[_section(study, rows, setting, look, out) for setting in study.settings],
         allowance=ALLOWANCE,
@@ -80,6 +83,7 @@ def _section(
 ) -> dict[str, Any]:
     """The figures of one setting for the page; their PNG files are written on the way."""
     groups = figures.groups(study, rows, setting, look)
+    groups += curves.groups(study, setting, look)
     shown = [row.rule for row in rows if row.setting == setting and row.summary]
     legend = [(table.display_name(rule), look[rule]) for rule in shown]
     slug = f"{slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""

@@ -27,7 +27,9 @@ def summary(study: Study) -> str:
         f"{_plural(len(study.settings), 'setting')} ({', '.join(study.settings)}), "
         f"{_plural(len(seeds), 'seed')} each."
     ]
-    if not study.published:
+    if not study.published and study.curves:
+        parts.append(f"Tier {study.tier}; compared with a published course of training.")
+    elif not study.published:
         parts.append(f"Tier {study.tier}; no published values to compare with.")
     elif study.tier == FULL_TIER:
         parts.append("Tier full: the published protocol.")

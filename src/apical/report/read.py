@@ -7,6 +7,9 @@ study.json:
                 metric test_error or test_accuracy; unit "%" or "fraction"; n runs behind it (1);
                 other_scale says why the value is no match for these runs whatever the tier
     notes       list of text: what a reader must know about the data, printed beside the numbers
+    curves      optional: list of {setting, rule, metric, layer, values, source, allowance, n}:
+                published values by epoch, in % (metric test_acc) or degrees (angle_deg,
+                gradient_angle_deg), and the difference up to which ours agree
     search      optional: list of {setting, rule, lr, at_edge, tries}, how a learning rate was
                 chosen; tries is a list of {lr, val_acc} or, where it diverged, {lr, reason}
 experiment.json: {key, versions, experiment}; the last is the experiment with all its fields.
@@ -76,6 +79,20 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Published values by epoch, in % or degrees; `layer` is "" where there is none."""
+
+    setting: str
+    rule: str
+    metric: str
+    layer: str
+    values: Mapping[int, float]
+    source: str
+    allowance: float
+    n: int = 1
+
+
+@dataclass(frozen=True)
 class Study:
     name: str
     title: str
@@ -85,6 +102,7 @@ class Study:
     published: tuple[Published, ...]
     notes: tuple[str, ...]
     search: tuple[Mapping[str, Any], ...] = ()
+    curves: tuple[Curve, ...] = ()
 
     @property
     def settings(self) -> list[str]:
@@ -128,6 +146,7 @@ def read_study(folder: Path) -> Study:
             published=tuple(_published(entry) for entry in value["published"]),
             notes=tuple(value["notes"]),
             search=tuple(value.get("search", ())),
+            curves=tuple(_curve(entry) for entry in value.get("curves", ())),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'study.json'}: missing or misshapen entry {error}") from error
@@ -149,6 +168,11 @@ def _published(entry: Mapping[str, Any]) -> Published:
         n=entry.get("n", 1),
         other_scale=entry.get("other_scale", ""),
     )
+
+
+def _curve(entry: Mapping[str, Any]) -> Curve:
+    values = {int(epoch): float(value) for epoch, value in entry["values"].items()}
+    return Curve(**{**entry, "values": values})
 
 
 def _read_run(study: Path, entry: Mapping[str, Any]) -> Run:
