@@ -111,12 +111,14 @@ def build_model(experiment: Experiment, images: data.ImageData) -> nn.Module:
     return convert(model, rule_assignment(experiment.rule), example=example, seed=experiment.seed)
 
 
-def normalisation(experiment: Experiment, images: data.ImageData) -> dict[str, tuple[float, ...]]:
-    """What is taken from pixels in [0, 1] and what divides them, per channel: mean and std."""
+def normalisation(
+    experiment: Experiment, images: data.ImageData
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What is taken from pixels in [0, 1], and what then divides them, per channel."""
     if experiment.pixels == "unit":
         channels = images.shape[0]
-        return {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    return {"mean": images.mean, "std": images.std}
+        return (0.0,) * channels, (1.0,) * channels
+    return images.mean, images.std
 
 
 def check_device(device: str, experiment: Experiment) -> torch.device:
@@ -169,8 +171,10 @@ def _batches(
     device: torch.device,
     group: Group,
 ) -> tuple[data.Batches, data.Batches | None, data.Batches]:
+    mean, std = normalisation(experiment, images)
     common: dict[str, Any] = {
-        **normalisation(experiment, images),
+        "mean": mean,
+        "std": std,
         "device": device,
         "channels_last": experiment.channels_last,
     }
@@ -195,10 +199,12 @@ def _probe_batch(
     if not experiment.probe_every:
         return None
     count = min(experiment.probe_images, len(split))
+    mean, std = normalisation(experiment, images)
     batches = data.Batches(
         split.take(torch.arange(count)),
         count,
-        **normalisation(experiment, images),
+        mean=mean,
+        std=std,
         device=device,
         channels_last=experiment.channels_last,
     )

@@ -75,7 +75,8 @@ def points(study: Study) -> list[Point]:
 def groups(study: Study, setting: str, looks: Mapping[str, Look]) -> list[Group]:
     """One figure: a panel per quantity, ours as lines and the published values on them."""
     curves = [curve for curve in study.curves if curve.setting == setting]
-    panels, shown = [], {}
+    panels: list[Panel] = []
+    shown: dict[str, None] = {}
     for key in dict.fromkeys((curve.metric, curve.layer) for curve in curves):
         same = [curve for curve in curves if (curve.metric, curve.layer) == key]
         values = _ours(study, same[0], study.rules)

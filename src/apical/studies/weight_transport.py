@@ -99,8 +99,8 @@ def _curves(epochs: Iterable[int]) -> list[Curve]:
     for rule, values in WEIGHT_ANGLE.items():
         made.append(Curve(SETTING, rule, "angle_deg", _at(values, epochs), SOURCE, DEGREES, "fc2"))
     for rule, values in DELTA_ANGLE.items():
-        metric = "gradient_angle_deg"
-        made.append(Curve(SETTING, rule, metric, _at(values, epochs), SOURCE, DEGREES, "fc1"))
+        at = _at(values, epochs)
+        made.append(Curve(SETTING, rule, "gradient_angle_deg", at, SOURCE, DEGREES, "fc1"))
     return made
 
 
