@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apical import attacks, stats
-from apical.attacks import sanity
+from apical.attacks import evaluation, sanity
 from apical.attacks.ball import Ball
 from apical.attacks.trials import Step, Trial, run
 from victims import convolutional, correct, digits, perceptron, trained
@@ -249,6 +249,17 @@ def test_checks_that_had_nothing_to_go_by_say_so() -> None:
     assert [check.passed for check in found] == [
         True, None, None, None, None, None, None, True,
     ]  # fmt: skip
+
+
+def test_what_a_small_radius_breaks_is_broken_at_a_wider_one() -> None:
+    trials = [
+        made("black box", 0.1, [True, False, False], on="survivors"),
+        made("exact", 0.2, [False, True, False]),
+        made("exact", 0.5, [True, True, True], role="large"),
+    ]
+    clean = (True, True, True)
+    assert evaluation._worst(trials, clean, 0.1).robust == (False, True, True)
+    assert evaluation._worst(trials, clean, 0.2).robust == (False, False, True)
 
 
 def test_the_gap_is_paired_and_needs_both_size_and_certainty() -> None:

@@ -181,6 +181,26 @@ def test_a_model_that_draws_leaves_the_generators_alone_and_repeats() -> None:
     assert torch.equal(first, attack(net, X, Y))
 
 
+class Counts(nn.Module):
+    """Counts its calls in a buffer, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x.flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize("attack", [attacks.PGD(0.1, steps=2), attacks.Square(0.1, queries=2)])
+def test_buffers_are_put_back(attack: attacks.Attack) -> None:
+    net = Counts().eval()
+    calls = net.calls
+    attack(net, X, Y)
+    assert net.calls is calls and calls == 0
+
+
 def test_an_exception_restores_everything() -> None:
     class Fails(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -204,18 +224,28 @@ def test_an_exception_restores_everything() -> None:
 
 
 def test_a_twin_that_is_still_alive_does_not_hear_of_updates() -> None:
-    def step(watching: bool) -> list[Tensor]:
+    def stepped(*, watching: bool) -> list[Tensor]:
         net = apical.convert(convolutional(), KolenPollack(decay=0.5))
-        twin = twins.with_rule(net, KolenPollack(decay=0.5), 0) if watching else None
-        copied = twins.sharing_parameters(net) if watching else None
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
         nn.functional.cross_entropy(net(X), Y).backward()
+        alive = [twins.with_rule(net, KolenPollack(decay=0.5), 0), twins.sharing_parameters(net)]
+        for twin in alive if watching else ():
+            plainly(twin)  # from now on its rule would have something to do
         optimizer.step()
-        del twin, copied
+        assert len(alive) == 2
         return [p.detach() for p in net.parameters()]
 
-    for watched, alone in zip(step(True), step(False), strict=True):
+    for watched, alone in zip(stepped(watching=True), stepped(watching=False), strict=True):
         assert torch.equal(watched, alone)
+
+
+def test_twins_share_parameters_but_not_feedback() -> None:
+    net = apical.convert(convolutional(), "brsf")
+    buffers = {b.data_ptr() for b in net.buffers()}
+    for twin in (twins.sharing_parameters(net), twins.with_rule(net, "fa", 0)):
+        pairs = zip(net.parameters(), twin.parameters(), strict=True)
+        assert all(own is shared for own, shared in pairs)
+        assert not buffers & {b.data_ptr() for b in twin.buffers()}
 
 
 def test_parameters_get_no_gradient_while_attacking(monkeypatch: pytest.MonkeyPatch) -> None:
