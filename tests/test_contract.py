@@ -17,6 +17,7 @@ from apical.rules import (
     DRTP,
     FA,
     RULES,
+    AlignmentLoss,
     BroadcastRule,
     DirectKolenPollack,
     DirectLowDimensional,
@@ -29,8 +30,10 @@ from apical.rules import (
     SignSymmetric,
     Sparse,
     TransportRule,
+    WeightMirror,
 )
 from apical.rules.base import Geometry, Local, Update, bound, fans, uniform
+from apical.rules.mirror import RELEASED
 
 VARIANTS = [
     BP(constrain_weights=True),
@@ -58,6 +61,10 @@ VARIANTS = [
     Quantised("brsf"),
     SignDFA(layout="channel"),
     Sparse(KolenPollack()),
+    AlignmentLoss("mirror"),
+    AlignmentLoss("symmetric", init="normal"),
+    RELEASED,
+    WeightMirror(every=2, noise="uniform"),
 ]
 
 

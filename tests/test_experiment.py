@@ -37,6 +37,7 @@ CHANGES: dict[str, Any] = {
     "init": "xavier",
     "pixels": "unit",
     "shuffle": False,
+    "drop_last": True,
     "loss": "binary_cross_entropy",
     "test_at": (1,),
     "rule": "fa",

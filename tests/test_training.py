@@ -369,7 +369,8 @@ def test_the_test_split_is_followed_at_the_epochs_asked_for(tmp_path: Path) -> N
 
 def test_binary_cross_entropy_of_unit_pixels_in_the_order_of_the_split(tmp_path: Path) -> None:
     """One epoch written out: error sigmoid - label, no normalisation, no shuffling."""
-    changes = {"loss": "binary_cross_entropy", "pixels": "unit", "shuffle": False, "epochs": 1}
+    changes = {"loss": "binary_cross_entropy", "pixels": "unit", "shuffle": False}
+    changes |= {"epochs": 1, "drop_last": True}
     options = {"net_options": {"hidden": []}, "optimizer_options": {}, "init": "normal"}
     folder = tmp_path / "run"
     experiment = dataclasses.replace(BASE, **changes, **options)  # type: ignore[arg-type]
@@ -380,12 +381,19 @@ def test_binary_cross_entropy_of_unit_pixels_in_the_order_of_the_split(tmp_path:
         model = prepare.build_model(experiment, images)
     weight, bias = (p.detach().double() for p in model.parameters())
     x_all = images.train.images.flatten(1).double() / 255
-    for x, y in zip(x_all.split(128), images.train.labels.split(128), strict=True):
+    pairs = zip(x_all.split(128), images.train.labels.split(128), strict=True)
+    for x, y in list(pairs)[:-1]:  # 1,437 images fill eleven batches
         error = torch.sigmoid(x @ weight.T + bias) - F.one_hot(y, 10)
         weight -= 0.05 * error.T @ x / len(x)
         bias -= 0.05 * error.mean(0)
     close(weights(folder)["fc1.weight"], weight.float())
     close(weights(folder)["fc1.bias"], bias.float())
+
+
+def test_images_that_fill_no_batch_are_refused_alone(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(BASE, batch_size=2000, drop_last=True)
+    with pytest.raises(ValueError, match="the 1437 training images fill no batch"):
+        training.run(experiment, tmp_path / "run")
 
 
 def test_the_recorded_loss_is_the_one_trained_on(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ class Experiment:
         epochs: passes over the training split (>= 1).
         batch_size: images per optimizer step (>= 1), over all processes together.
         shuffle: draw the order of the training images anew for every epoch; else as stored.
+        drop_last: leave out the images at the end of an epoch that fill no batch.
         optimizer: sgd, adam, adamw, rmsprop, or a class as ``package.module:Class``.
         lr: learning rate (> 0) before the schedule.
         optimizer_options: further keyword arguments of the optimizer.
@@ -133,6 +134,7 @@ class Experiment:
     epochs: int = 10
     batch_size: int = 64
     shuffle: bool = True
+    drop_last: bool = False
     optimizer: str = "sgd"
     lr: float = 0.05
     optimizer_options: dict[str, Any] = field(default_factory=dict)

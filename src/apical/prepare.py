@@ -183,9 +183,15 @@ def _batches(
         experiment.batch_size,
         augment=experiment.augment,
         shuffle_seed=experiment.seed if experiment.shuffle else None,
+        drop_last=experiment.drop_last,
         shard=(group.rank, group.size),
         **common,
     )
+    if not len(train):
+        raise ValueError(
+            f"drop_last with batch_size={experiment.batch_size}: the {len(splits[0])} training"
+            " images fill no batch; use a smaller batch or drop_last=False"
+        )
     validation = None
     if splits[1] is not None:
         validation = data.Batches(splits[1], EVALUATION_BATCH, **common)

@@ -68,6 +68,7 @@ def weight_transport(tier: str, seeds: int) -> Study:
         epochs=epochs,
         batch_size=128,
         shuffle=False,
+        drop_last=True,
         test_at=tuple(epoch for epoch in AT if epoch <= epochs),
         probe_every=1 if epochs <= 10 else 10,
         probe_images=1,
@@ -116,9 +117,9 @@ def _notes(epochs: int) -> tuple[str, ...]:
         "matched decay at the same learning rate (0.05), wm fast at that of BP (0.2).",
         "Gradient angles are those of one image, the first of the training split: for one image "
         "the angle of a weight gradient is that of the layer's signal, which the source logs.",
-        "As in the source, images come in the order of the training split in every epoch. Unlike "
-        "there, the last 96 of them form a batch of their own, and the gradient of biases is not "
-        "divided by the batch size a second time.",
+        "As in the source, images come in the order of the training split in every epoch, and the "
+        "last 96 of them, which fill no batch, are left out. Unlike there, the gradient of biases "
+        "is not divided by the batch size a second time.",
         "The test split is read at the epochs of the source's log as well as at the end; nothing "
         "is chosen by it.",
     ]
