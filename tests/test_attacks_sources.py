@@ -298,6 +298,13 @@ def test_names_and_sources_are_one() -> None:
         assert attacks.source(attacks.source(name)) == attacks.source(name)
 
 
+def test_feedback_drawn_again_inside_another_rule_is_averaged_too() -> None:
+    net = apical.convert(convolutional(), rules.build("sparse(fa)", inner="brsf"))
+    few, many = (gradient_of(net, f"own-averaged:{count}") for count in (1, 3))
+    assert not torch.equal(few, many)
+    assert torch.equal(gradient_of(net, "own"), gradient_of(net, "own"))
+
+
 def test_averaging_what_never_changes_is_refused() -> None:
     with pytest.raises(ValueError, match="no rule of this model draws its feedback again"):
         attacks.PGD(0.1)(apical.convert(convolutional(), "fa"), X, Y, gradient="own-averaged")

@@ -64,6 +64,8 @@ def random_feedback(model: nn.Module) -> bool:
 
 
 def _is_fresh(rule: object) -> bool:
+    while (inner := getattr(rule, "inner", None)) is not None:  # of a rule around another
+        rule = inner
     return isinstance(rule, SignSymmetric) and rule.magnitude == "fresh"
 
 

@@ -1,0 +1,252 @@
+"""The robustness of one net: worst case per example, sanity checks, masking gap, verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from apical import stats
+from apical.attacks import checks as input_checks
+from apical.attacks import sanity, schedule, twins
+from apical.attacks.audit import Audit, Word, audit
+from apical.attacks.ball import Ball, Norm
+from apical.attacks.base import Attack
+from apical.attacks.isolation import undisturbed
+from apical.attacks.losses import broken
+from apical.attacks.sanity import Check, Gap
+from apical.attacks.schedule import Effort, Setting
+from apical.attacks.trials import Step, Trial, run
+from apical.convert import feedback_modules
+
+AUDITED = 128
+"""Most examples on which the gradient is audited."""
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The headline at one radius: right, and broken by nothing that was tried.
+
+    Attributes: robust: one entry per example. accuracy: their share; low, high: Wilson's interval,
+        which holds for other test examples, not for training again.
+    """
+
+    eps: float
+    robust: tuple[bool, ...]
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RobustReport:
+    """Plain data. Accuracies are fractions of all examples, those misclassified from the start
+    included.
+
+    Attributes: verdict: "masked" if own minus exact robust accuracy is above 5 points with an
+        interval that excludes 0, or if a step along the own gradient does not raise the loss;
+        "vanishing" and "random" as the audit found; else "faithful".
+    """
+
+    norm: Norm
+    classes: int
+    clean: tuple[bool, ...]
+    trials: tuple[Trial, ...]
+    worst: tuple[Worst, ...]
+    gaps: tuple[Gap, ...]
+    checks: tuple[Check, ...]
+    audit: Audit
+    verdict: Word
+    reasons: tuple[str, ...]
+
+    def rows(self) -> list[dict[str, object]]:
+        """As records: flat dictionaries for JSON; lists of examples are left in `trials`."""
+        n = len(self.clean)
+        found: list[dict[str, object]] = [
+            {"kind": "clean", "accuracy": sum(self.clean) / n, "examples": n, "norm": self.norm}
+        ]
+        for trial in self.trials:
+            row: dict[str, object] = {"kind": "attack", "attack": trial.attack}
+            row |= {"source": trial.source, "group": trial.group, "eps": trial.eps, "on": trial.on}
+            row |= {"attacked": sum(trial.attacked), "broken": sum(trial.broken)}
+            row |= {"strays": trial.strays, "role": trial.role}
+            if trial.on == "all":
+                row["accuracy"] = trial.accuracy(self.clean)
+            found.append(row)
+        for worst in self.worst:
+            found.append(
+                {"kind": "worst"} | {k: v for k, v in asdict(worst).items() if k != "robust"}
+            )
+        found += [{"kind": "gap", **asdict(gap), "masked": gap.masked} for gap in self.gaps]
+        found += [
+            {k: v for k, v in {"kind": "check", **asdict(check)}.items() if v is not None}
+            for check in self.checks
+        ]
+        found.append(self.audit.row())
+        found.append({"kind": "verdict", "verdict": self.verdict, "reasons": list(self.reasons)})
+        return found
+
+
+def robust_report(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Sequence[float],
+    norm: Norm = "linf",
+    effort: Effort | None = None,
+    rules: Sequence[str] = (),
+    surrogates: Mapping[str, nn.Module] | None = None,
+    extra: Callable[[float], Sequence[Attack]] | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    batch_size: int = 256,
+    seed: int = 0,
+    finished: Iterable[Trial] = (),
+    on_trial: Callable[[Trial, int, int], None] | None = None,
+) -> RobustReport:
+    """Attack a classifier in eval mode by all gradient sources, and say what to believe.
+
+    What is compared runs on all examples that are right; what may break still more, only on those
+    that nothing has broken yet, at this radius or a smaller one.
+
+    Args:
+        eps: radii above 0, in the unit of the inputs (the normalisation belongs into the model).
+        rules: further rules whose backward pass is tried on these weights, by name.
+        surrogates: name -> other model with the same classes, to transfer from; a net trained by
+            backprop from the same start is the strongest.
+        extra: from a radius to further attacks, run on what is left.
+        finished: trials of an interrupted report on the same model and data; they are not repeated.
+        on_trial: called after each trial with it, its number, and how many there are.
+
+    Shapes: x (N, ...) within `bounds`, y (N,).
+    Raises: ValueError as attacks do; models with random scores are refused.
+    """
+    x, y = x.detach(), y.detach()
+    clean, classes = _clean(model, x, y, bounds)
+    budgets = _budgets(eps, norm, bounds)
+    setting = Setting(
+        norm,
+        bounds,
+        seed,
+        effort or Effort(),
+        classes,
+        x.dim() == 4 and min(x.shape[2:]) >= 5,
+        any(True for _ in feedback_modules(model)),
+        twins.random_feedback(model),
+        tuple(rules),
+        surrogates or {},
+        extra,
+    )
+    planned = [(e, step) for e in budgets for step in schedule.steps(e, setting)]
+    widest = (bounds[1] - bounds[0]) / 2 * (1 if norm == "linf" else math.sqrt(x[0].numel()))
+    planned.append((math.inf, schedule.large(widest, setting)))
+    known, trials = {trial.key: trial for trial in finished}, []
+    standing = clean.clone()
+    for number, (budget, step) in enumerate(planned, 1):
+        rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
+        ball = Ball(step.eps, norm, *bounds)
+        trial = known.get(step.key) or run(
+            step, model, x, y, rows.to(x.device), ball, batch_size=batch_size
+        )
+        trials.append(trial)
+        if budget < math.inf:
+            standing &= ~torch.tensor(trial.broken)
+        if on_trial:
+            on_trial(trial, number, len(planned))
+    if not setting.has_feedback:
+        trials += _own_of_a_plain_model(trials)
+    found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
+    return _concluded(norm, classes, tuple(clean.tolist()), trials, budgets, found)
+
+
+def _clean(
+    model: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float]
+) -> tuple[Tensor, int]:
+    """Which examples are right, on the CPU, and the number of classes; after all checks."""
+    input_checks.check_model(model)
+    with undisturbed(model), torch.no_grad():
+        input_checks.check_mode(model, random_allowed=False)
+        input_checks.check_inputs(x, Ball(0.0, "linf", *bounds))
+        if not len(x):
+            raise ValueError("robust_report: no examples were given")
+        classes = input_checks.check_repeats(model, x, random_allowed=False)
+        input_checks.check_labels(y, len(x), classes)
+        wrong = [broken(model(a), b) for a, b in zip(x.split(256), y.split(256), strict=True)]
+    return ~torch.cat(wrong).cpu(), classes
+
+
+def _budgets(eps: Sequence[float], norm: Norm, bounds: tuple[float, float]) -> list[float]:
+    if not eps or len(set(eps)) < len(eps):
+        raise ValueError(f"robust_report: eps={tuple(eps)}; give at least one radius, each once")
+    for radius in eps:
+        input_checks.check_eps(
+            "robust_report", radius, low=bounds[0], high=bounds[1], linf=norm == "linf"
+        )
+        if radius == 0:
+            raise ValueError("robust_report: eps=0 is the clean accuracy, which is always reported")
+    return sorted(float(radius) for radius in eps)
+
+
+def _own_of_a_plain_model(trials: Sequence[Trial]) -> list[Trial]:
+    """Without feedback the own gradient is the exact one: the same trials under both names."""
+    return [
+        replace(trial, group="own", source="own", key=trial.key.replace("exact", "own"))
+        for trial in trials
+        if trial.group == "exact" and trial.on == "all" and trial.role != "large"
+    ]
+
+
+def _concluded(
+    norm: Norm,
+    classes: int,
+    clean: tuple[bool, ...],
+    trials: Sequence[Trial],
+    budgets: Sequence[float],
+    found: Audit,
+) -> RobustReport:
+    gaps = tuple(sanity.gap(trials, clean, e) for e in budgets)
+    verdict, reasons = _verdict(gaps, found)
+    return RobustReport(
+        norm,
+        classes,
+        clean,
+        tuple(trials),
+        tuple(_worst(trials, clean, e) for e in budgets),
+        gaps,
+        sanity.checks(trials, clean, budgets, classes),
+        found,
+        verdict,
+        reasons,
+    )
+
+
+def _worst(trials: Sequence[Trial], clean: tuple[bool, ...], eps: float) -> Worst:
+    """A point found within a smaller radius lies within this one too."""
+    inside = [t for t in trials if t.eps <= eps and t.role != "large"]
+    robust = sanity.together(inside, clean)
+    low, high = stats.wilson(sum(robust), len(robust))
+    return Worst(eps, robust, sum(robust) / len(robust), low, high)
+
+
+def _verdict(gaps: Sequence[Gap], found: Audit) -> tuple[Word, tuple[str, ...]]:
+    masked = [
+        f"at eps {g.eps:.4g} the own gradient leaves {g.own:.1%} standing, the exact one"
+        f" {g.exact:.1%} ({100 * g.mean:.1f} points apart, interval {100 * g.low:.1f} to"
+        f" {100 * g.high:.1f})"
+        for g in gaps
+        if g.masked
+    ]
+    if found.misleading:
+        masked += [reason for reason in found.reasons if "raises the loss" in reason]
+    if masked:
+        return "masked", tuple(masked)
+    if found.verdict in ("vanishing", "random"):
+        return found.verdict, found.reasons
+    most = max(100 * gap.mean for gap in gaps)
+    return "faithful", (f"own minus exact robust accuracy is at most {most:.1f} points",)
+
+
+__all__ = ["Check", "Effort", "Gap", "RobustReport", "Step", "Trial", "Worst", "robust_report"]

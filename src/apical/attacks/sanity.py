@@ -1,0 +1,167 @@
+"""Signs that a robustness evaluation itself went wrong, from the literature on it.
+
+Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness"; Athalye et al. 2018.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from apical import stats
+from apical.attacks.trials import Group, Trial
+
+GAP = 0.05
+"""Own minus exact robust accuracy from which a net counts as masked, with an interval above 0."""
+ALLOWANCE = 0.01
+"""Difference in accuracy that a check lets pass; never less than one example."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a sanity check holds; `passed` is None where what it needs was not run."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Robust accuracy by the own gradient minus that by the exact one, same attacks, same examples.
+
+    own, exact: worst over these attacks. low, high: interval of the mean difference (paired).
+    """
+
+    eps: float
+    own: float
+    exact: float
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is large, and not by chance."""
+        return self.mean > GAP and self.low > 0
+
+
+def gap(trials: Sequence[Trial], clean: Sequence[bool], eps: float) -> Gap:
+    """The masking gap at one radius."""
+    own, exact = (together(_full(trials, group, eps), clean) for group in ("own", "exact"))
+    differences = [float(a) - float(b) for a, b in zip(own, exact, strict=True)]
+    found = stats.summarize(differences)
+    low, high = (found.mean if bound is None else bound for bound in (found.low, found.high))
+    return Gap(eps, sum(own) / len(clean), sum(exact) / len(clean), found.mean, low, high)
+
+
+def together(trials: Sequence[Trial], clean: Sequence[bool]) -> tuple[bool, ...]:
+    """Which examples are right and survive every one of these attacks."""
+    survived = [trial.robust(clean) for trial in trials]
+    return tuple(all(column) for column in zip(clean, *survived, strict=True))
+
+
+def checks(
+    trials: Sequence[Trial], clean: Sequence[bool], budgets: Sequence[float], classes: int
+) -> tuple[Check, ...]:
+    """All checks, each over all radii."""
+    n = len(clean)
+    allowed = max(ALLOWANCE, 1 / n) + 1e-12
+
+    def accuracy(group: Group, eps: float, **wanted: str) -> list[float]:
+        return [
+            t.accuracy(clean)
+            for t in _full(trials, group, eps)
+            if all(getattr(t, key) == value for key, value in wanted.items())
+        ]
+
+    exact = {e: min(accuracy("exact", e, role="usual")) for e in budgets}
+    ordered = [exact[e] for e in sorted(budgets)]
+    return (
+        _compared(
+            "iterative attacks are at least as strong as a single step",
+            [(e, exact[e], min(accuracy("exact", e, role="single step"))) for e in budgets],
+            allowed,
+        ),
+        Check(
+            "robust accuracy falls as the radius grows",
+            None
+            if len(ordered) < 2
+            else all(b <= a + allowed for a, b in itertools.pairwise(ordered)),
+            " > ".join(f"{a:.1%}" for a in ordered) + " by the exact gradient",
+        ),
+        _falls_to_chance(trials, clean, classes),
+        _few_more(
+            "twice as many steps change little",
+            [t for t in trials if t.role == "doubled"],
+            n,
+            allowed,
+        ),
+        _few_more(
+            "a black box is not stronger than the exact gradient",
+            [t for t in trials if t.group == "black box"],
+            n,
+            allowed,
+        ),
+        _compared(
+            "transferred attacks are not stronger than the exact gradient",
+            [(e, exact[e], a) for e in budgets for a in accuracy("transfer", e)],
+            allowed,
+        ),
+        _compared(
+            "noise is weaker than the exact gradient",
+            [(e, exact[e], a) for e in budgets for a in accuracy("noise", e)],
+            allowed,
+        ),
+        Check(
+            "no attack left its ball",
+            not any(t.strays for t in trials),
+            f"{sum(t.strays for t in trials)} misclassified points lay outside; they do not count",
+        ),
+    )
+
+
+def _full(trials: Sequence[Trial], group: Group, eps: float) -> list[Trial]:
+    return [
+        t
+        for t in trials
+        if (t.group, t.eps, t.on) == (group, eps, "all") and t.role in ("usual", "single step")
+    ]
+
+
+def _compared(name: str, rows: Sequence[tuple[float, float, float]], allowed: float) -> Check:
+    """Whether the first accuracy is the lower one, at every radius."""
+    if not rows:
+        return Check(name, None, "not run")
+    eps, stronger, weaker = max(rows, key=lambda row: row[1] - row[2])
+    return Check(
+        name,
+        stronger <= weaker + allowed,
+        f"robust accuracy {stronger:.1%} against {weaker:.1%} at eps {eps:.4g}",
+    )
+
+
+def _few_more(name: str, trials: Sequence[Trial], n: int, allowed: float) -> Check:
+    """Whether attacks on the survivors break next to none of them."""
+    if not trials:
+        return Check(name, None, "not run")
+    worst = max(trials, key=lambda trial: sum(trial.broken))
+    more = sum(worst.broken)
+    detail = (
+        f"{worst.attack} broke {more} of {sum(worst.attacked)} survivors at eps {worst.eps:.4g}"
+    )
+    return Check(name, more / n <= allowed, detail)
+
+
+def _falls_to_chance(trials: Sequence[Trial], clean: Sequence[bool], classes: int) -> Check:
+    name = "robust accuracy falls to chance at a large radius"
+    found = [t for t in trials if t.role == "large"]
+    if not found:
+        return Check(name, None, "not run")
+    accuracy, chance = found[0].accuracy(clean), 1 / classes
+    return Check(
+        name,
+        accuracy <= chance + GAP,
+        f"{accuracy:.1%} at eps {found[0].eps:.4g}; chance is {chance:.1%}",
+    )

@@ -1,0 +1,130 @@
+"""Which attacks a robustness report runs, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from apical.attacks.apgd import APGD
+from apical.attacks.ball import Norm
+from apical.attacks.base import Attack
+from apical.attacks.names import source
+from apical.attacks.noise import Noise
+from apical.attacks.sources import Exact, From, NoGradient, Own, OwnAveraged, RuleGradient, Source
+from apical.attacks.square import Square
+from apical.attacks.steps import FGSM, PGD
+from apical.attacks.trials import Group, Step
+from apical.attacks.wrappers import Transfer
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent. The defaults are those of the literature, but for fewer Square queries.
+
+    Args: steps: of PGD, doubled for one of the checks. restarts: of PGD by the exact gradient.
+        adaptive_steps: of APGD, 0 to leave it out. queries: of Square, 0 to leave it out.
+        redraws: of random feedback.
+    """
+
+    steps: int = 20
+    restarts: int = 1
+    adaptive_steps: int = 50
+    queries: int = 1000
+    redraws: int = 10
+
+    def __post_init__(self) -> None:
+        for name, least in [("steps", 1), ("restarts", 1), ("redraws", 1)]:
+            if getattr(self, name) < least:
+                raise ValueError(f"Effort: {name}={getattr(self, name)} must be at least {least}")
+        if min(self.adaptive_steps, self.queries) < 0:
+            raise ValueError("Effort: adaptive_steps and queries are at least 0")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the steps depend on beside the radius."""
+
+    norm: Norm
+    bounds: tuple[float, float]
+    seed: int
+    effort: Effort
+    classes: int
+    images: bool
+    has_feedback: bool
+    random_feedback: bool
+    rules: Sequence[str]
+    surrogates: Mapping[str, nn.Module]
+    extra: Callable[[float], Sequence[Attack]] | None
+
+
+def steps(eps: float, s: Setting) -> Iterator[Step]:
+    """First what is compared, on all examples; then what may break what is left."""
+    common: dict[str, Any] = {"norm": s.norm, "seed": s.seed, "bounds": s.bounds}
+    fgsm = FGSM(eps, **common)
+    pgd = [
+        PGD(eps, s.effort.steps, loss=loss, stop_when_broken=True, **common)
+        for loss in ("ce", "margin")
+    ]
+    yield Step(Noise(eps, **common), NoGradient(), "noise", eps)
+    compared: list[tuple[Group, Source]] = [("exact", Exact())]
+    if s.has_feedback:  # else its own gradient is the exact one
+        compared.insert(0, ("own", Own()))
+    for group, gradient in compared:
+        yield Step(fgsm, gradient, group, eps, role="single step")
+        yield from (Step(attack, gradient, group, eps) for attack in pgd)
+    if s.random_feedback:
+        yield Step(pgd[0], OwnAveraged(s.effort.redraws, s.seed), "averaged", eps)
+    for rule in s.rules:
+        yield Step(pgd[0], RuleGradient(rule, s.seed), "rule", eps)
+    for name, other in s.surrogates.items():
+        yield Step(Transfer(pgd[0], other), From(other, name), "transfer", eps)
+    yield from _on_survivors(eps, s, common)
+
+
+def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[Step]:
+    doubled = PGD(eps, 2 * s.effort.steps, stop_when_broken=True, **common)
+    yield Step(doubled, Exact(), "exact", eps, "survivors", "doubled")
+    if s.effort.restarts > 1:
+        again = PGD(
+            eps,
+            s.effort.steps,
+            restarts=s.effort.restarts,
+            loss="margin",
+            stop_when_broken=True,
+            **common,
+        )
+        yield Step(again, Exact(), "exact", eps, "survivors")
+    if s.effort.adaptive_steps:
+        losses: list[Any] = ["ce", "margin"] if s.classes < 3 else ["ce", "dlr"]
+        losses += ["dlr-targeted"] if s.classes > 3 else []
+        for loss in losses:
+            adaptive = APGD(
+                eps,
+                s.effort.adaptive_steps,
+                loss=loss,
+                stop_when_broken=True,
+                **common,
+            )
+            yield Step(adaptive, Exact(), "exact", eps, "survivors")
+    if s.effort.queries and s.images:
+        square = Square(eps, s.effort.queries, **common)
+        yield Step(square, NoGradient(), "black box", eps, "survivors")
+    for attack in s.extra(eps) if s.extra else ():
+        yield Step(attack, source(attack.default_gradient), "extra", eps, "survivors")
+
+
+def large(eps: float, s: Setting) -> Step:
+    """An attack with so much room that nothing should survive it."""
+    attack = PGD(
+        eps,
+        s.effort.steps,
+        norm=s.norm,
+        loss="margin",
+        stop_when_broken=True,
+        seed=s.seed,
+        bounds=s.bounds,
+    )
+    return Step(attack, Exact(), "exact", eps, role="large")
