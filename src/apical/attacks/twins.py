@@ -42,7 +42,7 @@ def redraw(twin: nn.Module, generator: torch.Generator) -> int:
     for layer in dict(converted_layers(twin)).values():
         for slot in updates.slots(layer):
             feedback = slot.feedback
-            if not (isinstance(feedback.rule, SignSymmetric) and _is_fresh(feedback.rule)):
+            if not _is_fresh(feedback.rule):
                 continue
             seed = int(torch.randint(2**62, (1,), generator=generator))
             device = slot.weight.device
