@@ -8,12 +8,12 @@ from functools import cache
 
 import pytest
 import torch
-from apical.attacks.trials import Step, Trial, run
 from torch import Tensor, nn
 
 from apical import attacks, stats
 from apical.attacks import evaluation, sanity
 from apical.attacks.ball import Ball
+from apical.attacks.trials import Step, Trial, run
 from victims import convolutional, correct, digits, perceptron, trained
 
 X, Y = digits()[0][1300:1360], digits()[1][1300:1360]
