@@ -104,6 +104,22 @@ def test_attention_under_every_rule_is_listed_and_trains(name: str) -> None:
     assert list(model.state_dict()) == list(plain.state_dict())
 
 
+@pytest.mark.parametrize("name", ["dfa", "dkp"])
+def test_an_example_sizes_the_feedback_of_attention(name: str) -> None:
+    """An optimizer built after the conversion must find what it is to train."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.Linear(5, 8), layer, nn.Flatten(), nn.Linear(24, 2))
+    x = torch.randn(4, 3, 5)
+    for mode in (False, True):
+        apical.convert(model.train(mode), name, example=x)
+        parameters = list(model.parameters())
+        assert "pending" not in str(apical.describe(model))
+        model(x).sum().backward()
+        assert list(map(id, model.parameters())) == list(map(id, parameters))
+        apical.revert(model)
+
+
 def test_a_transformer_encoder_on_its_fast_path_with_padding() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)

@@ -232,6 +232,15 @@ def test_exact_gradients_nest_survive_exceptions_and_refuse_graphs_from_outside(
             loss.backward()
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_copy_made_within_exact_gradients_does_not_stay_exact(name: str) -> None:
+    model = converted(name)
+    with apical.exact_gradients(model):
+        twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    for twin in twins:
+        assert_close(gradients(twin), gradients(model), rtol=0, atol=0)
+
+
 # Feedback that waits for its size ----------------------------------------------------------------
 
 
@@ -243,6 +252,12 @@ def test_pending_feedback_is_named_and_sized_by_the_first_forward() -> None:
         assert_close(gradients(model), gradients(sized), rtol=1e-12, atol=1e-15)
     assert "pending" not in str(apical.describe(model))
     assert model.state_dict().keys() == sized.state_dict().keys()
+
+
+def test_an_empty_first_batch_sizes_the_feedback_too() -> None:
+    model, sized = apical.convert(Net(), "dfa"), converted()
+    model(X[:0])
+    assert_close(gradients(model), gradients(sized), rtol=0, atol=0)
 
 
 def test_another_batch_size_or_a_shared_matrix_do_not_change_what_is_drawn() -> None:

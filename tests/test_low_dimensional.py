@@ -320,6 +320,16 @@ def test_rows_are_made_orthonormal_every_few_updates() -> None:
     assert worst[1] > 1e-6 and worst[2] < 1e-12
 
 
+def test_rows_are_orthonormalised_in_half_precision_too() -> None:
+    model = apical.convert(net().bfloat16(), LowDimensional(rank=2, orthonormalise=1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    F.cross_entropy(model(numbers(3, 2, 6, 6).bfloat16()), torch.arange(3)).backward()
+    optimizer.step()
+    for layer in layers(model):
+        rows = layer.feedback.projection.float()
+        assert_close(rows @ rows.T, torch.eye(2), rtol=0, atol=2**-6)  # bfloat16 has 8 bits
+
+
 def test_passes_in_evaluation_and_probes_leave_no_note() -> None:
     model = apical.convert(net().eval(), LowDimensional())
     x = numbers(6, 2, 6, 6).requires_grad_()

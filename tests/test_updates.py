@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 import apical
@@ -33,6 +34,10 @@ def backward(model: nn.Module, x: Tensor = X) -> None:
 
 def magnitudes(model: Any) -> list[Tensor]:
     return [model[i].feedback.magnitude.clone() for i in (2, 4)]
+
+
+def prune_half(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", 0.5)
 
 
 def redrawn(model: nn.Module, action: Callable[[], Any]) -> bool:
@@ -232,6 +237,39 @@ def test_constrained_weights_keep_their_norm_and_still_train(rule: Rule) -> None
     assert losses[-1] < 0.9 * losses[0]
     for i in (0, 2, 4):
         assert (model[i].weight - first[f"{i}.weight"]).abs().max() > 0.01
+
+
+def test_a_constrained_weight_of_zero_stays_zero() -> None:
+    model = net()
+    nn.init.zeros_(model[2].weight)
+    apical.convert(model, FA(constrain_weights=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        backward(model)
+        optimizer.step()
+        assert not model[2].weight.any()
+
+
+@pytest.mark.parametrize("hook", [parametrizations.weight_norm, prune_half])
+@pytest.mark.parametrize("rule", [KolenPollack(decay=0.1), FA(constrain_weights=True)])
+def test_a_change_of_a_computed_weight_is_not_lost_in_silence(rule: Rule, hook: Any) -> None:
+    model = apical.convert(net(), rule)
+    hook(model[2])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward(model)
+    with pytest.raises(RuntimeError, match="computed from other parameters"):
+        optimizer.step()
+
+
+def test_a_copy_of_a_parametrized_model_hears_its_optimizer() -> None:
+    model = apical.convert(net(), "brsf")
+    parametrizations.weight_norm(model[2])
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    F.cross_entropy(twin(X), Y).backward()
+    before = magnitudes(model)
+    assert redrawn(twin, optimizer.step)
+    assert_close(magnitudes(model), before, rtol=0, atol=0)
 
 
 def test_a_reverted_model_is_no_longer_watched() -> None:

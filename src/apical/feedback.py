@@ -40,6 +40,9 @@ class Feedback(nn.Module):
         self.note_names: tuple[str, ...] = ()
         self.missed_steps = 0  # of an optimizer that knows the weight but not trained memory
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "exact": 0}  # a copy outlives the block it was made in
+
     @property
     def pending(self) -> bool:
         """Whether the memory still waits for the shapes of a first forward pass."""
@@ -94,14 +97,23 @@ class Feedback(nn.Module):
     def after_update(self, weight: Tensor, bias: Tensor | None, op: Op) -> None:
         """Let the rule act on an update of the weight; what nobody hears is not drawn."""
         self.updates += 1
+        before = weight.clone() if _is_computed(weight) else None
         if self.rule.constrain_weights:
-            weight.mul_(self.weight_norm / torch.linalg.vector_norm(weight))
+            norm = torch.linalg.vector_norm(weight)  # of a weight that may have begun at zero
+            weight.mul_(self.weight_norm / norm.clamp_min(torch.finfo(norm.dtype).tiny))
         heard = self.heard or self.star is not None
         if self.rule.acts_after_update and heard and not self.pending:
             generator = partial(self._generator, device=weight.device)
             update = Update(weight.detach(), bias, op, self.updates, generator)
             self.rule.after_update(update, *self.memory(), *self.notes)
         self.heard = False
+        if before is not None and not torch.equal(before, weight):
+            raise RuntimeError(
+                f"{self.layer}: {type(self.rule).__name__} changes the weight itself after an"
+                " update (a decay, or constrain_weights), but this weight is computed from other"
+                " parameters and the change would be lost; remove the parametrization, or that"
+                " option"
+            )
 
     def constrain(self, weight: Tensor) -> None:
         """Remember the norm that `constrain_weights` keeps."""
@@ -194,6 +206,12 @@ class _Load:
 
 
 _LOADS = [_Load([])]  # the call under way, or the last one
+
+
+def _is_computed(weight: Tensor) -> bool:
+    """Whether a parametrization or a hook makes the weight, so that changing it has no effect."""
+    owner = weight._base if weight._is_view() else weight  # attention packs three weights
+    return not isinstance(owner, nn.Parameter)
 
 
 def _placed(tensor: Tensor, weight: Tensor) -> Tensor:

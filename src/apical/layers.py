@@ -6,6 +6,7 @@ the only addition is the child module `feedback`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -110,6 +111,8 @@ def converted_class(mixin: type, plain: type) -> type:
         "__reduce_ex__": _reduce,
         "__setstate__": _restore,
     }
+    if not hasattr(plain, "__deepcopy__"):
+        names["__deepcopy__"] = _copy
     return type(f"Feedback{plain.__name__}", (mixin, plain), names)
 
 
@@ -135,6 +138,15 @@ def _reduce(layer: Any, protocol: int) -> Any:
     layer_class = type(layer)
     mixin = layer_class.__mro__[1]
     return _rebuild, (mixin, layer_class.plain_class), layer.__getstate__()
+
+
+def _copy(layer: Any, memo: dict[int, Any]) -> Any:
+    """As any module is copied; a parametrized layer keeps this, but not `__setstate__`."""
+    twin = layer.__class__.__new__(layer.__class__)
+    memo[id(layer)] = twin
+    twin.__dict__ = copy.deepcopy(layer.__dict__, memo)
+    updates.watch(twin)
+    return twin
 
 
 def _restore(layer: Any, state: dict[str, Any]) -> None:

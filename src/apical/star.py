@@ -165,7 +165,7 @@ class Star:
         for late in call.late:
             if late.feedback.pending:
                 geometry = self._geometry_of(late, error)
-                late.feedback.create(late.weight, geometry, error[0].numel())
+                late.feedback.create(late.weight, geometry, error.shape[1:].numel())
                 if getattr(late.feedback.rule, "shared", False):
                     shared.append(late.feedback)
         _share(shared)

@@ -48,8 +48,10 @@ def orthonormal_rows(rows: int, size: int, generator: torch.Generator) -> Tensor
 
 def orthonormalised(rows: Tensor) -> Tensor:
     """Orthonormal rows that span the same space, each as near its old direction as QR allows."""
-    q, r = torch.linalg.qr(rows.t())
-    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)).t().contiguous()
+    exact = torch.promote_types(rows.dtype, torch.float32)  # QR knows no half precision
+    q, r = torch.linalg.qr(rows.t().to(exact))
+    signed = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(exact)
+    return signed.t().contiguous().to(rows.dtype)
 
 
 def collected(rows: Tensor) -> dict[str, Tensor]:
