@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -239,6 +241,22 @@ def test_a_copy_made_within_exact_gradients_does_not_stay_exact(name: str) -> No
         twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     for twin in twins:
         assert_close(gradients(twin), gradients(model), rtol=0, atol=0)
+
+
+def test_calls_in_several_threads_at_once_are_kept_apart() -> None:
+    model, meeting = converted(), threading.Barrier(2, timeout=30)
+    expected = [gradients(model, X[i : i + 3], Y[i : i + 3]) for i in (0, 3)]
+    meet = model.features[1].register_forward_hook(lambda *_: (meeting.wait(), None)[1])
+    again = model.features[3].register_forward_hook(lambda *_: (meeting.wait(), None)[1])
+    with ThreadPoolExecutor(2) as pool:
+        losses = list(
+            pool.map(lambda i: F.cross_entropy(model(X[i : i + 3]), Y[i : i + 3]), (0, 3))
+        )
+    meet.remove(), again.remove()
+    for loss, reference in zip(losses, expected, strict=True):
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        named = dict(zip(dict(model.named_parameters()), found, strict=True))
+        assert_close(named, reference, rtol=0, atol=0)
 
 
 # Feedback that waits for its size ----------------------------------------------------------------

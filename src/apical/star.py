@@ -7,6 +7,7 @@ of the output, the error, then reaches every tap as the teaching signal of its r
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +39,23 @@ class _Call:
     late: list[_Tap] = field(default_factory=list)  # taps made when the output is known
 
 
+class _Calls(threading.local):
+    """The forward passes under way, those of each thread apart (`nn.DataParallel` has many)."""
+
+    def __init__(self) -> None:
+        self.stack: list[_Call] = []
+
+    def __reduce__(self) -> tuple[type[_Calls], tuple[()]]:
+        return _Calls, ()  # a copy of the model is not running
+
+
 class Star:
     """The taps of one converted model. Its methods `open` and `close` are the model's hooks."""
 
     def __init__(self, output: outputs.OutputKey = None) -> None:
         self.output = output
         self.error_shape: tuple[int, ...] | None = None  # of one sample
-        self.calls: list[_Call] = []
+        self.running = _Calls()
         self.hidden: set[str] = set()  # layers that ran without gradients in a training call
         self.tapped_late: set[str] = set()
         self.handles: list[Any] = []
@@ -53,7 +64,6 @@ class Star:
 
     def __getstate__(self) -> dict[str, Any]:
         transient: dict[str, Any] = {
-            "calls": [],
             "hidden": set(),
             "tapped_late": set(),
             "labels": None,
@@ -76,14 +86,14 @@ class Star:
 
     def open(self, model: nn.Module, args: Any) -> None:
         """Forward pre-hook: taps from here on belong to this call."""
-        self.calls.append(_Call(torch.is_grad_enabled()))
+        self.running.stack.append(_Call(torch.is_grad_enabled()))
         if not torch.compiler.is_compiling():
             self.hidden.clear()
             self.tapped_late.clear()
 
     def close(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook, also after an exception: join the call's taps to the output."""
-        call = self.calls.pop()
+        call = self.running.stack.pop()
         if output is None or not (call.tokens or call.late):
             return output
         error = outputs.find(output, self.output)
@@ -107,9 +117,9 @@ class Star:
     def pass_on(self, feedback: Feedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
         """What the layer runs on: `x` cut from what is below it, which hears from the tap."""
         teaches = torch.is_grad_enabled() and x.requires_grad
-        if not self.calls:
+        if not self.running.stack:
             return self._outside(feedback, op, x, weight) if teaches else x
-        call = self.calls[-1]
+        call = self.running.stack[-1]
         if call.grad_enabled and not torch.is_grad_enabled():
             self.hidden.add(feedback.layer)
         if feedback.pending and torch.compiler.is_compiling():
