@@ -104,14 +104,26 @@ def test_a_mapping_of_rules(capsys: Any) -> None:
     assert cli.main(["train", "--rule", rule, "--folder", "here", *SMALL]) == 0
 
 
+def test_a_rule_of_the_current_folder_trains() -> None:
+    Path("rule_nearby.py").write_text(
+        "from apical import rules\n\nMine = rules.FA(init='kaiming')\n"
+    )
+    assert cli.main(["train", "--rule", "rule_nearby:Mine", "--folder", "here", *SMALL]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message", "status"),
     [
         (["trian"], "unknown verb 'trian'; did you mean 'train'", 2),
         (["train", "--epoch", "3"], "unknown option '--epoch'; did you mean '--epochs'", 2),
         (["train", "--schedule.knd", "x"], "did you mean '--schedule.kind'", 2),
-        (["train", "--lr", "x"], 'key "lr": Expected', 2),
-        (["train", "--init", "xavir"], "'net', 'default', 'xavier'", 2),
+        (["train", "--lr", "x"], "--lr x: expected float", 2),
+        (["train", "--size", "x"], "--size x: expected int or null", 2),
+        (["train", "--test_at", "x"], "--test_at x: expected a list", 2),
+        (["train", "--learning-rate", "1"], "train --help lists all options", 2),
+        (["train", "--rule", "no_package.rules:Mine"], "no module 'no_package'", 1),
+        (["train", "--rule", '{"rule":"fa"'], "not whole JSON or YAML", 1),
+        (["train", "--init", "xavir"], "one of 'net', 'default',", 2),
         (["train", "extra"], "unrecognized arguments: extra", 2),
         (["train", "--epochs", "0"], "epochs=0: must be at least 1", 1),
         (["train", "--rule", "faa"], "unknown rule 'faa'; did you mean", 1),

@@ -67,7 +67,8 @@ def _list(words: list[str]) -> int:
     from apical import data, nets, optimizers, rules, studies
 
     _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
-    _show("rules (--rule)", {n: _summary(type(r)) for n, r in rules.RULES.items()})
+    _show("rules (--rule), also around one another, as sparse(kp), or package.module:Class",
+          {n: _summary(type(r)) + _kind(r) for n, r in rules.RULES.items()})  # fmt: skip
     _show("nets (--net), or timm:NAME, torchvision:NAME, package.module:callable",
           {n: _summary(f) for n, f in nets.NETS.items()})  # fmt: skip
     _show("data sets (--data)", {n: _summary(f) for n, f in data.DATA.items()})
@@ -179,11 +180,8 @@ def _check(words: list[str]) -> int:
     parser.add_argument("rule", help="a name, or package.module:Name of a rule class or object")
     values = _parse(parser, words)
     from apical import check_rule, rules
-    from apical.paths import from_path
 
-    name = values["rule"]
-    found = from_path(name, "rule") if ":" in name else name
-    print(check_rule(rules.build(found() if isinstance(found, type) else found)))
+    print(check_rule(rules.build(values["rule"])))
     return 0
 
 
@@ -219,7 +217,8 @@ def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
     try:
         values = parser.parse_args(words).as_dict()
     except ArgumentError as error:
-        raise UsageError(_explained(str(error), names)) from error
+        text = _explained(str(error), names)
+        raise UsageError(f"{text} ({parser.prog} --help lists all options)") from error
     return values
 
 
@@ -232,16 +231,32 @@ def _underscored(word: str) -> str:
 
 def _explained(message: str, names: list[str]) -> str:
     """jsonargparse's message on one line, with the nearest names where one is misspelt."""
-    from apical.naming import unknown
-
     known = [name for name in names if name.startswith("--")]
     if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
-        return str(unknown("option", f"--{found[1]}.{found[2]}", known))
+        return _misspelt(f"--{found[1]}.{found[2]}", known)
     if found := re.search(r"Option '([^'.]+)\S*' is not accepted", message):
-        return str(unknown("option", f"--{found[1]}", known))
+        return _misspelt(f"--{found[1]}", known)
     if found := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
-        return str(unknown("option", found[1], known))
-    return " ".join(message.split())
+        return _misspelt(found[1], known)
+    message = " ".join(message.split())
+    if found := re.search(r'Parser key "(\S+)":.*? Given value: (.*)', message):
+        kinds = dict.fromkeys(re.findall(r"- Expected an? <class '(\w+)'>", message))
+        return f"--{found[1]} {found[2]}: expected {' or '.join(kinds)}".replace("NoneType", "null")
+    if found := re.search(r'Parser key "(\S+)": Expected an? (.*)\. Got value: (.*)', message):
+        kind = re.sub(r"<class '(\w+)'>", r"\1", found[2])
+        kind = re.sub(r"typing.Literal\[(.*)\]", r"one of \1", kind)
+        kind = {"tuple": "a list, as [1,2]", "dict": "a mapping, as '{\"a\": 1}'"}.get(kind, kind)
+        return f"--{found[1]} {found[3]}: expected {kind}"
+    return message
+
+
+def _misspelt(option: str, known: list[str]) -> str:
+    """Near names only: all would fill the screen."""
+    from apical.naming import unknown
+
+    bare = unknown("option", option[2:], [name[2:] for name in known])
+    text = str(bare).partition(" Allowed: ")[0].rstrip(".")
+    return re.sub(r"'([\w.-]+)'", r"'--\1'", text)
 
 
 def _add_keep_memory(parser: Any) -> None:
@@ -286,6 +301,18 @@ def _show(title: str, rows: dict[str, str]) -> None:
     width = max(map(len, rows), default=0)
     for name, text in rows.items():
         print(f"  {name.ljust(width)}  {text}".rstrip())
+
+
+def _kind(rule: Any) -> str:
+    """What tells a named rule from the others of its class."""
+    from dataclasses import fields
+
+    from apical.rules import RULES
+
+    peers = [peer for peer in RULES.values() if type(peer) is type(rule)]
+    values = {f.name: [getattr(peer, f.name) for peer in peers] for f in fields(rule)}
+    kinds = [n for n, all_ in values.items() if isinstance(all_[0], str) and len(set(all_)) > 1]
+    return "".join(f" {name}={getattr(rule, name)!r}" for name in kinds)
 
 
 def _summary(found: Any) -> str:

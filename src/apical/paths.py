@@ -25,6 +25,8 @@ def from_path(path: str, what: str) -> Any:
             f"{what} {path!r}: no module {error.name!r} to import; is its package installed, or "
             "does it lie in the current folder?"
         ) from error
+    except ImportError as error:
+        raise ValueError(f"{what} {path!r}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{what} {path!r}: {found.__name__!r} has no {part!r}")

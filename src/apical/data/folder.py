@@ -36,7 +36,7 @@ def load_imagenet(root: str | os.PathLike | None = None, *, download: bool = Tru
             return load_folder(place, name="imagenet")
     files = "the folders train and val with one folder of images for each class"
     why = "It is given out at https://image-net.org after registration only."
-    raise missing("imagenet", root, files, why)
+    raise missing("imagenet", root, files, why, downloads=False)
 
 
 def load_folder(place: str | os.PathLike, *, name: str = "folder") -> ImageData:

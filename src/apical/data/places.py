@@ -43,15 +43,28 @@ def candidates(root: str | os.PathLike | None, subfolders: tuple[str, ...]) -> l
     return [place for place in places if place.is_dir()]
 
 
-def missing(name: str, root: str | os.PathLike | None, files: str, failed: str) -> MissingData:
+def missing(
+    name: str, root: str | os.PathLike | None, files: str, failed: str, *, downloads: bool = True
+) -> MissingData:
     """The error for a data set that is nowhere: where we looked, and every way to get it.
 
-    Args: files: what would have been recognised.     failed: why no download helped.
+    Args:
+        files: what would have been recognised.
+        failed: why no download helped.
+        downloads: whether one ever can.
     """
     looked = ", ".join(str(place) for place in roots(root))
+    by_hand = (
+        f"put {files} into <folder>/{name} and give <folder> as root= (--data-root) or in the "
+        "environment variable APICAL_DATA"
+    )
+    by_network = (
+        f"with a network, load it with download allowed; it is kept in {cache_folder() / 'data'}"
+    )
+    ways = (
+        f"Ways to get it: (1) {by_network}; (2) {by_hand}" if downloads else f"To use it, {by_hand}"
+    )
     return MissingData(
-        f"data set {name!r} was not found in {looked}. {failed} Ways to get it: (1) with a "
-        f"network, load it with download allowed; it is kept in {cache_folder() / 'data'}; "
-        f"(2) put {files} into <folder>/{name} and give <folder> as root= (--data-root) or in the "
-        "environment variable APICAL_DATA. The data set 'digits' needs no files."
+        f"data set {name!r} was not found in {looked}. {failed} {ways}. "
+        "The data set 'digits' needs no files."
     )

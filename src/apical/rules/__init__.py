@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from apical.naming import unknown
+from apical.paths import from_path
 from apical.rules.alignment_losses import AlignmentLoss
 from apical.rules.base import BroadcastRule, Rule, TransportRule
 from apical.rules.bp import BP
@@ -151,13 +151,11 @@ def _named(name: str) -> Rule:
         if outer not in wrappers:
             raise unknown("rule around another", outer, wrappers)
         return replace(wrappers[outer], inner=_named(inner))  # type: ignore[call-arg]
+    if name.startswith("{"):
+        raise ValueError(f"rule {name!r} looks like a dictionary, but is not whole JSON or YAML")
     if ":" not in name:
         if name not in RULES:
             raise unknown("rule", name, RULES)
         return RULES[name]
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"rule {name!r}: {error}") from None
+    found = from_path(name, "rule")
     return found() if isinstance(found, type) else found

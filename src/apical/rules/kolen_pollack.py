@@ -25,9 +25,9 @@ NORMALISING = (
 
 @dataclass(frozen=True)
 class KolenPollack(TransportRule):
-    """B is a parameter with the gradient of W, trained by the same optimizer: convert first, then
-    build the optimizer.
+    """B is a parameter with the gradient of W, trained by the same optimizer.
 
+    Convert first, then build the optimizer, so that it knows B.
     Both receive the same updates and both decay, so that what they differ by decays alone:
     B - W = (1 - decay)^t (B_0 - W_0) after t updates, whatever the data. The weight decay of the
     optimizer adds to it where it acts on W and B alike: SGD, also with momentum (a heavy-ball
