@@ -169,3 +169,21 @@ def test_a_frozen_layer_is_refused_by_name() -> None:
     model[3].weight.requires_grad_(False)
     with pytest.raises(ValueError, match=r"3 \(Linear\): its weight is frozen"):
         apical.convert(model, "kp")
+
+
+def test_a_convolution_and_its_transpose_that_share_a_weight_obey_one_law() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(
+        nn.Conv2d(2, 2, 1), nn.Conv2d(2, 3, 3), nn.Tanh(), nn.ConvTranspose2d(3, 2, 3)
+    ).double()
+    model[3].weight = model[1].weight
+    apical.convert(model, KolenPollack(decay=0.1))
+    assert model[3].feedback is model[1].feedback
+    start = (model[1].feedback.matrix - model[1].weight).detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2, 5, 5).double()).square().mean().backward()
+        optimizer.step()
+    gap = (model[1].feedback.matrix - model[1].weight).detach()
+    torch.testing.assert_close(gap, 0.9**5 * start, rtol=1e-12, atol=1e-14)

@@ -119,3 +119,9 @@ def test_bad_input() -> None:
         rules.build("spares(fa)")
     with pytest.raises(ValueError, match=r"unknown rule 'kq'"):
         rules.build("sparse(kq)")
+
+
+def test_a_wrapper_is_cited_beside_the_rule_within() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    text = apical.cite(apical.convert(model, {"0": Sparse(FA()), "2": FA()}))
+    assert text.count("crafton2019") == text.count("lillicrap2016") == 1

@@ -165,7 +165,8 @@ def forward_parameters(model: nn.Module) -> Iterator[Parameter]:
 
 def cite(model: nn.Module) -> str:
     """BibTeX of the rules that the model uses, each once, separated by blank lines."""
-    return "\n\n".join(sorted({feedback.rule.reference for feedback in feedback_modules(model)}))
+    used = {feedback.rule.reference for feedback in feedback_modules(model)}
+    return "\n\n".join(sorted({entry for text in used for entry in text.split("\n\n")}))
 
 
 def _convert_layer(row: Row, seed: int, star: Star, tied: dict[Any, Feedback]) -> None:
@@ -182,7 +183,7 @@ def _convert_layer(row: Row, seed: int, star: Star, tied: dict[Any, Feedback]) -
     elif isinstance(rule, BroadcastRule):
         layer.feedback = _feedback(rule, row.layer, seed, star, layer.weight)
     else:  # layers that share a weight share its feedback
-        key = (id(layer.weight), mixin, rule)
+        key = (id(layer.weight), rule)
         if key not in tied:
             tied[key] = _feedback(rule, row.layer, seed, star, layer.weight)
         layer.feedback = tied[key]

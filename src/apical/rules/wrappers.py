@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ class _Wrapper(TransportRule, abc.ABC):
     """
 
     inner: Rule | str = "fa"
+
+    source: ClassVar[str] = ""
+    """BibTeX of the wrapper, beside that of the rule within."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +55,7 @@ class _Wrapper(TransportRule, abc.ABC):
 
     @property
     def reference(self) -> str:
-        return self._rule.reference
+        return "\n\n".join(filter(None, (self._rule.reference, self.source)))
 
     @property
     def acts_after_update(self) -> bool:
@@ -100,6 +103,12 @@ class Sparse(_Wrapper):
     """
 
     density: float = 0.5
+
+    source: ClassVar[str] = """@article{crafton2019,
+  title = {Direct Feedback Alignment With Sparse Connections for Local Learning},
+  author = {Crafton, Brian and Parihar, Abhinav and Gebhardt, Evan and Raychowdhury, Arijit},
+  journal = {Frontiers in Neuroscience}, volume = {13}, pages = {525}, year = {2019}
+}"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
