@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 import apical
-from apical.rules import BP, DFA, FA, KolenPollack, Rule, SignSymmetric
+from apical.rules import BP, DFA, FA, KolenPollack, Rule, SignSymmetric, WeightMirror
 
 X, Y = torch.linspace(-1, 1, 24, dtype=torch.float64).view(6, 4).sin(), torch.arange(6) % 3
 FRESH = [SignSymmetric("fresh"), SignSymmetric("fresh", redraw="pool")]
@@ -67,7 +67,8 @@ def test_magnitudes_are_redrawn_once_per_step(rule: Rule, make: Any) -> None:
     for step in range(1, 4):
         backward(model)
         assert redrawn(model, optimizer.step)
-        assert [model[i].feedback.updates for i in (0, 2, 4)] == [step] * 3
+        # nobody listens to the first layer, whose rule has nothing to do
+        assert [model[i].feedback.updates for i in (0, 2, 4)] == [0, step, step]
         assert not redrawn(model, lambda: apical.learn(model))  # the optimizer announced it
         bounds = [(6 / 11) ** 0.5, (6 / 9) ** 0.5]
         for magnitude, bound in zip(magnitudes(model), bounds, strict=True):
@@ -168,6 +169,29 @@ def test_updates_by_hand_and_by_an_optimizer_give_the_same_stream() -> None:
         optimizer.step()
         apical.learn(stepped)  # does nothing: the step was announced
         assert_close(dict(by_hand.state_dict()), dict(stepped.state_dict()), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "rule", [WeightMirror(initial=9), WeightMirror(every=2)], ids=["initial", "every"]
+)
+def test_a_layer_that_is_heard_late_starts_from_the_beginning(rule: Rule) -> None:
+    """What a layer does at its first update does not depend on how long nobody listened."""
+    seen = []
+    for silent in (0, 1):
+        model = apical.convert(net(), rule)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        model[0].requires_grad_(False)
+        before = model[2].feedback.matrix.clone()
+        for _ in range(silent):
+            backward(model)
+            optimizer.step()
+        assert_close(model[2].feedback.matrix, before, rtol=0, atol=0)
+        model[0].requires_grad_(True)
+        backward(model)
+        optimizer.step()
+        assert not torch.equal(model[2].feedback.matrix, before)
+        seen.append(model[2].feedback.matrix)
+    assert_close(*seen, rtol=0, atol=0)
 
 
 def test_learn_is_harmless_for_rules_that_do_nothing() -> None:

@@ -96,13 +96,13 @@ class Feedback(nn.Module):
     @torch.no_grad()
     def after_update(self, weight: Tensor, bias: Tensor | None, op: Op) -> None:
         """Let the rule act on an update of the weight; what nobody hears is not drawn."""
-        self.updates += 1
         before = weight.clone() if _is_computed(weight) else None
         if self.rule.constrain_weights:
             norm = torch.linalg.vector_norm(weight)  # of a weight that may have begun at zero
             weight.mul_(self.weight_norm / norm.clamp_min(torch.finfo(norm.dtype).tiny))
         heard = self.heard or self.star is not None
         if self.rule.acts_after_update and heard and not self.pending:
+            self.updates += 1
             generator = partial(self._generator, device=weight.device)
             update = Update(weight.detach(), bias, op, self.updates, generator)
             self.rule.after_update(update, *self.memory(), *self.notes)

@@ -94,7 +94,8 @@ class Rule(abc.ABC):
 class Update(NamedTuple):
     """What a rule may know when the weight of a layer was updated.
 
-    `number` counts the updates from 1. `generator()` gives a fresh generator on the weight's
+    `number` counts from 1 the updates that the rule acts on: those before which a
+    layer below wanted a message. `generator()` gives a fresh generator on the weight's
     device, whose numbers depend only on the conversion's seed, the layer's name and `number`.
     """
 
