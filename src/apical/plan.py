@@ -80,7 +80,8 @@ def plan(
         row = _decide(name, module, choices, seen, won)
         if row.action == "refuse":
             if on_unsupported == "keep":
-                row = Row(name, row.kind, "keep", None, f"kept knowingly: {row.why}", module)
+                reason = row.why.partition(";")[0]  # without the remedy
+                row = Row(name, row.kind, "keep", None, f"kept knowingly: {reason}", module)
             else:
                 problems.append(f"{name or '(root)'} ({row.kind}): {row.why}")
         rows.append(row)

@@ -37,7 +37,8 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     if not studies:
         raise ValueError(
             f"no study in {source}: neither it nor a folder in it has a study.json; "
-            "run one first (apical study smoke) or name another folder"
+            "run one first (apical study smoke) or name another folder; runs of apical train "
+            "belong to no study"
         )
     for name, study in studies.items():
         _write_study(study, target / name)
