@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from apical import stats
 from apical.report.read import FULL_TIER, Published, Run, Study
 
-NAMES = {"bp": "BP", "brsf": "brSF", "dfa": "DFA", "fa": "FA", "frsf": "frSF", "usf": "uSF"}
+NAMES = {
+    "bp": "BP",
+    "brsf": "brSF",
+    "dfa": "DFA",
+    "fa": "FA",
+    "frsf": "frSF",
+    "kp": "KP",
+    "usf": "uSF",
+    "wm": "WM",
+}
 
 
 @dataclass(frozen=True)
