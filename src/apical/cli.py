@@ -122,9 +122,12 @@ def _study(words: list[str]) -> int:
         "study",
         "Do all runs behind a table. Finished runs are skipped and interrupted ones go on, so the "
         "same command may be started again, also twice at once.",
+        "NAME",
     )
     parser.add_argument("name", help="name of the study; apical list shows them")
-    parser.add_argument("--tier", default=None, type=str, help="smoke, short or full (published)")
+    parser.add_argument(
+        "--tier", default=None, type=str, help="smoke, short (default) or full (published)"
+    )
     parser.add_argument("--seeds", default=3, type=int, help="runs of each cell of the table")
     parser.add_argument("--only", default=None, type=str,
                         help="settings to run, a pattern as 'LeNet *'")  # fmt: skip
@@ -160,7 +163,9 @@ def _study(words: list[str]) -> int:
 
 
 def _report(words: list[str]) -> int:
-    parser = _parser("report", "Write the page, tables and figures of a study from its folder.")
+    parser = _parser(
+        "report", "Write the page, tables and figures of a study from its folder.", "FOLDER"
+    )
     parser.add_argument("folder", help="folder of a study, or of several")
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
     values = _parse(parser, words)
@@ -176,7 +181,7 @@ def _report(words: list[str]) -> int:
 
 
 def _check(words: list[str]) -> int:
-    parser = _parser("check", "Test a learning rule: everything a rule must satisfy.")
+    parser = _parser("check", "Test a learning rule: everything a rule must satisfy.", "RULE")
     parser.add_argument("rule", help="a name, or package.module:Name of a rule class or object")
     values = _parse(parser, words)
     from apical import check_rule, rules
@@ -194,12 +199,12 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _parser(verb: str, description: str) -> Any:
+def _parser(verb: str, description: str, operand: str = "") -> Any:
     from jsonargparse import ArgumentParser
 
     return ArgumentParser(
         prog=f"apical {verb}",
-        usage=f"apical {verb} [options]",
+        usage=f"apical {verb} [options] {operand}".rstrip(),
         description=description,
         exit_on_error=False,
         allow_abbrev=False,

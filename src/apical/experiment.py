@@ -94,8 +94,8 @@ class Experiment:
         init: law of the initial weights: ``net`` keeps what the net comes with, ``xavier`` draws
             them U(+-sqrt(6/(fan_in+fan_out))) with zero biases, as BioTorch does, ``normal`` draws
             weights and biases N(0, 1/(fan_in+fan_out)), ``default`` is PyTorch's law.
-        rule: a rule's name, its fields ``{"rule": "fa", ...}``, or a mapping from layer name
-            patterns to rules, the first match winning.
+        rule: a rule's name or package.module:Class, its fields ``{"rule": "fa", ...}``, or a
+            mapping from layer name patterns to rules, the first match winning.
         epochs: passes over the training split (>= 1).
         batch_size: images per optimizer step (>= 1), over all processes together.
         shuffle: draw the order of the training images anew for every epoch; else as stored.
