@@ -123,7 +123,7 @@ def test_recurrent_layers_are_refused_by_name(kind: type) -> None:
         apical.convert(model, "fa")
     apical.convert(model, "fa", on_unsupported="keep")
     assert is_converted(model[0]) and not is_converted(model[1])
-    assert "kept knowingly" in actions(model, "bp", on_unsupported="keep")["1"][1]
+    assert "kept knowingly" in actions(model, "fa", on_unsupported="keep")["1"][1]
 
 
 def test_an_unknown_leaf_with_weights_is_refused_or_kept_knowingly() -> None:
@@ -431,3 +431,17 @@ def test_buffers_and_global_numbers_survive_the_example() -> None:
     apical.describe(model, example=torch.ones(3, 4))
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
+
+
+def test_an_unsupported_layer_may_be_left_alone_or_given_bp_by_name() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.LSTM(3, 4), nn.Linear(4, 2)
+
+    for rule in ({"out": "fa"}, {"rnn": "bp", "*": "fa"}):
+        model = apical.convert(Net(), rule)
+        assert type(model.rnn) is nn.LSTM
+        assert [row.rule for row in apical.describe(model).rows] == ["exact", "fa"]
+    with pytest.raises(ValueError, match=r"rnn \(LSTM\)"):
+        apical.convert(Net(), {"*": "fa"})

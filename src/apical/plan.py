@@ -121,7 +121,13 @@ def _decide(
     for pattern, _ in matches:
         seen[pattern].append(name)
     if mixin_for(module) is None:
-        return Row(name, kind, *_without_rule(module), module)
+        action, _, why = _without_rule(module)
+        if action == "refuse" and not matches:
+            action, why = "keep", "no pattern names it: exact gradient"
+        elif action == "refuse" and isinstance(matches[0][1], BP):
+            won[matches[0][0]] += 1
+            action, why = "keep", "rule BP: exact gradient"
+        return Row(name, kind, action, None, why, module)
     if not matches:
         return Row(name, kind, "keep", None, "no pattern names it: exact gradient", module)
     pattern, rule = matches[0]

@@ -20,6 +20,7 @@ class Group:
 
     rank: int = 0
     size: int = 1
+    opened: bool = False  # here, and not by the program that called
 
     def agree(self, value: bool, device: torch.device) -> bool:
         """Whether the value is true on any process."""
@@ -33,6 +34,11 @@ class Group:
         """Return once every process is here."""
         if self.size > 1:
             torch.distributed.barrier()
+
+    def close(self) -> None:
+        """Take leave of the others; a process that just ends may abort in its network threads."""
+        if self.opened and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 @dataclass
@@ -145,9 +151,10 @@ def join_group(device: torch.device) -> Group:
     """The processes started by ``torchrun`` (gloo on CPU, nccl on CUDA), or one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Group()
-    if not torch.distributed.is_initialized():
+    opened = not torch.distributed.is_initialized()
+    if opened:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Group(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), opened)
 
 
 def _splits(

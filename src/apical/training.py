@@ -89,14 +89,17 @@ def run(
             data_root=execution.data_root,
             download=execution.download,
         )
-        if parts.group.rank:
-            return classification(experiment, parts, folder, execution, lambda: None)
-        with claims.hold(folder) as claim:
-            run_folder.check(folder, experiment)
-            row = run_folder.end(folder)
-            if row is None:
-                run_folder.create(folder, experiment, execution)
-                row = classification(experiment, parts, folder, execution, claim.check)
+        try:
+            if parts.group.rank:
+                return classification(experiment, parts, folder, execution, lambda: None)
+            with claims.hold(folder) as claim:
+                run_folder.check(folder, experiment)
+                row = run_folder.end(folder)
+                if row is None:
+                    run_folder.create(folder, experiment, execution)
+                    row = classification(experiment, parts, folder, execution, claim.check)
+        finally:
+            parts.group.close()
     claims.clear(folder)
     return row
 
