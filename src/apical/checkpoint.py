@@ -1,7 +1,11 @@
 """Checkpoints: one file of tensors and plain values, written whole or not at all."""
 
+import contextlib
 import os
 import pickle
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +24,39 @@ def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> No
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT, "belongs_to": belongs_to, "state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with _interrupts_held():
+            with part.open("wb") as file:
+                torch.save({"format": FORMAT, "belongs_to": belongs_to, "state": state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         part.unlink(missing_ok=True)
         raise OSError(
             f"cannot write the checkpoint {path}: {error}. The last one still stands: make room "
             "or fix the permissions, and start the same command again to go on"
         ) from error
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of the block: inside torch's writer an interrupt would
+    come out as an error of the file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: held.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for waiting in held:
+            signal.raise_signal(waiting)
 
 
 def load(path: Path, *, belongs_to: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,27 @@
+"""An interrupt while a checkpoint is written waits for it, and stays an interrupt."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from apical import checkpoint
+
+
+class _Interrupting:
+    """A value that sends Ctrl-C to its own process when it is pickled."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        signal.raise_signal(signal.SIGINT)
+        return dict, ()
+
+
+def test_ctrl_c_inside_the_writer_comes_after_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    state = {"first": torch.ones(3), "value": _Interrupting(), "last": torch.zeros(3)}
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, state, belongs_to={})
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.equal(torch.load(path)["state"]["last"], torch.zeros(3))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
