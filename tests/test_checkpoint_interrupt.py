@@ -1,6 +1,7 @@
 """An interrupt while a checkpoint is written waits for it, and stays an interrupt."""
 
 import signal
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ class _Interrupting:
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         signal.raise_signal(signal.SIGINT)
-        return dict, ()
+        return OrderedDict, ()
 
 
 def test_ctrl_c_inside_the_writer_comes_after_a_whole_file(tmp_path: Path) -> None:
