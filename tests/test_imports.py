@@ -37,7 +37,7 @@ RUNNING = [
     {"attacks", "losses"},
     {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
     {"prepare"},
-    {"observe", "run_folder", "progress"},
+    {"observe", "resume", "run_folder", "progress"},
     {"training"},
     {"sweep"},
     {"studies"},

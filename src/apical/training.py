@@ -1,12 +1,11 @@
 """Training: one flat loop for classification, resumable to the same bits."""
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, claims, observe, prepare, progress, records, run_folder
+from . import checkpoint, claims, observe, prepare, progress, records, resume, run_folder
 from .convert import labels
 from .data import Batches
-from .experiment import Experiment, versions
+from .experiment import Experiment
 from .losses import LOSSES, training_loss
 
 LOOK_STEPS = 50
@@ -50,21 +49,6 @@ class Execution:
                 f"execution: threads={self.threads} must be at least 1 and "
                 f"checkpoint_steps={self.checkpoint_steps} at least 0"
             )
-
-
-@dataclass
-class Position:
-    """Where a run stands; with model, optimizer and random states, all that a resume needs."""
-
-    epoch: int = 0  # epochs finished
-    step: int = 0  # optimizer steps done, over all epochs
-    epoch_step: int = 0  # those of the epoch under way
-    seconds: float = 0.0  # wall time of all epochs
-    epoch_seconds: float = 0.0
-    epoch_cpu_seconds: float = 0.0
-    step_ms: list[float] = field(default_factory=list)  # mean of each epoch
-    train_loss: float = math.nan  # of the last epoch finished
-    train_acc: float = math.nan
 
 
 def run(
@@ -112,19 +96,18 @@ def classification(
     still_mine: Callable[[], None],
 ) -> dict[str, Any]:
     """Train a classifier to its last epoch, then read the test split once."""
-    at, sums, rows = _resume(experiment, parts, folder, execution)
-    belongs_to = _belongs(experiment, parts, execution)
+    belongs_to = resume.belongs_to(experiment, parts, execution.threads)
+    at, sums, rows = resume.restore(parts, folder, belongs_to)
     writes = parts.group.rank == 0
 
     def save(*new: dict[str, Any]) -> None:
         """Rows first, then the checkpoint that counts them: a kill between repeats the rows."""
         nonlocal rows
-        processes = _process_states(parts, sums)
         rows += len(new)
+        state = resume.state(parts, at, sums, rows)
         if writes:
             still_mine()
             records.append(folder / "records.jsonl", *new)
-            state = _state(parts, at, processes, rows)
             checkpoint.save(folder / "checkpoint.pt", state, belongs_to=belongs_to)
 
     if not (at.step or rows):
@@ -153,7 +136,7 @@ def classification(
 def _train_epoch(
     experiment: Experiment,
     parts: prepare.Parts,
-    at: Position,
+    at: resume.Position,
     sums: Tensor,
     checkpoint_steps: int,
     save: Callable[[], None],
@@ -222,7 +205,7 @@ def _unsynchronised(net: torch.nn.Module, skip: bool) -> Any:
 
 
 def _epoch_rows(
-    experiment: Experiment, parts: prepare.Parts, at: Position, sums: Tensor
+    experiment: Experiment, parts: prepare.Parts, at: resume.Position, sums: Tensor
 ) -> list[dict[str, Any]]:
     """The rows of the epoch just finished."""
     at.seconds += at.epoch_seconds
@@ -273,7 +256,7 @@ def _layer_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> lis
 
 
 def _final_row(
-    experiment: Experiment, parts: prepare.Parts, at: Position, folder: Path
+    experiment: Experiment, parts: prepare.Parts, at: resume.Position, folder: Path
 ) -> dict[str, Any]:
     """The row that closes a run. The test split is read here and at ``test_at``, nowhere else."""
     epochs = [r for r in records.read(folder / "records.jsonl") if r["kind"] == "epoch"]
@@ -295,7 +278,7 @@ def _final_row(
     }
 
 
-def _stopped(at: Position, where: str) -> dict[str, Any]:
+def _stopped(at: resume.Position, where: str) -> dict[str, Any]:
     return {
         "kind": "stopped",
         "reason": "non-finite loss",
@@ -305,71 +288,10 @@ def _stopped(at: Position, where: str) -> dict[str, Any]:
     }
 
 
-def _resume(
-    experiment: Experiment, parts: prepare.Parts, folder: Path, execution: Execution
-) -> tuple[Position, Tensor, int]:
-    """Position; sums of loss, hits and images of the epoch under way; number of valid rows."""
-    at, rows = Position(), 0
-    sums = torch.zeros(3, dtype=torch.float64, device=parts.device)
-    path = folder / "checkpoint.pt"
-    if path.exists():
-        state = checkpoint.load(path, belongs_to=_belongs(experiment, parts, execution))
-        parts.model.load_state_dict(state["model"])
-        parts.optimizer.load_state_dict(state["optimizer"])
-        parts.scaler.load_state_dict(state["scaler"])
-        at, rows = Position(**state["position"]), state["rows"]
-        mine = state["processes"][parts.group.rank]
-        sums.copy_(mine["sums"])
-        torch.set_rng_state(mine["random"])
-        if "cuda_random" in mine:
-            torch.cuda.set_rng_state(mine["cuda_random"], parts.device)
-    if parts.group.rank == 0:
-        records.truncate(folder / "records.jsonl", rows)
-    parts.group.wait()
-    return at, sums, rows
-
-
-def _state(
-    parts: prepare.Parts, at: Position, processes: list[dict[str, Tensor]], rows: int
-) -> dict[str, Any]:
-    return {
-        "model": parts.model.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
-        "scaler": parts.scaler.state_dict(),
-        "position": dataclasses.asdict(at),
-        "processes": processes,
-        "rows": rows,
-    }
-
-
-def _belongs(experiment: Experiment, parts: prepare.Parts, execution: Execution) -> dict[str, Any]:
-    """What must be the same for a run to go on to the same bits."""
-    return {
-        "experiment": experiment.key,
-        **{f"version of {name}": value for name, value in versions().items()},
-        "torch": str(torch.__version__),
-        "device": parts.device.type,
-        "threads": execution.threads,
-        "processes": parts.group.size,
-    }
-
-
-def _process_states(parts: prepare.Parts, sums: Tensor) -> list[dict[str, Tensor]]:
-    """What differs between processes: random generators and sums, one entry each."""
-    mine = {"sums": sums.cpu(), "random": torch.get_rng_state()}
-    if parts.device.type == "cuda":
-        mine["cuda_random"] = torch.cuda.get_rng_state(parts.device)
-    if parts.group.size == 1:
-        return [mine]
-    every: list[Any] = [None] * parts.group.size
-    torch.distributed.all_gather_object(every, mine)
-    return every
-
-
 class _Clock:
     """Adds wall and processor time from its making to ``stop`` to the epoch under way."""
 
-    def __init__(self, at: Position) -> None:
+    def __init__(self, at: resume.Position) -> None:
         self.at, self.wall, self.cpu = at, time.perf_counter(), time.process_time()
 
     def stop(self) -> None:

@@ -1,0 +1,95 @@
+"""Where a run stands: kept in its checkpoint, and taken up from there to the same bits."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, prepare, records
+from .experiment import Experiment, versions
+
+
+@dataclass
+class Position:
+    """How far a run is; with model, optimizer and random states, all that a resume needs."""
+
+    epoch: int = 0  # epochs finished
+    step: int = 0  # optimizer steps done, over all epochs
+    epoch_step: int = 0  # those of the epoch under way
+    seconds: float = 0.0  # wall time of all epochs
+    epoch_seconds: float = 0.0
+    epoch_cpu_seconds: float = 0.0
+    step_ms: list[float] = field(default_factory=list)  # mean of each epoch
+    train_loss: float = math.nan  # of the last epoch finished
+    train_acc: float = math.nan
+
+
+def restore(
+    parts: prepare.Parts, folder: Path, belongs_to: dict[str, Any]
+) -> tuple[Position, Tensor, int]:
+    """Take up what the folder's checkpoint holds, if there is one; else the beginning.
+
+    Rows of the records beyond the checkpoint are cut off: what they tell of is done again.
+
+    Returns: the position; sums of loss, hits and images of the epoch under way; number of valid
+        rows.
+    Raises: ValueError if the checkpoint is damaged or differs from ``belongs_to``.
+    """
+    at, rows = Position(), 0
+    sums = torch.zeros(3, dtype=torch.float64, device=parts.device)
+    path = folder / "checkpoint.pt"
+    if path.exists():
+        state = checkpoint.load(path, belongs_to=belongs_to)
+        parts.model.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.scaler.load_state_dict(state["scaler"])
+        at, rows = Position(**state["position"]), state["rows"]
+        mine = state["processes"][parts.group.rank]
+        sums.copy_(mine["sums"])
+        torch.set_rng_state(mine["random"])
+        if "cuda_random" in mine:
+            torch.cuda.set_rng_state(mine["cuda_random"], parts.device)
+    if parts.group.rank == 0:
+        records.truncate(folder / "records.jsonl", rows)
+    parts.group.wait()
+    return at, sums, rows
+
+
+def state(parts: prepare.Parts, at: Position, sums: Tensor, rows: int) -> dict[str, Any]:
+    """What ``restore`` needs, as a checkpoint keeps it. Every process of the group must call."""
+    return {
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.scaler.state_dict(),
+        "position": dataclasses.asdict(at),
+        "processes": _process_states(parts, sums),
+        "rows": rows,
+    }
+
+
+def belongs_to(experiment: Experiment, parts: prepare.Parts, threads: int) -> dict[str, Any]:
+    """What must be the same for a run to go on to the same bits."""
+    return {
+        "experiment": experiment.key,
+        **{f"version of {name}": value for name, value in versions().items()},
+        "torch": str(torch.__version__),
+        "device": parts.device.type,
+        "threads": threads,
+        "processes": parts.group.size,
+    }
+
+
+def _process_states(parts: prepare.Parts, sums: Tensor) -> list[dict[str, Tensor]]:
+    """What differs between processes: random generators and sums, one entry each."""
+    mine = {"sums": sums.cpu(), "random": torch.get_rng_state()}
+    if parts.device.type == "cuda":
+        mine["cuda_random"] = torch.cuda.get_rng_state(parts.device)
+    if parts.group.size == 1:
+        return [mine]
+    every: list[Any] = [None] * parts.group.size
+    torch.distributed.all_gather_object(every, mine)
+    return every
