@@ -62,9 +62,19 @@ def _interrupts_held() -> Iterator[None]:
 def load(path: Path, *, belongs_to: dict[str, Any]) -> dict[str, Any]:
     """The state saved under ``path``, if it belongs to what is to be continued.
 
+    Raises: ValueError as ``read`` does, or naming what differs if it belongs elsewhere.
+    """
+    state, found = read(path)
+    _compare(path, found, belongs_to)
+    return state
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state saved under ``path``, and what it belongs to.
+
     Loads tensors and plain values only (``weights_only=True``): no code of a file is ever run.
 
-    Raises: ValueError if the file is damaged, or names what differs if it belongs elsewhere.
+    Raises: ValueError if the file is damaged or of another format.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -81,8 +91,7 @@ def load(path: Path, *, belongs_to: dict[str, Any]) -> dict[str, Any]:
             f"{path} has checkpoint format {given}, this version of apical reads {FORMAT}. Use "
             "the version that wrote it (environment.json names it), or train anew elsewhere"
         )
-    _compare(path, content["belongs_to"], belongs_to)
-    return content["state"]
+    return content["state"], content["belongs_to"]
 
 
 def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -192,7 +192,7 @@ class Experiment:
         """Short hash of all that influences the outcome: the versions, and every field that
         differs from its default. Left-out defaults keep old keys valid when a field is added;
         whoever changes a default raises `VERSION`."""
-        value = _differing(self) | {"rule": rule_values(self.rule), "version": versions()}
+        value = differing(self) | {"rule": rule_values(self.rule), "version": versions()}
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
@@ -244,6 +244,16 @@ def rule_label(rule: str | dict[str, Any]) -> str:
     return str(rule["rule"]) if "rule" in rule else "mixed"
 
 
+def differing(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from its defaults, nested ones likewise: for keys."""
+    default, result = type(value)(), {}
+    for option in dataclasses.fields(value):
+        own = getattr(value, option.name)
+        if own != getattr(default, option.name):
+            result[option.name] = differing(own) if dataclasses.is_dataclass(own) else own
+    return result
+
+
 def versions() -> dict[str, int]:
     """The versions that are part of every key and checkpoint."""
     return {"experiment": VERSION, "feedback": FEEDBACK_VERSION}
@@ -267,16 +277,6 @@ _ALLOWED = {
     "augment": ("none", "flip_crop", "zoom_flip"),
     "autocast": ("off", "bf16", "fp16"),
 }
-
-
-def _differing(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from its defaults, nested ones likewise."""
-    default, result = type(value)(), {}
-    for option in dataclasses.fields(value):
-        own = getattr(value, option.name)
-        if own != getattr(default, option.name):
-            result[option.name] = _differing(own) if dataclasses.is_dataclass(own) else own
-    return result
 
 
 def _known(kind: type, values: dict[str, Any], where: str) -> None:
