@@ -20,7 +20,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 BASIS = [{"naming", "paths", "allocator"}]
 CORE = [
     {"functional"},
-    {"rules", "outputs"},
+    {"rules", "outputs", "history"},
     {"star"},
     {"feedback"},
     {"advice", "attention"},
@@ -28,7 +28,7 @@ CORE = [
     {"layers"},
     {"plan"},
     {"convert"},
-    {"describe", "probes"},
+    {"describe", "probes", "switch"},
     {"contract"},
 ]
 LEAVES = [{"nets", "data"}]

@@ -14,6 +14,7 @@ from apical.convert import (
 )
 from apical.describe import describe
 from apical.plan import plan
+from apical.switch import switch
 
 __version__ = "0.1.0"
 
@@ -31,4 +32,5 @@ __all__ = [
     "probes",
     "revert",
     "rules",
+    "switch",
 ]

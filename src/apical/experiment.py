@@ -96,6 +96,9 @@ class Experiment:
             weights and biases N(0, 1/(fan_in+fan_out)), ``default`` is PyTorch's law.
         rule: a rule's name or package.module:Class, its fields ``{"rule": "fa", ...}``, or a
             mapping from layer name patterns to rules, the first match winning.
+        switch: rules that take over later: ``{5: "fa"}`` trains five epochs by ``rule``, then by
+            FA. Weights and the state of the optimizer stay (see ``apical.switch``). Epochs
+            finished from 1 to ``epochs - 1``, each with a rule as for ``rule``.
         epochs: passes over the training split (>= 1).
         batch_size: images per optimizer step (>= 1), over all processes together.
         shuffle: draw the order of the training images anew for every epoch; else as stored.
@@ -131,6 +134,7 @@ class Experiment:
     pixels: Literal["standard", "unit"] = "standard"
     init: Literal["net", "default", "normal", "xavier"] = "net"
     rule: str | dict[str, Any] = "bp"
+    switch: dict[int, str | dict[str, Any]] = field(default_factory=dict)
     epochs: int = 10
     batch_size: int = 64
     shuffle: bool = True
@@ -153,6 +157,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "test_at", tuple(self.test_at))
+        object.__setattr__(self, "switch", _by_epoch(self.switch))
         problems = [
             f"{name}={getattr(self, name)}: must be at least {low}"
             for name, low in _LOWEST.items()
@@ -174,6 +179,7 @@ class Experiment:
         if not self.shuffle and self.augment != "none":
             problems.append(f"augment={self.augment!r} draws anew for every epoch: needs shuffle")
         problems += self._problems_of_test_at()
+        problems += self._problems_of_switch()
         if self.accumulate > self.batch_size:
             problems.append(f"accumulate={self.accumulate}: exceeds batch_size={self.batch_size}")
         _raise("experiment", problems)
@@ -187,6 +193,24 @@ class Experiment:
             problems.append(f"test_at={self.test_at} reads the test split, test=False forbids it")
         return problems
 
+    def _problems_of_switch(self) -> list[str]:
+        problems = []
+        for epoch, rule in self.switch.items():
+            if type(epoch) is not int or not 1 <= epoch < self.epochs:
+                problems.append(
+                    f"switch at {epoch!r}: must be a whole number of epochs finished, at least 1 "
+                    f"and below epochs={self.epochs}"
+                )
+            try:
+                rule_assignment(rule)
+            except ValueError as error:
+                problems.append(f"switch at epoch {epoch}: {error}")
+        return problems
+
+    def rule_at(self, epoch: int) -> str | dict[str, Any]:
+        """The rule in force once so many epochs (>= 0) are finished."""
+        return {0: self.rule, **self.switch}[max(e for e in (0, *self.switch) if e <= epoch)]
+
     @property
     def key(self) -> str:
         """Short hash of all that influences the outcome: the versions, and every field that
@@ -199,7 +223,8 @@ class Experiment:
     @property
     def name(self) -> str:
         """Readable folder name, unique by its key."""
-        words = (self.data, self.net, rule_label(self.rule), f"s{self.seed}", self.key)
+        label = "_then_".join(map(rule_label, (self.rule, *self.switch.values())))
+        words = (self.data, self.net, label, f"s{self.seed}", self.key)
         return "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
 
 
@@ -277,6 +302,15 @@ _ALLOWED = {
     "augment": ("none", "flip_crop", "zoom_flip"),
     "autocast": ("off", "bf16", "fp16"),
 }
+
+
+def _by_epoch(switch: dict[Any, Any]) -> dict[Any, Any]:
+    """In the order of the epochs; JSON has them as text."""
+    numbered = {
+        int(epoch) if isinstance(epoch, str) and epoch.isdecimal() else epoch: rule
+        for epoch, rule in switch.items()
+    }
+    return dict(sorted(numbered.items(), key=lambda item: str(item[0]).zfill(9)))
 
 
 def _known(kind: type, values: dict[str, Any], where: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import data, nets, optimizers
 from .convert import convert
 from .experiment import Experiment, rule_assignment
+from .switch import check, switch
 
 EVALUATION_BATCH = 500
 
@@ -90,10 +91,9 @@ def build(
         lr=experiment.lr,
         options=experiment.optimizer_options,
     )
+    _check_switches(experiment, model, optimizer, _example(images, where))
     torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
-    net: Any = torch.compile(model) if experiment.compile else model
-    if group.size > 1:
-        net = nn.parallel.DistributedDataParallel(net)
+    net = _as_called(experiment, model, group)
     scaler = torch.amp.GradScaler(where.type, enabled=experiment.autocast == "fp16")
     train, validation, test = batches
     return Parts(
@@ -101,8 +101,11 @@ def build(
     )
 
 
-def build_model(experiment: Experiment, images: data.ImageData) -> nn.Module:
-    """The converted net of an experiment on the CPU; its weights use the global generator."""
+def build_model(experiment: Experiment, images: data.ImageData, *, epoch: int = 0) -> nn.Module:
+    """The converted net of an experiment on the CPU; its weights use the global generator.
+
+    Args: epoch: epochs finished (>= 0), on which the rule depends where it switches.
+    """
     model = nets.build(
         experiment.net,
         in_shape=images.shape,
@@ -113,8 +116,27 @@ def build_model(experiment: Experiment, images: data.ImageData) -> nn.Module:
         nets.initialise(model, experiment.init)
     if experiment.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    example = torch.zeros(2, *images.shape)
-    return convert(model, rule_assignment(experiment.rule), example=example, seed=experiment.seed)
+    rule = rule_assignment(experiment.rule_at(epoch))
+    example = _example(images, torch.device("cpu"))
+    return convert(model, rule, example=example, seed=experiment.seed)
+
+
+def follow_switch(experiment: Experiment, parts: Parts, epoch: int) -> bool:
+    """Let the rule take over that the experiment names for after this epoch.
+
+    Returns: whether it names one. ``parts.net`` is then another.
+    """
+    if epoch not in experiment.switch:
+        return False
+    switch(
+        parts.model,
+        rule_assignment(experiment.switch[epoch]),
+        optimizer=parts.optimizer,
+        example=_example(parts.images, parts.device),
+        seed=experiment.seed,
+    )
+    parts.net = _as_called(experiment, parts.model, parts.group)
+    return True
 
 
 def normalisation(
@@ -155,6 +177,36 @@ def join_group(device: torch.device) -> Group:
     if opened:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), opened)
+
+
+def _as_called(experiment: Experiment, model: nn.Module, group: Group) -> nn.Module:
+    """The model as the loop calls it."""
+    net: Any = torch.compile(model) if experiment.compile else model
+    return nn.parallel.DistributedDataParallel(net) if group.size > 1 else net
+
+
+def _example(images: data.ImageData, device: torch.device) -> Tensor:
+    return torch.zeros(2, *images.shape, device=device)
+
+
+def _check_switches(
+    experiment: Experiment, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor
+) -> None:
+    """What would stop a later switch stops the run before its first step."""
+    problems = []
+    for epoch, rule in experiment.switch.items():
+        try:
+            check(
+                model,
+                rule_assignment(rule),
+                optimizer=optimizer,
+                example=example,
+                seed=experiment.seed,
+            )
+        except ValueError as error:
+            problems.append(f"switch at epoch {epoch}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _splits(

@@ -29,11 +29,13 @@ class Position:
 
 
 def restore(
-    parts: prepare.Parts, folder: Path, belongs_to: dict[str, Any]
+    experiment: Experiment, parts: prepare.Parts, folder: Path, belongs_to: dict[str, Any]
 ) -> tuple[Position, Tensor, int]:
     """Take up what the folder's checkpoint holds, if there is one; else the beginning.
 
-    Rows of the records beyond the checkpoint are cut off: what they tell of is done again.
+    Switches of the rule up to there are done once more, since the order in which they changed the
+    optimizer is part of its state. Rows of the records beyond the checkpoint are cut off: what
+    they tell of is done again.
 
     Returns: the position; sums of loss, hits and images of the epoch under way; number of valid
         rows.
@@ -44,10 +46,12 @@ def restore(
     path = folder / "checkpoint.pt"
     if path.exists():
         state = checkpoint.load(path, belongs_to=belongs_to)
+        at, rows = Position(**state["position"]), state["rows"]
+        for epoch in range(1, at.epoch + 1):
+            prepare.follow_switch(experiment, parts, epoch)
         parts.model.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.scaler.load_state_dict(state["scaler"])
-        at, rows = Position(**state["position"]), state["rows"]
         mine = state["processes"][parts.group.rank]
         sums.copy_(mine["sums"])
         torch.set_rng_state(mine["random"])

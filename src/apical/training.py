@@ -16,7 +16,7 @@ from torch import Tensor
 from . import checkpoint, claims, observe, prepare, progress, records, resume, run_folder
 from .convert import labels
 from .data import Batches
-from .experiment import Experiment
+from .experiment import Experiment, rule_label
 from .losses import LOSSES, training_loss
 
 LOOK_STEPS = 50
@@ -97,7 +97,7 @@ def classification(
 ) -> dict[str, Any]:
     """Train a classifier to its last epoch, then read the test split once."""
     belongs_to = resume.belongs_to(experiment, parts, execution.threads)
-    at, sums, rows = resume.restore(parts, folder, belongs_to)
+    at, sums, rows = resume.restore(experiment, parts, folder, belongs_to)
     writes = parts.group.rank == 0
 
     def save(*new: dict[str, Any]) -> None:
@@ -121,6 +121,7 @@ def classification(
                 return stopped
             at.epoch += 1
             new = _epoch_rows(experiment, parts, at, sums)
+            new += _switch_rows(experiment, parts, at.epoch)
             at.epoch_step, at.epoch_seconds, at.epoch_cpu_seconds = 0, 0.0, 0.0
             sums.zero_()
             save(*new)
@@ -253,6 +254,14 @@ def _layer_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> lis
     if epoch % experiment.probe_every and epoch not in (*experiment.test_at, experiment.epochs):
         return []
     return observe.layer_rows(parts.model, parts.probe, epoch, LOSSES[experiment.loss])
+
+
+def _switch_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> list[dict[str, Any]]:
+    """Switch the rule if that is due after this epoch, and tell of it."""
+    if not prepare.follow_switch(experiment, parts, epoch):
+        return []
+    rule, before = (rule_label(experiment.rule_at(e)) for e in (epoch, epoch - 1))
+    return [{"kind": "switch", "epoch": epoch, "rule": rule, "before": before}]
 
 
 def _final_row(
