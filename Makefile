@@ -76,6 +76,7 @@ keep: $(VENV)/.made-bench
 
 tables: $(VENV)/.made-bench
 	@$(BIN)/python -c 'from apical.report import refresh; [refresh(f, "results") for f in "$(TABLES)".split()]'
+	@$(BIN)/python benchmarks/speed_page.py README.md docs/speed.md
 
 clean:
 	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

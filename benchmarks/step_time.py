@@ -101,7 +101,9 @@ def rows(table: Mapping[str, Any]) -> list[list[str]]:
     lines = [[*head, "BioTorch", "over BioTorch"]]
     for name, row in sorted(table["rules"].items()):
         ratio = row[f"{clock}_ratio"]
-        limit = None if table["small"] else target(net, name, compiled=table["compiled"])
+        limit = None
+        if not table["small"] and table["threads"] == 1:  # what the targets are meant for
+            limit = target(net, name, compiled=table["compiled"])
         verdict = "" if limit is None else _verdict(ratio, limit)
         extra = row.get("extra_bytes")
         lines.append(

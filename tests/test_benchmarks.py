@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import pairs  # noqa: E402
+import speed_page  # noqa: E402
 import step_time  # noqa: E402
 from expected import target  # noqa: E402
 from subjects import ORDINARY, UNTRAINED, rules  # noqa: E402
@@ -82,3 +83,20 @@ def test_a_bad_option_says_what_is_allowed(capsys):
     with pytest.raises(SystemExit):
         step_time.parse(["--rule", "fq"])
     assert "'fa'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/speed.md"])
+def test_documents_show_the_recorded_times(file):
+    text = (BENCHMARKS.parent / file).read_text()
+    recorded = json.loads(speed_page.RECORDED.read_text())
+    assert speed_page.refreshed(text, recorded) == text, "run `make tables`"
+
+
+def test_a_missed_target_stands_beside_the_ratio():
+    table = {"net": "mlp", "title": "An MLP, wide", "threads": 1, "compiled": False, "rounds": 9}
+    table |= {"clock": "cpu", "control_off": 0.004, "rejected": False}
+    table["rules"] = {"fa": {"cpu_ratio": 1.09}, "usf": {"cpu_ratio": 1.17}}
+    bad = table | {"title": "Noisy", "rejected": True, "control_off": 0.2}
+    text = speed_page.summary({"tables": [table, bad]})
+    assert "| fa | 1.09 (1.08) |\n| usf | 1.17 |\n" in text
+    assert "Noisy" not in text and "at most 0.4 %" in text
