@@ -28,8 +28,10 @@ CORE = [
     {"layers"},
     {"plan"},
     {"convert"},
-    {"describe", "probes", "switch"},
-    {"contract"},
+    {"describe", "signals", "switch"},
+    {"probes"},
+    {"contract", "findings"},
+    {"diagnostics"},
 ]
 LEAVES = [{"nets", "data"}]
 RESULTS = [{"records"}, {"stats"}, {"report"}]
@@ -39,8 +41,12 @@ RUNNING = [
     {"prepare"},
     {"observe", "resume", "run_folder", "progress"},
     {"training"},
+    {"trained"},
+    {"robustness"},
     {"sweep"},
     {"studies"},
+    {"cli_parsing"},
+    {"cli_robustness"},
     {"cli"},
 ]
 ORDER = [*BASIS, *CORE, *LEAVES, *RESULTS, *RUNNING]

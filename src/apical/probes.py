@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apical import updates
-from apical.convert import exact_gradients, labels
-from apical.layers import converted_layers
+from apical import signals
 from apical.rules import TransportRule
 
 FLOOR = 1e-12
 """Norms below this times the square root of the number of entries count as zero: an angle to
 them would be an angle to rounding errors, and is left out."""
 
+RANK_ROWS = 2048
+"""Most rows from which an effective rank is computed; more are thinned out evenly."""
 
-def alignment(model: nn.Module) -> dict[str, dict[str, float]]:
+Rows = dict[str, dict[str, float]]
+"""layer -> measured quantity -> value."""
+
+
+def alignment(model: nn.Module) -> Rows:
     """Angle and norm ratio of the feedback matrix B to the weight W, for each transport layer.
 
     B is the matrix the rule really uses (for sign symmetry: with the sign of the current W).
@@ -32,7 +35,7 @@ def alignment(model: nn.Module) -> dict[str, dict[str, float]]:
     """
     pairs = {}
     with torch.no_grad():
-        for layer, slot in _slots(model):
+        for layer, slot in signals.slots(model):
             rule = slot.feedback.rule
             if isinstance(rule, TransportRule):
                 pairs[layer] = (rule.matrix(slot.weight, *slot.feedback.memory()), slot.weight)
@@ -41,7 +44,7 @@ def alignment(model: nn.Module) -> dict[str, dict[str, float]]:
 
 def gradient_alignment(
     model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
-) -> dict[str, dict[str, float]]:
+) -> Rows:
     """Angle and norm ratio of each converted layer's weight gradient to the exact gradient.
 
     Two forward and backward passes on the same batch with the same dropout masks. Parameters'
@@ -54,81 +57,165 @@ def gradient_alignment(
     Returns: layer -> {"angle_deg": 0 to 180, 0 is backprop; "norm_ratio": |rule's| / |exact|},
         without entries where a norm is below `FLOOR`. Frozen layers are not in the result.
     """
-    groups = {
-        name: [p for p in _weight_parameters(layer) if p.requires_grad]
-        for name, layer in converted_layers(model)
+    return _compared(signals.send(model, loss_fn, x, y).gradients)
+
+
+def delta_alignment(
+    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
+) -> Rows:
+    """Angle and norm ratio of the signal that teaches each layer to backprop's, by example.
+
+    The signal (delta) is the gradient of the loss at the output of the layer's linear operation,
+    before the activation: what its weight is taught by, whether the rule transports or broadcasts
+    the error. It is compared with what backprop would deliver at the same place through the whole
+    net above. The output layer's is the error itself: 0 degrees under every rule.
+
+    One angle for each entry of axis 0, over all its other axes; the result is their mean, in
+    which examples with a vanishing signal do not count. Costs and leaves behind what
+    `gradient_alignment` does.
+
+    Args: as of `gradient_alignment`.
+    Returns: layer -> {"angle_deg": 0 to 180, 90 is unrelated; "norm_ratio": |rule's| / |exact|
+        over the whole batch}, without entries where a norm is below `FLOOR`. The projections of
+        attention are rows of their own. A layer called several times has one angle for each
+        example and call.
+    Source: Launay et al. 2020, whose code averages over examples in the same way. The logs of
+        Akrout et al. 2019 hold the angle for one example, to backprop through the one layer
+        above; in a net with one hidden layer that is the same.
+    """
+    return _delta_rows(signals.send(model, loss_fn, x, y).deltas)
+
+
+@torch.no_grad()
+def effective_rank(rows: Tensor) -> float:
+    """How many directions vectors spread over: the participation ratio of their covariance.
+
+    (sum s)^2 / sum s^2 of the eigenvalues s of the covariance: k for variance spread evenly over
+    k directions, 1 for a line. Chosen over the exponential of the spectrum's entropy because both
+    sums are traces, tr(G)^2 / |G|^2 of the smaller of the two Gram matrices: no eigenvalue is ever
+    computed. At most one less than the number of rows, and an underestimate where rows are not
+    many times more than directions; more than `RANK_ROWS` rows are thinned out evenly.
+
+    Shapes: rows (observations, units).
+    Returns: at least 1 and at most the number of units; 0 where nothing varies.
+    Source: Litwin-Kumar et al. 2017; Gao et al. 2017. The alternative: Roy and Vetterli 2007.
+    >>> effective_rank(torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]))
+    2.0
+    """
+    return _rank(rows).item()
+
+
+def measured(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Rows:
+    """Everything above from one pair of passes, as records of a run name it.
+
+    Returns: layer -> {angle_deg, norm_ratio: of feedback to weights; gradient_angle_deg,
+        gradient_norm_ratio; delta_angle_deg, delta_norm_ratio; delta_rank: effective rank of the
+        layer's signal by output units; signal: its norm over that of the error at the model's
+        output}; and under "" of the whole model: {loss; error_rank, by example}.
+    """
+    sent = signals.send(model, loss_fn, x, y)
+    rows: Rows = {"": {"loss": sent.loss.item()}}
+    found = {
+        "": alignment(model),
+        "gradient_": _compared(sent.gradients),
+        "delta_": _delta_rows(sent.deltas),
     }
-    groups = {name: parameters for name, parameters in groups.items() if parameters}
-    flat = [parameter for parameters in groups.values() for parameter in parameters]
-    if not flat:
-        return {}
-    with _unchanged(model) as again:
-        with labels(model, y):
-            by_rule = torch.autograd.grad(loss_fn(model(x), y), flat, allow_unused=True)
-        again()
-        with exact_gradients(model):
-            exact = torch.autograd.grad(loss_fn(model(x), y), flat, allow_unused=True)
-    pairs, start = {}, 0
-    for name, parameters in groups.items():
-        here = slice(start, start + len(parameters))
-        start = here.stop
-        if not any(gradient is None for gradient in (*by_rule[here], *exact[here])):
-            pairs[name] = (_joined(by_rule[here]), _joined(exact[here]))
-    return _compared(pairs)
+    for prefix, of_layers in found.items():
+        for layer, values in of_layers.items():
+            named = {f"{prefix}{key}": value for key, value in values.items()}
+            rows.setdefault(layer, {}).update(named)
+    if sent.error is not None:
+        _add_signal(rows, model, sent, sent.error)
+    return rows
 
 
-def _slots(model: nn.Module) -> Iterator[tuple[str, updates.Slot]]:
-    for name, layer in converted_layers(model):
-        for slot in updates.slots(layer):
-            yield ".".join(part for part in (name, slot.name) if part), slot
+@torch.no_grad()
+def _add_signal(rows: Rows, model: nn.Module, sent: signals.Signals, error: Tensor) -> None:
+    """Effective ranks, and the signals' norms over the error's."""
+    known = dict(signals.slots(model))
+    names = list(sent.deltas)
+    ranks, norms = [_rank(error.flatten(1))], [_norm(error)]
+    for name in names:
+        calls = [delta for delta, _ in sent.deltas[name]]
+        units = [signals.units_last(delta, known[name]) for delta in calls]
+        ranks.append(_rank(torch.cat(units) if len(units) > 1 else units[0]))
+        norms.append(torch.stack([_norm(delta) for delta in calls]).norm())
+    numbers = _listed([torch.stack(pair) for pair in zip(ranks, norms, strict=True)])
+    whole = numbers[0][1]
+    rows[""]["error_rank"] = numbers[0][0]
+    for name, (rank, norm) in zip(names, numbers[1:], strict=True):
+        rows.setdefault(name, {})["delta_rank"] = rank
+        if whole > FLOOR * math.sqrt(error.numel()):
+            rows[name]["signal"] = norm / whole
 
 
-def _weight_parameters(layer: nn.Module) -> list[Tensor]:
-    found = (p for slot in updates.slots(layer) for p in slot.parameters if p is not None)
-    return list({id(parameter): parameter for parameter in found}.values())
+def _rank(rows: Tensor) -> Tensor:
+    """The participation ratio as a tensor of no axes, in float64."""
+    rows = rows[:: -(-len(rows) // RANK_ROWS)]
+    if rows.dtype not in (torch.float32, torch.float64):
+        rows = rows.float()
+    rows = rows - rows.mean(0)
+    size = torch.linalg.vector_norm(rows)
+    rows = rows / size.clamp_min(torch.finfo(rows.dtype).tiny)  # fourth powers must not underflow
+    gram = rows.T @ rows if rows.shape[1] <= rows.shape[0] else rows @ rows.T
+    gram = gram.double()
+    return gram.trace().square() / gram.square().sum().clamp_min(torch.finfo(gram.dtype).tiny)
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Restore buffers and global random numbers at the end, and whenever the result is called."""
-    own = {
-        name: (buffer, buffer.clone())
-        for name, buffer in model.named_buffers()
-        if "feedback" not in name.split(".") or name.split(".")[-1].startswith("note_")
+@torch.no_grad()
+def _delta_rows(deltas: Mapping[str, Sequence[signals.Pair]]) -> Rows:
+    numbers = {
+        name: torch.stack([_by_example(*pair) for pair in pairs]).sum(0)
+        for name, pairs in deltas.items()
     }
-    cuda = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
-    with torch.random.fork_rng(devices=list(cuda)):
-        states = torch.get_rng_state(), [(d, torch.cuda.get_rng_state(d)) for d in cuda]
-
-        def again() -> None:
-            torch.set_rng_state(states[0])
-            for device, state in states[1]:
-                torch.cuda.set_rng_state(state, device)
-            for buffer, value in own.values():
-                with torch.no_grad():
-                    buffer.copy_(value)
-
-        try:
-            yield again
-        finally:
-            again()
+    rows: Rows = {}
+    for name, (angles, examples, ours, exact) in zip(
+        numbers, _listed(list(numbers.values())), strict=True
+    ):
+        row = rows.setdefault(name, {})
+        entries = sum(delta.numel() for delta, _ in deltas[name])
+        if examples:
+            row["angle_deg"] = math.degrees(angles / examples)
+        if math.sqrt(exact) > FLOOR * math.sqrt(entries):
+            row["norm_ratio"] = math.sqrt(ours / exact)
+    return rows
 
 
-def _compared(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, float]]:
-    if not pairs:
-        return {}
+def _by_example(ours: Tensor, exact: Tensor) -> Tensor:
+    """Sum of the examples' angles in radians; their number; both squared norms."""
+    a, b = _wide(ours).flatten(1), _wide(exact).flatten(1)
+    dot, aa, bb = (torch.sum(p * q, 1, dtype=torch.float64) for p, q in ((a, b), (a, a), (b, b)))
+    least = FLOOR**2 * a.shape[1]
+    there = (aa > least) & (bb > least)
+    cosine = dot / (aa * bb).sqrt().clamp_min(torch.finfo(dot.dtype).tiny)
+    angles = torch.where(there, cosine.clamp(-1, 1).acos(), 0.0)
+    return torch.stack([angles.sum(), there.sum().double(), aa.sum(), bb.sum()])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In a precision in which squares of small signals still exist."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64)
+
+
+def _listed(tensors: Sequence[Tensor]) -> list[list[float]]:
+    """All numbers at once: one wait for a GPU, not one for each layer."""
+    if not tensors:
+        return []
+    return torch.stack([tensor.to(tensors[0].device) for tensor in tensors]).tolist()
+
+
+def _compared(pairs: Mapping[str, signals.Pair]) -> Rows:
     rows = []
     for first, second in pairs.values():
         a, b = first.detach().flatten().double(), second.detach().flatten().double()
         rows.append(torch.stack([a.dot(b), a.norm(), b.norm()]))
-    numbers = torch.stack([row.to(rows[0].device) for row in rows]).tolist()  # one wait for all
     return {
         name: _angle_and_ratio(*row, entries=pair[0].numel())
-        for (name, pair), row in zip(pairs.items(), numbers, strict=True)
+        for (name, pair), row in zip(pairs.items(), _listed(rows), strict=True)
     }
 
 

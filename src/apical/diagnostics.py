@@ -1,0 +1,220 @@
+"""Is every layer learning? Measurements of a model in training, and what they warn of.
+
+For a loop of one's own:
+
+    watch = diagnostics.Watch(model)                      # before training
+    for epoch in range(1, epochs + 1):
+        ...                                               # train
+        for finding in watch.check(loss_fn, x, y):        # a batch of some 128 examples
+            print(finding)
+
+`apical train` and the studies do the same, and write rows and findings into their records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical import probes, signals
+from apical.findings import KINDS, Finding, Thresholds, findings
+
+__all__ = ["KINDS", "Finding", "Start", "Thresholds", "Watch", "check", "findings", "measure"]
+
+SAMPLE = 10_000
+"""Entries of a weight, evenly spaced, whose movement stands for all of it."""
+
+STEEP = 0.05
+"""Slope of an activation, relative to its largest, below which an entry counts as saturated."""
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class Start:
+    """What a model's weights and feedback were: movement is measured from here."""
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module) -> None:
+        self.weights = {name: _sample(weight) for name, weight in _weights(model)}
+        self.feedback = {
+            name: [torch.linalg.vector_norm(tensor) for tensor in slot.feedback.memory()]
+            for name, slot in signals.slots(model)
+        }
+
+    @torch.no_grad()
+    def changes(self, model: nn.Module) -> probes.Rows:
+        """How far the model has come.
+
+        Returns: layer -> {weight_change: |W - W at the start| / |W at the start|, from at most
+            `SAMPLE` entries; feedback_kept: |memory| / |memory at the start|, the smallest of the
+            tensors that a rule keeps}. What began at zero has no such ratio.
+        """
+        found: dict[tuple[str, str], Tensor] = {}
+        for name, weight in _weights(model):
+            start = self.weights.get(name)
+            if start is not None and bool(start.any()):
+                moved = torch.linalg.vector_norm(_sample(weight) - start)
+                found[name, "weight_change"] = moved / torch.linalg.vector_norm(start)
+        for name, slot in signals.slots(model):
+            pairs = zip(slot.feedback.memory(), self.feedback.get(name, ()), strict=False)
+            kept = [torch.linalg.vector_norm(tensor) / norm for tensor, norm in pairs if norm > 0]
+            if kept:
+                found[name, "feedback_kept"] = torch.stack(kept).min()
+        rows: probes.Rows = {}
+        for (name, key), value in found.items():
+            rows.setdefault(name, {})[key] = value.item()
+        return rows
+
+
+class Watch:
+    """Measures a model in training again and again; its findings need several measurements.
+
+    Args:
+        model: converted, at the start of training.
+        thresholds: from where on a measurement is worth a warning.
+    Attributes: rows: all measurements so far, as records of a run hold them.
+    """
+
+    def __init__(self, model: nn.Module, thresholds: Thresholds | None = None) -> None:
+        self.model, self.start = model, Start(model)
+        self.thresholds = thresholds or Thresholds()
+        self.rows: list[dict[str, Any]] = []
+        self._told: set[tuple[str, str]] = set()
+        self._checks = 0
+
+    def check(self, loss_fn: Loss, x: Any, y: Any, *, epoch: float | None = None) -> list[Finding]:
+        """Measure, and say what is wrong that was not said before.
+
+        Args:
+            loss_fn: `loss_fn(model(x), y)` is a number.
+            x: a batch, the same every time; y: its targets.
+            epoch: epochs trained so far (absent: one for each check). What is measured before
+                the end of the first epoch is recorded but warns of nothing.
+        """
+        self._checks += 1
+        at = self._checks if epoch is None else epoch
+        measured = measure(self.model, loss_fn, x, y, self.start)
+        self.rows += [{"epoch": at, **row} for row in measured]
+        return self.news()
+
+    def news(self) -> list[Finding]:
+        """The findings of all rows so far that were not given before."""
+        every = findings(self.rows, self.thresholds)
+        new = [finding for finding in every if (finding.layer, finding.kind) not in self._told]
+        self._told |= {(finding.layer, finding.kind) for finding in new}
+        return new
+
+
+def check(
+    model: nn.Module,
+    loss_fn: Loss,
+    x: Any,
+    y: Any,
+    *,
+    start: Start | None = None,
+    thresholds: Thresholds | None = None,
+) -> list[Finding]:
+    """What one measurement shows to be wrong with a model that has been trained for a while.
+
+    Args:
+        loss_fn: `loss_fn(model(x), y)` is a number.
+        x: a batch of some 128 examples; y: its targets.
+        start: of the untrained model; without it nothing is known of movement.
+        thresholds: their `patience` has no meaning here.
+    """
+    rows = [{"epoch": 1, **row} for row in measure(model, loss_fn, x, y, start)]
+    once = dataclasses.replace(thresholds or Thresholds(), patience=1)
+    return findings(rows, once)
+
+
+def measure(
+    model: nn.Module, loss_fn: Loss, x: Any, y: Any, start: Start | None = None
+) -> list[dict[str, Any]]:
+    """All that is measured of a model, as rows of a run's records.
+
+    Two forward and backward passes. The model, its gradients, buffers and the global random
+    numbers stay as they were.
+
+    Returns: rows of kind `layer` (see `probes.measured` and `Start.changes`), `activation`
+        (saturated: the share of its entries with a slope below `STEEP`, or of rectified units
+        that are zero for the whole batch; sigmoid, tanh and ReLU modules), and `probe` (of the
+        whole model: loss, error_rank).
+    """
+    with _activations(model) as saturated:
+        found = probes.measured(model, loss_fn, x, y)
+    whole = found.pop("")
+    if start is not None:
+        for layer, values in start.changes(model).items():
+            found.setdefault(layer, {}).update(values)
+    rows: list[dict[str, Any]] = [
+        {"kind": "layer", "layer": layer, **values} for layer, values in found.items() if values
+    ]
+    rows += [
+        {"kind": "activation", "layer": layer, "saturated": share.item()}
+        for layer, share in saturated.items()
+    ]
+    return [*rows, {"kind": "probe", **whole}]
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight that a converted layer learns."""
+    for name, slot in signals.slots(model):
+        if any(parameter is not None and parameter.requires_grad for parameter in slot.parameters):
+            yield name, slot.weight
+
+
+def _sample(weight: Tensor) -> Tensor:
+    flat = weight.detach().reshape(-1)
+    return flat[:: -(-flat.numel() // SAMPLE)].clone()
+
+
+@contextmanager
+def _activations(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Share of every activation module that is saturated when the model first calls it."""
+    shares: dict[str, Tensor] = {}
+
+    def note(name: str, share: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+        @torch.no_grad()
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if name not in shares:
+                shares[name] = share(output.detach())
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name, SHARES[type(module)]))
+        for name, module in model.named_modules()
+        if type(module) in SHARES
+    ]
+    try:
+        yield shares
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _flat_sigmoid(y: Tensor) -> Tensor:
+    return (4 * y * (1 - y) < STEEP).double().mean()
+
+
+def _flat_tanh(y: Tensor) -> Tensor:
+    return (1 - y * y < STEEP).double().mean()
+
+
+def _silent(y: Tensor) -> Tensor:
+    """Share of units that are zero everywhere; a channel of a convolution is a unit."""
+    units = y.movedim(1, -1) if y.dim() > 3 else y
+    return (units.reshape(-1, units.shape[-1]) <= 0).all(0).double().mean()
+
+
+SHARES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: _silent,
+    nn.Sigmoid: _flat_sigmoid,
+    nn.Tanh: _flat_tanh,
+}
+"""How much of an activation's output shows it to be saturated."""

@@ -1,0 +1,210 @@
+"""What reaches the layers of a model from one batch: by their rules, and by backpropagation.
+
+The same batch goes through the model twice, once as the rules teach it and once inside
+`exact_gradients`. Weight gradients, the teaching signal at the output of every converted layer
+and the error at the model's output all come from these two passes. Parameters' `.grad`, buffers
+and global random numbers are left as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from apical import outputs, updates
+from apical.convert import exact_gradients, feedback_modules, labels
+from apical.feedback import Feedback
+from apical.functional import ConvOp
+from apical.layers import converted_layers
+
+Pair = tuple[Tensor, Tensor]
+"""The same quantity by the rule and by backprop."""
+
+
+class Signals(NamedTuple):
+    """What one batch sends backwards.
+
+    Attributes:
+        gradients: layer -> gradients of its weights, flat; frozen layers have none.
+        deltas: weight of a layer (attention has four) -> for each call of it, the gradient of the
+            loss at the output of the linear operation, before the activation.
+        error: the gradient of the loss at the model's output; None where that is not one tensor.
+        loss: the loss of the batch.
+    """
+
+    gradients: dict[str, Pair]
+    deltas: dict[str, list[Pair]]
+    error: Tensor | None
+    loss: Tensor
+
+
+class _Pass(NamedTuple):
+    gradients: Sequence[Tensor | None]
+    deltas: dict[str, list[Tensor | None]]
+    error: Tensor | None
+    loss: Tensor
+
+
+def send(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Signals:
+    """Send a batch forwards and backwards through the model, by its rules and exactly.
+
+    Both passes draw the same dropout masks and see the same statistics.
+
+    Args:
+        loss_fn: `loss_fn(model(x), y)` is a number.
+        x: one batch of inputs, at most as large as memory allows; y: its targets.
+    """
+    groups = {
+        name: [p for p in _weight_parameters(layer) if p.requires_grad]
+        for name, layer in converted_layers(model)
+    }
+    groups = {name: parameters for name, parameters in groups.items() if parameters}
+    flat = [parameter for parameters in groups.values() for parameter in parameters]
+    with unchanged(model) as again:
+        with labels(model, y):
+            by_rule = _send(model, loss_fn, x, y, flat)
+        if not any(by_rule.deltas.values()):
+            return Signals({}, {}, by_rule.error, by_rule.loss)
+        again()
+        with exact_gradients(model):
+            exact = _send(model, loss_fn, x, y, flat)
+    gradients, start = {}, 0
+    for name, parameters in groups.items():
+        here = slice(start, start + len(parameters))
+        start = here.stop
+        ours, theirs = by_rule.gradients[here], exact.gradients[here]
+        if not any(gradient is None for gradient in (*ours, *theirs)):
+            gradients[name] = (_joined(ours), _joined(theirs))
+    deltas = {
+        name: [
+            (a, b)
+            for a, b in zip(calls, exact.deltas[name], strict=True)
+            if a is not None and b is not None
+        ]
+        for name, calls in by_rule.deltas.items()
+    }
+    heard = {name: pairs for name, pairs in deltas.items() if pairs}
+    return Signals(gradients, heard, by_rule.error, by_rule.loss)
+
+
+def slots(model: nn.Module) -> Iterator[tuple[str, updates.Slot]]:
+    """Full name of every weight that has feedback: its layer's, and the part's in attention."""
+    for name, layer in converted_layers(model):
+        for slot in updates.slots(layer):
+            yield ".".join(part for part in (name, slot.name) if part), slot
+
+
+def units_last(delta: Tensor, slot: updates.Slot) -> Tensor:
+    """A delta as rows of one entry per output unit: a channel of a convolution is a unit.
+
+    Shapes: (N, units, *positions) or (N, *positions, units) -> (N * positions, units).
+    """
+    units = delta.movedim(1, -1) if isinstance(slot.op, ConvOp) else delta
+    return units.reshape(-1, units.shape[-1])
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Restore buffers and global random numbers at the end, and whenever the result is called."""
+    own = {
+        name: (buffer, buffer.clone())
+        for name, buffer in model.named_buffers()
+        if "feedback" not in name.split(".") or name.split(".")[-1].startswith("note_")
+    }
+    cuda = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
+    with torch.random.fork_rng(devices=list(cuda)):
+        states = torch.get_rng_state(), [(d, torch.cuda.get_rng_state(d)) for d in cuda]
+
+        def again() -> None:
+            torch.set_rng_state(states[0])
+            for device, state in states[1]:
+                torch.cuda.set_rng_state(state, device)
+            for buffer, value in own.values():
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+        try:
+            yield again
+        finally:
+            again()
+
+
+def _send(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    x: Any,
+    y: Any,
+    weights: Sequence[Tensor],
+) -> _Pass:
+    with _listening(model) as heard:
+        output = model(x)
+    error = _error_edge(model, output)
+    loss = loss_fn(output, y)
+    edges = [edge for calls in heard.values() for edge in calls if edge is not None]
+    wanted: list[Any] = [*weights, *edges, *([] if error is None else [error])]
+    if not wanted:
+        return _Pass((), {name: [] for name in heard}, None, loss.detach())
+    found = list(torch.autograd.grad(loss, wanted, allow_unused=True))
+    at_output = None if error is None else found.pop()
+    gradients, rest = found[: len(weights)], iter(found[len(weights) :])
+    deltas = {
+        name: [None if edge is None else next(rest) for edge in calls]
+        for name, calls in heard.items()
+    }
+    return _Pass(gradients, deltas, at_output, loss.detach())
+
+
+@contextmanager
+def _listening(model: nn.Module) -> Iterator[dict[str, list[GradientEdge | None]]]:
+    """Note, at every operation that has feedback, where its output stands in the graph.
+
+    A place in the graph, not a tensor: an in-place activation behind the layer may change that.
+    None: an output that takes no part in the backward pass.
+    """
+    heard: dict[str, list[GradientEdge | None]] = {}
+    wrapped: dict[int, Feedback] = {}
+    try:
+        for name, slot in slots(model):
+            feedback = slot.feedback
+            if id(feedback) in wrapped:  # tied layers share it: their calls count as its own
+                continue
+            wrapped[id(feedback)] = feedback
+            places = heard.setdefault(name, [])
+            feedback.apply_op = partial(_noted, feedback.apply_op, places)  # type: ignore[method-assign]
+        yield heard
+    finally:
+        for feedback in wrapped.values():
+            del feedback.apply_op  # the method of its class is back
+
+
+def _noted(
+    apply_op: Callable[..., Tensor], places: list[GradientEdge | None], *args: Any
+) -> Tensor:
+    output = apply_op(*args)
+    places.append(get_gradient_edge(output) if output.requires_grad else None)
+    return output
+
+
+def _error_edge(model: nn.Module, output: Any) -> GradientEdge | None:
+    """Where the error enters: at the output, or at the one named to `convert`."""
+    stars = [feedback.star for feedback in feedback_modules(model) if feedback.star is not None]
+    if stars:
+        output = outputs.find(output, stars[0].output)
+    if not isinstance(output, Tensor) or not output.requires_grad:
+        return None
+    return get_gradient_edge(output)
+
+
+def _weight_parameters(layer: nn.Module) -> list[Tensor]:
+    found = (p for slot in updates.slots(layer) for p in slot.parameters if p is not None)
+    return list({id(parameter): parameter for parameter in found}.values())
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors if tensor is not None])
