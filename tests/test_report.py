@@ -334,9 +334,9 @@ def _run(rows):
 
 
 def test_many_layers_are_thinned_evenly_and_said_so(tmp_path):
-    assert figures._spread(list("abc"), 12) == list("abc")
+    assert figures.spread(list("abc"), 12) == list("abc")
     names = [str(index) for index in range(22)]
-    picked = figures._spread(names, 12)
+    picked = figures.spread(names, 12)
     assert len(set(picked)) == 12
     assert (picked[0], picked[-1]) == ("0", "21")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from apical.report.looks import INK, LINE, SOFT, Look, line_style
 from apical.report.read import Run, Study
@@ -21,6 +21,8 @@ ALIGNMENT = (
     ("gradient_norm_ratio", "Gradient norm ratio", "of the layer's update to backprop's"),
 )
 MOST_LAYERS = 12
+
+T = TypeVar("T")
 
 Series = Mapping[str, Mapping[int, Sequence[float]]]
 """rule -> epoch -> one value per seed."""
@@ -178,7 +180,7 @@ def _alignment(
     layers = {layer: values for layer, values in layers.items() if values}
     if not layers:
         return None
-    picked = _spread(list(layers), MOST_LAYERS)
+    picked = spread(list(layers), MOST_LAYERS)
     every = [
         v
         for layer in picked
@@ -213,8 +215,8 @@ def _ratio_limits(values: Sequence[float], log: bool) -> tuple[float, float]:
     return (low / 1.3, high * 1.3) if log else (0.0, 1.08 * high)
 
 
-def _spread(names: list[str], most: int) -> list[str]:
-    """At most `most` names, first and last among them, evenly spaced."""
+def spread(names: list[T], most: int) -> list[T]:
+    """At most `most` of them, first and last among them, evenly spaced."""
     if len(names) <= most:
         return names
     return [names[round(index * (len(names) - 1) / (most - 1))] for index in range(most)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.records import StorageError, write_bytes
-from apical.report import curves, figures, protocol, table
+from apical.report import curves, figures, protocol, robust_page, table
 from apical.report.looks import Look, css_variables, looks
 from apical.report.read import FULL_TIER, Study, is_study, read_study
 from apical.report.render import Group, legend_svg, to_svg, write_png
@@ -73,6 +73,7 @@ def _write_study(study: Study, out: Path) -> Path:
         rows=rows,
         points=curves.points(study),
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
+        robust=robust_page.write(study, out, slugs),
         sections=[_section(study, rows, setting, look, out) for setting in study.settings],
         allowance=ALLOWANCE,
         full_tier=FULL_TIER,
@@ -145,6 +146,8 @@ def _write_html(out: Path, template: str, **values: Any) -> Path:
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     for theme, dark in (("light", False), ("dark", True)):
         style = style.replace(f"/* rules: {theme} */", css_variables(dark))
+    if values.get("robust"):
+        style += (TEMPLATES / "robust.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "sort.js").read_text(encoding="utf-8")
     page = environment.get_template(template).render(
         style=_trusted(style),

@@ -79,7 +79,7 @@ def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
         by_rule: dict[str, list[str]] = {}
         for run, fields in known:
             values = by_rule.setdefault(display_name(run.rule), [])
-            if (value := _text(fields.get(key))) not in values:
+            if (value := text(fields.get(key))) not in values:
                 values.append(value)
         distinct = {value for values in by_rule.values() for value in values}
         if len(distinct) == 1:
@@ -98,8 +98,8 @@ def _fields(experiment: Mapping[str, Any]) -> dict[str, Any]:
 def _rule(rule: Any) -> str:
     """A rule as its name and, in brackets, its options; a mapping of patterns as it is."""
     if not (isinstance(rule, Mapping) and "rule" in rule):
-        return _text(rule)
-    options = _text({key: value for key, value in rule.items() if key != "rule"})
+        return text(rule)
+    options = text({key: value for key, value in rule.items() if key != "rule"})
     return f"{rule['rule']} ({options})" if options else str(rule["rule"])
 
 
@@ -135,7 +135,7 @@ def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
     seen: dict[str, Counter[str]] = {}
     for run in study.runs:
         for key, value in flatten(run.environment).items():
-            seen.setdefault(key, Counter())[_text(value)] += 1
+            seen.setdefault(key, Counter())[text(value)] += 1
     return {key: values.most_common() for key, values in seen.items()}
 
 
@@ -154,15 +154,16 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value of a setting as a reader would write it: lists and mappings without brackets."""
     if value is None or value == [] or value == "":
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {text(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return ", ".join(_text(item) for item in value)
+        return ", ".join(text(item) for item in value)
     return str(value)
 
 

@@ -12,6 +12,11 @@ study.json:
                 gradient_angle_deg), and the difference up to which ours agree
     search      optional: list of {setting, rule, lr, at_edge, tries}, how a learning rate was
                 chosen; tries is a list of {lr, val_acc} or, where it diverged, {lr, reason}
+    robustness  optional: list of {folder, setting, rule, seed, evaluation}; the last is a folder
+                within the run folder
+    robust_published  optional: list of {setting, rule, attack, eps, metric, value, unit, source}
+                and optionally {n, group, other_scale}; attack and group as in the rows of the
+                evaluation, metric robust_accuracy or attack_success
 experiment.json: {key, versions, experiment}; the last is the experiment with all its fields.
 """
 
@@ -22,8 +27,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apical import records
+from apical.report import robust_read
+from apical.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
 
-FULL_TIER = "full"  # the published protocol; every other tier is on another scale
+__all__ = ["FULL_TIER", "Curve", "Published", "Run", "Study", "is_study", "read_study"]
 
 Status = Literal["finished", "unfinished", "failed", "not started"]
 
@@ -103,6 +110,8 @@ class Study:
     notes: tuple[str, ...]
     search: tuple[Mapping[str, Any], ...] = ()
     curves: tuple[Curve, ...] = ()
+    robustness: tuple[Evaluation, ...] = ()
+    robust_published: tuple[PublishedRobustness, ...] = ()
 
     @property
     def settings(self) -> list[str]:
@@ -147,6 +156,12 @@ def read_study(folder: Path) -> Study:
             notes=tuple(value["notes"]),
             search=tuple(value.get("search", ())),
             curves=tuple(_curve(entry) for entry in value.get("curves", ())),
+            robustness=tuple(
+                robust_read.read_evaluation(folder, entry) for entry in value.get("robustness", ())
+            ),
+            robust_published=tuple(
+                robust_read.published(entry) for entry in value.get("robust_published", ())
+            ),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'study.json'}: missing or misshapen entry {error}") from error

@@ -152,8 +152,8 @@ def to_csv(table: Iterable[Cell]) -> str:
 def _csv_row(cell: Cell) -> dict[str, object]:
     ours, gap, published = cell.summary, cell.difference, cell.published
     return {
-        "setting": _no_formula(cell.setting),
-        "rule": _no_formula(cell.rule),
+        "setting": no_formula(cell.setting),
+        "rule": no_formula(cell.rule),
         "n": cell.n,
         "planned": cell.planned,
         "failed": cell.failed,
@@ -167,7 +167,7 @@ def _csv_row(cell: Cell) -> dict[str, object]:
         "ties": cell.ties,
         "published": published and published.error,
         "published_n": published and published.n,
-        "published_source": published and _no_formula(published.source),
+        "published_source": published and no_formula(published.source),
         "published_difference": cell.published_difference,
         "verdict": cell.verdict and cell.verdict.word,
         "verdict_reason": cell.verdict and cell.verdict.why,
@@ -177,7 +177,7 @@ def _csv_row(cell: Cell) -> dict[str, object]:
     }
 
 
-def _no_formula(text: str) -> str:
+def no_formula(text: str) -> str:
     """Text a spreadsheet will not run as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 

@@ -1,0 +1,182 @@
+"""Example images with their perturbations, as small PNG pictures inside the page."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apical.report.looks import INK, SOFT
+from apical.report.robust_read import Evaluation
+from apical.report.robust_section import Section
+from apical.report.table import display_name
+
+MOST_IMAGES, MOST_ATTACKS = 3, 3
+"""Shown of each rule: enough to see what a radius looks like."""
+
+SHAPES = {"x": 4, "adv": 5, "names": 1, "labels": 1, "predictions_clean": 1, "predictions_adv": 2}
+"""Number of dimensions of each array in examples.npz."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture: values in [0, 1], shape (H, W, 3), and what stands under it."""
+
+    pixels: Any
+    text: str
+    wrong: bool = False
+
+    @property
+    def source(self) -> str:
+        """As an address that needs no file."""
+        return "data:image/png;base64," + base64.b64encode(_png(self.pixels)).decode()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some images of one net: a row per image, a column per picture of it.
+
+    Attributes: factor: how much the changes are amplified around middle grey.
+    """
+
+    rule: str
+    seed: int
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Shown, ...], ...]
+    factor: float
+    eps: float
+
+
+def of_section(section: Section) -> tuple[list[Examples], list[str]]:
+    """The examples of the first net of each rule that has some, and what could not be read."""
+    found, problems = [], []
+    for rule in section.rules:
+        for net in section.of(rule).values():
+            path = net.folder / "examples.npz"
+            if not path.exists():
+                continue
+            try:
+                found.append(_examples(net, _arrays(path)))
+                break
+            except (ValueError, OSError, KeyError) as error:
+                reason = str(error).replace(f"{net.folder}/", "")
+                problems.append(f"{display_name(rule)}, seed {net.seed}: {reason}")
+    return found, problems
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """Raises: ValueError for a file that is no examples.npz, saying what is wrong with it."""
+    import zipfile
+
+    import numpy
+
+    try:
+        with numpy.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    missing = sorted({*SHAPES, "eps"} - arrays.keys())
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}")
+    wrong = [f"{key} {arrays[key].shape}" for key, d in SHAPES.items() if arrays[key].ndim != d]
+    if wrong or arrays["x"].shape[1] not in (1, 3) or arrays["adv"].shape[1:] != arrays["x"].shape:
+        shown = wrong or [f"x {arrays['x'].shape}", f"adv {arrays['adv'].shape}"]
+        raise ValueError(
+            f"{path}: {', '.join(shown)}: expected grey or colour images, x (k, C, H, W) and adv "
+            "(s, k, C, H, W)"
+        )
+    return arrays
+
+
+def _examples(net: Evaluation, arrays: dict[str, Any]) -> Examples:
+    import numpy
+
+    x, adv = arrays["x"][:MOST_IMAGES], arrays["adv"][:, :MOST_IMAGES]
+    chosen = _varied([str(name) for name in arrays["names"]])
+    largest = float(numpy.abs(adv[chosen] - x).max()) if len(chosen) else 0.0
+    factor = _round_down(0.5 / largest) if largest else 1.0
+    called = arrays.get("class_names")
+
+    def label(index: Any) -> str:
+        return str(index) if called is None else str(called[int(index)])
+
+    rows = []
+    for image in range(len(x)):
+        truth = arrays["labels"][image]
+        before = arrays["predictions_clean"][image]
+        row = [Shown(_picture(x[image]), label(before), bool(before != truth))]
+        for attack in chosen:
+            after = arrays["predictions_adv"][attack, image]
+            change = 0.5 + factor * (adv[attack, image] - x[image])
+            row += [
+                Shown(_picture(adv[attack, image]), label(after), bool(after != truth)),
+                Shown(_picture(change), ""),
+            ]
+        rows.append(tuple(row))
+    columns = ["original"]
+    for attack in chosen:
+        columns += [str(arrays["names"][attack]), f"its change × {factor:g}"]
+    eps = float(numpy.max(arrays["eps"]))
+    return Examples(net.rule, net.seed, tuple(columns), tuple(rows), factor, eps)
+
+
+def _varied(names: Sequence[str]) -> list[int]:
+    """Places of up to MOST_ATTACKS names, different sources first."""
+    sources = [name.rpartition(" / ")[2] for name in names]
+    first = [place for place, source in enumerate(sources) if source not in sources[:place]]
+    rest = [place for place in range(len(names)) if place not in first]
+    return sorted([*first, *rest][:MOST_ATTACKS])
+
+
+def _round_down(factor: float) -> float:
+    """To one digit or, from 10 on, a whole number, so that it can be stated."""
+    return float(int(factor)) if factor >= 1 else factor
+
+
+def _picture(values: Any) -> Any:
+    """(C, H, W) to (H, W, 3) within [0, 1]."""
+    import numpy
+
+    clipped = numpy.clip(values, 0, 1).transpose(1, 2, 0)
+    return numpy.repeat(clipped, 3, axis=2) if clipped.shape[2] == 1 else clipped
+
+
+def _png(pixels: Any) -> bytes:
+    import numpy
+    from matplotlib.image import imsave
+
+    out = io.BytesIO()
+    whole = numpy.round(255 * pixels).astype(numpy.uint8)
+    imsave(out, whole, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
+    """The first image of each rule with its perturbations, one line a rule, for print."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from apical.records import write_bytes
+    from apical.report.render import FONT
+
+    across = max(len(each.columns) for each in found)
+    size = (0.7 + 1.15 * across, 0.5 + 1.5 * len(found))
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=size)
+        figure.text(0.1 / size[0], 1 - 0.22 / size[1], title, fontsize=9.5, fontweight="bold")
+        for line, each in enumerate(found):
+            top = size[1] - 0.5 - 1.5 * line
+            name = display_name(each.rule)
+            figure.text(0.1 / size[0], (top - 0.7) / size[1], name, fontweight="bold", color=INK)
+            for place, (column, shown) in enumerate(zip(each.columns, each.rows[0], strict=True)):
+                left = 0.7 + 1.15 * place
+                box = (left / size[0], (top - 1.2) / size[1], 1.0 / size[0], 1.0 / size[1])
+                axes = figure.add_axes(box)
+                axes.imshow(shown.pixels, interpolation="nearest", vmin=0, vmax=1)
+                axes.set_axis_off()
+                axes.set_title(column, fontsize=6, color=SOFT, pad=2)
+                axes.text(0.5, -0.04, shown.text, transform=axes.transAxes, ha="center", va="top")
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    write_bytes(path, out.getvalue())

@@ -1,0 +1,152 @@
+"""What several nets of one rule say about its robustness: intervals, gap, verdict.
+
+Robust accuracies are in % of all test images, differences in percentage points; seeds are the
+sample. With one net the images are, and every interval says which of the two it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from apical import stats
+
+MASKED = 5.0
+"""Points of own minus exact robust accuracy above which a rule counts as masked, with an interval
+above 0."""
+
+Word = Literal["faithful", "masked", "random", "vanishing"]
+Over = Literal["nets", "images"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A robust accuracy in % with its 95 % interval.
+
+    Attributes: over: "nets", a t interval for the mean over seeds, as in the tables of accuracy,
+        cut off at 0 and 100; "images", Wilson's for one net, which says nothing about other seeds.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    over: Over
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of robust accuracies of the same nets, in points, with its 95 % interval.
+
+    low, high are None where one net gives no interval.
+    """
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    over: Over
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is large and, by its interval, not by chance."""
+        return self.mean > MASKED and self.low is not None and self.low > 0
+
+
+@dataclass(frozen=True)
+class RuleVerdict:
+    """Whether a rule's own gradient tells how robust its nets are, and why."""
+
+    word: Word
+    reasons: tuple[str, ...]
+
+
+def estimate(shares: Mapping[int, float], images: int) -> Estimate | None:
+    """Mean and interval of robust accuracies given as fractions by seed; None without any.
+
+    Args: images: number of test images behind each of them, for the interval of a single net.
+    >>> estimate({0: 0.5}, 100)
+    Estimate(n=1, mean=50.0, low=40.3..., high=59.6..., over='images')
+    """
+    if not shares:
+        return None
+    found = stats.summarize([100 * share for share in shares.values()])
+    if found.low is None or found.high is None:
+        low, high = stats.wilson(found.mean / 100 * images, images)
+        return Estimate(1, found.mean, 100 * low, 100 * high, "images")
+    return Estimate(found.n, found.mean, max(found.low, 0.0), min(found.high, 100.0), "nets")
+
+
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
+    """First minus second on the seeds both have, fractions in, points out; None without any."""
+    found = stats.paired_difference(first, second)
+    if found is None:
+        return None
+    low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
+    return Difference(found.n, 100 * found.mean, low, high, "nets")
+
+
+def gap(rows: Mapping[int, Mapping[str, Any]]) -> Difference | None:
+    """Own minus exact robust accuracy from the gap rows of one radius, by seed; None without any.
+
+    One net: its own interval, over images, the two attacks paired image by image.
+    """
+    if len(rows) == 1:
+        (row,) = rows.values()
+        return Difference(1, 100 * row["mean"], 100 * row["low"], 100 * row["high"], "images")
+    own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
+    return difference(own, exact)
+
+
+def verdict(
+    gaps: Mapping[float, Mapping[int, Mapping[str, Any]]], audits: Sequence[Mapping[str, Any]]
+) -> RuleVerdict:
+    """The verdict on a rule from the evaluations of its nets.
+
+    Masked: at some radius own minus exact robust accuracy is above 5 points with an interval above
+    0 (over nets; over images for a single one), or the audit found in more than half of the nets
+    that a small step along the own gradient does not raise the loss. Else vanishing or random if
+    the audit says so of more than half of the nets, else faithful.
+
+    Args: gaps: radius -> seed -> row of kind gap. audits: rows of kind audit, one per net.
+    Raises: ValueError without any of either.
+    """
+    found = {eps: gap(rows) for eps, rows in gaps.items()}
+    known = {eps: each for eps, each in sorted(found.items()) if each is not None}
+    if not known or not audits:
+        raise ValueError("verdict: needs the gap rows and the audit row of at least one net")
+    masked = [_apart(eps, each, gaps[eps]) for eps, each in known.items() if each.masked]
+    misled = [row for row in audits if row["misleading"]]
+    if 2 * len(misled) > len(audits):
+        shares = stats.summarize([row["rising"] for row in misled]).mean
+        masked.append(
+            f"a small step along the own gradient raises the loss for {shares:.0%} of the examples "
+            f"only (chance gives half){_in_nets(len(misled), len(audits))}"
+        )
+    if masked:
+        return RuleVerdict("masked", tuple(masked))
+    for word in ("vanishing", "random"):
+        such = [row for row in audits if row["verdict"] == word]
+        if 2 * len(such) > len(audits):
+            told = such[0]["reasons"][0]
+            return RuleVerdict(word, (f"{told}{_in_nets(len(such), len(audits))}",))
+    largest = max(known.values(), key=lambda each: each.mean)
+    return RuleVerdict(
+        "faithful",
+        (f"own minus exact robust accuracy is at most {largest.mean:.1f} points on average",),
+    )
+
+
+def _apart(eps: float, found: Difference, rows: Mapping[int, Mapping[str, Any]]) -> str:
+    own, exact = (
+        100 * sum(row[key] for row in rows.values()) / len(rows) for key in ("own", "exact")
+    )
+    over = f"over {found.n} nets" if found.over == "nets" else "over images, one net"
+    return (
+        f"at radius {eps:.4g} the own gradient leaves {own:.1f} % right, the exact one "
+        f"{exact:.1f} %: {found.mean:.1f} points apart (95 % interval {found.low:.1f} to "
+        f"{found.high:.1f}, {over})"
+    )
+
+
+def _in_nets(count: int, of: int) -> str:
+    return "" if of == 1 else f", in {count} of {of} nets"

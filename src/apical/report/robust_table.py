@@ -1,0 +1,173 @@
+"""The robustness of each rule: headline at a radius, course over the radius, verdict."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from apical.report import robust_stats
+from apical.report.robust_read import Evaluation, PublishedRobustness
+from apical.report.robust_section import Section, Value, attack_share, near
+from apical.report.robust_stats import Difference, Estimate, RuleVerdict
+from apical.report.table import is_baseline
+
+LINES = ("own", "averaged", "exact", "transfer", "black box", "noise", "worst")
+"""Kinds of attack that are followed over the radius, the protocol of the papers first."""
+
+Lines = Mapping[str, Mapping[float, Estimate]]
+"""Kind of attack -> radius -> robust accuracy."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A rule at one radius. Accuracies in %, differences in points; None where not measured.
+
+    Attributes: planned: nets that were to be evaluated. own, exact: worst case per image over the
+        attacks by that gradient, the same attacks for both; worst: over everything tried.
+        against_bp: worst case minus that of backprop on the same seeds. published: the lowest
+        published accuracy under attacks by the own gradient at this radius.
+    """
+
+    rule: str
+    eps: float
+    n: int
+    planned: int
+    clean: Estimate
+    noise: Estimate | None
+    own: Estimate
+    exact: Estimate
+    worst: Estimate
+    gap: Difference
+    against_bp: Difference | None
+    verdict: RuleVerdict
+    published: PublishedRobustness | None
+
+
+def headline_radius(section: Section) -> float:
+    """The smallest radius at which backprop's nets (else all) lose half of their accuracy or more
+    in the worst case; the largest where there is none. What own gradients find has no say in it.
+    """
+    judged = [r for r in section.rules if is_baseline(r)] or section.rules
+    nets = [each for each in section.evaluations if each.rule in judged]
+    clean = sum(each.clean["accuracy"] for each in nets)
+    for eps in section.radii:
+        worst = [each.at("worst", eps).get("accuracy") for each in nets]
+        known = [share for share in worst if share is not None]
+        if len(known) == len(nets) and sum(known) <= clean / 2:
+            return eps
+    return section.radii[-1]
+
+
+def headlines(section: Section, eps: float) -> list[Headline]:
+    """The rules at one radius; those without evaluations at it are left out."""
+    rows = [_headline(section, rule, eps) for rule in section.rules]
+    return [row for row in rows if row is not None]
+
+
+def headlines_of_rule(section: Section, rule: str) -> list[Headline]:
+    """A rule at every radius it was evaluated at."""
+    found = [_headline(section, rule, eps) for eps in section.radii]
+    return [line for line in found if line is not None]
+
+
+def verdict(section: Section, rule: str) -> RuleVerdict:
+    """The verdict on a rule, from all radii."""
+    nets = section.of(rule)
+    gaps = {
+        eps: {seed: row for seed, each in nets.items() if (row := each.at("gap", eps))}
+        for eps in section.radii
+    }
+    audits = [row for each in nets.values() for row in each.of_kind("audit")]
+    return robust_stats.verdict({eps: rows for eps, rows in gaps.items() if rows}, audits)
+
+
+def lines(section: Section, rule: str) -> Lines:
+    """Robust accuracy over the radius, by kind of attack; kinds that were not run are left out.
+
+    Of several transfer sources or black boxes the strongest counts, net by net.
+    """
+    found = {
+        kind: {
+            eps: share
+            for eps in section.radii
+            if (share := section.estimate(rule, partial(_line, kind=kind, eps=eps))) is not None
+        }
+        for kind in LINES
+    }
+    return {kind: values for kind, values in found.items() if values}
+
+
+def pixels(section: Section) -> dict[str, dict[int, Estimate]]:
+    """Robust accuracy by rule and number of pixels that may change; rules without are left out."""
+    found: dict[str, dict[int, Estimate]] = {}
+    for rule in section.rules:
+        rows = [
+            row
+            for net in section.of(rule).values()
+            for row in net.of_kind("attack")
+            if (row["group"], row["on"]) == ("pixels", "all")
+        ]
+        for row in sorted(rows, key=lambda row: row["eps"]):
+            value = partial(attack_share, group="pixels", attack=row["attack"], eps=row["eps"])
+            share = section.estimate(rule, value, row.get("examples"))
+            if share is not None:
+                found.setdefault(rule, {})[round(row["eps"])] = share
+    return found
+
+
+def _headline(section: Section, rule: str, eps: float) -> Headline | None:
+    def share(kind: str, key: str) -> Value:
+        return lambda each: each.at(kind, eps).get(key)
+
+    nets = {seed: each for seed, each in section.of(rule).items() if each.at("worst", eps)}
+    own, exact, worst = (
+        section.estimate(rule, share(*which))
+        for which in (("gap", "own"), ("gap", "exact"), ("worst", "accuracy"))
+    )
+    clean = section.estimate(rule, lambda each: each.clean["accuracy"])
+    apart = robust_stats.gap({seed: each.at("gap", eps) for seed, each in nets.items()})
+    if own is None or exact is None or worst is None or clean is None or apart is None:
+        return None
+    return Headline(
+        rule=rule,
+        eps=eps,
+        n=len(nets),
+        planned=len({each.seed for each in section.listed if each.rule == rule}),
+        clean=clean,
+        noise=section.estimate(rule, partial(_line, kind="noise", eps=eps)),
+        own=own,
+        exact=exact,
+        worst=worst,
+        gap=apart,
+        against_bp=_against_bp(section, rule, share("worst", "accuracy")),
+        verdict=verdict(section, rule),
+        published=_published(section, rule, eps),
+    )
+
+
+def _against_bp(section: Section, rule: str, value: Value) -> Difference | None:
+    baseline = next((other for other in section.rules if is_baseline(other)), None)
+    if baseline is None or is_baseline(rule):
+        return None
+    return robust_stats.difference(section.shares(rule, value), section.shares(baseline, value))
+
+
+def _published(section: Section, rule: str, eps: float) -> PublishedRobustness | None:
+    rows = [
+        row
+        for row in section.published
+        if (row.rule, row.group) == (rule, "own") and near(row.eps, eps)
+    ]
+    return min(rows, key=lambda row: row.accuracy, default=None)
+
+
+def _line(evaluation: Evaluation, *, kind: str, eps: float) -> float | None:
+    if kind in ("own", "exact"):
+        return evaluation.at("gap", eps).get(kind)
+    if kind == "worst":
+        return evaluation.at("worst", eps).get("accuracy")
+    shares = [
+        row["accuracy"]
+        for row in evaluation.of_kind("attack")
+        if (row["group"], row["eps"], row["on"]) == (kind, eps, "all")
+    ]
+    return min(shares, default=None)

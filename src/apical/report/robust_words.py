@@ -1,0 +1,182 @@
+"""Robustness in words: numbers as text, what attacks are called, what a section concludes."""
+
+from collections.abc import Mapping, Sequence
+
+from apical.report.robust_section import Section
+from apical.report.robust_stats import Difference, Estimate
+from apical.report.robust_table import Headline
+from apical.report.table import display_name, is_baseline
+
+KINDS = {
+    "own": "own gradient, the papers' protocol",
+    "averaged": "own gradient, averaged over redraws",
+    "exact": "exact gradient of the same weights",
+    "transfer": "transferred from another net",
+    "black box": "black box, no gradient at all",
+    "noise": "random noise",
+    "worst": "worst case of everything tried",
+}
+
+NORMS = {
+    "linf": "every input value may change by at most the radius",
+    "l2": "the change of all input values together, as a Euclidean length, is at most the radius",
+}
+
+CHECKS = {
+    "iterative attacks are at least as strong as a single step": (
+        "If not, the iterated attack does not follow a useful gradient or stops too early."
+    ),
+    "robust accuracy falls as the radius grows": (
+        "More room cannot help the net; if it seems to, the attack is what fails."
+    ),
+    "robust accuracy falls to chance at a large radius": (
+        "With enough room any image can become any other; a net that survives was not attacked."
+    ),
+    "twice as many steps change little": (
+        "If they break more, the attack had not converged and robustness is overestimated."
+    ),
+    "a black box is not stronger than the exact gradient": (
+        "Queries alone should not beat the gradient; if they do, the gradient hides something."
+    ),
+    "transferred attacks are not stronger than the exact gradient": (
+        "What was made for another net should not beat an attack made for this one."
+    ),
+    "noise is weaker than the exact gradient": (
+        "If random changes do as much, nothing was attacked."
+    ),
+    "no attack left its ball": "Points outside the radius would not count as attacks.",
+}
+"""What a flag of each check means."""
+
+
+def percent(value: float | None) -> str:
+    """ "93.2"; "" for None."""
+    return "" if value is None else f"{_no_minus_zero(value):.1f}"
+
+
+def points(value: float | None) -> str:
+    """With its sign, a real minus included; zero has none."""
+    if value is None:
+        return ""
+    rounded = _no_minus_zero(value)
+    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def span(found: Estimate | Difference | None, *, sign: bool = False) -> str:
+    """Its interval, "12.0 to 14.5"; "" without one."""
+    if found is None or found.low is None:
+        return ""
+    text = points if sign else percent
+    return f"{text(found.low)} to {text(found.high)}"
+
+
+def radius(eps: float) -> str:
+    """A radius as papers write it: "0.1", "8/255".
+
+    >>> radius(8 / 255)
+    '8/255'
+    """
+    steps = 255 * eps
+    whole = abs(steps - round(steps)) < 1e-4 and round(steps) >= 1
+    return f"{eps:.3g}" if not whole or len(f"{eps:.4g}") <= 4 else f"{round(steps)}/255"
+
+
+def measured(section: Section) -> str:
+    """On what, and what the attacker may do."""
+    data = section.described.get("data")
+    norm = NORMS.get(section.norm, f"norm {section.norm}")
+    return (
+        f"Measured on the same {section.images} test images{f' of {data}' if data else ''} for "
+        f"every net. What an attack may do: {norm}, and stay between black (0) and white (1)."
+    )
+
+
+def conclusion(section: Section, rows: Sequence[Headline]) -> list[str]:
+    """What a reader should take home, from the rows of the headline radius."""
+    return [text for text in (_masking(rows), _worst(rows)) if text]
+
+
+def why_this_radius(section: Section, eps: float) -> str:
+    if len(section.radii) == 1:
+        return "It is the only one that was tried."
+    judged = "backprop's nets lose" if any(map(is_baseline, section.rules)) else "the nets lose"
+    if eps == section.radii[-1]:
+        return "It is the largest that was tried."
+    return (
+        f"It is the smallest tried at which {judged} half of their accuracy or more in the worst "
+        "case, where differences can show."
+    )
+
+
+def _masking(rows: Sequence[Headline]) -> str:
+    masked = [row for row in rows if row.verdict.word == "masked"]
+    other = [row for row in rows if row.verdict.word in ("vanishing", "random")]
+    if not masked and not other:
+        return "No rule is masked: attacks by the own gradient tell how robust these nets are."
+    told = ""
+    if masked:
+        most = max(masked, key=lambda row: row.gap.mean)
+        subject = f"{names(masked)} {'is' if len(masked) == 1 else 'are'} masked"
+        told = (
+            f"{subject}: {'its nets look' if len(masked) == 1 else 'their nets look'} more robust "
+            f"than they are when they are attacked by their own gradient. At radius "
+            f"{radius(most.eps)}, {display_name(most.rule)} keeps {percent(most.own.mean)} % under "
+            f"its own gradient and {percent(most.exact.mean)} % under the exact gradient of the "
+            "same weights."
+        )
+    if other:
+        words = (f"{display_name(row.rule)} ({row.verdict.word})" for row in other)
+        told += f" Their own gradient is of no use to an attacker either: {', '.join(words)}."
+    return told.strip()
+
+
+def _worst(rows: Sequence[Headline]) -> str:
+    baseline = next((row for row in rows if is_baseline(row.rule)), None)
+    others = [row for row in rows if not is_baseline(row.rule)]
+    if baseline is None or not others:
+        return ""
+    apart = [
+        row
+        for row in others
+        if row.against_bp and row.against_bp.low is not None and row.against_bp.high is not None
+        if row.against_bp.low > 0 or row.against_bp.high < 0
+    ]
+    start = (
+        f"In the worst case over everything tried, backprop keeps {percent(baseline.worst.mean)} %"
+    )
+    if baseline.n < 2:
+        best = max(others, key=lambda row: row.worst.mean)
+        return (
+            f"{start}, {display_name(best.rule)} {percent(best.worst.mean)} %, the most of the "
+            "other rules; one net each says nothing about the rules."
+        )
+    if not apart:
+        return f"{start}; no rule is told apart from it ({baseline.n} seeds, paired)."
+    told = (
+        f"{display_name(row.rule)} {points(row.against_bp.mean)} points "
+        f"({span(row.against_bp, sign=True)})"
+        for row in apart
+        if row.against_bp
+    )
+    return f"{start}. Told apart from it, paired on the seeds: {'; '.join(told)}."
+
+
+def names(rows: Sequence[Headline]) -> str:
+    """ "FA", "FA and DFA", "FA, DFA and uSF"."""
+    words = [display_name(row.rule) for row in rows]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def checked(results: Sequence[Mapping[str, object]]) -> tuple[str, bool]:
+    """A check over the nets of a rule as text, and whether it is to be flagged."""
+    run = [row for row in results if row.get("passed") is not None]
+    failed = [row for row in run if not row["passed"]]
+    if not run:
+        return "not run", False
+    if failed:
+        return f"flagged in {len(failed)} of {len(run)}", True
+    return "passed" if len(run) == 1 else f"passed, {len(run)} of {len(run)}", False
+
+
+def _no_minus_zero(value: float) -> float:
+    return round(value, 1) + 0.0
