@@ -87,7 +87,7 @@ def test_b03_fresh_signs_run_with_every_law_on_convolutions_and_linear_layers(in
     for _ in range(2):
         model(torch.ones(2, 1, 4, 4)).square().sum().backward()
         optimizer.step()
-    assert model[2].feedback.updates == 2
+    assert model[2].feedback.history.count == 2
 
 
 def test_b04_a_single_layer_learns_by_direct_feedback_with_default_options() -> None:

@@ -39,7 +39,7 @@ RUNNING = [
     {"attacks", "losses"},
     {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
     {"prepare"},
-    {"observe", "resume", "run_folder", "progress"},
+    {"monitor", "observe", "resume", "run_folder", "progress"},
     {"training"},
     {"trained"},
     {"robustness"},

@@ -130,9 +130,8 @@ def test_the_angle_settles_where_the_docstring_says(layer: nn.Module) -> None:
     """Random noise through a converted layer: B arrives at W, scale included."""
     model = apical.convert(nn.Sequential(nn.Identity(), layer).double(), WeightMirror(rate=0.05))
     feedback = model[1].feedback
-    feedback.heard = True
     for _ in range(200):
-        feedback.heard = True
+        feedback.history.heard = True
         apical.learn(model)
     seen = apical.probes.alignment(model)["1"]
     assert seen["norm_ratio"] == pytest.approx(1, abs=0.1)

@@ -68,7 +68,7 @@ def test_magnitudes_are_redrawn_once_per_step(rule: Rule, make: Any) -> None:
         backward(model)
         assert redrawn(model, optimizer.step)
         # nobody listens to the first layer, whose rule has nothing to do
-        assert [model[i].feedback.updates for i in (0, 2, 4)] == [0, step, step]
+        assert [model[i].feedback.history.count for i in (0, 2, 4)] == [0, step, step]
         assert not redrawn(model, lambda: apical.learn(model))  # the optimizer announced it
         bounds = [(6 / 11) ** 0.5, (6 / 9) ** 0.5]
         for magnitude, bound in zip(magnitudes(model), bounds, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,28 +16,35 @@ PATIENCE = 3
 """Steps after which feedback that no optimizer trains is worth a warning."""
 
 
-def give(slots: Iterable[Slot], optimizer: Optimizer) -> None:
-    """Warn, once for a model, of feedback that is not trained or not trained as it must be."""
+def give(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set[int]) -> None:
+    """Warn, once for each layer, of feedback that is not trained or not trained as it must be.
+
+    Weight and feedback may have an optimizer each.
+
+    Args: stepped: the `id` of every parameter that the optimizer has just stepped.
+    """
     untrained: list[str] = []
     objections: dict[str, list[str]] = {}
     for slot in slots:
-        feedback = slot.feedback
-        if not feedback.trained or feedback.missed_steps > PATIENCE:
+        feedback, history = slot.feedback, slot.feedback.history
+        if history.advised:
             continue
-        names = [name for name, p in feedback.named_parameters(recurse=False) if p.requires_grad]
-        groups = [_group_of(getattr(feedback, name), optimizer) for name in names]
-        if None in groups:
-            feedback.missed_steps += 1
-            if feedback.missed_steps == PATIENCE:
-                untrained += [f"{feedback.layer}.feedback.{name}" for name in names]
+        parameters = feedback.named_parameters(recurse=False)
+        memory = {name: p for name, p in parameters if p.grad is not None}
+        if not memory:  # nothing to train, where nobody listens to a broadcast
             continue
-        feedback.missed_steps = PATIENCE + 1  # seen: nothing more to say
-        own = next(g for g in (_group_of(p, optimizer) for p in slot.parameters) if g is not None)
-        for group in groups:
-            assert group is not None
-            text = feedback.rule.objection(optimizer, own, group)
-            if text:
+        steps_weight = not stepped.isdisjoint(map(id, slot.parameters))
+        steps_memory = not stepped.isdisjoint(map(id, memory.values()))
+        if steps_weight:
+            history.optimizer = optimizer
+        if steps_memory and history.optimizer is not None:
+            history.advised = True
+            for text in _objections(slot, memory.values(), optimizer, history.optimizer):
                 objections.setdefault(text, []).append(feedback.layer)
+        elif steps_weight:
+            history.missed += 1
+            if history.missed == PATIENCE:
+                untrained += [f"{feedback.layer}.feedback.{name}" for name in memory]
     if untrained:
         warnings.warn(
             f"the optimizer trains the weights but not their feedback: {', '.join(untrained)}."
@@ -46,6 +53,16 @@ def give(slots: Iterable[Slot], optimizer: Optimizer) -> None:
         )
     for text, layers in objections.items():
         warnings.warn(f"{', '.join(dict.fromkeys(layers))}: {text}", stacklevel=4)
+
+
+def _objections(
+    slot: Slot, memory: Iterable[Tensor], optimizer: Optimizer, of_weight: Optimizer
+) -> set[str]:
+    """What the rule has against the way its memory is trained."""
+    own = next((g for g in (_group_of(p, of_weight) for p in slot.parameters) if g), {})
+    groups = [group for p in memory if (group := _group_of(p, optimizer))]
+    texts = (slot.feedback.rule.objection(optimizer, own, group) for group in groups)
+    return {text for text in texts if text}
 
 
 def _group_of(parameter: Tensor | None, optimizer: Optimizer) -> Mapping[str, Any] | None:

@@ -66,7 +66,7 @@ def convert(
     tied: dict[Any, Feedback] = {}
     for row in rows:
         _convert_layer(row, seed, star, tied)
-    if star.layers:
+    if star.feedbacks:
         star.attach(model)
     if example is not None:
         try:
@@ -94,7 +94,7 @@ def revert(model: nn.Module) -> nn.Module:
         updates.unwatch(layer)
         for slot in updates.slots(layer):
             if slot.feedback.star is not None:
-                slot.feedback.star.release()
+                slot.feedback.star.release(slot.feedback)
         layer.__class__ = type(layer).plain_class  # type: ignore[attr-defined]
         del layer.feedback
     return model
@@ -176,27 +176,28 @@ def _convert_layer(row: Row, seed: int, star: Star, tied: dict[Any, Feedback]) -
     if isinstance(layer, nn.MultiheadAttention):
         layer.feedback = nn.ModuleDict(
             {
-                name: _feedback(rule, f"{row.layer}.{name}", seed, star, weight)
+                name: _feedback(rule, f"{row.layer}.{name}", seed, star, weight, tied)
                 for name, (weight, _) in projections(layer).items()
             }
         )
-    elif isinstance(rule, BroadcastRule):
-        layer.feedback = _feedback(rule, row.layer, seed, star, layer.weight)
-    else:  # layers that share a weight share its feedback
-        key = (id(layer.weight), rule)
-        if key not in tied:
-            tied[key] = _feedback(rule, row.layer, seed, star, layer.weight)
-        layer.feedback = tied[key]
+    else:
+        layer.feedback = _feedback(rule, row.layer, seed, star, layer.weight, tied)
     layer.feedback.train(layer.training)
     updates.watch(layer)
 
 
-def _feedback(rule: Rule, name: str, seed: int, star: Star, weight: Any) -> Feedback:
-    broadcasts = isinstance(rule, BroadcastRule)
-    feedback = Feedback(rule, name, seed, star if broadcasts else None)
-    if broadcasts:
-        star.layers += 1
-    else:
+def _feedback(
+    rule: Rule, name: str, seed: int, star: Star, weight: Any, tied: dict[Any, Feedback]
+) -> Feedback:
+    """New feedback; under transport rules, layers that share a weight share its feedback."""
+    owner, place = weight, 0
+    if weight._base is not None:  # attention packs three weights
+        owner, place = weight._base, weight.storage_offset()
+    key, broadcasts = (owner, place, rule), isinstance(rule, BroadcastRule)
+    if key in tied and not broadcasts:
+        return tied[key]
+    feedback = tied[key] = Feedback(rule, name, seed, star if broadcasts else None)
+    if not broadcasts:
         feedback.create(weight)
     if rule.constrain_weights:
         feedback.constrain(weight)

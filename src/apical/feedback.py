@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from apical import functional
 from apical.functional import Op
+from apical.history import History
 from apical.rules.base import BroadcastRule, Geometry, Rule, TransportRule, Update
 from apical.star import Star
 
@@ -26,22 +27,33 @@ class Feedback(nn.Module):
         rule: the rule; layer: the layer's full name at conversion; seed: of the conversion;
         star: the taps of the model (broadcast rules only);
         exact: above 0 inside `exact_gradients`;
-        updates: how many updates of the weight the rule has acted on.
+        history: which updates of the weight count for the rule.
     """
 
     def __init__(self, rule: Rule, layer: str, seed: int, star: Star | None = None) -> None:
         super().__init__()
         self.rule, self.layer, self.seed, self.star = rule, layer, seed, star
         self.exact = 0
-        self.updates = 0
-        self.heard = False  # whether a layer below wanted a message since the last update
-        self.up_to_date = False  # whether the last update was acted on without being asked
+        self.history = History()
         self.memory_names: tuple[str, ...] | None = None
         self.note_names: tuple[str, ...] = ()
-        self.missed_steps = 0  # of an optimizer that knows the weight but not trained memory
+        if star is not None:
+            star.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "exact": 0}  # a copy outlives the block it was made in
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.star is not None:
+            self.star.add(self)
+            self.star.share()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.star is not None:
+            self.star.share()  # each layer's slice was moved apart
+        return self
 
     @property
     def pending(self) -> bool:
@@ -64,17 +76,21 @@ class Feedback(nn.Module):
 
     def apply_op(self, op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`op` on x with the rule's backward; plain `op` where nothing is differentiated."""
+        takes_part = not self.exact and torch.is_grad_enabled() and self._takes_part(x, weight)
         if self.star is not None and not self.exact:
             x = self.star.pass_on(self, op, x, weight)
-        elif not self.exact and torch.is_grad_enabled() and self._is_heard(x):
+        elif takes_part:
             return functional.transport(op, op.prepare(x), weight, bias, self)
         return functional.exact(op, op.prepare(x), weight, bias)
 
-    def _is_heard(self, x: Tensor) -> bool:
-        heard = x.requires_grad or self.trained
-        if heard and self.rule.acts_after_update:
-            self.heard = True
-        return heard
+    def _takes_part(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the rule has something to do in this backward pass; if so, updates count."""
+        if self.history.outdated:
+            self._adopt(weight)
+        rule, takes_part = self.rule, x.requires_grad or self.trained
+        if rule.acts_after_update and (takes_part or rule.follows_weight):
+            self.history.heard = True
+        return takes_part
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -94,19 +110,19 @@ class Feedback(nn.Module):
             self.note_names += (f"note_{name}",)
 
     @torch.no_grad()
-    def after_update(self, weight: Tensor, bias: Tensor | None, op: Op) -> None:
-        """Let the rule act on an update of the weight; what nobody hears is not drawn."""
+    def after_update(self, weight: Tensor, bias: Tensor | None, op: Op, *, counts: bool) -> None:
+        """Restore the weight's norm after an update; if it `counts`, let the rule act on it."""
+        if self.history.outdated:
+            self._adopt(weight)
         before = weight.clone() if _is_computed(weight) else None
         if self.rule.constrain_weights:
             norm = torch.linalg.vector_norm(weight)  # of a weight that may have begun at zero
             weight.mul_(self.weight_norm / norm.clamp_min(torch.finfo(norm.dtype).tiny))
-        heard = self.heard or self.star is not None
-        if self.rule.acts_after_update and heard and not self.pending:
-            self.updates += 1
+        if counts and self.rule.acts_after_update and not self.pending:
+            self.history.count += 1
             generator = partial(self._generator, device=weight.device)
-            update = Update(weight.detach(), bias, op, self.updates, generator)
+            update = Update(weight.detach(), bias, op, self.history.count, generator)
             self.rule.after_update(update, *self.memory(), *self.notes)
-        self.heard = False
         if before is not None and not torch.equal(before, weight):
             raise RuntimeError(
                 f"{self.layer}: {type(self.rule).__name__} changes the weight itself after an"
@@ -115,6 +131,17 @@ class Feedback(nn.Module):
                 " option"
             )
 
+    @torch.no_grad()
+    def _adopt(self, weight: Tensor) -> None:
+        """Take a weight from a plain checkpoint for the one known all along: it was no update."""
+        self.history.outdated = False
+        if self.rule.constrain_weights:
+            self.weight_norm.copy_(torch.linalg.vector_norm(weight))
+        if not self.pending:
+            self.rule.adopt(weight.detach(), *self.memory())
+        for note in self.notes:
+            note.zero_()
+
     def constrain(self, weight: Tensor) -> None:
         """Remember the norm that `constrain_weights` keeps."""
         self.register_buffer("weight_norm", torch.linalg.vector_norm(weight.detach()))
@@ -122,7 +149,7 @@ class Feedback(nn.Module):
     def _generator(
         self, name: str | None = None, *, device: torch.device | str = "cpu"
     ) -> torch.Generator:
-        key = f"{FEEDBACK_VERSION}/{self.seed}/{name or self.layer}/{self.updates}"
+        key = f"{FEEDBACK_VERSION}/{self.seed}/{name or self.layer}/{self.history.count}"
         digest = hashlib.sha256(key.encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -135,7 +162,7 @@ class Feedback(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.rule.acts_after_update:
-            destination[prefix + "updates"] = torch.tensor(self.updates)
+            destination[prefix + "updates"] = torch.tensor(self.history.count)
 
     def _load_from_state_dict(
         self,
@@ -151,10 +178,11 @@ class Feedback(nn.Module):
         problem = self._in_this_load(bool(saved), missing_keys)
         if problem:
             error_msgs.append(problem)
+        self.history.loaded(plain=not saved)
         if not saved:  # a checkpoint of the plain model
             return
         if prefix + "updates" in state_dict and self.rule.acts_after_update:
-            self.updates = int(state_dict.pop(prefix + "updates"))
+            self.history.count = int(state_dict.pop(prefix + "updates"))
         if self.pending:
             assert isinstance(self.rule, BroadcastRule)  # only these wait for shapes
             if type(self.rule).memory_gradients is not BroadcastRule.memory_gradients:
@@ -171,6 +199,8 @@ class Feedback(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if self.star is not None:
+            self.star.share()
 
     def _in_this_load(self, present: bool, missing_keys: list[str]) -> str:
         """What is wrong with the checkpoint, as far as the layers loaded up to here can tell.

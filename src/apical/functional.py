@@ -221,7 +221,8 @@ def _transport_gradients(
     ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, memory: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     feedback, op, needs = ctx.feedback, ctx.op, ctx.needs_input_grad
-    rule, trains_memory = feedback.rule, any(needs[5:])
+    rule = feedback.rule
+    trains_memory = any(needs[5:]) and (needs[1] or not rule.follows_weight)
     message = rule.send(Local(op, x, grad, weight), *memory) if needs[0] else None
     matrix = weight
     if needs[0] and message is None:

@@ -85,6 +85,7 @@ def plan(
             else:
                 problems.append(f"{name or '(root)'} ({row.kind}): {row.why}")
         rows.append(row)
+    problems += _followed_twice(rows)
     problems += _useless_patterns(rows, seen, won)
     if not any(mixin_for(row.module) for row in rows):
         problems.append("the model has no layer that a rule could convert")
@@ -217,6 +218,24 @@ def _wrappers(model: nn.Module) -> Iterator[str]:
 
 def _matches(pattern: Any, name: str, module: nn.Module) -> bool:
     return bool(pattern(name, module)) if callable(pattern) else fnmatchcase(name, pattern)
+
+
+def _followed_twice(rows: list[Row]) -> Iterator[str]:
+    """Tied weights whose layers have different rules that each decay the weight with feedback."""
+    followers: dict[int, Row] = {}
+    for row in rows:
+        if row.action != "convert" or row.rule is None or not row.rule.follows_weight:
+            continue
+        for _, weight in operations(row.module):
+            owner = weight if weight._base is None else weight._base  # attention packs three
+            first = followers.setdefault(id(owner), row)
+            if first.rule != row.rule:
+                yield (
+                    f"{row.layer} ({row.kind}): shares its weight with {first.layer}, but"
+                    f" {rules.spell(row.rule)} and {rules.spell(first.rule)} would each let it"
+                    " decay; give both layers one of these rules, or one of them FA or BP"
+                )
+                break
 
 
 def _useless_patterns(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -18,7 +18,7 @@ from apical import advice
 from apical.feedback import Feedback
 from apical.functional import Op
 
-_WATCHED: WeakSet[nn.Module] = WeakSet()
+_WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
 _HOOKS: list[Any] = []
 
 
@@ -46,14 +46,14 @@ def watch(layer: nn.Module) -> None:
     """Let the layer's rule act after every update, if it has something to do."""
     if not any(wants_updates(slot.feedback) for slot in slots(layer)):
         return
-    _WATCHED.add(layer)
+    _WATCHED[layer] = None
     if not _HOOKS:
         _HOOKS.append(register_optimizer_step_post_hook(_after_step))
 
 
 def unwatch(layer: nn.Module) -> None:
     """The layer is plain again."""
-    _WATCHED.discard(layer)
+    _WATCHED.pop(layer, None)
 
 
 def wants_updates(feedback: Feedback) -> bool:
@@ -63,12 +63,8 @@ def wants_updates(feedback: Feedback) -> bool:
 
 
 def updated_by_hand(layers: Iterable[nn.Module]) -> None:
-    """Act on an update that no torch optimizer announced; after one that did, do nothing."""
-    for slot in _distinct(layers, None):
-        if slot.feedback.up_to_date:
-            slot.feedback.up_to_date = False
-        else:
-            slot.feedback.after_update(slot.weight, slot.bias, slot.op)
+    """Act on updates that no torch optimizer announced; after one that did, do nothing."""
+    _act([slot for slot in _distinct(layers) if not _rests(slot)], told=True)
 
 
 def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -80,23 +76,33 @@ def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
         for parameter in group["params"]
         if parameter.grad is not None
     }
-    slots_stepped = list(_distinct(_WATCHED, stepped))
-    advice.give(slots_stepped, optimizer)
-    for slot in slots_stepped:
-        slot.feedback.after_update(slot.weight, slot.bias, slot.op)
-        slot.feedback.up_to_date = True
+    near = [layer for layer in _WATCHED if not stepped.isdisjoint(map(id, _all_parameters(layer)))]
+    found = list(_distinct(near))
+    advice.give(found, optimizer, stepped)
+    _act([slot for slot in found if not stepped.isdisjoint(map(id, slot.parameters))], told=False)
 
 
-def _distinct(layers: Iterable[nn.Module], stepped: set[int] | None) -> Iterator[Slot]:
-    """One slot for each feedback, also where tied layers share it; only those that were stepped."""
+def _act(found: list[Slot], *, told: bool) -> None:
+    """Let the rules act on an update of these weights."""
+    counted = [slot.feedback.history.counts(slot.parameters, told=told) for slot in found]
+    for slot, counts in zip(found, counted, strict=True):
+        slot.feedback.after_update(slot.weight, slot.bias, slot.op, counts=counts)
+    for slot in found:  # when all are done: weights may be parts of one parameter
+        slot.feedback.history.close(slot.parameters)
+
+
+def _rests(slot: Slot) -> bool:
+    """Whether the weight is frozen, and with it the feedback that follows it."""
+    trained = any(p is not None and p.requires_grad for p in slot.parameters)
+    return slot.feedback.rule.follows_weight and not trained
+
+
+def _distinct(layers: Iterable[nn.Module]) -> Iterator[Slot]:
+    """One slot for each feedback that an update means something to; tied layers share theirs."""
     done = set()
-    for layer in list(layers):
-        if stepped is not None and stepped.isdisjoint(map(id, _all_parameters(layer))):
-            continue  # most layers, where a process holds several models
+    for layer in layers:
         for slot in slots(layer):
-            if id(slot.feedback) in done or not wants_updates(slot.feedback):
-                continue
-            if stepped is None or any(id(parameter) in stepped for parameter in slot.parameters):
+            if id(slot.feedback) not in done and wants_updates(slot.feedback):
                 done.add(id(slot.feedback))
                 yield slot
 

@@ -50,7 +50,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
     saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    heard = [(feedback, feedback.heard) for feedback in feedback_modules(model)]
+    heard = [(f.history, f.history.heard) for f in feedback_modules(model)]
     try:
         yield
     finally:
@@ -58,8 +58,8 @@ def _buffers(model: nn.Module) -> Iterator[None]:
             for buffer, value in saved:  # an unneeded copy would invalidate graphs that are alive
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
-        for feedback, before in heard:
-            feedback.heard = before
+        for history, before in heard:
+            history.heard = before
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def redraw(twin: nn.Module, generator: torch.Generator) -> int:
                 slot.weight.detach(),
                 slot.bias,
                 slot.op,
-                feedback.updates,
+                feedback.history.count,
                 lambda seed=seed, device=device: torch.Generator(device).manual_seed(seed),  # type: ignore[misc]
             )
             feedback.rule.after_update(update, *feedback.memory(), *feedback.notes)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from apical.functional import Local
 from apical.rules.base import Law, TransportRule, drawn
 from apical.rules.mirror import mean_product
+from apical.rules.tracking import loss_scale
 
 Kind = Literal["symmetric", "activation", "information", "mirror"]
 _NAMES: dict[Kind, str] = {
@@ -38,9 +39,9 @@ class AlignmentLoss(TransportRule):
     layer read in the forward pass; everything of x is a mean over samples and positions. The
     optimizer trains B with the learning rate of its group: convert first, then build it.
 
-    The gradient does not depend on the loss of the model: multiplying that loss, as a gradient
-    scaler for float16 does, does not multiply it (use bfloat16), and k backward passes before
-    one step count k times.
+    The gradient does not depend on the loss of the model: multiplying that loss does not multiply
+    it, and k backward passes before one step count k times. A gradient scaler for float16 would
+    divide it all the same, so a warning says what to do instead.
 
     Args:
         kind: of loss.
@@ -109,3 +110,19 @@ class AlignmentLoss(TransportRule):
             assert back is not None
             gradient += 2 * self.null * mean_product(op, y, back, weight)
         return (gradient,)
+
+    def objection(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weight_group: Mapping[str, Any],
+        memory_group: Mapping[str, Any],
+    ) -> str:
+        scale = loss_scale()
+        if scale == 1:
+            return ""
+        return (
+            f"a gradient scaler divides the gradients by {scale:g}, but that of this feedback, with"
+            " a loss of its own, was never multiplied: it hardly learns. Use bfloat16, or give"
+            " apical.feedback_parameters(model) an optimizer of their own and call its step()"
+            " without the scaler"
+        )

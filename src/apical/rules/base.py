@@ -61,11 +61,24 @@ class Rule(abc.ABC):
         """Whether `after_update` has something to do."""
         return False
 
+    @property
+    def follows_weight(self) -> bool:
+        """Whether the memory gets each update of the weight, as in Kolen-Pollack's rule.
+
+        Then every update counts, also where no layer below wants a message; memory that is trained
+        rests while the weight is frozen; and one weight cannot have two such rules.
+        """
+        return False
+
     def after_update(self, update: Update, *memory: Tensor) -> None:
-        """Change the memory in place; called once after each update of the weight.
+        """Change the memory in place; called once after each update of the weight that counts.
 
         A rule with notes gets them behind its memory.
         """
+
+    def adopt(self, weight: Tensor, *memory: Tensor) -> None:
+        """Bring up to date, in place, what the memory holds of the weight's value: a checkpoint of
+        the plain model has replaced the weight, which is no update of it."""
 
     def note(self, *memory: Tensor) -> dict[str, Tensor]:
         """Tensors in which `observe` keeps what backward passes show, until `after_update` uses
@@ -94,9 +107,10 @@ class Rule(abc.ABC):
 class Update(NamedTuple):
     """What a rule may know when the weight of a layer was updated.
 
-    `number` counts from 1 the updates that the rule acts on: those before which a
-    layer below wanted a message. `generator()` gives a fresh generator on the weight's
-    device, whose numbers depend only on the conversion's seed, the layer's name and `number`.
+    `number` counts from 1 the updates that the rule acts on: those before which it took part in a
+    pass (a layer below wanted a message, or the memory learns). `generator()` gives a fresh
+    generator on the weight's device, whose numbers depend only on the conversion's seed, the
+    layer's name and `number`.
     """
 
     weight: Tensor

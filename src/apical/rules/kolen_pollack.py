@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apical.functional import Local, Op
-from apical.rules.base import Law, TransportRule, Update, drawn
-from apical.rules.tracking import check_decay, frozen, trained_apart
+from apical.functional import Local
+from apical.rules.base import Law, drawn
+from apical.rules.tracking import Follower, trained_apart
 
 NORMALISING = (
     torch.optim.Adam,
@@ -24,7 +24,7 @@ NORMALISING = (
 
 
 @dataclass(frozen=True)
-class KolenPollack(TransportRule):
+class KolenPollack(Follower):
     """B is a parameter with the gradient of W, trained by the same optimizer.
 
     Convert first, then build the optimizer, so that it knows B.
@@ -54,17 +54,9 @@ class KolenPollack(TransportRule):
   booktitle = {Advances in Neural Information Processing Systems}, year = {2019}
 }"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_decay("KolenPollack", self.decay)
-
     @property
     def name(self) -> str:
         return "kp"
-
-    @property
-    def acts_after_update(self) -> bool:
-        return self.decay > 0
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": nn.Parameter(drawn(self.init, weight.shape, generator))}
@@ -77,12 +69,8 @@ class KolenPollack(TransportRule):
         # A tensor of its own: gradient clipping over W and B would scale a shared one twice.
         return (local.grad_weight.clone(),)
 
-    def after_update(self, update: Update, *memory: Tensor) -> None:
-        update.weight.mul_(1 - self.decay)
-        memory[0].mul_(1 - self.decay)
-
-    def obstacle(self, op: Op, weight: Tensor) -> str:
-        return frozen(weight)
+    def following(self, *memory: Tensor) -> Tensor:
+        return memory[0]
 
     def objection(
         self,

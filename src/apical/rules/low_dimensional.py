@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from apical.functional import ConvOp, Local, Op
 from apical.rules import oja
-from apical.rules.base import Init, Scale, TransportRule, Update, bound, fans, uniform
+from apical.rules.base import Init, Scale, Update, bound, fans, uniform
 from apical.rules.oja import Rank
-from apical.rules.tracking import check_decay, frozen, not_linear, trained_apart
+from apical.rules.tracking import Follower, not_linear, trained_apart
 
 FEW_CHANNELS = 32
 """Below so many output channels a convolution with the whole of B costs less than two thin ones."""
 
 
 @dataclass(frozen=True)
-class LowDimensional(TransportRule):
+class LowDimensional(Follower):
     """B = Q P of rank r: P chooses r directions of the error, Q says how they enter below.
 
     Q is a parameter with the gradient P dW, so that under SGD it follows W as Kolen-Pollack
@@ -71,7 +71,6 @@ class LowDimensional(TransportRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         oja.check_rank("LowDimensional", self.rank)
-        check_decay("LowDimensional", self.decay)
         oja.check_learning("LowDimensional", self.rate, self.projection_decay, self.orthonormalise)
         learning = self.rate, self.projection_decay, self.orthonormalise
         if self.projection == "fixed" and learning != (0.1, 0.0, 0):
@@ -86,7 +85,7 @@ class LowDimensional(TransportRule):
 
     @property
     def acts_after_update(self) -> bool:
-        return self.decay > 0 or self.projection == "oja" or self.follows == "update"
+        return super().acts_after_update or self.projection == "oja" or self.follows == "update"
 
     def obstacle(self, op: Op, weight: Tensor) -> str:
         if isinstance(op, ConvOp) and (op.transposed or op.groups > 1):
@@ -100,7 +99,7 @@ class LowDimensional(TransportRule):
                 f"rank={self.rank} is above {len(weight)}, the number of its outputs; give it a"
                 f" LowDimensional(rank={len(weight)}) of its own, by name, or a fraction as rank"
             )
-        return frozen(weight)
+        return super().obstacle(op, weight)
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         rank = oja.dimensions(self.rank, len(weight))
@@ -162,14 +161,19 @@ class LowDimensional(TransportRule):
         rows, factor = memory[:2]
         if self.follows == "update":
             factor.add_(_through(rows, update.weight) - memory[2])
-        update.weight.mul_(1 - self.decay)
-        factor.mul_(1 - self.decay)
+        super().after_update(update, *memory)
         if self.projection == "oja":
             oja.turn(rows, *memory[-2:], rate=self.rate, decay=self.projection_decay)
             if self.orthonormalise and update.number % self.orthonormalise == 0:
                 rows.copy_(oja.orthonormalised(rows))
+        self.adopt(update.weight, *memory)
+
+    def following(self, *memory: Tensor) -> Tensor:
+        return memory[1]
+
+    def adopt(self, weight: Tensor, *memory: Tensor) -> None:
         if self.follows == "update":
-            memory[2].copy_(_through(rows, update.weight))
+            memory[2].copy_(_through(memory[0], weight))
 
     def objection(
         self,

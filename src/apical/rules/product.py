@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apical.functional import Local, Op
-from apical.rules.base import Init, TransportRule, Update, bound, fans, uniform
+from apical.functional import Local
+from apical.rules.base import Init, bound, fans, uniform
 from apical.rules.oja import orthonormal_rows
-from apical.rules.tracking import check_decay, frozen, not_linear, trained_apart
+from apical.rules.tracking import Follower, not_linear, trained_apart
 
 
 @dataclass(frozen=True)
-class ProductFeedback(TransportRule):
+class ProductFeedback(Follower):
     """B = R A: R is random and fixed, A is a parameter with the gradient R^T dW.
 
     R R^T = I, so that dB = R dA = dW: under SGD the product follows W by the law of Kolen-Pollack,
@@ -46,7 +46,6 @@ class ProductFeedback(TransportRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_decay("ProductFeedback", self.decay)
         if not self.expansion >= 1:
             raise ValueError(
                 f"ProductFeedback: expansion={self.expansion} is below 1; R would have more rows"
@@ -56,13 +55,6 @@ class ProductFeedback(TransportRule):
     @property
     def name(self) -> str:
         return "pfa"
-
-    @property
-    def acts_after_update(self) -> bool:
-        return self.decay > 0
-
-    def obstacle(self, op: Op, weight: Tensor) -> str:
-        return frozen(weight)
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         outputs = len(weight)
@@ -83,9 +75,8 @@ class ProductFeedback(TransportRule):
         assert local.grad_weight is not None
         return (None, _through(memory[0].t(), local.grad_weight.to(memory[0].dtype)))
 
-    def after_update(self, update: Update, *memory: Tensor) -> None:
-        update.weight.mul_(1 - self.decay)
-        memory[1].mul_(1 - self.decay)
+    def following(self, *memory: Tensor) -> Tensor:
+        return memory[1]
 
     def objection(
         self,

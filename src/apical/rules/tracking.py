@@ -1,28 +1,54 @@
-"""What rules share whose feedback gets the updates of its weight: bounds, and what breaks them."""
+"""What rules share whose feedback gets the updates of its weight: the decay, its bounds, and what
+breaks them."""
 
 from __future__ import annotations
 
+import abc
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def check_decay(rule: str, decay: float) -> None:
-    """Raises: ValueError unless the decay per update lies in [0, 1)."""
-    if not 0 <= decay < 1:
-        raise ValueError(
-            f"{rule}: decay={decay} is outside [0, 1); from 1 on, weight and feedback would"
-            " vanish or diverge. It is a share per update, for example 1e-4"
-        )
+from apical.functional import Op
+from apical.rules.base import TransportRule, Update
 
 
-def frozen(weight: Tensor) -> str:
-    """Why feedback cannot follow this weight; empty if it can."""
-    if weight.requires_grad:
-        return ""
-    return "its weight is frozen, so its feedback would never learn; use FA or BP for it"
+class Follower(TransportRule, abc.ABC):
+    """A rule whose memory gets the updates of the weight, and decays with it by its field `decay`:
+    a share of both that every update takes away, in [0, 1)."""
+
+    decay: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decay < 1:
+            raise ValueError(
+                f"{type(self).__name__}: decay={self.decay} is outside [0, 1); from 1 on, weight"
+                " and feedback would vanish or diverge. It is a share per update, for example 1e-4"
+            )
+
+    @property
+    def follows_weight(self) -> bool:
+        return True
+
+    @property
+    def acts_after_update(self) -> bool:
+        return self.decay > 0
+
+    def obstacle(self, op: Op, weight: Tensor) -> str:
+        if weight.requires_grad:
+            return ""
+        return "its weight is frozen, so its feedback would never learn; use FA or BP for it"
+
+    def after_update(self, update: Update, *memory: Tensor) -> None:
+        update.weight.mul_(1 - self.decay)
+        self.following(*memory).mul_(1 - self.decay)
+
+    @abc.abstractmethod
+    def following(self, *memory: Tensor) -> Tensor:
+        """The tensor of the memory that gets the updates, or their image."""
 
 
 def trained_apart(weight_group: Mapping[str, Any], memory_group: Mapping[str, Any]) -> str:
@@ -53,3 +79,18 @@ def not_linear(optimizer: torch.optim.Optimizer, remedy: str) -> str:
         f"the step of {type(optimizer).__name__} is not linear in the gradient, so the update of"
         f" this feedback is only roughly the image of the update of W; {remedy}"
     )
+
+
+def loss_scale() -> float:
+    """The scale of the gradient scaler that makes the optimizer step under way; 1 without one.
+
+    The scaler divides gradients before the step and tells nobody, so it is looked for among the
+    callers: to be asked once, not in every step.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, torch.amp.GradScaler) and caller.is_enabled():
+            return float(caller.get_scale())
+        frame = frame.f_back  # type: ignore[assignment]
+    return 1.0

@@ -61,6 +61,10 @@ class _Wrapper(TransportRule, abc.ABC):
     def acts_after_update(self) -> bool:
         return self._rule.acts_after_update
 
+    @property
+    def follows_weight(self) -> bool:
+        return self._rule.follows_weight
+
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return self._rule.create(weight, generator)
 
@@ -75,6 +79,9 @@ class _Wrapper(TransportRule, abc.ABC):
 
     def after_update(self, update: Update, *memory: Tensor) -> None:
         self._rule.after_update(update, *memory)
+
+    def adopt(self, weight: Tensor, *memory: Tensor) -> None:
+        self._rule.adopt(weight, *memory)
 
     def obstacle(self, op: Op, weight: Tensor) -> str:
         return self._rule.obstacle(op, weight)
@@ -136,6 +143,9 @@ class Sparse(_Wrapper):
 
     def after_update(self, update: Update, *memory: Tensor) -> None:
         super().after_update(update, *memory[1:])
+
+    def adopt(self, weight: Tensor, *memory: Tensor) -> None:
+        super().adopt(weight, *memory[1:])
 
 
 @dataclass(frozen=True)
