@@ -1,10 +1,10 @@
-"""The command line: ``apical list | train | study | report | check``."""
+"""The command line: ``apical list | train | study | robustness | report | check``."""
 
-import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from .cli_parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
 
 USAGE = """usage: apical VERB [options]
 
@@ -13,6 +13,7 @@ Train networks with biologically motivated learning rules, and compare them.
   apical list                       what there is: studies, rules, nets, data sets
   apical train --rule fa            train one net; any setting is a flag
   apical study smoke                all runs behind a table; start it again and it goes on
+  apical robustness RUN_FOLDER      attack a trained net: worst case, verdict, sanity checks
   apical report runs/smoke --open   the table and its figures as a page
   apical check my_module:MyRule     does a rule of your own keep the contract?
 
@@ -49,10 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-class UsageError(ValueError):
-    """A command line that cannot be understood."""
-
-
 def _verb(name: str) -> Callable[[list[str]], int]:
     if name not in VERBS:
         from apical.naming import unknown
@@ -62,9 +59,9 @@ def _verb(name: str) -> Callable[[list[str]], int]:
 
 
 def _list(words: list[str]) -> int:
-    parser = _parser("list", "Show the names of studies, rules, nets, data sets and optimizers.")
-    _parse(parser, words)
-    from apical import data, nets, optimizers, rules, studies
+    parser = make_parser("list", "Show the names of studies, rules, nets, data sets and attacks.")
+    parse(parser, words)
+    from apical import attacks, data, nets, optimizers, rules, studies
 
     _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
     _show("rules (--rule), also around one another, as sparse(kp), or package.module:Class",
@@ -74,6 +71,7 @@ def _list(words: list[str]) -> int:
     _show("data sets (--data)", {n: _summary(f) for n, f in data.DATA.items()})
     _show("optimizers (--optimizer), or package.module:Class",
           dict.fromkeys(optimizers.OPTIMIZERS, ""))  # fmt: skip
+    _show("attacks (apical.attacks)", {n: _summary(f) for n, f in attacks.ATTACKS.items()})
     return 0
 
 
@@ -81,16 +79,16 @@ def _train(words: list[str]) -> int:
     from apical import claims, training
     from apical.experiment import Experiment, from_dict
 
-    parser = _parser("train", "Train one net. Killed at any moment, the same command goes on.")
+    parser = make_parser("train", "Train one net. Killed at any moment, the same command goes on.")
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     parser.add_class_arguments(Experiment, None)
     parser.add_class_arguments(training.Execution, None)
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_argument("--folder", default=None, type=str,
                         help="folder of this run (default: RUNS/train/NAME-KEY)")  # fmt: skip
-    _add_keep_memory(parser)
-    values = _parse(parser, words)
-    execution = _execution(values)
+    add_keep_memory(parser)
+    values = parse(parser, words)
+    execution = execution_of(values)
     experiment = from_dict({name: values[name] for name in Experiment.__dataclass_fields__})
     folder = values["folder"] or f"{values['runs']}/train/{experiment.name}"
     try:
@@ -118,7 +116,7 @@ def _study(words: list[str]) -> int:
     from apical import studies, training, workers
     from apical.studies import conduct, cost
 
-    parser = _parser(
+    parser = make_parser(
         "study",
         "Do all runs behind a table. Finished runs are skipped and interrupted ones go on, so the "
         "same command may be started again, also twice at once.",
@@ -137,9 +135,9 @@ def _study(words: list[str]) -> int:
     parser.add_argument("--estimate", default=True, type=bool,
                         help="time a few steps first and say how long all will take")  # fmt: skip
     parser.add_class_arguments(training.Execution, None)
-    _add_keep_memory(parser)
-    values = _parse(parser, words)
-    execution = _execution(values)
+    add_keep_memory(parser)
+    values = parse(parser, words)
+    execution = execution_of(values)
     study = studies.build(values["name"], tier=values["tier"], seeds=values["seeds"])
     study = study.restricted(values["only"])
     jobs = values["jobs"] or max(1, _cores() // execution.threads)
@@ -163,12 +161,12 @@ def _study(words: list[str]) -> int:
 
 
 def _report(words: list[str]) -> int:
-    parser = _parser(
+    parser = make_parser(
         "report", "Write the page, tables and figures of a study from its folder.", "FOLDER"
     )
     parser.add_argument("folder", help="folder of a study, or of several")
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
-    values = _parse(parser, words)
+    values = parse(parser, words)
     from apical import report
 
     page = report.write(values["folder"])
@@ -181,108 +179,29 @@ def _report(words: list[str]) -> int:
 
 
 def _check(words: list[str]) -> int:
-    parser = _parser("check", "Test a learning rule: everything a rule must satisfy.", "RULE")
+    parser = make_parser("check", "Test a learning rule: everything a rule must satisfy.", "RULE")
     parser.add_argument("rule", help="a name, or package.module:Name of a rule class or object")
-    values = _parse(parser, words)
+    values = parse(parser, words)
     from apical import check_rule, rules
 
     print(check_rule(rules.build(values["rule"])))
     return 0
 
 
+def _robustness(words: list[str]) -> int:
+    from .cli_robustness import robustness
+
+    return robustness(words)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "check": _check,
     "list": _list,
     "report": _report,
+    "robustness": _robustness,
     "study": _study,
     "train": _train,
 }
-
-
-def _parser(verb: str, description: str, operand: str = "") -> Any:
-    from jsonargparse import ArgumentParser
-
-    return ArgumentParser(
-        prog=f"apical {verb}",
-        usage=f"apical {verb} [options] {operand}".rstrip(),
-        description=description,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-
-
-def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
-    """Values of the options. ``--batch-size`` and ``--batch_size`` are the same."""
-    from argparse import ArgumentError
-
-    names = [o for action in parser._actions for o in action.option_strings]
-    for action in parser._actions:
-        action.help = action.help and action.help.replace("``", "")
-    words = [_underscored(word) for word in words]
-    try:
-        values = parser.parse_args(words).as_dict()
-    except ArgumentError as error:
-        text = _explained(str(error), names)
-        raise UsageError(f"{text} ({parser.prog} --help lists all options)") from error
-    return values
-
-
-def _underscored(word: str) -> str:
-    if not re.match(r"--[a-z]", word):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _explained(message: str, names: list[str]) -> str:
-    """jsonargparse's message on one line, with the nearest names where one is misspelt."""
-    known = [name for name in names if name.startswith("--")]
-    if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
-        return _misspelt(f"--{found[1]}.{found[2]}", known)
-    if found := re.search(r"Option '([^'.]+)\S*' is not accepted", message):
-        return _misspelt(f"--{found[1]}", known)
-    if found := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
-        return _misspelt(found[1], known)
-    message = " ".join(message.split())
-    if found := re.search(r'Parser key "(\S+)":.*? Given value: (.*)', message):
-        kinds = dict.fromkeys(re.findall(r"- Expected an? <class '(\w+)'>", message))
-        return f"--{found[1]} {found[2]}: expected {' or '.join(kinds)}".replace("NoneType", "null")
-    if found := re.search(r'Parser key "(\S+)": Expected an? (.*)\. Got value: (.*)', message):
-        kind = re.sub(r"<class '(\w+)'>", r"\1", found[2])
-        kind = re.sub(r"typing.Literal\[(.*)\]", r"one of \1", kind)
-        kind = {"tuple": "a list, as [1,2]", "dict": "a mapping, as '{\"a\": 1}'"}.get(kind, kind)
-        return f"--{found[1]} {found[3]}: expected {kind}"
-    return message
-
-
-def _misspelt(option: str, known: list[str]) -> str:
-    """Near names only: all would fill the screen."""
-    from apical.naming import unknown
-
-    bare = unknown("option", option[2:], [name[2:] for name in known])
-    text = str(bare).partition(" Allowed: ")[0].rstrip(".")
-    return re.sub(r"'([\w.-]+)'", r"'--\1'", text)
-
-
-def _add_keep_memory(parser: Any) -> None:
-    parser.add_argument("--keep_memory", default=False, action="store_true",
-                        help="keep freed memory (glibc); measure whether it is faster")  # fmt: skip
-
-
-def _execution(values: dict[str, Any]) -> Any:
-    """The options of ``Execution``; also what holds for the whole process."""
-    from apical import allocator, training
-
-    if values["keep_memory"]:
-        allocator.keep_memory()
-    signal.signal(signal.SIGTERM, _interrupt)
-    return training.Execution(
-        **{name: values[name] for name in training.Execution.__dataclass_fields__}
-    )
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _command(name: str, values: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A progress bar of a run on standard error; nothing at all where that is not a terminal."""
+"""Progress bars on standard error; nothing at all where that is not a terminal."""
 
 import contextlib
 import sys
@@ -12,12 +12,27 @@ Show = Callable[[list[dict[str, Any]]], None]
 
 @contextlib.contextmanager
 def bar(experiment: Experiment, done: int, *, quiet: bool) -> Iterator[Show]:
-    """Give a function that takes the records of an epoch and moves the bar by one.
+    """Give a function that takes the records of an epoch and moves the bar of a run by one.
 
     Args: done: epochs finished before.     quiet: no bar, even in a terminal.
     """
+    with steps(experiment.name, quiet=quiet, done=done, total=experiment.epochs) as move:
+
+        def show(rows: list[dict[str, Any]]) -> None:
+            nonlocal done
+            done += 1
+            move(_told(rows), done, experiment.epochs)
+
+        yield show
+
+
+@contextlib.contextmanager
+def steps(
+    title: str, *, quiet: bool, done: int = 0, total: int | None = None
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that takes what was just done, how many are done, and of how many."""
     if quiet or not sys.stderr.isatty():
-        yield lambda rows: None
+        yield lambda text, done, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -25,10 +40,10 @@ def bar(experiment: Experiment, done: int, *, quiet: bool) -> Iterator[Show]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
     with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(experiment.name, total=experiment.epochs, completed=done)
+        task = shown.add_task(title, total=total, completed=done)
 
-        def show(rows: list[dict[str, Any]]) -> None:
-            shown.update(task, advance=1, description=f"{experiment.name}  {_told(rows)}")
+        def show(text: str, done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total, description=f"{title}  {text}")
 
         yield show
 

@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from . import claims, run_folder, training, workers
 from .experiment import Experiment
@@ -27,6 +27,24 @@ DEATHS = 3
 Say = Callable[[str], None]
 
 
+class Job(Protocol):
+    """Work that leaves its result in a folder, and does nothing where it is there already."""
+
+    @property
+    def folder(self) -> Path: ...
+    def ended(self) -> dict[str, Any] | None:
+        """The row that closes it, None if it is not there yet.
+
+        Raises: ValueError if the folder holds something else.
+        """
+
+    def do(self, execution: training.Execution) -> dict[str, Any]:
+        """Do it, or go on with it. Returns: the row that closes it."""
+
+    def told(self, row: dict[str, Any]) -> str:
+        """What came out, in a few words."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A run to be done: an experiment and its folder."""
@@ -34,17 +52,29 @@ class Task:
     experiment: Experiment
     folder: Path
 
+    def ended(self) -> dict[str, Any] | None:
+        run_folder.check(self.folder, self.experiment)
+        return run_folder.end(self.folder)
+
+    def do(self, execution: training.Execution) -> dict[str, Any]:
+        return training.run(self.experiment, self.folder, execution)
+
+    def told(self, row: dict[str, Any]) -> str:
+        told = [f"test {row['test_acc']:.2%}"] if "test_acc" in row else []
+        told += [f"validation {row['val_acc']:.2%}"] if "val_acc" in row else []
+        return f"{', '.join(told)} ({row['seconds']:.0f} s)"
+
 
 @dataclass
 class Outcome:
-    """What became of the tasks: ``failed`` maps folders to reasons."""
+    """What became of the jobs: ``failed`` maps folders to reasons."""
 
-    finished: list[Task] = field(default_factory=list)
+    finished: list[Job] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
 
 
 def sweep(
-    tasks: Sequence[Task],
+    tasks: Sequence[Job],
     execution: training.Execution,
     *,
     make: workers.Make = workers.here,
@@ -68,10 +98,10 @@ def sweep(
     return work.outcome
 
 
-def attempt(task: Task, execution: training.Execution) -> dict[str, Any]:
+def attempt(task: Job, execution: training.Execution) -> dict[str, Any]:
     """In a worker: one run. Returns its last row, or a row of kind ``held`` or ``error``."""
     try:
-        return training.run(task.experiment, task.folder, execution)
+        return task.do(execution)
     except claims.Held as held:
         return {"kind": "held", "reason": str(held)}
     except (ValueError, OSError) as error:
@@ -90,13 +120,12 @@ class _Work:
     deaths: Counter[Path] = field(default_factory=Counter)
     skipped: int = 0
 
-    def sort_out(self, tasks: Sequence[Task]) -> list[Task]:
+    def sort_out(self, tasks: Sequence[Job]) -> list[Job]:
         """Book the runs that have ended; return the others."""
         left = []
         for task in tasks:
             try:
-                run_folder.check(task.folder, task.experiment)
-                row = run_folder.end(task.folder)
+                row = task.ended()
             except (ValueError, OSError) as error:
                 row = {"kind": "error", "reason": str(error)}
             if row is None:
@@ -108,11 +137,11 @@ class _Work:
             self.say(f"{self.skipped} of {self.total} runs are finished already")
         return left
 
-    def book(self, task: Task, row: dict[str, Any], *, quiet: bool = False) -> None:
+    def book(self, task: Job, row: dict[str, Any], *, quiet: bool = False) -> None:
         """Enter the end of a run."""
         if row["kind"] == "final":
             self.outcome.finished.append(task)
-            text = _told(row)
+            text = task.told(row)
         else:
             self.outcome.failed[task.folder] = _why(row)
             text = f"FAILED: {_why(row)}"
@@ -123,10 +152,10 @@ class _Work:
             self.say(f"[{ended}/{self.total}] {task.folder.name}: {text}")
 
 
-def _drive(work: _Work, executor: Executor, waiting: deque[Task], jobs: int) -> None:
+def _drive(work: _Work, executor: Executor, waiting: deque[Job], jobs: int) -> None:
     """Keep ``jobs`` runs under way until none waits; a task leaves ``waiting`` when it ends."""
-    running: dict[Future[dict[str, Any]], Task] = {}
-    held: deque[Task] = deque()
+    running: dict[Future[dict[str, Any]], Job] = {}
+    held: deque[Job] = deque()
     try:
         while waiting or running or held:
             while waiting and len(running) < jobs:
@@ -150,8 +179,8 @@ def _drive(work: _Work, executor: Executor, waiting: deque[Task], jobs: int) -> 
 def _settle(
     work: _Work,
     future: Future[dict[str, Any]],
-    running: dict[Future[dict[str, Any]], Task],
-    held: deque[Task],
+    running: dict[Future[dict[str, Any]], Job],
+    held: deque[Job],
 ) -> None:
     task = running[future]
     try:
@@ -168,7 +197,7 @@ def _settle(
 
 
 def _count_death(
-    work: _Work, running: dict[Future[dict[str, Any]], Task], future: Future[dict[str, Any]]
+    work: _Work, running: dict[Future[dict[str, Any]], Job], future: Future[dict[str, Any]]
 ) -> None:
     task = running[future]
     work.deaths[task.folder] += 1
@@ -178,23 +207,17 @@ def _count_death(
         work.book(task, {"kind": "error", "reason": reason})
 
 
-def _look_at_held(work: _Work, held: deque[Task], waiting: deque[Task]) -> None:
+def _look_at_held(work: _Work, held: deque[Job], waiting: deque[Job]) -> None:
     """Book what others have finished; take back what they have left."""
     for _ in range(len(held)):
         task = held.popleft()
-        row = run_folder.end(task.folder)
+        row = task.ended()
         if row is not None:
             work.book(task, row)
         elif claims.owner(task.folder) is None:
             waiting.append(task)
         else:
             held.append(task)
-
-
-def _told(row: dict[str, Any]) -> str:
-    told = [f"test {row['test_acc']:.2%}"] if "test_acc" in row else []
-    told += [f"validation {row['val_acc']:.2%}"] if "val_acc" in row else []
-    return f"{', '.join(told)} ({row['seconds']:.0f} s)"
 
 
 def _why(row: dict[str, Any]) -> str:

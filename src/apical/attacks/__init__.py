@@ -13,6 +13,7 @@ from apical.attacks.names import SOURCES, source
 from apical.attacks.noise import Noise
 from apical.attacks.normalised import Normalised
 from apical.attacks.pixels import FewPixel
+from apical.attacks.protocols import PROTOCOLS, Protocol, protocol
 from apical.attacks.sources import (
     Averaged,
     Exact,
@@ -35,6 +36,7 @@ __all__ = [
     "EOT",
     "FGSM",
     "PGD",
+    "PROTOCOLS",
     "SOURCES",
     "TPGD",
     "Attack",
@@ -52,12 +54,14 @@ __all__ = [
     "Own",
     "OwnAveraged",
     "Plugin",
+    "Protocol",
     "RobustReport",
     "RuleGradient",
     "Source",
     "Square",
     "Transfer",
     "audit",
+    "protocol",
     "robust_report",
     "source",
 ]

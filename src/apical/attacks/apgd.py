@@ -74,6 +74,10 @@ class APGD(Attack):
                 f"{self.name}: targets={self.targets}, but {classes} classes leave {classes - 1}"
             )
 
+    def passes(self, classes: int) -> int:
+        targets = min(self.targets or 9, classes - 1) if self.loss == "dlr-targeted" else 1
+        return self.restarts * targets * (self.steps + 1)
+
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         generator, result = self.generator(), x.clone()
         scores = oracle.scores(x)

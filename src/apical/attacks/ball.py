@@ -75,6 +75,24 @@ class Ball:
         return width if self.norm == "linf" else width * math.sqrt(x[0].numel())
 
 
+@dataclass(frozen=True)
+class FewPixels:
+    """All images that differ from an input in at most `count` pixels, values within [low, high].
+
+    Shapes: images (N, channels, height, width).
+    """
+
+    count: int
+    low: float = 0.0
+    high: float = 1.0
+
+    def strays(self, point: Tensor, x: Tensor) -> Tensor:
+        """Which examples have changed too much, or hold values outside the range or not finite."""
+        changed = (point != x).any(1).flatten(1).sum(1)
+        inside = (point.flatten(1) >= self.low) & (point.flatten(1) <= self.high)
+        return (changed > self.count) | ~inside.all(1)
+
+
 def lengths(change: Tensor) -> Tensor:
     """Euclidean length of each example."""
     return change.flatten(1).norm(dim=1)

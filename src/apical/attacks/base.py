@@ -108,6 +108,11 @@ class Attack(abc.ABC):
             raise ValueError(f"{self.name} follows a gradient; gradient='none' gives it none")
         return chosen
 
+    def passes(self, classes: int) -> int:
+        """Most forward passes that an example takes, 1 where nothing more is known. Those of an
+        attack that follows a gradient have a backward pass each."""
+        return 1
+
     def generator(self) -> torch.Generator:
         """The attack's own generator, on the CPU, from its seed."""
         return torch.Generator().manual_seed(self.seed)

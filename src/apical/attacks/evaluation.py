@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -13,10 +12,11 @@ from apical import stats
 from apical.attacks import checks as input_checks
 from apical.attacks import sanity, schedule, twins
 from apical.attacks.audit import Audit, Word, audit
-from apical.attacks.ball import Ball, Norm
+from apical.attacks.ball import Ball, FewPixels, Norm
 from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
+from apical.attacks.protocols import Protocol
 from apical.attacks.sanity import Check, Gap
 from apical.attacks.schedule import Effort, Setting
 from apical.attacks.trials import Step, Trial, run
@@ -67,6 +67,7 @@ class RobustReport:
         n = len(self.clean)
         found: list[dict[str, object]] = [
             {"kind": "clean", "accuracy": sum(self.clean) / n, "examples": n, "norm": self.norm}
+            | {"classes": self.classes}
         ]
         for trial in self.trials:
             row: dict[str, object] = {"kind": "attack", "attack": trial.attack}
@@ -74,7 +75,10 @@ class RobustReport:
             row |= {"attacked": sum(trial.attacked), "broken": sum(trial.broken)}
             row |= {"strays": trial.strays, "role": trial.role}
             if trial.on == "all":
-                row["accuracy"] = trial.accuracy(self.clean)
+                row |= {
+                    "accuracy": trial.accuracy(self.clean),
+                    "examples": min(trial.first or n, n),
+                }
             found.append(row)
         for worst in self.worst:
             found.append(
@@ -101,6 +105,7 @@ def robust_report(
     rules: Sequence[str] = (),
     surrogates: Mapping[str, nn.Module] | None = None,
     extra: Callable[[float], Sequence[Attack]] | None = None,
+    protocol: Protocol | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     batch_size: int = 256,
     seed: int = 0,
@@ -118,6 +123,7 @@ def robust_report(
         surrogates: name -> other model with the same classes, to transfer from; a net trained by
             backprop from the same start is the strongest.
         extra: from a radius to further attacks, run on what is left.
+        protocol: attacks of an earlier study ("linf" only), run beside.
         finished: trials of an interrupted report on the same model and data; they are not repeated.
         on_trial: called after each trial with it, its number, and how many there are.
 
@@ -127,6 +133,8 @@ def robust_report(
     x, y = x.detach(), y.detach()
     clean, classes = _clean(model, x, y, bounds)
     budgets = _budgets(eps, norm, bounds)
+    if protocol and norm != "linf":
+        raise ValueError(f"robust_report: the protocol's attacks are 'linf', not norm={norm!r}")
     setting = Setting(
         norm,
         bounds,
@@ -139,20 +147,20 @@ def robust_report(
         tuple(rules),
         surrogates or {},
         extra,
+        protocol,
     )
-    planned = [(e, step) for e in budgets for step in schedule.steps(e, setting)]
-    widest = (bounds[1] - bounds[0]) / 2 * (1 if norm == "linf" else math.sqrt(x[0].numel()))
-    planned.append((math.inf, schedule.large(widest, setting)))
+    planned = schedule.planned(budgets, setting, x[0].numel())
     known, trials = {trial.key: trial for trial in finished}, []
     standing = clean.clone()
-    for number, (budget, step) in enumerate(planned, 1):
+    for number, step in enumerate(planned, 1):
         rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
-        ball = Ball(step.eps, norm, *bounds)
+        pixels = step.group == "pixels"
+        ball = FewPixels(int(step.eps), *bounds) if pixels else Ball(step.eps, norm, *bounds)
         trial = known.get(step.key) or run(
             step, model, x, y, rows.to(x.device), ball, batch_size=batch_size
         )
         trials.append(trial)
-        if budget < math.inf:
+        if _counts(trial):
             standing &= ~torch.tensor(trial.broken)
         if on_trial:
             on_trial(trial, number, len(planned))
@@ -190,12 +198,17 @@ def _budgets(eps: Sequence[float], norm: Norm, bounds: tuple[float, float]) -> l
     return sorted(float(radius) for radius in eps)
 
 
+def _counts(trial: Trial) -> bool:
+    """Whether what it breaks is broken at its radius."""
+    return trial.role != "large" and trial.group != "pixels"
+
+
 def _own_of_a_plain_model(trials: Sequence[Trial]) -> list[Trial]:
     """Without feedback the own gradient is the exact one: the same trials under both names."""
     return [
         replace(trial, group="own", source="own", key=trial.key.replace("exact", "own"))
         for trial in trials
-        if trial.group == "exact" and trial.on == "all" and trial.role != "large"
+        if trial.group == "exact" and trial.on == "all" and _counts(trial)
     ]
 
 
@@ -225,7 +238,7 @@ def _concluded(
 
 def _worst(trials: Sequence[Trial], clean: tuple[bool, ...], eps: float) -> Worst:
     """A point found within a smaller radius lies within this one too."""
-    inside = [t for t in trials if t.eps <= eps and t.role != "large"]
+    inside = [t for t in trials if t.eps <= eps and _counts(t)]
     robust = sanity.together(inside, clean)
     low, high = stats.wilson(sum(robust), len(robust))
     return Worst(eps, robust, sum(robust) / len(robust), low, high)

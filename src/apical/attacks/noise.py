@@ -42,6 +42,9 @@ class Noise(Attack):
     def label(self) -> str:
         return f"Noise {self.kind}"
 
+    def passes(self, classes: int) -> int:
+        return self.draws
+
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         ball, generator = Ball(self.eps, self.norm, *self.bounds), self.generator()
         result, rows = self._draw(x, ball, generator), torch.arange(len(x), device=x.device)

@@ -52,6 +52,9 @@ class FewPixel(Attack):
     def name(self) -> str:
         return f"FewPixel({self.pixels})"
 
+    def passes(self, classes: int) -> int:
+        return (self.steps + 1) * self.population
+
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         if x.dim() != 4 or self.pixels > x.shape[2] * x.shape[3]:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from apical.attacks.ball import Norm
 from apical.attacks.base import Attack
 from apical.attacks.names import source
 from apical.attacks.noise import Noise
+from apical.attacks.protocols import Protocol
 from apical.attacks.sources import Exact, From, NoGradient, Own, OwnAveraged, RuleGradient, Source
 from apical.attacks.square import Square
 from apical.attacks.steps import FGSM, PGD
@@ -24,9 +26,12 @@ from apical.attacks.wrappers import Transfer
 class Effort:
     """How much is spent. The defaults are those of the literature, but for fewer Square queries.
 
-    Args: steps: of PGD, doubled for one of the checks. restarts: of PGD by the exact gradient.
-        adaptive_steps: of APGD, 0 to leave it out. queries: of Square, 0 to leave it out.
-        redraws: of random feedback.
+    Args:
+        steps: of PGD, doubled for one of the checks (>= 1).
+        restarts: of PGD by the exact gradient (>= 1).
+        adaptive_steps: of APGD, 0 to leave it out.
+        queries: of Square, 0 to leave it out.
+        redraws: of random feedback (>= 1).
     """
 
     steps: int = 20
@@ -58,6 +63,16 @@ class Setting:
     rules: Sequence[str]
     surrogates: Mapping[str, nn.Module]
     extra: Callable[[float], Sequence[Attack]] | None
+    protocol: Protocol | None
+
+
+def planned(budgets: Sequence[float], s: Setting, values: int) -> list[Step]:
+    """Everything, in order. Args: budgets: radii, rising. values: numbers in one input."""
+    found = [step for eps in budgets for step in steps(eps, s)]
+    if s.protocol and s.images:
+        found += s.protocol.pixel_steps(seed=s.seed, bounds=s.bounds)
+    widest = (s.bounds[1] - s.bounds[0]) / 2 * (1 if s.norm == "linf" else math.sqrt(values))
+    return [*found, large(widest, s)]
 
 
 def steps(eps: float, s: Setting) -> Iterator[Step]:
@@ -81,6 +96,9 @@ def steps(eps: float, s: Setting) -> Iterator[Step]:
         yield Step(pgd[0], RuleGradient(rule, s.seed), "rule", eps)
     for name, other in s.surrogates.items():
         yield Step(Transfer(pgd[0], other), From(other, name), "transfer", eps)
+    if s.protocol:
+        options = {"seed": s.seed, "bounds": s.bounds}
+        yield from s.protocol.steps(eps, has_feedback=s.has_feedback, **options)
     yield from _on_survivors(eps, s, common)
 
 

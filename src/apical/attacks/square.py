@@ -54,6 +54,9 @@ class Square(Attack):
     def label(self) -> str:
         return f"Square-{self.queries}"
 
+    def passes(self, classes: int) -> int:
+        return self.restarts * (self.queries + 1)
+
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         least = 1 if self.norm == "linf" else 5
         if x.dim() != 4 or min(x.shape[2:]) < least:

@@ -92,6 +92,9 @@ class PGD(Attack):
     def check_classes(self, classes: int) -> None:
         _enough_classes(self.name, self.loss, classes)
 
+    def passes(self, classes: int) -> int:
+        return self.steps * self.restarts
+
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         ball, generator = _ball(self), self.generator()
         best = self._run(oracle, x, y, ball, generator)
@@ -159,6 +162,9 @@ class TPGD(Attack):
     @property
     def label(self) -> str:
         return f"TPGD-{self.steps} {self.start}"
+
+    def passes(self, classes: int) -> int:
+        return self.steps + 1
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         noise = torch.randn(x.shape, dtype=x.dtype, generator=self.generator())

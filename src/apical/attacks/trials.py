@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from apical.attacks.ball import Ball
+from apical.attacks.ball import Ball, FewPixels
 from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
 from apical.attacks.sources import NoGradient, Source
 
-Group = Literal["averaged", "black box", "exact", "extra", "noise", "own", "rule", "transfer"]
-"""What a trial says: the paper's protocol (own), the truth (exact), or a cross-check."""
-Role = Literal["doubled", "large", "single step", "usual"]
+Group = Literal[
+    "averaged", "black box", "exact", "extra", "noise", "own", "pixels", "rule", "transfer"
+]
+"""What a trial says: the paper's protocol (own), the truth (exact), or a cross-check. Of the group
+"pixels" `eps` counts pixels: another threat, which the worst case at a radius leaves out."""
+Role = Literal["doubled", "large", "published", "single step", "usual"]
+"""Of the role "published" are the attacks of an earlier study, at its settings."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Step:
     """An attack that is to be run.
 
     Args: on: "all" correct examples, or "survivors", those that nothing has broken yet.
+        first: only the examples before this place, None: no limit.
     """
 
     attack: Attack
@@ -33,12 +38,14 @@ class Step:
     eps: float
     on: Literal["all", "survivors"] = "all"
     role: Role = "usual"
+    first: int | None = None
 
     @property
     def key(self) -> str:
         """Names the step and all its settings, for resuming."""
         settings = _settings(self.attack)
-        return f"{self.group}|{self.role}|{self.on}|{self.eps!r}|{self.source}|{settings}"
+        limit = "" if self.first is None else f" first {self.first}"
+        return f"{self.group}|{self.role}|{self.on}{limit}|{self.eps!r}|{self.source}|{settings}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Trial:
     """What an attack did. Examples that were wrong from the start are not attacked.
 
     Attributes: attacked, broken: one entry per example. strays: points that were misclassified but
-        lay outside the ball or the range, and so were not counted.
+        lay outside the ball or the range, and so were not counted. first: as of the step.
     """
 
     key: str
@@ -59,14 +66,29 @@ class Trial:
     attacked: tuple[bool, ...]
     broken: tuple[bool, ...]
     strays: int
+    first: int | None = None
 
     def robust(self, clean: Sequence[bool]) -> tuple[bool, ...]:
         """Which examples are right and stay so under this attack alone (it attacked all)."""
         return tuple(right and not b for right, b in zip(clean, self.broken, strict=True))
 
     def accuracy(self, clean: Sequence[bool]) -> float:
-        """Share of all examples that are right and stay so under this attack alone."""
-        return sum(self.robust(clean)) / len(clean)
+        """Share of all examples (up to `first`) that are right and stay so under this attack."""
+        counted = self.robust(clean)[: self.first]
+        return sum(counted) / len(counted)
+
+    def record(self) -> dict[str, object]:
+        """As a JSON row, one hexadecimal digit for four examples; `read` reads it."""
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        masks = {"attacked": _packed(self.attacked), "broken": _packed(self.broken)}
+        return row | masks | {"examples": len(self.attacked)}
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> Trial:
+        """The trial of a row, whatever else is in it."""
+        known = {f.name: row[f.name] for f in fields(cls)}
+        masks = {k: _unpacked(row[k], row["examples"]) for k in ("attacked", "broken")}
+        return cls(**known | masks)
 
 
 def run(
@@ -75,11 +97,12 @@ def run(
     x: Tensor,
     y: Tensor,
     rows: Tensor,
-    ball: Ball,
+    ball: Ball | FewPixels,
     *,
     batch_size: int,
 ) -> Trial:
-    """Attack the examples `rows`, in batches with seeds of their own."""
+    """Attack the examples `rows` (up to `step.first`), in batches with seeds of their own."""
+    rows = rows if step.first is None else rows[rows < step.first]
     done = torch.zeros(len(x), dtype=torch.bool)
     # A black box takes none, and what is transferred was made by the other model's exact one.
     given = not isinstance(step.source, NoGradient) and step.group != "transfer"
@@ -108,7 +131,19 @@ def run(
         tuple(attacked.tolist()),
         tuple(done.tolist()),
         strays,
+        step.first,
     )
+
+
+def _packed(mask: Sequence[bool]) -> str:
+    digits = -(-len(mask) // 4)
+    bits = "".join("01"[value] for value in mask).ljust(4 * digits, "0")
+    return f"{int(bits, 2):0{digits}x}" if mask else ""
+
+
+def _unpacked(text: str, examples: int) -> tuple[bool, ...]:
+    bits = "".join(f"{int(digit, 16):04b}" for digit in text)
+    return tuple(bit == "1" for bit in bits[:examples])
 
 
 def _settings(attack: Attack) -> str:

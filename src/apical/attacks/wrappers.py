@@ -45,6 +45,9 @@ class EOT(Attack):
     def ball(self) -> Ball | None:
         return self.attack.ball
 
+    def passes(self, classes: int) -> int:
+        return self.samples * self.attack.passes(classes)
+
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         return self.attack.perturb(oracle, x, y)
 
@@ -82,6 +85,9 @@ class Transfer(Attack):
     @property
     def ball(self) -> Ball | None:
         return self.attack.ball
+
+    def passes(self, classes: int) -> int:
+        return self.attack.passes(classes)
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         return self.attack.perturb(oracle, x, y)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from apical.naming import unknown
-from apical.studies import biotorch
+from apical.studies import biotorch, robustness
 from apical.studies.base import TIERS, Curve, Entry, Published, Search, Study
 from apical.studies.low_dim_error import low_dim_error
 from apical.studies.smoke import smoke
@@ -31,10 +31,12 @@ def build(name: str, *, tier: str | None = None, seeds: int = 3) -> Study:
 
 
 STUDIES: dict[str, Callable[[str, int], Study]] = {
+    "attack-gradient": robustness.attack_gradient,
     "biotorch-cifar10": biotorch.cifar10,
     "biotorch-fashion": biotorch.fashion,
     "biotorch-imagenet": biotorch.imagenet,
     "biotorch-mnist": biotorch.mnist,
+    "biotorch-robustness": robustness.robustness,
     "low-dim-error": low_dim_error,
     "smoke": smoke,
     "weight-transport": weight_transport,

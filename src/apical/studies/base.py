@@ -3,11 +3,12 @@
 import dataclasses
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from apical.experiment import Experiment, Schedule
 from apical.naming import unknown
+from apical.robustness import Evaluation
 
 Tier = Literal["smoke", "short", "full"]
 TIERS: tuple[Tier, ...] = ("smoke", "short", "full")
@@ -54,6 +55,27 @@ class Published:
 
 
 @dataclass(frozen=True)
+class PublishedRobustness:
+    """A published accuracy under attack, of ``n`` runs; ``other_scale`` as in ``Published``.
+
+    Args: attack, group: which rows of an evaluation it is compared with.     eps: their radius; of
+        the group ``pixels`` the number of pixels.     value: in ``unit``.
+    """
+
+    setting: str
+    rule: str
+    attack: str
+    eps: float
+    value: float
+    source: str
+    group: str = "own"
+    metric: str = "robust_accuracy"
+    unit: str = "fraction"
+    n: int = 1
+    other_scale: str = ""
+
+
+@dataclass(frozen=True)
 class Curve:
     """A published course of training, compared with runs at the epochs it is given for.
 
@@ -93,7 +115,11 @@ class Search:
 
 @dataclass(frozen=True)
 class Study:
-    """The experiments of a table. With a ``search`` their learning rates are still to be chosen."""
+    """The experiments of a table. With a ``search`` their learning rates are still to be chosen.
+
+    Args: evaluations: by setting, how its trained nets are attacked.     surrogate: the rule whose
+        net of the same setting and seed attacks are transferred from; "": none.
+    """
 
     name: str
     title: str
@@ -103,6 +129,9 @@ class Study:
     notes: tuple[str, ...] = ()
     search: Search | None = None
     curves: tuple[Curve, ...] = ()
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    surrogate: str = ""
+    robust_published: tuple[PublishedRobustness, ...] = ()
 
     @property
     def cells(self) -> list[Choice]:
@@ -131,6 +160,8 @@ class Study:
             entries=tuple(entry for entry in self.entries if entry.setting in kept),
             published=tuple(row for row in self.published if row.setting in kept),
             curves=tuple(row for row in self.curves if row.setting in kept),
+            evaluations={name: self.evaluations[name] for name in kept if name in self.evaluations},
+            robust_published=tuple(row for row in self.robust_published if row.setting in kept),
         )
 
     def candidates(self) -> dict[Choice, dict[float, Experiment]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from apical import data, records, run_folder, sweep, training, workers
 from apical.experiment import Experiment
+from apical.studies import assess
 from apical.studies.base import Entry, Study
 
 SEARCH_FOLDER = "search"
@@ -47,10 +48,29 @@ def conduct(
             say(f"learning rate of {choice['rule']} ({choice['setting']}): {choice['lr']}")
         study = study.chosen({(c["setting"], c["rule"]): c["lr"] for c in found})
     folder.mkdir(parents=True, exist_ok=True)
+    if study.evaluations and (copied := assess.reuse(study, root)):
+        say(f"{copied} trained nets taken over from other studies in {root}")
     notes = data_notes(study, execution)
-    records.write_json(folder / "study.json", described(study, command, found, notes))
-    tasks = table_tasks(study, folder)
-    return sweep.sweep(tasks, execution, make=make, jobs=jobs, say=say)
+    value = described(study, command, found, notes)
+    _write(study, folder, value, notes)
+    outcome = sweep.sweep(table_tasks(study, folder), execution, make=make, jobs=jobs, say=say)
+    if not study.evaluations:
+        return outcome
+    evaluated = _write(study, folder, value, notes)
+    say(f"attacking {len(evaluated)} trained nets")
+    later = sweep.sweep([job for _, job in evaluated], execution, make=make, jobs=jobs, say=say)
+    for (setting, rule), verdict in assess.verdicts(evaluated).items():
+        say(f"{setting}, {rule}: {verdict.word} ({verdict.reasons[0]})")
+    return sweep.Outcome(outcome.finished + later.finished, outcome.failed | later.failed)
+
+
+def _write(
+    study: Study, folder: Path, value: dict[str, Any], notes: Sequence[str]
+) -> list[tuple[Entry, assess.Assessment]]:
+    """Write study.json with the evaluations of what is trained so far; returns those."""
+    found = assess.assessments(study, folder)
+    records.write_json(folder / "study.json", value | assess.described(study, found, notes))
+    return found
 
 
 def table_tasks(study: Study, folder: Path) -> list[sweep.Task]:

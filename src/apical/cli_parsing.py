@@ -1,0 +1,96 @@
+"""Options of the command line, and what is said where they cannot be understood."""
+
+import re
+import signal
+from typing import Any
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+def make_parser(verb: str, description: str, operand: str = "") -> Any:
+    """The parser of a verb. Args: operand: what stands behind its options."""
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(
+        prog=f"apical {verb}",
+        usage=f"apical {verb} [options] {operand}".rstrip(),
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def parse(parser: Any, words: list[str]) -> dict[str, Any]:
+    """Values of the options. ``--batch-size`` and ``--batch_size`` are the same."""
+    from argparse import ArgumentError
+
+    names = [o for action in parser._actions for o in action.option_strings]
+    for action in parser._actions:
+        action.help = action.help and action.help.replace("``", "")
+    words = [_underscored(word) for word in words]
+    try:
+        values = parser.parse_args(words).as_dict()
+    except ArgumentError as error:
+        text = _explained(str(error), names)
+        raise UsageError(f"{text} ({parser.prog} --help lists all options)") from error
+    return values
+
+
+def add_keep_memory(parser: Any) -> None:
+    """The option that every verb which trains or attacks has."""
+    parser.add_argument("--keep_memory", default=False, action="store_true",
+                        help="keep freed memory (glibc); measure whether it is faster")  # fmt: skip
+
+
+def execution_of(values: dict[str, Any]) -> Any:
+    """The options of ``Execution``; also what holds for the whole process."""
+    from apical import allocator, training
+
+    if values["keep_memory"]:
+        allocator.keep_memory()
+    signal.signal(signal.SIGTERM, _interrupt)
+    names = [name for name in training.Execution.__dataclass_fields__ if name in values]
+    return training.Execution(**{name: values[name] for name in names})
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _underscored(word: str) -> str:
+    if not re.match(r"--[a-z]", word):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _explained(message: str, names: list[str]) -> str:
+    """jsonargparse's message on one line, with the nearest names where one is misspelt."""
+    known = [name for name in names if name.startswith("--")]
+    if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
+        return _misspelt(f"--{found[1]}.{found[2]}", known)
+    if found := re.search(r"Option '([^'.]+)\S*' is not accepted", message):
+        return _misspelt(f"--{found[1]}", known)
+    if found := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
+        return _misspelt(found[1], known)
+    message = " ".join(message.split())
+    if found := re.search(r'Parser key "(\S+)":.*? Given value: (.*)', message):
+        kinds = dict.fromkeys(re.findall(r"- Expected an? <class '(\w+)'>", message))
+        return f"--{found[1]} {found[2]}: expected {' or '.join(kinds)}".replace("NoneType", "null")
+    if found := re.search(r'Parser key "(\S+)": Expected an? (.*)\. Got value: (.*)', message):
+        kind = re.sub(r"<class '(\w+)'>", r"\1", found[2])
+        kind = re.sub(r"typing.Literal\[(.*)\]", r"one of \1", kind)
+        kind = {"tuple": "a list, as [1,2]", "dict": "a mapping, as '{\"a\": 1}'"}.get(kind, kind)
+        return f"--{found[1]} {found[3]}: expected {kind}"
+    return message
+
+
+def _misspelt(option: str, known: list[str]) -> str:
+    """Near names only: all would fill the screen."""
+    from apical.naming import unknown
+
+    bare = unknown("option", option[2:], [name[2:] for name in known])
+    text = str(bare).partition(" Allowed: ")[0].rstrip(".")
+    return re.sub(r"'([\w.-]+)'", r"'--\1'", text)

@@ -1,0 +1,287 @@
+"""The command line: ``apical robustness``, and its tables."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
+
+if TYPE_CHECKING:
+    from .robustness import Evaluation
+    from .trained import Trained
+
+Row = dict[str, Any]
+
+_OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
+    ("eps", "4/255,8/255,16/255", str, "radii, in units of pixels in [0, 1], as 8/255,0.1"),
+    ("norm", "linf", str, "linf: largest change of one value; l2: length of the change"),
+    ("images", 1000, int, "images of the test split that are attacked"),
+    ("rules", "", str, "further rules whose backward pass is tried on the weights, as usf,brsf"),
+    ("transfer", "", str, "folders of runs to transfer attacks from; one trained by bp is best"),
+    ("protocol", "", str, "attacks of an earlier study beside ours: biotorch"),
+    ("pixels", "1,2,3,4,5", str, "numbers of pixels the protocol's few-pixel attack may change"),
+    ("pixel_images", 100, int, "images that attack is tried on"),
+    ("seed", 0, int, "of the attacks"),
+)
+_OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
+    ("model", None, str, "instead of a run: package.module:name, timm:NAME, torchvision:NAME"),
+    ("model_options", {}, dict[str, Any], "keyword arguments of --model"),
+    ("weights", None, str, "file of the state dict of --model"),
+    ("data", None, str, "data set of --model; apical list shows them"),
+    ("size", None, int, "side of its images in pixels; absent: as stored"),
+    ("normalise", True, bool, "give --model standardised images; false where it takes [0, 1]"),
+    ("rule", None, str, "rule that --model was converted by; absent: none"),
+    ("runs", "runs", str, "folder that holds all runs, where --model leaves its records"),
+)
+
+
+def robustness(words: list[str]) -> int:
+    """Attack a trained net, print what survives, and leave the records in its folder."""
+    from . import claims
+    from . import robustness as library
+
+    values = parse(_options(), words)
+    execution = execution_of(values)
+    evaluation = _evaluation(values)
+    net, run = _target(values, execution)
+    if values["audit_only"]:
+        _print_audits([found.row() for found in library.audits(net, evaluation, execution)])
+        return 0
+    others = {name: _run(path, execution) for name, path in _named(values["transfer"]).items()}
+    digests = {name: other.digest for name, other in others.items()}
+    folder = library.place(run, evaluation, net.digest, digests)
+    try:
+        rows = library.evaluate(net, evaluation, folder, execution, surrogates=others)
+    except claims.Held as held:
+        raise ValueError(str(held)) from held
+    print_rows(net.name, rows)
+    print(folder)
+    return 0
+
+
+def _options() -> Any:
+    from . import attacks, training
+
+    parser = make_parser(
+        "robustness",
+        "Attack a trained net by every source of gradients, and say what to believe. The headline "
+        "is the worst case per example. Killed at any moment, the same command goes on.",
+        "[RUN]",
+    )
+    about = "folder of a finished run, or its checkpoint; or give --model"
+    parser.add_argument("run", nargs="?", default=None, type=str, help=about)
+    for name, default, kind, about in _OF_THE_ATTACK:
+        parser.add_argument(f"--{name}", default=default, type=kind, help=about)
+    parser.add_class_arguments(attacks.Effort, "effort")
+    about = "only ask what the gradient is worth, in seconds; nothing is written"
+    parser.add_argument("--audit_only", default=False, action="store_true", help=about)
+    for name, default, kind, about in _OF_A_MODEL:
+        parser.add_argument(f"--{name}", default=default, type=kind, help=about)
+    parser.add_class_arguments(training.Execution, None, skip={"checkpoint_steps"})
+    add_keep_memory(parser)
+    return parser
+
+
+def radii(text: str) -> tuple[float, ...]:
+    """Radii of a list as "8/255,0.1".
+
+    Raises: UsageError for what is no number or fraction.
+    """
+    found = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"([\d.eE+-]+)(?:/([\d.eE+-]+))?", word)
+        try:
+            assert match is not None
+            found.append(float(match[1]) / float(match[2] or 1))
+        except (AssertionError, ValueError, ZeroDivisionError):
+            raise UsageError(
+                f"--eps {word}: expected a number or a fraction, as 0.1 or 8/255"
+            ) from None
+    return tuple(found)
+
+
+def _evaluation(values: dict[str, Any]) -> "Evaluation":
+    from .attacks import Effort
+    from .robustness import Evaluation
+
+    pixels = values["pixels"]
+    if not re.fullmatch(r"[\d, ]*", pixels):
+        raise UsageError(f"--pixels {pixels}: expected whole numbers, as 1,2,5")
+    return Evaluation(
+        eps=radii(values["eps"]),
+        norm=values["norm"],
+        images=values["images"],
+        effort=Effort(**values["effort"]),
+        rules=tuple(_words(values["rules"])),
+        protocol=values["protocol"],
+        pixels=tuple(map(int, _words(pixels))),
+        pixel_images=values["pixel_images"],
+        seed=values["seed"],
+    )
+
+
+def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
+    """The net, and the folder its evaluations belong to."""
+    from . import trained
+
+    if (values["run"] is None) == (values["model"] is None):
+        raise UsageError("give a run folder, or a model of your own with --model; one of the two")
+    if values["run"] is not None:
+        stray = [n for n in ("weights", "data", "size", "rule") if values[n] is not None]
+        if stray:
+            raise UsageError(f"--{stray[0]} belongs to --model; a run knows its own")
+        net = _run(values["run"], execution)
+        path = Path(values["run"])
+        return net, path.parent if path.is_file() else path
+    if values["data"] is None:
+        raise UsageError("--model needs --data, the data set its images come from")
+    net = trained.from_model(
+        values["model"],
+        weights=values["weights"],
+        data_name=values["data"],
+        size=values["size"],
+        pixels="standard" if values["normalise"] else "unit",
+        rule=values["rule"],
+        options=values["model_options"],
+        **_where(execution),
+    )
+    return net, Path(values["runs"]) / "models" / net.name
+
+
+def _run(path: str, execution: Any) -> "Trained":
+    from . import trained
+
+    return trained.from_run(path, **_where(execution))
+
+
+def _where(execution: Any) -> dict[str, Any]:
+    return {
+        "device": execution.device,
+        "data_root": execution.data_root,
+        "download": execution.download,
+    }
+
+
+def _named(paths: str) -> dict[str, str]:
+    """Surrogates by the names of their folders."""
+    return {Path(path).resolve().name: path for path in _words(paths)}
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+# tables
+
+
+def print_rows(title: str, rows: Sequence[Row]) -> None:
+    """The rows of a report as a table, with verdict and flagged checks.
+
+    Accuracies are in % of all images, those misclassified from the start included.
+    """
+    clean = _one(rows, "clean")
+    budgets = [row["eps"] for row in _of(rows, "worst")]
+    table = _table(
+        f"{title}: robust accuracy in %, {clean['examples']} images, {clean['norm']}",
+        ["attack", *(f"eps {eps:.4g}" for eps in budgets)],
+    )
+    worst = {row["eps"]: row for row in _of(rows, "worst")}
+    table.add_row("[bold]worst case per example[/bold]", *(_interval(worst[e]) for e in budgets))
+    gaps = {row["eps"]: row for row in _of(rows, "gap")}
+    table.add_row("  the same attacks, own gradient", *(_share(gaps[e]["own"]) for e in budgets))
+    table.add_row(
+        "  the same attacks, exact gradient", *(_share(gaps[e]["exact"]) for e in budgets)
+    )
+    table.add_section()
+    for name, by_eps in _attacks(rows).items():
+        table.add_row(name, *(_share(by_eps.get(eps)) for eps in budgets))
+    table.add_section()
+    table.add_row("clean", *[_share(clean["accuracy"])] * len(budgets))
+    _show(table)
+    if pixels := [row for row in _of(rows, "attack") if row["group"] == "pixels"]:
+        told = ", ".join(f"{row['eps']:.0f} px {_share(row['accuracy'])}" for row in pixels)
+        print(f"few pixels ({pixels[0]['examples']} images): {told}")
+    _print_verdict(rows)
+
+
+def _print_verdict(rows: Sequence[Row]) -> None:
+    verdict = _one(rows, "verdict")
+    print(f"verdict: {verdict['verdict'].upper()}")
+    for reason in verdict["reasons"]:
+        print(f"  {reason}")
+    checks = _of(rows, "check")
+    flagged = [row for row in checks if row.get("passed") is False]
+    ran = [row for row in checks if row.get("passed") is not None]
+    print(f"sanity checks: {len(ran) - len(flagged)} of {len(ran)} passed")
+    for row in flagged:
+        print(f"  FLAGGED: {row['name']}: {row['detail']}")
+
+
+def _print_audits(rows: Sequence[Row]) -> None:
+    table = _table(
+        f"gradient audit, {rows[0]['examples']} images, {rows[0]['loss']} loss",
+        ["source", "verdict", "raises the loss", "cosine to exact", "to differences", "zero"],
+    )
+    for row in rows:
+        table.add_row(
+            row["source"],
+            row["verdict"],
+            _share(row.get("rising")) + " %",
+            _number(row.get("cosine")),
+            _number(row.get("agreement")),
+            _share(row["zero"]) + " %",
+        )
+    _show(table)
+    for row in rows:
+        print(f"{row['source']}: " + "; ".join(row["reasons"]))
+
+
+def _attacks(rows: Sequence[Row]) -> dict[str, dict[float, float]]:
+    """Accuracies of what attacked all examples, by name and radius."""
+    found: dict[str, dict[float, float]] = {}
+    for row in _of(rows, "attack"):
+        if row["on"] == "all" and row["role"] != "large" and row["group"] != "pixels":
+            paper = " (protocol)" if row["role"] == "published" else ""
+            name = f"{row['attack']} / {row['source']}{paper}"
+            found.setdefault(name, {})[row["eps"]] = row["accuracy"]
+    return found
+
+
+def _of(rows: Sequence[Row], kind: str) -> list[Row]:
+    return [row for row in rows if row["kind"] == kind]
+
+
+def _one(rows: Sequence[Row], kind: str) -> Row:
+    (row,) = _of(rows, kind)
+    return row
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _interval(row: Row) -> str:
+    bounds = f"({_share(row['low'])} to {_share(row['high'])})"
+    return f"[bold]{_share(row['accuracy'])}[/bold] {bounds}"
+
+
+def _table(title: str, columns: Sequence[str]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    return table
+
+
+def _show(table: Any) -> None:
+    import sys
+
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -1,0 +1,242 @@
+"""Evaluating the robustness of a trained net in a folder, so that a killed evaluation goes on.
+
+An evaluation lies in RUN/robustness/KEY:
+    setting.json      key, versions, digest of the net, and what it was evaluated by
+    environment.json  versions and machine
+    trials.jsonl      one attack by one source at one radius a line, with a bit for each example
+    records.jsonl     the rows of the report, written whole at the end
+    examples.npz      a few images and what attacks made of them
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import attacks, claims, progress, records, rules, training
+from .attacks import Audit, Effort, RobustReport, audit, robust_report
+from .attacks.ball import Norm
+from .attacks.checks import check_eps
+from .attacks.evaluation import AUDITED
+from .attacks.pictures import pictures
+from .attacks.trials import Trial
+from .environment import environment
+from .experiment import KEY_DIGITS, differing, versions
+from .trained import Trained
+
+VERSION = 1
+"""Raised when a change of the attacks alters what an evaluation finds."""
+
+FOLDER = "robustness"
+"""Where the evaluations of a run lie in its folder."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a net is attacked: everything that influences the outcome beside the nets themselves.
+
+    Args:
+        eps: radii above 0, in units of pixels in [0, 1].
+        norm: "linf" (largest change of one value) or "l2" (length of the change).
+        images: of the test split, the same for every net; all, where it has fewer (>= 1).
+        effort: how much is spent on each attack.
+        rules: names of further rules whose backward pass is tried on these weights.
+        protocol: name of an earlier study's attacks, to be run beside ("linf" only); "": none.
+        pixels: numbers of pixels that the protocol's few-pixel attack may change.
+        pixel_images: images that is tried on (>= 1).
+        seed: of the attacks.
+    Raises: ValueError naming every value out of range.
+    """
+
+    eps: tuple[float, ...] = (4 / 255, 8 / 255, 16 / 255)
+    norm: Norm = "linf"
+    images: int = 1000
+    effort: Effort = field(default_factory=Effort)
+    rules: tuple[str, ...] = ()
+    protocol: str = ""
+    pixels: tuple[int, ...] = (1, 2, 3, 4, 5)
+    pixel_images: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("eps", "rules", "pixels"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for eps in self.eps:
+            check_eps("robustness", eps, low=0.0, high=1.0, linf=self.norm == "linf")
+        if not self.eps or len(set(self.eps)) < len(self.eps) or min(self.eps) == 0:
+            raise ValueError(
+                f"robustness: eps={self.eps}; give at least one radius above 0, each once"
+            )
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"robustness: norm={self.norm!r} is not one of 'linf', 'l2'")
+        if self.images < 1 or self.seed < 0:
+            raise ValueError(
+                f"robustness: images={self.images} must be at least 1, seed={self.seed} at least 0"
+            )
+        for rule in self.rules:
+            rules.build(rule)
+        if self.found_protocol and self.norm != "linf":
+            raise ValueError(
+                f"robustness: the attacks of protocol={self.protocol!r} are 'linf', not 'l2'"
+            )
+
+    @property
+    def found_protocol(self) -> attacks.Protocol | None:
+        """The protocol, with the numbers of pixels that are asked for."""
+        if not self.protocol:
+            return None
+        found = attacks.protocol(self.protocol)
+        return dataclasses.replace(found, pixels=self.pixels, pixel_images=self.pixel_images)
+
+    def key(self, net: str, surrogates: Mapping[str, str]) -> str:
+        """Short hash of what influences the outcome. Args: digests of the nets, by name."""
+        value = differing(self) | {"net": net, "surrogates": dict(surrogates), "version": VERSION}
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+
+
+def place(
+    run: Path, evaluation: Evaluation, net: str, surrogates: Mapping[str, str] | None = None
+) -> Path:
+    """The folder of an evaluation. Args: run: of the net. net, surrogates: digests."""
+    return run / FOLDER / evaluation.key(net, surrogates or {})
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a finished evaluation, none while it is not."""
+    found = records.read(folder / "records.jsonl")
+    return found if found and found[-1]["kind"] == "verdict" else []
+
+
+def evaluate(
+    net: Trained,
+    evaluation: Evaluation,
+    folder: str | Path,
+    execution: training.Execution | None = None,
+    *,
+    surrogates: Mapping[str, Trained] | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluate a net in a folder, or go on where that was killed, or read what it found.
+
+    Args: folder: as `place` names it. surrogates: nets to transfer attacks from, by name.
+    Returns: the rows of the report.
+    Raises: ValueError as attacks do, or if the folder holds another evaluation; claims.Held if
+        another living process works on it.
+    """
+    folder, execution = Path(folder), execution or training.Execution()
+    others = dict(surrogates or {})
+    key = evaluation.key(net.digest, {name: other.digest for name, other in others.items()})
+    _check(folder, key)
+    if found := rows(folder):
+        return found
+    with training.settings(execution), claims.hold(folder) as claim:
+        if found := rows(folder):
+            return found
+        x, y = net.examples(evaluation.images, execution.device)
+        described = {
+            "key": key,
+            "versions": {**versions(), "robustness": VERSION},
+            "checkpoint": net.digest,
+            "setting": _described(net, evaluation, others, len(x)),
+        }
+        records.write_json(folder / "setting.json", described)
+        records.write_json(
+            folder / "environment.json",
+            environment() | {"device": execution.device, "run_threads": execution.threads},
+        )
+        report = _report(net, evaluation, folder, execution, others, (x, y), claim.check)
+        shown = pictures(
+            net.model, x, y, eps=_middle(evaluation.eps), norm=evaluation.norm, seed=evaluation.seed
+        )
+        claim.check()
+        if shown:
+            _write_arrays(folder / "examples.npz", shown)
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in report.rows())
+        records.write_bytes(folder / "records.jsonl", text.encode())
+    claims.clear(folder)
+    return rows(folder)
+
+
+def audits(
+    net: Trained, evaluation: Evaluation, execution: training.Execution | None = None
+) -> list[Audit]:
+    """The gradient audit alone: of the net's own gradient, the exact one, those of the rules."""
+    execution = execution or training.Execution()
+    x, y = net.examples(min(evaluation.images, AUDITED), execution.device)
+    sources = ["own", "exact", *(f"rule:{rule}" for rule in evaluation.rules)]
+    with training.settings(execution):
+        return [audit(net.model, x, y, gradient=s, seed=evaluation.seed) for s in sources]
+
+
+def _report(
+    net: Trained,
+    evaluation: Evaluation,
+    folder: Path,
+    execution: training.Execution,
+    others: Mapping[str, Trained],
+    examples: tuple[torch.Tensor, torch.Tensor],
+    still_mine: Any,
+) -> RobustReport:
+    path = folder / "trials.jsonl"
+    finished = [Trial.read(row) for row in records.read(path)]
+    known, begin = {trial.key for trial in finished}, time.perf_counter()
+    with progress.steps(net.name, quiet=execution.quiet) as show:
+
+        def on_trial(trial: Trial, number: int, total: int) -> None:
+            nonlocal begin
+            show(f"{trial.attack} / {trial.source}  eps {trial.eps:.3g}", number, total)
+            if trial.key not in known:
+                still_mine()
+                seconds = round(time.perf_counter() - begin, 3)
+                records.append(path, trial.record() | {"seconds": seconds})
+            begin = time.perf_counter()
+
+        return robust_report(
+            net.model,
+            *examples,
+            eps=evaluation.eps,
+            norm=evaluation.norm,
+            effort=evaluation.effort,
+            rules=evaluation.rules,
+            surrogates={name: other.model for name, other in others.items()},
+            protocol=evaluation.found_protocol,
+            seed=evaluation.seed,
+            finished=finished,
+            on_trial=on_trial,
+        )
+
+
+def _described(
+    net: Trained, evaluation: Evaluation, others: Mapping[str, Trained], count: int
+) -> dict[str, Any]:
+    values = json.loads(json.dumps(dataclasses.asdict(evaluation)))
+    about = {"net": net.name, "data": net.images.name, "image_shape": list(net.images.shape)}
+    return about | values | {"images": count, "surrogates": list(others)}
+
+
+def _check(folder: Path, key: str) -> None:
+    path = folder / "setting.json"
+    if path.exists() and (there := records.read_json(path).get("key")) != key:
+        raise ValueError(
+            f"{folder} holds the evaluation {there}, not {key}; it was left untouched: choose "
+            "another folder"
+        )
+
+
+def _middle(eps: tuple[float, ...]) -> float:
+    return sorted(eps)[len(eps) // 2]
+
+
+def _write_arrays(path: Path, values: Mapping[str, Any]) -> None:
+    import numpy as np
+
+    buffer, arrays = io.BytesIO(), {name: np.asarray(value) for name, value in values.items()}
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes a flag there
+    records.write_bytes(path, buffer.getvalue())

@@ -1,0 +1,213 @@
+"""Trained nets as an attacker meets them: in eval mode, for pixels in [0, 1], with their images."""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, data, nets, prepare, records, rules, run_folder
+from .attacks import Normalised
+from .convert import convert, feedback_modules
+from .experiment import Experiment, from_dict, rule_assignment
+from .paths import from_path
+
+CHOICE = 0
+"""Seed by which the images are chosen: the same ones for every net."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A net and what it is tried on.
+
+    Attributes: model: with its normalisation inside. images: its data. digest: short hash of all
+        that decides what it computes, forwards and backwards. name: in tables.
+    """
+
+    model: nn.Module
+    images: data.ImageData
+    digest: str
+    name: str
+
+    def examples(self, count: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """`count` images of the test split (all, where it has fewer) and their labels.
+
+        Chosen at random, once: every net of these data gets the same. Shapes: (N, C, H, W), (N,).
+        """
+        split = self.images.test
+        if count < len(split):
+            split = data.split_validation(split, count, CHOICE)[1]
+        channels = self.images.shape[0]
+        unit: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+        batches = data.Batches(split, 500, device=device, **unit)
+        x, y = zip(*batches.epoch(0), strict=True)
+        return torch.cat(x).clamp_(0, 1), torch.cat(y)
+
+
+def from_run(
+    path: str | Path, *, device: str = "cpu", data_root: str | None = None, download: bool = True
+) -> Trained:
+    """The net of a finished run.
+
+    Args: path: of the run's folder, or of the checkpoint in it.
+    Raises: ValueError if there is no run, it is not finished, or this version cannot build it.
+    """
+    folder = _folder(Path(path))
+    experiment = experiment_of(folder)
+    state = run_folder.state(folder)
+    if state != "finished":
+        raise ValueError(
+            f"{folder} is {state}: there is no trained net yet. The command that started it "
+            "goes on where it stopped"
+        )
+    images = data.load(experiment.data, root=data_root, size=experiment.size, download=download)
+    with torch.random.fork_rng(devices=[]):
+        model = prepare.build_model(experiment, images)
+    model.load_state_dict(_weights_of_run(folder, experiment))
+    whole = Normalised(model.eval(), *prepare.normalisation(experiment, images))
+    return Trained(whole.to(device), images, digest_of_run(folder), folder.name)
+
+
+def experiment_of(folder: Path) -> Experiment:
+    """The experiment in a run folder.
+
+    Raises: ValueError if there is none, or another version of apical wrote it.
+    """
+    described = folder / "experiment.json"
+    if not described.exists():
+        raise ValueError(
+            f"{folder} is no run: it has no experiment.json. Give the folder that `apical train` "
+            "printed, or a model of your own: --model package.module:callable --weights FILE"
+        )
+    found = records.read_json(described)
+    experiment = from_dict(found["experiment"])
+    if experiment.key != found["key"]:
+        raise ValueError(
+            f"{folder} has the key {found['key']}, which here is {experiment.key}: another version "
+            "of apical made it. Evaluate it with that version (environment.json names it)"
+        )
+    return experiment
+
+
+def digest_of_run(folder: Path) -> str:
+    """The digest of a finished run's net, without building it."""
+    experiment = experiment_of(folder)
+    return _digest(f"run {experiment.key}", _weights_of_run(folder, experiment))
+
+
+def from_model(
+    model: str,
+    *,
+    weights: str | Path | None,
+    data_name: str,
+    size: int | None = None,
+    pixels: Literal["standard", "unit"] = "standard",
+    rule: str | dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    data_root: str | None = None,
+    download: bool = True,
+) -> Trained:
+    """Any PyTorch classifier, made by Apical or not.
+
+    Args:
+        model: `package.module:name` of a module or of a callable that makes one, `timm:NAME`,
+            `torchvision:NAME`, or a name of `nets.NETS`.
+        weights: file of its state dict, as torch.save wrote it; None: as it comes.
+        data_name, size: of the images.
+        pixels: what it takes: "standard", less the mean and over the standard deviation of the
+            data, or "unit", in [0, 1] (a model that normalises by itself).
+        rule: it was converted by; None: not converted.
+        options: keyword arguments of the callable.
+
+    Raises: ValueError naming what cannot be built or loaded.
+    """
+    images = data.load(data_name, root=data_root, size=size, download=download)
+    made = _built(model, images, dict(options or {}))
+    if rule is not None:
+        made = convert(made, rule_assignment(rule), example=torch.zeros(2, *images.shape))
+    if weights is not None:
+        _load(made, Path(weights))
+    experiment = Experiment(data=data_name, size=size, pixels=pixels)
+    whole = Normalised(made.eval(), *prepare.normalisation(experiment, images))
+    layers = [(f.layer, rules.spell(f.rule)) for f in feedback_modules(made)]
+    told = f"model {model} {dict(options or {})} {data_name} {images.shape} {layers}"
+    digest = _digest(told, whole.state_dict())
+    return Trained(whole.to(device), images, digest, model.replace(":", "."))
+
+
+def _folder(path: Path) -> Path:
+    if path.is_file():
+        return path.parent
+    if not path.exists():
+        raise ValueError(f"there is no {path}: give a run folder or a checkpoint in one")
+    return path
+
+
+def _weights_of_run(folder: Path, experiment: Experiment) -> dict[str, Tensor]:
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        raise ValueError(
+            f"{folder} has no checkpoint.pt: records were kept without weights. Run the same "
+            "experiment again to have them"
+        )
+    state, belongs_to = checkpoint.read(path)
+    if belongs_to.get("experiment") != experiment.key:
+        raise ValueError(
+            f"{path} belongs to the experiment {belongs_to.get('experiment')}, experiment.json "
+            f"describes {experiment.key}"
+        )
+    return state["model"]
+
+
+def _built(model: str, images: data.ImageData, options: dict[str, Any]) -> nn.Module:
+    source = model.partition(":")[0]
+    if ":" in model and source not in ("timm", "torchvision"):
+        found = from_path(model, "model")
+        if isinstance(found, nn.Module):
+            if options:
+                raise ValueError(f"model {model!r} is a module already: options have no effect")
+            return copy.deepcopy(found)
+    return nets.build(model, in_shape=images.shape, num_classes=images.num_classes, **options)
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"weights: there is no file {path}") from None
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(
+            f"weights: {path} cannot be read as tensors ({reason}). Save the state dict: "
+            "torch.save(model.state_dict(), FILE)"
+        ) from error
+    if isinstance(found, dict) and "belongs_to" in found:  # a checkpoint of ours
+        found = found["state"]["model"]
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict):
+        raise ValueError(f"weights: {path} holds a {type(found).__name__}, not a state dict")
+    try:
+        model.load_state_dict(found)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"weights: {path} does not fit the model: {reason}") from error
+
+
+def _digest(told: str, weights: Mapping[str, Any]) -> str:
+    found = hashlib.sha256(told.encode())
+    for name in sorted(weights):
+        value = weights[name]
+        if isinstance(value, Tensor):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(
+                value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
+        else:
+            found.update(f"{name} {value!r}".encode())
+    return found.hexdigest()[:16]
