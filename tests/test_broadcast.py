@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -224,6 +225,33 @@ def test_a_shared_matrix_is_stored_once_and_sliced() -> None:
     with apical.exact_gradients(model):
         h = model[:4](X)
     assert_close(model[2].bias.grad, ((y.grad @ b4) * (1 - h**2)).sum(0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.float(),
+        lambda model: model.to(torch.bfloat16),
+        copy.deepcopy,
+        lambda model: pickle.loads(pickle.dumps(model)),
+        lambda model: _loaded(model.state_dict()),
+    ],
+    ids=["float", "bfloat16", "deepcopy", "pickle", "load"],
+)
+def test_a_shared_matrix_stays_shared(change: Callable[[nn.Module], nn.Module]) -> None:
+    model = apical.convert(mlp(), DFA(shared=True), example=X)
+    before = {i: model[i].feedback.shared.clone() for i in (0, 2, 4)}
+    changed = change(model)
+    kept = [changed[i].feedback.shared for i in (0, 2, 4)]
+    assert len({matrix.untyped_storage().data_ptr() for matrix in kept}) == 1
+    assert_close(dict(zip(before, kept, strict=True)), before, check_dtype=False, rtol=1e-2, atol=0)
+
+
+def _loaded(state: dict[str, Tensor]) -> nn.Module:
+    model = apical.convert(mlp(), DFA(shared=True))
+    model.load_state_dict(state)
+    model(X)
+    return model
 
 
 # Samples ---------------------------------------------------------------------------------------

@@ -88,6 +88,41 @@ def _fail(*_: Any) -> None:
     raise KeyError("aborted")
 
 
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", BROADCAST)
+def test_an_interrupted_forward_leaves_nothing_behind(name: str) -> None:
+    """Hooks do not hear of Ctrl-C, and a notebook keeps the traceback with its frames."""
+    model, kept = converted(name), []
+    before = gradients(model)
+    for _ in range(2):
+        handle = model.head.register_forward_pre_hook(_interrupt)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            model(X)
+        kept.append(caught)
+        handle.remove()
+        with pytest.raises(RuntimeError, match="called outside a forward pass"):
+            model.features(X)
+        assert_close(gradients(model), before, rtol=0, atol=0)
+
+
+def test_a_model_that_calls_itself_joins_each_call_to_its_own_output() -> None:
+    class Twice(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y + self(-x) if x[0, 0] < 0 else y
+
+    model, plain = converted(model=Twice()), converted()
+    for _ in range(2):
+        y = plain(X) + plain(-X)
+        F.cross_entropy(y, Y).backward()
+        expected = {n: p.grad.clone() for n, p in plain.named_parameters()}
+        plain.zero_grad()
+        assert_close(gradients(model), expected, rtol=1e-12, atol=1e-15)
+
+
 class Checkpointed(Net):
     reentrant = False
 

@@ -3,13 +3,18 @@
 A converted layer runs on `x.detach()`, and `x` itself becomes a tap. A pre-hook on the model
 opens a call, the layers add their taps to it, and a hook on the output joins them: the gradient
 of the output, the error, then reaches every tap as the teaching signal of its rule.
+
+Hooks, not a class of its own for the model: its type and name, which other libraries save and
+dispatch on, stay what they were, and a replica or a copy runs its own star.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +27,40 @@ if TYPE_CHECKING:
     from apical.feedback import Feedback
 
 
-@dataclass
-class _Tap:
+class _Tap(NamedTuple):
+    """What a layer reads, which is to hear of the error."""
+
     feedback: Feedback
     op: Op
     x: Tensor
     weight: Tensor
     teaches: bool  # whether x takes part in a backward pass, or only shows its shape
 
+    @property
+    def rule(self) -> BroadcastRule:
+        assert isinstance(self.feedback.rule, BroadcastRule)
+        return self.feedback.rule
 
-@dataclass
+    def geometry(self, samples: int) -> Geometry:
+        x = self.x
+        channels_last = x.dim() == 4 and not x.is_contiguous() and x.stride(1) == 1
+        return Geometry(x.shape, samples, self.weight.shape, self.op, channels_last)
+
+
 class _Call:
-    grad_enabled: bool
-    tokens: list[Tensor] = field(default_factory=list)
-    owners: list[str] = field(default_factory=list)
-    late: list[_Tap] = field(default_factory=list)  # taps made when the output is known
+    """A forward pass under way: the tokens of its taps, and taps that wait for the output."""
+
+    def __init__(self, caller: FrameType | None, trains: bool) -> None:
+        self.caller, self.trains = caller, trains
+        self.tokens: list[tuple[str, Tensor]] = []
+        self.late: list[_Tap] = []
+
+    def runs(self) -> bool:
+        """Whether the pass goes on: hooks do not hear of an interrupt, which may have ended it."""
+        frame: FrameType | None = None if self.caller is None else sys._getframe(1)
+        while frame is not None and frame is not self.caller:
+            frame = frame.f_back
+        return frame is self.caller
 
 
 class _Calls(threading.local):
@@ -50,46 +74,74 @@ class _Calls(threading.local):
 
 
 class Star:
-    """The taps of one converted model. Its methods `open` and `close` are the model's hooks."""
+    """The taps of one converted model. Its methods `open` and `close` are the model's hooks.
+
+    Attributes:
+        output: which tensor of the model's output carries the error;
+        error_shape: that of one sample; None until a first forward pass;
+        feedbacks: of the layers that it taps;
+        labels: given by `apical.labels`;
+        last: how each layer took part in the last forward pass with gradients.
+    """
 
     def __init__(self, output: outputs.OutputKey = None) -> None:
         self.output = output
-        self.error_shape: tuple[int, ...] | None = None  # of one sample
+        self.error_shape: tuple[int, ...] | None = None
+        self.feedbacks: WeakSet[Feedback] = WeakSet()
+        self.labels: Tensor | None = None
+        self.last: dict[str, Literal["tapped", "tapped at the output", "hidden"]] = {}
         self.running = _Calls()
-        self.hidden: set[str] = set()  # layers that ran without gradients in a training call
-        self.tapped_late: set[str] = set()
         self.handles: list[Any] = []
-        self.layers = 0
-        self.labels: Tensor | None = None  # given by `apical.labels`
 
     def __getstate__(self) -> dict[str, Any]:
-        transient: dict[str, Any] = {
-            "hidden": set(),
-            "tapped_late": set(),
-            "labels": None,
-        }
-        return {**self.__dict__, **transient}
+        state = {**self.__dict__, "labels": None, "last": {}}
+        del state["feedbacks"]  # their copies join the copy by themselves
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, feedbacks=WeakSet())
 
     def attach(self, model: nn.Module) -> None:
         """Hook the star to the model whose output carries the error."""
         self.handles = [
-            model.register_forward_pre_hook(self.open),
+            model.register_forward_pre_hook(self.open, prepend=True),
             model.register_forward_hook(self.close, always_call=True),
         ]
 
-    def release(self) -> None:
-        """Count one converted layer less; the last one takes the hooks along."""
-        self.layers -= 1
-        if self.layers == 0:
+    def add(self, feedback: Feedback) -> None:
+        """Tap the layer of this feedback, wherever that was tapped before."""
+        feedback.star = self
+        self.feedbacks.add(feedback)
+
+    def release(self, feedback: Feedback) -> None:
+        """Tap one layer less; the last one takes the hooks along."""
+        self.feedbacks.discard(feedback)
+        if not self.feedbacks:
             for handle in self.handles:
                 handle.remove()
 
+    def share(self) -> None:
+        """Let rules with one matrix for all use the storage of the longest: the others are
+        beginnings of the same numbers."""
+        groups: dict[Any, list[tuple[Tensor, Feedback]]] = {}
+        for feedback in self.feedbacks:
+            rule = feedback.rule
+            if isinstance(rule, BroadcastRule) and rule.shared and feedback.memory_names:
+                tensor = feedback.memory()[0]
+                alike = type(rule), feedback.memory_names[0], tensor.dtype, tensor.device
+                groups.setdefault(alike, []).append((tensor, feedback))
+        for (_, name, *_), members in groups.items():
+            longest = max((tensor for tensor, _ in members), key=len)
+            for tensor, feedback in members:
+                setattr(feedback, name, longest[: len(tensor)])
+
     def open(self, model: nn.Module, args: Any) -> None:
         """Forward pre-hook: taps from here on belong to this call."""
-        self.running.stack.append(_Call(torch.is_grad_enabled()))
-        if not torch.compiler.is_compiling():
-            self.hidden.clear()
-            self.tapped_late.clear()
+        compiling, trains = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        self._call()  # drops what was interrupted
+        self.running.stack.append(_Call(None if compiling else sys._getframe(1), trains))
+        if trains and not compiling:
+            self.last.clear()
 
     def close(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook, also after an exception: join the call's taps to the output."""
@@ -106,125 +158,116 @@ class Star:
                 " feedback is sized for the former. Revert and convert again to change it"
             )
         self.error_shape = shape
-        tokens, owners = self._with_late(call, error)
-        for token, layer in zip(tokens, owners, strict=True):
+        tokens = call.tokens + self._at_output(call.late, error)
+        for layer, token in tokens:
             if token.shape[0] != error.shape[0]:
                 raise _samples_differ(layer, token.shape[0], error.shape[0])
         if not tokens:
             return output
-        return outputs.replaced(output, self.output, functional.join(error, tokens))
+        joined = functional.join(error, [token for _, token in tokens])
+        return outputs.replaced(output, self.output, joined)
 
     def pass_on(self, feedback: Feedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
         """What the layer runs on: `x` cut from what is below it, which hears from the tap."""
-        teaches = torch.is_grad_enabled() and x.requires_grad
-        if not self.running.stack:
-            return self._outside(feedback, op, x, weight) if teaches else x
-        call = self.running.stack[-1]
-        if call.grad_enabled and not torch.is_grad_enabled():
-            self.hidden.add(feedback.layer)
+        tap = _Tap(feedback, op, x, weight, torch.is_grad_enabled() and x.requires_grad)
+        call = self._call()
+        if call is None:
+            return self._outside(tap) if tap.teaches else x
+        if call.trains and not torch.is_grad_enabled():
+            self._note(feedback.layer, "hidden")
+        if not (tap.teaches or feedback.pending):
+            return x
         if feedback.pending and torch.compiler.is_compiling():
             raise RuntimeError(
                 f"{feedback.layer}: its feedback has no size yet. Before compiling, run the model"
                 " once, or give convert(..., example=x)"
             )
-        if x.dim() < 2 and (teaches or feedback.pending):
+        if x.dim() < 2:
             raise ValueError(
                 f"{feedback.layer}: its input has no axis that counts samples, and an error belongs"
                 " to a sample; give the model a batch of one, x.unsqueeze(0)"
             )
-        rule = feedback.rule
-        assert isinstance(rule, BroadcastRule)
         samples = None
         if self.error_shape is not None and not feedback.pending:
-            samples = rule.samples(x.shape, self.error_shape)
-        if teaches and samples is not None and self.error_shape is not None:
-            geometry = _geometry(op, x, weight, samples)
-            call.tokens.append(self._tap(x, feedback, geometry))
-            call.owners.append(feedback.layer)
-        elif teaches or feedback.pending:
-            call.late.append(_Tap(feedback, op, x, weight, teaches))
-            self.tapped_late.add(feedback.layer)
-        return x.detach() if teaches else x
+            samples = tap.rule.samples(x.shape, self.error_shape)
+        if samples is None:
+            call.late.append(tap)
+            self._note(feedback.layer, "tapped at the output")
+        else:
+            call.tokens.append((feedback.layer, self._token(tap, samples)))
+            self._note(feedback.layer, "tapped")
+        return x.detach() if tap.teaches else x
 
-    def _tap(self, x: Tensor, feedback: Feedback, geometry: Geometry) -> Tensor:
-        assert self.error_shape is not None and isinstance(feedback.rule, BroadcastRule)
+    def _call(self) -> _Call | None:
+        """The call under way in this thread; those that an interrupt ended are dropped."""
+        stack = self.running.stack
+        while stack and not (torch.compiler.is_compiling() or stack[-1].runs()):
+            stack.pop()
+        return stack[-1] if stack else None
+
+    def _note(self, layer: str, how: Literal["tapped", "tapped at the output", "hidden"]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if how == "hidden" or self.last.get(layer) != "hidden":
+            self.last[layer] = how
+
+    def _token(self, tap: _Tap, samples: int) -> Tensor:
+        assert self.error_shape is not None
         targets = None
-        if feedback.rule.needs_labels:
+        if tap.rule.needs_labels:
             if self.labels is None:
                 raise ValueError(
-                    f"{feedback.layer}: {type(feedback.rule).__name__} learns from labels; run the"
+                    f"{tap.feedback.layer}: {type(tap.rule).__name__} learns from labels; run the"
                     " forward and backward pass inside `with apical.labels(model, targets):`"
                 )
-            targets = outputs.targets(self.labels, geometry.samples, self.error_shape)
-        return functional.tap(x, feedback, geometry, self.error_shape, targets)
+            targets = outputs.targets(self.labels, samples, self.error_shape)
+        geometry = tap.geometry(samples)
+        return functional.tap(tap.x, tap.feedback, geometry, self.error_shape, targets)
 
-    def _with_late(self, call: _Call, error: Tensor) -> tuple[list[Tensor], list[str]]:
+    def _at_output(self, late: list[_Tap], error: Tensor) -> list[tuple[str, Tensor]]:
+        """Size the memory that waited for a first call; tokens of the taps that wait for one."""
+        tokens, created = [], False
+        for tap in late:
+            samples = self._samples(tap, error.shape[0])
+            if tap.feedback.pending:
+                tap.feedback.create(tap.weight, tap.geometry(samples), error.shape[1:].numel())
+                created = True
+            if tap.teaches:
+                tokens.append((tap.feedback.layer, self._token(tap, samples)))
+        if created:
+            self.share()
+        return tokens
+
+    def _samples(self, tap: _Tap, expected: int) -> int:
         assert self.error_shape is not None
-        tokens, owners = list(call.tokens), list(call.owners)
-        self._size(call, error)
-        for late in call.late:
-            if late.teaches:
-                geometry = self._geometry_of(late, error)
-                tokens.append(self._tap(late.x, late.feedback, geometry))
-                owners.append(late.feedback.layer)
-        return tokens, owners
-
-    def _size(self, call: _Call, error: Tensor) -> None:
-        """Make the memory that waited for the shapes of this call."""
-        shared = []
-        for late in call.late:
-            if late.feedback.pending:
-                geometry = self._geometry_of(late, error)
-                late.feedback.create(late.weight, geometry, error.shape[1:].numel())
-                if getattr(late.feedback.rule, "shared", False):
-                    shared.append(late.feedback)
-        _share(shared)
-
-    def _geometry_of(self, late: _Tap, error: Tensor) -> Geometry:
-        rule, expected = late.feedback.rule, error.shape[0]
-        assert isinstance(rule, BroadcastRule) and self.error_shape is not None
-        samples = rule.samples(late.x.shape, self.error_shape)
-        if samples is None and late.x.shape[0] % expected == 0:
+        rows, samples = tap.x.shape[0], tap.rule.samples(tap.x.shape, self.error_shape)
+        if samples is None and expected and rows % expected == 0:
             samples = expected
         if samples != expected:
-            raise _samples_differ(late.feedback.layer, samples or late.x.shape[0], expected)
-        return _geometry(late.op, late.x, late.weight, samples)
+            raise _samples_differ(tap.feedback.layer, samples or rows, expected)
+        return samples
 
-    def _outside(self, feedback: Feedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+    def _outside(self, tap: _Tap) -> Tensor:
         """A layer that runs while no call is open: recomputed by checkpointing, or bypassed."""
+        layer = tap.feedback.layer
         recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
         if not recomputing:
             raise RuntimeError(
-                f"{feedback.layer}: called outside a forward pass of the model that was converted."
-                f" {type(feedback.rule).__name__} sends the error from that model's output: call"
-                " the whole model, or convert the part you call, or use exact_gradients"
+                f"{layer}: called outside a forward pass of the model that was converted."
+                f" {type(tap.rule).__name__} sends the error from that model's output: call the"
+                " whole model, as model(x), or convert the part you call, or use exact_gradients"
             )
-        if feedback.layer in self.hidden:
+        how = self.last.get(layer)
+        if how == "hidden":
             raise RuntimeError(
-                f"{feedback.layer}: reentrant activation checkpointing hides the layer from the"
-                " error; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+                f"{layer}: reentrant activation checkpointing hides the layer from the error;"
+                " use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
-        if feedback.layer not in self.tapped_late:  # save again what the first run saved
-            rule, shape = feedback.rule, self.error_shape
-            assert isinstance(rule, BroadcastRule) and shape is not None
-            samples = rule.samples(x.shape, shape)
+        if how != "tapped at the output" and self.error_shape is not None:
+            samples = tap.rule.samples(tap.x.shape, self.error_shape)
             if samples is not None:
-                self._tap(x, feedback, _geometry(op, x, weight, samples))
-        return x.detach()
-
-
-def _share(feedbacks: list[Feedback]) -> None:
-    """Let all use the storage of the longest: the others are beginnings of the same numbers."""
-    if feedbacks:
-        name = (feedbacks[0].memory_names or ("",))[0]
-        longest = max((getattr(feedback, name) for feedback in feedbacks), key=len)
-        for feedback in feedbacks:
-            setattr(feedback, name, longest[: len(getattr(feedback, name))])
-
-
-def _geometry(op: Op, x: Tensor, weight: Tensor, samples: int) -> Geometry:
-    channels_last = x.dim() == 4 and not x.is_contiguous() and x.stride(1) == 1
-    return Geometry(x.shape, samples, weight.shape, op, channels_last)
+                self._token(tap, samples)  # saves again what the first run saved
+        return tap.x.detach()
 
 
 def _samples_differ(layer: str, given: int, expected: int) -> ValueError:
