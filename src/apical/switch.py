@@ -119,7 +119,8 @@ def _change(model: nn.Module, rule: Assignment, options: Mapping[str, Any]) -> N
     for _, layer in converted_layers(model):
         for slot in updates.slots(layer):
             if old := stays.get(id(slot.feedback)):
-                old.star = slot.feedback.star
+                if slot.feedback.star is not None:
+                    slot.feedback.star.add(old)
                 _put(layer, slot.name, old)
 
 
