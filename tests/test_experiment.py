@@ -41,6 +41,7 @@ CHANGES: dict[str, Any] = {
     "loss": "binary_cross_entropy",
     "test_at": (1,),
     "rule": "fa",
+    "switch": {5: "fa"},
     "epochs": 11,
     "batch_size": 65,
     "optimizer": "adam",
@@ -56,6 +57,8 @@ CHANGES: dict[str, Any] = {
     "channels_last": True,
     "probe_every": 2,
     "probe_images": 64,
+    "probe_share": 0.1,
+    "probe_steps": (3,),
     "seed": 1,
 }
 
@@ -103,6 +106,18 @@ def test_rule_forms() -> None:
     assert [rule_label(r) for r in ("fa", {"rule": "dfa"}, {"*": "fa"})] == ["fa", "dfa", "mixed"]
 
 
+def test_a_switch_is_a_value() -> None:
+    one = Experiment(switch={7: "kp", 3: {"rule": "fa"}})
+    other = from_dict(json.loads(json.dumps(to_dict(one))))
+    assert other == one and other.key == one.key and list(other.switch) == [3, 7]
+    assert Experiment(switch={3: "fa", 7: {"rule": "kp"}}).key == one.key
+    assert Experiment(switch={4: "fa", 7: "kp"}).key != one.key
+    assert [one.rule_at(epoch) for epoch in (0, 2, 3, 6, 7, 10)] == [
+        "bp", "bp", {"rule": "fa"}, {"rule": "fa"}, "kp", "kp",
+    ]  # fmt: skip
+    assert one.name.startswith("digits-mlp-bp_then_fa_then_kp-s0-")
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
@@ -127,6 +142,10 @@ def test_rule_forms() -> None:
         ({"test_at": (2, 1)}, r"test_at=\(2, 1\): must rise, within 1 to 10 epochs"),
         ({"test_at": (11,)}, r"test_at=\(11,\): must rise, within 1 to 10 epochs"),
         ({"test_at": (1,), "test": False, "validation": 9}, "test=False forbids it"),
+        ({"switch": {0: "fa"}}, "switch at 0: must be a whole number .* below epochs=10"),
+        ({"switch": {10: "fa"}}, "switch at 10: must be a whole number"),
+        ({"switch": {"x": "fa"}}, "switch at 'x': must be a whole number"),
+        ({"switch": {2: "faa", 3: "fb"}}, "epoch 2: unknown rule 'faa'.*epoch 3: unknown rule"),
     ],
 )
 def test_values_out_of_range(values: dict[str, Any], told: str) -> None:

@@ -34,6 +34,7 @@ BASE = Experiment(
     schedule=Schedule("cosine", warmup=0.5),
     optimizer_options={"momentum": 0.9},
     probe_images=16,
+    probe_share=1.0,
 )
 
 
@@ -72,6 +73,32 @@ def test_resumes_to_the_same_bits(
     resumed = training.run(experiment, tmp_path / "killed", execution)
     assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
     assert resumed["test_loss"] == whole["test_loss"]
+
+
+SWITCHED = dataclasses.replace(BASE, epochs=4, switch={1: "kp", 2: "fa", 3: {"fc1": "kp"}})
+
+
+@pytest.mark.parametrize("saves", range(1, 14))
+@pytest.mark.parametrize("after", [False, True])
+def test_switched_rules_resume_to_the_same_bits(
+    saves: int, after: bool, tmp_path: Path, switched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before and after each checkpoint: before, right at and after every switch."""
+    execution = training.Execution(checkpoint_steps=2)
+    with monkeypatch.context() as patch:
+        interrupted_at(saves, patch, after=after)
+        with pytest.raises(Killed):
+            training.run(SWITCHED, tmp_path, execution)
+    training.run(SWITCHED, tmp_path, execution)
+    assert kill_test.differences(switched, tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def switched(tmp_path_factory: Any) -> Path:
+    """An undisturbed run: one checkpoint at the start, three in each of four epochs."""
+    folder = tmp_path_factory.mktemp("switched")
+    training.run(SWITCHED, folder, training.Execution(checkpoint_steps=2))
+    return folder
 
 
 def test_rows_beyond_the_checkpoint_are_repeated_once(

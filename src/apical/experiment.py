@@ -117,8 +117,13 @@ class Experiment:
         autocast: ``bf16`` or ``fp16`` (CUDA only, with a gradient scaler).
         compile: run the net through ``torch.compile``.
         channels_last: memory layout of images and convolutions.
-        probe_every: epochs between alignment measurements (0: never).
+        probe_every: epochs between measurements of the layers (0: never).
         probe_images: training images (>= 1) on which gradients are compared.
+        probe_share: part of the run's steps, in (0, 1], that measurements may cost; where
+            ``probe_every`` would cost more, epochs are left out, the more the later. The first
+            and the last are always measured.
+        probe_steps: optimizer steps (>= 1, rising) after which layers are measured as well, to
+            follow the first epoch, where alignment happens; beside ``probe_share``.
         seed: of weights, feedback, order of images and augmentation (>= 0).
     Raises: ValueError naming every value out of range.
     """
@@ -153,10 +158,13 @@ class Experiment:
     channels_last: bool = False
     probe_every: int = 1
     probe_images: int = 128
+    probe_share: float = 0.05
+    probe_steps: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "test_at", tuple(self.test_at))
+        object.__setattr__(self, "probe_steps", tuple(self.probe_steps))
         object.__setattr__(self, "switch", _by_epoch(self.switch))
         problems = [
             f"{name}={getattr(self, name)}: must be at least {low}"
@@ -179,6 +187,7 @@ class Experiment:
         if not self.shuffle and self.augment != "none":
             problems.append(f"augment={self.augment!r} draws anew for every epoch: needs shuffle")
         problems += self._problems_of_test_at()
+        problems += self._problems_of_probes()
         problems += self._problems_of_switch()
         if self.accumulate > self.batch_size:
             problems.append(f"accumulate={self.accumulate}: exceeds batch_size={self.batch_size}")
@@ -211,12 +220,25 @@ class Experiment:
         """The rule in force once so many epochs (>= 0) are finished."""
         return {0: self.rule, **self.switch}[max(e for e in (0, *self.switch) if e <= epoch)]
 
+    def _problems_of_probes(self) -> list[str]:
+        problems = []
+        if not 0 < self.probe_share <= 1:
+            problems.append(f"probe_share={self.probe_share}: must lie in (0, 1]")
+        steps = self.probe_steps
+        if list(steps) != sorted(set(steps)) or any(step < 1 for step in steps):
+            problems.append(f"probe_steps={steps}: must rise, each at least 1")
+        if steps and not self.probe_every:
+            problems.append(f"probe_steps={steps} have no effect with probe_every=0")
+        return problems
+
     @property
     def key(self) -> str:
         """Short hash of all that influences the outcome: the versions, and every field that
         differs from its default. Left-out defaults keep old keys valid when a field is added;
         whoever changes a default raises `VERSION`."""
         value = differing(self) | {"rule": rule_values(self.rule), "version": versions()}
+        if self.switch:
+            value["switch"] = [[epoch, rule_values(rule)] for epoch, rule in self.switch.items()]
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 

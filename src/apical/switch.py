@@ -6,9 +6,10 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, SGD, Optimizer
 
 from apical import updates
 from apical.convert import convert, feedback_modules, feedback_parameters, revert
@@ -149,11 +150,19 @@ def _regroup(model: nn.Module, before: list[Parameter], optimizers: list[Optimiz
         for parameter in gone.values():
             optimizer.state.pop(parameter, None)
     for name, parameter, slot in _untrained(model, optimizers):
-        group = _group_of(slot, optimizers)
-        assert group is not None
-        group["params"].append(parameter)
-        if "param_names" in group:
-            group["param_names"].append(name)
+        home = _home(slot, optimizers)
+        assert home is not None
+        _add(*home, name, parameter)
+
+
+def _add(optimizer: Optimizer, group: dict[str, Any], name: str, parameter: Parameter) -> None:
+    started = any("momentum_buffer" in optimizer.state.get(p, {}) for p in group["params"])
+    if isinstance(optimizer, SGD) and group["fused"] and started:
+        # the fused step takes momentum of all parameters or of none
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    group["params"].append(parameter)
+    if "param_names" in group:
+        group["param_names"].append(name)
 
 
 def _remove(group: dict[str, Any], gone: Mapping[int, Parameter]) -> None:
@@ -172,7 +181,7 @@ def _problems(
         return
     fresh = list(_untrained(model, optimizers))
     for name, _, slot in fresh:
-        if _group_of(slot, optimizers) is None:
+        if _home(slot, optimizers) is None:
             yield (
                 f"{name} would be trained with its weight, but that is in no group of the"
                 " optimizer; add it there, or give the layer a rule without trained feedback (fa)"
@@ -213,13 +222,13 @@ def _gone(model: nn.Module, before: list[Parameter]) -> dict[int, Parameter]:
     return {id(parameter): parameter for parameter in before if id(parameter) not in still}
 
 
-def _group_of(slot: Slot, optimizers: list[Optimizer]) -> dict[str, Any] | None:
-    """The group that trains the slot's weight."""
+def _home(slot: Slot, optimizers: list[Optimizer]) -> tuple[Optimizer, dict[str, Any]] | None:
+    """The optimizer, and the group of it, that trains the slot's weight."""
     wanted = {id(parameter) for parameter in slot.parameters}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if any(id(member) in wanted for member in group["params"]):
-                return group
+                return optimizer, group
     return None
 
 
