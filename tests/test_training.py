@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import apical
 from apical import data, nets, observe, optimizers, prepare, progress, records, run_folder, training
+from apical.convert import feedback_modules
 from apical.data import Batches
 from apical.experiment import Experiment, Schedule
 
@@ -23,6 +25,7 @@ BASE = Experiment(
     batch_size=128,
     optimizer_options={"momentum": 0.9},
     probe_images=16,
+    probe_share=1.0,
 )
 
 
@@ -111,6 +114,9 @@ def test_compiled_is_the_same_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "compile", compile)
     close(trained(tmp_path, rule="fa"), trained(tmp_path, rule="fa", compile=True))
     assert len(calls) == 1
+    changes = {"switch": {1: "kp"}, "optimizer_options": {"momentum": 0.9}}
+    close(trained(tmp_path, **changes), trained(tmp_path, **changes, compile=True))
+    assert len(calls) == 3  # anew after the switch
 
 
 def test_probes_leave_no_trace(tmp_path: Path) -> None:
@@ -184,6 +190,62 @@ def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
     assert not torch.equal(one["fc1.feedback.matrix"], other["fc1.feedback.matrix"])
+
+
+# rules that switch
+
+
+def test_a_switched_run_is_the_loop_with_a_switch_between_its_epochs(tmp_path: Path) -> None:
+    """Backprop for an epoch, then Kolen-Pollack, with the momentum of the first."""
+    found = trained(tmp_path, switch={1: "kp"}, probe_every=0)
+    images = data.load("digits")
+    with torch.random.fork_rng():
+        torch.manual_seed(BASE.seed)
+        model = nets.build("mlp", in_shape=images.shape, num_classes=10, hidden=[16])
+    options = {"momentum": 0.9}
+    optimizer = optimizers.build("sgd", model.parameters(), lr=0.05, options=options)
+    batches = Batches(images.train, 128, mean=images.mean, std=images.std, shuffle_seed=0)
+    for epoch in range(2):
+        if epoch == 1:
+            apical.switch(model, "kp", optimizer=optimizer)
+        for x, y in batches.epoch(epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert model.state_dict().keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_switch_leaves_a_row_and_the_rule_in_force_is_the_last(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(
+        BASE, epochs=3, switch={1: {"rule": "kp", "decay": 1e-3}, 2: {"fc1": "fa"}}
+    )
+    row = training.run(experiment, tmp_path)
+    rows = records.read(tmp_path / "records.jsonl")
+    assert [r for r in rows if r["kind"] == "switch"] == [
+        {"kind": "switch", "epoch": 1, "rule": "kp", "before": "bp"},
+        {"kind": "switch", "epoch": 2, "rule": "mixed", "before": "kp"},
+    ]
+    last = [r["layer"] for r in rows if r["kind"] == "layer" and r["epoch"] == 3]
+    assert "fc1" in last  # measured under the rule in force
+    assert row["feedback_bytes"] == 4 * 64 * 16
+    images = data.load("digits")
+    for epoch, layers in ((0, 0), (1, 2), (3, 1)):
+        model = prepare.build_model(experiment, images, epoch=epoch)
+        assert len(list(feedback_modules(model))) == layers
+    model.load_state_dict(weights(tmp_path))
+
+
+def test_a_switch_that_could_not_happen_stops_the_run_before_it_starts(tmp_path: Path) -> None:
+    switch: Any = {1: {"fc9": "fa", "*": "bp"}, 2: {"rule": "ldfa", "rank": 12}}
+    experiment = dataclasses.replace(BASE, epochs=3, switch=switch)
+    with pytest.raises(ValueError) as caught:
+        training.run(experiment, tmp_path / "run")
+    told = str(caught.value)
+    assert "switch at epoch 1: nothing was converted" in told
+    assert "'fc9' matches no layer; near: 'fc2', 'fc1'" in told
+    assert "switch at epoch 2: " in told and "rank=12 is above 10" in told
+    assert not (tmp_path / "run").exists()
 
 
 # numbers that blow up
@@ -332,19 +394,22 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["dfa", "brsf"])
-def test_two_processes_train_the_same_net(tmp_path: Path, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "switch"), [("dfa", {1: "kp"}), ("brsf", {})])
+def test_two_processes_train_the_same_net(
+    tmp_path: Path, rule: str, switch: dict[int, Any]
+) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     options = f"--net_options.hidden [16] --epochs 2 --batch_size 128 --rule {rule} "
-    options += "--optimizer_options.momentum 0.9 --probe_images 16 --accumulate 2 "
+    options += "--optimizer_options.momentum 0.9 --probe_images 16 --probe_share 1 --accumulate 2 "
     options += "--validation 29"  # leaves 11 x 128 images: every batch divides evenly
     command += ["-m", "apical", "train", "--folder", str(tmp_path / "two"), *options.split()]
+    command += ["--switch", json.dumps(switch)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
-    alone = dataclasses.replace(BASE, rule=rule, accumulate=2, validation=29)
+    alone = dataclasses.replace(BASE, rule=rule, switch=switch, accumulate=2, validation=29)
     training.run(alone, tmp_path / "one")
     close(weights(tmp_path / "one"), weights(tmp_path / "two"))
     one, two = (records.read(tmp_path / name / "records.jsonl") for name in ("one", "two"))
