@@ -78,7 +78,7 @@ def evaluation_rows(rule, seed, *, rules_tried=(), eps=EPS, images=IMAGES):
     for place, radius in enumerate(eps):
         place = min(place, len(EPS) - 1)
         own, exact = share(OWN.get(rule, EXACT)[place]), share(EXACT[place])
-        own = exact if rule == "bp" else own
+        own = exact if rule == "bp" else round((own + 0.02 * chance.random()) * images) / images
         worst = max(0.0, exact - 2 / images)
 
         def attack(name, source, group, accuracy, role="usual", on="all", radius=radius):

@@ -29,6 +29,8 @@ def summary(study: Study) -> str:
     ]
     if not study.published and study.curves:
         parts.append(f"Tier {study.tier}; compared with a published course of training.")
+    elif not study.published and study.robust_published:
+        parts.append(f"Tier {study.tier}; compared with published robust accuracies.")
     elif not study.published:
         parts.append(f"Tier {study.tier}; no published values to compare with.")
     elif study.tier == FULL_TIER:

@@ -116,9 +116,15 @@ def _examples(net: Evaluation, arrays: dict[str, Any]) -> Examples:
         rows.append(tuple(row))
     columns = ["original"]
     for attack in chosen:
-        columns += [str(arrays["names"][attack]), f"its change × {factor:g}"]
+        columns += [_column(str(arrays["names"][attack])), f"its change × {factor:g}"]
     eps = float(numpy.max(arrays["eps"]))
     return Examples(net.rule, net.seed, tuple(columns), tuple(rows), factor, eps)
+
+
+def _column(name: str) -> str:
+    """ "PGD-20 ce, own"; attacks that take no gradient have no source to name."""
+    attack, _, source = name.rpartition(" / ")
+    return attack if attack and source == "none" else name.replace(" / ", ", ")
 
 
 def _varied(names: Sequence[str]) -> list[int]:
@@ -130,8 +136,8 @@ def _varied(names: Sequence[str]) -> list[int]:
 
 
 def _round_down(factor: float) -> float:
-    """To one digit or, from 10 on, a whole number, so that it can be stated."""
-    return float(int(factor)) if factor >= 1 else factor
+    """To a whole number, so that it can be stated."""
+    return float(int(factor + 1e-3)) if factor >= 1 else factor
 
 
 def _picture(values: Any) -> Any:
@@ -147,8 +153,9 @@ def _png(pixels: Any) -> bytes:
     from matplotlib.image import imsave
 
     out = io.BytesIO()
+    unsigned: Any = {"Software": None}  # else the version is written into every picture
     whole = numpy.round(255 * pixels).astype(numpy.uint8)
-    imsave(out, whole, format="png", metadata={"Software": None})
+    imsave(out, whole, format="png", metadata=unsigned)
     return out.getvalue()
 
 

@@ -40,6 +40,11 @@ class Heat:
     cells: Mapping[tuple[str, str], Estimate]
     own: frozenset[tuple[str, str]]
 
+    @property
+    def has_baseline(self) -> bool:
+        """Whether the first row is that of backprop's weights."""
+        return is_baseline(self.rows[0])
+
 
 def radius_group(section: Section, name: str) -> tuple[Group, list[str]] | None:
     """Small multiples over the radius, and the kinds of attack in them; None for a single net at
@@ -82,7 +87,7 @@ def draw_radius(axes: Any, *, found: Lines, section: Section, clean: Estimate) -
     axes.set_yticks([0, 25, 50, 75, 100])
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("radius ε", labelpad=2)
-    axes.set_ylabel("right, %", labelpad=2)
+    axes.set_ylabel("robust accuracy, %", labelpad=2)
 
 
 def attacks_behind(section: Section, kind: str) -> list[str]:
@@ -132,7 +137,7 @@ def draw_heat(axes: Any, *, heat: Heat) -> None:
 
 def heat_group(heat: Heat, name: str) -> Group:
     size = (1.2 + 0.62 * len(heat.columns), 0.7 + 0.34 * len(heat.rows))
-    panel = Panel(f"right, %, {heat.attack}", partial(draw_heat, heat=heat))
+    panel = Panel(f"Robust accuracy, %, {heat.attack}", partial(draw_heat, heat=heat))
     return Group(name, "Whose robustness is it?", "", (panel,), size=size, margin=(0.85, 0.45))
 
 
@@ -143,10 +148,11 @@ def _clean(section: Section, rule: str) -> Estimate:
 
 
 def _heat(section: Section, eps: float, attack: str, tried: Sequence[str]) -> Heat:
-    columns = _columns(section.rules, tried)
+    rows = sorted(section.rules, key=lambda rule: not is_baseline(rule))
+    columns = _columns(rows, tried)
     cells: dict[tuple[str, str], Estimate] = {}
     own = set()
-    for row in section.rules:
+    for row in rows:
         for column in columns:
             share = partial(_share, attack=attack, eps=eps, column=column, own=row == column)
             found = section.estimate(row, share)
@@ -154,7 +160,7 @@ def _heat(section: Section, eps: float, attack: str, tried: Sequence[str]) -> He
                 cells[row, column] = found
         if (row, row) in cells:
             own.add((row, row))
-    return Heat(attack, eps, tuple(section.rules), columns, cells, frozenset(own))
+    return Heat(attack, eps, tuple(rows), columns, cells, frozenset(own))
 
 
 def _columns(rules: Iterable[str], tried: Sequence[str]) -> tuple[str, ...]:

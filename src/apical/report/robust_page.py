@@ -137,12 +137,12 @@ def _checks(section: Section) -> dict[str, Any]:
             rows = [r for net in section.of(rule).values() for r in net.of_kind("check")]
             by_rule.append(words.checked([row for row in rows if row["name"] == name]))
         table.append((name, by_rule))
-    flags = [
-        (display_name(net.rule), net.seed, row["name"], row["detail"])
-        for net in nets
-        for row in net.of_kind("check")
-        if row.get("passed") is False
-    ]
+    flags: dict[str, list[str]] = {}
+    for net in nets:
+        for row in net.of_kind("check"):
+            if row.get("passed") is False:
+                told = f"{display_name(net.rule)}, seed {net.seed}: {row['detail']}"
+                flags.setdefault(row["name"], []).append(told)
     return {"table": table, "flags": flags}
 
 

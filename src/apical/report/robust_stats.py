@@ -114,7 +114,8 @@ def verdict(
     known = {eps: each for eps, each in sorted(found.items()) if each is not None}
     if not known or not audits:
         raise ValueError("verdict: needs the gap rows and the audit row of at least one net")
-    masked = [_apart(eps, each, gaps[eps]) for eps, each in known.items() if each.masked]
+    apart = {eps: each for eps, each in known.items() if each.masked}
+    masked = [_apart(apart, gaps)] if apart else []
     misled = [row for row in audits if row["misleading"]]
     if 2 * len(misled) > len(audits):
         shares = stats.summarize([row["rising"] for row in misled]).mean
@@ -136,15 +137,22 @@ def verdict(
     )
 
 
-def _apart(eps: float, found: Difference, rows: Mapping[int, Mapping[str, Any]]) -> str:
+def _apart(
+    masked: Mapping[float, Difference], gaps: Mapping[float, Mapping[int, Mapping[str, Any]]]
+) -> str:
+    """The largest gap in full, and at which other radii there is one."""
+    eps, found = max(masked.items(), key=lambda item: item[1].mean)
+    rows = gaps[eps]
     own, exact = (
         100 * sum(row[key] for row in rows.values()) / len(rows) for key in ("own", "exact")
     )
     over = f"over {found.n} nets" if found.over == "nets" else "over images, one net"
+    others = [f"{other:.4g} ({each.mean:.1f})" for other, each in masked.items() if other != eps]
+    also = f"; so they are at radius {', '.join(others)}" if others else ""
     return (
         f"at radius {eps:.4g} the own gradient leaves {own:.1f} % right, the exact one "
         f"{exact:.1f} %: {found.mean:.1f} points apart (95 % interval {found.low:.1f} to "
-        f"{found.high:.1f}, {over})"
+        f"{found.high:.1f}, {over}){also}"
     )
 
 
