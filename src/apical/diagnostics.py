@@ -14,15 +14,15 @@ For a loop of one's own:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apical import probes, signals
-from apical.findings import KINDS, Finding, Thresholds, findings
+from apical import probes, signals, updates
+from apical.findings import KINDS, Finding, Row, Thresholds, findings
 
 __all__ = ["KINDS", "Finding", "Start", "Thresholds", "Watch", "check", "findings", "measure"]
 
@@ -40,10 +40,11 @@ class Start:
 
     @torch.no_grad()
     def __init__(self, model: nn.Module) -> None:
-        self.weights = {name: _sample(weight) for name, weight in _weights(model)}
+        samples = {name: _sample(weight) for name, weight in _weights(model)}
+        self.weights = {name: sample for name, sample in samples.items() if sample.any()}
         self.feedback = {
-            name: [torch.linalg.vector_norm(tensor) for tensor in slot.feedback.memory()]
-            for name, slot in signals.slots(model)
+            (name, slot.feedback.rule): [float(norm) for norm in _memory_norms(slot)]
+            for name, slot in _learning(model)
         }
 
     @torch.no_grad()
@@ -52,22 +53,24 @@ class Start:
 
         Returns: layer -> {weight_change: |W - W at the start| / |W at the start|, from at most
             `SAMPLE` entries; feedback_kept: |memory| / |memory at the start|, the smallest of the
-            tensors that a rule keeps}. What began at zero has no such ratio.
+            tensors that a rule changes}. What began at zero, or under another rule, has no such
+            ratio.
         """
         found: dict[tuple[str, str], Tensor] = {}
         for name, weight in _weights(model):
-            start = self.weights.get(name)
-            if start is not None and bool(start.any()):
+            if name in self.weights:
+                start = self.weights[name]
                 moved = torch.linalg.vector_norm(_sample(weight) - start)
                 found[name, "weight_change"] = moved / torch.linalg.vector_norm(start)
-        for name, slot in signals.slots(model):
-            pairs = zip(slot.feedback.memory(), self.feedback.get(name, ()), strict=False)
-            kept = [torch.linalg.vector_norm(tensor) / norm for tensor, norm in pairs if norm > 0]
+        for name, slot in _learning(model):
+            before = self.feedback.get((name, slot.feedback.rule), ())  # none after a switch
+            pairs = zip(_memory_norms(slot), before, strict=False)
+            kept = [norm / first for norm, first in pairs if first > 0]
             if kept:
                 found[name, "feedback_kept"] = torch.stack(kept).min()
         rows: probes.Rows = {}
-        for (name, key), value in found.items():
-            rows.setdefault(name, {})[key] = value.item()
+        for (name, key), value in zip(found, probes.listed(list(found.values())), strict=True):
+            rows.setdefault(name, {})[key] = value
         return rows
 
 
@@ -83,7 +86,7 @@ class Watch:
     def __init__(self, model: nn.Module, thresholds: Thresholds | None = None) -> None:
         self.model, self.start = model, Start(model)
         self.thresholds = thresholds or Thresholds()
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self._told: set[tuple[str, str]] = set()
         self._checks = 0
 
@@ -94,20 +97,27 @@ class Watch:
             loss_fn: `loss_fn(model(x), y)` is a number.
             x: a batch, the same every time; y: its targets.
             epoch: epochs trained so far (absent: one for each check). What is measured before
-                the end of the first epoch is recorded but warns of nothing.
+                the end of the first epoch is kept but warns of nothing.
         """
         self._checks += 1
         at = self._checks if epoch is None else epoch
         measured = measure(self.model, loss_fn, x, y, self.start)
-        self.rows += [{"epoch": at, **row} for row in measured]
-        return self.news()
+        return self.add([{**row, "epoch": at} for row in measured])
 
-    def news(self) -> list[Finding]:
-        """The findings of all rows so far that were not given before."""
+    def add(self, rows: Iterable[Row]) -> list[Finding]:
+        """Take rows measured elsewhere, and give what they show that was not said before."""
+        self.rows += rows
         every = findings(self.rows, self.thresholds)
         new = [finding for finding in every if (finding.layer, finding.kind) not in self._told]
         self._told |= {(finding.layer, finding.kind) for finding in new}
         return new
+
+    def recall(self, rows: Iterable[Row]) -> None:
+        """Take up the rows of an earlier part of the run, its warnings among them."""
+        rows = list(rows)
+        self.rows += [row for row in rows if row["kind"] != "warning"]
+        warned = (row for row in rows if row["kind"] == "warning")
+        self._told |= {(row["layer"], row["finding"]) for row in warned}
 
 
 def check(
@@ -146,8 +156,7 @@ def measure(
         whole model: loss, error_rank).
     """
     with _activations(model) as saturated:
-        found = probes.measured(model, loss_fn, x, y)
-    whole = found.pop("")
+        found, whole = probes.measured(model, loss_fn, x, y)
     if start is not None:
         for layer, values in start.changes(model).items():
             found.setdefault(layer, {}).update(values)
@@ -155,8 +164,8 @@ def measure(
         {"kind": "layer", "layer": layer, **values} for layer, values in found.items() if values
     ]
     rows += [
-        {"kind": "activation", "layer": layer, "saturated": share.item()}
-        for layer, share in saturated.items()
+        {"kind": "activation", "layer": layer, "saturated": share}
+        for layer, share in zip(saturated, probes.listed(list(saturated.values())), strict=True)
     ]
     return [*rows, {"kind": "probe", **whole}]
 
@@ -166,6 +175,17 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, slot in signals.slots(model):
         if any(parameter is not None and parameter.requires_grad for parameter in slot.parameters):
             yield name, slot.weight
+
+
+def _learning(model: nn.Module) -> Iterator[tuple[str, updates.Slot]]:
+    """The weights whose feedback changes while the net learns."""
+    for name, slot in signals.slots(model):
+        if slot.feedback.trained or slot.feedback.rule.acts_after_update:
+            yield name, slot
+
+
+def _memory_norms(slot: updates.Slot) -> list[Tensor]:
+    return [torch.linalg.vector_norm(tensor) for tensor in slot.feedback.memory()]
 
 
 def _sample(weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run measures of its model: accuracy, alignment, memory, where numbers went wrong."""
+"""What a run measures of its model as a whole: accuracy, memory, where numbers went wrong."""
 
 import resource
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import probes
 from .convert import forward_parameters
 from .data import Batches
 from .describe import describe
@@ -38,30 +37,6 @@ def evaluate(
         raise ValueError("a split without images cannot be evaluated")
     loss, correct = sums[0].item(), int(sums[1].item())
     return loss / count, correct / count
-
-
-def layer_rows(
-    model: nn.Module, probe: tuple[Tensor, Tensor], epoch: int, loss_fn: Loss
-) -> list[dict[str, Any]]:
-    """One row per layer: feedback against weights, and the layer's gradient against backprop's.
-
-    Leaves no trace: random numbers, gradients and statistics of the model stay as they were.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    devices = [probe[0].device] if probe[0].is_cuda else []
-    with torch.random.fork_rng(devices):
-        weights = probes.alignment(model)
-        gradients = probes.gradient_alignment(model, loss_fn, *probe)
-    for layer, found in weights.items():
-        rows.setdefault(layer, {}).update(found)
-    for layer, found in gradients.items():
-        named = {f"gradient_{name}": value for name, value in found.items()}
-        rows.setdefault(layer, {}).update(named)
-    return [
-        {"kind": "layer", "epoch": epoch, "layer": layer} | _finite(found)
-        for layer, found in rows.items()
-        if _finite(found)
-    ]
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -110,9 +85,3 @@ def first_nonfinite(model: nn.Module, x: Tensor) -> str:
         for handle in handles:
             handle.remove()
     return found[0] if found else "the loss"
-
-
-def _finite(values: dict[str, Any]) -> dict[str, float]:
-    """What was measured; an angle that does not exist (a zero vector) is absent, not null."""
-    kept = {name: float(value) for name, value in values.items() if value is not None}
-    return {name: value for name, value in kept.items() if abs(value) < float("inf")}

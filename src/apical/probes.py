@@ -105,16 +105,19 @@ def effective_rank(rows: Tensor) -> float:
     return _rank(rows).item()
 
 
-def measured(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Rows:
+def measured(
+    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
+) -> tuple[Rows, dict[str, float]]:
     """Everything above from one pair of passes, as records of a run name it.
 
     Returns: layer -> {angle_deg, norm_ratio: of feedback to weights; gradient_angle_deg,
         gradient_norm_ratio; delta_angle_deg, delta_norm_ratio; delta_rank: effective rank of the
         layer's signal by output units; signal: its norm over that of the error at the model's
-        output}; and under "" of the whole model: {loss; error_rank, by example}.
+        output}; and of the whole model {loss; error_rank: effective rank of the error}.
     """
     sent = signals.send(model, loss_fn, x, y)
-    rows: Rows = {"": {"loss": sent.loss.item()}}
+    rows: Rows = {}
+    whole = {"loss": sent.loss.item()}
     found = {
         "": alignment(model),
         "gradient_": _compared(sent.gradients),
@@ -125,13 +128,13 @@ def measured(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y:
             named = {f"{prefix}{key}": value for key, value in values.items()}
             rows.setdefault(layer, {}).update(named)
     if sent.error is not None:
-        _add_signal(rows, model, sent, sent.error)
-    return rows
+        whole["error_rank"] = _add_signal(rows, model, sent, sent.error)
+    return rows, whole
 
 
 @torch.no_grad()
-def _add_signal(rows: Rows, model: nn.Module, sent: signals.Signals, error: Tensor) -> None:
-    """Effective ranks, and the signals' norms over the error's."""
+def _add_signal(rows: Rows, model: nn.Module, sent: signals.Signals, error: Tensor) -> float:
+    """Effective ranks and the signals' norms over the error's; returns the rank of the error."""
     known = dict(signals.slots(model))
     names = list(sent.deltas)
     ranks, norms = [_rank(error.flatten(1))], [_norm(error)]
@@ -140,13 +143,13 @@ def _add_signal(rows: Rows, model: nn.Module, sent: signals.Signals, error: Tens
         units = [signals.units_last(delta, known[name]) for delta in calls]
         ranks.append(_rank(torch.cat(units) if len(units) > 1 else units[0]))
         norms.append(torch.stack([_norm(delta) for delta in calls]).norm())
-    numbers = _listed([torch.stack(pair) for pair in zip(ranks, norms, strict=True)])
-    whole = numbers[0][1]
-    rows[""]["error_rank"] = numbers[0][0]
+    numbers = listed([torch.stack(pair) for pair in zip(ranks, norms, strict=True)])
+    error_rank, whole = numbers[0]
     for name, (rank, norm) in zip(names, numbers[1:], strict=True):
         rows.setdefault(name, {})["delta_rank"] = rank
         if whole > FLOOR * math.sqrt(error.numel()):
             rows[name]["signal"] = norm / whole
+    return float(error_rank)
 
 
 def _rank(rows: Tensor) -> Tensor:
@@ -170,7 +173,7 @@ def _delta_rows(deltas: Mapping[str, Sequence[signals.Pair]]) -> Rows:
     }
     rows: Rows = {}
     for name, (angles, examples, ours, exact) in zip(
-        numbers, _listed(list(numbers.values())), strict=True
+        numbers, listed(list(numbers.values())), strict=True
     ):
         row = rows.setdefault(name, {})
         entries = sum(delta.numel() for delta, _ in deltas[name])
@@ -201,7 +204,7 @@ def _norm(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor, dtype=torch.float64)
 
 
-def _listed(tensors: Sequence[Tensor]) -> list[list[float]]:
+def listed(tensors: Sequence[Tensor]) -> list[Any]:
     """All numbers at once: one wait for a GPU, not one for each layer."""
     if not tensors:
         return []
@@ -215,7 +218,7 @@ def _compared(pairs: Mapping[str, signals.Pair]) -> Rows:
         rows.append(torch.stack([a.dot(b), a.norm(), b.norm()]))
     return {
         name: _angle_and_ratio(*row, entries=pair[0].numel())
-        for (name, pair), row in zip(pairs.items(), _listed(rows), strict=True)
+        for (name, pair), row in zip(pairs.items(), listed(rows), strict=True)
     }
 
 

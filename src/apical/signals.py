@@ -111,12 +111,17 @@ def units_last(delta: Tensor, slot: updates.Slot) -> Tensor:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Restore buffers and global random numbers at the end, and whenever the result is called."""
+    """Restore buffers and global random numbers at the end, and whenever the result is called.
+
+    What the rules noted of passes, for the next update to count, is restored at the end.
+    """
     own = {
         name: (buffer, buffer.clone())
         for name, buffer in model.named_buffers()
         if "feedback" not in name.split(".") or name.split(".")[-1].startswith("note_")
     }
+    histories = [feedback.history for feedback in feedback_modules(model)]
+    heard = [history.heard for history in histories]
     cuda = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     with torch.random.fork_rng(devices=list(cuda)):
         states = torch.get_rng_state(), [(d, torch.cuda.get_rng_state(d)) for d in cuda]
@@ -133,6 +138,8 @@ def unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
             yield again
         finally:
             again()
+            for history, before in zip(histories, heard, strict=True):
+                history.heard = before  # these passes are not the ones an update belongs to
 
 
 def _send(

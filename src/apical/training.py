@@ -18,6 +18,7 @@ from .convert import labels
 from .data import Batches
 from .experiment import Experiment, rule_label
 from .losses import LOSSES, training_loss
+from .monitor import Monitor
 
 LOOK_STEPS = 50
 """Steps between two looks at the loss where each look waits for a GPU or other processes."""
@@ -97,12 +98,15 @@ def classification(
 ) -> dict[str, Any]:
     """Train a classifier to its last epoch, then read the test split once."""
     belongs_to = resume.belongs_to(experiment, parts, execution.threads)
+    monitor = Monitor(experiment, parts)  # which must see the weights that training began with
     at, sums, rows = resume.restore(experiment, parts, folder, belongs_to)
+    monitor.recall(records.read(folder / "records.jsonl"))
     writes = parts.group.rank == 0
 
     def save(*new: dict[str, Any]) -> None:
         """Rows first, then the checkpoint that counts them: a kill between repeats the rows."""
         nonlocal rows
+        new = (*new, *monitor.warnings(new))
         rows += len(new)
         state = resume.state(parts, at, sums, rows)
         if writes:
@@ -111,16 +115,18 @@ def classification(
             checkpoint.save(folder / "checkpoint.pt", state, belongs_to=belongs_to)
 
     if not (at.step or rows):
-        save(*_layer_rows(experiment, parts, 0))
+        save(*monitor.at_epoch(0))
     with progress.bar(experiment, at.epoch, quiet=execution.quiet or not writes) as show:
         while at.epoch < experiment.epochs:
-            stopped = _train_epoch(experiment, parts, at, sums, execution.checkpoint_steps, save)
+            stopped = _train_epoch(
+                experiment, parts, at, sums, monitor, execution.checkpoint_steps, save
+            )
             if stopped is not None:
                 if writes:
                     records.append(folder / "records.jsonl", stopped)
                 return stopped
             at.epoch += 1
-            new = _epoch_rows(experiment, parts, at, sums)
+            new = [*_epoch_rows(experiment, parts, at, sums), *monitor.at_epoch(at.epoch)]
             new += _switch_rows(experiment, parts, at.epoch)
             at.epoch_step, at.epoch_seconds, at.epoch_cpu_seconds = 0, 0.0, 0.0
             sums.zero_()
@@ -139,8 +145,9 @@ def _train_epoch(
     parts: prepare.Parts,
     at: resume.Position,
     sums: Tensor,
+    monitor: Monitor,
     checkpoint_steps: int,
-    save: Callable[[], None],
+    save: Callable[..., None],
 ) -> dict[str, Any] | None:
     """Train to the end of the epoch under way; the ``stopped`` record if the loss blew up."""
     group, device = parts.group, parts.device
@@ -172,9 +179,11 @@ def _train_epoch(
                 return _stopped(at, observe.first_nonfinite(parts.model, x))
         _update(experiment, parts)
         at.step += 1
-        if checkpoint_steps and at.step % checkpoint_steps == 0 and at.epoch_step < per_epoch:
+        measure = monitor.within(at.step)
+        keep = measure or (checkpoint_steps and at.step % checkpoint_steps == 0)
+        if keep and at.epoch_step < per_epoch:
             clock.stop()
-            save()
+            save(*(monitor.at_step(at.step) if measure else ()))
             clock = _Clock(at)
     clock.stop()
     return None
@@ -235,7 +244,7 @@ def _epoch_rows(
         scores = _scores(experiment, parts, "test", parts.test)
         tests = [{"kind": "test", "epoch": at.epoch, **scores}]
     parts.group.wait()
-    return [row, *tests, *_layer_rows(experiment, parts, at.epoch)]
+    return [row, *tests]
 
 
 def _scores(
@@ -245,15 +254,6 @@ def _scores(
     autocast, loss_fn = autocasting(experiment, parts.device), LOSSES[experiment.loss]
     loss, accuracy = observe.evaluate(parts.model, split, autocast, loss_fn)
     return {f"{name}_loss": loss, f"{name}_acc": accuracy}
-
-
-def _layer_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> list[dict[str, Any]]:
-    """Alignment before training, at every ``probe_every``-th epoch, at ``test_at``, at the end."""
-    if parts.probe is None or parts.group.rank:
-        return []
-    if epoch % experiment.probe_every and epoch not in (*experiment.test_at, experiment.epochs):
-        return []
-    return observe.layer_rows(parts.model, parts.probe, epoch, LOSSES[experiment.loss])
 
 
 def _switch_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> list[dict[str, Any]]:

@@ -1,0 +1,112 @@
+"""What a run measures of its layers while it trains: when, what, and what it warns of."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from .diagnostics import Watch, measure
+from .experiment import Experiment
+from .losses import LOSSES
+from .prepare import Parts
+
+FIXED_STEPS = 4
+"""Training steps that a measurement takes beside its passes: comparing, ranking, waiting."""
+
+Row = dict[str, Any]
+
+
+class LearningWarning(UserWarning):
+    """A layer that does not learn as it should."""
+
+
+class Monitor:
+    """The measurements of one run. To be made before a checkpoint is loaded: movement is
+    measured from the weights that training began with."""
+
+    def __init__(self, experiment: Experiment, parts: Parts) -> None:
+        self.experiment, self.parts = experiment, parts
+        self.per_epoch = len(parts.train)
+        measures = parts.probe is not None and not parts.group.rank
+        self.watch = Watch(parts.model) if measures else None
+        self.epochs = epochs_to_measure(experiment, self.per_epoch)
+
+    def recall(self, rows: Iterable[Row]) -> None:
+        """Take up what was measured, and warned of, before an interruption."""
+        if self.watch is not None:
+            self.watch.recall(rows)
+
+    def at_epoch(self, epoch: int) -> list[Row]:
+        """The rows due when so many epochs are finished; 0 is before training."""
+        step = epoch * self.per_epoch
+        return self._rows(epoch) if epoch in self.epochs or self.within(step) else []
+
+    def within(self, step: int) -> bool:
+        """Whether the experiment names this step."""
+        return self.experiment.probe_every > 0 and step in self.experiment.probe_steps
+
+    def at_step(self, step: int) -> list[Row]:
+        """The rows of a named step within an epoch; their epoch is a fraction."""
+        return [{**row, "step": step} for row in self._rows(round(step / self.per_epoch, 6))]
+
+    def warnings(self, rows: Sequence[Row]) -> list[Row]:
+        """What these new rows give reason to warn of, once for each layer and reason: warned of
+        and, as rows, for the records."""
+        if self.watch is None or not rows:
+            return []
+        found = self.watch.add(rows)
+        for finding in found:
+            warnings.warn(str(finding), LearningWarning, stacklevel=3)
+        return [finding.row() for finding in found]
+
+    def _rows(self, epoch: float) -> list[Row]:
+        if self.watch is None or self.parts.probe is None:
+            return []
+        model, probe = self.parts.model, self.parts.probe
+        with torch.random.fork_rng([probe[0].device] if probe[0].is_cuda else []):
+            rows = measure(model, LOSSES[self.experiment.loss], *probe, self.watch.start)
+        return [_finite(row, epoch) for row in rows]
+
+
+def epochs_to_measure(experiment: Experiment, steps_per_epoch: int) -> set[int]:
+    """Epochs after which a run is measured.
+
+    Before training, after every `probe_every`-th epoch, at `test_at` and at the end; as far as
+    `probe_share` of the run's steps allows. Where it does not allow all, epochs are left out, the
+    more the later in training: alignment happens early. What is left out depends on the
+    experiment alone, not on the machine.
+
+    >>> sorted(epochs_to_measure(Experiment(epochs=30, batch_size=32), 45))
+    [0, 1, 5, 30]
+    """
+    if not experiment.probe_every:
+        return set()
+    cost = FIXED_STEPS + 2 * experiment.probe_images / experiment.batch_size
+    last = experiment.epochs
+    afford = math.floor(experiment.probe_share * last * steps_per_epoch / cost)
+    due = sorted({*range(experiment.probe_every, last + 1, experiment.probe_every), last})
+    return {0, *_thinned(due, max(1, afford - 1)), *experiment.test_at}
+
+
+def _thinned(due: Sequence[int], most: int) -> list[int]:
+    """At most so many of the epochs, the last among them, in growing distances."""
+    if len(due) <= most:
+        return list(due)
+    places: set[int] = {len(due)}
+    for points in range(2, 20 * most):
+        ratio = len(due) ** (1 / (points - 1))
+        finer = {round(ratio**index) for index in range(points)}
+        if len(finer) > most:
+            break
+        places = finer
+    return [due[place - 1] for place in sorted(places)]
+
+
+def _finite(row: Row, epoch: float) -> Row:
+    """The row at its epoch; what does not exist (an angle to nothing) is absent, not null."""
+    kept = {k: v for k, v in row.items() if isinstance(v, str) or math.isfinite(v)}
+    return {"kind": kept.pop("kind"), "epoch": epoch, **kept}
