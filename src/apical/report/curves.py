@@ -10,9 +10,9 @@ from typing import Any
 from apical import stats
 from apical.report.figures import Series, draw_curves, series
 from apical.report.looks import Look
+from apical.report.names import display_name
 from apical.report.read import Curve, Study
 from apical.report.render import Group, Panel
-from apical.report.table import display_name
 
 KINDS = {"test_acc": "test", "angle_deg": "layer", "gradient_angle_deg": "layer"}
 """Kind of the rows that hold a metric."""

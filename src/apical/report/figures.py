@@ -5,9 +5,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from apical.report.looks import INK, LINE, SOFT, Look, line_style
+from apical.report.names import display_name
 from apical.report.read import Run, Study
 from apical.report.render import Group, Panel
-from apical.report.table import Cell, display_name, test_error
+from apical.report.table import Cell, test_error
 
 CURVES = (
     ("train_acc", "Training error, %"),
@@ -34,8 +35,14 @@ def groups(
     """The figures of one setting; those without data are left out."""
     shown = [cell for cell in table if cell.setting == setting and cell.summary]
     runs = {cell.rule: cell.runs for cell in shown}
-    made = [_errors(shown, looks), _curves(runs, looks), _costs(shown, looks)]
-    made[2:2] = [_alignment(runs, looks, *measure) for measure in ALIGNMENT]
+    made = [_errors(shown, looks), *of_runs(runs, looks), _costs(shown, looks)]
+    return [group for group in made if group is not None]
+
+
+def of_runs(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> list[Group]:
+    """Learning curves and alignment over time, of runs by rule, finished or not."""
+    made = [_curves(runs, looks)]
+    made += [_alignment(runs, looks, *measure) for measure in ALIGNMENT]
     return [group for group in made if group is not None]
 
 
@@ -114,10 +121,9 @@ def _curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Gro
             }
         if values:
             panels.append(Panel(title, partial(draw_curves, values=values, looks=looks, log=True)))
-    caption = (
-        "Line: mean over seeds; band: lowest to highest seed. Logarithmic; a value of 0 is drawn "
-        "at the lower edge."
-    )
+    single = all(len(of_rule) == 1 for of_rule in runs.values())
+    seeds = "" if single else "Line: mean over seeds; band: lowest to highest seed. "
+    caption = f"{seeds}Logarithmic; a value of 0 is drawn at the lower edge."
     if not panels:
         return None
     return Group("curves", "Learning curves", caption, tuple(panels), rules=tuple(runs))

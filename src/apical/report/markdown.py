@@ -7,8 +7,9 @@ from pathlib import Path
 
 from apical.records import write_bytes
 from apical.report import curves
+from apical.report.names import display_name
 from apical.report.read import Study, is_study, read_study
-from apical.report.table import Cell, cells, count, display_name, interval, number, signed
+from apical.report.table import Cell, cells, count, interval, number, signed
 
 MARKER = re.compile(r"<!-- table:(?P<name>[\w.-]+) -->\n.*?<!-- end -->", flags=re.S)
 OPENING = re.compile(r"<!-- table:")

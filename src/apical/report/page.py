@@ -11,7 +11,8 @@ from typing import Any
 from apical.records import StorageError, write_bytes
 from apical.report import curves, figures, protocol, robust_page, table
 from apical.report.looks import Look, css_variables, looks
-from apical.report.read import FULL_TIER, Study, is_study, read_study
+from apical.report.names import display_name
+from apical.report.read import FULL_TIER, Study, is_run, is_study, read_run, read_study
 from apical.report.render import Group, legend_svg, to_svg, write_png
 from apical.stats import ALLOWANCE
 
@@ -20,9 +21,10 @@ PNG_COLUMNS = 4
 
 
 def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the report of a study folder, or of every study in a folder of studies.
+    """Write the report of a study folder, of every study in a folder of studies, or of one run.
 
-    Args: folder: `runs/<study>` or `runs`. out: where the pages go, default `<folder>/report`;
+    Args: folder: `runs/<study>`, `runs` or the folder of a run. out: where the pages go, default
+        `<folder>/report`;
         a folder of studies gets an index and one folder per study.
     Returns: the page to open.
     Raises: ValueError where there is no study; StorageError where `out` cannot be written. A study
@@ -32,13 +34,15 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     target = source / "report" if out is None else Path(out)
     if is_study(source):
         return _write_study(read_study(source), target)
+    if is_run(source):
+        return _write_run(read_run(source), target)
     children = sorted(source.iterdir()) if source.is_dir() else []
     studies = {child.name: read_study(child) for child in children if is_study(child)}
     if not studies:
         raise ValueError(
             f"no study in {source}: neither it nor a folder in it has a study.json; "
-            "run one first (apical study smoke) or name another folder; runs of apical train "
-            "belong to no study"
+            "run one first (apical study smoke) or name another folder; a run of apical train is "
+            "shown by its own folder"
         )
     for name, study in studies.items():
         _write_study(study, target / name)
@@ -87,21 +91,50 @@ def _section(
     groups = figures.groups(study, rows, setting, look)
     groups += curves.groups(study, setting, look)
     shown = [row.rule for row in rows if row.setting == setting and row.summary]
-    legend = [(table.display_name(rule), look[rule]) for rule in shown]
     slug = f"{slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""
+    drawn = _drawn(groups, f"{study.title} · {setting}", look, out, slug)
+    return {"setting": setting, "groups": drawn, "legend": _legend(shown, look)}
+
+
+def _write_run(study: Study, out: Path) -> Path:
+    """The page of one run: how it trained, and its robustness where that was evaluated."""
+    _make_folder(out)
+    (run,) = study.runs
+    look = looks([run.rule])
+    drawn = _drawn(figures.of_runs({run.rule: [run]}, look), study.title, look, out, "")
+    (cell,) = table.cells(study)
+    return _write_html(
+        out,
+        "run.html.j2",
+        study=study,
+        run=run,
+        cell=cell,
+        state=protocol.state(study),
+        protocols=protocol.protocols(study),
+        environment=protocol.environment(study),
+        robust=robust_page.write(study, out, slugs),
+        sections=[{"setting": run.setting, "groups": drawn, "legend": []}],
+    )
+
+
+def _drawn(
+    groups: Sequence[Group], title: str, look: Mapping[str, Look], out: Path, slug: str
+) -> list[dict[str, Any]]:
+    """Figures for the page; their PNG files are written on the way."""
     for group in groups:
         write_png(
             out / f"{slug}{group.name}.png",
             group,
-            title=f"{study.title} · {setting} · {group.heading}",
-            legend=[(table.display_name(rule), look[rule]) for rule in group.rules],
+            title=f"{title} · {group.heading}",
+            legend=[(display_name(rule), look[rule]) for rule in group.rules],
             columns=PNG_COLUMNS,
         )
-    return {
-        "setting": setting,
-        "groups": [_figure(group, f"{slug}{group.name}.png") for group in groups],
-        "legend": [(label, legend_svg(look, label)) for label, look in legend],
-    }
+    return [_figure(group, f"{slug}{group.name}.png") for group in groups]
+
+
+def _legend(rules: Sequence[str], look: Mapping[str, Look]) -> list[tuple[str, str]]:
+    named = [(display_name(rule), look[rule]) for rule in rules]
+    return [(label, legend_svg(each, label)) for label, each in named]
 
 
 def _figure(group: Group, png: str) -> dict[str, Any]:
@@ -137,7 +170,7 @@ def _write_html(out: Path, template: str, **values: Any) -> Path:
     )
     environment.globals |= {
         "count": table.count,
-        "display_name": table.display_name,
+        "display_name": display_name,
         "interval": table.interval,
         "number": table.number,
         "signed": table.signed,

@@ -17,6 +17,8 @@ study.json:
     robust_published  optional: list of {setting, rule, attack, eps, metric, value, unit, source}
                 and optionally {n, group, other_scale}; attack and group as in the rows of the
                 evaluation, metric robust_accuracy or attack_success
+A run folder alone, as apical train leaves it, is read as a study of this one run.
+
 experiment.json: {key, versions, experiment}; the last is the experiment with all its fields.
 """
 
@@ -28,6 +30,7 @@ from typing import Any, Literal
 
 from apical import records
 from apical.report import robust_read
+from apical.report.names import display_name
 from apical.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
 
 __all__ = ["FULL_TIER", "Curve", "Published", "Run", "Study", "is_study", "read_study"]
@@ -135,6 +138,39 @@ class Study:
 
 def is_study(folder: Path) -> bool:
     return (folder / "study.json").is_file()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or evaluations of the robustness of a net."""
+    return (folder / "experiment.json").is_file() or any(folder.glob("robustness/*/setting.json"))
+
+
+def read_run(folder: Path) -> Study:
+    """A run folder as a study of one run, its tier and command "", with all it holds."""
+    folder = folder.resolve()
+    path = folder / "experiment.json"
+    experiment = records.read_json(path).get("experiment", {}) if path.exists() else {}
+    setting = f"{experiment.get('net', 'net')} on {experiment.get('data', 'unknown data')}"
+    names = {"setting": setting, "rule": _rule_name(experiment.get("rule"))}
+    seed = experiment.get("seed", 0)
+    run = _read_run(folder.parent, {"folder": folder.name, "seed": seed, **names})
+    return Study(
+        name=folder.name,
+        title=f"{display_name(run.rule)}: {setting}",
+        tier="",
+        command="",
+        runs=(run,),
+        published=(),
+        notes=(),
+        robustness=tuple(robust_read.of_run(folder, setting, run.rule, seed)),
+    )
+
+
+def _rule_name(rule: Any) -> str:
+    """The name of a rule as experiments hold it; "mixed" for rules by pattern of layers."""
+    if isinstance(rule, Mapping):
+        return str(rule.get("rule", "mixed"))
+    return str(rule) if rule else "net"
 
 
 def read_study(folder: Path) -> Study:

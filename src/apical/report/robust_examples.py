@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from apical.report.looks import INK, SOFT
+from apical.report.names import display_name
 from apical.report.robust_read import Evaluation
 from apical.report.robust_section import Section
-from apical.report.table import display_name
 
 MOST_IMAGES, MOST_ATTACKS = 3, 3
 """Shown of each rule: enough to see what a radius looks like."""

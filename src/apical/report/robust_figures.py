@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 from apical.report.looks import INK, LOOKS, SOFT, SPARE, Look, line_style
+from apical.report.names import display_name, is_baseline
 from apical.report.render import Group, Panel
 from apical.report.robust_section import Section, attack_share
 from apical.report.robust_stats import Estimate
 from apical.report.robust_table import LINES, Lines, lines, verdict
-from apical.report.table import display_name, is_baseline
 
 LOOK = {
     "own": Look(LOOKS["fa"].light, LOOKS["fa"].dark, (5, 1.5), "s"),

@@ -16,11 +16,11 @@ from apical.report import (
     robust_table,
 )
 from apical.report import robust_words as words
+from apical.report.names import display_name
 from apical.report.read import Study
 from apical.report.render import Group, legend_svg, to_svg, write_png
 from apical.report.robust_read import Row
 from apical.report.robust_section import Section
-from apical.report.table import display_name
 
 PNG_COLUMNS = 3
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from apical.report import robust_stats
+from apical.report.names import is_baseline
 from apical.report.robust_read import Evaluation, PublishedRobustness
 from apical.report.robust_section import Section, Value, attack_share, near
 from apical.report.robust_stats import Difference, Estimate, RuleVerdict
-from apical.report.table import is_baseline
 
 LINES = ("own", "averaged", "exact", "transfer", "black box", "noise", "worst")
 """Kinds of attack that are followed over the radius, the protocol of the papers first."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from apical.report.names import display_name, is_baseline
 from apical.report.robust_section import Section
 from apical.report.robust_stats import Difference, Estimate
 from apical.report.robust_table import Headline
-from apical.report.table import display_name, is_baseline
 
 KINDS = {
     "own": "own gradient, the papers' protocol",

@@ -9,18 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from apical import stats
+from apical.report.names import is_baseline
 from apical.report.read import FULL_TIER, Published, Run, Study
-
-NAMES = {
-    "bp": "BP",
-    "brsf": "brSF",
-    "dfa": "DFA",
-    "fa": "FA",
-    "frsf": "frSF",
-    "kp": "KP",
-    "usf": "uSF",
-    "wm": "WM",
-}
 
 
 @dataclass(frozen=True)
@@ -61,15 +51,6 @@ class Cell:
 def test_error(run: Run) -> float:
     """Test error in % of a finished run."""
     return 100 * (1 - run.final["test_acc"])
-
-
-def display_name(rule: str) -> str:
-    """The rule as its paper writes it; labels that are no rule's name stay as they are."""
-    return NAMES.get(rule.lower(), rule)
-
-
-def is_baseline(rule: str) -> bool:
-    return rule.lower() == "bp"
 
 
 def cells(study: Study) -> list[Cell]:
