@@ -72,24 +72,25 @@ PIXELS = {
 
 def robustness(tier: str, seeds: int) -> Study:
     """Six rules under the attacks of BioTorch by both gradients, and the worst case per example."""
-    evaluations = {
-        DIGITS: Evaluation(
-            eps=(GRID[1], GRID[3], 0.2),
-            images=360,
-            effort=Effort(queries=500),
-            protocol="biotorch",
-            pixels=(1, 3, 5),
-            pixel_images=100,
-        ),
-        MNIST: Evaluation(
-            eps=(GRID[1], GRID[3], 0.2),
-            images=1000 if tier == "full" else 400,
-            effort=Effort() if tier == "full" else Effort(adaptive_steps=20, queries=300),
-            protocol="biotorch",
-            pixels=(1, 2, 3, 4, 5) if tier == "full" else (1,),
-            pixel_images=500 if tier == "full" else 50,
-        ),
-    }
+    digits = Evaluation(
+        eps=(GRID[1], GRID[3], 0.2),
+        images=360,
+        effort=Effort(queries=500),
+        protocol="biotorch",
+        pixels=(1, 3, 5),
+        pixel_images=100,
+    )
+    mnist = Evaluation(
+        eps=(GRID[3], 0.2),
+        images=300,
+        effort=Effort(adaptive_steps=20, queries=200),
+        protocol="biotorch",
+        pixels=(1,),
+        pixel_images=25,
+    )
+    if tier == "full":
+        mnist = Evaluation((*GRID, 0.2), images=1000, protocol="biotorch", pixel_images=500)
+    evaluations = {DIGITS: digits, MNIST: mnist}
     cifar = Evaluation(eps=GRID, images=1000, protocol="biotorch", pixel_images=500)
     evaluations |= {f"CIFAR-10 {name} SGD": cifar for name in ("LeNet", "ResNet-20")}
     notes = [
@@ -114,7 +115,7 @@ def attack_gradient(tier: str, seeds: int) -> Study:
     """Rule of training against rule of the attacker's gradient: PGD by each rule on each net."""
     spare = Effort(adaptive_steps=0, queries=0)
     digits = Evaluation(eps=(0.1, 0.2), images=360, effort=spare, rules=ATTACK_RULES)
-    mnist = dataclasses.replace(digits, images=1000 if tier == "full" else 400)
+    mnist = dataclasses.replace(digits, images=1000 if tier == "full" else 300)
     cifar = dataclasses.replace(digits, eps=(2 / 255, 8 / 255), images=1000)
     evaluations = {DIGITS: digits, MNIST: mnist, RESNET: cifar}
     notes = [
