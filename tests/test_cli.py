@@ -104,6 +104,20 @@ def test_a_mapping_of_rules(capsys: Any) -> None:
     assert cli.main(["train", "--rule", rule, "--folder", "here", *SMALL]) == 0
 
 
+def test_rules_that_switch(capsys: Any) -> None:
+    words = ["train", "--switch", "{1: fa, 2: {rule: kp, decay: 0.01}}", *SMALL, "--epochs", "3"]
+    assert cli.main([*words, "--folder", "here"]) == 0
+    stored = from_dict(json.loads(Path("here/experiment.json").read_text())["experiment"])
+    assert stored.switch == {1: "fa", 2: {"rule": "kp", "decay": 0.01}}
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--print_config"])
+    Path("run.yaml").write_text(capsys.readouterr().out)
+    assert cli.main(["train", "--config", "run.yaml", "--folder", "there"]) == 0
+    again = from_dict(json.loads(Path("there/experiment.json").read_text())["experiment"])
+    assert again.key == stored.key
+
+
 def test_a_rule_of_the_current_folder_trains() -> None:
     Path("rule_nearby.py").write_text(
         "from apical import rules\n\nMine = rules.FA(init='kaiming')\n"

@@ -6,7 +6,8 @@ import io
 import pytest
 
 from apical import records, report
-from apical.report import curves, read
+from apical.report import curves, figures, read
+from apical.report.looks import looks
 from fake_study import make_study
 
 SOURCE = "Somebody 2019, logs"
@@ -81,3 +82,22 @@ def test_a_study_without_them_has_no_such_section(tmp_path):
     assert "published course" not in report.write(folder).read_text()
     assert not (folder / "report" / "curves.csv").exists()
     assert "in brackets" not in report.table_markdown(folder)
+
+
+def test_a_switch_of_the_rule_is_marked_in_the_curves(tmp_path) -> None:
+    from matplotlib.figure import Figure
+
+    folder = make_study(tmp_path / "s", rules=("bp", "fa"), seeds=(1, 2), epochs=6)
+    for place in (2, 3):  # the runs of fa
+        run = next(folder.glob(f"s0-{place}-*"))
+        row = {"kind": "switch", "epoch": 3, "rule": "kp", "before": "fa"}
+        records.append(run / "records.jsonl", row)
+    study = read.read_study(folder)
+    runs = {rule: study.finished("MNIST LeNet SGD", rule) for rule in ("bp", "fa")}
+    assert figures.switches(runs) == {"fa": [3]}
+    groups = figures.of_runs(runs, looks(("bp", "fa")))
+    assert all("another rule takes over" in group.caption for group in groups)
+    axes = Figure().add_subplot()
+    groups[0].panels[0].draw(axes)
+    upright = [line for line in axes.lines if list(line.get_xdata()) == [3, 3]]
+    assert [line.get_color() for line in upright] == [looks(("bp", "fa"))["fa"].light]

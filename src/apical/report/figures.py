@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from apical.report.looks import INK, LINE, SOFT, Look, line_style
@@ -22,6 +23,7 @@ ALIGNMENT = (
     ("gradient_norm_ratio", "Gradient norm ratio", "of the layer's update to backprop's"),
 )
 MOST_LAYERS = 12
+SWITCH_NOTE = " Dotted: another rule takes over."
 
 T = TypeVar("T")
 
@@ -62,6 +64,15 @@ def _epochs(runs: Iterable[Run], kind: str, key: str, layer: str) -> dict[int, l
     ]
     shared = set.intersection(*map(set, per_run)) if per_run else set()
     return {epoch: [values[epoch] for values in per_run] for epoch in sorted(shared)}
+
+
+def switches(runs: Mapping[str, Iterable[Run]]) -> dict[str, list[int]]:
+    """Epochs after which the rule of a line of the table gave way to another."""
+    found = {
+        label: sorted({row["epoch"] for run in of_label for row in run.of_kind("switch")})
+        for label, of_label in runs.items()
+    }
+    return {label: epochs for label, epochs in found.items() if epochs}
 
 
 def _errors(shown: Sequence[Cell], looks: Mapping[str, Look]) -> Group | None:
@@ -112,6 +123,7 @@ def draw_errors(axes: Any, *, shown: Sequence[Cell], looks: Mapping[str, Look]) 
 
 def _curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Group | None:
     panels = []
+    marks = switches(runs)
     for key, title in CURVES:
         values = series(runs, "epoch", key)
         if key.endswith("_acc"):
@@ -120,10 +132,12 @@ def _curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Gro
                 for rule, epochs in values.items()
             }
         if values:
-            panels.append(Panel(title, partial(draw_curves, values=values, looks=looks, log=True)))
+            draw = partial(draw_curves, values=values, looks=looks, log=True, marks=marks)
+            panels.append(Panel(title, draw))
     single = all(len(of_rule) == 1 for of_rule in runs.values())
     seeds = "" if single else "Line: mean over seeds; band: lowest to highest seed. "
     caption = f"{seeds}Logarithmic; a value of 0 is drawn at the lower edge."
+    caption += SWITCH_NOTE * bool(marks)
     if not panels:
         return None
     return Group("curves", "Learning curves", caption, tuple(panels), rules=tuple(runs))
@@ -137,8 +151,9 @@ def draw_curves(
     log: bool,
     limits: tuple[float, float] | None = None,
     baseline: float | None = None,
+    marks: Mapping[str, Iterable[int]] = MappingProxyType({}),
 ) -> None:
-    """Mean and range over seeds against epochs, one line per rule."""
+    """Mean and range over seeds against epochs, one line per rule; `marks` as from `switches`."""
     positive = [v for epochs in values.values() for vs in epochs.values() for v in vs if v > 0]
     floor = 0.7 * min(positive, default=1.0) if log else None
     if baseline is not None:
@@ -147,6 +162,8 @@ def draw_curves(
         xs = list(epochs)
         rows = [[max(v, floor) if floor else v for v in vs] for vs in epochs.values()]
         look = looks[rule]
+        for epoch in marks.get(rule, ()):
+            axes.axvline(epoch, color=look.light, linewidth=0.8, dashes=(1, 2))
         marker = {"marker": look.marker, "markersize": 3.5} if len(xs) == 1 else {}
         axes.plot(xs, [sum(vs) / len(vs) for vs in rows], **line_style(look), **marker)
         if any(len(vs) > 1 for vs in rows):
@@ -197,7 +214,8 @@ def _alignment(
     angle = key.endswith("angle_deg")
     log = not angle and min(every) > 0
     limits = (0.0, max(100.0, 1.03 * max(every))) if angle else _ratio_limits(every, log)
-    draw = partial(draw_curves, looks=looks, log=log, limits=limits, baseline=90 if angle else 1)
+    marks, baseline = switches(runs), 90 if angle else 1
+    draw = partial(draw_curves, looks=looks, log=log, limits=limits, baseline=baseline, marks=marks)
     panels = tuple(Panel(layer, partial(draw, values=layers[layer])) for layer in picked)
     some = (
         f" {len(picked)} of {len(layers)} layers, evenly spaced."
@@ -208,7 +226,8 @@ def _alignment(
     return Group(
         key.removesuffix("_deg").replace("_", "-"),
         heading,
-        f"{heading} {meaning}; one panel per layer, from input to output. {reference}{some}",
+        f"{heading} {meaning}; one panel per layer, from input to output. {reference}{some}"
+        + SWITCH_NOTE * bool(marks),
         panels,
         size=(1.9, 1.45),
         margin=(0.42, 0.4),
