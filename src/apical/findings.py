@@ -15,12 +15,12 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on a measurement is worth a warning. Set low enough that what learns is left
-    alone: the nets of the smoke study, under every rule, stay a factor of three away from all.
+    """From where on a measurement is worth a warning; what learns should stay far from all.
 
     Args:
-        patience: measurements in a row (>= 1), all after the first epoch, that must agree; one
-            batch proves little, and alignment takes an epoch to begin.
+        patience: measurements in a row (>= 1), all after the first epoch, that must agree where
+            a layer may recover: alignment takes an epoch to begin. What no layer recovers from
+            (no signal, saturated, runs away) is told of at once.
         angle_deg: of the layer's update to backprop's, in (0, 90]. At 87 degrees a step gains a
             twentieth of what a step of its length along the gradient would.
         ratio: of the layer's signal to backprop's, or of backprop's to it (> 1). A hundredfold is
@@ -31,6 +31,8 @@ class Thresholds:
             (0, 1). A signal passes that many times weaker.
         moved: change of a weight since the start over its norm then, in (0, 1). A single step
             moves a layer that learns by more.
+        grown: the same, from where on the weight runs away (> 1). Training from very small weights
+            may multiply them by hundreds.
         saturated: share of an activation's entries where its slope is below a twentieth of its
             largest, or of rectified units that are zero on the whole batch, in (0, 1].
     Raises: ValueError naming every value out of range.
@@ -42,6 +44,7 @@ class Thresholds:
     signal: float = 1e-6
     kept: float = 0.01
     moved: float = 1e-4
+    grown: float = 1000.0
     saturated: float = 0.9
 
     def __post_init__(self) -> None:
@@ -52,6 +55,7 @@ class Thresholds:
             "signal": (0 < self.signal < 1, "in (0, 1)"),
             "kept": (0 < self.kept < 1, "in (0, 1)"),
             "moved": (0 < self.moved < 1, "in (0, 1)"),
+            "grown": (self.grown > 1, "above 1"),
             "saturated": (0 < self.saturated <= 1, "in (0, 1]"),
         }
         problems = [
@@ -105,6 +109,8 @@ class _Kind:
     above: bool
     says: str
     advice: str
+    sudden: bool = False  # a single measurement proves it
+    if_heard: bool = False  # of no importance where no layer below hears this one
 
     def limit(self, thresholds: Thresholds) -> float:
         value: float = getattr(thresholds, self.threshold)
@@ -152,6 +158,7 @@ _KINDS = (
         " {limit:g}): activations above it are saturated or silent, or the feedback vanishes",
         "look at the activations and the feedback of the layers above; a smaller learning rate"
         " from the start, norm layers, or a rule that broadcasts the error (dfa)",
+        sudden=True,
     ),
     _Kind(
         "saturated",
@@ -162,6 +169,7 @@ _KINDS = (
         " no error passes",
         "start anew with a smaller learning rate or smaller initial weights, scale the inputs, or"
         " put a norm layer before it",
+        sudden=True,
     ),
     _Kind(
         "lost feedback",
@@ -171,6 +179,7 @@ _KINDS = (
         "the norm of its feedback is {value:.2g} of its weight's (threshold {limit:g})",
         "use a smaller decay of the feedback, stronger initial feedback, or scale='norm' where"
         " the rule has it",
+        if_heard=True,
     ),
     _Kind(
         "lost feedback",
@@ -180,6 +189,7 @@ _KINDS = (
         "the norm of its feedback is {value:.2g} of what it was at the start (threshold {limit:g})",
         "use a smaller decay of the feedback, and let no weight decay of the optimizer act on"
         " apical.feedback_parameters(model)",
+        if_heard=True,
     ),
     _Kind(
         "does not move",
@@ -189,6 +199,15 @@ _KINDS = (
         "its weight moved by {value:.1g} of its norm since the start (threshold {limit:g})",
         "see that the optimizer knows the weight and a signal reaches it; use a larger learning"
         " rate for this layer, or freeze it on purpose (requires_grad_(False))",
+    ),
+    _Kind(
+        "runs away",
+        "weight_change",
+        "grown",
+        True,
+        "its weight moved by {value:.3g} times its norm since the start (threshold {limit:g})",
+        "use a smaller learning rate, clip_norm, or a rule whose signal shrinks with the error",
+        sudden=True,
     ),
 )
 
@@ -210,19 +229,22 @@ def findings(rows: Iterable[Row], thresholds: Thresholds | None = None) -> list[
             layers.setdefault(row["layer"], []).append(row)
     found: dict[tuple[str, str], Finding] = {}
     for layer, measured in layers.items():
-        latest = measured[-thresholds.patience :]
-        if len(latest) == thresholds.patience:
-            for kind in _KINDS:
-                finding = _judge(kind, layer, latest, thresholds)
-                if finding is not None:
-                    found.setdefault((layer, kind.name), finding)
+        for kind in _KINDS:
+            patience = 1 if kind.sudden else thresholds.patience
+            latest = measured[-patience:]
+            finding = _judge(kind, layer, latest, thresholds)
+            if finding is not None and len(latest) == patience:
+                found.setdefault((layer, kind.name), finding)
     return list(found.values())
 
 
 def _judge(kind: _Kind, layer: str, rows: Sequence[Row], thresholds: Thresholds) -> Finding | None:
     limit = kind.limit(thresholds)
-    if not all(kind.key in row and kind.beyond(row[kind.key], limit) for row in rows):
-        return None
+    for row in rows:
+        if kind.key not in row or not kind.beyond(row[kind.key], limit):
+            return None
+        if kind.if_heard and not row.get("heard", True):
+            return None
     value = float(rows[-1][kind.key])
     numbers = {"value": value, "limit": limit, "percent": 100 * value, "limit_percent": 100 * limit}
     message = f"{kind.says.format(**numbers)}. Try: {kind.advice}"

@@ -113,7 +113,8 @@ def measured(
     Returns: layer -> {angle_deg, norm_ratio: of feedback to weights; gradient_angle_deg,
         gradient_norm_ratio; delta_angle_deg, delta_norm_ratio; delta_rank: effective rank of the
         layer's signal by output units; signal: its norm over that of the error at the model's
-        output}; and of the whole model {loss; error_rank: effective rank of the error}.
+        output; heard: whether a layer below hears its feedback}. And of the whole model {loss;
+        error_rank: effective rank of the error}.
     """
     sent = signals.send(model, loss_fn, x, y)
     rows: Rows = {}
@@ -127,6 +128,8 @@ def measured(
         for layer, values in of_layers.items():
             named = {f"{prefix}{key}": value for key, value in values.items()}
             rows.setdefault(layer, {}).update(named)
+    for layer in sent.deltas:
+        rows.setdefault(layer, {})["heard"] = layer in sent.heard
     if sent.error is not None:
         whole["error_rank"] = _add_signal(rows, model, sent, sent.error)
     return rows, whole

@@ -34,12 +34,14 @@ class Signals(NamedTuple):
         gradients: layer -> gradients of its weights, flat; frozen layers have none.
         deltas: weight of a layer (attention has four) -> for each call of it, the gradient of the
             loss at the output of the linear operation, before the activation.
+        heard: the weights whose feedback a layer below hears; nobody hears the first layer's.
         error: the gradient of the loss at the model's output; None where that is not one tensor.
         loss: the loss of the batch.
     """
 
     gradients: dict[str, Pair]
     deltas: dict[str, list[Pair]]
+    heard: set[str]
     error: Tensor | None
     loss: Tensor
 
@@ -47,8 +49,16 @@ class Signals(NamedTuple):
 class _Pass(NamedTuple):
     gradients: Sequence[Tensor | None]
     deltas: dict[str, list[Tensor | None]]
+    heard: set[str]
     error: Tensor | None
     loss: Tensor
+
+
+class _Call(NamedTuple):
+    """One call of an operation with feedback."""
+
+    place: GradientEdge | None  # of its output; None where that takes no part in the backward pass
+    heard: bool
 
 
 def send(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Signals:
@@ -70,7 +80,7 @@ def send(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
         with labels(model, y):
             by_rule = _send(model, loss_fn, x, y, flat)
         if not any(by_rule.deltas.values()):
-            return Signals({}, {}, by_rule.error, by_rule.loss)
+            return Signals({}, {}, set(), by_rule.error, by_rule.loss)
         again()
         with exact_gradients(model):
             exact = _send(model, loss_fn, x, y, flat)
@@ -89,8 +99,8 @@ def send(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
         ]
         for name, calls in by_rule.deltas.items()
     }
-    heard = {name: pairs for name, pairs in deltas.items() if pairs}
-    return Signals(gradients, heard, by_rule.error, by_rule.loss)
+    deltas = {name: pairs for name, pairs in deltas.items() if pairs}
+    return Signals(gradients, deltas, by_rule.heard, by_rule.error, by_rule.loss)
 
 
 def slots(model: nn.Module) -> Iterator[tuple[str, updates.Slot]]:
@@ -149,32 +159,32 @@ def _send(
     y: Any,
     weights: Sequence[Tensor],
 ) -> _Pass:
-    with _listening(model) as heard:
+    with _listening(model) as calls:
         output = model(x)
     error = _error_edge(model, output)
     loss = loss_fn(output, y)
-    edges = [edge for calls in heard.values() for edge in calls if edge is not None]
-    wanted: list[Any] = [*weights, *edges, *([] if error is None else [error])]
+    places = [call.place for made in calls.values() for call in made if call.place is not None]
+    wanted: list[Any] = [*weights, *places, *([] if error is None else [error])]
     if not wanted:
-        return _Pass((), {name: [] for name in heard}, None, loss.detach())
+        return _Pass((), {name: [] for name in calls}, set(), None, loss.detach())
     found = list(torch.autograd.grad(loss, wanted, allow_unused=True))
     at_output = None if error is None else found.pop()
     gradients, rest = found[: len(weights)], iter(found[len(weights) :])
     deltas = {
-        name: [None if edge is None else next(rest) for edge in calls]
-        for name, calls in heard.items()
+        name: [None if call.place is None else next(rest) for call in made]
+        for name, made in calls.items()
     }
-    return _Pass(gradients, deltas, at_output, loss.detach())
+    heard = {name for name, made in calls.items() if any(call.heard for call in made)}
+    return _Pass(gradients, deltas, heard, at_output, loss.detach())
 
 
 @contextmanager
-def _listening(model: nn.Module) -> Iterator[dict[str, list[GradientEdge | None]]]:
+def _listening(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
     """Note, at every operation that has feedback, where its output stands in the graph.
 
     A place in the graph, not a tensor: an in-place activation behind the layer may change that.
-    None: an output that takes no part in the backward pass.
     """
-    heard: dict[str, list[GradientEdge | None]] = {}
+    calls: dict[str, list[_Call]] = {}
     wrapped: dict[int, Feedback] = {}
     try:
         for name, slot in slots(model):
@@ -182,19 +192,20 @@ def _listening(model: nn.Module) -> Iterator[dict[str, list[GradientEdge | None]
             if id(feedback) in wrapped:  # tied layers share it: their calls count as its own
                 continue
             wrapped[id(feedback)] = feedback
-            places = heard.setdefault(name, [])
-            feedback.apply_op = partial(_noted, feedback.apply_op, places)  # type: ignore[method-assign]
-        yield heard
+            made = calls.setdefault(name, [])
+            feedback.apply_op = partial(_noted, feedback.apply_op, made)  # type: ignore[method-assign]
+        yield calls
     finally:
         for feedback in wrapped.values():
             del feedback.apply_op  # the method of its class is back
 
 
 def _noted(
-    apply_op: Callable[..., Tensor], places: list[GradientEdge | None], *args: Any
+    apply_op: Callable[..., Tensor], calls: list[_Call], op: Any, x: Tensor, *rest: Any
 ) -> Tensor:
-    output = apply_op(*args)
-    places.append(get_gradient_edge(output) if output.requires_grad else None)
+    output = apply_op(op, x, *rest)
+    place = get_gradient_edge(output) if output.requires_grad else None
+    calls.append(_Call(place, x.requires_grad))
     return output
 
 
