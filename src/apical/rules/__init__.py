@@ -9,7 +9,7 @@ from typing import Any
 from apical.naming import unknown
 from apical.paths import from_path
 from apical.rules.alignment_losses import AlignmentLoss
-from apical.rules.base import BroadcastRule, Rule, TransportRule
+from apical.rules.base import BroadcastRule, Needs, Rule, TransportRule
 from apical.rules.bp import BP
 from apical.rules.dfa import DFA
 from apical.rules.direct import DRTP, DirectKolenPollack, DirectLowDimensional, SignDFA
@@ -33,6 +33,7 @@ __all__ = [
     "DirectLowDimensional",
     "KolenPollack",
     "LowDimensional",
+    "Needs",
     "ProductFeedback",
     "Quantised",
     "Rule",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.functional import Local
-from apical.rules.base import Law, TransportRule, drawn
+from apical.rules.base import Law, Needs, TransportRule, drawn
 from apical.rules.mirror import mean_product
 from apical.rules.tracking import loss_scale
 
@@ -86,6 +86,10 @@ class AlignmentLoss(TransportRule):
     @property
     def name(self) -> str:
         return _NAMES[self.kind]
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("values" if self.kind == "symmetric" else "nothing", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": nn.Parameter(drawn(self.init, weight.shape, generator))}

@@ -22,6 +22,23 @@ Law = Literal["xavier", "kaiming", "normal"]
 Scale = Literal["init", "norm"]
 
 
+class Needs(NamedTuple):
+    """What a rule asks of the tissue or the chip that it runs on.
+
+    weights: what the way back reads of the forward weights: their "values" (weight transport),
+        their "signs", or "nothing"; what a layer does, its responses and updates, it may see.
+    waits_for: what a hidden layer waits for until it can learn: the backward pass through all
+        "layers above", the error at the model's "output", or "nothing" beyond its own response.
+    labels: whether hidden layers are taught by labels.
+    phase: whether it learns in a phase of its own, beside the passes of training.
+    """
+
+    weights: Literal["values", "signs", "nothing"]
+    waits_for: Literal["layers above", "output", "nothing"]
+    labels: bool = False
+    phase: bool = False
+
+
 @dataclass(frozen=True)
 class Rule(abc.ABC):
     """A learning rule. Derive from `TransportRule` or `BroadcastRule`.
@@ -55,6 +72,11 @@ class Rule(abc.ABC):
     def name(self) -> str:
         """How tables and plans call the rule."""
         return type(self).__name__.lower()
+
+    @property
+    def needs(self) -> Needs | None:
+        """What the rule asks of where it runs; None: it does not say."""
+        return None
 
     @property
     def acts_after_update(self) -> bool:

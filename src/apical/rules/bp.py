@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apical.rules.base import TransportRule
+from apical.rules.base import Needs, TransportRule
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class BP(TransportRule):
   author = {Rumelhart, David E. and Hinton, Geoffrey E. and Williams, Ronald J.},
   journal = {Nature}, volume = {323}, pages = {533--536}, year = {1986}
 }"""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("values", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {}

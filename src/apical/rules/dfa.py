@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apical.functional import ConvOp
-from apical.rules.base import BroadcastRule, Geometry, uniform
+from apical.rules.base import BroadcastRule, Geometry, Needs, uniform
 from apical.rules.spatial import spread
 
 
@@ -61,6 +61,10 @@ class DFA(BroadcastRule):
             raise ValueError(f"DFA: sample_axis={axis!r} is neither 'folded' nor an axis from 0")
         if self.shared and self.layout == "kernel":
             raise ValueError("DFA: shared=True needs layout='full' or 'channel', not 'kernel'")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "output")
 
     def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
         return None if self.sample_axis == "folded" else shape[self.sample_axis]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.rules import oja
-from apical.rules.base import BroadcastRule, Geometry, Update
+from apical.rules.base import BroadcastRule, Geometry, Needs, Update
 from apical.rules.dfa import DFA
 from apical.rules.oja import Rank
 
@@ -40,6 +40,10 @@ class _Direct(BroadcastRule, abc.ABC):
     @cached_property
     def _taps(self) -> DFA:
         return DFA(layout=self.layout, init=self.init, sample_axis=self.sample_axis)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "output", labels=self.needs_labels)
 
     def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
         return self._taps.samples(shape, error_shape)
@@ -97,6 +101,10 @@ class DRTP(_Direct):
     magnitude: Literal["error", "one"] = "error"
 
     reference: ClassVar[str] = SignDFA.reference
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "output" if self.magnitude == "error" else "nothing", labels=True)
 
     @property
     def needs_labels(self) -> bool:

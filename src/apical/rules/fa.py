@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apical.rules.base import Law, Scale, TransportRule, drawn, with_norm_of
+from apical.rules.base import Law, Needs, Scale, TransportRule, drawn, with_norm_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class FA(TransportRule):
             Akerman, Colin J.},
   journal = {Nature Communications}, volume = {7}, pages = {13276}, year = {2016}
 }"""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": drawn(self.init, weight.shape, generator)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.functional import Local
-from apical.rules.base import Law, drawn
+from apical.rules.base import Law, Needs, drawn
 from apical.rules.tracking import Follower, trained_apart
 
 NORMALISING = (
@@ -57,6 +57,10 @@ class KolenPollack(Follower):
     @property
     def name(self) -> str:
         return "kp"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": nn.Parameter(drawn(self.init, weight.shape, generator))}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apical.functional import ConvOp, Local, Op
 from apical.rules import oja
-from apical.rules.base import Init, Scale, Update, bound, fans, uniform
+from apical.rules.base import Init, Needs, Scale, Update, bound, fans, uniform
 from apical.rules.oja import Rank
 from apical.rules.tracking import Follower, not_linear, trained_apart
 
@@ -100,6 +100,10 @@ class LowDimensional(Follower):
                 f" LowDimensional(rank={len(weight)}) of its own, by name, or a fraction as rank"
             )
         return super().obstacle(op, weight)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         rank = oja.dimensions(self.rank, len(weight))

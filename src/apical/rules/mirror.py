@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apical.functional import ConvOp, LinearOp, Op
-from apical.rules.base import Law, TransportRule, Update, drawn
+from apical.rules.base import Law, Needs, TransportRule, Update, drawn
 
 Activation = Literal["none", "sigmoid", "tanh", "relu"]
 
@@ -117,6 +117,10 @@ class WeightMirror(TransportRule):
     def share(self) -> float:
         """The decay in force."""
         return self.rate * self.sigma**2 if self.decay is None else self.decay
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "layers above", phase=True)
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": drawn(self.init, weight.shape, generator)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.functional import Local
-from apical.rules.base import Init, bound, fans, uniform
+from apical.rules.base import Init, Needs, bound, fans, uniform
 from apical.rules.oja import orthonormal_rows
 from apical.rules.tracking import Follower, not_linear, trained_apart
 
@@ -55,6 +55,10 @@ class ProductFeedback(Follower):
     @property
     def name(self) -> str:
         return "pfa"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         outputs = len(weight)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apical.rules.base import (
     Init,
+    Needs,
     Scale,
     TransportRule,
     Update,
@@ -69,6 +70,10 @@ class SignSymmetric(TransportRule):
     @property
     def acts_after_update(self) -> bool:
         return self.magnitude == "fresh"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("signs", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if self.magnitude == "uniform":

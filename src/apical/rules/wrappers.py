@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apical.functional import Local, Op
-from apical.rules.base import Rule, TransportRule, Update
+from apical.rules.base import Needs, Rule, TransportRule, Update
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class _Wrapper(TransportRule, abc.ABC):
     @property
     def reference(self) -> str:
         return "\n\n".join(filter(None, (self._rule.reference, self.source)))
+
+    @property
+    def needs(self) -> Needs | None:
+        return self._rule.needs
 
     @property
     def acts_after_update(self) -> bool:
