@@ -34,7 +34,7 @@ CORE = [
     {"diagnostics"},
 ]
 LEAVES = [{"nets", "data"}]
-RESULTS = [{"records"}, {"stats"}, {"report"}]
+RESULTS = [{"records"}, {"phases", "stats"}, {"report"}]
 RUNNING = [
     {"attacks", "losses"},
     {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
