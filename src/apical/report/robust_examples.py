@@ -122,17 +122,22 @@ def _examples(net: Evaluation, arrays: dict[str, Any]) -> Examples:
 
 
 def _column(name: str) -> str:
-    """ "PGD-20 ce, own"; attacks that take no gradient have no source to name."""
+    """ "PGD-20 ce, own gradient"; attacks that take no gradient have no source to name."""
     attack, _, source = name.rpartition(" / ")
+    if source in ("own", "exact"):
+        return f"{attack}, {source} gradient"
     return attack if attack and source == "none" else name.replace(" / ", ", ")
 
 
 def _varied(names: Sequence[str]) -> list[int]:
-    """Places of up to MOST_ATTACKS names, different sources first."""
+    """Places of up to MOST_ATTACKS names: own and exact gradient first, then other sources."""
     sources = [name.rpartition(" / ")[2] for name in names]
-    first = [place for place, source in enumerate(sources) if source not in sources[:place]]
-    rest = [place for place in range(len(names)) if place not in first]
-    return sorted([*first, *rest][:MOST_ATTACKS])
+
+    def rank(place: int) -> tuple[bool, bool]:
+        source = sources[place]
+        return source in sources[:place], source not in ("own", "exact")
+
+    return sorted(range(len(names)), key=rank)[:MOST_ATTACKS]
 
 
 def _round_down(factor: float) -> float:
@@ -168,22 +173,28 @@ def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
     from apical.report.render import FONT
 
     across = max(len(each.columns) for each in found)
-    size = (0.7 + 1.15 * across, 0.5 + 1.5 * len(found))
+    size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(found))
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=size)
         figure.text(0.1 / size[0], 1 - 0.22 / size[1], title, fontsize=9.5, fontweight="bold")
         for line, each in enumerate(found):
-            top = size[1] - 0.5 - 1.5 * line
-            name = display_name(each.rule)
-            figure.text(0.1 / size[0], (top - 0.7) / size[1], name, fontweight="bold", color=INK)
-            for place, (column, shown) in enumerate(zip(each.columns, each.rows[0], strict=True)):
-                left = 0.7 + 1.15 * place
-                box = (left / size[0], (top - 1.2) / size[1], 1.0 / size[0], 1.0 / size[1])
-                axes = figure.add_axes(box)
-                axes.imshow(shown.pixels, interpolation="nearest", vmin=0, vmax=1)
-                axes.set_axis_off()
-                axes.set_title(column, fontsize=6, color=SOFT, pad=2)
-                axes.text(0.5, -0.04, shown.text, transform=axes.transAxes, ha="center", va="top")
+            bottom, wide = size[1] - 1.8 - 1.55 * line, 1.15 * len(each.columns)
+            axes = figure.add_axes((0.8 / size[0], bottom / size[1], wide / size[0], 1 / size[1]))
+            _draw_strip(axes, each)
+            name, middle = display_name(each.rule), (bottom + 0.5) / size[1]
+            figure.text(0.1 / size[0], middle, name, fontweight="bold", color=INK, va="center")
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     write_bytes(path, out.getvalue())
+
+
+def _draw_strip(axes: Any, found: Examples) -> None:
+    """The pictures of the first image side by side, 1.15 units each of which 1 is the picture."""
+    for place, (column, shown) in enumerate(zip(found.columns, found.rows[0], strict=True)):
+        left = 1.15 * place
+        axes.imshow(shown.pixels, extent=(left, left + 1, 0, 1), interpolation="nearest")
+        axes.text(left, 1.05, column.replace(", ", ",\n"), fontsize=6, color=SOFT, va="bottom")
+        axes.text(left, -0.05, shown.text, va="top", color=INK)
+    axes.set_xlim(0, 1.15 * len(found.columns))
+    axes.set_ylim(0, 1)
+    axes.set_axis_off()

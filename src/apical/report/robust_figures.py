@@ -90,12 +90,6 @@ def draw_radius(axes: Any, *, found: Lines, section: Section, clean: Estimate) -
     axes.set_ylabel("robust accuracy, %", labelpad=2)
 
 
-def attacks_behind(section: Section, kind: str) -> list[str]:
-    """Labels of the attacks of a group that ran on all images, for the caption."""
-    rows = (row for net in section.evaluations for row in net.of_kind("attack"))
-    return sorted({row["attack"] for row in rows if (row["group"], row["on"]) == (kind, "all")})
-
-
 def heats(section: Section, eps: float) -> list[Heat]:
     """Rule of training by rule of the attack's gradient, one per attack that was run so."""
     labels = dict.fromkeys(

@@ -46,7 +46,7 @@ def write(study: Study, out: Path, slugs: Callable[[Sequence[str]], Mapping[str,
     names = slugs([section.heading for section in found])
     several = len(found) > 1
     return {
-        "missing": [each for each in study.robustness if each.status != "finished"],
+        "missing": _missing(study),
         "superseded": robust_section.superseded(study.robustness),
         "count": len(study.robustness),
         "sections": [
@@ -97,14 +97,10 @@ def _curves(section: Section, title: str, out: Path, name: str) -> dict[str, Any
     legend = [(words.KINDS[kind], robust_figures.LOOK[kind]) for kind in kinds]
     heading = f"{title} · {group.heading}"
     write_png(out / f"{name}.png", group, title=heading, legend=legend, columns=PNG_COLUMNS)
-    weak = [
-        (words.KINDS[kind], robust_figures.attacks_behind(section, kind))
-        for kind in ("black box", "transfer")
-        if kind in kinds
-    ]
+    behind = [words.behind(section, kind) for kind in ("black box", "transfer") if kind in kinds]
     return _figure(group, f"{name}.png") | {
         "legend": [(label, legend_svg(look, label)) for label, look in legend],
-        "behind": weak,
+        "behind": behind,
     }
 
 
@@ -171,6 +167,16 @@ def _settings(section: Section) -> dict[str, Any]:
     keys = dict.fromkeys(key for fields in every for key in fields)
     values = {key: [protocol.text(fields.get(key)) for fields in every] for key in keys}
     return {key: ", ".join(dict.fromkeys(texts)) for key, texts in values.items()}
+
+
+def _missing(study: Study) -> list[tuple[str, str, list[int], str, str]]:
+    """What has not finished: setting, rule, seeds, status and reason; like ones together."""
+    found: dict[tuple[str, str, str, str], list[int]] = {}
+    for net in study.robustness:
+        if net.status != "finished":
+            key = (net.setting, net.rule, net.status, net.reason)
+            found.setdefault(key, []).append(net.seed)
+    return [(key[0], key[1], seeds, key[2], key[3]) for key, seeds in found.items()]
 
 
 def _unused(study: Study, found: Sequence[Section]) -> int:

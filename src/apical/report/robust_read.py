@@ -145,7 +145,7 @@ def _read(folder: Path, shown: str, common: Mapping[str, Any]) -> Evaluation:
 
 def _status(folder: Path, rows: tuple[Row, ...], described: Row) -> tuple[Status, str]:
     if not folder.is_dir():
-        return "not started", "no folder of it"
+        return "not started", ""
     if rows and rows[-1].get("kind") == "verdict":
         missing = {"clean", "worst", "gap", "audit"} - {row.get("kind") for row in rows}
         if missing:

@@ -120,8 +120,8 @@ def verdict(
     if 2 * len(misled) > len(audits):
         shares = stats.summarize([row["rising"] for row in misled]).mean
         masked.append(
-            f"a small step along the own gradient raises the loss for {shares:.0%} of the examples "
-            f"only (chance gives half){_in_nets(len(misled), len(audits))}"
+            f"a small step along the own gradient raises the loss for {100 * shares:.0f} % of "
+            f"the examples only (chance gives half){_in_nets(len(misled), len(audits))}"
         )
     if masked:
         return RuleVerdict("masked", tuple(masked))
@@ -147,10 +147,12 @@ def _apart(
         100 * sum(row[key] for row in rows.values()) / len(rows) for key in ("own", "exact")
     )
     over = f"over {found.n} nets" if found.over == "nets" else "over images, one net"
-    others = [f"{other:.4g} ({each.mean:.1f})" for other, each in masked.items() if other != eps]
+    others = [
+        f"{other:.3g} ({each.mean:.1f} points)" for other, each in masked.items() if other != eps
+    ]
     also = f"; so they are at radius {', '.join(others)}" if others else ""
     return (
-        f"at radius {eps:.4g} the own gradient leaves {own:.1f} % right, the exact one "
+        f"at radius {eps:.3g} the own gradient leaves {own:.1f} % right, the exact one "
         f"{exact:.1f} %: {found.mean:.1f} points apart (95 % interval {found.low:.1f} to "
         f"{found.high:.1f}, {over}){also}"
     )

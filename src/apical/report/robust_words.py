@@ -91,6 +91,15 @@ def measured(section: Section) -> str:
     )
 
 
+def behind(section: Section, kind: str) -> str:
+    """Which attacks make a line, and which of the kind saw only what others had left."""
+    rows = [r for net in section.evaluations for r in net.of_kind("attack") if r["group"] == kind]
+    everywhere = sorted({row["attack"] for row in rows if row["on"] == "all"})
+    later = sorted({row["attack"] for row in rows if row["on"] != "all"})
+    also = f" ({', '.join(later)} saw what was left, and counts in the worst case)" if later else ""
+    return f"{KINDS[kind].capitalize()}: {', '.join(everywhere)}{also}."
+
+
 def conclusion(section: Section, rows: Sequence[Headline]) -> list[str]:
     """What a reader should take home, from the rows of the headline radius."""
     return [text for text in (_masking(rows), _worst(rows)) if text]
