@@ -33,10 +33,10 @@ CORE = [
     {"contract", "findings"},
     {"diagnostics"},
 ]
-LEAVES = [{"nets", "data"}]
+LEAVES = [{"nets", "data", "tasks"}]
 RESULTS = [{"records"}, {"phases", "stats"}, {"report"}]
 RUNNING = [
-    {"attacks", "losses"},
+    {"attacks", "learners", "losses"},
     {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
     {"prepare"},
     {"monitor", "observe", "resume", "run_folder", "progress"},
@@ -217,7 +217,15 @@ def test_the_table_of_rules_holds_every_rule_there_is() -> None:
 
 @pytest.mark.parametrize(
     ("package", "table"),
-    [("attacks", "ATTACKS"), ("data", "DATA"), ("nets", "NETS"), ("studies", "STUDIES")],
+    [
+        ("attacks", "ATTACKS"),
+        ("data", "DATA"),
+        ("learners", "LEARNERS"),
+        ("nets", "CELLS"),
+        ("nets", "NETS"),
+        ("studies", "STUDIES"),
+        ("tasks", "TASKS"),
+    ],
 )
 def test_a_table_is_literal_and_sorted(package: str, table: str) -> None:
     tree = ast.parse((SOURCE / package / "__init__.py").read_text())

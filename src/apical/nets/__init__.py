@@ -1,5 +1,7 @@
 """Nets by name. They know no rule; they take normalised float images (N, C, H, W).
 
+Recurrent nets take sequences (N, T, inputs) and are put together from a cell: see `Recurrent`.
+
 >>> build("mlp", in_shape=(1, 8, 8), num_classes=10, hidden=[32])[1]
 Linear(in_features=64, out_features=32, bias=True)
 """
@@ -16,11 +18,22 @@ from apical.nets.external import build_external
 from apical.nets.initial import LAWS, initialise
 from apical.nets.lenet import lenet
 from apical.nets.mlp import mlp
+from apical.nets.recurrent import GRU, LSTM, SRN, Recurrent
 from apical.nets.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from apical.nets.vgg import vgg
 from apical.nets.vit import vit
 
-__all__ = ["LAWS", "NETS", "build", "initialise"]
+__all__ = [
+    "CELLS",
+    "GRU",
+    "LAWS",
+    "LSTM",
+    "NETS",
+    "SRN",
+    "Recurrent",
+    "build",
+    "initialise",
+]
 
 
 def build(
@@ -82,4 +95,10 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet56": resnet56,
     "vgg": vgg,
     "vit": vit,
+}
+
+CELLS: dict[str, Callable[..., nn.Module]] = {
+    "gru": GRU,
+    "lstm": LSTM,
+    "srn": SRN,
 }

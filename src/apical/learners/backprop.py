@@ -1,0 +1,88 @@
+"""Backpropagation, through time where the net has steps: the learner others are compared with."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apical.convert import exact_gradients, labels
+from apical.learners.base import Batch, Info, Learner, add_gradients
+from apical.learners.unrolled import step_norms
+from apical.nets.recurrent import Recurrent, Step
+
+
+@dataclass(frozen=True)
+class Backprop(Learner):
+    """The gradient of the loss, as `loss.backward()` gives it: of any net and any rule.
+
+    Args:
+        clip_norm: upper limit (> 0) of the norm of all gradients together; absent: none.
+        through: "rule": errors travel as the rules of converted layers send them (plain layers:
+            backprop); "exact": as if nothing were converted; "detached": every state is cut off
+            from the one before, no error travels through time.
+        truncate: steps (>= 1) through which errors travel, in stretches counted from the end;
+            absent: all.
+    Raises: ValueError for a value out of range.
+    """
+
+    clip_norm: float | None = None
+    through: Literal["rule", "exact", "detached"] = "rule"
+    truncate: int | None = None
+
+    reference: ClassVar[str] = """@article{werbos1990,
+  title = {Backpropagation through time: what it does and how to do it},
+  author = {Werbos, Paul J.}, journal = {Proceedings of the IEEE}, volume = {78}, year = {1990}
+}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise self.error(f"clip_norm={self.clip_norm} must be above 0, or absent for none")
+        if self.truncate is not None and self.truncate < 1:
+            raise self.error(f"truncate={self.truncate} must be at least 1, or absent for all")
+        if self.truncate is not None and self.through == "detached":
+            raise self.error("through='detached' is truncate=1: give one of them")
+
+    def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
+        x, y = batch
+        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        exact = exact_gradients(model) if self.through == "exact" else nullcontext()
+        with exact, labels(model, y):
+            steps = self._steps(model, x)
+            scores = model.read(steps) if isinstance(model, Recurrent) else model(x)
+            loss = self.objective.value(scores, y)
+            for step in steps:
+                step.arrived.retain_grad()
+            if self.clip_norm is None:
+                loss.backward()
+            else:
+                before = [parameter.grad for parameter in parameters]
+                for parameter in parameters:
+                    parameter.grad = None
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+                add_gradients(dict(zip(parameters, before, strict=True)))
+        return loss.detach(), _info(scores.detach(), steps)
+
+    def _steps(self, model: nn.Module, x: Tensor) -> list[Step]:
+        truncate = 1 if self.through == "detached" else self.truncate
+        if isinstance(model, Recurrent):
+            return model.steps(x, truncate=truncate)
+        if truncate is not None:
+            raise self.error(f"{type(model).__name__} has no steps to cut errors off at")
+        return []
+
+
+@torch.no_grad()
+def _info(scores: Tensor, steps: list[Step]) -> Info:
+    if not steps:
+        return Info(scores)
+    zero, start = torch.zeros_like(steps[0].arrived), torch.zeros_like(steps[0].hidden)
+    signals = torch.stack([zero if s.arrived.grad is None else s.arrived.grad for s in steps])
+    before = torch.stack([start, *(step.hidden for step in steps[:-1])])
+    norms = {"cell.recurrent.weight": step_norms(signals, before)}
+    return Info(scores, torch.linalg.matrix_norm(signals), norms)

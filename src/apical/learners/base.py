@@ -1,0 +1,115 @@
+"""What a learner is: it fills `.grad` of a whole net in its own way, where others would call
+`loss.backward()`. Any torch optimizer follows.
+
+A learner is a frozen dataclass, and its fields are its configuration. What it remembers for one
+net (an inverse, random feedback) is made by `create` and kept by the net, see `attach`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from apical.learners.objectives import OBJECTIVES, Objective
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a learner saw on the way. Tensors without a graph; nothing waits for a GPU.
+
+    Attributes:
+        scores: output of the net.
+        signals: norm of the teaching signal at each step, (T,): of what stands where backprop has
+            the gradient of the loss at the input sums of the cell. Empty for nets without steps.
+        norms: weight -> norm at each step, (T,), of its gradient before it is clipped.
+        local_losses: loss of each step's own target, (T,); empty for learners without targets.
+    """
+
+    scores: Tensor
+    signals: Tensor = field(default_factory=lambda: torch.zeros(0))
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
+    local_losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+@dataclass(frozen=True)
+class Learner(abc.ABC):
+    """A way to fill `.grad`.
+
+    Args:
+        loss: what the net's outputs should minimise, a mean over samples (and steps, where every
+            one is read out): "cross_entropy" with class numbers, or "squared_error", summed over
+            outputs.
+    Raises: ValueError if a field annotated as a `Literal` holds another value.
+    """
+
+    loss: Literal["cross_entropy", "squared_error"] = field(default="cross_entropy", kw_only=True)
+
+    reference: ClassVar[str]
+    """BibTeX of the source."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for option in fields(self):
+            hint, value = hints.get(option.name), getattr(self, option.name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                allowed = ", ".join(map(repr, get_args(hint)))
+                raise self.error(f"{option.name}={value!r} is not one of {allowed}")
+
+    @abc.abstractmethod
+    def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
+        """Add to `.grad` what this batch teaches; parameters it does not teach are left alone.
+
+        Args: batch: inputs and targets.
+        Returns: the loss, a number without a graph; and what was seen.
+        Raises: ValueError for a net this learner cannot teach, with the remedy.
+        """
+
+    def create(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        """What the learner remembers for this net: name -> tensor on the CPU, in float64.
+
+        A `torch.nn.Parameter` is trained by the user's optimizer. Empty for most.
+        """
+        return {}
+
+    @property
+    def objective(self) -> Objective:
+        """The loss, and its gradient at the outputs."""
+        return OBJECTIVES[self.loss]
+
+    def error(self, problem: str) -> ValueError:
+        """The error for a problem, in this learner's name; the caller raises it."""
+        return ValueError(f"{type(self).__name__}: {problem}")
+
+
+def check_reduction(learner: Any) -> None:
+    """Whether sum or mean over units was stated; between them lies a factor of thousands.
+
+    Raises: ValueError with what each of them means.
+    """
+    if learner.reduction not in ("sum", "mean"):
+        given = "is not stated" if learner.reduction is None else f"={learner.reduction!r} is wrong"
+        raise learner.error(
+            f"reduction {given}. Write reduction='sum': the loss of a local target is summed over "
+            "units for each sample, and only weight gradients are means over the batch; or "
+            "reduction='mean': it is the mean over units and batch everywhere, which shrinks "
+            "signals by units * batch at every step"
+        )
+
+
+def add_gradients(gradients: Mapping[Tensor, Tensor | None]) -> None:
+    """Add each gradient to `.grad` of its parameter, as `backward` would; frozen ones get none."""
+    for parameter, gradient in gradients.items():
+        if gradient is None or not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            parameter.grad += gradient

@@ -1,0 +1,180 @@
+"""Local representation alignment along time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from apical.learners.regulariser import Per, omega
+from apical.learners.targets import Gradients, TargetLearner, local_gradients
+from apical.learners.unrolled import Run, SimpleNet, activate, bend_of, slope_of, summed
+
+
+@dataclass(frozen=True)
+class LRA(TargetLearner):
+    """LRA-diff on the unrolled net: targets by gradient steps on the loss one step later.
+
+    From the last step T to the first, with step size gamma and c = clip:
+    hbar <- h_(t-1); `inner` times: hbar <- hbar - gamma c(dl(z(hbar), target_t) / dhbar);
+    target_(t-1) = tanh(hbar). Above the last step stands the loss at the outputs. Weights get the
+    gradient of the local loss of each step, clipped, summed over steps; biases unclipped.
+    Nothing flows through more than one step, and nothing through a target.
+
+    Args:
+        local: local loss of z and its target y: "log" log(1 + (y - z)^2), or "squared" (y - z)^2.
+        inner: steps (>= 1) of each target search.
+        gamma: their size (> 0); from 1 on the search diverges with reduction="sum", inner=1.
+        gamma_output: size for the last target; absent: gamma.
+        clip: "clip": gradients of weights, and of a search over the whole batch, are shortened to
+            the norm `limit`; "force": they always have it; "none".
+        limit: that norm (> 0).
+        alpha_weights: weight (>= 0) of the regulariser Omega in the gradients of the recurrent
+            weight and the read-out. It is not clipped.
+        alpha_targets: the same in the target searches.
+        omega_per: norms in Omega over the whole "batch", or of each "sample": then it is a
+            sum over samples in searches and a mean in weight gradients under reduction="sum".
+    Raises: ValueError for a reduction that is not stated, a value out of range, an option
+        without effect.
+    Source: the intended algorithm of Ororbia et al. 2018 and of the code of Manchev et al. 2025,
+        whose targets are not cut off from the graph and whose Omega takes slopes of the wrong
+        units. Their Omega acts on the input weight; here on the one that carries the signal back.
+        They use reduction="mean", gamma 10, inner 10.
+    """
+
+    local: Literal["log", "squared"] = "log"
+    inner: int = 1
+    gamma: float = 0.5
+    gamma_output: float | None = None
+    clip: Literal["clip", "force", "none"] = "clip"
+    limit: float = 1.0
+    alpha_weights: float = 0.0
+    alpha_targets: float = 0.0
+    omega_per: Per = "batch"
+
+    reference: ClassVar[str] = """@article{ororbia2018,
+  title = {Conducting Credit Assignment by Aligning Local Representations},
+  author = {Ororbia, Alexander G. and Mali, Ankur and Kifer, Daniel and Giles, C. Lee},
+  journal = {arXiv:1803.01834}, year = {2018}
+}
+
+@article{manchev2025,
+  title = {On the Promotion of Gradient Flow in Local Representation Alignment for Recurrent
+           Networks},
+  author = {Manchev, Nikolay and Spratling, Michael},
+  journal = {arXiv:2504.13531}, year = {2025}
+}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = [self.gamma, self.limit]
+        steps += [] if self.gamma_output is None else [self.gamma_output]
+        if self.inner < 1 or not min(steps) > 0:
+            raise self.error(
+                f"inner={self.inner} must be at least 1; gamma={self.gamma}, gamma_output="
+                f"{self.gamma_output} and limit={self.limit} above 0"
+            )
+        if not min(self.alpha_weights, self.alpha_targets) >= 0:
+            raise self.error(
+                f"alpha_weights={self.alpha_weights} and alpha_targets={self.alpha_targets} must "
+                "be at least 0"
+            )
+        if self.clip == "none" and self.limit != 1.0:
+            raise self.error(f"limit={self.limit} has no effect with clip='none'")
+        if not (self.alpha_weights or self.alpha_targets) and self.omega_per != "batch":
+            raise self.error(f"omega_per={self.omega_per!r} has no effect: both alphas are 0")
+
+    def local_loss(self, z: Tensor, target: Tensor) -> Tensor:
+        distance = (target - z).square_()
+        return distance.log1p_() if self.local == "log" else distance
+
+    def local_error(self, z: Tensor, target: Tensor) -> Tensor:
+        difference = z - target
+        if self.local == "squared":
+            return difference.mul_(2)
+        return difference.mul(2).div_(difference.square_().add_(1))
+
+    def last_target(self, net: SimpleNet, run: Run, error: Tensor, y: Tensor) -> Tensor:
+        scale = 1.0 if self.reduction == "sum" else 1 / len(error)
+        gamma = self.gamma if self.gamma_output is None else self.gamma_output
+        weight, bias = net.readout.weight, net.readout.bias
+
+        def again(z: Tensor) -> Tensor:
+            return self.objective.error(torch.addmm(bias, z, weight.t()), y)
+
+        return self._search(net, run, len(run.z) - 1, weight, error, again, gamma, scale)
+
+    def earlier_target(
+        self, net: SimpleNet, run: Run, t: int, target: Tensor, signal: Tensor
+    ) -> Tensor:
+        weight = net.cell.recurrent.weight
+
+        def again(z: Tensor) -> Tensor:
+            later = activate(net, torch.addmm(run.drive[t], z, weight.t()))
+            return self.local_error(later, target).mul_(slope_of(net, later))
+
+        scale = self.search_scale(target)
+        return self._search(net, run, t - 1, weight, signal, again, self.gamma, scale)
+
+    def _search(
+        self,
+        net: SimpleNet,
+        run: Run,
+        t: int,
+        weight: Tensor,
+        delta: Tensor,
+        again: Callable[[Tensor], Tensor],
+        gamma: float,
+        scale: float,
+    ) -> Tensor:
+        """The target of step t: `inner` steps down the loss above it.
+
+        Args: delta: gradient of that loss behind `weight`, at what the net did.
+            again: the same for another activation of step t.
+        """
+        h, z, slope = run.h[t], run.z[t], run.slope[t]
+        for number in range(self.inner):
+            if number:
+                slope, delta = slope_of(net, z), again(z)
+            down = torch.mm(delta, weight).mul_(slope)
+            if scale != 1:
+                down.mul_(scale)
+            if self.alpha_targets:
+                pull = omega(delta, weight, slope, bend_of(net, z), self.omega_per).to_below
+                down.add_(pull, alpha=self.alpha_targets * self._omega_share(pull))
+            if self.clip != "none":
+                down.mul_(self._factor(torch.linalg.vector_norm(down)))
+            h = torch.sub(h, down, alpha=gamma)
+            z = activate(net, h)
+        return z
+
+    def weights(
+        self, net: SimpleNet, run: Run, signals_TNH: Tensor, error: Tensor
+    ) -> tuple[Gradients, dict[str, Tensor]]:
+        factor = None if self.clip == "none" else self._factor
+        gradients, norms = local_gradients(net, run, signals_TNH, error, factor)
+        if self.alpha_weights:
+            z = run.z_TNH
+            for weight, delta, below in (
+                (net.readout.weight, error[None], slice(-1, None)),
+                (net.cell.recurrent.weight, signals_TNH[1:], slice(None, -1)),
+            ):
+                bend = bend_of(net, z[below])
+                found = omega(delta, weight, run.slope_TNH[below], bend, self.omega_per)
+                share = 1.0 if self.omega_per == "batch" else 1 / error.shape[0]
+                gradients[weight].add_(
+                    summed(delta, found.to_weight), alpha=self.alpha_weights * share
+                )
+        return gradients, norms
+
+    def _omega_share(self, pull: Tensor) -> float:
+        mean = self.omega_per == "sample" and self.reduction == "mean"
+        return 1 / len(pull) if mean else 1.0
+
+    def _factor(self, norm: Tensor) -> Tensor:
+        """What shortens gradients of these norms to the limit, or gives them that norm."""
+        factor = self.limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return factor.clamp_(max=1) if self.clip == "clip" else factor

@@ -1,0 +1,56 @@
+"""The regulariser that keeps the norm of a signal on its way through a weight, written out.
+
+Omega = (|v| / |delta| - 1)^2 with v = (delta W) * phi': the signal delta, a constant, carried one
+layer or step back. Pascanu et al. 2013 regularise in the direction of the update in this way.
+Shapes: ... any leading axes, such as steps; N samples, O and I sizes above and below; weight
+(O, I) as in `nn.Linear`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Per = Literal["batch", "sample"]
+
+
+class Omega(NamedTuple):
+    """Value and gradients.
+
+    Attributes: value: (...,) for "batch", (..., N) for "sample".
+        to_weight: what multiplies delta to give the gradient of the weight, (..., N, I): it is
+            delta^T to_weight, summed over samples.
+        to_below: gradient at the input sums below, (..., N, I).
+
+    For "sample" both are those of the sum over samples of the values.
+    """
+
+    value: Tensor
+    to_weight: Tensor
+    to_below: Tensor
+
+
+def omega(delta: Tensor, weight: Tensor, slope: Tensor, bend: Tensor, per: Per) -> Omega:
+    """The regulariser of one weight.
+
+    Where delta, or what arrives of it, is zero, the value and the gradients are zero: there is no
+    direction to keep.
+
+    Args: delta: signal above, (..., N, O).     slope, bend: first and second derivative of the
+            activation below, (..., N, I).
+        per: norms over the whole "batch" at a step, or of each "sample".
+    Source: lra2_reg.py of the LRA-RNN paper's authors says which norms; the gradients follow.
+    """
+    axes = (-2, -1) if per == "batch" else (-1,)
+    arriving = delta @ weight
+    back = arriving * slope
+    above = torch.linalg.vector_norm(delta, dim=axes, keepdim=True)
+    below = torch.linalg.vector_norm(back, dim=axes, keepdim=True)
+    there = (above > 0) & (below > 0)
+    above, below = torch.where(there, above, 1.0), torch.where(there, below, 1.0)
+    excess = torch.where(there, below / above - 1, 0.0)
+    pull = 2 * excess / (above * below) * back
+    value = excess.square().squeeze(axes)
+    return Omega(value, pull * slope, pull * arriving * bend)

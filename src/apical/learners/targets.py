@@ -1,0 +1,133 @@
+"""Learning by local targets along time: what all learners of this kind share.
+
+Every step t gets a target for its activation z_t. Its weights learn from the local loss between
+the two alone, with the activation before as a constant; the target of step t - 1 is made from that
+of step t. A learner says how the last target comes from the loss and an earlier one from a later.
+Shapes as in `unrolled`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from apical.learners.base import Batch, Info, Learner, add_gradients, check_reduction
+from apical.learners.unrolled import Run, SimpleNet, simple_net, step_norms, summed, unroll
+
+Gradients = dict[Tensor, Tensor]
+"""Parameter -> gradient."""
+
+
+@dataclass(frozen=True)
+class TargetLearner(Learner):
+    """A learner by local targets, of simple recurrent nets that are read out at the last step.
+
+    Args:
+        reduction: must be stated. "sum": a local loss is summed over units for each sample, and
+            so is the loss at the outputs while a target is searched; weight gradients are means
+            over the batch. "mean": local losses are means over units and batch, the loss at the
+            outputs a mean over the batch, everywhere.
+    """
+
+    reduction: Literal["sum", "mean"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_reduction(self)
+
+    @abc.abstractmethod
+    def local_loss(self, z: Tensor, target: Tensor) -> Tensor:
+        """The loss of each unit of each sample; shapes alike."""
+
+    @abc.abstractmethod
+    def local_error(self, z: Tensor, target: Tensor) -> Tensor:
+        """Its derivative by z; a new tensor."""
+
+    @abc.abstractmethod
+    def last_target(self, net: SimpleNet, run: Run, error: Tensor, y: Tensor) -> Tensor:
+        """The target of the last activation, (N, H).
+
+        Shapes: error (N, O), the gradient of each sample's loss at the outputs; y its targets.
+        """
+
+    @abc.abstractmethod
+    def earlier_target(
+        self, net: SimpleNet, run: Run, t: int, target: Tensor, signal: Tensor
+    ) -> Tensor:
+        """The target of the activation before step t (>= 1, from 0), from that of step t.
+
+        Shapes: target, signal (N, H); signal is `local_error` at the input sums of step t.
+        """
+
+    @abc.abstractmethod
+    def weights(
+        self, net: SimpleNet, run: Run, signals_TNH: Tensor, error: Tensor
+    ) -> tuple[Gradients, dict[str, Tensor]]:
+        """Gradients of the parameters, and the norms of `Info`.
+
+        Shapes: signals and error with the 1 / N, and for "mean" 1 / units, of the reduction.
+        """
+
+    @torch.no_grad()
+    def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
+        net, (x, y) = simple_net(model, self), batch
+        if net.whole.output != "last":
+            raise self.error("it learns from the last step; the net is read out at every one")
+        run = unroll(net, x)
+        loss = self.objective.value(run.scores, y)  # it knows what is wrong with the targets
+        error = self.objective.error(run.scores, y)
+        target = self.last_target(net, run, error, y)
+        targets, signals = [], []
+        for t in reversed(range(len(run.z))):
+            signals.append(self.local_error(run.z[t], target).mul_(run.slope[t]))
+            targets.append(target)
+            if t:
+                target = self.earlier_target(net, run, t, target, signals[-1])
+        losses = self.local_loss(run.z_TNH, torch.stack(targets[::-1])).mean((1, 2))
+        units = run.z_TNH.shape[2]
+        share = 1 / len(x) if self.reduction == "sum" else 1 / run.z[0].numel()
+        signals_TNH = torch.stack(signals[::-1]).mul_(share)
+        gradients, norms = self.weights(net, run, signals_TNH, error / len(x))
+        add_gradients(gradients)
+        return loss, Info(
+            scores=run.scores,
+            signals=torch.linalg.matrix_norm(signals_TNH),
+            norms=norms,
+            local_losses=losses * units if self.reduction == "sum" else losses,
+        )
+
+    def search_scale(self, z: Tensor) -> float:
+        """What the reduction makes of a local signal while targets are searched."""
+        return 1.0 if self.reduction == "sum" else 1 / z.numel()
+
+
+def local_gradients(
+    net: SimpleNet,
+    run: Run,
+    signals_TNH: Tensor,
+    error: Tensor,
+    factor: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Gradients, dict[str, Tensor]]:
+    """Gradients of local losses, summed over steps, and of the read-out.
+
+    Args: factor: what a step's gradient of a weight is multiplied by, given its norm.
+    """
+    cell, readout = net.cell, net.readout
+    inputs = {
+        "cell.recurrent.weight": (cell.recurrent.weight, signals_TNH, run.before_TNH),
+        "cell.input.weight": (cell.input.weight, signals_TNH, run.x_TNI),
+        "readout.weight": (readout.weight, error[None], run.z_TNH[-1:]),
+    }
+    gradients: Gradients = {cell.input.bias: signals_TNH.sum((0, 1)), readout.bias: error.sum(0)}
+    norms = {}
+    for name, (weight, above, below) in inputs.items():
+        norms[name] = step_norms(above, below)
+        if factor is not None:
+            above = above * factor(norms[name])[:, None, None]
+        gradients[weight] = summed(above, below)
+    return gradients, norms

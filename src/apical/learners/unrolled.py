@@ -1,0 +1,132 @@
+"""A simple recurrent net and its read-out as plain tensors, unrolled without autograd.
+
+Shapes: T steps, N samples, H hidden units, I inputs, O outputs; step t of the equations is row
+t - 1, and row 0 of `before` is the zero state. Weights lie as in `nn.Linear`: (out, in).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from apical.layers import converted_layers
+from apical.learners.base import Learner
+from apical.nets.recurrent import SRN, Recurrent
+
+
+class SimpleNet(NamedTuple):
+    """The parts of an SRN that equations speak of; `whole` is the model."""
+
+    cell: SRN
+    readout: nn.Linear
+    whole: Recurrent
+
+
+class Run(NamedTuple):
+    """A forward pass; tuples have one entry for each step.
+
+    Attributes: x_TNI: inputs.     z_TNH: activations.     before_TNH: those one step earlier.
+        slope_TNH: dz/dh.     drive, h, z, slope: what the inputs send, the input sums, the
+        activations and their slopes, step by step.     scores: outputs, (N, O) or (T, N, O).
+    """
+
+    x_TNI: Tensor
+    z_TNH: Tensor
+    before_TNH: Tensor
+    slope_TNH: Tensor
+    drive: tuple[Tensor, ...]
+    h: tuple[Tensor, ...]
+    z: tuple[Tensor, ...]
+    slope: tuple[Tensor, ...]
+    scores: Tensor
+
+
+def simple_net(model: nn.Module, learner: Learner, *, leak: bool = False) -> SimpleNet:
+    """The model, if it is an SRN whose layers are plain; with leak=True it may leak.
+
+    Raises: ValueError for any other, naming what stands in the way.
+    """
+    if not isinstance(model, Recurrent) or not isinstance(model.cell, SRN):
+        cell = getattr(model, "cell", model)
+        raise learner.error(
+            f"its equations are those of a simple recurrent net, nets.Recurrent(nets.SRN(...), "
+            f"...), not of {type(cell).__name__}; for that, use learner Backprop"
+        )
+    converted = [name for name, _ in converted_layers(model)]
+    if converted:
+        raise learner.error(
+            f"it does not use the feedback of converted layers ({', '.join(converted)}); "
+            "call apical.revert(model), or use learner Backprop"
+        )
+    if model.cell.leak and not leak:
+        raise learner.error(f"it knows no leak; the cell has leak={model.cell.leak}")
+    return SimpleNet(model.cell, model.readout, model)
+
+
+def unroll(net: SimpleNet, x: Tensor) -> Run:
+    """The forward pass of the net; call it without autograd.     Shapes: x (N, T, I)."""
+    cell = net.cell
+    net.whole.check(x)
+    x_TNI = x.transpose(0, 1).contiguous()
+    drive = nn.functional.linear(x_TNI, cell.input.weight, cell.input.bias).unbind(0)
+    back = cell.recurrent.weight.t()
+    z = x.new_zeros(x.shape[0], back.shape[0])
+    h_list: list[Tensor] = []
+    z_list = [z]
+    for sent in drive:
+        h = torch.addmm(sent, z, back)
+        if cell.leak and h_list:
+            h.add_(h_list[-1], alpha=cell.leak)
+        z = activate(net, h)
+        h_list.append(h)
+        z_list.append(z)
+    states = torch.stack(z_list)
+    z_TNH, slope = states[1:], slope_of(net, states[1:])
+    read = z if net.whole.output == "last" else z_TNH
+    scores = nn.functional.linear(read, net.readout.weight, net.readout.bias)
+    return Run(
+        x_TNI,
+        z_TNH,
+        states[:-1],
+        slope,
+        drive,
+        tuple(h_list),
+        tuple(z_list[1:]),
+        slope.unbind(0),
+        scores,
+    )
+
+
+def activate(net: SimpleNet, h: Tensor) -> Tensor:
+    """The activation of the net's cell."""
+    return torch.tanh(h) if net.cell.activation == "tanh" else h
+
+
+def slope_of(net: SimpleNet, z: Tensor) -> Tensor:
+    """Its derivative, where it is z."""
+    return z.square().neg_().add_(1) if net.cell.activation == "tanh" else torch.ones_like(z)
+
+
+def bend_of(net: SimpleNet, z: Tensor) -> Tensor:
+    """Its second derivative, where it is z."""
+    if net.cell.activation == "tanh":
+        return -2 * z * slope_of(net, z)
+    return torch.zeros_like(z)
+
+
+def step_norms(signals_TNO: Tensor, inputs_TNI: Tensor) -> Tensor:
+    """Frobenius norm of signal^T input at every step, (T,), without forming the products.
+
+    |D^T Z|^2 = sum (D D^T) * (Z Z^T): two small matrices of N x N where N is below the sizes.
+    """
+    if signals_TNO.shape[1] <= min(signals_TNO.shape[2], inputs_TNI.shape[2]):
+        gram = (signals_TNO @ signals_TNO.mT) * (inputs_TNI @ inputs_TNI.mT)
+        return gram.sum((1, 2)).clamp_min(0).sqrt()
+    return torch.linalg.matrix_norm(signals_TNO.mT @ inputs_TNI)
+
+
+def summed(signals_TNO: Tensor, inputs_TNI: Tensor) -> Tensor:
+    """Sum over steps and samples of signal^T input, (O, I)."""
+    return signals_TNO.flatten(0, 1).t() @ inputs_TNI.flatten(0, 1)

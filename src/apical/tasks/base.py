@@ -1,0 +1,94 @@
+"""What a task of sequences is: inputs over time, and a target after the last of them."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+FIXED_BELOW = 20
+"""Steps below which a random net with a trained read-out solves what should need memory."""
+
+
+@dataclass(frozen=True)
+class Task(abc.ABC):
+    """Sequences of one length, drawn anew for every batch.
+
+    Args: length: steps of a sequence; each task says how many it needs at least.
+    Raises: ValueError for a sequence shorter than the task needs.
+    Warns: below 20 steps: no evidence of learning in the recurrent weights.
+    """
+
+    length: int
+
+    inputs: ClassVar[int]
+    """Numbers at each step."""
+    outputs: ClassVar[int]
+    """Outputs a net needs: classes, or numbers."""
+    shortest: ClassVar[int] = 10
+    loss: ClassVar[Literal["cross_entropy", "squared_error"]] = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        if type(self.length) is not int or self.length < self.shortest:
+            raise ValueError(
+                f"{self.name}: length={self.length!r}, but the task needs sequences of at least "
+                f"{self.shortest} steps"
+            )
+        if self.length < FIXED_BELOW:
+            warnings.warn(
+                f"{self.name}: at length={self.length} a random recurrent net of which only the "
+                f"read-out is trained can solve the task; use {FIXED_BELOW} steps or more as "
+                "evidence of learning through time",
+                stacklevel=4,
+            )
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__)[1:]
+
+    @abc.abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Sequences and targets from this generator alone.
+
+        Shapes: (count, length, inputs) float32; (count,) int64 classes or (count, outputs) float32.
+        """
+
+    def correct(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Which sequences are solved, (N,) bool.     Shapes: scores (N, outputs), targets drawn."""
+        return scores.argmax(1) == targets
+
+    def part(self, share: float) -> int:
+        """So much of the length, in whole steps."""
+        return int(share * self.length)
+
+
+def batches(
+    task: Task, size: int, *, seed: int, purpose: str = "train", start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end; number i depends on (seed, purpose, i) alone, so that a run resumes.
+
+    Args: size: sequences in a batch, >= 1.     purpose: another one is another stream.
+        start: number (>= 0) of the first batch.
+
+    Other tasks, and other lengths, see unrelated streams.
+    """
+    if size < 1 or start < 0:
+        raise ValueError(f"batches of size={size} from start={start}: at least 1 and 0")
+    while True:
+        text = f"{task.name}:{task.length}:{purpose}:{seed}:{start}".encode()
+        digest = hashlib.sha256(text).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield task.draw(size, generator)
+        start += 1
+
+
+def whole(below: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Whole numbers 0 to below - 1, each as likely."""
+    return torch.randint(below, shape, generator=generator)
