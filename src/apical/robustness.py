@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,7 +186,9 @@ def _report(
     still_mine: Any,
 ) -> RobustReport:
     path = folder / "trials.jsonl"
-    finished = [Trial.read(row) for row in records.read(path)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a torn last line is what going on mends
+        finished = [Trial.read(row) for row in records.read(path)]
     known, begin = {trial.key for trial in finished}, time.perf_counter()
     with progress.steps(net.name, quiet=execution.quiet) as show:
 

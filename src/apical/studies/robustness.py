@@ -82,8 +82,8 @@ def robustness(tier: str, seeds: int) -> Study:
     )
     mnist = Evaluation(
         eps=(GRID[3], 0.2),
-        images=300,
-        effort=Effort(adaptive_steps=20, queries=200),
+        images=200,
+        effort=Effort(adaptive_steps=10, queries=200),
         protocol="biotorch",
         pixels=(1,),
         pixel_images=25,
@@ -115,7 +115,7 @@ def attack_gradient(tier: str, seeds: int) -> Study:
     """Rule of training against rule of the attacker's gradient: PGD by each rule on each net."""
     spare = Effort(adaptive_steps=0, queries=0)
     digits = Evaluation(eps=(0.1, 0.2), images=360, effort=spare, rules=ATTACK_RULES)
-    mnist = dataclasses.replace(digits, images=1000 if tier == "full" else 300)
+    mnist = dataclasses.replace(digits, images=1000 if tier == "full" else 200)
     cifar = dataclasses.replace(digits, eps=(2 / 255, 8 / 255), images=1000)
     evaluations = {DIGITS: digits, MNIST: mnist, RESNET: cifar}
     notes = [
@@ -160,8 +160,8 @@ def _nets(tier: str, seeds: int) -> list[Entry]:
     rates = {(MNIST, rule): lr for rule, lr in MNIST_RATES.items()}
     mnist = biotorch.mnist("full", seeds).chosen(rates).entries
     if tier == "short":
-        schedule = Schedule("multistep", (3, 4))
-        return entries + [_with(entry, epochs=5, schedule=schedule) for entry in mnist]
+        schedule = Schedule("multistep", (2,))
+        return entries + [_with(entry, epochs=3, schedule=schedule) for entry in mnist]
     cifar = biotorch.cifar10("full", seeds).restricted("* SGD").entries
     renamed = [dataclasses.replace(e, setting=f"CIFAR-10 {e.setting}") for e in cifar]
     return [*entries, *mnist, *renamed]

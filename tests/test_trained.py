@@ -1,0 +1,179 @@
+"""Nets as an attacker meets them: from runs, from checkpoints, and made elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from apical import attacks, convert, data, records, trained, training
+from apical.experiment import Experiment, rule_assignment
+from apical.trained import from_model, from_run
+
+MODULE = """
+import torch
+from torch import nn
+
+def small(width=8):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+
+ready = small()
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    experiment = Experiment(net_options={"hidden": [16]}, rule="brsf", epochs=2, probe_every=0)
+    folder = tmp_path_factory.mktemp("runs") / experiment.name
+    training.run(experiment, folder, training.Execution(quiet=True))
+    return folder
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module of the user's own in the current folder."""
+    (tmp_path / "their_nets.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def accuracy(net: trained.Trained) -> float:
+    x, y = net.examples(360)
+    with torch.no_grad():
+        return (net.model(x).argmax(1) == y).float().mean().item()
+
+
+def test_the_net_of_a_run_scores_on_pixels_what_the_run_says(run: Path) -> None:
+    final = records.read(run / "records.jsonl")[-1]
+    net = from_run(run)
+    assert accuracy(net) == pytest.approx(final["test_acc"], abs=1e-6)
+    assert not net.model.training and net.name == run.name
+    assert from_run(run / "checkpoint.pt").digest == net.digest == trained.digest_of_run(run)
+
+
+def test_its_own_gradient_is_that_of_its_feedback(run: Path) -> None:
+    net = from_run(run)
+    state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]["model"]
+    inner = net.model.model.state_dict()
+    assert any("feedback" in name for name in state)
+    assert all(torch.equal(inner[name], value) for name, value in state.items())
+
+
+def test_building_it_leaves_the_global_generator_alone(run: Path) -> None:
+    before = torch.get_rng_state()
+    from_run(run)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_runs_that_cannot_be_attacked(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no nowhere"):
+        from_run("nowhere")
+    with pytest.raises(ValueError, match=r"is no run: it has no experiment.json.*--model"):
+        from_run(tmp_path)
+    described = records.read_json(run / "experiment.json")
+    records.write_json(tmp_path / "experiment.json", described)
+    with pytest.raises(ValueError, match="is new: there is no trained net yet"):
+        from_run(tmp_path)
+    rows = (run / "records.jsonl").read_text()
+    (tmp_path / "records.jsonl").write_text(rows)
+    with pytest.raises(ValueError, match=r"no checkpoint.pt: records were kept without weights"):
+        from_run(tmp_path)
+    records.write_json(tmp_path / "experiment.json", described | {"key": "0123456789"})
+    with pytest.raises(ValueError, match="another version of apical made it"):
+        from_run(tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_noticed(run: Path, tmp_path: Path) -> None:
+    for name in ("records.jsonl", "checkpoint.pt"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    other = Experiment(net_options={"hidden": [16]}, rule="brsf", epochs=2, seed=5, probe_every=0)
+    described = records.read_json(run / "experiment.json")
+    described["experiment"]["seed"] = 5
+    records.write_json(tmp_path / "experiment.json", described | {"key": other.key})
+    with pytest.raises(ValueError, match="belongs to the experiment"):
+        from_run(tmp_path)
+
+
+# models made elsewhere
+
+
+def saved(model: nn.Module, path: Path) -> Path:
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def plain(name: str = "their_nets:small", **options: Any) -> trained.Trained:
+    known: dict[str, Any] = {"weights": None, "data_name": "digits"}
+    return from_model(name, **known | options)
+
+
+def test_a_state_dict_is_loaded_and_decides_the_digest(package: Path) -> None:
+    import their_nets
+
+    weights = saved(their_nets.small(), package / "w.pt")
+    net, again = (plain(weights=weights) for _ in range(2))
+    x, _ = net.examples(5)
+    mean, std = data.load("digits").mean, data.load("digits").std
+    model = their_nets.small()
+    model.load_state_dict(torch.load(weights))
+    torch.testing.assert_close(net.model(x), model((x - mean[0]) / std[0]))
+    unit = plain(weights=weights, pixels="unit")
+    torch.testing.assert_close(unit.model(x), model(x))
+    assert net.digest == again.digest != unit.digest
+    assert net.digest != plain(weights=saved(their_nets.small(), weights)).digest
+
+
+def test_options_modules_and_wrapped_state_dicts(package: Path) -> None:
+    import their_nets
+
+    torch.save({"state_dict": their_nets.small(5).state_dict(), "epoch": 3}, "w.pt")
+    assert plain(weights="w.pt", options={"width": 5}).model.model[1].out_features == 5
+    before = {k: v.clone() for k, v in their_nets.ready.state_dict().items()}
+    torch.save(their_nets.small().state_dict(), "w.pt")
+    net = plain("their_nets:ready", weights="w.pt")
+    assert net.model.model is not their_nets.ready
+    assert all(torch.equal(v, before[k]) for k, v in their_nets.ready.state_dict().items())
+    with pytest.raises(ValueError, match="is a module already: options have no effect"):
+        plain("their_nets:ready", options={"width": 5})
+
+
+def test_a_model_that_was_converted_keeps_its_feedback(package: Path) -> None:
+    import their_nets
+
+    model = convert(their_nets.small(), rule_assignment("fa"), seed=7)
+    net = plain(weights=saved(model, package / "w.pt"), rule="fa", pixels="unit")
+    x, y = net.examples(20)
+    own, exact = (attacks.FGSM(0.1)(net.model, x, y, gradient=g) for g in ("own", "exact"))
+    assert not torch.equal(own, exact)
+    assert torch.equal(own, attacks.FGSM(0.1)(model.eval(), x, y, gradient="own"))
+
+
+def test_the_checkpoint_of_a_run_fits_a_plain_model(run: Path, package: Path) -> None:
+    net = plain("mlp", weights=run / "checkpoint.pt", rule="brsf", options={"hidden": [16]})
+    assert accuracy(net) == pytest.approx(accuracy(from_run(run)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "no_nets:small"}, "no module 'no_nets' to import"),
+        ({"name": "their_nets:smal"}, "has no 'smal'"),
+        ({"weights": "absent.pt"}, "there is no file absent.pt"),
+        ({"weights": "their_nets.py"}, r"cannot be read as tensors.*torch.save\(model.state_dict"),
+        ({"weights": "list.pt"}, "holds a list, not a state dict"),
+        ({"weights": "narrow.pt"}, "does not fit the model: .*size mismatch"),
+        ({"weights": "whole.pt"}, "cannot be read as tensors"),
+        ({"data_name": "digit"}, "unknown data set 'digit'"),
+        ({"name": "their_nets:small", "size": 9}, "cannot take images"),
+    ],
+)
+def test_refusals(package: Path, options: dict[str, Any], message: str) -> None:
+    import their_nets
+
+    torch.save([1, 2], "list.pt")
+    torch.save(their_nets.small(3).state_dict(), "narrow.pt")
+    torch.save(their_nets.small(), "whole.pt")
+    with pytest.raises(ValueError, match=message):
+        plain(**options)
