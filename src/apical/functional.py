@@ -7,14 +7,14 @@ Everything a learning rule changes about differentiation happens in this file:
 * `tap` and `join`: the star graph of the broadcast rules, in which every tapped activation
   receives its teaching signal straight from the error at the model's output.
 
-Each Function exists twice: a plain one, and one in the slower `setup_context` form that the
-transforms of `torch.func` require. Both run the same three functions.
+Each Function is written as three functions, from which `_function` makes the two forms that torch
+knows: a plain one, and the slower one that the transforms of `torch.func` require.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -123,8 +123,7 @@ def transport(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: 
     """
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias = _autocast(x), _autocast(weight), bias if bias is None else _autocast(bias)
-    function = _TransportForTransforms if _transforms_active() else _Transport
-    return function.apply(x, weight, bias, op, feedback, *feedback.memory())
+    return _transport(x, weight, bias, op, feedback, *feedback.memory())
 
 
 def exact(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -147,18 +146,12 @@ def tap(
     Shapes: x `geometry.input_shape` -> token (samples, *error_shape), without memory of its own;
         targets (samples, error size) for rules that learn from labels.
     """
-    function = _TapForTransforms if _transforms_active() else _Tap
-    return function.apply(x, feedback, geometry, tuple(error_shape), targets, *feedback.memory())
+    return _tap(x, feedback, geometry, tuple(error_shape), targets, *feedback.memory())
 
 
 def join(output: Tensor, tokens: Sequence[Tensor]) -> Tensor:
     """The output, unchanged; its gradient (the error) also goes to every token."""
-    function = _JoinForTransforms if _transforms_active() else _Join
-    return function.apply(output, *tokens)
-
-
-def _transforms_active() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return _join(output, *tokens)
 
 
 def _autocast(tensor: Tensor) -> Tensor:
@@ -207,7 +200,6 @@ def _transport_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.set_materialize_grads(False)
 
 
-@_once_differentiable
 def _transport_backward(ctx: Any, grad: Tensor | None) -> Any:
     x, weight, *memory = ctx.saved_tensors
     if grad is None:
@@ -263,7 +255,6 @@ def _tap_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.set_materialize_grads(False)
 
 
-@_once_differentiable
 def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
     x, targets, *memory = ctx.saved_tensors
     nothing = (None,) * 4
@@ -295,57 +286,40 @@ def _join_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.set_materialize_grads(False)
 
 
-@_once_differentiable
 def _join_backward(ctx: Any, error: Tensor | None) -> Any:
     return (error,) * (1 + ctx.tokens)
 
 
-class _Transport(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _transport_forward(*inputs)
-        _transport_setup(ctx, inputs, output)
+def _function(
+    name: str,
+    forward: Callable[..., Tensor],
+    setup: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Tensor]:
+    """What applies the autograd Function of these three, in the form that is needed.
+
+    Transforms of `torch.func` need `forward` and `setup_context` apart, which costs 20 to 30
+    microseconds a call.
+    """
+
+    def whole(ctx: Any, *inputs: Any) -> Tensor:
+        output = forward(*inputs)
+        setup(ctx, inputs, output)
         return output
 
-    backward: Any = staticmethod(_transport_backward)
+    kind, backward = torch.autograd.Function, staticmethod(_once_differentiable(backward))
+    apart = {"forward": staticmethod(forward), "setup_context": staticmethod(setup)}
+    plain: Any = type(name, (kind,), {"forward": staticmethod(whole), "backward": backward})
+    general: Any = type(name, (kind,), {**apart, "backward": backward, "generate_vmap_rule": True})
+
+    def apply(*inputs: Any) -> Tensor:
+        compiling = torch.compiler.is_compiling()
+        transforms = not compiling and torch._C._are_functorch_transforms_active()
+        return (general if transforms else plain).apply(*inputs)
+
+    return apply
 
 
-class _TransportForTransforms(torch.autograd.Function):
-    generate_vmap_rule = True
-    forward = staticmethod(_transport_forward)
-    setup_context = staticmethod(_transport_setup)
-    backward: Any = staticmethod(_transport_backward)
-
-
-class _Tap(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _tap_forward(*inputs)
-        _tap_setup(ctx, inputs, output)
-        return output
-
-    backward: Any = staticmethod(_tap_backward)
-
-
-class _TapForTransforms(torch.autograd.Function):
-    generate_vmap_rule = True
-    forward = staticmethod(_tap_forward)
-    setup_context = staticmethod(_tap_setup)
-    backward: Any = staticmethod(_tap_backward)
-
-
-class _Join(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _join_forward(*inputs)
-        _join_setup(ctx, inputs, output)
-        return output
-
-    backward: Any = staticmethod(_join_backward)
-
-
-class _JoinForTransforms(torch.autograd.Function):
-    generate_vmap_rule = True
-    forward = staticmethod(_join_forward)
-    setup_context = staticmethod(_join_setup)
-    backward: Any = staticmethod(_join_backward)
+_transport = _function("Transport", _transport_forward, _transport_setup, _transport_backward)
+_tap = _function("Tap", _tap_forward, _tap_setup, _tap_backward)
+_join = _function("Join", _join_forward, _join_setup, _join_backward)
