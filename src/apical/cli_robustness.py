@@ -199,6 +199,8 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
     table.add_section()
     table.add_row("clean", *[_share(clean["accuracy"])] * len(budgets))
     _show(table)
+    further = [r["attack"] for r in _of(rows, "attack") if r["on"] == "survivors"]
+    print(f"worst case: all of these, and on what was left: {', '.join(dict.fromkeys(further))}")
     if pixels := [row for row in _of(rows, "attack") if row["group"] == "pixels"]:
         told = ", ".join(f"{row['eps']:.0f} px {_share(row['accuracy'])}" for row in pixels)
         print(f"few pixels ({pixels[0]['examples']} images): {told}")
