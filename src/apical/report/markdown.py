@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from apical.records import write_bytes
-from apical.report import curves
+from apical.report import curves, overview, robust_markdown
+from apical.report.escape import for_markdown
 from apical.report.names import display_name
 from apical.report.read import Study, is_study, read_study
 from apical.report.table import Cell, cells, count, interval, number, signed
@@ -18,14 +19,21 @@ Pathlike = str | os.PathLike[str]
 
 
 def table_markdown(folder: Pathlike) -> str:
-    """The table of the study in `folder`: test error in %, one line per setting and rule."""
-    return _to_markdown(read_study(Path(folder)))
+    """The table of the study in `folder`: test error in %, one line per setting and rule.
+
+    A study of robustness has its table of robust accuracies instead.
+    """
+    study = read_study(Path(folder))
+    if study.overview is not None:
+        return overview.to_markdown(study, Path(folder).parent)
+    return robust_markdown.to_markdown(study) if study.robustness else _to_markdown(study)
 
 
 def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
     """Rewrite what stands between `<!-- table:NAME -->` and `<!-- end -->` from a study's records.
 
-    NAME is a folder in `results_folder`. The rest of the file is left as it is.
+    NAME is a study in `results_folder`, of which there may be a shorter tier only (the folder
+    NAME-short, or else NAME-smoke). The rest of the file is left as it is.
     Returns: whether the file changed.
     Raises: ValueError for a marker that is not closed, or a NAME without a study.
     """
@@ -39,8 +47,7 @@ def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]
-        _require_study(path, results, name)
-        return f"<!-- table:{name} -->\n{table_markdown(results / name)}<!-- end -->"
+        return f"<!-- table:{name} -->\n{table_markdown(_folder(path, results, name))}<!-- end -->"
 
     fresh = MARKER.sub(block, text)
     if fresh == text:
@@ -49,9 +56,10 @@ def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
     return True
 
 
-def _require_study(path: Path, results: Path, name: str) -> None:
-    if is_study(results / name):
-        return
+def _folder(path: Path, results: Path, name: str) -> Path:
+    for tier in ("", "-short", "-smoke"):
+        if is_study(results / f"{name}{tier}"):
+            return results / f"{name}{tier}"
     there = sorted(entry.name for entry in results.iterdir() if is_study(entry))
     near = difflib.get_close_matches(name, there, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -91,9 +99,9 @@ def _curves(study: Study) -> str:
     for curve in dict.fromkeys((p.curve.setting, p.curve.rule, p.quantity) for p in points):
         mine = {p.epoch: p for p in points if curve == (p.curve.setting, p.curve.rule, p.quantity)}
         texts = [_beside(mine[epoch]) if epoch in mine else "" for epoch in epochs]
-        words = [_escape(display_name(curve[1])), _escape(curve[2]), *texts]
+        words = [for_markdown(display_name(curve[1])), for_markdown(curve[2]), *texts]
         lines.append("| " + " | ".join(words) + " |")
-    sources = "; ".join(dict.fromkeys(_escape(point.curve.source) for point in points))
+    sources = "; ".join(dict.fromkeys(for_markdown(point.curve.source) for point in points))
     told = (
         f"Mean over seeds, in brackets the published value ({sources}). † differs by more than "
         "the allowance of the study and than our 95 % interval."
@@ -123,7 +131,7 @@ def _row(cell: Cell, several: bool, compared: bool) -> list[str]:
     if compared:
         row.append(number(cell.published.error if cell.published else None))
         row.append(cell.verdict.word if cell.verdict else "")
-    return [_escape(text) for text in [cell.setting] * several + row]
+    return [for_markdown(text) for text in [cell.setting] * several + row]
 
 
 def _legend(study: Study, rows: list[Cell]) -> str:
@@ -133,13 +141,7 @@ def _legend(study: Study, rows: list[Cell]) -> str:
         "seeds, in points; rules that share a letter are not told apart (Holm-corrected)."
     ]
     if sources:
-        parts.append(f"Published: {_escape('; '.join(sources))}.")
-    parts += [_escape(note) for note in study.notes]
+        parts.append(f"Published: {for_markdown('; '.join(sources))}.")
+    parts += [for_markdown(note) for note in study.notes]
     parts.append(f"Regenerate: `{study.command.replace('`', '')}`.")
     return " ".join(parts)
-
-
-def _escape(text: str) -> str:
-    for character in "\\|*_`":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")

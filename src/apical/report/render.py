@@ -100,12 +100,14 @@ def write_png(
     columns = min(columns, len(group.panels))
     rows = -(-len(group.panels) // columns)
     width, height = max(columns * group.size[0], 3.2), group.size[1] + 0.22
-    per_row = max(1, int(width / 0.95))
+    longest = max((len(label) for label, _ in legend), default=0)
+    per_row = max(1, int(width / max(0.95, 0.075 * longest - 0.1)))
     head = 0.34 + 0.2 * -(-len(legend) // per_row)
     total = (width, rows * height + head)
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=total)
-        figure.text(0.1 / width, 1 - 0.2 / total[1], title, fontsize=9.5, fontweight="bold")
+        heading = min(9.5, 9.5 * width / (0.085 * len(title)))  # a long one is set smaller
+        figure.text(0.1 / width, 1 - 0.2 / total[1], title, fontsize=heading, fontweight="bold")
         if legend:
             _png_legend(figure, legend, per_row, 1 - 0.3 / total[1])
         for index, panel in enumerate(group.panels):

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from apical.report.escape import for_spreadsheet
 from apical.report.robust_read import Evaluation
 from apical.report.robust_section import Section
 from apical.report.robust_table import headlines_of_rule, verdict
-from apical.report.table import no_formula
 
 ATTACK = ("eps", "group", "attack", "source", "role")
 """Keys that tell one attack of an evaluation from another."""
@@ -92,5 +92,7 @@ def _to_csv(columns: str, rows: Iterable[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(out, columns.split(), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: no_formula(v) if isinstance(v, str) else v for key, v in row.items()})
+        writer.writerow(
+            {key: for_spreadsheet(v) if isinstance(v, str) else v for key, v in row.items()}
+        )
     return out.getvalue()

@@ -15,6 +15,9 @@ from apical.report.robust_section import Section
 MOST_IMAGES, MOST_ATTACKS = 3, 3
 """Shown of each rule: enough to see what a radius looks like."""
 
+WRONG = "#a8281f"
+"""Answers that are wrong, in print."""
+
 SHAPES = {"x": 4, "adv": 5, "names": 1, "labels": 1, "predictions_clean": 1, "predictions_adv": 2}
 """Number of dimensions of each array in examples.npz."""
 
@@ -165,14 +168,14 @@ def _png(pixels: Any) -> bytes:
 
 
 def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
-    """The first image of each rule with its perturbations, one line a rule, for print."""
+    """One image with its perturbations, one line a rule, for print: that misread most often."""
     import matplotlib
     from matplotlib.figure import Figure
 
     from apical.records import write_bytes
     from apical.report.render import FONT
 
-    across = max(len(each.columns) for each in found)
+    image, across = _telling(found), max(len(each.columns) for each in found)
     size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(found))
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=size)
@@ -180,7 +183,7 @@ def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
         for line, each in enumerate(found):
             bottom, wide = size[1] - 1.8 - 1.55 * line, 1.15 * len(each.columns)
             axes = figure.add_axes((0.8 / size[0], bottom / size[1], wide / size[0], 1 / size[1]))
-            _draw_strip(axes, each)
+            _draw_strip(axes, each, image)
             name, middle = display_name(each.rule), (bottom + 0.5) / size[1]
             figure.text(0.1 / size[0], middle, name, fontweight="bold", color=INK, va="center")
         out = io.BytesIO()
@@ -188,13 +191,23 @@ def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
     write_bytes(path, out.getvalue())
 
 
-def _draw_strip(axes: Any, found: Examples) -> None:
-    """The pictures of the first image side by side, 1.15 units each of which 1 is the picture."""
-    for place, (column, shown) in enumerate(zip(found.columns, found.rows[0], strict=True)):
+def _telling(found: Sequence[Examples]) -> int:
+    """The image that was misread most often, over all rules and attacks."""
+    wrong = [0] * max(len(each.rows) for each in found)
+    for each in found:
+        for place, row in enumerate(each.rows):
+            wrong[place] += sum(shown.wrong for shown in row)
+    return wrong.index(max(wrong))
+
+
+def _draw_strip(axes: Any, found: Examples, image: int) -> None:
+    """The pictures of one image side by side, 1.15 units each of which 1 is the picture."""
+    row = found.rows[min(image, len(found.rows) - 1)]
+    for place, (column, shown) in enumerate(zip(found.columns, row, strict=True)):
         left = 1.15 * place
         axes.imshow(shown.pixels, extent=(left, left + 1, 0, 1), interpolation="nearest")
         axes.text(left, 1.05, column.replace(", ", ",\n"), fontsize=6, color=SOFT, va="bottom")
-        axes.text(left, -0.05, shown.text, va="top", color=INK)
+        axes.text(left, -0.05, shown.text, va="top", color=WRONG if shown.wrong else INK)
     axes.set_xlim(0, 1.15 * len(found.columns))
     axes.set_ylim(0, 1)
     axes.set_axis_off()

@@ -83,7 +83,7 @@ def draw_radius(axes: Any, *, found: Lines, section: Section, clean: Estimate) -
             linewidth=0,
         )
     axes.set_ylim(-2, 102)
-    axes.set_xlim(0, section.radii[-1])
+    axes.set_xlim(0, 1.04 * section.radii[-1])
     axes.set_yticks([0, 25, 50, 75, 100])
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("radius ε", labelpad=2)

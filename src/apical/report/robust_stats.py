@@ -14,7 +14,7 @@ MASKED = 5.0
 """Points of own minus exact robust accuracy above which a rule counts as masked, with an interval
 above 0."""
 
-Word = Literal["faithful", "masked", "random", "vanishing"]
+Word = Literal["faithful", "masked", "random", "undecided", "vanishing"]
 Over = Literal["nets", "images"]
 
 
@@ -105,7 +105,8 @@ def verdict(
     Masked: at some radius own minus exact robust accuracy is above 5 points with an interval above
     0 (over nets; over images for a single one), or the audit found in more than half of the nets
     that a small step along the own gradient does not raise the loss. Else vanishing or random if
-    the audit says so of more than half of the nets, else faithful.
+    the audit says so of more than half of the nets. Else undecided where own minus exact is above
+    5 points on average but its interval holds 0, as with two nets it mostly does; else faithful.
 
     Args: gaps: radius -> seed -> row of kind gap. audits: rows of kind audit, one per net.
     Raises: ValueError without any of either.
@@ -131,6 +132,8 @@ def verdict(
             told = such[0]["reasons"][0]
             return RuleVerdict(word, (f"{told}{_in_nets(len(such), len(audits))}",))
     largest = max(known.values(), key=lambda each: each.mean)
+    if largest.mean > MASKED:
+        return RuleVerdict("undecided", (_perhaps(known),))
     return RuleVerdict(
         "faithful",
         (f"own minus exact robust accuracy is at most {largest.mean:.1f} points on average",),
@@ -155,6 +158,15 @@ def _apart(
         f"at radius {eps:.3g} the own gradient leaves {own:.1f} % right, the exact one "
         f"{exact:.1f} %: {found.mean:.1f} points apart (95 % interval {found.low:.1f} to "
         f"{found.high:.1f}, {over}){also}"
+    )
+
+
+def _perhaps(known: Mapping[float, Difference]) -> str:
+    eps, found = max(known.items(), key=lambda item: item[1].mean)
+    interval = "no interval" if found.low is None else f"{found.low:.1f} to {found.high:.1f}"
+    return (
+        f"at radius {eps:.3g} own minus exact robust accuracy is {found.mean:.1f} points on "
+        f"average, but not told from 0 (95 % interval {interval}, n = {found.n}): more nets decide"
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from apical.report.names import display_name, is_baseline
+from apical.report.robust_read import PublishedRobustness
 from apical.report.robust_section import Section
 from apical.report.robust_stats import Difference, Estimate
 from apical.report.robust_table import Headline
@@ -81,6 +82,11 @@ def radius(eps: float) -> str:
     return f"{eps:.3g}" if not whole or len(f"{eps:.4g}") <= 4 else f"{round(steps)}/255"
 
 
+def place(row: PublishedRobustness) -> str:
+    """Its radius, or how many pixels may change."""
+    return f"{row.eps:g} px" if row.group == "pixels" else radius(row.eps)
+
+
 def measured(section: Section) -> str:
     """On what, and what the attacker may do."""
     data = section.described.get("data")
@@ -118,25 +124,34 @@ def why_this_radius(section: Section, eps: float) -> str:
 
 
 def _masking(rows: Sequence[Headline]) -> str:
-    masked = [row for row in rows if row.verdict.word == "masked"]
-    other = [row for row in rows if row.verdict.word in ("vanishing", "random")]
-    if not masked and not other:
+    by_word = {
+        word: [row for row in rows if row.verdict.word == word]
+        for word in ("masked", "vanishing", "random", "undecided")
+    }
+    told = [_masked(by_word["masked"])] if by_word["masked"] else []
+    useless = by_word["vanishing"] + by_word["random"]
+    if useless:
+        shown = (f"{display_name(row.rule)} ({row.verdict.word})" for row in useless)
+        told.append(f"The own gradient is of no use to an attacker: {', '.join(shown)}.")
+    if by_word["undecided"]:
+        told.append(f"Not decided by these nets: {names(by_word['undecided'])}.")
+    if not told:
         return "No rule is masked: attacks by the own gradient tell how robust these nets are."
-    told = ""
-    if masked:
-        most = max(masked, key=lambda row: row.gap.mean)
-        subject = f"{names(masked)} {'is' if len(masked) == 1 else 'are'} masked"
-        told = (
-            f"{subject}: {'its nets look' if len(masked) == 1 else 'their nets look'} more robust "
-            f"than they are when they are attacked by their own gradient. At radius "
-            f"{radius(most.eps)}, {display_name(most.rule)} keeps {percent(most.own.mean)} % under "
-            f"its own gradient and {percent(most.exact.mean)} % under the exact gradient of the "
-            "same weights."
-        )
-    if other:
-        words = (f"{display_name(row.rule)} ({row.verdict.word})" for row in other)
-        told += f" Their own gradient is of no use to an attacker either: {', '.join(words)}."
-    return told.strip()
+    return " ".join(told)
+
+
+def _masked(rows: Sequence[Headline]) -> str:
+    most = max(rows, key=lambda row: row.gap.mean)
+    start = "is masked: attacked by its own gradient, as in earlier papers, it looks more robust"
+    end = "than it is"
+    if len(rows) > 1:
+        start = "are masked: attacked by their own gradient, as in earlier papers, they look more"
+        start, end = f"{start} robust", "than they are"
+    return (
+        f"{names(rows)} {start} {end}. At radius {radius(most.eps)}, {display_name(most.rule)} "
+        f"keeps {percent(most.own.mean)} % under its own gradient and "
+        f"{percent(most.exact.mean)} % under the exact gradient of the same weights."
+    )
 
 
 def _worst(rows: Sequence[Headline]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from apical import stats
+from apical.report.escape import for_spreadsheet
 from apical.report.names import is_baseline
 from apical.report.read import FULL_TIER, Published, Run, Study
 
@@ -133,8 +134,8 @@ def to_csv(table: Iterable[Cell]) -> str:
 def _csv_row(cell: Cell) -> dict[str, object]:
     ours, gap, published = cell.summary, cell.difference, cell.published
     return {
-        "setting": no_formula(cell.setting),
-        "rule": no_formula(cell.rule),
+        "setting": for_spreadsheet(cell.setting),
+        "rule": for_spreadsheet(cell.rule),
         "n": cell.n,
         "planned": cell.planned,
         "failed": cell.failed,
@@ -148,7 +149,7 @@ def _csv_row(cell: Cell) -> dict[str, object]:
         "ties": cell.ties,
         "published": published and published.error,
         "published_n": published and published.n,
-        "published_source": published and no_formula(published.source),
+        "published_source": published and for_spreadsheet(published.source),
         "published_difference": cell.published_difference,
         "verdict": cell.verdict and cell.verdict.word,
         "verdict_reason": cell.verdict and cell.verdict.why,
@@ -156,11 +157,6 @@ def _csv_row(cell: Cell) -> dict[str, object]:
         "feedback_bytes": cell.mean_of("feedback_bytes"),
         "seconds": cell.mean_of("seconds"),
     }
-
-
-def no_formula(text: str) -> str:
-    """Text a spreadsheet will not run as a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
 def count(cell: Cell) -> str:
