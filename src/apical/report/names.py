@@ -1,12 +1,23 @@
 """Names of rules as their papers write them."""
 
 NAMES = {
+    "aa": "AA",
     "bp": "BP",
     "brsf": "brSF",
     "dfa": "DFA",
+    "dkp": "DKP",
+    "dldfa": "DLDFA",
+    "drtp": "DRTP",
     "fa": "FA",
     "frsf": "frSF",
+    "ia": "IA",
     "kp": "KP",
+    "ldfa": "LDFA",
+    "pfa": "PFA",
+    "quantised(fa)": "quantised FA",
+    "sa": "SA",
+    "sdfa": "sDFA",
+    "sparse(fa)": "sparse FA",
     "usf": "uSF",
     "wm": "WM",
 }

@@ -115,6 +115,7 @@ class Study:
     curves: tuple[Curve, ...] = ()
     robustness: tuple[Evaluation, ...] = ()
     robust_published: tuple[PublishedRobustness, ...] = ()
+    overview: Mapping[str, Any] | None = None
 
     @property
     def settings(self) -> list[str]:
@@ -192,6 +193,7 @@ def read_study(folder: Path) -> Study:
             notes=tuple(value["notes"]),
             search=tuple(value.get("search", ())),
             curves=tuple(_curve(entry) for entry in value.get("curves", ())),
+            overview=value.get("overview"),
             robustness=tuple(
                 robust_read.read_evaluation(folder, entry) for entry in value.get("robustness", ())
             ),

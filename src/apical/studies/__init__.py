@@ -6,6 +6,7 @@ from apical.naming import unknown
 from apical.studies import biotorch, robustness
 from apical.studies.base import TIERS, Curve, Entry, Published, Search, Study
 from apical.studies.low_dim_error import low_dim_error
+from apical.studies.rules_overview import rules_overview
 from apical.studies.smoke import smoke
 from apical.studies.weight_transport import weight_transport
 
@@ -38,6 +39,7 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "biotorch-mnist": biotorch.mnist,
     "biotorch-robustness": robustness.robustness,
     "low-dim-error": low_dim_error,
+    "rules-overview": rules_overview,
     "smoke": smoke,
     "weight-transport": weight_transport,
 }

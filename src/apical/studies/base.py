@@ -114,10 +114,27 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """That the study is shown as one line per rule, all settings side by side, and with what.
+
+    Args: facts: by label of the rule and heading of the column.
+        detail: setting whose alignment and feedback memory are shown.
+        timed: net whose step times are: in a table of ``benchmarks/step_time.py``.
+        timed_as: names of rules there, by label, where they differ.
+    """
+
+    facts: Mapping[str, Mapping[str, str]]
+    detail: str
+    timed: str
+    timed_as: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Study:
     """The experiments of a table. With a ``search`` their learning rates are still to be chosen.
 
-    Args: evaluations: by setting, how its trained nets are attacked.     surrogate: the rule whose
+    Args: search: one for all settings, or by setting.
+        evaluations: by setting, how its trained nets are attacked.     surrogate: the rule whose
         net of the same setting and seed attacks are transferred from; "": none.
     """
 
@@ -127,11 +144,12 @@ class Study:
     entries: tuple[Entry, ...]
     published: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
-    search: Search | None = None
+    search: Search | Mapping[str, Search] | None = None
     curves: tuple[Curve, ...] = ()
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     surrogate: str = ""
     robust_published: tuple[PublishedRobustness, ...] = ()
+    overview: Overview | None = None
 
     @property
     def cells(self) -> list[Choice]:
@@ -169,10 +187,12 @@ class Study:
         if self.search is None:
             return {}
         first = {entry.cell: entry.experiment for entry in reversed(self.entries)}
-        return {
-            cell: {value: _try(first[cell], self.search, value) for value in self.search.values}
-            for cell in self.cells
-        }
+        found = {}
+        for setting, rule in self.cells:
+            search = self.search if isinstance(self.search, Search) else self.search[setting]
+            base = first[setting, rule]
+            found[setting, rule] = {value: _try(base, search, value) for value in search.values}
+        return found
 
     def chosen(self, rates: Mapping[Choice, float]) -> "Study":
         """The study with learning rates filled in and nothing left to search."""

@@ -139,6 +139,8 @@ def described(
     }
     if study.curves:
         value["curves"] = [dataclasses.asdict(curve) for curve in study.curves]
+    if study.overview:
+        value["overview"] = dataclasses.asdict(study.overview)
     if found:
         value["search"] = list(found)
     return value
