@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.records import StorageError, write_bytes
-from apical.report import curves, figures, protocol, robust_page, table
+from apical.report import curves, diagnostics, figures, protocol, robust_page, table
 from apical.report.looks import Look, css_variables, looks
 from apical.report.names import display_name
 from apical.report.read import FULL_TIER, Study, is_run, is_study, read_run, read_study
@@ -79,6 +79,11 @@ def _write_study(study: Study, out: Path) -> Path:
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
         robust=robust_page.write(study, out, slugs),
         sections=[_section(study, rows, setting, look, out) for setting in study.settings],
+        diagnoses=[
+            _diagnosed(found, study, look, out)
+            for setting in study.settings
+            if (found := diagnostics.diagnose(study, setting, look)) is not None
+        ],
         allowance=ALLOWANCE,
         full_tier=FULL_TIER,
     )
@@ -114,7 +119,22 @@ def _write_run(study: Study, out: Path) -> Path:
         environment=protocol.environment(study),
         robust=robust_page.write(study, out, slugs),
         sections=[{"setting": run.setting, "groups": drawn, "legend": []}],
+        diagnoses=[
+            _diagnosed(found, study, look, out)
+            for found in [diagnostics.diagnose(study, run.setting, look)]
+            if found is not None
+        ],
     )
+
+
+def _diagnosed(
+    found: diagnostics.Diagnosis, study: Study, look: Mapping[str, Look], out: Path
+) -> dict[str, Any]:
+    """The diagnostics of one setting for the page."""
+    slug = f"{slugs(study.settings)[found.setting]}-" if len(study.settings) > 1 else ""
+    drawn = _drawn(found.groups, f"{study.title} · {found.setting}", look, out, slug)
+    legend = _legend(found.drawn, look) if len(found.drawn) > 1 else []
+    return {**vars(found), "figures": drawn, "legend": legend}
 
 
 def _drawn(
