@@ -39,7 +39,7 @@ def build_external(
 
 
 def _torchvision(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
-    models = _import("torchvision").models
+    models = import_package("torchvision").models
     allowed = models.list_models(module=models)
     if wanted not in allowed:
         raise unknown("torchvision net", wanted, allowed)
@@ -47,7 +47,7 @@ def _torchvision(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callab
 
 
 def _timm(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
-    timm = _import("timm")
+    timm = import_package("timm")
     if not timm.is_model(wanted):
         raise unknown("timm net", wanted, timm.list_models())
     known: dict = {"num_classes": num_classes, "in_chans": in_shape[0]}
@@ -62,7 +62,7 @@ def _timm(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dic
 
 
 def _callable(source: str, wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
-    factory: object = _import(source)
+    factory: object = import_package(source)
     for part in wanted.split("."):
         if not hasattr(factory, part):
             raise unknown(f"callable in {source}", wanted, [n for n in dir(factory) if n[0] != "_"])
@@ -75,7 +75,8 @@ def _callable(source: str, wanted: str, in_shape: Shape, num_classes: int) -> tu
     return factory, {key: value for key, value in offered.items() if anything or key in takes}
 
 
-def _import(package: str) -> ModuleType:
+def import_package(package: str) -> ModuleType:
+    """A package that has nets. Raises: ValueError if it is missing or broken, with the remedy."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -1,0 +1,63 @@
+"""Retrieval by hash codes: losses, codes, rankings, measures, and attacks on all that.
+
+A hash net is any net with K outputs h. Its code is sign h, packed into bits; what a loss or an
+attack differentiates is u = tanh(alpha h).
+"""
+
+from apical.hashing.centres import CSQ, DPN, CentreLoss
+from apical.hashing.codes import Codes, ConstantBitWarning, encode, pack
+from apical.hashing.database import Database, relevant
+from apical.hashing.heads import hash_head
+from apical.hashing.losses import DPH, DPSH, DSH, Bank, HashLoss, HashNet, PairLoss
+from apical.hashing.measures import (
+    PrecisionRecall,
+    average_precision,
+    mean_average_precision,
+    precision_recall,
+    precision_within,
+)
+from apical.hashing.memory import Memory
+from apical.hashing.ranking import distances, pairwise_distances, rank, rankings
+from apical.hashing.relaxation import Continuation, relax
+
+__all__ = [
+    "CSQ",
+    "DPH",
+    "DPN",
+    "DPSH",
+    "DSH",
+    "LOSSES",
+    "Bank",
+    "CentreLoss",
+    "Codes",
+    "ConstantBitWarning",
+    "Continuation",
+    "Database",
+    "HashLoss",
+    "HashNet",
+    "Memory",
+    "PairLoss",
+    "PrecisionRecall",
+    "average_precision",
+    "distances",
+    "encode",
+    "hash_head",
+    "mean_average_precision",
+    "pack",
+    "pairwise_distances",
+    "precision_recall",
+    "precision_within",
+    "rank",
+    "rankings",
+    "relax",
+    "relevant",
+]
+
+LOSSES: dict[str, type[HashLoss]] = {
+    "csq": CSQ,
+    "dph": DPH,
+    "dpn": DPN,
+    "dpsh": DPSH,
+    "dsh": DSH,
+    "hashnet": HashNet,
+}

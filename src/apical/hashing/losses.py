@@ -1,0 +1,185 @@
+"""Losses from which a net learns hash codes: what they share, and those on pairs.
+
+Notation: B examples of K bits; u = tanh(alpha h) in (-1, 1)^K of a net's outputs h; U the same of
+the N examples that u is compared with; S_ij = 1 if i and j share a label, else 0. A loss is a
+number, the mean over its terms.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apical.hashing.database import check_labels, relevant
+
+PairWeight = Literal["balanced", "none"]
+
+
+class Bank(NamedTuple):
+    """Examples to compare a batch with. Shapes: codes (N, K) in [-1, 1], labels as the batch's."""
+
+    codes: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class HashLoss:
+    """A loss on relaxed codes u. The object is its configuration."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if get_origin(hints[option.name]) is Literal:
+                allowed = get_args(hints[option.name])
+                if value not in allowed:
+                    raise ValueError(
+                        f"{self.name}: {option.name}={value!r} is not one of"
+                        f" {', '.join(map(repr, allowed))}"
+                    )
+            elif isinstance(value, int | float) and value < 0:
+                raise ValueError(f"{self.name}: {option.name}={value} must be at least 0")
+
+    @property
+    def name(self) -> str:
+        """How messages call the loss."""
+        return type(self).__name__
+
+    def check(self, bits: int, classes: int) -> None:
+        """Raises: ValueError if codes of so many bits cannot tell so many classes apart."""
+        if bits < 1 or classes < 1:
+            raise ValueError(f"{self.name}: bits={bits} and classes={classes} are at least 1")
+        if bits < 63 and classes > 2**bits:
+            raise ValueError(
+                f"{self.name}: {classes} classes, but {bits} bits have only {2**bits} codes; use"
+                f" at least {(classes - 1).bit_length()} bits"
+            )
+
+
+@dataclass(frozen=True)
+class PairLoss(HashLoss, abc.ABC):
+    """A loss that draws alike examples together and others apart.
+
+    Args of every loss on pairs:
+        pair_weight: "none" counts every pair alike. Of C equally frequent classes only one pair
+            in C is alike, so that pushing apart outweighs drawing together; "balanced" weights
+            pairs by pairs / alike pairs and pairs / other pairs, so that both kinds count half.
+    """
+
+    pair_weight: PairWeight = "none"
+
+    def __call__(self, u: Tensor, labels: Tensor, bank: Bank | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args: bank: what the batch is compared with (`Memory.bank` of the whole training set); None:
+            itself, where each example also meets itself.
+        Shapes: u (B, K) in [-1, 1]; labels (B,) class numbers or (B, classes) of 0 and 1.
+        Raises: ValueError for shapes that do not fit.
+        """
+        check_labels(labels, len(u))
+        others = Bank(u, labels) if bank is None else bank
+        if others.codes.shape[1:] != u.shape[1:]:
+            raise ValueError(
+                f"{self.name}: codes of shape {tuple(u.shape)}, those of the bank"
+                f" {tuple(others.codes.shape)}: both need the same number of bits"
+            )
+        alike = relevant(labels, others.labels).to(u.dtype)
+        terms = self.pairs(u, others.codes, alike)
+        if self.pair_weight == "balanced":
+            terms = terms * _balancing(alike)
+        return terms.mean() + self.penalty(u)
+
+    @abc.abstractmethod
+    def pairs(self, u: Tensor, others: Tensor, alike: Tensor) -> Tensor:
+        """The term of each pair. Shapes: (B, K), (N, K), (B, N) of 0 and 1 -> (B, N)."""
+
+    def penalty(self, u: Tensor) -> Tensor:
+        """What drives u to -1 and +1; a number."""
+        return u.new_zeros(())
+
+
+@dataclass(frozen=True)
+class DSH(PairLoss):
+    """Deep supervised hashing: S d^2 / 2 + (1 - S) max(0, m - d^2) / 2 + q mean||u| - 1|.
+
+    d^2 = ||u_i - U_j||^2.
+
+    Args: margin: m, None for 2 K. quantisation: q.
+    Source: Liu, Wang, Shan, Chen 2016; q = 0.1 and m = 2 K as in DeepHash-pytorch.
+    """
+
+    margin: float | None = None
+    quantisation: float = 0.1
+
+    def pairs(self, u: Tensor, others: Tensor, alike: Tensor) -> Tensor:
+        margin = 2 * u.shape[1] if self.margin is None else self.margin
+        squares = u.square().sum(1, keepdim=True) + others.square().sum(1)
+        distance = (squares - 2 * u @ others.T).clamp(min=0)
+        return (alike * distance + (1 - alike) * (margin - distance).clamp(min=0)) / 2
+
+    def penalty(self, u: Tensor) -> Tensor:
+        return self.quantisation * (u.abs() - 1).abs().mean()
+
+
+@dataclass(frozen=True)
+class DPSH(PairLoss):
+    """Deep pairwise supervised hashing: log(1 + e^t) - S t + q mean(sign u - u)^2, t = u . U / 2.
+
+    Args: quantisation: q, of the mean over all B K values (DeepHash-pytorch: 0.1). The sum over
+        values divided by B N with a factor 50, as others write it, is q = 50 K / N.
+    Source: Li, Wang, Kang 2016.
+    """
+
+    quantisation: float = 0.1
+
+    def pairs(self, u: Tensor, others: Tensor, alike: Tensor) -> Tensor:
+        return _likelihood(u @ others.T / 2, alike)
+
+    def penalty(self, u: Tensor) -> Tensor:
+        return self.quantisation * (u.detach().sign() - u).square().mean()
+
+
+@dataclass(frozen=True)
+class DPH(PairLoss):
+    """Deep pairwise hashing: (u . U / K - (2 S - 1))^2.
+
+    Source: the loss that HAG was published with, Yang et al. 2018.
+    """
+
+    def pairs(self, u: Tensor, others: Tensor, alike: Tensor) -> Tensor:
+        return (u @ others.T / u.shape[1] - (2 * alike - 1)).square()
+
+
+@dataclass(frozen=True)
+class HashNet(PairLoss):
+    """log(1 + e^t) - S t with t = scale u . U, balanced as published.
+
+    It has no penalty: what drives u to -1 and +1 is a tanh that becomes steeper (`Continuation`).
+
+    Args: scale: None for 10 / K. DeepHash-pytorch: 0.1.
+    Source: Cao, Long, Wang, Yu 2017.
+    """
+
+    pair_weight: PairWeight = "balanced"
+    scale: float | None = None
+
+    def pairs(self, u: Tensor, others: Tensor, alike: Tensor) -> Tensor:
+        scale = 10 / u.shape[1] if self.scale is None else self.scale
+        return _likelihood(scale * u @ others.T, alike)
+
+
+def _likelihood(products: Tensor, alike: Tensor) -> Tensor:
+    """Negative log likelihood of S under the probability sigmoid(t)."""
+    return F.softplus(products) - alike * products
+
+
+def _balancing(alike: Tensor) -> Tensor:
+    """Weights by which alike pairs and others count half each. Shape: as `alike`."""
+    pairs, positive = alike.numel(), alike.sum()
+    weights = torch.where(alike > 0, positive, pairs - positive)
+    return pairs / weights

