@@ -36,8 +36,8 @@ CORE = [
 LEAVES = [{"nets", "data", "tasks"}]
 RESULTS = [{"records"}, {"phases", "stats"}, {"report"}]
 RUNNING = [
-    {"attacks", "learners", "losses"},
-    {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
+    {"attacks", "learners", "losses", "starts"},
+    {"hashing", "experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
     {"prepare"},
     {"monitor", "observe", "resume", "run_folder", "progress"},
     {"training"},
