@@ -12,9 +12,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-FIXED_BELOW = 20
-"""Steps below which a random net with a trained read-out solves what should need memory."""
-
 
 @dataclass(frozen=True)
 class Task(abc.ABC):
@@ -22,7 +19,7 @@ class Task(abc.ABC):
 
     Args: length: steps of a sequence; each task says how many it needs at least.
     Raises: ValueError for a sequence shorter than the task needs.
-    Warns: below 20 steps: no evidence of learning in the recurrent weights.
+    Warns: of a length below `evidence_from`.
     """
 
     length: int
@@ -32,6 +29,9 @@ class Task(abc.ABC):
     outputs: ClassVar[int]
     """Outputs a net needs: classes, or numbers."""
     shortest: ClassVar[int] = 10
+    evidence_from: ClassVar[int] = 11
+    """Steps below which a random net solves the task, or nearly so, once its read-out is trained:
+    such lengths say nothing of learning in the recurrent weights."""
     loss: ClassVar[Literal["cross_entropy", "squared_error"]] = "cross_entropy"
 
     def __post_init__(self) -> None:
@@ -40,11 +40,11 @@ class Task(abc.ABC):
                 f"{self.name}: length={self.length!r}, but the task needs sequences of at least "
                 f"{self.shortest} steps"
             )
-        if self.length < FIXED_BELOW:
+        if self.length < self.evidence_from:
             warnings.warn(
                 f"{self.name}: at length={self.length} a random recurrent net of which only the "
-                f"read-out is trained can solve the task; use {FIXED_BELOW} steps or more as "
-                "evidence of learning through time",
+                "read-out is trained solves the task, or nearly so; use at least "
+                f"{self.evidence_from} steps as evidence of learning through time",
                 stacklevel=4,
             )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from apical.tasks.base import Task, whole
 
 SYMBOLS = 6  # two that matter, four that do not
+EVIDENCE_FROM = 20  # below, a tenth of the length is one step: every position is fixed
 
 
 def _sequences(
@@ -42,6 +43,7 @@ class TemporalOrder(Task):
 
     inputs: ClassVar[int] = SYMBOLS
     outputs: ClassVar[int] = 4
+    evidence_from: ClassVar[int] = EVIDENCE_FROM
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return _sequences(self, count, (0.1, 0.5), generator)
@@ -56,6 +58,7 @@ class TemporalOrder3(Task):
 
     inputs: ClassVar[int] = SYMBOLS
     outputs: ClassVar[int] = 8
+    evidence_from: ClassVar[int] = EVIDENCE_FROM
 
     @property
     def name(self) -> str:
