@@ -107,6 +107,24 @@ def test_an_update_by_hand_straight_after_a_step_counts_too() -> None:
         assert_close(gap, 0.9**6 * first, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_learn_after_a_step_leaves_every_bit_of_constrained_weights(dtype: torch.dtype) -> None:
+    model = apical.convert(net().to(dtype), FA(constrain_weights=True))
+    optimizer = sgd(model)
+    for _ in range(5):
+        model.zero_grad()
+        F.cross_entropy(model(X.to(dtype)), Y).backward()
+        optimizer.step()
+        before = copy.deepcopy(model.state_dict())
+        apical.learn(model)
+        assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    by_hand(model)
+    apical.learn(model)
+    for i in (0, 2, 4):
+        assert_close(model[i].weight.norm(), model[i].feedback.weight_norm, rtol=1e-6, atol=0)
+        assert not torch.equal(model[i].weight, before[f"{i}.weight"])
+
+
 class Attentive(nn.Module):
     """Two attentions of one packed weight, which holds three weights with feedback."""
 
@@ -244,10 +262,11 @@ def load_plain(model: nn.Module) -> dict[str, Tensor]:
     return copy.deepcopy(model.state_dict())
 
 
+@pytest.mark.parametrize("within", [lambda rule: rule, Sparse], ids=["plain", "sparse"])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_a_loaded_weight_is_no_update_of_it(decay: float) -> None:
+def test_a_loaded_weight_is_no_update_of_it(decay: float, within: Any) -> None:
     rule = LowDimensional(projection="fixed", decay=decay, follows="update")
-    model: Any = apical.convert(net(), rule)
+    model: Any = apical.convert(net(), within(rule))
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for load in (False, True):
         state = load_plain(model) if load else copy.deepcopy(model.state_dict())

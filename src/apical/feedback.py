@@ -110,14 +110,15 @@ class Feedback(nn.Module):
             self.note_names += (f"note_{name}",)
 
     @torch.no_grad()
-    def after_update(self, weight: Tensor, bias: Tensor | None, op: Op, *, counts: bool) -> None:
+    def after_update(
+        self, weight: Tensor, bias: Tensor | None, op: Op, *, counts: bool, told: bool = False
+    ) -> None:
         """Restore the weight's norm after an update; if it `counts`, let the rule act on it."""
         if self.history.outdated:
             self._adopt(weight)
         before = weight.clone() if _is_computed(weight) else None
         if self.rule.constrain_weights:
-            norm = torch.linalg.vector_norm(weight)  # of a weight that may have begun at zero
-            weight.mul_(self.weight_norm / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+            self._restore_norm(weight, told=told)
         if counts and self.rule.acts_after_update and not self.pending:
             self.history.count += 1
             generator = partial(self._generator, device=weight.device)
@@ -130,6 +131,14 @@ class Feedback(nn.Module):
                 " parameters and the change would be lost; remove the parametrization, or that"
                 " option"
             )
+
+    def _restore_norm(self, weight: Tensor, *, told: bool) -> None:
+        norm = torch.linalg.vector_norm(weight)  # of a weight that may have begun at zero
+        limits = torch.finfo(norm.dtype)
+        factor = self.weight_norm / norm.clamp_min(limits.tiny)
+        if told:  # perhaps of what an optimizer has announced: then not a bit changes
+            factor = torch.where((factor - 1).abs() > 16 * limits.eps, factor, 1)
+        weight.mul_(factor)
 
     @torch.no_grad()
     def _adopt(self, weight: Tensor) -> None:

@@ -222,13 +222,13 @@ def _matches(pattern: Any, name: str, module: nn.Module) -> bool:
 
 def _followed_twice(rows: list[Row]) -> Iterator[str]:
     """Tied weights whose layers have different rules that each decay the weight with feedback."""
-    followers: dict[int, Row] = {}
+    followers: dict[Any, Row] = {}
     for row in rows:
         if row.action != "convert" or row.rule is None or not row.rule.follows_weight:
             continue
         for _, weight in operations(row.module):
             owner = weight if weight._base is None else weight._base  # attention packs three
-            first = followers.setdefault(id(owner), row)
+            first = followers.setdefault(owner, row)
             if first.rule != row.rule:
                 yield (
                     f"{row.layer} ({row.kind}): shares its weight with {first.layer}, but"

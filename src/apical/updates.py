@@ -86,7 +86,7 @@ def _act(found: list[Slot], *, told: bool) -> None:
     """Let the rules act on an update of these weights."""
     counted = [slot.feedback.history.counts(slot.parameters, told=told) for slot in found]
     for slot, counts in zip(found, counted, strict=True):
-        slot.feedback.after_update(slot.weight, slot.bias, slot.op, counts=counts)
+        slot.feedback.after_update(slot.weight, slot.bias, slot.op, counts=counts, told=told)
     for slot in found:  # when all are done: weights may be parts of one parameter
         slot.feedback.history.close(slot.parameters)
 

@@ -90,7 +90,7 @@ def loss_scale() -> float:
     frame = sys._getframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
-        if isinstance(caller, torch.amp.GradScaler) and caller.is_enabled():
+        if isinstance(caller, torch.amp.GradScaler):
             return float(caller.get_scale())
         frame = frame.f_back  # type: ignore[assignment]
     return 1.0
