@@ -284,6 +284,25 @@ def test_every_failed_check_is_named_at_once() -> None:
     assert len(failed) >= 3
 
 
+@dataclass(frozen=True)
+class Misspelt(Sound):
+    """Fails wherever a message is sent."""
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrx  # noqa: F821
+
+
+def test_one_error_is_told_once_with_the_checks_it_breaks() -> None:
+    with pytest.raises(ContractError, match="Misspelt breaks") as raised:
+        apical.check_rule(Misspelt())
+    text = str(raised.value)
+    assert text.count("name 'matrx' is not defined") == 1
+    (line,) = [line for line in text.splitlines() if "NameError" in line]
+    place = Misspelt.matrix.__code__.co_firstlineno + 1
+    assert f"(test_contract.py:{place}, in matrix), which breaks" in line
+    assert "checks: forward unchanged, last layer exact, exact_gradients is backprop" in line
+
+
 def test_alternatives_help_where_the_type_does_not() -> None:
     with pytest.raises(ContractError, match=r"no difference between 'a' and 'b'"):
         apical.check_rule(OpaqueField(), alternatives={"path": "b"})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,19 +81,40 @@ def check_rule(rule: Rule | str, *, alternatives: Mapping[str, Any] | None = Non
     }
     with torch.random.fork_rng(devices=[]):
         outcomes = {name: _outcome(check, rule) for name, check in table.items()}
-    failed = {name: broken for name, broken in outcomes.items() if isinstance(broken, Broken)}
+    failed = {name: error for name, error in outcomes.items() if isinstance(error, Exception)}
     if failed:
-        listed = "".join(f"\n  - {name}: {broken}" for name, broken in failed.items())
+        listed = "".join(f"\n  - {line}" for line in _lines(failed, rule))
         raise ContractError(f"{rules.spell(rule)} breaks its contract:{listed}")
     return Report(rules.spell(rule), tuple((k, str(v)) for k, v in outcomes.items()))
 
 
-def _outcome(check: Check, rule: Rule) -> str | Broken:
+def _outcome(check: Check, rule: Rule) -> str | Exception:
     try:
         reason = check(rule)
-    except Broken as broken:
-        return broken
     except Exception as error:  # whatever a rule raises is its author's to read
-        text = str(error).strip() or "no text"
-        return Broken(check.__doc__ or "no exception", f"{type(error).__name__}: {text}")
+        return error
     return "holds" if reason is None else f"does not apply: {reason}"
+
+
+def _lines(failed: Mapping[str, Exception], rule: Rule) -> Iterator[str]:
+    """One for each check that saw something else than it expects, one for each error raised."""
+    raised: dict[tuple[type, str], list[str]] = {}
+    for name, error in failed.items():
+        if isinstance(error, Broken):
+            yield f"{name}: {error}"
+        else:
+            raised.setdefault((type(error), _place(error, rule)), []).append(name)
+    for (kind, place), names in raised.items():
+        text = f"{kind.__name__}: {str(failed[names[0]]).strip() or 'no text'} ({place})"
+        if len(names) == 1:
+            yield f"{names[0]}: expected: no exception; seen: {text}"
+        else:
+            yield f"{text}, which breaks {len(names)} checks: {', '.join(names)}"
+
+
+def _place(error: Exception, rule: Rule) -> str:
+    """Where in the file of the rule an error came up, or else where at all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = getattr(sys.modules.get(type(rule).__module__), "__file__", None)
+    frame = ([frame for frame in frames if frame.filename == own] or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
