@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -80,6 +81,9 @@ def test_layers_that_no_pattern_names_keep_their_exact_gradient() -> None:
         ({}, "empty mapping"),
         (3, "a rule is a name or a Rule object, not 3"),
         ({"rule": "fa", "initt": "xavier"}, "initt.*init"),
+        (FA, r"FA is a class; a rule is an instance: FA\(\)"),
+        ({nn.Linear: "fa"}, r"not the class Linear; .* isinstance\(layer, Linear\)"),
+        ({3: "fa"}, r"a pattern is a name such as 'layer4\.\*', or a predicate .* not 3"),
     ],
 )  # fmt: skip
 def test_misspelt_rules_and_patterns_are_named_with_their_neighbours(rule: Any, text: str) -> None:
@@ -109,6 +113,43 @@ def test_all_problems_come_at_once_and_nothing_is_converted() -> None:
     assert any("rnn (LSTM): recurrent" in line for line in lines)
     assert any("'nowhere' matches no layer" in line for line in lines)
     assert not is_converted(model["a"])
+
+
+NO_MODEL: dict[str, Callable[[Any], Any]] = {
+    "convert": lambda given: apical.convert(given, "fa"),
+    "plan": lambda given: apical.plan(given, "fa"),
+    "describe": apical.describe,
+    "revert": apical.revert,
+    "learn": apical.learn,
+    "cite": apical.cite,
+    "exact_gradients": lambda given: apical.exact_gradients(given).__enter__(),
+    "labels": lambda given: apical.labels(given, torch.zeros(1)).__enter__(),
+    "feedback_parameters": lambda given: list(apical.feedback_parameters(given)),
+    "forward_parameters": lambda given: list(apical.forward_parameters(given)),
+    "alignment": apical.probes.alignment,
+    "gradient_alignment": lambda given: apical.probes.gradient_alignment(
+        given, F.cross_entropy, torch.ones(2, 4), torch.tensor([0, 1])
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", NO_MODEL.values(), ids=NO_MODEL)
+def test_what_is_no_model_is_named(verb: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match="the model is a torch.nn.Module, not 'fa'"):
+        verb("fa")
+    with pytest.raises(ValueError, match="the model is a torch.nn.Module, not a list"):
+        verb([torch.ones(2, 3), torch.ones(2, 3)])
+    with pytest.raises(ValueError, match=r"Linear is a class; a model is an instance.*Linear\("):
+        verb(nn.Linear)
+
+
+def test_options_out_of_range_change_nothing() -> None:
+    model = mlp()
+    with pytest.raises(ValueError, match="on_unsupported='skip' is neither 'error' nor 'keep'"):
+        apical.convert(model, "fa", on_unsupported="skip")
+    with pytest.raises(ValueError, match="seed='3' is no whole number"):
+        apical.convert(model, "fa", seed="3")
+    assert not list(converted_layers(model))
 
 
 # Kinds of layers ----------------------------------------------------------------------------------
@@ -210,6 +251,32 @@ def test_a_subclass_without_is_converted_and_stays_what_it_is() -> None:
     assert type(copy.deepcopy(model)[0]) is type(model[0])
     assert type(pickle.loads(pickle.dumps(model))[0]) is type(model[0])
     assert type(apical.revert(model)[0]) is Named
+
+
+class Owner(nn.Linear):
+    """Has a child of the name that conversion adds."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.feedback = nn.Linear(3, 3)
+
+
+class Method(nn.Linear):
+    """Has a method of that name."""
+
+    def feedback(self) -> str:
+        return "own"
+
+
+@pytest.mark.parametrize("layer", [Owner(), Method(3, 3)], ids=["child", "method"])
+def test_a_layer_with_feedback_of_its_own_is_refused_by_name(layer: nn.Module) -> None:
+    model, own = nn.Sequential(layer, nn.Linear(3, 2)), layer.feedback
+    refused = rf"0 \({type(layer).__name__}\): has a 'feedback' of its own"
+    with pytest.raises(ValueError, match=refused):
+        apical.convert(model, "fa")
+    apical.convert(model, {"1": "fa"})
+    apical.convert(apical.revert(model), "fa", on_unsupported="keep")
+    assert is_converted(model[1]) and not is_converted(layer) and layer.feedback == own
 
 
 def test_lazy_layers_are_refused_until_they_are_built() -> None:
@@ -388,8 +455,9 @@ def test_convert_revert_convert_gives_the_same_feedback(name: str) -> None:
 def test_an_example_that_fails_leaves_the_model_plain() -> None:
     for example in (torch.ones(1, 7), {"x": torch.ones(1, 4)}):
         model = mlp()
-        with pytest.raises((RuntimeError, TypeError)):
+        with pytest.raises((RuntimeError, TypeError)) as caught:
             apical.convert(model, "dfa", example=example)
+        assert "ran the model on its example" in caught.value.__notes__[0]
         assert not list(converted_layers(model)) and not model._forward_hooks
 
 

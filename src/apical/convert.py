@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from apical import updates
 from apical.attention import projections
 from apical.feedback import Feedback
-from apical.layers import converted_class, converted_layers, mixin_for
+from apical.layers import converted_class, converted_layers, mixin_for, modules
 from apical.outputs import OutputKey
 from apical.plan import Assignment, Row, plan
 from apical.rules import BroadcastRule, Rule
@@ -56,6 +56,8 @@ def convert(
     ['0.feedback.matrix', '2.feedback.matrix']
     """
     planned = plan(model, rule, on_unsupported=on_unsupported)
+    if not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r} is no whole number")
     if planned.problems:
         listed = "".join(f"\n  - {problem}" for problem in planned.problems)
         raise ValueError(f"nothing was converted:{listed}")
@@ -71,9 +73,10 @@ def convert(
     if example is not None:
         try:
             _try_out(model, rows, example, on_unsupported)
-        except BaseException:
+        except BaseException as error:
             for row in rows:  # not the whole model: parts may have been converted before
                 revert(row.module)
+            error.add_note("apical.convert ran the model on its example; nothing was converted")
             raise
     return model
 
@@ -148,7 +151,7 @@ def learn(model: nn.Module) -> None:
 
 def feedback_modules(model: nn.Module) -> Iterator[Feedback]:
     """Every feedback module of the model, once."""
-    return (module for module in model.modules() if isinstance(module, Feedback))
+    return (module for _, module in modules(model) if isinstance(module, Feedback))
 
 
 def feedback_parameters(model: nn.Module) -> Iterator[Parameter]:

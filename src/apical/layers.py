@@ -116,6 +116,22 @@ def converted_class(mixin: type, plain: type) -> type:
     return type(f"Feedback{plain.__name__}", (mixin, plain), names)
 
 
+def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of all of a model, each module once.
+
+    Raises: ValueError if it is no model.
+    """
+    if isinstance(model, type):
+        raise ValueError(
+            f"{model.__name__} is a class; a model is an instance of one: {model.__name__}(...)"
+        )
+    if not isinstance(model, nn.Module):
+        given = repr(model)
+        shown = given if len(given) <= 40 else f"a {type(model).__name__}"
+        raise ValueError(f"the model is a torch.nn.Module, not {shown}")
+    return model.named_modules()
+
+
 def is_converted(layer: nn.Module) -> bool:
     """Whether `apical.convert` has converted this layer."""
     return "feedback" in layer._modules and hasattr(type(layer), "plain_class")
@@ -123,7 +139,7 @@ def is_converted(layer: nn.Module) -> bool:
 
 def converted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of every converted layer, each module once."""
-    for name, module in model.named_modules():
+    for name, module in modules(model):
         if is_converted(module):
             yield name, module
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from apical import rules
-from apical.layers import is_converted, mixin_for, operations
+from apical.layers import is_converted, mixin_for, modules, operations
 from apical.rules import BP, Rule
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -72,8 +72,10 @@ def plan(
     Returns: a `Plan`; `print` it. Its `problems` are what `convert` would raise.
     Raises: ValueError for an unknown rule.
     """
-    choices = _choices(rule)
     rows, problems = [], list(_wrappers(model))
+    if on_unsupported not in ("error", "keep"):
+        raise ValueError(f"on_unsupported={on_unsupported!r} is neither 'error' nor 'keep'")
+    choices = _choices(rule)
     seen: dict[Any, list[str]] = {pattern: [] for pattern, _ in choices}
     won = dict.fromkeys(seen, 0)
     for name, module in _layers(model):
@@ -96,14 +98,28 @@ def _choices(rule: Assignment) -> list[tuple[Any, Rule]]:
     if isinstance(rule, Mapping) and "rule" not in rule:
         if not rule:
             raise ValueError("an empty mapping assigns no rule; give {'*': rule} or a rule")
-        return [(pattern, rules.build(value)) for pattern, value in rule.items()]
+        return [(_pattern(key), rules.build(value)) for key, value in rule.items()]
     return [("*", rules.build(rule))]
+
+
+def _pattern(key: Any) -> str | Predicate:
+    if isinstance(key, type):
+        raise ValueError(
+            f"a pattern is a name or a predicate, not the class {key.__name__}; for layers of a"
+            f" kind give `lambda name, layer: isinstance(layer, {key.__name__})`"
+        )
+    if not (isinstance(key, str) or callable(key)):
+        raise ValueError(
+            f"a pattern is a name such as 'layer4.*', or a predicate (name, layer) -> bool, not"
+            f" {key!r}"
+        )
+    return key
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that hold parameters themselves, but not what an attention layer contains."""
     inside: set[int] = set()
-    for name, module in model.named_modules():
+    for name, module in modules(model):
         if isinstance(module, nn.MultiheadAttention) or is_converted(module):
             inside.update(id(child) for child in module.modules() if child is not module)
         if id(module) not in inside and (module._parameters or mixin_for(module)):
@@ -175,6 +191,11 @@ def _obstacle(module: nn.Module) -> str:
     plain = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn"))
     if is_converted(module):
         return "is converted already; apical.revert(model) first, then convert anew"
+    if hasattr(module, "feedback"):
+        return (
+            "has a 'feedback' of its own, the name of what conversion adds; rename that, or keep"
+            " the layer's exact gradient with on_unsupported='keep'"
+        )
     if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
         return "is not initialised; run one forward pass of the model first"
     if parametrize.is_parametrized(module):
@@ -204,7 +225,7 @@ def _obstacle_of_rule(module: nn.Module, rule: Rule) -> str:
 
 
 def _wrappers(model: nn.Module) -> Iterator[str]:
-    for name, module in model.named_modules():
+    for name, module in modules(model):
         kind = type(module).__name__
         if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
             yield f"{name or '(root)'} ({kind}): convert the model first, then wrap it"

@@ -88,6 +88,8 @@ def build(rule: str | Rule | Mapping[str, Any], **options: Any) -> Rule:
         return from_dict({**rule, **options})
     if isinstance(rule, str):
         rule = _named(rule)
+    if isinstance(rule, type) and issubclass(rule, Rule):
+        raise ValueError(f"{rule.__name__} is a class; a rule is an instance: {rule.__name__}()")
     if not isinstance(rule, Rule):
         raise ValueError(f"a rule is a name or a Rule object, not {rule!r}")
     known = [field.name for field in fields(rule)]
