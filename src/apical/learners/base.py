@@ -95,9 +95,10 @@ def check_reduction(learner: Any) -> None:
     Raises: ValueError with what each of them means.
     """
     if learner.reduction not in ("sum", "mean"):
-        given = "is not stated" if learner.reduction is None else f"={learner.reduction!r} is wrong"
+        given = learner.reduction
+        problem = "reduction is not stated" if given is None else f"reduction={given!r} is unknown"
         raise learner.error(
-            f"reduction {given}. Write reduction='sum': the loss of a local target is summed over "
+            f"{problem}. Write reduction='sum': the loss of a local target is summed over "
             "units for each sample, and only weight gradients are means over the batch; or "
             "reduction='mean': it is the mean over units and batch everywhere, which shrinks "
             "signals by units * batch at every step"

@@ -72,12 +72,12 @@ class LRA(TargetLearner):
         super().__post_init__()
         steps = [self.gamma, self.limit]
         steps += [] if self.gamma_output is None else [self.gamma_output]
-        if self.inner < 1 or not min(steps) > 0:
+        if self.inner < 1 or not all(size > 0 for size in steps):
             raise self.error(
                 f"inner={self.inner} must be at least 1; gamma={self.gamma}, gamma_output="
                 f"{self.gamma_output} and limit={self.limit} above 0"
             )
-        if not min(self.alpha_weights, self.alpha_targets) >= 0:
+        if not (self.alpha_weights >= 0 and self.alpha_targets >= 0):
             raise self.error(
                 f"alpha_weights={self.alpha_weights} and alpha_targets={self.alpha_targets} must "
                 "be at least 0"
@@ -176,5 +176,6 @@ class LRA(TargetLearner):
 
     def _factor(self, norm: Tensor) -> Tensor:
         """What shortens gradients of these norms to the limit, or gives them that norm."""
-        factor = self.limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        kind = torch.finfo(norm.dtype)
+        factor = self.limit / norm.clamp_min(max(kind.tiny, 2 * self.limit / kind.max))
         return factor.clamp_(max=1) if self.clip == "clip" else factor
