@@ -1,0 +1,216 @@
+"""Robustness studies: nets are taken over or trained, then attacked, then judged together."""
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apical import records, robustness, studies, training
+from apical.attacks import Effort, protocol
+from apical.experiment import Experiment
+from apical.report.read import read_study
+from apical.robustness import Evaluation
+from apical.studies import Entry, Study, assess, conduct
+from apical.studies import robustness as protocols
+from apical.studies.base import PublishedRobustness
+
+EXECUTION = training.Execution(quiet=True)
+TINY = Experiment(net_options={"hidden": [16]}, epochs=3, batch_size=64, probe_every=0)
+QUICK = Evaluation(
+    eps=(0.1, 0.25), images=60, effort=Effort(steps=3, adaptive_steps=0, queries=0, redraws=2)
+)
+
+
+def tiny(name: str = "tiny", seeds: int = 2, **changes: Any) -> Study:
+    entries = tuple(
+        Entry("digits", rule, dataclasses.replace(TINY, rule=rule, seed=seed))
+        for seed in range(seeds)
+        for rule in ("bp", "fa")
+    )
+    known: dict[str, Any] = {"evaluations": {"digits": QUICK}, "surrogate": "bp"}
+    return Study(name, "Tiny", "full", entries, **known | changes)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    root, told = tmp_path_factory.mktemp("runs"), []
+    conduct.conduct(tiny(), root, EXECUTION, command="apical study tiny", say=told.append)
+    return root, told
+
+
+def test_every_trained_net_is_attacked_and_described(done: tuple[Path, list[str]]) -> None:
+    root, told = done
+    described = json.loads((root / "tiny" / "study.json").read_text())
+    listed = described["robustness"]
+    assert [(e["setting"], e["rule"], e["seed"]) for e in listed] == [
+        ("digits", rule, seed) for seed in (0, 1) for rule in ("bp", "fa")
+    ]
+    for entry in listed:
+        folder = root / "tiny" / entry["folder"] / entry["evaluation"]
+        rows = robustness.rows(folder)
+        assert [row["eps"] for row in rows if row["kind"] == "worst"] == [0.1, 0.25]
+        transferred = {row["source"] for row in rows if row.get("group") == "transfer"}
+        assert transferred == (set() if entry["rule"] == "bp" else {"bp"})
+    assert "attacking 4 trained nets" in told
+    assert any("worst case" in text and "at eps 0.1" in text for text in told)
+    assert any(text.startswith("digits, bp: faithful") for text in told)
+    assert any(text.startswith("digits, fa: masked") for text in told)
+    assert len(read_study(root / "tiny").runs) == 4
+
+
+def test_transfer_is_from_the_net_of_the_same_seed(done: tuple[Path, list[str]]) -> None:
+    root, _ = done
+    for entry, job in assess.assessments(tiny(), root / "tiny"):
+        names = [path.name for path in job.surrogates.values()]
+        wanted = dataclasses.replace(entry.experiment, rule="bp").name
+        assert names == ([] if entry.rule == "bp" else [wanted])
+
+
+def test_doing_it_again_does_nothing(done: tuple[Path, list[str]]) -> None:
+    root, _ = done
+    before = {p: p.stat().st_mtime_ns for p in (root / "tiny").rglob("*") if p.is_file()}
+    content = (root / "tiny" / "study.json").read_bytes()
+    told: list[str] = []
+    outcome = conduct.conduct(tiny(), root, EXECUTION, command="apical study tiny", say=told.append)
+    assert (len(outcome.finished), len(outcome.failed)) == (8, 0)
+    assert told[:2] == ["4 of 4 runs are finished already", "attacking 4 trained nets"]
+    after = {p: p.stat().st_mtime_ns for p in (root / "tiny").rglob("*") if p.is_file()}
+    assert {p for p in after if after[p] != before.get(p)} == {root / "tiny" / "study.json"}
+    assert (root / "tiny" / "study.json").read_bytes() == content
+
+
+def test_finished_nets_of_other_studies_are_taken_over(
+    done: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    root, _ = done
+    for path in (root / "tiny").glob("digits*"):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        (tmp_path / "elsewhere" / path.name).symlink_to(path)
+    study = tiny("other", seeds=1)
+    assert assess.reuse(study, tmp_path) == 2
+    for entry in study.entries:
+        copied = tmp_path / "other" / entry.experiment.name
+        assert sorted(p.name for p in copied.iterdir()) == [
+            "checkpoint.pt", "environment.json", "experiment.json", "records.jsonl",
+        ]  # fmt: skip
+    assert assess.reuse(study, tmp_path) == 0
+    told: list[str] = []
+    conduct.conduct(study, tmp_path, EXECUTION, command="", say=told.append)
+    assert told[0] == "2 of 2 runs are finished already"
+
+
+def test_what_is_unfinished_or_unreadable_elsewhere_is_trained(
+    done: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    root, _ = done
+    study = tiny("other", seeds=1)
+    for number, entry in enumerate(study.entries):
+        source = root / "tiny" / entry.experiment.name
+        target = tmp_path / "elsewhere" / entry.experiment.name
+        target.mkdir(parents=True)
+        for name in ("experiment.json", "records.jsonl", "checkpoint.pt"):
+            (target / name).write_bytes((source / name).read_bytes())
+        if number:
+            (target / "checkpoint.pt").write_bytes(b"torn")
+        else:
+            (target / "records.jsonl").write_text("")
+    assert assess.reuse(study, tmp_path) == 0
+    assert not (tmp_path / "other").exists()
+
+
+def test_nets_that_failed_are_not_attacked(tmp_path: Path) -> None:
+    study = tiny(seeds=1)
+    broken = dataclasses.replace(study.entries[1].experiment, lr=1e30)
+    entries = (study.entries[0], Entry("digits", "fa", broken))
+    outcome = conduct.conduct(
+        dataclasses.replace(study, entries=entries), tmp_path, EXECUTION, command=""
+    )
+    assert (len(outcome.finished), len(outcome.failed)) == (2, 1)
+    described = records.read_json(tmp_path / "tiny" / "study.json")
+    assert [entry["rule"] for entry in described["robustness"]] == ["bp"]
+
+
+def test_a_study_without_attacks_says_nothing_of_them(tmp_path: Path) -> None:
+    conduct.conduct(tiny(seeds=1, evaluations={}), tmp_path, EXECUTION, command="")
+    described = records.read_json(tmp_path / "tiny" / "study.json")
+    assert "robustness" not in described and "robust_published" not in described
+
+
+def test_published_values_and_what_is_special_about_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conduct, "data_notes", lambda *a: ["digits: re-compressed"])
+    row = PublishedRobustness("digits", "fa", "PGD-40 ce", 0.1, 0.6, "nobody")
+    conduct.conduct(tiny(seeds=1, robust_published=(row,)), tmp_path, EXECUTION, command="")
+    described = records.read_json(tmp_path / "tiny" / "study.json")
+    (told,) = described["robust_published"]
+    assert told == dataclasses.asdict(row) | {"other_scale": "digits: re-compressed"}
+
+
+def test_other_processes_can_do_it(done: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """A job travels to a worker as a value, and finds there what it found here."""
+    root, _ = done
+    _, job = assess.assessments(tiny(), root / "tiny")[1]
+    sent = dataclasses.replace(job, folder=tmp_path / job.folder.name)
+    sent = pickle.loads(pickle.dumps(sent))
+    assert sent.ended() is None
+    row = sent.do(EXECUTION)
+    assert {**row, "seconds": 0} == {**job.ended(), "seconds": 0}
+    assert robustness.rows(sent.folder) == robustness.rows(job.folder)
+
+
+# the studies there are
+
+
+@pytest.mark.parametrize("tier", ["smoke", "short", "full"])
+def test_every_setting_has_its_evaluation(tier: str) -> None:
+    for name in ("biotorch-robustness", "attack-gradient"):
+        study = studies.build(name, tier=tier, seeds=1)
+        settings = {entry.setting for entry in study.entries}
+        assert set(study.evaluations) == settings and study.surrogate == "bp"
+        expected = {"smoke": {"digits MLP"}, "short": {"digits MLP", "MNIST LeNet"}}
+        assert settings >= expected.get(tier, {"CIFAR-10 ResNet-20 SGD"})
+        only = study.restricted("digits *")
+        assert set(only.evaluations) == {"digits MLP"} and not only.robust_published
+
+
+def test_nets_are_those_of_the_other_studies() -> None:
+    """So that finished ones are taken over: in full, MNIST at the rates its search chose."""
+    full = studies.build("biotorch-robustness", tier="full", seeds=1)
+    names = {entry.experiment.name for entry in full.entries}
+    chosen = {("MNIST LeNet", rule): lr for rule, lr in protocols.MNIST_RATES.items()}
+    mnist = studies.build("biotorch-mnist", tier="full", seeds=1).chosen(chosen)
+    cifar = studies.build("biotorch-cifar10", tier="full", seeds=1).restricted("* SGD")
+    digits = studies.build("smoke", seeds=1)
+    assert names == {e.experiment.name for s in (mnist, cifar, digits) for e in s.entries}
+
+
+def test_published_values_are_of_attacks_that_run() -> None:
+    study = studies.build("biotorch-robustness", tier="full", seeds=1)
+    evaluation = study.evaluations[protocols.RESNET]
+    found = protocol("biotorch")
+    common = {"seed": 0, "bounds": (0.0, 1.0)}
+    steps = [s for eps in evaluation.eps for s in found.steps(eps, has_feedback=True, **common)]
+    steps += found.pixel_steps(**common)
+    ran = {(step.group, step.attack.label, step.eps) for step in steps}
+    assert {(p.group, p.attack, p.eps) for p in study.robust_published} <= ran
+    values = {(p.rule, p.attack, round(p.eps, 4)): p.value for p in study.robust_published}
+    assert values["fa", "PGD-40 ce", 0.1] == 0.61
+    assert values["usf", "Square-50", 0.069] == 0.116
+    assert values["bp", "FewPixel(5)", 5] == 0.282
+    assert all(step.role == "published" for step in steps)
+
+
+def test_the_protocol_is_that_of_the_source() -> None:
+    fgsm, pgd, apgd, tpgd, square = protocol("biotorch").attacks
+    assert (pgd.steps, pgd.step_size, pgd.random_start) == (40, 2 / 255, True)
+    assert (apgd.steps, apgd.restarts, apgd.rho, apgd.loss) == (50, 1, 0.75, "ce")
+    assert (tpgd.steps, tpgd.step_size, tpgd.start) == (7, 2 / 255, "unclamped")
+    assert (square.queries, square.share) == (50, 0.8)
+    pixels = protocol("biotorch").pixel_attack
+    assert (pixels.steps, pixels.population) == (30, 150)
+    assert protocol("biotorch").pixels == (1, 2, 3, 4, 5)
+    assert not pgd.stop_when_broken and not apgd.stop_when_broken and fgsm.loss == "ce"
