@@ -129,7 +129,7 @@ class Attack(abc.ABC):
         if not len(x):
             return
         classes = checks.check_repeats(oracle.model, x, random_allowed=random_allowed)
-        checks.check_labels(y, len(x), classes)
+        self.check_labels(y, len(x), classes)
         self.check_classes(classes)
         for other in oracle.others:
             checks.check_mode(other, random_allowed=random_allowed)
@@ -139,6 +139,10 @@ class Attack(abc.ABC):
                     f"the model that gives the gradient has {given} classes, the attacked one"
                     f" {classes}"
                 )
+
+    def check_labels(self, y: Tensor, examples: int, classes: int) -> None:
+        """Raises: ValueError for labels that do not fit the model's scores."""
+        checks.check_labels(y, examples, classes)
 
     def check_classes(self, classes: int) -> None:
         """Raises: ValueError if the attack needs more classes than the model has."""

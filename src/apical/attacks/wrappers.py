@@ -54,6 +54,9 @@ class EOT(Attack):
     def source(self, gradient: str | Source | None) -> Source:
         return Averaged(super().source(gradient), self.samples)
 
+    def check_labels(self, y: Tensor, examples: int, classes: int) -> None:
+        self.attack.check_labels(y, examples, classes)
+
     def check_classes(self, classes: int) -> None:
         self.attack.check_classes(classes)
 

@@ -4,9 +4,11 @@ A hash net is any net with K outputs h. Its code is sign h, packed into bits; wh
 attack differentiates is u = tanh(alpha h).
 """
 
+from apical.hashing.attack import RetrievalAttack
 from apical.hashing.centres import CSQ, DPN, CentreLoss
 from apical.hashing.codes import Codes, ConstantBitWarning, encode, pack
 from apical.hashing.database import Database, relevant
+from apical.hashing.hag import HAG
 from apical.hashing.heads import hash_head
 from apical.hashing.losses import DPH, DPSH, DSH, Bank, HashLoss, HashNet, PairLoss
 from apical.hashing.measures import (
@@ -17,8 +19,10 @@ from apical.hashing.measures import (
     precision_within,
 )
 from apical.hashing.memory import Memory
+from apical.hashing.perceptibility import Perceptibility, perceptibility
 from apical.hashing.ranking import distances, pairwise_distances, rank, rankings
 from apical.hashing.relaxation import Continuation, relax
+from apical.hashing.sdha import SDHA
 
 __all__ = [
     "CSQ",
@@ -26,7 +30,9 @@ __all__ = [
     "DPN",
     "DPSH",
     "DSH",
+    "HAG",
     "LOSSES",
+    "SDHA",
     "Bank",
     "CentreLoss",
     "Codes",
@@ -37,7 +43,9 @@ __all__ = [
     "HashNet",
     "Memory",
     "PairLoss",
+    "Perceptibility",
     "PrecisionRecall",
+    "RetrievalAttack",
     "average_precision",
     "distances",
     "encode",
@@ -45,6 +53,7 @@ __all__ = [
     "mean_average_precision",
     "pack",
     "pairwise_distances",
+    "perceptibility",
     "precision_recall",
     "precision_within",
     "rank",

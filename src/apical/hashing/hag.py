@@ -1,0 +1,66 @@
+"""HAG: the query's own code is turned around."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from apical.attacks import Source
+from apical.attacks.losses import Loss
+from apical.hashing.attack import RetrievalAttack
+from apical.hashing.relaxation import relax
+
+
+@dataclass(frozen=True, eq=False)
+class HAG(RetrievalAttack):
+    """Hash adversary generation: bits of the query are pushed to the other side. Non-targeted.
+
+    With v = tanh(alpha h(x')), u = tanh(h(x)) of the clean input, and w_k = 1 for bits with
+    |v_k - sign u_k| < 1 + t, which are not safely turned yet (0 for the others), and M their
+    number, it descends
+
+        L = (sum_k w_k v_k u_k / M + 1)^2 + beta (mean_k w_k v_k)^2.
+
+    Where all bits are turned (M = 0) the first sum is 0.
+
+    Args: margin: t, at least 0. balance: beta, at least 0.
+    The labels given do not matter; `attack(model, x)` will do.
+    Source: Yang, Liu, Deng, Tao 2018, "Adversarial examples for Hamming space search"; published
+        with steps=2000, optimizer="sgd", eps=8/255.
+    """
+
+    margin: float = 0.5
+    balance: float = 1.0
+
+    uses_labels = False
+
+    def validate(self) -> None:
+        super().validate()
+        if not (self.margin >= 0 and self.balance >= 0):
+            raise ValueError(
+                f"HAG: margin={self.margin} and balance={self.balance} must be at least 0"
+            )
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        gradient: str | Source | None = None,
+    ) -> Tensor:
+        y = torch.zeros(len(x), dtype=torch.int64) if y is None else y
+        return super().__call__(model, x, y, gradient=gradient)
+
+    def aim(self, outputs: Tensor, y: Tensor) -> Callable[[float], Loss]:
+        clean = relax(outputs)
+        return lambda alpha: lambda now: -self.objective(relax(now, alpha), clean)
+
+    def objective(self, moved: Tensor, clean: Tensor) -> Tensor:
+        """L, to be lowered. Shapes: v, u (N, K) -> (N,)."""
+        left = ((moved - clean.sign()).abs() < 1 + self.margin).to(moved.dtype)
+        alike = (left * moved * clean).sum(1) / left.sum(1).clamp(min=1)
+        return (alike + 1).square() + self.balance * (left * moved).mean(1).square()
