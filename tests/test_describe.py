@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.rules import FA
+from apical.rules import DFA, FA
 
 HIDDEN = ("brsf", "dfa", "fa", "frsf", "kp", "usf")
 ALL = ("bp", *HIDDEN)
@@ -45,6 +45,19 @@ def test_describe_reports_layers_that_are_bypassed() -> None:
         assert rows["direct"].bypassed and rows["direct"].calls == 0
         assert not rows["called"].bypassed and rows["called"].calls == 1
         assert "YES" in str(apical.describe(model, example=torch.ones(2, 3)))
+
+
+def test_memory_that_layers_share_counts_once() -> None:
+    model = apical.convert(mlp(), DFA(shared=True), example=torch.ones(1, 4))
+    own = 4  # the scale of each layer
+    described = apical.describe(model)
+    assert [row.feedback_bytes for row in described.rows] == [4 * 5 * 2 + own, own, own]
+    assert described.feedback_bytes == 4 * 5 * 2 + 3 * own
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    described = apical.describe(apical.convert(tied, "fa"))
+    assert [row.feedback_bytes for row in described.rows] == [36, 0]
+    assert described.feedback_bytes == 36
 
 
 def test_uniform_signs_store_nothing() -> None:

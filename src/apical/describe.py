@@ -22,7 +22,10 @@ from apical.star import Star
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer. `calls`, `taps` and `bypassed` are known only with an example."""
+    """One layer. `calls`, `taps` and `bypassed` are known only with an example.
+
+    Memory that several layers share counts for the first of them.
+    """
 
     layer: str
     kind: str
@@ -78,17 +81,12 @@ def describe(model: nn.Module, *, example: Any = None) -> Description:
     rows = tuple(
         LayerRow(*cells, *observed.get(cells[0], (None, None, None))) for cells in _rows(model)
     )
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for _, layer in converted_layers(model)
-        for slot in updates.slots(layer)
-        for tensor in slot.feedback.memory()
-    }
-    return Description(rows, sum(storages.values()))
+    return Description(rows, sum(row.feedback_bytes for row in rows))
 
 
 def _rows(model: nn.Module) -> Iterator[tuple[str, str, str, str, str, int]]:
     plain = {row.layer: row for row in plan(model, "bp", on_unsupported="keep").rows}
+    counted: set[int] = set()
     for name, row in plain.items():
         if not is_converted(row.module):
             why = "not converted: exact gradient" if "rule BP" in row.why else row.why
@@ -99,7 +97,9 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, str, str, str, str, int]]:
             full = ".".join(part for part in (name, slot.name) if part)
             names = feedback.memory_names
             listed = ", ".join(f"{n} {tuple(getattr(feedback, n).shape)}" for n in names or ())
-            size = sum(tensor.nbytes for tensor in feedback.memory())
+            storages = {t.data_ptr(): t for t in map(Tensor.untyped_storage, feedback.memory())}
+            size = sum(storages[place].nbytes() for place in storages.keys() - counted)
+            counted |= storages.keys()
             kind = type(row.module).plain_class.__name__  # type: ignore[attr-defined]
             state = "pending" if feedback.pending else listed
             yield full, kind, rules.spell(feedback.rule), "", state, size
