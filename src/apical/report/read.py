@@ -151,13 +151,15 @@ def read_run(folder: Path) -> Study:
     folder = folder.resolve()
     path = folder / "experiment.json"
     experiment = records.read_json(path).get("experiment", {}) if path.exists() else {}
-    setting = f"{experiment.get('net', 'net')} on {experiment.get('data', 'unknown data')}"
+    setting = folder.name
+    if experiment:
+        setting = f"{experiment.get('net', 'net')} on {experiment.get('data', 'data')}"
     names = {"setting": setting, "rule": _rule_name(experiment.get("rule"))}
     seed = experiment.get("seed", 0)
     run = _read_run(folder.parent, {"folder": folder.name, "seed": seed, **names})
     return Study(
         name=folder.name,
-        title=f"{display_name(run.rule)}: {setting}",
+        title=f"{display_name(run.rule)}: {setting}" if experiment else setting,
         tier="",
         command="",
         runs=(run,),
