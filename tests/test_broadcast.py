@@ -14,22 +14,7 @@ from torch.testing import assert_close
 
 import apical
 from apical.rules import DFA
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found
-
-
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)
-    ).double()
-
-
-X, Y = torch.linspace(-1, 1, 28, dtype=torch.float64).view(7, 4).sin(), torch.arange(7) % 3
+from three_layers import X, Y, gradients, mlp
 
 
 def test_direct_feedback_alignment_by_hand() -> None:

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import apical
 from apical.rules import DFA, DRTP, DirectKolenPollack, DirectLowDimensional, SignDFA, oja
+from three_layers import mlp
 
 
 def numbers(*shape: int, seed: int = 1) -> Tensor:
@@ -18,13 +19,6 @@ def numbers(*shape: int, seed: int = 1) -> Tensor:
 
 
 X, Y = numbers(7, 4), torch.arange(7) % 3
-
-
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)
-    ).double()
 
 
 def convnet() -> nn.Sequential:
