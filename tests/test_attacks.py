@@ -78,6 +78,19 @@ def test_it_breaks_more_than_nothing(attack: attacks.Attack, net: nn.Module) -> 
     assert correct(net, attack(net, X, Y), Y).sum() < correct(net, X, Y).sum()
 
 
+def test_it_takes_no_more_passes_than_it_says(attack: attacks.Attack, net: nn.Module) -> None:
+    if isinstance(attack, attacks.Plugin):
+        return  # what others do is not known
+    model = OTHER if isinstance(attack, attacks.Transfer) else net
+    with attack.source(None).open(model) as oracle:
+        attack.perturb(oracle, X[:6], Y[:6])
+        spent = oracle.passes * (attack.samples if isinstance(attack, attacks.EOT) else 1)
+    beside = 1 + getattr(attack, "steps", 0) * isinstance(attack, attacks.FewPixel)
+    checks = 2 * getattr(attack, "restarts", 1)  # of points, between runs
+    assert 0 <= spent <= 6 * (attack.passes(10) + beside + checks)
+    assert attack.passes(10) > 0
+
+
 def test_an_empty_batch_stays_empty(attack: attacks.Attack, net: nn.Module) -> None:
     assert attack(net, X[:0], Y[:0]).shape == (0, 1, 8, 8)
 

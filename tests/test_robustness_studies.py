@@ -13,7 +13,7 @@ from apical.attacks import Effort, protocol
 from apical.experiment import Experiment
 from apical.report.read import read_study
 from apical.robustness import Evaluation
-from apical.studies import Entry, Study, assess, conduct
+from apical.studies import Entry, Study, assess, attack_cost, conduct
 from apical.studies import robustness as protocols
 from apical.studies.base import PublishedRobustness
 
@@ -214,3 +214,12 @@ def test_the_protocol_is_that_of_the_source() -> None:
     assert (pixels.steps, pixels.population) == (30, 150)
     assert protocol("biotorch").pixels == (1, 2, 3, 4, 5)
     assert not pgd.stop_when_broken and not apgd.stop_when_broken and fgsm.loss == "ce"
+
+
+def test_what_the_attacks_cost_at_most(done: tuple[Path, list[str]], tmp_path: Path) -> None:
+    root, _ = done
+    study = tiny()
+    cost = attack_cost.most(study, tmp_path, EXECUTION)
+    assert [(what, runs) for what, runs, _ in cost.parts] == [("digits attacked", 4)]
+    assert 0 < cost.seconds < 60 and "of one worker" in cost.told(2)
+    assert attack_cost.most(study, root / "tiny", EXECUTION).seconds == 0

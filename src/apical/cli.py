@@ -114,7 +114,7 @@ def _study(words: list[str]) -> int:
     from pathlib import Path
 
     from apical import studies, training, workers
-    from apical.studies import conduct, cost
+    from apical.studies import attack_cost, conduct, cost
 
     parser = make_parser(
         "study",
@@ -146,6 +146,9 @@ def _study(words: list[str]) -> int:
     if values["estimate"]:
         tasks = conduct.search_tasks(study, folder) + conduct.table_tasks(study, folder)
         print(cost.estimate(tasks, execution).text(jobs), flush=True)
+        if study.evaluations:
+            most = attack_cost.most(study, folder, execution)
+            print(f"attacks on the trained nets: at most {most.told(jobs)}", flush=True)
     outcome = conduct.conduct(
         study,
         root,

@@ -28,10 +28,14 @@ class Cost:
 
     def text(self, jobs: int) -> str:
         """One paragraph for the terminal."""
+        return f"estimate, from {TIMED_STEPS} timed steps of each net and rule: {self.told(jobs)}"
+
+    def told(self, jobs: int) -> str:
+        """The numbers."""
         each = "; ".join(f"{n} x {what} {_time(s)}" for what, n, s in self.parts)
         return (
-            f"estimate, from {TIMED_STEPS} timed steps of each net and rule: {_time(self.seconds)}"
-            f" of one worker, {_time(self.seconds / jobs)} with --jobs {jobs} ({each})"
+            f"{_time(self.seconds)} of one worker, {_time(self.seconds / jobs)} with --jobs {jobs}"
+            f" ({each})"
         )
 
 

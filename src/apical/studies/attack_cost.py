@@ -1,0 +1,111 @@
+"""What attacking the nets of a study will cost at most, from a few timed passes."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from apical import data, prepare, training
+from apical.attacks import NoGradient, OwnAveraged
+from apical.attacks import schedule as planning
+from apical.attacks.isolation import undisturbed
+from apical.attacks.losses import against
+from apical.attacks.sources import Own
+from apical.attacks.trials import Step
+from apical.attacks.twins import random_feedback
+from apical.convert import feedback_modules
+from apical.robustness import Evaluation
+from apical.studies.assess import assessments
+from apical.studies.base import Choice, Entry, Study
+from apical.studies.cost import Cost
+
+TIMED = 3
+BATCH = 256
+
+
+def most(study: Study, folder: Path, execution: training.Execution) -> Cost:
+    """An upper bound, as if no image were ever broken before the last step of an attack.
+
+    Args: folder: of the study; what is evaluated there costs nothing.
+    """
+    jobs = {entry.experiment.name: job for entry, job in assessments(study, folder)}
+    seconds_of: dict[Choice, float] = {}
+    parts: dict[str, tuple[int, float]] = {}
+    for entry in study.entries:
+        job = jobs.get(entry.experiment.name)
+        if entry.setting not in study.evaluations or (job and job.ended()):
+            continue
+        if entry.cell not in seconds_of:
+            seconds_of[entry.cell] = _seconds(study, entry, execution)
+        runs, seconds = parts.get(entry.setting, (0, 0.0))
+        parts[entry.setting] = (runs + 1, seconds + seconds_of[entry.cell])
+    rows = tuple((f"{name} attacked", n, seconds) for name, (n, seconds) in parts.items())
+    return Cost(sum(seconds for _, _, seconds in rows), rows)
+
+
+def _seconds(study: Study, entry: Entry, execution: training.Execution) -> float:
+    """Of one evaluation of one net."""
+    experiment, evaluation = entry.experiment, study.evaluations[entry.setting]
+    load = partial(data.load, root=execution.data_root, download=execution.download)
+    images = load(experiment.data, size=experiment.size)
+    with training.settings(execution):
+        model = prepare.build_model(experiment, images).to(execution.device).eval()
+        forward, gradient = _pass_seconds(model, images, execution.device)
+    count = min(evaluation.images, len(images.test))
+    total = 0.0
+    for step in _planned(model, evaluation, images, study.surrogate):
+        passes = step.attack.passes(images.num_classes) * min(step.first or count, count)
+        if isinstance(step.source, OwnAveraged):
+            passes *= step.source.redraws
+        blind = isinstance(step.source, NoGradient)
+        total += passes * (forward if blind else gradient)
+    return total
+
+
+def _planned(
+    model: nn.Module, evaluation: Evaluation, images: data.ImageData, surrogate: str
+) -> list[Step]:
+    setting = planning.Setting(
+        evaluation.norm,
+        (0.0, 1.0),
+        evaluation.seed,
+        evaluation.effort,
+        images.num_classes,
+        min(images.shape[1:]) >= 5,
+        any(True for _ in feedback_modules(model)),
+        random_feedback(model),
+        evaluation.rules,
+        {surrogate: model} if surrogate else {},
+        None,
+        evaluation.found_protocol,
+    )
+    return planning.planned(evaluation.eps, setting, torch.Size(images.shape).numel())
+
+
+def _pass_seconds(model: nn.Module, images: data.ImageData, device: str) -> tuple[float, float]:
+    """Seconds an image takes forwards, and forwards and backwards to its pixels."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(BATCH, *images.shape, generator=generator).to(device)
+    y = torch.randint(images.num_classes, (BATCH,), generator=generator).to(device)
+    with undisturbed(model), Own().open(model) as oracle:
+        times = [
+            _timed(lambda: oracle.scores(x), device),
+            _timed(lambda: oracle.ask(x, y, against(y, "ce")), device),
+        ]
+    return times[0] / BATCH, times[1] / BATCH
+
+
+def _timed(call: Callable[[], Any], device: str) -> float:
+    seconds = []
+    for _ in range(1 + TIMED):
+        begin = time.perf_counter()
+        call()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return median(seconds[1:])
