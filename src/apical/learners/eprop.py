@@ -54,6 +54,7 @@ class EProp(Learner):
         run = unroll(net, x)
         every = net.whole.output == "every"
         scores = run.scores.transpose(0, 1) if every else run.scores
+        loss = self.objective.value(scores, y)  # it knows what is wrong with the targets
         error = self.objective.error(scores, y)
         error /= error[..., 0].numel()
         error_TNO = error.transpose(0, 1) if every else error[None]
@@ -70,7 +71,7 @@ class EProp(Learner):
                 readout.bias: error_TNO.sum((0, 1)),
             }
         )
-        return self.objective.value(scores, y), self._info(scores, run, signals, traces[1], start)
+        return loss, self._info(scores, run, signals, traces[1], start)
 
     def _info(
         self, scores: Tensor, run: Run, signals: Tensor, trace_TNH: Tensor, start: int

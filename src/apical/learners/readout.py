@@ -32,6 +32,7 @@ class ReadOut(Learner):
         steps, readout = model.steps(x), model.readout
         scores = model.read(steps)
         read = [steps[-1].hidden] if model.output == "last" else [step.hidden for step in steps]
+        loss = self.objective.value(scores, y)  # it knows what is wrong with the targets
         error = self.objective.error(scores, y).flatten(0, -2)
         error /= len(error)
         add_gradients(
@@ -40,4 +41,4 @@ class ReadOut(Learner):
                 readout.bias: error.sum(0),
             }
         )
-        return self.objective.value(scores, y), Info(scores)
+        return loss, Info(scores)
