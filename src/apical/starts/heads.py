@@ -147,7 +147,8 @@ def _by_name(model: nn.Module, prefix: str = "") -> list[str]:
         return [prefix]
     inner = prefix + "." if prefix else ""
     children = [(n, c) for n, c in model.named_children() if any(True for _ in _layers(c))]
-    named = [(n, c) for n, c in children if n.partition("_")[0] in NAMES]
+    # "head_dist" beside "head" is a second head; "fc_norm" has no linear layer and drops out
+    named = [(n, c) for n, c in children if n in NAMES or n.partition("_")[0] in NAMES]
     if named:
         return [end for n, c in named for end in _by_name(c, inner + n)]
     if children and (isinstance(model, nn.Sequential) or len(children) == 1):

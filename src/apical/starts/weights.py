@@ -170,7 +170,6 @@ def _has_tensors(found: Mapping[Any, Any]) -> bool:
 
 def _without_prefix(found: Mapping[str, Any]) -> State:
     state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
