@@ -53,8 +53,8 @@ def phases(
         rows: records of one run.
         key: which angle: `gradient_angle_deg`, `delta_angle_deg`, or `angle_deg` of the feedback.
         share: of the way, in (0, 1), at which a layer counts as aligned.
-        least: degrees that count as a rise; seeds of one net, and single batches, differ by
-            several.
+        least: degrees that count as a rise, and that the angle must come below 90; seeds of one
+            net, and single batches, differ by several.
     Returns: layer -> its phase; where there is none, in words: too few measurements, or no rise
         beyond `least` and the noise. The loss is that of the measured images, or the training
         loss of the epoch in records that lack it.
@@ -105,7 +105,7 @@ def alignment(
     before = smooth[0]
     if before < least:
         return f"aligned from the start, at {before:.1f} degrees"
-    if before - rest < max(least, NOISE * noise):
+    if before - rest < max(least, NOISE * noise) or rest > 90 - least:
         change = f"{before:.1f} to {rest:.1f} degrees, scatter {noise:.1f}"
         return f"no rise of alignment: {change}"
     goal = before - share * (before - rest)

@@ -170,7 +170,7 @@ def _together(rule: str, layers: Iterable[Aligned]) -> Aligned:
 
 
 def _alarms(rule: str, runs: Sequence[Run]) -> list[Alarm]:
-    rows = [(run.folder, row) for run in runs for row in run.of_kind("warning")]
+    rows = [(run.folder, row) for run in runs for row in run.rows if row["kind"] == "warning"]
     return [
         _alarm(rule, kind, [(folder, row) for folder, row in rows if row["finding"] == kind], runs)
         for kind in dict.fromkeys(row["finding"] for _, row in rows)
