@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
+from apical.functional import Local
 from apical.rules import KolenPollack, LowDimensional, oja
 
 STEPS = 25
@@ -135,13 +136,25 @@ def test_two_thin_steps_are_one_through_the_matrix(
     assert_close(thin, expected, rtol=0, atol=1e-10)
 
 
-def test_large_ranks_and_few_channels_go_through_the_matrix() -> None:
-    for layer, rank in ((nn.Conv2d(4, 32, 3), 9), (nn.Conv2d(4, 16, 3), 1), (nn.Linear(8, 8), 5)):
-        rule = LowDimensional(rank=rank)
-        apical.convert(layer, rule)
-        op, weight = layer.operation(), layer.weight.detach()
-        local = apical.rules.base.Local(op, None, None, weight)
-        assert rule.send(local, *layer.feedback.memory()) is None
+@pytest.mark.parametrize(
+    ("layer", "rank", "shape", "thin"),
+    [
+        (nn.Conv2d(4, 32, 3), 9, (2, 4, 20, 20), False),  # a large rank
+        (nn.Conv2d(4, 32, 3), 8, (2, 4, 20, 20), True),
+        (nn.Conv2d(4, 32, 3), 9, (2, 4, 4, 4), True),  # so few positions that forming B costs more
+        (nn.Conv2d(4, 16, 3), 1, (2, 4, 4, 4), False),  # few channels
+        (nn.Linear(8, 8), 5, (50, 8), False),
+        (nn.Linear(8, 8), 5, (3, 8), True),
+    ],
+)
+def test_large_ranks_and_few_channels_go_through_the_matrix(
+    layer: nn.Module, rank: int, shape: tuple[int, ...], thin: bool
+) -> None:
+    rule = LowDimensional(rank=rank)
+    model: Any = apical.convert(copy.deepcopy(layer), rule)
+    x = torch.ones(shape)
+    local = Local(model.operation(), x, model(x).detach(), model.weight.detach())
+    assert (rule.send(local, *model.feedback.memory()) is not None) is thin
 
 
 def test_every_projection_of_attention_has_its_own_bottleneck() -> None:
@@ -253,7 +266,8 @@ def second_moment(size: int) -> tuple[Tensor, Tensor, Tensor]:
 def converge(rows: Tensor, moment: Tensor, *, decay: float, steps: int = 6000) -> Tensor:
     power = moment.trace()
     for _ in range(steps):
-        oja.turn(rows, 7 * rows @ moment, 7 * power, rate=0.1, decay=decay)
+        change = rows @ moment - rows @ moment @ rows.T @ rows
+        oja.turn(rows, 7 * change, 7 * power, rate=0.1, decay=decay)
     return rows
 
 
@@ -300,13 +314,27 @@ def test_p_of_a_convolution_sees_every_position_as_a_sample() -> None:
     layer = apical.convert(nn.Conv2d(2, 4, 1).double(), LowDimensional(rank=2))
     x, upstream = numbers(3, 2, 5, 4).requires_grad_(), numbers(3, 4, 5, 4, seed=2)
     delta = upstream.movedim(1, -1).reshape(-1, 4)
-    projected, power = layer.feedback.notes
+    change, power = layer.feedback.notes
+    rows = layer.feedback.projection
     for layout in (torch.contiguous_format, torch.channels_last):
         layer(x).backward(upstream.to(memory_format=layout))
-        expected = layer.feedback.projection @ delta.T @ delta
-        assert_close(projected, expected, rtol=1e-12, atol=1e-12)
+        moment = delta.T @ delta
+        expected = rows @ moment - rows @ moment @ rows.T @ rows
+        assert_close(change, expected, rtol=1e-12, atol=1e-12)
         assert_close(power, delta.square().sum(), rtol=1e-12, atol=0)
-        projected.zero_(), power.zero_()
+        change.zero_(), power.zero_()
+
+
+@pytest.mark.parametrize("samples", [3, 12])
+def test_what_oja_collects_of_few_and_many_samples_is_the_same_sum(samples: int) -> None:
+    rows, signal = numbers(3, 6, seed=5), numbers(samples, 6)
+    moment = signal.T @ signal
+    expected = rows @ moment - rows @ moment @ rows.T @ rows
+    for low in (None, signal @ rows.T):
+        change, power = torch.zeros(3, 6).double(), torch.zeros(()).double()
+        oja.collect(rows, signal, change, power, low)
+        assert_close(change, expected, rtol=1e-12, atol=1e-12)
+        assert_close(power, moment.trace(), rtol=1e-12, atol=0)
 
 
 def test_rows_are_made_orthonormal_every_few_updates() -> None:

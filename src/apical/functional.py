@@ -91,7 +91,8 @@ class Local(NamedTuple):
 
     Shapes: x the layer's input, grad that of its output: the teaching signal from above;
         weight and grad_weight alike. `grad_weight` is empty where it is not formed yet, or not
-        at all because the weight is frozen.
+        at all because the weight is frozen. In `scratch`, if there is one, a rule may keep what
+        it needs again in the same backward pass.
     """
 
     op: Op
@@ -99,6 +100,7 @@ class Local(NamedTuple):
     grad: Tensor
     weight: Tensor
     grad_weight: Tensor | None = None
+    scratch: dict[str, Tensor] | None = None
 
 
 class Geometry(NamedTuple):
@@ -215,7 +217,8 @@ def _transport_gradients(
     feedback, op, needs = ctx.feedback, ctx.op, ctx.needs_input_grad
     rule = feedback.rule
     trains_memory = any(needs[5:]) and (needs[1] or not rule.follows_weight)
-    message = rule.send(Local(op, x, grad, weight), *memory) if needs[0] else None
+    local = Local(op, x, grad, weight, scratch={})
+    message = rule.send(local, *memory) if needs[0] else None
     matrix = weight
     if needs[0] and message is None:
         matrix = rule.matrix(weight, *memory)
@@ -227,7 +230,7 @@ def _transport_gradients(
     memory_gradients: Sequence[Tensor | None] = (None,) * len(memory)
     observes = bool(feedback.notes) and feedback.training and needs[0]
     if trains_memory or observes:
-        local = Local(op, x, grad, weight, grad_weight)
+        local = local._replace(grad_weight=grad_weight)
         if observes:
             rule.observe(local, *memory, *feedback.notes)
         if trains_memory:

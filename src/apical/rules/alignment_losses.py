@@ -102,18 +102,15 @@ class AlignmentLoss(TransportRule):
         feedback = memory[0].to(weight.dtype)
         if self.kind == "symmetric":
             return (2 * self.decay * feedback - self.amp * weight,)
-        y = op.forward(x, weight, None)
-        gradient = -self.amp * mean_product(op, y, x, weight)
-        if self.kind == "activation":
-            again = op.forward(x, feedback, None)
-            gradient += 2 * self.decay * mean_product(op, again, x, weight)
-        else:
-            gradient += 2 * self.decay * feedback
+        if self.kind == "activation":  # 2 decay <Bx x^T> - amp <Wx x^T>, in one
+            difference = 2 * self.decay * feedback - self.amp * weight
+            return (mean_product(op, op.forward(x, difference, None), x, weight),)
+        y, seen = op.forward(x, weight, None), -self.amp * x
         if self.null:
             back = op.backward(y, x, feedback, (True, False, False))[0]
             assert back is not None
-            gradient += 2 * self.null * mean_product(op, y, back, weight)
-        return (gradient,)
+            seen.add_(back, alpha=2 * self.null)
+        return (mean_product(op, y, seen, weight).add_(feedback, alpha=2 * self.decay),)
 
     def objection(
         self,

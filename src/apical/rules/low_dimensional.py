@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from apical.functional import ConvOp, Local, Op
-from apical.rules import oja
+from apical.rules import factors, oja
 from apical.rules.base import Init, Needs, Scale, Update, bound, fans, uniform
 from apical.rules.oja import Rank
 from apical.rules.tracking import Follower, not_linear, trained_apart
-
-FEW_CHANNELS = 32
-"""Below so many output channels a convolution with the whole of B costs less than two thin ones."""
 
 
 @dataclass(frozen=True)
@@ -112,59 +109,32 @@ class LowDimensional(Follower):
         factor = uniform((rank, *weight.shape[1:]), half_width, generator)
         if self.follows == "gradient":
             return {"projection": rows, "factor": nn.Parameter(factor)}
-        carried = _through(rows, weight.detach().double().cpu())
+        carried = factors.through(rows, weight.detach().double().cpu())
         return {"projection": rows, "factor": factor, "carried": carried}
 
     def note(self, *memory: Tensor) -> dict[str, Tensor]:
         return oja.collected(memory[0]) if self.projection == "oja" else {}
 
     def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
-        rows, factor = memory[0], self._scaled(weight, *memory)
-        matrix = _through(rows.t(), factor)
-        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-            return matrix.contiguous(memory_format=torch.channels_last)
-        return matrix
+        return factors.product(memory[0].t(), self._scaled(weight, *memory), weight)
 
     def send(self, local: Local, *memory: Tensor) -> Tensor | None:
-        rows, op, grad = memory[0], local.op, local.grad
-        if not _thin_is_cheaper(op, len(rows), local.weight):
-            return None
-        factor = self._scaled(local.weight, *memory).to(grad.dtype)
-        rows = rows.to(grad.dtype)
-        if isinstance(op, ConvOp):
-            ones, zeros = (1,) * (grad.dim() - 2), (0,) * (grad.dim() - 2)
-            kernel = rows.view(*rows.shape, *ones)
-            low = torch.convolution(grad, kernel, None, ones, zeros, ones, False, zeros, 1)
-        else:
-            low = grad.matmul(rows.t())
-        return op.backward(low, local.x, factor, (True, False, False))[0]
+        return factors.send(local, memory[0].t(), self._scaled(local.weight, *memory))
 
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
-        rows, (projected, power) = memory_and_notes[0], memory_and_notes[-2:]
-        grad = local.grad
-        if not isinstance(local.op, ConvOp):
-            signal = grad.reshape(-1, grad.shape[-1])
-        elif grad.stride(1) == 1:  # channels last: positions are rows already
-            signal = grad.movedim(1, -1).reshape(-1, grad.shape[1])
-        else:
-            signal = grad.flatten(2)
-        oja.collect(rows, signal, projected, power)
+        rows, (change, power) = memory_and_notes[0], memory_and_notes[-2:]
+        grad, low = local.grad, None
+        if grad.dtype == rows.dtype:
+            low = _as_rows(local, factors.lowered(local, rows.t()))
+        oja.collect(rows, _as_rows(local, grad), change, power, low)
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
-        rows, grad, gradient = memory[0], local.grad, local.grad_weight
-        assert gradient is not None
-        if isinstance(local.op, ConvOp) or grad.dtype != rows.dtype:
-            return (None, _through(rows, gradient.to(rows.dtype)))
-        samples = grad.numel() // grad.shape[-1]
-        if samples * sum(gradient.shape) >= gradient.numel():
-            return (None, rows.mm(gradient))
-        low = grad.reshape(samples, -1).mm(rows.t())  # P dW, without dW: for few samples
-        return (None, low.t().mm(local.x.reshape(samples, -1)))
+        return (None, factors.gradient(local, memory[0].t(), memory[1]))
 
     def after_update(self, update: Update, *memory: Tensor) -> None:
         rows, factor = memory[:2]
         if self.follows == "update":
-            factor.add_(_through(rows, update.weight) - memory[2])
+            factor.add_(factors.through(rows, update.weight) - memory[2])
         super().after_update(update, *memory)
         if self.projection == "oja":
             oja.turn(rows, *memory[-2:], rate=self.rate, decay=self.projection_decay)
@@ -177,7 +147,7 @@ class LowDimensional(Follower):
 
     def adopt(self, weight: Tensor, *memory: Tensor) -> None:
         if self.follows == "update":
-            memory[2].copy_(_through(memory[0], weight))
+            memory[2].copy_(factors.through(memory[0], weight))
 
     def objection(
         self,
@@ -198,15 +168,10 @@ class LowDimensional(Follower):
         return factor * (torch.linalg.vector_norm(weight) / squared.clamp_min(tiny).sqrt())
 
 
-def _through(matrix: Tensor, weight: Tensor) -> Tensor:
-    """The matrix times the weight, over its outputs: (r, n) and (n, ...) -> (r, ...)."""
-    return matrix.mm(weight.flatten(1)).view(-1, *weight.shape[1:])
-
-
-def _thin_is_cheaper(op: Op, rank: int, weight: Tensor) -> bool:
-    """Whether two products with thin matrices beat one with B."""
-    outputs = len(weight)
-    if isinstance(op, ConvOp):
-        return outputs >= FEW_CHANNELS and 4 * rank <= outputs
-    inputs = weight.shape[1]
-    return rank * (outputs + inputs) <= outputs * inputs
+def _as_rows(local: Local, signal: Tensor) -> Tensor:
+    """A signal at the outputs as samples, or as images where their layout costs a copy."""
+    if not isinstance(local.op, ConvOp):
+        return signal.reshape(-1, signal.shape[-1])
+    if local.grad.stride(1) == 1:  # channels last: positions are rows already
+        return signal.movedim(1, -1).reshape(-1, signal.shape[1])
+    return signal.flatten(2)

@@ -55,24 +55,33 @@ def orthonormalised(rows: Tensor) -> Tensor:
 
 
 def collected(rows: Tensor) -> dict[str, Tensor]:
-    """Empty notes for `collect`."""
+    """Empty notes for `collect`, under the names that they are saved by."""
     return {"projected": torch.zeros_like(rows), "power": rows.new_zeros(())}
 
 
-def collect(rows: Tensor, signal: Tensor, projected: Tensor, power: Tensor) -> None:
-    """Add the signal to P S S^T and to trace(S S^T).
+def collect(
+    rows: Tensor, signal: Tensor, change: Tensor, power: Tensor, low: Tensor | None = None
+) -> None:
+    """Add P S S^T (1 - P^T P) to the change of P, and trace(S S^T) to the power.
 
-    Shapes: rows P (r, n); signal (samples, n) or (samples, n, positions); projected (r, n).
+    Shapes: rows P (r, n); signal S^T (samples, n), or (samples, n, positions); low, if it is known,
+        S^T P^T (samples, r) or (samples, r, positions); change (r, n).
     """
     signal = signal.to(rows.dtype)
+    power.add_(torch.linalg.vector_norm(signal).square())
+    if low is None:
+        low = signal.mm(rows.t()) if signal.dim() == 2 else torch.matmul(rows, signal)
+    if signal.dim() == 2 and len(signal) <= 2 * len(rows):  # few: what P does not see yet, first
+        change.addmm_(low.t(), torch.addmm(signal, low, rows, alpha=-1))
+        return
     if signal.dim() == 2:
-        projected.addmm_(rows.mm(signal.t()), signal)
+        image = low.t().mm(signal)
     else:
-        projected.add_(torch.matmul(torch.matmul(rows, signal), signal.transpose(1, 2)).sum(0))
-    power.add_(signal.square().sum())
+        image = torch.matmul(low, signal.transpose(1, 2)).sum(0)
+    change.add_(image).addmm_(image.mm(rows.t()), rows, alpha=-1)
 
 
-def turn(rows: Tensor, projected: Tensor, power: Tensor, *, rate: float, decay: float) -> None:
+def turn(rows: Tensor, change: Tensor, power: Tensor, *, rate: float, decay: float) -> None:
     """One step in place, and the notes emptied: P += rate (P C - P C P^T P) - decay P.
 
     C is the collected signal's second moment, divided by its trace, so that the step depends on
@@ -80,9 +89,10 @@ def turn(rows: Tensor, projected: Tensor, power: Tensor, *, rate: float, decay: 
     the leading directions of C; with a decay at squared lengths 1 - decay / (rate c_i).
     Nothing happens after signals of zero, or that were not finite.
     """
-    image = projected / power
-    change = rate * (image - image.mm(rows.t()).mm(rows)) - decay * rows
-    usable = (power > 0) & change.isfinite().all()
-    rows.add_(torch.where(usable, change, torch.zeros_like(change)))
-    projected.zero_()
+    usable = (power > 0) & power.isfinite()
+    change.masked_fill_(~usable, 0)
+    if decay:
+        rows.mul_(torch.where(usable, 1 - decay, 1.0))
+    rows.addcmul_(change, torch.where(usable, rate / power, 0.0))
+    change.zero_()
     power.zero_()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.functional import Local
+from apical.rules import factors
 from apical.rules.base import Init, Needs, bound, fans, uniform
 from apical.rules.oja import orthonormal_rows
 from apical.rules.tracking import Follower, not_linear, trained_apart
@@ -67,17 +68,16 @@ class ProductFeedback(Follower):
         # A_0 = R^T M gives B_0 = M; what R does not see of A would never change
         drawn = uniform(weight.shape, half_width, generator)
         mixing = orthonormal_rows(outputs, cells, generator)
-        return {"mixing": mixing, "factor": nn.Parameter(_through(mixing.t(), drawn))}
+        return {"mixing": mixing, "factor": nn.Parameter(factors.through(mixing.t(), drawn))}
 
     def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
-        matrix = _through(*memory)
-        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-            return matrix.contiguous(memory_format=torch.channels_last)
-        return matrix
+        return factors.product(memory[0], memory[1], weight)
+
+    def send(self, local: Local, *memory: Tensor) -> Tensor | None:
+        return factors.send(local, memory[0], memory[1])
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
-        assert local.grad_weight is not None
-        return (None, _through(memory[0].t(), local.grad_weight.to(memory[0].dtype)))
+        return (None, factors.gradient(local, memory[0], memory[1]))
 
     def following(self, *memory: Tensor) -> Tensor:
         return memory[1]
@@ -90,8 +90,3 @@ class ProductFeedback(Follower):
     ) -> str:
         apart = trained_apart(weight_group, memory_group)
         return apart or not_linear(optimizer, "use SGD, or KolenPollack")
-
-
-def _through(matrix: Tensor, tensor: Tensor) -> Tensor:
-    """The matrix times a tensor's first axis."""
-    return matrix.mm(tensor.flatten(1)).view(-1, *tensor.shape[1:])
