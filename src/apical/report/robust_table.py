@@ -1,9 +1,10 @@
 """The robustness of each rule: headline at a radius, course over the radius, verdict."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
+from apical import stats
 from apical.report import robust_stats
 from apical.report.names import is_baseline
 from apical.report.robust_read import Evaluation, PublishedRobustness
@@ -23,7 +24,8 @@ class Headline:
 
     Attributes: planned: nets that were to be evaluated. own, exact: worst case per image over the
         attacks by that gradient, the same attacks for both; worst: over everything tried.
-        against_bp: worst case minus that of backprop on the same seeds. published: the lowest
+        against_bp: worst case minus that of backprop on the same seeds; told_apart: whether they
+        differ by a paired t test, Holm-corrected over the rules, 5 %. published: the lowest
         published accuracy under attacks by the own gradient at this radius.
     """
 
@@ -40,6 +42,7 @@ class Headline:
     against_bp: Difference | None
     verdict: RuleVerdict
     published: PublishedRobustness | None
+    told_apart: bool = False
 
 
 def headline_radius(section: Section) -> float:
@@ -60,7 +63,7 @@ def headline_radius(section: Section) -> float:
 def headlines(section: Section, eps: float) -> list[Headline]:
     """The rules at one radius; those without evaluations at it are left out."""
     rows = [_headline(section, rule, eps) for rule in section.rules]
-    return [row for row in rows if row is not None]
+    return _compared(section, [row for row in rows if row is not None])
 
 
 def headlines_of_rule(section: Section, rule: str) -> list[Headline]:
@@ -142,6 +145,22 @@ def _headline(section: Section, rule: str, eps: float) -> Headline | None:
         verdict=verdict(section, rule),
         published=_published(section, rule, eps),
     )
+
+
+def _compared(section: Section, rows: Sequence[Headline]) -> list[Headline]:
+    """The rows with `told_apart` filled in, for which all of them are needed."""
+    baseline = next((row for row in rows if is_baseline(row.rule)), None)
+    if baseline is None:
+        return list(rows)
+
+    def worst(row: Headline) -> dict[int, float]:
+        return section.shares(row.rule, lambda each: each.at("worst", row.eps).get("accuracy"))
+
+    others = [row for row in rows if row is not baseline]
+    found = [stats.difference_p(worst(row), worst(baseline)) for row in others]
+    corrected = stats.holm([1.0 if p is None else p for p in found])
+    apart = {row.rule for row, p in zip(others, corrected, strict=True) if p < 0.05}
+    return [replace(row, told_apart=row.rule in apart) for row in rows]
 
 
 def _against_bp(section: Section, rule: str, value: Value) -> Difference | None:

@@ -50,6 +50,9 @@ CHECKS = {
 """What a flag of each check means."""
 
 
+TEST = "paired, Holm-corrected"
+
+
 def percent(value: float | None) -> str:
     """ "93.2"; "" for None."""
     return "" if value is None else f"{_no_minus_zero(value):.1f}"
@@ -147,9 +150,10 @@ def _masked(rows: Sequence[Headline]) -> str:
     if len(rows) > 1:
         start = "are masked: attacked by their own gradient, as in earlier papers, they look more"
         start, end = f"{start} robust", "than they are"
+    noise = f" ({percent(most.noise.mean)} % under mere noise)" if most.noise else ""
     return (
         f"{names(rows)} {start} {end}. At radius {radius(most.eps)}, {display_name(most.rule)} "
-        f"keeps {percent(most.own.mean)} % under its own gradient and "
+        f"keeps {percent(most.own.mean)} % under its own gradient{noise} and "
         f"{percent(most.exact.mean)} % under the exact gradient of the same weights."
     )
 
@@ -159,12 +163,7 @@ def _worst(rows: Sequence[Headline]) -> str:
     others = [row for row in rows if not is_baseline(row.rule)]
     if baseline is None or not others:
         return ""
-    apart = [
-        row
-        for row in others
-        if row.against_bp and row.against_bp.low is not None and row.against_bp.high is not None
-        if row.against_bp.low > 0 or row.against_bp.high < 0
-    ]
+    apart = [row for row in others if row.told_apart]
     start = (
         f"In the worst case over everything tried, backprop keeps {percent(baseline.worst.mean)} %"
     )
@@ -175,14 +174,14 @@ def _worst(rows: Sequence[Headline]) -> str:
             "other rules; one net each says nothing about the rules."
         )
     if not apart:
-        return f"{start}; no rule is told apart from it ({baseline.n} seeds, paired)."
+        return f"{start}; no rule is told apart from it ({baseline.n} seeds, {TEST})."
     told = (
         f"{display_name(row.rule)} {points(row.against_bp.mean)} points "
         f"({span(row.against_bp, sign=True)})"
         for row in apart
         if row.against_bp
     )
-    return f"{start}. Told apart from it, paired on the seeds: {'; '.join(told)}."
+    return f"{start}. Told apart from it ({baseline.n} seeds, {TEST}): {'; '.join(told)}."
 
 
 def names(rows: Sequence[Headline]) -> str:
