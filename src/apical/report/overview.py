@@ -1,0 +1,152 @@
+"""One line per rule, all settings side by side: what it reaches, what it costs, what it needs.
+
+A study asks for it by the key "overview" of its study.json:
+    facts      by rule, heading of a column -> text
+    detail     the setting whose alignment and feedback memory are shown
+    timed      the net whose step times are shown, a table in `RULE_TIMES`
+    timed_as   names of rules there, by rule, where they differ
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from apical import records, stats
+from apical.report.escape import for_markdown
+from apical.report.names import display_name
+from apical.report.read import Run, Study
+
+RULE_TIMES = "step_time_rules.json"
+"""Beside the study's folder: what `COMMAND` wrote."""
+COMMAND = "python benchmarks/step_time.py --net {net} --out results/" + RULE_TIMES
+
+FLOAT_BYTES = 4
+"""Of a weight; no study trains in another precision."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Steps over backprop's, by the rule's name in the benchmark; `told` says how measured."""
+
+    ratios: Mapping[str, float]
+    told: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A rule. Accuracies in % by setting, the angle in degrees, memory over that of the weights."""
+
+    rule: str
+    accuracies: Mapping[str, stats.Summary | None]
+    angle: float | None
+    step: float | None
+    memory: float | None
+    facts: Mapping[str, str]
+
+
+def lines(study: Study, times: StepTimes) -> list[Line]:
+    """A line for each rule, in the order of the study."""
+    assert study.overview is not None
+    detail, timed_as = study.overview["detail"], study.overview["timed_as"]
+    return [
+        Line(
+            rule,
+            {setting: _accuracy(study.finished(setting, rule)) for setting in study.settings},
+            _mean([_angle(run) for run in study.finished(detail, rule)]),
+            times.ratios.get(timed_as.get(rule, rule)),
+            _mean([_memory(run) for run in study.finished(detail, rule)]),
+            study.overview["facts"][rule],
+        )
+        for rule in study.rules
+    ]
+
+
+def step_times(results: Path, net: str) -> StepTimes:
+    """What the speed benchmark has measured of a net, uncompiled, on one thread."""
+    path, how = results / RULE_TIMES, COMMAND.format(net=net)
+    tables = records.read_json(path)["tables"] if path.exists() else []
+    wanted = {"net": net, "small": False, "threads": 1, "compiled": False}
+    for table in tables:
+        if wanted.items() <= table.items() and not table["rejected"]:
+            clock = f"{table['clock']}_ratio"
+            ratios = {name: row[clock] for name, row in table["rules"].items()}
+            told = (
+                f"Step: training step over backprop's, {table['title']}, side by side in one "
+                f"process, median of {table['rounds']} rounds; backprop against itself is off by "
+                f"{100 * table['control_off']:.1f} % (`{how}`)."
+            )
+            return StepTimes(ratios, told)
+    return StepTimes({}, f"Step times are not measured yet: `{how}`.")
+
+
+def to_markdown(study: Study, results: Path) -> str:
+    """The table, and what its columns mean."""
+    assert study.overview is not None
+    times = step_times(results, study.overview["timed"])
+    rows = lines(study, times)
+    facts = list(rows[0].facts)
+    head = ["rule", *(f"{setting}, %" for setting in study.settings)]
+    head += ["angle °", "step", "memory", *facts]
+    rulers = ["---", *("---:" for _ in head[1 : -len(facts)]), *("---" for _ in facts)]
+    table = [head, *([*_numbers(row, study), *row.facts.values()] for row in rows)]
+    text = ["| " + " | ".join(map(for_markdown, cells)) + " |" for cells in table]
+    text.insert(1, "|" + "|".join(rulers) + "|")
+    return "\n".join(text) + "\n\n" + " ".join(_legend(study, times)) + "\n"
+
+
+def _numbers(row: Line, study: Study) -> list[str]:
+    accuracies = [_spelled(row.accuracies[setting]) for setting in study.settings]
+    angle = "" if row.angle is None else f"{row.angle:.0f}"
+    ratios = ["" if value is None else f"{value:.2f}" for value in (row.step, row.memory)]
+    return [display_name(row.rule), *accuracies, angle, *ratios]
+
+
+def _legend(study: Study, times: StepTimes) -> list[str]:
+    assert study.overview is not None
+    counts = sorted({len(study.finished(s, r)) for s in study.settings for r in study.rules})
+    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    chosen = " chosen on held-out training images" if study.search else ""
+    return [
+        f"Tier {study.tier}: test accuracy, mean and half of a 95 % t interval over n = {n} seeds,"
+        f" learning rates{chosen or ' the same for all'}. Angle: between a layer's update and"
+        " backprop's at the end of training, mean over the layers below the output layer, whose"
+        f" update is exact; memory: stored feedback over weights ({study.overview['detail']}).",
+        times.told,
+        "Reads of the weights: what the way back takes from the forward weights (values: weight"
+        " transport). Waits for: what a hidden layer needs before it can learn.",
+        *map(for_markdown, study.notes),
+        f"Regenerate: `{study.command.replace('`', '')}`, then `make keep STUDY=NAME`.",
+    ]
+
+
+def _spelled(summary: stats.Summary | None) -> str:
+    if summary is None:
+        return ""
+    half = "" if summary.high is None else f" ± {summary.high - summary.mean:.1f}"
+    return f"{summary.mean:.1f}{half}"
+
+
+def _accuracy(runs: list[Run]) -> stats.Summary | None:
+    return stats.summarize([100 * run.final["test_acc"] for run in runs]) if runs else None
+
+
+def _angle(run: Run) -> float | None:
+    """Mean over layers at the last measurement, the output layer left out."""
+    found: list[float | None] = []
+    for layer in run.layers[:-1]:
+        rows: list[Mapping[str, Any]] = run.of_kind("layer", layer)
+        found.append(max(rows, key=lambda row: row["epoch"]).get("gradient_angle_deg"))
+    return _mean(found)
+
+
+def _memory(run: Run) -> float | None:
+    final = run.final
+    return float(final["feedback_bytes"] / (FLOAT_BYTES * final["parameters"]))
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """None where there are none, or one is missing."""
+    known = [value for value in values if value is not None]
+    return mean(known) if known and len(known) == len(values) else None
