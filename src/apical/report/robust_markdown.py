@@ -87,7 +87,8 @@ def _legend(study: Study, found: list[Section]) -> str:
         "95 % t interval over seeds (‡ one net: over images). Own gradient: attacks along the "
         "net's own feedback, as in earlier papers; exact: the same attacks along the true "
         "gradient of the same weights; worst case: per image, over everything tried. `own minus "
-        "exact` and `worst minus BP` are paired on the seeds, in points. Masked: own minus exact "
+        "exact` and `worst minus BP` are paired on the seeds, in points, each interval on its own. "
+        "Masked: own minus exact "
         "is above 5 points with an interval above 0, or a step along the own gradient does not "
         "raise the loss."
     ]
