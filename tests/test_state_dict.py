@@ -2,12 +2,14 @@
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import apical
+from apical.rules import DFA
 
 
 def _net() -> nn.Sequential:
@@ -45,6 +47,40 @@ def test_feedback_for_some_layers_only_is_an_error(layer: str) -> None:
         model.load_state_dict(state)
     assert f"not for {layer}:" in str(caught.value)
     model.load_state_dict(model.state_dict())  # a later load starts anew
+
+
+@pytest.mark.parametrize(
+    ("saved", "rule", "told"),
+    [
+        ("frsf", "dfa", r"0: the checkpoint's feedback is \{'magnitude': \(5, 4\)\}, but DFA"),
+        ("fa", "dfa", r"\{'matrix': \(5, 4\)\}, but DFA here is \{'matrix': \(2, 4\)\}"),
+        (DFA(shared=True), "dfa", r"'half_width': \(\)\}, but DFA here is \{'matrix': \(2, 4\)\}"),
+    ],
+)
+def test_feedback_of_another_rule_is_not_taken_for_what_waits(
+    saved: Any, rule: str, told: str
+) -> None:
+    """Before a first forward nothing is known of the shapes; after it, all."""
+    x = torch.ones(3, 4)
+    other = apical.convert(_net(), saved, example=x)
+    model = apical.convert(_net(), rule)
+    model.load_state_dict(other.state_dict())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=told):
+            model(x)
+    model.load_state_dict(apical.convert(_net(), rule, example=x).state_dict())
+    model(x).sum().backward()
+    assert model[0].weight.grad.any()
+
+
+def test_feedback_that_a_file_has_sorted_is_that_of_its_names() -> None:
+    x, rule = torch.ones(3, 4), DFA(shared=True)
+    original = apical.convert(_net(), rule, example=x, seed=1)
+    model = apical.convert(_net(), rule)
+    model.load_state_dict(dict(sorted(original.state_dict().items())))
+    for net in (original, model):
+        net(x).sum().backward()
+    assert torch.equal(model[0].weight.grad, original[0].weight.grad)
 
 
 def test_rules_that_keep_nothing_expect_nothing() -> None:

@@ -101,7 +101,7 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, str, str, str, str, int]]:
             size = sum(storages[place].nbytes() for place in storages.keys() - counted)
             counted |= storages.keys()
             kind = type(row.module).plain_class.__name__  # type: ignore[attr-defined]
-            state = "pending" if feedback.pending else listed
+            state = "pending" if names is None else listed
             yield full, kind, rules.spell(feedback.rule), "", state, size
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Self
 
@@ -37,6 +38,7 @@ class Feedback(nn.Module):
         self.history = History()
         self.memory_names: tuple[str, ...] | None = None
         self.note_names: tuple[str, ...] = ()
+        self.unproved = False  # loaded before anything was known of its shapes
         if star is not None:
             star.add(self)
 
@@ -57,8 +59,9 @@ class Feedback(nn.Module):
 
     @property
     def pending(self) -> bool:
-        """Whether the memory still waits for the shapes of a first forward pass."""
-        return self.memory_names is None
+        """Whether the memory still waits for the shapes of a first forward pass, to be made for
+        them or, where it was loaded, compared with them."""
+        return self.memory_names is None or self.unproved
 
     def memory(self) -> tuple[Tensor, ...]:
         """The rule's tensors, in the order in which the rule made them."""
@@ -102,12 +105,28 @@ class Feedback(nn.Module):
             assert isinstance(self.rule, BroadcastRule) and geometry is not None
             name = "shared" if self.rule.shared else self.layer
             made = self.rule.create(geometry, error_size, self._generator(name))
+        if self.unproved:
+            self._prove(made)
+            return
         for name, tensor in made.items():
             self._remember(name, _placed(tensor, weight))
         self.memory_names = tuple(made)
         for name, tensor in self.rule.note(*self.memory()).items():
             self.register_buffer(f"note_{name}", _placed(tensor, weight))
             self.note_names += (f"note_{name}",)
+
+    def _prove(self, made: Mapping[str, Tensor]) -> None:
+        """Raise ValueError unless what was loaded has the names and shapes of what is made here."""
+        loaded = {name: tuple(getattr(self, name).shape) for name in self.memory_names or ()}
+        expected = {name: tuple(tensor.shape) for name, tensor in made.items()}
+        if loaded != expected:
+            kind = type(self.rule).__name__
+            raise ValueError(
+                f"{self.layer}: the checkpoint's feedback is {loaded}, but {kind} here is"
+                f" {expected}; it is of another rule, model or size of input"
+            )
+        self.memory_names = tuple(made)  # a file may have sorted them
+        self.unproved = False
 
     @torch.no_grad()
     def after_update(
@@ -201,15 +220,16 @@ class Feedback(nn.Module):
                 )
             names = [key.removeprefix(prefix) for key in saved]
             names = [name for name in names if name not in ("updates", "weight_norm")]
+            for name in (*(self.memory_names or ()), *self.note_names):
+                delattr(self, name)  # of an earlier load
             for name in names:
                 self._remember(name, torch.empty_like(state_dict[prefix + name]))
             self.memory_names = tuple(n for n in names if not n.startswith("note_"))
             self.note_names = tuple(n for n in names if n.startswith("note_"))
+            self.unproved = True
         super()._load_from_state_dict(
             state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if self.star is not None:
-            self.star.share()
 
     def _in_this_load(self, present: bool, missing_keys: list[str]) -> str:
         """What is wrong with the checkpoint, as far as the layers loaded up to here can tell.

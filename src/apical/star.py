@@ -128,9 +128,9 @@ class Star:
         groups: dict[Any, list[tuple[Tensor, Feedback]]] = {}
         for feedback in self.feedbacks:
             rule = feedback.rule
-            if isinstance(rule, BroadcastRule) and rule.shared and feedback.memory_names:
-                tensor = feedback.memory()[0]
-                alike = type(rule), feedback.memory_names[0], tensor.dtype, tensor.device
+            if isinstance(rule, BroadcastRule) and rule.shared and not feedback.pending:
+                name, tensor = (feedback.memory_names or ("",))[0], feedback.memory()[0]
+                alike = type(rule), name, tensor.dtype, tensor.device
                 groups.setdefault(alike, []).append((tensor, feedback))
         for (_, name, *_), members in groups.items():
             longest = max((tensor for tensor, _ in members), key=len)
