@@ -48,7 +48,8 @@ def give(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set[int]) -> None
     if untrained:
         warnings.warn(
             f"the optimizer trains the weights but not their feedback: {', '.join(untrained)}."
-            " Build the optimizer after the conversion, or add apical.feedback_parameters(model)",
+            " Build the optimizer after convert(..., example=x), by when all of it exists, or add"
+            " apical.feedback_parameters(model)",
             stacklevel=4,
         )
     for text, layers in objections.items():

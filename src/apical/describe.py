@@ -16,7 +16,7 @@ from apical.convert import call_with, feedback_modules
 from apical.feedback import Feedback
 from apical.functional import Op
 from apical.layers import converted_layers, is_converted
-from apical.plan import plan
+from apical.plan import plan, table
 from apical.star import Star
 
 
@@ -47,23 +47,18 @@ class Description:
 
     def __str__(self) -> str:
         head = ["layer", "type", "rule", "why", "feedback", "bytes"]
-        table = [
+        cells = [
             [row.layer or "(root)", row.kind, row.rule, row.why, row.feedback or "-",
              f"{row.feedback_bytes:,}"]
             for row in self.rows
         ]  # fmt: skip
         if any(row.calls is not None for row in self.rows):
             head += ["calls", "taps", "bypassed"]
-            for cells, row in zip(table, self.rows, strict=True):
-                cells += ["" if v is None else str(v) for v in (row.calls, row.taps)]
-                cells.append("YES" if row.bypassed else "")
-        widths = [max(len(cells[i]) for cells in [head, *table]) for i in range(len(head))]
-        lines = [
-            " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            for cells in [head, ["-" * width for width in widths], *table]
-        ]
-        lines.append(f"feedback in all: {self.feedback_bytes:,} bytes")
-        return "\n".join(line.rstrip() for line in lines)
+            for line, row in zip(cells, self.rows, strict=True):
+                line += ["" if v is None else str(v) for v in (row.calls, row.taps)]
+                line.append("YES" if row.bypassed else "")
+        total = f"feedback in all: {self.feedback_bytes:,} bytes"
+        return "\n".join([*table(head, cells), total])
 
 
 def describe(model: nn.Module, *, example: Any = None) -> Description:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from apical import functional
+from apical import functional, rules
 from apical.functional import Op
 from apical.history import History
 from apical.rules.base import BroadcastRule, Geometry, Rule, TransportRule, Update
@@ -44,6 +44,9 @@ class Feedback(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "exact": 0}  # a copy outlives the block it was made in
+
+    def extra_repr(self) -> str:
+        return rules.spell(self.rule)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -164,7 +167,7 @@ class Feedback(nn.Module):
         """Take a weight from a plain checkpoint for the one known all along: it was no update."""
         self.history.outdated = False
         if self.rule.constrain_weights:
-            self.weight_norm.copy_(torch.linalg.vector_norm(weight))
+            self.get_buffer("weight_norm").copy_(torch.linalg.vector_norm(weight))
         if not self.pending:
             self.rule.adopt(weight.detach(), *self.memory())
         for note in self.notes:

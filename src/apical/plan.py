@@ -44,20 +44,33 @@ class Row:
     why: str
     module: nn.Module
 
-    def __str__(self) -> str:
+    def cells(self) -> list[str]:
+        """As a row of a table."""
         rule = "exact" if self.rule is None else rules.spell(self.rule)
-        return f"{self.layer or '(root)'} | {self.kind} | {self.action} | {rule} | {self.why}"
+        return [self.layer or "(root)", self.kind, self.action, rule, self.why]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of every layer with weights, and what stands in the way."""
+    """The rows of every layer with weights, and what stands in the way; `print` it."""
 
     rows: tuple[Row, ...]
     problems: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.rows), *(f"problem: {text}" for text in self.problems)])
+        head = ["layer", "type", "action", "rule", "why"]
+        lines = table(head, [row.cells() for row in self.rows])
+        return "\n".join([*lines, *(f"problem: {text}" for text in self.problems)])
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines in which the cells of a column stand below each other."""
+    widths = [max(len(cells[i]) for cells in [head, *rows]) for i in range(len(head))]
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        for cells in [head, ["-" * width for width in widths], *rows]
+    ]
+    return [line.rstrip() for line in lines]
 
 
 def plan(
@@ -243,17 +256,17 @@ def _matches(pattern: Any, name: str, module: nn.Module) -> bool:
 
 def _followed_twice(rows: list[Row]) -> Iterator[str]:
     """Tied weights whose layers have different rules that each decay the weight with feedback."""
-    followers: dict[Any, Row] = {}
+    followers: dict[Any, tuple[str, Rule]] = {}
     for row in rows:
         if row.action != "convert" or row.rule is None or not row.rule.follows_weight:
             continue
         for _, weight in operations(row.module):
             owner = weight if weight._base is None else weight._base  # attention packs three
-            first = followers.setdefault(owner, row)
-            if first.rule != row.rule:
+            first, rule = followers.setdefault(owner, (row.layer, row.rule))
+            if rule != row.rule:
                 yield (
-                    f"{row.layer} ({row.kind}): shares its weight with {first.layer}, but"
-                    f" {rules.spell(row.rule)} and {rules.spell(first.rule)} would each let it"
+                    f"{row.layer} ({row.kind}): shares its weight with {first}, but"
+                    f" {rules.spell(row.rule)} and {rules.spell(rule)} would each let it"
                     " decay; give both layers one of these rules, or one of them FA or BP"
                 )
                 break
