@@ -70,7 +70,8 @@ format: $(VENV)/.made-dev
 # Checkpoints stay behind: what a table needs is the settings and the rows (and a page its pictures).
 keep: $(VENV)/.made-bench
 	@test -n "$(STUDY)" -a -d "runs/$(STUDY)" || { echo "give STUDY=, a folder in runs/"; exit 1; }
-	@cd runs && find $(STUDY) -name '*.json' -o -name '*.jsonl' -o -name examples.npz | \
+	@cd runs && find $(STUDY) -name search -prune -o -name '*.json' -print -o -name '*.jsonl' -print \
+		-o -name examples.npz -print | \
 		while read -r file; do install -D -m 644 "$$file" "../results/$$file"; done
 	@$(MAKE) --no-print-directory tables
 

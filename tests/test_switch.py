@@ -305,11 +305,17 @@ def test_bad_rules_change_nothing(begin: str, rule: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         apical.switch(model, rule, optimizer=optimizer, example=X)
     assert_unchanged(before, model, optimizer)
-    # what was tried out does not act on updates of the weights it shared
-    train(model, optimizer)
-    other = apical.convert(net(), begin, example=X)
-    train(other, sgd(other), 6)
+
+
+def test_what_was_tried_out_does_not_act_on_updates_of_the_weights_it_shared() -> None:
+    model, other = (apical.convert(net(), "kp") for _ in range(2))
+    unfit = torch.optim.SGD([model[0].weight], lr=0.1)
+    with pytest.raises(ValueError, match="would be trained") as caught:
+        apical.switch(model, KolenPollack(decay=0.5), optimizer=unfit)
+    for one in (model, other):
+        train(one, sgd(one))
     assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
+    assert caught.tb is not None  # which keeps what was tried out alive
 
 
 @pytest.mark.parametrize(

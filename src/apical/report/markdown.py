@@ -25,7 +25,7 @@ def table_markdown(folder: Pathlike) -> str:
     """
     study = read_study(Path(folder))
     if study.overview is not None:
-        return overview.to_markdown(study, Path(folder).parent)
+        return overview.to_markdown(study, Path(folder))
     return robust_markdown.to_markdown(study) if study.robustness else _to_markdown(study)
 
 

@@ -7,7 +7,7 @@ A study asks for it by the key "overview" of its study.json:
     timed_as   names of rules there, by rule, where they differ
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -15,7 +15,7 @@ from typing import Any
 
 from apical import records, stats
 from apical.report.escape import for_markdown
-from apical.report.names import display_name
+from apical.report.names import display_name, is_baseline
 from apical.report.read import Run, Study
 
 RULE_TIMES = "step_time_rules.json"
@@ -54,9 +54,9 @@ def lines(study: Study, times: StepTimes) -> list[Line]:
         Line(
             rule,
             {setting: _accuracy(study.finished(setting, rule)) for setting in study.settings},
-            _mean([_angle(run) for run in study.finished(detail, rule)]),
+            0.0 if is_baseline(rule) else _mean(list(map(_angle, study.finished(detail, rule)))),
             times.ratios.get(timed_as.get(rule, rule)),
-            _mean([_memory(run) for run in study.finished(detail, rule)]),
+            _mean(list(map(_memory, study.finished(detail, rule)))),
             study.overview["facts"][rule],
         )
         for rule in study.rules
@@ -81,10 +81,10 @@ def step_times(results: Path, net: str) -> StepTimes:
     return StepTimes({}, f"Step times are not measured yet: `{how}`.")
 
 
-def to_markdown(study: Study, results: Path) -> str:
-    """The table, and what its columns mean."""
+def to_markdown(study: Study, folder: Path) -> str:
+    """The table of the study in this folder, and what its columns mean."""
     assert study.overview is not None
-    times = step_times(results, study.overview["timed"])
+    times = step_times(folder.parent, study.overview["timed"])
     rows = lines(study, times)
     facts = list(rows[0].facts)
     head = ["rule", *(f"{setting}, %" for setting in study.settings)]
@@ -93,7 +93,7 @@ def to_markdown(study: Study, results: Path) -> str:
     table = [head, *([*_numbers(row, study), *row.facts.values()] for row in rows)]
     text = ["| " + " | ".join(map(for_markdown, cells)) + " |" for cells in table]
     text.insert(1, "|" + "|".join(rulers) + "|")
-    return "\n".join(text) + "\n\n" + " ".join(_legend(study, times)) + "\n"
+    return "\n".join(text) + "\n\n" + " ".join(_legend(study, times, folder.name)) + "\n"
 
 
 def _numbers(row: Line, study: Study) -> list[str]:
@@ -103,7 +103,7 @@ def _numbers(row: Line, study: Study) -> list[str]:
     return [display_name(row.rule), *accuracies, angle, *ratios]
 
 
-def _legend(study: Study, times: StepTimes) -> list[str]:
+def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
     assert study.overview is not None
     counts = sorted({len(study.finished(s, r)) for s in study.settings for r in study.rules})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -117,7 +117,7 @@ def _legend(study: Study, times: StepTimes) -> list[str]:
         "Reads of the weights: what the way back takes from the forward weights (values: weight"
         " transport). Waits for: what a hidden layer needs before it can learn.",
         *map(for_markdown, study.notes),
-        f"Regenerate: `{study.command.replace('`', '')}`, then `make keep STUDY=NAME`.",
+        f"Regenerate: `{study.command.replace('`', '')}`, then `make keep STUDY={name}`.",
     ]
 
 
@@ -141,12 +141,12 @@ def _angle(run: Run) -> float | None:
     return _mean(found)
 
 
-def _memory(run: Run) -> float | None:
+def _memory(run: Run) -> float:
     final = run.final
     return float(final["feedback_bytes"] / (FLOAT_BYTES * final["parameters"]))
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     """None where there are none, or one is missing."""
     known = [value for value in values if value is not None]
     return mean(known) if known and len(known) == len(values) else None
