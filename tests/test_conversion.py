@@ -82,6 +82,7 @@ def test_layers_that_no_pattern_names_keep_their_exact_gradient() -> None:
         ({}, "empty mapping"),
         (3, "a rule is a name or a Rule object, not 3"),
         ({"rule": "fa", "initt": "xavier"}, "initt.*init"),
+        ("fa(init='kaiming')", r"takes no options; .* rules\.FA\(\.\.\.\), or .*'rule': 'fa'"),
         (FA, r"FA is a class; a rule is an instance: FA\(\)"),
         ({nn.Linear: "fa"}, r"not the class Linear; .* isinstance\(layer, Linear\)"),
         ({3: "fa"}, r"a pattern is a name such as 'layer4\.\*', or a predicate .* not 3"),
@@ -151,6 +152,8 @@ def test_options_out_of_range_change_nothing() -> None:
     with pytest.raises(ValueError, match="seed='3' is no whole number"):
         apical.convert(model, "fa", seed="3")
     assert not list(converted_layers(model))
+    with pytest.raises(ValueError, match="labels are a tensor, not a list"):
+        apical.labels(model, [0, 1]).__enter__()
 
 
 # Kinds of layers ----------------------------------------------------------------------------------

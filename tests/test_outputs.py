@@ -109,6 +109,25 @@ def test_outputs_that_cannot_carry_the_error_are_refused(wrap: Any, key: Any, te
             model(X)
 
 
+def test_a_model_may_return_the_named_tensor_alone_in_evaluation() -> None:
+    """As Inception, which has a second head in training only; under attack taps are needed."""
+
+    class Inception(Returns):
+        def forward(self, x: Tensor) -> Any:
+            both = super().forward(x)
+            return both if self.training else both[0]
+
+    model = apical.convert(Inception(lambda y, h: (y, h)), "dfa", output=0, example=X)
+    expected = []
+    for mode in (True, False, True):
+        x = X.clone().requires_grad_()
+        output = model.train(mode)(x)
+        F.cross_entropy(output[0] if mode else output, Y).backward()
+        expected.append(x.grad)
+    assert torch.equal(expected[0], expected[1]) and torch.equal(expected[0], expected[2])
+    assert expected[0].any()
+
+
 def test_an_output_name_without_a_broadcast_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="output='logits' has no effect"):
         apical.convert(mlp(), FA(), output="logits")

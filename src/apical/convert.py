@@ -128,7 +128,10 @@ def labels(model: nn.Module, targets: torch.Tensor) -> Iterator[nn.Module]:
     Forward and backward pass belong inside. For models without such rules it does nothing.
 
     Shapes: targets (N,) class numbers, or numbers shaped as the model's output.
+    Raises: ValueError if they are no tensor.
     """
+    if not isinstance(targets, torch.Tensor):
+        raise ValueError(f"labels are a tensor, not a {type(targets).__name__}")
     stars = list({id(f.star): f.star for f in feedback_modules(model) if f.star}.values())
     before = [star.labels for star in stars]
     for star in stars:

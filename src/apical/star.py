@@ -150,7 +150,8 @@ class Star:
         call = self.running.stack.pop()
         if output is None or not (call.tokens or call.late):
             return output
-        error = outputs.find(output, self.output)
+        alone = isinstance(output, Tensor) and self.error_shape is not None
+        error = outputs.find(output, None if alone else self.output)  # in evaluation, for example
         if error.dim() == 0:
             raise ValueError("the model's output is a single number; it must be (samples, ...)")
         shape = tuple(error.shape[1:])

@@ -150,6 +150,12 @@ def _name_of(rule: Rule) -> str:
 def _named(name: str) -> Rule:
     if name.endswith(")"):
         outer, _, inner = name[:-1].partition("(")
+        if outer in RULES:
+            kind = type(RULES[outer]).__name__
+            raise ValueError(
+                f"rule {name!r}: a name takes no options; give the rule itself, rules.{kind}(...),"
+                f" or a mapping, {{'rule': {outer!r}, ...}}"
+            )
         wrappers = {key.partition("(")[0]: rule for key, rule in RULES.items() if "(" in key}
         if outer not in wrappers:
             raise unknown("rule around another", outer, wrappers)
