@@ -79,6 +79,12 @@ def test_the_first_epoch_does_not_count() -> None:
     assert {f.kind for f in findings(layer([0, 0.5, 1, 2], **bad))} == {"no signal"}
 
 
+def test_steps_within_an_epoch_do_not_count() -> None:
+    rows = layer([1, 1.5, 2], gradient_angle_deg=89.0)
+    rows[1]["step"] = 70
+    assert findings(rows) == []
+
+
 def test_what_may_recover_has_to_last() -> None:
     rows = layer([1, 2], gradient_angle_deg=89.0)
     assert findings(rows) == []

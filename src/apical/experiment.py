@@ -119,9 +119,9 @@ class Experiment:
         channels_last: memory layout of images and convolutions.
         probe_every: epochs between measurements of the layers (0: never).
         probe_images: training images (>= 1) on which gradients are compared.
-        probe_share: part of the run's steps, in (0, 1], that measurements may cost; where
-            ``probe_every`` would cost more, epochs are left out, the more the later. The first
-            and the last are always measured.
+        probe_share: part of the run's steps, in (0, 1], that measurements may cost; 1 is no limit.
+            Where ``probe_every`` would cost more, epochs are left out, the more the later; the
+            first and the last are always measured.
         probe_steps: optimizer steps (>= 1, rising) after which layers are measured as well, to
             follow the first epoch, where alignment happens; beside ``probe_share``.
         seed: of weights, feedback, order of images and augmentation (>= 0).

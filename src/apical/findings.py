@@ -218,14 +218,16 @@ KINDS = tuple(dict.fromkeys(kind.name for kind in _KINDS))
 def findings(rows: Iterable[Row], thresholds: Thresholds | None = None) -> list[Finding]:
     """What is wrong with the layers, going by their latest measurements.
 
-    Args: rows: records of a run, in order; those of kinds `layer` and `activation` after the
-        first epoch count.
+    Args: rows: records of a run, in order; those of kinds `layer` and `activation` count, from
+        the end of the first epoch on, but not those of a `step` within an epoch: they follow one
+        another too closely.
     Returns: at most one finding of a kind for each layer, in the order of the layers.
     """
     thresholds = thresholds or Thresholds()
     layers: dict[str, list[Row]] = {}
     for row in rows:
-        if row.get("kind") in ("layer", "activation") and row["epoch"] >= 1:
+        of_layer = row.get("kind") in ("layer", "activation")
+        if of_layer and row["epoch"] >= 1 and "step" not in row:
             layers.setdefault(row["layer"], []).append(row)
     found: dict[tuple[str, str], Finding] = {}
     for layer, measured in layers.items():

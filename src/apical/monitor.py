@@ -81,13 +81,15 @@ def epochs_to_measure(experiment: Experiment, steps_per_epoch: int) -> set[int]:
     experiment alone, not on the machine.
 
     >>> sorted(epochs_to_measure(Experiment(epochs=30, batch_size=32), 45))
-    [0, 1, 5, 30]
+    [0, 1, 3, 10, 30]
     """
     if not experiment.probe_every:
         return set()
     cost = FIXED_STEPS + 2 * experiment.probe_images / experiment.batch_size
     last = experiment.epochs
     afford = math.floor(experiment.probe_share * last * steps_per_epoch / cost)
+    if experiment.probe_share == 1:
+        afford = last + 1
     due = sorted({*range(experiment.probe_every, last + 1, experiment.probe_every), last})
     return {0, *_thinned(due, max(1, afford - 1)), *experiment.test_at}
 

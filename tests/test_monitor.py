@@ -1,0 +1,152 @@
+"""When a run measures its layers: within its share, densest at the start, also within an epoch."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apical import records, training
+from apical.experiment import Experiment, from_dict
+from apical.monitor import FIXED_STEPS, epochs_to_measure
+from test_resume import Killed, interrupted_at, kill_test
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = Experiment(
+    net_options={"hidden": [16]},
+    rule="fa",
+    epochs=2,
+    batch_size=256,
+    probe_images=16,
+    probe_share=1,
+)
+"""Six steps an epoch."""
+
+
+def measured(folder: Path) -> list[float]:
+    rows = records.read(folder / "records.jsonl")
+    return [row["epoch"] for row in rows if row["kind"] == "probe"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 10, 30, 100, 400])
+@pytest.mark.parametrize("steps", [6, 23, 45, 200, 938])
+@pytest.mark.parametrize("every", [1, 3])
+def test_measurements_stay_within_their_share(epochs: int, steps: int, every: int) -> None:
+    experiment = Experiment(epochs=epochs, probe_every=every)
+    found = epochs_to_measure(experiment, steps)
+    cost = FIXED_STEPS + 2 * experiment.probe_images / experiment.batch_size
+    assert {0, epochs} <= found
+    assert len(found) <= 2 or len(found) * cost <= experiment.probe_share * epochs * steps
+    assert all(epoch % every == 0 for epoch in found - {epochs})
+    if (epochs + 1) * cost <= experiment.probe_share * epochs * steps:
+        assert found == {*range(0, epochs + 1, every), epochs}
+
+
+def test_what_is_left_out_is_late() -> None:
+    found = sorted(epochs_to_measure(Experiment(epochs=100), 45))
+    gaps = [b - a for a, b in itertools.pairwise(found)]
+    assert 10 < len(found) < 50
+    assert gaps[0] == 1 and gaps[-1] == max(gaps) > 5
+    assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(gaps))  # rounding
+    share = Experiment(epochs=100, probe_share=0.2)
+    assert set(found) < epochs_to_measure(share, 45)
+
+
+def test_epochs_of_test_at_are_measured_too() -> None:
+    experiment = Experiment(epochs=30, test_at=(17,))
+    assert epochs_to_measure(experiment, 23) - {0, 30} >= {17}
+    assert epochs_to_measure(dataclasses.replace(experiment, probe_every=0), 23) == set()
+
+
+def test_steps_within_an_epoch(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(BASE, probe_steps=(1, 3, 6, 9))
+    training.run(experiment, tmp_path)
+    rows = records.read(tmp_path / "records.jsonl")
+    assert measured(tmp_path) == [0, round(1 / 6, 6), 0.5, 1, 1.5, 2]
+    steps = [row.get("step") for row in rows if row["kind"] == "probe"]
+    assert steps == [None, 1, 3, None, 9, None]
+    kinds = [row["kind"] for row in rows]
+    assert kinds[:5] == ["layer", "layer", "activation", "probe", "layer"]
+    assert kinds.index("epoch") == 12  # three measurements of four rows come before it
+
+
+def test_an_epoch_that_was_left_out_is_measured_if_its_last_step_is_named(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(BASE, epochs=3, probe_every=3, probe_steps=(6,))
+    training.run(experiment, tmp_path)
+    assert measured(tmp_path) == [0, 1, 3]
+
+
+def test_measuring_leaves_no_trace_in_the_net(tmp_path: Path) -> None:
+    states = []
+    for name, changes in (
+        ("none", {"probe_every": 0}),
+        ("all", {"probe_steps": (2, 7)}),
+    ):
+        options: dict[str, Any] = {"rule": "brsf", **changes}
+        training.run(dataclasses.replace(BASE, **options), tmp_path / name)
+        state = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        states.append(state["state"]["model"] if "state" in state else state["model"])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+WRONG = dataclasses.replace(
+    BASE,
+    net_options={"hidden": [16] * 9, "activation": "sigmoid"},
+    epochs=5,
+    probe_steps=(3, 8, 9, 14),
+)
+"""A net so deep that no error reaches its bottom: warnings in the third epoch."""
+
+
+@pytest.mark.filterwarnings("ignore::apical.monitor.LearningWarning")
+@pytest.mark.parametrize("saves", [2, 3, 5, 7])
+def test_resumes_with_the_same_rows_and_the_same_warnings(
+    saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.run(WRONG, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupted_at(saves, patch, after=bool(saves % 2))
+        with pytest.raises(Killed):
+            training.run(WRONG, tmp_path / "killed")
+    training.run(WRONG, tmp_path / "killed")
+    assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
+    warned = [
+        (row["layer"], row["finding"])
+        for row in records.read(tmp_path / "killed" / "records.jsonl")
+        if row["kind"] == "warning"
+    ]
+    assert len(warned) == len(set(warned)) > 3
+
+
+def test_backprop_is_measured_at_the_output_alone(tmp_path: Path) -> None:
+    training.run(dataclasses.replace(BASE, rule="bp"), tmp_path)
+    rows = [r for r in records.read(tmp_path / "records.jsonl") if r["kind"] != "epoch"]
+    assert [row["kind"] for row in rows] == ["activation", "probe"] * 3 + ["final"]
+    assert all(1 < row["error_rank"] < 9 for row in rows if row["kind"] == "probe")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"probe_share": 0.0}, "probe_share=0.0: must lie in (0, 1]"),
+        ({"probe_share": 1.5}, "probe_share=1.5: must lie in (0, 1]"),
+        ({"probe_steps": (3, 2)}, "probe_steps=(3, 2): must rise, each at least 1"),
+        ({"probe_steps": (0,)}, "probe_steps=(0,): must rise, each at least 1"),
+        (
+            {"probe_steps": (4,), "probe_every": 0},
+            "probe_steps=(4,) have no effect with probe_every=0",
+        ),
+    ],
+)
+def test_bad_settings_say_what_is_allowed(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(BASE, **changes)
+    assert problem in str(error.value)
+
+
+def test_the_fields_leave_older_keys_valid() -> None:
+    described = records.read_json(next(ROOT.glob("results/smoke/*fa-s0*/experiment.json")))
+    assert "probe_share" not in described["experiment"]
+    assert from_dict(described["experiment"]).key == described["key"]
