@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import apical
 from apical import attacks
 from apical.attacks.audit import Limits
+from unusual_nets import Detached, Noisy, Quantised, Rounded, Scaled, Stepped, Wrapped
 from victims import convolutional, digits, perceptron, trained
 
 X, Y = digits()[0][1300:1364], digits()[1][1300:1364]
@@ -46,48 +47,6 @@ def test_sign_symmetry_points_up_the_loss_but_elsewhere() -> None:
     assert found.agreement == pytest.approx(found.cosine, abs=0.15)
     assert found.verdict == "masked" and "weaker than they could be" in found.reasons[0]
     assert attacks.audit(net("frsf"), X, Y, limits=Limits(cosine=0.3)).verdict == "faithful"
-
-
-class Wrapped(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = net("bp")
-
-
-class Quantised(Wrapped):
-    """Inputs rounded to 16 levels, differentiated as if they were not."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x + ((x * 15).round() / 15 - x).detach())
-
-
-class Rounded(Wrapped):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net((x * 15).round() / 15)
-
-
-class Stepped(Wrapped):
-    """A layer without a useful derivative in the middle."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2:](torch.heaviside(self.net[0](x), torch.zeros(())))
-
-
-class Detached(Wrapped):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).detach()
-
-
-class Noisy(Wrapped):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x + 0.1 * torch.randn_like(x))
-
-
-class Scaled(Wrapped):
-    """Scores so far apart that cross entropy has no gradient left in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 100 * self.net(x)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from apical import attacks, stats
 from apical.attacks import evaluation, sanity
 from apical.attacks.ball import Ball
 from apical.attacks.trials import Step, Trial, run
+from unusual_nets import Detached, Noisy, Quantised, Rounded, Scaled, Stepped
 from victims import convolutional, correct, digits, perceptron, trained
 
 X, Y = digits()[0][1300:1360], digits()[1][1300:1360]
@@ -135,6 +136,46 @@ def test_a_report_resumes_and_counts() -> None:
     changed = replace(QUICK, steps=6)
     again = attacks.robust_report(net, X, Y, eps=[0.05], effort=changed, finished=kept)
     assert any(t.attack == "PGD-6 ce" for t in again.trials)
+
+
+def of_unusual(kind: type[nn.Module]) -> attacks.RobustReport:
+    effort = attacks.Effort(steps=10, adaptive_steps=2, queries=80)
+    return attacks.robust_report(kind().eval(), X[:40], Y[:40], eps=[0.05, 0.1], effort=effort)
+
+
+@pytest.mark.parametrize("kind", [Quantised])
+def test_an_honest_net_that_looks_odd_is_faithful(kind: type[nn.Module]) -> None:
+    """Inputs are rounded, and differentiated as if they were not: attacks by that work."""
+    report = of_unusual(kind)
+    assert report.verdict == "faithful"
+    assert not [check for check in report.checks if check.passed is False]
+    assert report.worst[1].accuracy < report.worst[0].accuracy < 1
+
+
+@pytest.mark.parametrize("kind", [Rounded, Stepped, Detached])
+def test_without_a_gradient_the_black_box_tells(kind: type[nn.Module]) -> None:
+    """Not masked, for own and exact agree; not faithful either, and the checks flag why."""
+    report = of_unusual(kind)
+    assert report.verdict == "vanishing" and "zero for 100%" in report.reasons[0]
+    assert all(gap.mean == 0 for gap in report.gaps)
+    flagged = {check.name for check in report.checks if check.passed is False}
+    assert "a black box is not stronger than the exact gradient" in flagged
+    broken = next(t for t in report.trials if t.group == "black box" and t.eps == 0.1)
+    assert report.worst[1].accuracy < report.gaps[1].exact
+    assert sum(broken.broken) > 0
+
+
+def test_saturated_scores_vanish_and_the_margin_still_finds_the_way() -> None:
+    report = of_unusual(Scaled)
+    assert report.verdict == "vanishing" and "gradient of the ce loss" in report.reasons[0]
+    by_loss = {t.attack: t.accuracy(report.clean) for t in report.trials if t.on == "all"}
+    assert by_loss["PGD-10 margin"] < by_loss["PGD-10 ce"] - 0.1
+    assert report.worst[1].accuracy <= by_loss["PGD-10 margin"]
+
+
+def test_a_net_with_random_scores_is_refused_and_told_what_to_do() -> None:
+    with pytest.raises(ValueError, match="wrap the attack: attacks.EOT"):
+        of_unusual(Noisy)
 
 
 def test_rows_are_records() -> None:

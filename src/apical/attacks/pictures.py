@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from apical.attacks.ball import Norm
 from apical.attacks.noise import Noise
+from apical.attacks.sources import NoGradientWarning
 from apical.attacks.square import Square
 from apical.attacks.steps import PGD
 
@@ -47,8 +49,10 @@ def _points(
     common: dict[str, Any] = {"norm": norm, "seed": seed}
     noise, pgd = Noise(eps, **common), PGD(eps, STEPS, loss="margin", **common)
     found = {f"{noise.label} / none": noise(model, x, y)}
-    for source in ("own", "exact"):
-        found[f"{pgd.label} / {source}"] = pgd(model, x, y, gradient=source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoGradientWarning)  # the picture shows it
+        for source in ("own", "exact"):
+            found[f"{pgd.label} / {source}"] = pgd(model, x, y, gradient=source)
     if x.dim() == 4 and min(x.shape[2:]) >= 5:
         square = Square(eps, QUERIES, **common)
         found[f"{square.label} / none"] = square(model, x, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from apical.attacks.ball import Ball, FewPixels
 from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
-from apical.attacks.sources import NoGradient, Source
+from apical.attacks.sources import NoGradient, NoGradientWarning, Source
 
 Group = Literal[
     "averaged", "black box", "exact", "extra", "noise", "own", "pixels", "rule", "transfer"
@@ -112,7 +113,9 @@ def run(
         if not len(chosen):
             continue
         attack = replace(step.attack, seed=step.attack.seed + number)
-        points = attack(model, x[chosen], y[chosen], gradient=gradient)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoGradientWarning)  # the audit says it
+            points = attack(model, x[chosen], y[chosen], gradient=gradient)
         with undisturbed(model, seed=attack.seed), torch.no_grad():
             wrong = broken(model(points), y[chosen])
         outside = ball.strays(points, x[chosen])

@@ -1,0 +1,221 @@
+"""What attacks cost: PGD against torchattacks', and what not computing parameter gradients saves.
+
+Contestants run in one process in turn with a base, as in `pairs.py`: ratios of CPU time, one
+thread, and a second copy of the base as the control, beyond whose error nothing is known. All start
+from the same weights and images, and return the same points where they are the same attack.
+
+    python benchmarks/attack_time.py --out results/attack_time.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT), str(ROOT.parent / "tests")]
+
+import torch
+import torch.nn.functional as F
+from pairs import compare
+from torch import Tensor, nn
+
+import apical
+from apical import attacks, data, nets
+from apical.environment import environment
+
+ALLOWED_ERROR = 0.03
+CONTROL = "base again (control)"
+EPS, STEPS, ALPHA = 0.1, 20, 0.01
+LAST = "ours / exact, channels_last"
+TARGETS = {("lenet", "ours / exact"): 1.0, ("resnet20", LAST): 0.68}
+"""CPU time over the base's, at most: torchattacks on LeNet, a plain loop on ResNet-20."""
+
+
+def plain_loop(model: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0) -> Tensor:
+    """PGD as it is usually written: `loss.backward()`, which fills parameters' gradients too."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.empty_like(x).uniform_(-EPS, EPS, generator=generator)
+    point = (x + start).clamp(0, 1)
+    for _ in range(STEPS):
+        point = point.detach().requires_grad_()
+        F.cross_entropy(model(point), y).backward()
+        step = ALPHA * point.grad.sign()
+        point = (x + (point.detach() + step - x).clamp(-EPS, EPS)).clamp(0, 1)
+    model.zero_grad()
+    return point.detach()
+
+
+def torchattacks_pgd(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The other library's attack; None where it is not installed."""
+    try:
+        from torchvision_ops import import_torchvision
+
+        import_torchvision()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import torchattacks
+    except ImportError:
+        return None
+    attack = torchattacks.PGD(model, eps=EPS, alpha=ALPHA, steps=STEPS)
+
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return attack(x, y)
+
+    return call
+
+
+def digits_of_mnist(count: int) -> tuple[Tensor, Tensor]:
+    """Test images of MNIST in [0, 1], 32 by 32; random ones where MNIST is not at hand."""
+    try:
+        images = data.load("mnist", size=32, download=False)
+    except ValueError:
+        return noise((count, 1, 32, 32))
+    batches = data.Batches(images.test, count, mean=(0.0,), std=(1.0,))
+    return next(iter(batches.epoch(0)))
+
+
+def noise(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=generator)
+    return x, torch.randint(10, (len(x),), generator=generator)
+
+
+def lenet(quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
+    """LeNet on 1,000 images of MNIST."""
+    model = nets.build("lenet", in_shape=(1, 32, 32), num_classes=10, seed=0).eval()
+    return model, *digits_of_mnist(8 if quick else 1000)
+
+
+def resnet20(quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
+    """ResNet-20 on 32 images of the size of CIFAR's."""
+    model = nets.build("resnet20", in_shape=(3, 32, 32), num_classes=10, seed=0).eval()
+    return model, *noise((4 if quick else 32, 3, 32, 32))
+
+
+def contestants(
+    model: nn.Module, x: Tensor, y: Tensor
+) -> tuple[str, dict[str, Callable[[], Tensor]]]:
+    """The base's name, and every way to attack the net."""
+    pgd = attacks.PGD(EPS, steps=STEPS, step_size=ALPHA)
+    stopping = attacks.PGD(EPS, steps=STEPS, step_size=ALPHA, stop_when_broken=True)
+    fa = apical.convert(copy.deepcopy(model), "fa")
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    found: dict[str, Callable[[], Tensor]] = {"plain loop": lambda: plain_loop(model, x, y)}
+    other = torchattacks_pgd(model)
+    base = "plain loop" if other is None else "torchattacks"
+    if other is not None:
+        found["torchattacks"] = lambda: other(x, y)
+    found["ours / exact"] = lambda: pgd(model, x, y)
+    found[LAST] = lambda: pgd(last, x_last, y)
+    found["ours / exact, stopping"] = lambda: stopping(model, x, y)
+    found["ours / exact, of an FA net"] = lambda: pgd(fa, x, y)
+    found["ours / own, of an FA net"] = lambda: pgd(fa, x, y, gradient="own")
+    found["plain loop, frozen"] = lambda: _frozen(model, x, y)
+    return base, found
+
+
+def _frozen(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The plain loop without gradients of parameters: what freezing alone saves."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    try:
+        return plain_loop(model, x, y)
+    finally:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+
+
+def measure(
+    name: str, make: Callable[[bool], tuple[nn.Module, Tensor, Tensor]], rounds: int, quick: bool
+) -> dict[str, Any]:
+    """The table of one net, as a JSON value."""
+    model, x, y = make(quick)
+    base, attempts = contestants(model, x, y)
+    if name == "resnet20":
+        base = "plain loop"
+    reference = attempts["ours / exact"]()
+    same = {k: bool(torch.equal(run(), reference)) for k, run in attempts.items()}
+    first = attempts[base]
+    others = {CONTROL: first} | {key: run for key, run in attempts.items() if key != base}
+    times = compare(first, others, rounds=rounds, seed=0)
+    rows = {key: found.summary() for key, found in times.items()}
+    off = abs(rows[CONTROL]["cpu_ratio"] - 1)
+    for key, row in rows.items():
+        row["same_points"] = same.get(key, True)
+        target = TARGETS.get((name, key))
+        if target is not None and (name != "lenet" or base == "torchattacks"):
+            row |= {"target": target, "met": bool(row["cpu_ratio"] <= target)}
+    return {
+        "net": name,
+        "title": f"{(make.__doc__ or '').splitlines()[0].rstrip('.')}, PGD-{STEPS}",
+        "base": base,
+        "images": len(x),
+        "rounds": rounds,
+        "quick": quick,
+        "control_off": round(off, 4),
+        "rejected": off > ALLOWED_ERROR,
+        "load_average": round(os.getloadavg()[0], 2),
+        "attacks": rows,
+    }
+
+
+def show(table: dict[str, Any]) -> None:
+    """Print one table."""
+    state = "REJECTED: " if table["rejected"] else ""
+    print(
+        f"\n{table['title']} over {table['base']}, {table['rounds']} rounds: {state}control off by"
+        f" {100 * table['control_off']:.1f} %, load {table['load_average']}"
+    )
+    print(f"{'attack':30} {'cpu ratio':>10} {'+-':>6} {'cpu ms':>9}  same points  target")
+    for name, row in table["attacks"].items():
+        target = ""
+        if "target" in row:
+            target = f"<= {row['target']:.2f} {'met' if row['met'] else 'MISSED'}"
+        same = "yes" if row["same_points"] else "no"
+        print(
+            f"{name:30} {row['cpu_ratio']:10.3f} {row.get('cpu_spread', 0):6.3f}"
+            f" {row['cpu_ms']:9.1f}  {same:11}  {target}".rstrip()
+        )
+
+
+SUBJECTS = {"lenet": lenet, "resnet20": resnet20}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--net", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--rounds", type=int, default=7, help="default: 7")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few images, two rounds: does it run"
+    )
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    torch.set_num_threads(1)
+    tables = []
+    for name in options.net:
+        rounds = 2 if options.quick else options.rounds
+        tables.append(measure(name, SUBJECTS[name], rounds, options.quick))
+        show(tables[-1])
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        value = {"environment": environment(ROOT), "tables": tables}
+        options.out.write_text(json.dumps(value, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
