@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import doctest
 import io
 import re
 import warnings
@@ -156,6 +157,11 @@ def test_the_limits_are_those_of_the_evaluation():
     trials = [one, replace(one, role="single step")]
     names = {check.name for check in sanity.checks(trials, (True,), [0.1], 10)}
     assert words.CHECKS.keys() == names
+
+
+def test_examples_of_the_docstrings_hold():
+    found = doctest.testmod(robust_stats, optionflags=doctest.ELLIPSIS)
+    assert found.attempted == 2 and found.failed == 0
 
 
 # Reading
@@ -318,6 +324,9 @@ def test_published_values_meet_the_same_attack_and_radius_only(section):
     assert robust_published.beside(section, "smoke")[0].verdict.word == "other scale"
     other = tuple(replace(row, attack="PGD-7 ce") for row in section.published)
     assert robust_published.beside(replace(section, published=other), "full") == []
+    fully = tuple(replace(row, accuracy=fa.ours.mean + 0.9) for row in section.published)
+    found = robust_published.beside(replace(section, published=fully), "full")
+    assert [row.verdict.word for row in found if row.published.rule == "fa"] == ["agrees"]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)
     assert len(robust_published.beside(replace(section, published=rounded), "full")) == 3
 

@@ -152,6 +152,15 @@ def test_verdict_by_hand():
     assert "7.8 is outside" in stats.verdict(ours, 7.8).why
 
 
+def test_a_least_allowance_holds_where_the_relative_one_is_smaller():
+    """A published 0 has a relative allowance of 0."""
+    ours = stats.summarize([0.4, 0.4, 0.4])
+    assert stats.verdict(ours, 0.0).word == "differs"
+    assert stats.verdict(ours, 0.0, least=0.5).word == "agrees"
+    assert stats.verdict(ours, 4.0, least=0.5).word == "differs"
+    assert stats.verdict(ours, 40.0, least=0.5) == stats.verdict(ours, 40.0)
+
+
 def test_verdict_withholds_judgement():
     ours = stats.summarize([1, 2, 3])
     assert stats.verdict(ours, 2.0, other_scale="20 of 100 epochs") == Verdict(

@@ -184,6 +184,7 @@ def verdict(
     published_n: int = 1,
     level: float = LEVEL,
     allowance: float = ALLOWANCE,
+    least: float = 0.0,
 ) -> Verdict:
     """Whether a published value is one that our protocol could have produced.
 
@@ -194,11 +195,12 @@ def verdict(
 
     and this interval is widened on both sides by `allowance` times the published value, for what a
     published protocol leaves unsaid (default 10 %: results of one and the same source have moved by
-    that much between its revisions). Inside: "agrees"; outside: "differs".
+    that much between its revisions), at least by `least`. Inside: "agrees"; outside: "differs".
     "other scale": the runs are not of the published protocol, so neither word would be true.
     "too few runs": below three runs the interval would swallow any value.
     Args: published: in the unit of `ours`. other_scale: what differs from the published protocol
-        (fewer epochs, other data), "" when nothing does. allowance: 0 or more.
+        (fewer epochs, other data), "" when nothing does. allowance: 0 or more. least: in the unit
+        of the values, such as how well a published figure can be read.
     """
     if other_scale:
         return Verdict("other scale", other_scale)
@@ -207,7 +209,7 @@ def verdict(
     if allowance < 0 or published_n < 1:
         raise ValueError(f"allowance={allowance}, published_n={published_n}: need >= 0 and >= 1")
     spread = _t_quantile(level, ours.n - 1) * ours.sd * math.sqrt(1 / published_n + 1 / ours.n)
-    half = spread + allowance * abs(published)
+    half = spread + max(allowance * abs(published), least)
     low, high = ours.mean - half, ours.mean + half
     inside = low <= published <= high
     where = "inside" if inside else "outside"

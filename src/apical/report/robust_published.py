@@ -9,6 +9,9 @@ from apical.report.robust_read import FULL_TIER, PublishedRobustness
 from apical.report.robust_section import Section, attack_row, attack_share
 from apical.report.robust_stats import Estimate
 
+READ = 1.0
+"""Points to which published values are known: most were read off curves."""
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -44,6 +47,7 @@ def beside(section: Section, tier: str) -> list[Beside]:
             row.accuracy,
             other_scale=scale,
             published_n=row.n,
+            least=READ,
         )
         found.append(Beside(row, ours, exact if row.group == "own" else None, word))
     return found

@@ -140,6 +140,17 @@ def verdict(
     )
 
 
+def radius(eps: float) -> str:
+    """A radius as papers write it: "0.1", "8/255".
+
+    >>> radius(8 / 255)
+    '8/255'
+    """
+    steps = 255 * eps
+    whole = abs(steps - round(steps)) < 1e-4 and round(steps) >= 1
+    return f"{eps:.3g}" if not whole or len(f"{eps:.4g}") <= 4 else f"{round(steps)}/255"
+
+
 def _apart(
     masked: Mapping[float, Difference], gaps: Mapping[float, Mapping[int, Mapping[str, Any]]]
 ) -> str:
@@ -151,11 +162,13 @@ def _apart(
     )
     over = f"over {found.n} nets" if found.over == "nets" else "over images, one net"
     others = [
-        f"{other:.3g} ({each.mean:.1f} points)" for other, each in masked.items() if other != eps
+        f"{radius(other)} ({each.mean:.1f} points)"
+        for other, each in masked.items()
+        if other != eps
     ]
     also = f"; so they are at radius {', '.join(others)}" if others else ""
     return (
-        f"at radius {eps:.3g} the own gradient leaves {own:.1f} % right, the exact one "
+        f"at radius {radius(eps)} the own gradient leaves {own:.1f} % right, the exact one "
         f"{exact:.1f} %: {found.mean:.1f} points apart (95 % interval {found.low:.1f} to "
         f"{found.high:.1f}, {over}){also}"
     )
@@ -165,7 +178,7 @@ def _perhaps(known: Mapping[float, Difference]) -> str:
     eps, found = max(known.items(), key=lambda item: item[1].mean)
     interval = "no interval" if found.low is None else f"{found.low:.1f} to {found.high:.1f}"
     return (
-        f"at radius {eps:.3g} own minus exact robust accuracy is {found.mean:.1f} points on "
+        f"at radius {radius(eps)} own minus exact robust accuracy is {found.mean:.1f} points on "
         f"average, but not told from 0 (95 % interval {interval}, n = {found.n}): more nets decide"
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from apical.report.names import display_name, is_baseline
 from apical.report.robust_read import PublishedRobustness
 from apical.report.robust_section import Section
-from apical.report.robust_stats import Difference, Estimate
+from apical.report.robust_stats import Difference, Estimate, radius
 from apical.report.robust_table import Headline
 
 KINDS = {
@@ -72,17 +72,6 @@ def span(found: Estimate | Difference | None, *, sign: bool = False) -> str:
         return ""
     text = points if sign else percent
     return f"{text(found.low)} to {text(found.high)}"
-
-
-def radius(eps: float) -> str:
-    """A radius as papers write it: "0.1", "8/255".
-
-    >>> radius(8 / 255)
-    '8/255'
-    """
-    steps = 255 * eps
-    whole = abs(steps - round(steps)) < 1e-4 and round(steps) >= 1
-    return f"{eps:.3g}" if not whole or len(f"{eps:.4g}") <= 4 else f"{round(steps)}/255"
 
 
 def place(row: PublishedRobustness) -> str:
