@@ -401,6 +401,16 @@ def test_the_page_says_what_to_conclude(html):
     assert "Tier smoke; compared with published robust accuracies." in text
 
 
+def test_a_gap_at_another_radius_only_is_said_to_be_there(section):
+    """uSF is masked from 0.1 on; at 0.05 its gap is below 5 points."""
+    rows = [row for row in robust_table.headlines(section, 0.05) if row.rule == "usf"]
+    assert not rows[0].gap.masked
+    assert words.conclusion(section, rows) == [
+        "uSF is masked: attacked by its own gradient, as in earlier papers, it looks more robust "
+        "than it is, at other radii than the 0.05 shown here."
+    ]
+
+
 def test_csv_holds_every_number_in_full_precision(study, html, section):
     text = (study / "report" / "robust.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))

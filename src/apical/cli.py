@@ -165,9 +165,11 @@ def _study(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     parser = make_parser(
-        "report", "Write the page, tables and figures of a study from its folder.", "FOLDER"
+        "report",
+        "Write the page, tables and figures of a study or a run from its folder.",
+        "FOLDER",
     )
-    parser.add_argument("folder", help="folder of a study, or of several")
+    parser.add_argument("folder", help="folder of a study, of several, or of one run")
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
     values = parse(parser, words)
     from apical import report

@@ -1,4 +1,4 @@
-"""Reports: run folders in; one static page per study, CSV and PNG out.
+"""Reports: run folders in; one static page per study or run, CSV and PNG out.
 
 A report is a pure function of files: it never loads a model, a checkpoint or a data set.
 """

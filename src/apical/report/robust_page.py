@@ -57,7 +57,6 @@ def write(study: Study, out: Path, slugs: Callable[[Sequence[str]], Mapping[str,
         ],
         "unused": _unused(study, found),
         "words": words,
-        "kinds": words.KINDS,
         "check_meaning": words.CHECKS,
     }
 
@@ -162,9 +161,9 @@ def _examples(section: Section, title: str, out: Path, png: str) -> dict[str, An
 
 
 def _settings(section: Section) -> dict[str, Any]:
-    """Fields that all nets of a section share, and those that differ, by rule."""
+    """The fields of all nets, with every value there is; their names stand in the list of runs."""
     every = [protocol.flatten(net.described) for net in section.evaluations]
-    keys = dict.fromkeys(key for fields in every for key in fields)
+    keys = dict.fromkeys(key for fields in every for key in fields if key != "net")
     values = {key: [protocol.text(fields.get(key)) for fields in every] for key in keys}
     return {key: ", ".join(dict.fromkeys(texts)) for key, texts in values.items()}
 

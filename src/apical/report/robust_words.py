@@ -49,7 +49,6 @@ CHECKS = {
 }
 """What a flag of each check means."""
 
-
 TEST = "paired, Holm-corrected"
 
 
@@ -139,6 +138,10 @@ def _masked(rows: Sequence[Headline]) -> str:
     if len(rows) > 1:
         start = "are masked: attacked by their own gradient, as in earlier papers, they look more"
         start, end = f"{start} robust", "than they are"
+    if not most.gap.masked:
+        return (
+            f"{names(rows)} {start} {end}, at other radii than the {radius(most.eps)} shown here."
+        )
     noise = f" ({percent(most.noise.mean)} % under mere noise)" if most.noise else ""
     return (
         f"{names(rows)} {start} {end}. At radius {radius(most.eps)}, {display_name(most.rule)} "
