@@ -157,6 +157,25 @@ def test_checkpointing_with_feedback_that_waits_for_its_size(name: str, pending:
 
 
 @pytest.mark.parametrize("name", BROADCAST)
+def test_an_evaluation_between_forward_and_backward_changes_no_recomputation(name: str) -> None:
+    model, expected = apical.convert(Checkpointed(), name), gradients(converted(name))
+    for _ in range(2):
+        loss = F.cross_entropy(model(X), Y)
+        with torch.no_grad():
+            model(X)
+        loss.backward()
+        seen = {n: p.grad.clone() for n, p in model.named_parameters()}
+        assert_close(seen, expected, rtol=1e-12, atol=1e-15)
+        model.zero_grad()
+    refused = apical.convert(Reentrant(), name)
+    loss = F.cross_entropy(refused(X), Y)
+    with torch.no_grad():
+        refused(X)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", BROADCAST)
 def test_reentrant_checkpointing_is_refused_with_the_remedy(name: str) -> None:
     model = apical.convert(Reentrant(), name)
     for _ in range(2):

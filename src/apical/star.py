@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -48,12 +48,22 @@ class _Tap(NamedTuple):
 
 
 class _Call:
-    """A forward pass under way: the tokens of its taps, and taps that wait for the output."""
+    """A forward pass under way: the tokens of its taps, and taps that wait for the output.
 
-    def __init__(self, caller: FrameType | None, trains: bool) -> None:
-        self.caller, self.trains = caller, trains
+    `part` says how each layer takes part: "tapped", "late" as it waits for the output, or "hidden"
+    from autograd in a pass that others take part in.
+    """
+
+    def __init__(self, caller: FrameType | None) -> None:
+        self.caller, self.trains = caller, torch.is_grad_enabled()
         self.tokens: list[tuple[str, Tensor]] = []
         self.late: list[_Tap] = []
+        self.part: dict[str, str] = {}
+
+    def note(self, layer: str, part: str) -> None:
+        """Remember the layer's part; of a layer called several times that it was hidden."""
+        if self.part.get(layer) != "hidden" and not torch.compiler.is_compiling():
+            self.part[layer] = part
 
     def runs(self) -> bool:
         """Whether the pass goes on: hooks do not hear of an interrupt, which may have ended it."""
@@ -83,7 +93,8 @@ class Star:
         error_shape: that of one sample; None until a first forward pass;
         feedbacks: of the layers that it taps;
         labels: given by `apical.labels`;
-        last: how each layer took part in the last forward pass with gradients.
+        last: how each layer took part in the last forward pass with gradients, which a
+            recomputation has to repeat.
     """
 
     def __init__(self, output: outputs.OutputKey = None) -> None:
@@ -91,7 +102,7 @@ class Star:
         self.error_shape: tuple[int, ...] | None = None
         self.feedbacks: WeakSet[Feedback] = WeakSet()
         self.labels: Tensor | None = None
-        self.last: dict[str, Literal["tapped", "tapped at the output", "hidden"]] = {}
+        self.last: dict[str, str] = {}
         self.running = _Calls()
         self.handles: list[Any] = []
 
@@ -139,15 +150,15 @@ class Star:
 
     def open(self, model: nn.Module, args: Any) -> None:
         """Forward pre-hook: taps from here on belong to this call."""
-        compiling, trains = torch.compiler.is_compiling(), torch.is_grad_enabled()
         self._call()  # drops what was interrupted
-        self.running.stack.append(_Call(None if compiling else sys._getframe(1), trains))
-        if trains and not compiling:
-            self.last.clear()
+        caller = None if torch.compiler.is_compiling() else sys._getframe(1)
+        self.running.stack.append(_Call(caller))
 
     def close(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook, also after an exception: join the call's taps to the output."""
         call = self.running.stack.pop()
+        if call.trains and not torch.compiler.is_compiling():
+            self.last = call.part
         if output is None or not (call.tokens or call.late):
             return output
         alone = isinstance(output, Tensor) and self.error_shape is not None
@@ -177,7 +188,7 @@ class Star:
         if call is None:
             return self._outside(tap) if tap.teaches else x
         if call.trains and not torch.is_grad_enabled():
-            self._note(feedback.layer, "hidden")
+            call.note(feedback.layer, "hidden")
         if not (tap.teaches or feedback.pending):
             return x
         if feedback.pending and torch.compiler.is_compiling():
@@ -195,10 +206,10 @@ class Star:
             samples = tap.rule.samples(x.shape, self.error_shape)
         if samples is None:
             call.late.append(tap)
-            self._note(feedback.layer, "tapped at the output")
+            call.note(feedback.layer, "late")
         else:
             call.tokens.append((feedback.layer, self._token(tap, samples)))
-            self._note(feedback.layer, "tapped")
+            call.note(feedback.layer, "tapped")
         return x.detach() if tap.teaches else x
 
     def _call(self) -> _Call | None:
@@ -207,12 +218,6 @@ class Star:
         while stack and not (torch.compiler.is_compiling() or stack[-1].runs()):
             stack.pop()
         return stack[-1] if stack else None
-
-    def _note(self, layer: str, how: Literal["tapped", "tapped at the output", "hidden"]) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if how == "hidden" or self.last.get(layer) != "hidden":
-            self.last[layer] = how
 
     def _token(self, tap: _Tap, samples: int) -> Tensor:
         assert self.error_shape is not None
@@ -260,13 +265,13 @@ class Star:
                 f" {type(tap.rule).__name__} sends the error from that model's output: call the"
                 " whole model, as model(x), or convert the part you call, or use exact_gradients"
             )
-        how = self.last.get(layer)
-        if how == "hidden":
+        part = self.last.get(layer)
+        if part == "hidden":
             raise RuntimeError(
                 f"{layer}: reentrant activation checkpointing hides the layer from the error;"
                 " use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
-        if how != "tapped at the output" and self.error_shape is not None:
+        if part != "late" and self.error_shape is not None:
             samples = tap.rule.samples(tap.x.shape, self.error_shape)
             if samples is not None:
                 self._token(tap, samples)  # saves again what the first run saved
