@@ -156,6 +156,7 @@ def test_checkpointing_with_feedback_that_waits_for_its_size(name: str, pending:
         assert_close(gradients(model), expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of the evaluation
 @pytest.mark.parametrize("name", BROADCAST)
 def test_an_evaluation_between_forward_and_backward_changes_no_recomputation(name: str) -> None:
     model, expected = apical.convert(Checkpointed(), name), gradients(converted(name))
