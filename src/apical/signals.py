@@ -225,4 +225,5 @@ def _weight_parameters(layer: nn.Module) -> list[Tensor]:
 
 
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors if tensor is not None])
+    flat = [tensor.flatten() for tensor in tensors if tensor is not None]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
