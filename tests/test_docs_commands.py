@@ -33,6 +33,15 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(training, "run", lambda *_, **__: {})
     monkeypatch.setattr(conduct, "conduct", lambda *_, **__: done)
     monkeypatch.setattr("apical.studies.cost.estimate", lambda *_: types.SimpleNamespace(text=str))
+    most = types.SimpleNamespace(told=str)
+    monkeypatch.setattr("apical.studies.attack_cost.most", lambda *_: most)
+    net = types.SimpleNamespace(digest="", name="net")
+    monkeypatch.setattr("apical.trained.from_run", lambda *_, **__: net)
+    monkeypatch.setattr("apical.trained.from_model", lambda *_, **__: net)
+    monkeypatch.setattr("apical.robustness.evaluate", lambda *_, **__: [])
+    monkeypatch.setattr("apical.robustness.audits", lambda *_, **__: [])
+    for name in ("print_rows", "_print_audits"):
+        monkeypatch.setattr(f"apical.cli_robustness.{name}", lambda *_: None)
     monkeypatch.setattr(report, "write", lambda *_: ["page"])
     monkeypatch.setattr("webbrowser.open", lambda *_: True)
     monkeypatch.setattr(apical, "check_rule", lambda *_: None)
@@ -54,9 +63,10 @@ def test_the_commands_of_a_document_are_understood(
     document: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in commands(document):
-        words, _, target = (" ".join(words)).partition(" > ")
+        end = words.index(">") if ">" in words else len(words)
+        words, target = words[:end], "".join(words[end + 1 :])
         try:
-            status = cli.main(shlex.split(words))
+            status = cli.main(words)
         except SystemExit as stop:  # --print_config ends the program
             status = stop.code
         printed = capsys.readouterr()
