@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from apical import attacks, convert, data, records, trained, training
+from apical.convert import feedback_modules
 from apical.experiment import Experiment, rule_assignment
 from apical.trained import from_model, from_run
 
@@ -59,6 +60,15 @@ def test_its_own_gradient_is_that_of_its_feedback(run: Path) -> None:
     inner = net.model.model.state_dict()
     assert any("feedback" in name for name in state)
     assert all(torch.equal(inner[name], value) for name, value in state.items())
+
+
+def test_a_run_that_switched_its_rule_has_the_last_one(tmp_path: Path) -> None:
+    experiment = Experiment(
+        net_options={"hidden": [16]}, switch={1: "fa"}, epochs=2, probe_every=0, batch_size=256
+    )
+    training.run(experiment, tmp_path, training.Execution(quiet=True))
+    rules = {str(f.rule.name) for f in feedback_modules(from_run(tmp_path).model)}
+    assert rules == {"fa"}
 
 
 def test_building_it_leaves_the_global_generator_alone(run: Path) -> None:

@@ -66,7 +66,7 @@ def from_run(
         )
     images = data.load(experiment.data, root=data_root, size=experiment.size, download=download)
     with torch.random.fork_rng(devices=[]):
-        model = prepare.build_model(experiment, images)
+        model = prepare.build_model(experiment, images, epoch=experiment.epochs)
     model.load_state_dict(_weights_of_run(folder, experiment))
     whole = Normalised(model.eval(), *prepare.normalisation(experiment, images))
     return Trained(whole.to(device), images, digest_of_run(folder), folder.name)
