@@ -60,7 +60,7 @@ def seconds(step: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--database", type=int, default=50_000)
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved, of 400 queries each")
     parser.add_argument("--whole", action="store_true", help="also time all queries once each way")
     parser.add_argument("--quick", action="store_true", help="200 queries, 2,000 codes, 1 round")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.queries, options.database, options.rounds = 200, 2000, 1
     torch.set_num_threads(1)

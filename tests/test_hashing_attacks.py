@@ -165,7 +165,7 @@ EVERY = {
 }
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=25, derandomize=True)
 @given(
     name=st.sampled_from(sorted(EVERY)),
     eps=st.floats(1e-6, 0.9),

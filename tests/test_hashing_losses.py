@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from apical import hashing
 from apical.hashing import CSQ, DPH, DPN, DPSH, DSH, LOSSES, Bank, Continuation, HashNet, Memory
+from victims import digits
 
 B, N, K, C = 5, 7, 8, 3
 ONE = torch.tensor([0])
@@ -199,6 +200,30 @@ def test_balanced_weights_make_both_kinds_of_pairs_count_half():
     halves = term[same].mean() + term[~same].mean()
     assert share < 0.5
     torch.testing.assert_close(DPH("balanced")(u, y, bank), halves)
+
+
+def constant_bits_after_training(loss, images: Tensor, labels: Tensor) -> int:
+    """Of a small net that learned against a memory of all its codes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16))
+    optimizer = torch.optim.SGD(net.parameters(), 0.2, momentum=0.9)
+    memory, generator = Memory(labels, 16), torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for rows in torch.randperm(len(images), generator=generator).split(64):
+            u = hashing.relax(net(images[rows]))
+            optimizer.zero_grad()
+            loss(u, labels[rows], memory.renew(rows, u)).backward()
+            optimizer.step()
+    return len(hashing.encode(net.eval(), images).constant_bits())
+
+
+@pytest.mark.parametrize("name", ["dpsh", "dsh", "hashnet"])
+def test_without_balanced_weights_codes_collapse_against_a_memory(name):
+    images, labels = digits()
+    images = (images - images.mean(0)).flatten(1)[:400]
+    assert constant_bits_after_training(LOSSES[name]("none"), images, labels[:400]) > 8
+    assert constant_bits_after_training(LOSSES[name]("balanced"), images, labels[:400]) == 0
 
 
 def test_a_batch_of_one_class_has_a_loss():

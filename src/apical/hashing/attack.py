@@ -34,9 +34,11 @@ class RetrievalAttack(Attack):
             not depend on the size of the gradient, which differs between rules by powers of ten.
             "sgd" (with momentum 0.9) and "adam" are those the attacks were published with; with
             them a weak attack may be a small gradient and nothing else.
-        step_size: of one step; None for 2.5 eps / steps ("sign"), 100 ("sgd") or 0.01 ("adam").
+        step_size: of one step; None for eps / 8, or 2.5 eps / steps where that is more ("sign"),
+            100 ("sgd") or 0.01 ("adam"). Smaller signs are weaker: with the published schedule
+            only the last tenth of the steps sees the code almost as it is.
         sharpness: alpha of the tanh through which gradients are taken, in blocks of equally many
-            steps.
+            steps. Where bits are not saturated (1.0,) may be stronger: report the worse of both.
 
     Where the original takes the mean of a loss over a batch, here every example has its own: what
     happens to one does not depend on the others.
@@ -108,7 +110,7 @@ class RetrievalAttack(Attack):
         """What moves the point up a gradient."""
         size = self.step_size
         if self.optimizer == "sign":
-            length = 2.5 * self.eps / self.steps if size is None else size
+            length = self.eps * max(2.5 / self.steps, 1 / 8) if size is None else size
 
             def advance(gradient: Tensor) -> None:
                 point.data = point.data + length * ball.ascent(gradient)

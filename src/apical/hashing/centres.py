@@ -74,7 +74,7 @@ class CSQ(CentreLoss):
     """Central similarity: BCE((u + 1) / 2, (c + 1) / 2) + q mean(|u| - 1)^2.
 
     The centres are the rows of a Hadamard matrix H, then those of -H: any two of the first K
-    differ in K / 2 bits. BCE is the mean over all bits.
+    differ in K / 2 bits, and agree in bit 0. BCE is the mean over all bits.
 
     Args: quantisation: q; 0.05, in DeepHash-pytorch 1e-4.
     Raises: ValueError when used with a number of bits that is no power of two, or with more than

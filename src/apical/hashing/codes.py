@@ -111,8 +111,9 @@ def warn_of_constant_bits(codes: Codes) -> None:
         listed = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
         warnings.warn(
             f"{len(constant)} of {codes.bits} bits are the same in all {len(codes)} codes of the"
-            f" database ({listed}): the net has collapsed there. Balanced pair weights, a smaller"
-            " learning rate or fewer bits may help",
+            f" database ({listed}), so they find nothing. Either the net has collapsed (balanced"
+            " pair weights or a smaller learning rate may help), or its loss asks for it (the"
+            " first bit of CSQ's first K centres)",
             ConstantBitWarning,
             stacklevel=3,
         )

@@ -67,8 +67,11 @@ class PairLoss(HashLoss, abc.ABC):
 
     Args of every loss on pairs:
         pair_weight: "none" counts every pair alike. Of C equally frequent classes only one pair
-            in C is alike, so that pushing apart outweighs drawing together; "balanced" weights
-            pairs by pairs / alike pairs and pairs / other pairs, so that both kinds count half.
+            in C is alike, so that pushing apart outweighs drawing together. Against a memory of
+            codes, which cannot move away themselves, that drives all codes of a batch to the same
+            side: DSH at any learning rate tried, DPSH and HashNet at those that train well
+            otherwise, DPH last of them. "balanced" weights pairs by pairs / alike pairs and
+            pairs / other pairs, so that both kinds count half.
     """
 
     pair_weight: PairWeight = "none"
@@ -107,7 +110,7 @@ class PairLoss(HashLoss, abc.ABC):
 class DSH(PairLoss):
     """Deep supervised hashing: S d^2 / 2 + (1 - S) max(0, m - d^2) / 2 + q mean||u| - 1|.
 
-    d^2 = ||u_i - U_j||^2.
+    d^2 = ||u_i - U_j||^2. Collapses against a memory without balanced weights.
 
     Args: margin: m, None for 2 K. quantisation: q.
     Source: Liu, Wang, Shan, Chen 2016; q = 0.1 and m = 2 K as in DeepHash-pytorch.
@@ -130,6 +133,8 @@ class DSH(PairLoss):
 class DPSH(PairLoss):
     """Deep pairwise supervised hashing: log(1 + e^t) - S t + q mean(sign u - u)^2, t = u . U / 2.
 
+    Collapses against a memory without balanced weights, but for small learning rates.
+
     Args: quantisation: q, of the mean over all B K values (DeepHash-pytorch: 0.1). The sum over
         values divided by B N with a factor 50, as others write it, is q = 50 K / N.
     Source: Li, Wang, Kang 2016.
@@ -148,6 +153,8 @@ class DPSH(PairLoss):
 class DPH(PairLoss):
     """Deep pairwise hashing: (u . U / K - (2 S - 1))^2.
 
+    Bounded terms: without balanced weights it collapses against a memory only at high rates.
+
     Source: the loss that HAG was published with, Yang et al. 2018.
     """
 
@@ -159,7 +166,8 @@ class DPH(PairLoss):
 class HashNet(PairLoss):
     """log(1 + e^t) - S t with t = scale u . U, balanced as published.
 
-    It has no penalty: what drives u to -1 and +1 is a tanh that becomes steeper (`Continuation`).
+    Without them it collapses against a memory, but for small learning rates. It has no penalty:
+    what drives u to -1 and +1 is a tanh that becomes steeper (`Continuation`).
 
     Args: scale: None for 10 / K. DeepHash-pytorch: 0.1.
     Source: Cao, Long, Wang, Yu 2017.
