@@ -17,7 +17,7 @@ X, Y = (
     torch.arange(6) % 3,
 )
 CASES: dict[str, Any] = {
-    **{name: name for name in ("brsf", "dfa", "fa", "kp", "usf")},
+    **{name: name for name in ("brsf", "dfa", "fa", "kp", "ldfa", "pfa", "usf")},
     "kernel": DFA(layout="kernel"),
     "mixed": {
         "0": SignSymmetric("fresh", redraw="pool"),

@@ -19,8 +19,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 BASIS = [{"naming", "paths", "allocator"}]
 CORE = [
-    {"functional"},
-    {"rules", "outputs", "history"},
+    {"functional", "history"},
+    {"rules", "outputs"},
     {"star"},
     {"feedback"},
     {"advice", "attention"},

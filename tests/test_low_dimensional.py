@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import apical
 from apical.functional import Local
-from apical.rules import KolenPollack, LowDimensional, oja
+from apical.rules import KolenPollack, LowDimensional, Sparse, oja
 
 STEPS = 25
 LR, DECAY = 0.05, 0.3
@@ -222,9 +222,19 @@ def test_what_q_lacks_decays_by_law(law: str) -> None:
         assert_close(gap, left * first, rtol=0, atol=1e-12)
 
 
-def test_the_gradient_of_q_is_p_times_that_of_w() -> None:
-    model = apical.convert(net(), LowDimensional(rank=3))
-    F.cross_entropy(model(numbers(6, 2, 6, 6)), torch.arange(6) % 3).backward()
+def wide() -> nn.Sequential:
+    """A convolution with so few positions that Q learns without use of dW."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 32, 3), nn.Tanh(), nn.Conv2d(32, 40, 3, padding=1), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(40, 3),
+    ).double()  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "side"), [(net, 6), (wide, 3)])
+def test_the_gradient_of_q_is_p_times_that_of_w(make: Callable[[], nn.Module], side: int) -> None:
+    model = apical.convert(make(), LowDimensional(rank=3))
+    F.cross_entropy(model(numbers(6, 2, side, side)), torch.arange(6) % 3).backward()
     for layer in layers(model):
         expected = torch.tensordot(layer.feedback.projection, layer.weight.grad, 1)
         assert_close(layer.feedback.factor.grad, expected, rtol=0, atol=1e-12)
@@ -310,6 +320,28 @@ def test_p_turns_by_the_deltas_of_the_step_written_out() -> None:
         assert not any(note.any() for note in layer.feedback.notes)
 
 
+@pytest.mark.parametrize("within", [lambda rule: rule, Sparse], ids=["plain", "sparse"])
+def test_p_turns_every_few_updates_by_the_passes_before_its_own(within: Any) -> None:
+    model, always = (
+        apical.convert(net(), within(LowDimensional(rank=2, every=every))) for every in (3, 1)
+    )
+    pairs = list(zip(layers(model), layers(always), strict=True))
+    optimizers = [torch.optim.SGD(each.parameters(), 0.0) for each in (model, always)]
+    for step in range(1, 8):
+        kept = [one.feedback.projection.clone() for one, _ in pairs]
+        for each, optimizer in zip((model, always), optimizers, strict=True):
+            optimizer.zero_grad()
+            x = numbers(6, 2, 6, 6, seed=step)
+            F.cross_entropy(each(x), torch.arange(6) % 3).backward()
+            optimizer.step()
+        for (one, other), before in list(zip(pairs, kept, strict=True))[1:]:
+            turned = step in (1, 4, 7)
+            assert torch.equal(one.feedback.projection, before) is not turned
+            if step == 1:
+                assert_close(one.feedback.projection, other.feedback.projection, rtol=0, atol=0)
+            assert not any(note.any() for note in one.feedback.notes)
+
+
 def test_p_of_a_convolution_sees_every_position_as_a_sample() -> None:
     layer = apical.convert(nn.Conv2d(2, 4, 1).double(), LowDimensional(rank=2))
     x, upstream = numbers(3, 2, 5, 4).requires_grad_(), numbers(3, 4, 5, 4, seed=2)
@@ -388,6 +420,8 @@ def test_an_overflow_leaves_p_as_it_is() -> None:
         ({"rate": 3.0}, r"rate=3.0 is outside \(0, 1\]"),
         ({"projection_decay": -0.1}, "projection_decay=-0.1"),
         ({"orthonormalise": -1}, "must count updates"),
+        ({"every": 0}, "every=0 must count updates, at least 1"),
+        ({"projection": "fixed", "every": 2}, "no effect with projection='fixed'"),
         ({"projection": "fixed", "rate": 0.2}, "no effect with projection='fixed'"),
         ({"projection": "pca"}, "not one of 'oja', 'fixed'"),
     ],

@@ -75,6 +75,10 @@ class Feedback(nn.Module):
         """Where the rule keeps what it observes; empty for most rules."""
         return tuple([getattr(self, name) for name in self.note_names])
 
+    def observes(self) -> bool:
+        """Whether the rule wants to see this backward pass."""
+        return bool(self.note_names) and self.training and self.rule.attends(self.history)
+
     @property
     def trained(self) -> bool:
         """Whether the memory has parameters that an optimizer trains."""

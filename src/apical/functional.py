@@ -228,7 +228,7 @@ def _transport_gradients(
         grad, x, matrix, (needs[0] and message is None, needs[1] or trains_memory, needs[2])
     )
     memory_gradients: Sequence[Tensor | None] = (None,) * len(memory)
-    observes = bool(feedback.notes) and feedback.training and needs[0]
+    observes = needs[0] and feedback.observes()
     if trains_memory or observes:
         local = local._replace(grad_weight=grad_weight)
         if observes:
@@ -271,7 +271,7 @@ def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
     with _without_autocast(error.device.type):
         signal = rule.signal(error, ctx.geometry, *memory, *known)
         gradients: Sequence[Tensor | None] = (None,) * len(memory)
-        if ctx.feedback.notes and ctx.feedback.training:
+        if ctx.feedback.observes():
             rule.observe(error, *known, *memory, *ctx.feedback.notes)
         if x is not None:
             gradients = rule.memory_gradients(error, x, ctx.geometry, *memory)

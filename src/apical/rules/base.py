@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from apical.functional import Geometry, Local, Op
+from apical.history import History
 
 Init = Literal["xavier", "kaiming"]
 Law = Literal["xavier", "kaiming", "normal"]
@@ -107,6 +108,10 @@ class Rule(abc.ABC):
         them; saved with the model. Unlike the memory they may change between the forward and the
         backward pass."""
         return {}
+
+    def attends(self, history: History) -> bool:
+        """Whether `observe` is wanted before the update that comes next."""
+        return True
 
     def obstacle(self, op: Op, weight: Tensor) -> str:
         """Why this layer cannot learn by the rule, with the remedy; empty if it can."""

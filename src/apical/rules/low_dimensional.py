@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.functional import ConvOp, Local, Op
+from apical.history import History
 from apical.rules import factors, oja
 from apical.rules.base import Init, Needs, Scale, Update, bound, fans, uniform
 from apical.rules.oja import Rank
@@ -32,8 +33,11 @@ class LowDimensional(Follower):
             outputs; or a fraction of its outputs, in (0, 1].
         projection: "oja" turns P towards the leading directions of the error, by Oja's subspace
             rule on its second moment; "fixed" leaves it as drawn. Its rows are orthonormal.
-        rate: of Oja's rule, in (0, 1], per update; the second moment is divided by its trace.
-        projection_decay: of Oja's rule, in [0, 1) per update: directions whose share of the power
+        rate: of Oja's rule, in (0, 1], per turn of P; the second moment is divided by its trace.
+        every: updates of the weight (>= 1) from one turn of P to the next, which sees the passes
+            before its own update only; the first update has one. Where a layer reads many tokens
+            or positions, what Oja's rule costs is nearly divided by it.
+        projection_decay: of Oja's rule, in [0, 1) per turn: directions whose share of the power
             of the error is below projection_decay / rate die out.
         orthonormalise: updates between two orthonormalisations of the rows of P; 0: never.
         decay: share of W and of Q that every update takes away, as in `KolenPollack`.
@@ -52,6 +56,7 @@ class LowDimensional(Follower):
     rank: Rank = 0.5
     projection: Literal["oja", "fixed"] = "oja"
     rate: float = 0.1
+    every: int = 1
     projection_decay: float = 0.0
     orthonormalise: int = 0
     decay: float = 1e-4
@@ -69,11 +74,13 @@ class LowDimensional(Follower):
         super().__post_init__()
         oja.check_rank("LowDimensional", self.rank)
         oja.check_learning("LowDimensional", self.rate, self.projection_decay, self.orthonormalise)
-        learning = self.rate, self.projection_decay, self.orthonormalise
-        if self.projection == "fixed" and learning != (0.1, 0.0, 0):
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"LowDimensional: every={self.every} must count updates, at least 1")
+        learning = self.rate, self.every, self.projection_decay, self.orthonormalise
+        if self.projection == "fixed" and learning != (0.1, 1, 0.0, 0):
             raise ValueError(
-                "LowDimensional: rate, projection_decay and orthonormalise have no effect with"
-                " projection='fixed'; leave them out, or use projection='oja'"
+                "LowDimensional: rate, every, projection_decay and orthonormalise have no effect"
+                " with projection='fixed'; leave them out, or use projection='oja'"
             )
 
     @property
@@ -121,6 +128,9 @@ class LowDimensional(Follower):
     def send(self, local: Local, *memory: Tensor) -> Tensor | None:
         return factors.send(local, memory[0].t(), self._scaled(local.weight, *memory))
 
+    def attends(self, history: History) -> bool:
+        return self.every == 1 or history.count % self.every == 0
+
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
         rows, (change, power) = memory_and_notes[0], memory_and_notes[-2:]
         grad, low = local.grad, None
@@ -136,10 +146,10 @@ class LowDimensional(Follower):
         if self.follows == "update":
             factor.add_(factors.through(rows, update.weight) - memory[2])
         super().after_update(update, *memory)
-        if self.projection == "oja":
+        if self.projection == "oja" and (update.number - 1) % self.every == 0:
             oja.turn(rows, *memory[-2:], rate=self.rate, decay=self.projection_decay)
-            if self.orthonormalise and update.number % self.orthonormalise == 0:
-                rows.copy_(oja.orthonormalised(rows))
+        if self.orthonormalise and update.number % self.orthonormalise == 0:
+            rows.copy_(oja.orthonormalised(rows))
         self.adopt(update.weight, *memory)
 
     def following(self, *memory: Tensor) -> Tensor:

@@ -30,14 +30,18 @@ def dimensions(rank: Rank, size: int) -> int:
     return max(1, round(rank * size)) if isinstance(rank, float) else rank
 
 
-def check_learning(rule: str, rate: float, decay: float, every: int) -> None:
+def check_learning(rule: str, rate: float, decay: float, orthonormalise: int) -> None:
     """Raises: ValueError for a rate at which the rule diverges, or another value out of range."""
     if not 0 < rate <= 1:
         raise ValueError(f"{rule}: rate={rate} is outside (0, 1]; above 1 Oja's rule may diverge")
     if not 0 <= decay < 1:
         raise ValueError(f"{rule}: projection_decay={decay} is outside [0, 1)")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 0:
-        raise ValueError(f"{rule}: orthonormalise={every} must count updates, 0 for never")
+    if (
+        isinstance(orthonormalise, bool)
+        or not isinstance(orthonormalise, int)
+        or orthonormalise < 0
+    ):
+        raise ValueError(f"{rule}: orthonormalise={orthonormalise} must count updates, 0 for never")
 
 
 def orthonormal_rows(rows: int, size: int, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from apical.functional import Local, Op
+from apical.history import History
 from apical.rules.base import Needs, Rule, TransportRule, Update
 
 
@@ -77,6 +78,9 @@ class _Wrapper(TransportRule, abc.ABC):
 
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
         self._rule.observe(local, *memory_and_notes)
+
+    def attends(self, history: History) -> bool:
+        return self._rule.attends(history)
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
         return self._rule.memory_gradients(local, *memory)
