@@ -15,7 +15,7 @@ from apical.hashing import ConstantBitWarning, Database, ranking
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-import hamming_rank  # noqa: E402
+import hamming_rank
 
 
 def random_signs(count: int, bits: int, seed: int) -> Tensor:
