@@ -1,6 +1,6 @@
 """Apical: any PyTorch model, any biologically motivated learning rule, results you can believe."""
 
-from apical import probes, rules
+from apical import diagnostics, probes, rules
 from apical.contract import check_rule
 from apical.convert import (
     cite,
@@ -23,6 +23,7 @@ __all__ = [
     "cite",
     "convert",
     "describe",
+    "diagnostics",
     "exact_gradients",
     "feedback_parameters",
     "forward_parameters",
