@@ -118,6 +118,7 @@ def test_a_model_of_ones_own(capsys: Any) -> None:
         (["RUN", "--rules", "faa"], "unknown rule 'faa'", 1),
         (["RUN", "--protocol", "biotorhc"], "did you mean 'biotorch'", 1),
         (["RUN", "--pixels", "some"], "--pixels some: expected whole numbers", 2),
+        (["RUN", "--pixel_images", "5"], "have no effect without a protocol", 1),
         (["RUN", "--imges", "5"], "did you mean '--images'", 2),
         (["RUN", "--data", "digits"], "--data belongs to --model; a run knows its own", 2),
         (["RUN", "--transfer", "nowhere"], "there is no nowhere", 1),

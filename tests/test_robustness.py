@@ -222,6 +222,7 @@ def test_trials_survive_json() -> None:
         ({"protocol": "biotorhc"}, "unknown protocol 'biotorhc'; did you mean 'biotorch'"),
         ({"protocol": "biotorch", "norm": "l2"}, "are 'linf', not 'l2'"),
         ({"protocol": "biotorch", "pixels": (0,)}, "must be at least 1"),
+        ({"pixels": (1,)}, "have no effect without a protocol"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

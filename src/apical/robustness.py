@@ -53,7 +53,7 @@ class Evaluation:
         pixels: numbers of pixels that the protocol's few-pixel attack may change.
         pixel_images: images that is tried on (>= 1).
         seed: of the attacks.
-    Raises: ValueError naming every value out of range.
+    Raises: ValueError for a value out of range, or one that would have no effect.
     """
 
     eps: tuple[float, ...] = (4 / 255, 8 / 255, 16 / 255)
@@ -83,13 +83,17 @@ class Evaluation:
             )
         for rule in self.rules:
             rules.build(rule)
-        if self.found_protocol and self.norm != "linf":
+        if not self.protocol and {"pixels", "pixel_images"} & _changed(self):
+            raise ValueError(
+                "robustness: pixels and pixel_images have no effect without a protocol"
+            )
+        if self.published_attacks and self.norm != "linf":
             raise ValueError(
                 f"robustness: the attacks of protocol={self.protocol!r} are 'linf', not 'l2'"
             )
 
     @property
-    def found_protocol(self) -> attacks.Protocol | None:
+    def published_attacks(self) -> attacks.Protocol | None:
         """The protocol, with the numbers of pixels that are asked for."""
         if not self.protocol:
             return None
@@ -101,6 +105,12 @@ class Evaluation:
         value = differing(self) | {"net": net, "surrogates": dict(surrogates), "version": VERSION}
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+
+
+def _changed(evaluation: Evaluation) -> set[str]:
+    """Names of the fields that are not at their defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(evaluation)}
+    return {name for name, value in defaults.items() if getattr(evaluation, name) != value}
 
 
 def place(
@@ -209,7 +219,7 @@ def _report(
             effort=evaluation.effort,
             rules=evaluation.rules,
             surrogates={name: other.model for name, other in others.items()},
-            protocol=evaluation.found_protocol,
+            protocol=evaluation.published_attacks,
             seed=evaluation.seed,
             finished=finished,
             on_trial=on_trial,

@@ -82,7 +82,7 @@ def _planned(
         evaluation.rules,
         {surrogate: model} if surrogate else {},
         None,
-        evaluation.found_protocol,
+        evaluation.published_attacks,
     )
     return planning.planned(evaluation.eps, setting, torch.Size(images.shape).numel())
 
