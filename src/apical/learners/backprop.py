@@ -77,12 +77,15 @@ class Backprop(Learner):
         return []
 
 
-@torch.no_grad()
 def _info(scores: Tensor, steps: list[Step]) -> Info:
     if not steps:
         return Info(scores)
-    zero, start = torch.zeros_like(steps[0].arrived), torch.zeros_like(steps[0].hidden)
-    signals = torch.stack([zero if s.arrived.grad is None else s.arrived.grad for s in steps])
-    before = torch.stack([start, *(step.hidden for step in steps[:-1])])
-    norms = {"cell.recurrent.weight": step_norms(signals, before)}
-    return Info(scores, torch.linalg.matrix_norm(signals), norms)
+    zero = torch.zeros_like(steps[0].arrived, requires_grad=False)
+    found = [zero if step.arrived.grad is None else step.arrived.grad for step in steps]
+    hidden = [step.hidden.detach() for step in steps]
+
+    def norms() -> dict[str, Tensor]:
+        before = torch.stack([torch.zeros_like(hidden[0]), *hidden[:-1]])
+        return {"cell.recurrent.weight": step_norms(torch.stack(found), before)}
+
+    return Info(scores, signals=lambda: torch.linalg.matrix_norm(torch.stack(found)), norms=norms)

@@ -8,9 +8,10 @@ net (an inverse, random feedback) is made by `create` and kept by the net, see `
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +20,48 @@ from apical.learners.objectives import OBJECTIVES, Objective
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets."""
+Asked = TypeVar("Asked")
 
 
-@dataclass(frozen=True)
 class Info:
-    """What a learner saw on the way. Tensors without a graph; nothing waits for a GPU.
+    """What a learner saw on the way: tensors without a graph, computed when first asked for.
+
+    What they are computed from is held until the `Info` is dropped.
 
     Attributes:
         scores: output of the net.
-        signals: norm of the teaching signal at each step, (T,): of what stands where backprop has
-            the gradient of the loss at the input sums of the cell. Empty for nets without steps.
-        norms: weight -> norm at each step, (T,), of its gradient before it is clipped.
-        local_losses: loss of each step's own target, (T,); empty for learners without targets.
     """
 
-    scores: Tensor
-    signals: Tensor = field(default_factory=lambda: torch.zeros(0))
-    norms: Mapping[str, Tensor] = field(default_factory=dict)
-    local_losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+    def __init__(
+        self,
+        scores: Tensor,
+        *,
+        signals: Callable[[], Tensor] | None = None,
+        norms: Callable[[], Mapping[str, Tensor]] | None = None,
+        local_losses: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self.scores = scores
+        self._signals, self._norms, self._local_losses = signals, norms, local_losses
+
+    @cached_property
+    def signals(self) -> Tensor:
+        """Norm of the teaching signal at each step, (T,): of what stands where backprop has the
+        gradient of the loss at the input sums of the cell. Empty for nets without steps."""
+        return torch.zeros(0) if self._signals is None else self._asked(self._signals)
+
+    @cached_property
+    def norms(self) -> Mapping[str, Tensor]:
+        """Weight -> norm of each step's share in its gradient, (T,), before it is clipped."""
+        return {} if self._norms is None else self._asked(self._norms)
+
+    @cached_property
+    def local_losses(self) -> Tensor:
+        """Loss of each step's own target, (T,); empty for learners without targets."""
+        return torch.zeros(0) if self._local_losses is None else self._asked(self._local_losses)
+
+    def _asked(self, compute: Callable[[], Asked]) -> Asked:
+        with torch.no_grad():
+            return compute()
 
 
 @dataclass(frozen=True)

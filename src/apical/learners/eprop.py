@@ -71,15 +71,20 @@ class EProp(Learner):
                 readout.bias: error_TNO.sum((0, 1)),
             }
         )
-        return loss, self._info(scores, run, signals, traces[1], start)
+        return loss, _info(scores, signals, traces[1], start)
 
-    def _info(
-        self, scores: Tensor, run: Run, signals: Tensor, trace_TNH: Tensor, start: int
-    ) -> Info:
-        silent = signals.new_zeros(start)
-        norms = torch.cat([silent, step_norms(signals, trace_TNH[start:])])
-        signal_norms = torch.cat([silent, torch.linalg.matrix_norm(signals)])
-        return Info(scores, signal_norms, {"cell.recurrent.weight": norms})
+
+def _info(scores: Tensor, signals: Tensor, trace_TNH: Tensor, start: int) -> Info:
+    def behind_silence(values: Tensor) -> Tensor:
+        return torch.cat([values.new_zeros(start), values])
+
+    def norms() -> dict[str, Tensor]:
+        found = step_norms(signals, trace_TNH[start:])
+        return {"cell.recurrent.weight": behind_silence(found)}
+
+    return Info(
+        scores, signals=lambda: behind_silence(torch.linalg.matrix_norm(signals)), norms=norms
+    )
 
 
 def _traces(run: Run, leak: float) -> tuple[Tensor, Tensor, Tensor]:

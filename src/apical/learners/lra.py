@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from apical.learners.regulariser import Per, omega
-from apical.learners.targets import Gradients, TargetLearner, local_gradients
+from apical.learners.targets import Gradients, Pairs, TargetLearner, local_gradients
 from apical.learners.unrolled import Run, SimpleNet, activate, bend_of, slope_of, summed
 
 
@@ -95,7 +96,8 @@ class LRA(TargetLearner):
         difference = z - target
         if self.local == "squared":
             return difference.mul_(2)
-        return difference.mul(2).div_(difference.square_().add_(1))
+        half = _half(z.dtype, z.device)
+        return difference.div_(torch.addcmul(half, difference, difference, value=0.5))
 
     def last_target(self, net: SimpleNet, run: Run, error: Tensor, y: Tensor) -> Tensor:
         scale = 1.0 if self.reduction == "sum" else 1 / len(error)
@@ -145,37 +147,47 @@ class LRA(TargetLearner):
             if self.alpha_targets:
                 pull = omega(delta, weight, slope, bend_of(net, z), self.omega_per).to_below
                 down.add_(pull, alpha=self.alpha_targets * self._omega_share(pull))
-            if self.clip != "none":
-                down.mul_(self._factor(torch.linalg.vector_norm(down)))
-            h = torch.sub(h, down, alpha=gamma)
+            if self.clip == "none":
+                h = torch.sub(h, down, alpha=gamma)
+            else:
+                divisor = self._divisor(torch.linalg.vector_norm(down))
+                h = torch.addcdiv(h, down, divisor, value=-gamma * self.limit)
             z = activate(net, h)
         return z
 
-    def weights(
-        self, net: SimpleNet, run: Run, signals_TNH: Tensor, error: Tensor
-    ) -> tuple[Gradients, dict[str, Tensor]]:
+    def weights(self, net: SimpleNet, run: Run, pairs: Pairs) -> Gradients:
         factor = None if self.clip == "none" else self._factor
-        gradients, norms = local_gradients(net, run, signals_TNH, error, factor)
+        gradients = local_gradients(net, pairs, factor)
         if self.alpha_weights:
-            z = run.z_TNH
-            for weight, delta, below in (
-                (net.readout.weight, error[None], slice(-1, None)),
-                (net.cell.recurrent.weight, signals_TNH[1:], slice(None, -1)),
+            last, first = slice(-1, None), slice(1, None)  # the first step hears of no state
+            for name, above, below in (
+                ("readout.weight", slice(None), last),
+                ("cell.recurrent.weight", first, slice(-1)),
             ):
-                bend = bend_of(net, z[below])
+                weight, delta = pairs[name][0], pairs[name][1][above]
+                bend = bend_of(net, run.z_TNH[below])
                 found = omega(delta, weight, run.slope_TNH[below], bend, self.omega_per)
-                share = 1.0 if self.omega_per == "batch" else 1 / error.shape[0]
-                gradients[weight].add_(
-                    summed(delta, found.to_weight), alpha=self.alpha_weights * share
-                )
-        return gradients, norms
+                share = 1.0 if self.omega_per == "batch" else 1 / delta.shape[1]
+                extra = summed(delta, found.to_weight)
+                gradients[weight].add_(extra, alpha=self.alpha_weights * share)
+        return gradients
 
     def _omega_share(self, pull: Tensor) -> float:
         mean = self.omega_per == "sample" and self.reduction == "mean"
         return 1 / len(pull) if mean else 1.0
 
+    def _divisor(self, norm: Tensor) -> Tensor:
+        """What a gradient of this norm is divided by, after it was multiplied by the limit."""
+        if self.clip == "clip":
+            return norm.clamp(min=self.limit)
+        kind = torch.finfo(norm.dtype)
+        return norm.clamp(min=max(kind.tiny, 2 * self.limit / kind.max))
+
     def _factor(self, norm: Tensor) -> Tensor:
         """What shortens gradients of these norms to the limit, or gives them that norm."""
-        kind = torch.finfo(norm.dtype)
-        factor = self.limit / norm.clamp_min(max(kind.tiny, 2 * self.limit / kind.max))
-        return factor.clamp_(max=1) if self.clip == "clip" else factor
+        return self.limit / self._divisor(norm)
+
+
+@cache
+def _half(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(0.5, dtype=dtype, device=device)

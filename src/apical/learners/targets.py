@@ -21,6 +21,7 @@ from apical.learners.unrolled import Run, SimpleNet, simple_net, step_norms, sum
 
 Gradients = dict[Tensor, Tensor]
 """Parameter -> gradient."""
+Pairs = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,8 @@ class TargetLearner(Learner):
         """
 
     @abc.abstractmethod
-    def weights(
-        self, net: SimpleNet, run: Run, signals_TNH: Tensor, error: Tensor
-    ) -> tuple[Gradients, dict[str, Tensor]]:
-        """Gradients of the parameters, and the norms of `Info`.
-
-        Shapes: signals and error with the 1 / N, and for "mean" 1 / units, of the reduction.
-        """
+    def weights(self, net: SimpleNet, run: Run, pairs: Pairs) -> Gradients:
+        """Gradients of the parameters, from what meets at each weight (see `taught_by`)."""
 
     @torch.no_grad()
     def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
@@ -82,23 +78,24 @@ class TargetLearner(Learner):
         loss = self.objective.value(run.scores, y)  # it knows what is wrong with the targets
         error = self.objective.error(run.scores, y)
         target = self.last_target(net, run, error, y)
-        targets, signals = [], []
-        for t in reversed(range(len(run.z))):
-            signals.append(self.local_error(run.z[t], target).mul_(run.slope[t]))
+        targets, signals_TNH = [], torch.empty_like(run.z_TNH)
+        for t, signal in reversed(list(enumerate(signals_TNH.unbind(0)))):
+            torch.mul(self.local_error(run.z[t], target), run.slope[t], out=signal)
             targets.append(target)
             if t:
-                target = self.earlier_target(net, run, t, target, signals[-1])
-        losses = self.local_loss(run.z_TNH, torch.stack(targets[::-1])).mean((1, 2))
-        units = run.z_TNH.shape[2]
+                target = self.earlier_target(net, run, t, target, signal)
         share = 1 / len(x) if self.reduction == "sum" else 1 / run.z[0].numel()
-        signals_TNH = torch.stack(signals[::-1]).mul_(share)
-        gradients, norms = self.weights(net, run, signals_TNH, error / len(x))
-        add_gradients(gradients)
+        pairs = taught_by(net, run, signals_TNH.mul_(share), error.div_(len(x)))
+        add_gradients(self.weights(net, run, pairs))
+
+        def local_losses() -> Tensor:
+            return self.local_loss(run.z_TNH, torch.stack(targets[::-1])).sum((1, 2)) * share
+
         return loss, Info(
-            scores=run.scores,
-            signals=torch.linalg.matrix_norm(signals_TNH),
-            norms=norms,
-            local_losses=losses * units if self.reduction == "sum" else losses,
+            run.scores,
+            signals=lambda: torch.linalg.matrix_norm(signals_TNH),
+            norms=lambda: {name: step_norms(*pair[1:]) for name, pair in pairs.items()},
+            local_losses=local_losses,
         )
 
     def search_scale(self, z: Tensor) -> float:
@@ -106,28 +103,28 @@ class TargetLearner(Learner):
         return 1.0 if self.reduction == "sum" else 1 / z.numel()
 
 
-def local_gradients(
-    net: SimpleNet,
-    run: Run,
-    signals_TNH: Tensor,
-    error: Tensor,
-    factor: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Gradients, dict[str, Tensor]]:
-    """Gradients of local losses, summed over steps, and of the read-out.
+def taught_by(net: SimpleNet, run: Run, signals_TNH: Tensor, error: Tensor) -> Pairs:
+    """Name -> (weight, signals above it, activations below it), the gradient of the weight being
+    the sum over steps and samples of signal^T activation.
 
-    Args: factor: what a step's gradient of a weight is multiplied by, given its norm.
+    Shapes: error (N, O). Signals and error with the shares of the reduction.
     """
     cell, readout = net.cell, net.readout
-    inputs = {
+    return {
         "cell.recurrent.weight": (cell.recurrent.weight, signals_TNH, run.before_TNH),
         "cell.input.weight": (cell.input.weight, signals_TNH, run.x_TNI),
         "readout.weight": (readout.weight, error[None], run.z_TNH[-1:]),
     }
-    gradients: Gradients = {cell.input.bias: signals_TNH.sum((0, 1)), readout.bias: error.sum(0)}
-    norms = {}
-    for name, (weight, above, below) in inputs.items():
-        norms[name] = step_norms(above, below)
-        if factor is not None:
-            above = above * factor(norms[name])[:, None, None]
-        gradients[weight] = summed(above, below)
-    return gradients, norms
+
+
+def local_gradients(
+    net: SimpleNet, pairs: Pairs, factor: Callable[[Tensor], Tensor] | None = None
+) -> Gradients:
+    """Gradients of local losses, summed over steps, and of the read-out.
+
+    Args: factor: what a step's gradient of a weight is multiplied by, given its norm.
+    """
+    gradients = {weight: summed(above, below, factor) for weight, above, below in pairs.values()}
+    gradients[net.cell.input.bias] = pairs["cell.input.weight"][1].sum((0, 1))
+    gradients[net.readout.bias] = pairs["readout.weight"][1].sum((0, 1))
+    return gradients

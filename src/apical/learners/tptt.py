@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from apical.learners.base import Batch, Info
 from apical.learners.memory import memory_of
-from apical.learners.targets import Gradients, TargetLearner, local_gradients
+from apical.learners.targets import Gradients, Pairs, TargetLearner, local_gradients
 from apical.learners.unrolled import Run, SimpleNet, activate, simple_net, slope_of, summed
 
 
@@ -77,15 +77,12 @@ class TPTT(TargetLearner):
         drive = run.drive[t] - net.cell.input.bias
         return run.z[t - 1] - self._undo(net, drive, run.z[t]) + self._undo(net, drive, target)
 
-    def weights(
-        self, net: SimpleNet, run: Run, signals_TNH: Tensor, error: Tensor
-    ) -> tuple[Gradients, dict[str, Tensor]]:
-        gradients, norms = local_gradients(net, run, signals_TNH, error)
+    def weights(self, net: SimpleNet, run: Run, pairs: Pairs) -> Gradients:
+        gradients = local_gradients(net, pairs)
         if self.inputs == "backprop":
-            deltas = backpropagated(net, run, error)
+            deltas = backpropagated(net, run, pairs["readout.weight"][1][0])
             gradients[net.cell.input.weight] = summed(deltas, run.x_TNI)
-            norms.pop("cell.input.weight")
-        return gradients | self._inverse_gradients(net, run), norms
+        return gradients | self._inverse_gradients(net, run)
 
     def _inverse_gradients(self, net: SimpleNet, run: Run) -> Gradients:
         """What the pairs (F(x, z + noise), z) of all steps teach V and c."""

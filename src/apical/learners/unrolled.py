@@ -6,12 +6,13 @@ t - 1, and row 0 of `before` is the zero state. Weights lie as in `nn.Linear`: (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apical.layers import converted_layers
+from apical.layers import converted_layers, is_converted
 from apical.learners.base import Learner
 from apical.nets.recurrent import SRN, Recurrent
 
@@ -54,8 +55,9 @@ def simple_net(model: nn.Module, learner: Learner, *, leak: bool = False) -> Sim
             f"its equations are those of a simple recurrent net, nets.Recurrent(nets.SRN(...), "
             f"...), not of {type(cell).__name__}; for that, use learner Backprop"
         )
-    converted = [name for name, _ in converted_layers(model)]
-    if converted:
+    layers = (model.cell.input, model.cell.recurrent, model.readout)
+    if any(map(is_converted, layers)):
+        converted = [name for name, _ in converted_layers(model)]
         raise learner.error(
             f"it does not use the feedback of converted layers ({', '.join(converted)}); "
             "call apical.revert(model), or use learner Backprop"
@@ -75,11 +77,12 @@ def unroll(net: SimpleNet, x: Tensor) -> Run:
     z = x.new_zeros(x.shape[0], back.shape[0])
     h_list: list[Tensor] = []
     z_list = [z]
+    leak, bent = cell.leak, cell.activation == "tanh"
     for sent in drive:
         h = torch.addmm(sent, z, back)
-        if cell.leak and h_list:
-            h.add_(h_list[-1], alpha=cell.leak)
-        z = activate(net, h)
+        if leak and h_list:
+            h.add_(h_list[-1], alpha=leak)
+        z = torch.tanh(h) if bent else h
         h_list.append(h)
         z_list.append(z)
     states = torch.stack(z_list)
@@ -106,7 +109,9 @@ def activate(net: SimpleNet, h: Tensor) -> Tensor:
 
 def slope_of(net: SimpleNet, z: Tensor) -> Tensor:
     """Its derivative, where it is z."""
-    return z.square().neg_().add_(1) if net.cell.activation == "tanh" else torch.ones_like(z)
+    if net.cell.activation == "tanh":
+        return torch.addcmul(z.new_ones(()), z, z, value=-1)
+    return torch.ones_like(z)
 
 
 def bend_of(net: SimpleNet, z: Tensor) -> Tensor:
@@ -117,16 +122,35 @@ def bend_of(net: SimpleNet, z: Tensor) -> Tensor:
 
 
 def step_norms(signals_TNO: Tensor, inputs_TNI: Tensor) -> Tensor:
-    """Frobenius norm of signal^T input at every step, (T,), without forming the products.
+    """Frobenius norm of signal^T input at every step, (T,).
 
-    |D^T Z|^2 = sum (D D^T) * (Z Z^T): two small matrices of N x N where N is below the sizes.
+    For few samples from |D^T Z|^2 = sum (D D^T) * (Z Z^T), whose factors are N x N.
     """
-    if signals_TNO.shape[1] <= min(signals_TNO.shape[2], inputs_TNI.shape[2]):
-        gram = (signals_TNO @ signals_TNO.mT) * (inputs_TNI @ inputs_TNI.mT)
-        return gram.sum((1, 2)).clamp_min(0).sqrt()
-    return torch.linalg.matrix_norm(signals_TNO.mT @ inputs_TNI)
+    samples, above, below = signals_TNO.shape[1], signals_TNO.shape[2], inputs_TNI.shape[2]
+    if samples * (above + below) < above * below:
+        gram = (signals_TNO @ signals_TNO.mT).mul_(inputs_TNI @ inputs_TNI.mT)
+        return gram.sum((1, 2)).clamp_(min=0).sqrt_()
+    return torch.linalg.vector_norm(_transposed_product(signals_TNO, inputs_TNI), dim=(1, 2))
 
 
-def summed(signals_TNO: Tensor, inputs_TNI: Tensor) -> Tensor:
-    """Sum over steps and samples of signal^T input, (O, I)."""
-    return signals_TNO.flatten(0, 1).t() @ inputs_TNI.flatten(0, 1)
+def summed(
+    signals_TNO: Tensor, inputs_TNI: Tensor, factor: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Sum over steps and samples of signal^T input, (O, I).
+
+    Args: factor: what the product of a step is multiplied by, given its norm; vectorised.
+    """
+    if factor is not None:
+        share = factor(step_norms(signals_TNO, inputs_TNI))[:, None, None]
+        if inputs_TNI.shape[2] < signals_TNO.shape[2]:
+            inputs_TNI = inputs_TNI * share
+        else:
+            signals_TNO = signals_TNO * share
+    return _transposed_product(signals_TNO.flatten(0, 1), inputs_TNI.flatten(0, 1))
+
+
+def _transposed_product(signals: Tensor, inputs: Tensor) -> Tensor:
+    """signal^T input over the samples, in the order that is up to four times as fast."""
+    if inputs.shape[-1] < signals.shape[-1]:
+        return (inputs.mT @ signals).mT
+    return signals.mT @ inputs
