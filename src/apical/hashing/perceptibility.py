@@ -27,8 +27,8 @@ def perceptibility(x: Tensor, x_adv: Tensor) -> Perceptibility:
     Shapes: both (N, ...).     Raises: ValueError for other or no examples.
 
     >>> import torch
-    >>> perceptibility(torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.4], [0.3, 0.0]]]))
-    Perceptibility(linf=0.4..., l2=0.5, mse=0.0625)
+    >>> perceptibility(torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.75], [1.0, 0.0]]]))
+    Perceptibility(linf=1.0, l2=1.25, mse=0.390625)
     """
     if x.shape != x_adv.shape or not len(x):
         raise ValueError(
