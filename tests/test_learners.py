@@ -4,6 +4,7 @@ import copy
 import io
 import json
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -254,6 +255,15 @@ def test_backprop_teaches_nets_without_steps_by_their_rules(rule: Any) -> None:
     assert same(taught(Backprop(), model, (x, y)), expected)
     with pytest.raises(ValueError, match="Sequential has no steps to cut errors off at"):
         Backprop(truncate=2).gradients(model, (x, y))
+
+
+@pytest.mark.parametrize("name", list(nets.CELLS))
+def test_backprop_teaches_recurrent_nets_by_rules_that_broadcast(name: str) -> None:
+    model, (x, y) = net(name), batch()
+    apical.convert(model, DFA(), example=x)
+    F.cross_entropy(model(x), y).backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters()}
+    assert same(taught(Backprop(), model), expected)
 
 
 @pytest.mark.parametrize("name", list(nets.CELLS))
@@ -543,6 +553,12 @@ def test_nets_a_learner_cannot_teach_are_refused_with_the_remedy(learner: Learne
 def test_the_read_out_alone_needs_a_read_out() -> None:
     with pytest.raises(ValueError, match=r"ReadOut: it needs a nets.Recurrent"):
         ReadOut().gradients(nn.Linear(3, 2), batch())
+
+
+def test_every_learner_has_a_row_in_its_document() -> None:
+    document = Path(__file__).resolve().parents[1] / "docs" / "learners.md"
+    for name, kind in learners.LEARNERS.items():
+        assert f"| `{name}` | `{kind.__name__}` |" in document.read_text()
 
 
 # The real task ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import apical
 from apical import nets
 from apical.nets.recurrent import Cell
-from apical.rules import FA, KolenPollack, Rule, SignSymmetric
+from apical.rules import DFA, FA, KolenPollack, Rule, SignSymmetric
 
 N, T, INPUTS, HIDDEN, OUTPUTS = 4, 7, 3, 5, 2
 CELLS = sorted(nets.CELLS)
@@ -92,6 +92,22 @@ def test_feedback_alignment_through_time_written_out() -> None:
         expected = expected + delta.T @ before
         arriving = delta @ back
     assert_close(gradients(model, x, y)["cell.recurrent.weight"], expected)
+
+
+def test_direct_feedback_alignment_through_time_written_out() -> None:
+    """Every state hears of the error at the output, straight, and of no other step."""
+    x, y = batch()
+    model = apical.convert(net("srn"), DFA(), example=x)
+    gradient = gradients(model, x, y)["cell.recurrent.weight"]
+    hidden: list[Any] = []
+    scores = model(x, into=hidden).detach()
+    error = (torch.softmax(scores, 1) - F.one_hot(y, OUTPUTS)) / N
+    expected = torch.zeros(HIDDEN, HIDDEN, dtype=torch.float64)
+    for t in range(1, T):
+        layer = model.readout if t == T - 1 else model.cell.recurrent
+        z, before = hidden[t].hidden.detach(), hidden[t - 1].hidden.detach()
+        expected += (error @ layer.feedback.matrix * (1 - z**2)).T @ before
+    assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("name", CELLS)

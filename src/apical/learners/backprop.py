@@ -52,8 +52,7 @@ class Backprop(Learner):
         parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         exact = exact_gradients(model) if self.through == "exact" else nullcontext()
         with exact, labels(model, y):
-            steps = self._steps(model, x)
-            scores = model.read(steps) if isinstance(model, Recurrent) else model(x)
+            scores, steps = self._run(model, x)
             loss = self.objective.value(scores, y)
             for step in steps:
                 step.arrived.retain_grad()
@@ -68,13 +67,15 @@ class Backprop(Learner):
                 add_gradients(dict(zip(parameters, before, strict=True)))
         return loss.detach(), _info(scores.detach(), steps)
 
-    def _steps(self, model: nn.Module, x: Tensor) -> list[Step]:
+    def _run(self, model: nn.Module, x: Tensor) -> tuple[Tensor, list[Step]]:
+        """Scores, and the steps of a net that has them; hooks of the model act as always."""
         truncate = 1 if self.through == "detached" else self.truncate
         if isinstance(model, Recurrent):
-            return model.steps(x, truncate=truncate)
+            steps: list[Step] = []
+            return model(x, truncate=truncate, into=steps), steps
         if truncate is not None:
             raise self.error(f"{type(model).__name__} has no steps to cut errors off at")
-        return []
+        return model(x), []
 
 
 def _info(scores: Tensor, steps: list[Step]) -> Info:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.learners.base import Batch, Info, Learner, add_gradients
-from apical.nets.recurrent import Recurrent
+from apical.nets.recurrent import Recurrent, Step
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class ReadOut(Learner):
         if not isinstance(model, Recurrent):
             raise self.error(f"it needs a nets.Recurrent, with a read-out; not {type(model)}")
         x, y = batch
-        steps, readout = model.steps(x), model.readout
-        scores = model.read(steps)
+        steps: list[Step] = []
+        scores, readout = model(x, into=steps), model.readout
         read = [steps[-1].hidden] if model.output == "last" else [step.hidden for step in steps]
         loss = self.objective.value(scores, y)  # it knows what is wrong with the targets
         error = self.objective.error(scores, y).flatten(0, -2)

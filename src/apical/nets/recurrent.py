@@ -218,8 +218,14 @@ class Recurrent(nn.Module):
             return self.readout(steps[-1].hidden)
         return self.readout(torch.stack([step.hidden for step in steps], 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.read(self.steps(x))
+    def forward(
+        self, x: Tensor, *, truncate: int | None = None, into: list[Step] | None = None
+    ) -> Tensor:
+        """The outputs.     Args: truncate: as of `steps`.     into: where to add all steps."""
+        steps = self.steps(x, truncate=truncate)
+        if into is not None:
+            into += steps
+        return self.read(steps)
 
 
 def _layers(inputs: int, hidden: int, gates: int, *, bias: bool) -> tuple[nn.Linear, nn.Linear]:
