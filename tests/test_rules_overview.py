@@ -134,7 +134,7 @@ def test_the_longer_tier_is_shown(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     records.write_json(folder / "study.json", value)
     records.write_json(other / "study.json", value | {"tier": "short"})
-    refresh(document, tmp_path)
+    assert refresh(document, tmp_path)
     assert "Tier short" in document.read_text()
 
 

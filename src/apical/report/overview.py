@@ -93,7 +93,7 @@ def to_markdown(study: Study, folder: Path) -> str:
     table = [head, *([*_numbers(row, study), *row.facts.values()] for row in rows)]
     text = ["| " + " | ".join(map(for_markdown, cells)) + " |" for cells in table]
     text.insert(1, "|" + "|".join(rulers) + "|")
-    return "\n".join(text) + "\n\n" + " ".join(_legend(study, times, folder.name)) + "\n"
+    return "\n".join(text) + "\n\n" + "\n".join(_legend(study, times, folder.name)) + "\n"
 
 
 def _numbers(row: Line, study: Study) -> list[str]:
@@ -107,18 +107,21 @@ def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
     assert study.overview is not None
     counts = sorted({len(study.finished(s, r)) for s in study.settings for r in study.rules})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    chosen = " chosen on held-out training images" if study.search else ""
-    return [
-        f"Tier {study.tier}: test accuracy, mean and half of a 95 % t interval over n = {n} seeds,"
-        f" learning rates{chosen or ' the same for all'}. Angle: between a layer's update and"
-        " backprop's at the end of training, mean over the layers below the output layer, whose"
-        f" update is exact; memory: stored feedback over weights ({study.overview['detail']}).",
+    chosen = "chosen on held-out training images" if study.search else "the same for all"
+    legend = [
+        f"Accuracy: on the test split, mean and half of a 95 % t interval over n = {n} seeds;"
+        f" learning rates {chosen}.",
+        "Angle: between a layer's update and backprop's at the end of training, mean over layers"
+        f" but the output layer, whose update is exact ({study.overview['detail']}).",
         times.told,
+        f"Memory: stored feedback over weights ({study.overview['detail']}).",
         "Reads of the weights: what the way back takes from the forward weights (values: weight"
-        " transport). Waits for: what a hidden layer needs before it can learn.",
-        *map(for_markdown, study.notes),
+        " transport). Waits for: what a hidden layer needs before it can learn. Labels: whether"
+        " hidden layers are taught by them. Own phase: whether feedback learns between the passes.",
+        f"Tier {study.tier}. " + " ".join(map(for_markdown, study.notes)),
         f"Regenerate: `{study.command.replace('`', '')}`, then `make keep STUDY={name}`.",
     ]
+    return [f"- {text}" for text in legend]
 
 
 def _spelled(summary: stats.Summary | None) -> str:
