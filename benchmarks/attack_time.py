@@ -34,18 +34,19 @@ from apical.environment import environment
 
 ALLOWED_ERROR = 0.03
 CONTROL = "base again (control)"
-EPS, STEPS, ALPHA = 0.1, 20, 0.01
+EPS, ALPHA = 0.1, 0.01
+STEPS, QUICK_STEPS = 20, 2
 LAST = "ours / exact, channels_last"
 TARGETS = {("lenet", "ours / exact"): 1.0, ("resnet20", LAST): 0.68}
 """CPU time over the base's, at most: torchattacks on LeNet, a plain loop on ResNet-20."""
 
 
-def plain_loop(model: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0) -> Tensor:
+def plain_loop(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
     """PGD as it is usually written: `loss.backward()`, which fills parameters' gradients too."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     start = torch.empty_like(x).uniform_(-EPS, EPS, generator=generator)
     point = (x + start).clamp(0, 1)
-    for _ in range(STEPS):
+    for _ in range(steps):
         point = point.detach().requires_grad_()
         F.cross_entropy(model(point), y).backward()
         step = ALPHA * point.grad.sign()
@@ -54,7 +55,7 @@ def plain_loop(model: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0) -> Tens
     return point.detach()
 
 
-def torchattacks_pgd(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+def torchattacks_pgd(model: nn.Module, steps: int) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The other library's attack; None where it is not installed."""
     try:
         from torchvision_ops import import_torchvision
@@ -65,7 +66,7 @@ def torchattacks_pgd(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | N
             import torchattacks
     except ImportError:
         return None
-    attack = torchattacks.PGD(model, eps=EPS, alpha=ALPHA, steps=STEPS)
+    attack = torchattacks.PGD(model, eps=EPS, alpha=ALPHA, steps=steps)
 
     def call(x: Tensor, y: Tensor) -> Tensor:
         torch.manual_seed(0)
@@ -103,16 +104,16 @@ def resnet20(quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def contestants(
-    model: nn.Module, x: Tensor, y: Tensor
+    model: nn.Module, x: Tensor, y: Tensor, steps: int
 ) -> tuple[str, dict[str, Callable[[], Tensor]]]:
     """The base's name, and every way to attack the net."""
-    pgd = attacks.PGD(EPS, steps=STEPS, step_size=ALPHA)
-    stopping = attacks.PGD(EPS, steps=STEPS, step_size=ALPHA, stop_when_broken=True)
+    pgd = attacks.PGD(EPS, steps, step_size=ALPHA)
+    stopping = attacks.PGD(EPS, steps, step_size=ALPHA, stop_when_broken=True)
     fa = apical.convert(copy.deepcopy(model), "fa")
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     x_last = x.contiguous(memory_format=torch.channels_last)
-    found: dict[str, Callable[[], Tensor]] = {"plain loop": lambda: plain_loop(model, x, y)}
-    other = torchattacks_pgd(model)
+    found: dict[str, Callable[[], Tensor]] = {"plain loop": lambda: plain_loop(model, x, y, steps)}
+    other = torchattacks_pgd(model, steps)
     base = "plain loop" if other is None else "torchattacks"
     if other is not None:
         found["torchattacks"] = lambda: other(x, y)
@@ -121,16 +122,16 @@ def contestants(
     found["ours / exact, stopping"] = lambda: stopping(model, x, y)
     found["ours / exact, of an FA net"] = lambda: pgd(fa, x, y)
     found["ours / own, of an FA net"] = lambda: pgd(fa, x, y, gradient="own")
-    found["plain loop, frozen"] = lambda: _frozen(model, x, y)
+    found["plain loop, frozen"] = lambda: _frozen(model, x, y, steps)
     return base, found
 
 
-def _frozen(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _frozen(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
     """The plain loop without gradients of parameters: what freezing alone saves."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     try:
-        return plain_loop(model, x, y)
+        return plain_loop(model, x, y, steps)
     finally:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
@@ -141,7 +142,8 @@ def measure(
 ) -> dict[str, Any]:
     """The table of one net, as a JSON value."""
     model, x, y = make(quick)
-    base, attempts = contestants(model, x, y)
+    steps = QUICK_STEPS if quick else STEPS
+    base, attempts = contestants(model, x, y, steps)
     if name == "resnet20":
         base = "plain loop"
     reference = attempts["ours / exact"]()
@@ -158,7 +160,7 @@ def measure(
             row |= {"target": target, "met": bool(row["cpu_ratio"] <= target)}
     return {
         "net": name,
-        "title": f"{(make.__doc__ or '').splitlines()[0].rstrip('.')}, PGD-{STEPS}",
+        "title": f"{(make.__doc__ or '').splitlines()[0].rstrip('.')}, PGD-{steps}",
         "base": base,
         "images": len(x),
         "rounds": rounds,
@@ -199,9 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--net", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument(
-        "--quick", action="store_true", help="a few images, two rounds: does it run"
-    )
+    parser.add_argument("--quick", action="store_true", help="a few images and steps: does it run")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")

@@ -10,6 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import attack_time  # noqa: E402
 import pairs  # noqa: E402
 import speed_page  # noqa: E402
 import step_time  # noqa: E402
@@ -77,6 +78,19 @@ def test_tables_of_other_nets_are_kept(tmp_path):
     step_time.save(out, [other])
     step_time.save(out, [{**one, "rounds": 2}])
     assert json.loads(out.read_text())["tables"] == [{**one, "rounds": 2}, other]
+
+
+@pytest.mark.slow
+def test_attack_time_compares_attacks_that_are_the_same(tmp_path, torchvision):
+    out = tmp_path / "attacks.json"
+    attack_time.main(["--quick", "--net", "lenet", "--out", str(out)])
+    (table,) = json.loads(out.read_text())["tables"]
+    rows = table["attacks"]
+    equal = {name for name, row in rows.items() if row["same_points"]}
+    assert {"plain loop", "ours / exact", "ours / exact, of an FA net"} <= equal
+    assert attack_time.LAST in rows and "ours / own, of an FA net" not in equal
+    assert table["rejected"] == (table["control_off"] > 0.03)
+    assert table["base"] == "torchattacks" and "met" in rows["ours / exact"]
 
 
 def test_a_bad_option_says_what_is_allowed(capsys):
