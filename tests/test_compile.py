@@ -17,7 +17,8 @@ X, Y = (
     torch.arange(6) % 3,
 )
 CASES: dict[str, Any] = {
-    **{name: name for name in ("brsf", "dfa", "fa", "kp", "ldfa", "pfa", "usf")},
+    **{name: name for name in ("brsf", "dfa", "fa", "kp", "pfa", "usf")},
+    "ldfa": {"3": "fa", "*": "ldfa"},  # whose convolution has groups
     "kernel": DFA(layout="kernel"),
     "mixed": {
         "0": SignSymmetric("fresh", redraw="pool"),
@@ -80,6 +81,35 @@ def test_feedback_without_a_size_says_what_to_do_before_compiling() -> None:
         compiled(X)
     model(X)
     compiled(X).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo asks for it
+def test_parts_of_a_model_may_be_compiled_apart() -> None:
+    eager, model = (
+        apical.convert(nn.Sequential(net()[:6], net()[6:]), "dfa", example=X) for _ in range(2)
+    )
+    for part in model:
+        part.compile(backend="aot_eager")
+    for seen, expected in zip(steps(model, model), steps(eager, eager), strict=True):
+        assert_close(seen, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["channel", "kernel"])
+def test_images_of_several_sizes_are_compiled(layout: Any) -> None:
+    """The rule's signal has the shape of what the layer reads."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ).double()  # fmt: skip
+    apical.convert(model, DFA(layout=layout), example=X)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for count, size in ((6, 5), (4, 5), (4, 4)):
+        x, y = X[:count, :, :size, :size], Y[:count]
+        weights = list(model.parameters())
+        seen = torch.autograd.grad(F.cross_entropy(compiled(x), y), weights)
+        expected = torch.autograd.grad(F.cross_entropy(model(x), y), weights)
+        assert_close(seen, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_exact_gradients_are_compiled_for_themselves() -> None:

@@ -10,6 +10,7 @@ dispatch on, stay what they were, and a replica or a copy runs its own star.
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 from types import FrameType
@@ -42,9 +43,11 @@ class _Tap(NamedTuple):
         return self.feedback.rule
 
     def geometry(self, samples: int) -> Geometry:
-        x = self.x
+        x, shape = self.x, self.x.shape
         channels_last = x.dim() == 4 and not x.is_contiguous() and x.stride(1) == 1
-        return Geometry(x.shape, samples, self.weight.shape, self.op, channels_last)
+        if torch.compiler.is_compiling():  # one graph for all batch sizes, but for one image size
+            shape = torch.Size([shape[0], *map(operator.index, shape[1:])])
+        return Geometry(shape, samples, self.weight.shape, self.op, channels_last)
 
 
 class _Call:
