@@ -130,6 +130,17 @@ def test_central_similarity_is_its_formula(several):
     assert loss(u, y).item() == pytest.approx((total + 0.05 * push) / (B * K), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_saturated_bits_and_autocast_leave_a_loss_finite(name):
+    kind = LOSSES[name]
+    loss = kind(C) if name in ("csq", "dpn") else kind()
+    h = torch.tensor([[40.0, -40.0] * 4, [-40.0, 40.0] * 4, [0.1, -0.1] * 4], requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(hashing.relax(h), torch.tensor([0, 1, 2]))
+    value.backward()
+    assert value.isfinite() and h.grad.isfinite().all() and h.grad[2].any()
+
+
 def test_the_polarised_network_is_its_formula():
     u, y, _ = example()
     for margin in (1.0, 0.5):

@@ -13,6 +13,7 @@ from apical import nets
 from apical.nets import resnet
 
 SHAPES = {
+    "efficientnet_lite0": [(3, 32, 32), (1, 33, 64)],
     "lenet": [(1, 32, 32), (3, 32, 32), (3, 40, 36)],
     "mlp": [(1, 8, 8), (2, 5, 7)],
     "resnet110": [(3, 8, 8)],
@@ -33,7 +34,7 @@ def test_the_table_lists_what_the_folder_defines():
             own = getattr(value, "__module__", "") == f"apical.nets.{module.name}"
             if own and not name.startswith("_") and not isinstance(value, type):
                 found[name] = value
-    helpers = {"build_external", "initialise", "resnet"}
+    helpers = {"build_external", "import_package", "initialise", "resnet"}
     assert {name: found[name] for name in found.keys() - helpers} == nets.NETS
     assert list(nets.NETS) == sorted(nets.NETS)
     assert SHAPES.keys() == nets.NETS.keys()

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from apical.hashing.database import check_labels
@@ -85,8 +84,9 @@ class CSQ(CentreLoss):
     quantisation: float = 0.05
 
     def towards(self, u: Tensor, targets: Tensor) -> Tensor:
-        entropy = F.binary_cross_entropy((u + 1) / 2, (targets + 1) / 2)
-        return entropy + self.quantisation * (u.abs() - 1).square().mean()
+        # Of targets -1 and +1 it is -log((1 + u c) / 2); torch's own refuses to run under autocast.
+        likely = ((1 + u * targets) / 2).clamp(min=torch.finfo(u.dtype).tiny)
+        return -likely.log().mean() + self.quantisation * (u.abs() - 1).square().mean()
 
     def check(self, bits: int, classes: int) -> None:
         super().check(bits, classes)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from apical.naming import unknown
+from apical.nets.efficientnet_lite import efficientnet_lite0
 from apical.nets.external import build_external
 from apical.nets.initial import LAWS, initialise
 from apical.nets.lenet import lenet
@@ -86,6 +87,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 
 NETS: dict[str, Callable[..., nn.Module]] = {
+    "efficientnet_lite0": efficientnet_lite0,
     "lenet": lenet,
     "mlp": mlp,
     "resnet110": resnet110,

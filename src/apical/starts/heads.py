@@ -100,8 +100,8 @@ def replace_head(
 def _like(old: Head, outputs: int) -> Head:
     bias = old.bias is not None
     if isinstance(old, nn.Linear):
-        return nn.utils.skip_init(nn.Linear, old.in_features, outputs, bias=bias)
-    return nn.utils.skip_init(nn.Conv2d, old.in_channels, outputs, 1, bias=bias)
+        return nn.utils.skip_init(nn.Linear, old.in_features, outputs, bias=bias, device="cpu")
+    return nn.utils.skip_init(nn.Conv2d, old.in_channels, outputs, 1, bias=bias, device="cpu")
 
 
 def _checked(model: nn.Module, name: str) -> Head:
