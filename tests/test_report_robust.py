@@ -358,6 +358,13 @@ def test_the_heat_map_frames_the_feedback_a_net_was_trained_with(section):
         if (row["source"], row["eps"]) == ("rule:fa", 0.1)
     ]
     assert heat.cells["bp", "fa"].mean == pytest.approx(100 * sum(tried) / 3)
+    assert heat.conclusion.startswith(
+        f"Weights that backprop trained keep {heat.cells['bp', 'fa'].mean:.1f} % when the attack "
+        f"follows FA's backward pass, and {heat.cells['bp', 'bp'].mean:.1f} % under the exact"
+    )
+    assert replace(heat, rows=("fa", "usf")).conclusion == ""
+    same = dict.fromkeys(heat.cells, heat.cells["bp", "bp"])
+    assert replace(heat, cells=same).conclusion == ""
 
 
 # The page

@@ -9,7 +9,7 @@ from apical.report.looks import INK, LOOKS, SOFT, SPARE, Look, line_style
 from apical.report.names import display_name, is_baseline
 from apical.report.render import Group, Panel
 from apical.report.robust_section import Section, attack_share
-from apical.report.robust_stats import Estimate
+from apical.report.robust_stats import MASKED, Estimate
 from apical.report.robust_table import LINES, Lines, lines, verdict
 
 LOOK = {
@@ -45,13 +45,35 @@ class Heat:
         """Whether the first row is that of backprop's weights."""
         return is_baseline(self.rows[0])
 
+    @property
+    def conclusion(self) -> str:
+        """What the row of backprop's weights shows; "" where it shows no gap or is missing."""
+        row = self.rows[0]
+        cells = {c: self.cells[row, c] for c in self.columns if (row, c) in self.cells}
+        exact = cells.pop(self.columns[0], None)
+        if not self.has_baseline or exact is None or not cells:
+            return ""
+        rule, highest = max(cells.items(), key=lambda item: item[1].mean)
+        if highest.mean - exact.mean <= MASKED:
+            return ""
+        return (
+            f"Weights that backprop trained keep {highest.mean:.1f} % when the attack follows "
+            f"{display_name(rule)}'s backward pass, and {exact.mean:.1f} % under the exact "
+            "gradient: that robustness belongs to the attacker's gradient, not to the weights."
+        )
+
+    def title(self, column: str) -> str:
+        """A rule as the head of its column."""
+        name = display_name(column)
+        return f"{name} (exact)" if column == self.columns[0] else name
+
 
 def radius_group(section: Section, name: str) -> tuple[Group, list[str]] | None:
-    """Small multiples over the radius, and the kinds of attack in them; None for a single net at
-    a single radius, which the table tells better."""
-    found = {rule: lines(section, rule) for rule in section.rules}
+    """Small multiples over the radius, and the kinds of attack in them; None for a single radius,
+    which the table tells better."""
     if len(section.radii) < 2:
         return None
+    found = {rule: lines(section, rule) for rule in section.rules}
     panels = tuple(
         Panel(
             f"{display_name(rule)}: {verdict(section, rule).word}",
@@ -121,7 +143,8 @@ def draw_heat(axes: Any, *, heat: Heat) -> None:
                       va="center", fontweight=weight)  # fmt: skip
     axes.set_xlim(0, len(heat.columns))
     axes.set_ylim(len(heat.rows), 0)
-    axes.set_xticks([i + 0.5 for i in range(len(heat.columns))], map(display_name, heat.columns))
+    titles = [heat.title(column) for column in heat.columns]
+    axes.set_xticks([i + 0.5 for i in range(len(heat.columns))], titles)
     axes.set_yticks([i + 0.5 for i in range(len(heat.rows))], map(display_name, heat.rows))
     axes.tick_params(length=0)
     axes.grid(visible=False)
