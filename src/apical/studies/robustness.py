@@ -126,7 +126,8 @@ def attack_gradient(tier: str, seeds: int) -> Study:
     notes = [
         "Each column is the backward pass that the attacker uses, with feedback drawn anew; 'own' "
         "is the net's own feedback, to which its weights may have aligned. Backprop's backward "
-        "pass is the exact gradient.",
+        "pass is the exact gradient. Within an attack there are no updates, so the feedback of "
+        "brSF stays as it was drawn first: its column is that of frSF.",
         "PGD of 20 steps on the cross entropy; these evaluations spend nothing on adaptive or "
         "black-box attacks, so their worst case is no headline: see biotorch-robustness.",
     ]
