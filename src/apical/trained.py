@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, data, nets, prepare, records, rules, run_folder
+from . import checkpoint, data, nets, prepare, records, rules, run_folder, starts
 from .attacks import Normalised
 from .convert import convert, feedback_modules
 from .experiment import Experiment, from_dict, rule_assignment
@@ -117,7 +117,7 @@ def from_model(
     Args:
         model: `package.module:name` of a module or of a callable that makes one, `timm:NAME`,
             `torchvision:NAME`, or a name of `nets.NETS`.
-        weights: file of its state dict, as torch.save wrote it; None: as it comes.
+        weights: what `starts.load` takes, such as the file of its state dict; None: as it comes.
         data_name, size: of the images.
         pixels: what it takes: "standard", less the mean and over the standard deviation of the
             data, or "unit", in [0, 1] (a model that normalises by itself).
@@ -131,7 +131,7 @@ def from_model(
     if rule is not None:
         made = convert(made, rule_assignment(rule), example=torch.zeros(2, *images.shape))
     if weights is not None:
-        _load(made, Path(weights))
+        starts.load(made, weights)
     experiment = Experiment(data=data_name, size=size, pixels=pixels)
     whole = Normalised(made.eval(), *prepare.normalisation(experiment, images))
     layers = [(f.layer, rules.spell(f.rule)) for f in feedback_modules(made)]
@@ -173,30 +173,6 @@ def _built(model: str, images: data.ImageData, options: dict[str, Any]) -> nn.Mo
                 raise ValueError(f"model {model!r} is a module already: options have no effect")
             return copy.deepcopy(found)
     return nets.build(model, in_shape=images.shape, num_classes=images.num_classes, **options)
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"weights: there is no file {path}") from None
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise ValueError(
-            f"weights: {path} cannot be read as tensors ({reason}). Save the state dict: "
-            "torch.save(model.state_dict(), FILE)"
-        ) from error
-    if isinstance(found, dict) and "belongs_to" in found:  # a checkpoint of ours
-        found = found["state"]["model"]
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict):
-        raise ValueError(f"weights: {path} holds a {type(found).__name__}, not a state dict")
-    try:
-        model.load_state_dict(found)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ValueError(f"weights: {path} does not fit the model: {reason}") from error
 
 
 def _digest(told: str, weights: Mapping[str, Any]) -> str:
