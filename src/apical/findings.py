@@ -178,7 +178,7 @@ _KINDS = (
         False,
         "the norm of its feedback is {value:.2g} of its weight's (threshold {limit:g})",
         "use a smaller decay of the feedback, stronger initial feedback, or scale='norm' where"
-        " the rule has it",
+        " the rule has it; if the weight has grown instead, a smaller learning rate",
         if_heard=True,
     ),
     _Kind(
