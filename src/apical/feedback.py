@@ -36,6 +36,7 @@ class Feedback(nn.Module):
         self.rule, self.layer, self.seed, self.star = rule, layer, seed, star
         self.exact = 0
         self.history = History()
+        self._count(0)
         self.memory_names: tuple[str, ...] | None = None
         self.note_names: tuple[str, ...] = ()
         self.unproved = False  # loaded before anything was known of its shapes
@@ -77,7 +78,7 @@ class Feedback(nn.Module):
 
     def observes(self) -> bool:
         """Whether the rule wants to see this backward pass."""
-        return bool(self.note_names) and self.training and self.rule.attends(self.history)
+        return bool(self.note_names) and self.training and self.history.attends
 
     @property
     def trained(self) -> bool:
@@ -146,7 +147,7 @@ class Feedback(nn.Module):
         if self.rule.constrain_weights:
             self._restore_norm(weight, told=told)
         if counts and self.rule.acts_after_update and not self.pending:
-            self.history.count += 1
+            self._count(self.history.count + 1)
             generator = partial(self._generator, device=weight.device)
             update = Update(weight.detach(), bias, op, self.history.count, generator)
             self.rule.after_update(update, *self.memory(), *self.notes)
@@ -157,6 +158,10 @@ class Feedback(nn.Module):
                 " parameters and the change would be lost; remove the parametrization, or that"
                 " option"
             )
+
+    def _count(self, updates: int) -> None:
+        self.history.count = updates
+        self.history.attends = self.rule.attends(updates + 1)
 
     def _restore_norm(self, weight: Tensor, *, told: bool) -> None:
         norm = torch.linalg.vector_norm(weight)  # of a weight that may have begun at zero
@@ -217,7 +222,7 @@ class Feedback(nn.Module):
         if not saved:  # a checkpoint of the plain model
             return
         if prefix + "updates" in state_dict and self.rule.acts_after_update:
-            self.history.count = int(state_dict.pop(prefix + "updates"))
+            self._count(int(state_dict.pop(prefix + "updates")))
         if self.pending:
             assert isinstance(self.rule, BroadcastRule)  # only these wait for shapes
             if type(self.rule).memory_gradients is not BroadcastRule.memory_gradients:

@@ -20,6 +20,7 @@ class History:
     Attributes:
         count: updates that counted, saved with the model: draws and phases follow from it.
         heard: whether the rule took part in a pass since the last of them.
+        attends: whether the rule wants to see the passes before the next of them.
         outdated: whether a checkpoint of the plain model has replaced the weight; no update.
         missed: steps of optimizers that know the weight but not its trained feedback.
         advised: whether the optimizers were looked at (`apical.advice`).
@@ -28,6 +29,7 @@ class History:
     def __init__(self) -> None:
         self.count = 0
         self.heard = False
+        self.attends = True  # a plain bool: compiled code is made once for each of its values
         self.outdated = False
         self.missed = 0
         self.advised = False

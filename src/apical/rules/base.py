@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from apical.functional import Geometry, Local, Op
-from apical.history import History
 
 Init = Literal["xavier", "kaiming"]
 Law = Literal["xavier", "kaiming", "normal"]
@@ -109,8 +108,8 @@ class Rule(abc.ABC):
         backward pass."""
         return {}
 
-    def attends(self, history: History) -> bool:
-        """Whether `observe` is wanted before the update that comes next."""
+    def attends(self, number: int) -> bool:
+        """Whether `observe` is wanted in the passes before this update, counted as in `Update`."""
         return True
 
     def obstacle(self, op: Op, weight: Tensor) -> str:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from apical.functional import ConvOp, Local, Op
-from apical.history import History
 from apical.rules import factors, oja
 from apical.rules.base import Init, Needs, Scale, Update, bound, fans, uniform
 from apical.rules.oja import Rank
@@ -128,8 +127,8 @@ class LowDimensional(Follower):
     def send(self, local: Local, *memory: Tensor) -> Tensor | None:
         return factors.send(local, memory[0].t(), self._scaled(local.weight, *memory))
 
-    def attends(self, history: History) -> bool:
-        return self.every == 1 or history.count % self.every == 0
+    def attends(self, number: int) -> bool:
+        return (number - 1) % self.every == 0
 
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
         rows, (change, power) = memory_and_notes[0], memory_and_notes[-2:]
@@ -146,7 +145,7 @@ class LowDimensional(Follower):
         if self.follows == "update":
             factor.add_(factors.through(rows, update.weight) - memory[2])
         super().after_update(update, *memory)
-        if self.projection == "oja" and (update.number - 1) % self.every == 0:
+        if self.projection == "oja" and self.attends(update.number):
             oja.turn(rows, *memory[-2:], rate=self.rate, decay=self.projection_decay)
         if self.orthonormalise and update.number % self.orthonormalise == 0:
             rows.copy_(oja.orthonormalised(rows))

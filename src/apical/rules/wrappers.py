@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from apical.functional import Local, Op
-from apical.history import History
 from apical.rules.base import Needs, Rule, TransportRule, Update
 
 
@@ -79,8 +78,8 @@ class _Wrapper(TransportRule, abc.ABC):
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
         self._rule.observe(local, *memory_and_notes)
 
-    def attends(self, history: History) -> bool:
-        return self._rule.attends(history)
+    def attends(self, number: int) -> bool:
+        return self._rule.attends(number)
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
         return self._rule.memory_gradients(local, *memory)
