@@ -28,7 +28,8 @@ from torch import nn
 import apical
 from apical import nets
 from apical.environment import environment
-from apical.rules import BP, KolenPollack, LowDimensional, Rule, oja
+from apical.rules import BP, KolenPollack, LowDimensional, Rule, factors, oja
+from apical.rules.factors import Sizes
 
 ALLOWED_ERROR = 0.03
 """Of the control; beyond it nothing is known."""
@@ -85,27 +86,26 @@ def multiply_adds(subject: Subject, rule: Rule) -> float:
             total += whole * hears
             continue
         rank = min(oja.dimensions(rule.rank, outputs), outputs)
-        total += _factor_gradient(outputs, inputs * kernel, positions, rank, samples)
-        if hears and _thin(outputs, inputs, kernel, rank, positions):
-            total += rank * (outputs + inputs * kernel) * positions
-        elif hears:
-            total += whole + rank * outputs * inputs * kernel / samples  # B is formed
-        if hears and rule.projection == "oja":
-            total += 2 * rank * outputs * positions
+        convolution = kernel > 1 or positions > 1
+        sizes = Sizes(samples * positions, outputs, inputs * kernel, convolution)
+        total += _added(sizes, rank, hears, hears and rule.projection == "oja") / samples
     return total
 
 
-def _factor_gradient(outputs: int, inputs: int, positions: int, rank: int, samples: int) -> float:
-    """Of the gradient of Q: P dW once for a batch, or for linear layers from its two factors."""
-    product = rank * outputs * inputs / samples
-    return min(product, rank * (outputs + inputs)) if positions == 1 else product
-
-
-def _thin(outputs: int, inputs: int, kernel: int, rank: int, positions: int) -> bool:
-    """Which way `LowDimensional` takes."""
-    if kernel > 1 or positions > 1:
-        return outputs >= 32 and 4 * rank <= outputs
-    return rank * (outputs + inputs) <= outputs * inputs
+def _added(sizes: Sizes, rank: int, hears: bool, learns: bool) -> float:
+    """Of a batch: the message by its cheaper way, the gradient of Q, Oja's rule for P."""
+    samples, outputs, inputs, convolution = sizes
+    few_channels = convolution and outputs < factors.FEW_CHANNELS
+    thin = hears and not few_channels and sizes.thin_message(rank)
+    from_signal = not few_channels and sizes.thin_gradient()
+    total = (thin or from_signal or learns) * samples * rank * outputs  # P delta, once
+    if hears:
+        message = samples * rank if thin else (samples + rank) * outputs
+        total += message * inputs
+    total += rank * inputs * (samples if from_signal else outputs)
+    if learns:
+        total += samples * rank * outputs + rank * outputs * min(samples, 2 * rank)
+    return total
 
 
 def _shapes(subject: Subject) -> list[tuple[int, int, int, int]]:

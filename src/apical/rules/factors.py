@@ -7,6 +7,8 @@ makes of the signal, L^T delta, serves the message F^T (L^T delta) and the gradi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,36 @@ FEW_CHANNELS = 32
 """Below so many output channels a convolution with the whole of B costs less than two thin ones."""
 CONVOLUTION_COSTS = 2
 """How much longer a multiplication takes in a thin convolution than in a wide one."""
+
+
+class Sizes(NamedTuple):
+    """What decides which way is cheaper in a layer: samples times positions, outputs, and what
+    each output reads."""
+
+    samples: int
+    outputs: int
+    inputs: int
+    convolution: bool
+
+    @classmethod
+    def of(cls, local: Local) -> Sizes:
+        outputs = len(local.weight)
+        samples = local.grad.numel() // outputs
+        return cls(samples, outputs, local.weight[0].numel(), isinstance(local.op, ConvOp))
+
+    def thin_message(self, rank: int) -> bool:
+        """Whether two products with factors cost less than forming B and one product with it."""
+        thin = self.samples * rank * (self.outputs + self.inputs)
+        return self._cost * thin <= (self.samples + rank) * self.outputs * self.inputs
+
+    def thin_gradient(self) -> bool:
+        """Whether L^T dW costs less from the signal and the input than from dW, at any rank."""
+        thin = self.samples * (self.outputs + self.inputs)
+        return self._cost * thin <= self.outputs * self.inputs
+
+    @property
+    def _cost(self) -> int:
+        return CONVOLUTION_COSTS if self.convolution else 1
 
 
 def through(matrix: Tensor, tensor: Tensor) -> Tensor:
@@ -33,7 +65,7 @@ def product(left: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
 
 def send(local: Local, left: Tensor, factor: Tensor) -> Tensor | None:
     """The message through both factors in turn; None where it is cheaper to form B."""
-    if not _separable(local) or not _thin_message(local, left.shape[1]):
+    if not _separable(local) or not Sizes.of(local).thin_message(left.shape[1]):
         return None
     low = lowered(local, left)
     return local.op.backward(low, local.x, factor.to(low.dtype), (True, False, False))[0]
@@ -43,7 +75,7 @@ def gradient(local: Local, left: Tensor, factor: Tensor) -> Tensor:
     """L^T dW, the gradient of F under which B follows W; for few samples without use of dW."""
     assert local.grad_weight is not None
     same = local.grad.dtype == left.dtype  # else rounding would part F from L^T W
-    if same and _separable(local) and _thin_gradient(local):
+    if same and _separable(local) and Sizes.of(local).thin_gradient():
         low = local.op.backward(lowered(local, left), local.x, factor, (False, True, False))[1]
         assert low is not None
         return low
@@ -74,25 +106,3 @@ def _separable(local: Local) -> bool:
         return True
     # L mixes all outputs, which are the weight's first axis; groups and the transpose differ.
     return not op.transposed and op.groups == 1 and len(local.weight) >= FEW_CHANNELS
-
-
-def _thin_message(local: Local, rank: int) -> bool:
-    """Whether two products with factors cost less than forming B and one product with it."""
-    samples, outputs, inputs = _sizes(local)
-    thin = samples * rank * (outputs + inputs)
-    return _cost(local) * thin <= (samples + rank) * outputs * inputs
-
-
-def _thin_gradient(local: Local) -> bool:
-    samples, outputs, inputs = _sizes(local)
-    return _cost(local) * samples * (outputs + inputs) <= outputs * inputs
-
-
-def _sizes(local: Local) -> tuple[int, int, int]:
-    """Samples times positions, outputs, and what each of them reads."""
-    outputs = len(local.weight)
-    return local.grad.numel() // outputs, outputs, local.weight[0].numel()
-
-
-def _cost(local: Local) -> int:
-    return CONVOLUTION_COSTS if isinstance(local.op, ConvOp) else 1
