@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from apical import nets
 from apical.learners import LRA, Backprop, targets
 from apical.learners.regulariser import omega
-from apical.learners.targets import simple_net, unroll
+from apical.learners.unrolled import simple_net, unroll
 
 N, T, INPUTS, HIDDEN, OUTPUTS = 3, 12, 4, 6, 5
 
@@ -264,7 +264,7 @@ def test_what_came_before_a_step_and_its_state_does_not_matter_to_it(
         run = unroll(simple, x)
         other = run.x_TNI.clone()
         other[s] += 1
-        drive = F.linear(other, simple.cell.input.weight, simple.cell.input.bias).unbind(0)
+        drive = F.linear(other, simple.w_in, simple.b_in).unbind(0)
         return run._replace(x_TNI=other, drive=drive)
 
     monkeypatch.setattr(targets, "unroll", perturbed)
@@ -307,8 +307,8 @@ def test_targets_lower_the_loss_above_them_the_more_the_longer_one_searches(loca
             last = learner.last_target(simple, run, error, y)
             signal = learner.local_error(run.z[-1], last) * run.slope[-1]
             earlier = learner.earlier_target(simple, run, T - 1, last, signal)
-            later = torch.tanh(run.drive[-1] + earlier @ simple.cell.recurrent.weight.T)
-            above = learner.objective.value(simple.readout(last), y)
+            later = torch.tanh(run.drive[-1] + earlier @ simple.w_rec.T)
+            above = learner.objective.value(F.linear(last, simple.w_out, simple.b_out), y)
             losses.append((above.item(), learner.local_loss(later, last).sum().item()))
             if inner == 1:
                 start = learner.objective.value(run.scores, y).item()
@@ -329,7 +329,7 @@ def test_an_earlier_target_comes_closer_with_every_inner_step(local: Any) -> Non
             run = unroll(simple, x)
             signal = learner.local_error(run.z[-1], target) * run.slope[-1]
             earlier = learner.earlier_target(simple, run, T - 1, target, signal)
-            later = torch.tanh(run.drive[-1] + earlier @ simple.cell.recurrent.weight.T)
+            later = torch.tanh(run.drive[-1] + earlier @ simple.w_rec.T)
             distances.append(learner.local_loss(later, target).sum().item())
     start = learner.local_loss(run.z[-1], target).sum().item()
     assert all(b < a for a, b in itertools.pairwise([start, *distances]))
@@ -341,7 +341,9 @@ def test_mean_shrinks_signals_by_the_size_at_every_step_and_sum_does_not() -> No
     _, mean = taught(LRA("mean"), model, batch())
     ratios = (summed.signals[1:] / summed.signals[:-1], mean.signals[1:] / mean.signals[:-1])
     # with the log and the slopes of targets that are not near
-    assert_close(ratios[1][-4:] / ratios[0][-4:], torch.full((4,), N * HIDDEN).double(), rtol=0.1, atol=0)
+    assert_close(
+        ratios[1][-4:] / ratios[0][-4:], torch.full((4,), N * HIDDEN).double(), rtol=0.1, atol=0
+    )
     assert mean.signals[0] == 0 < summed.signals[0]  # to the last bit, in float64
 
 

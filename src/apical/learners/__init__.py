@@ -21,6 +21,7 @@ from apical.learners.base import Info, Learner
 from apical.learners.compare import alignment
 from apical.learners.eprop import EProp
 from apical.learners.lra import LRA
+from apical.learners.many import Many
 from apical.learners.memory import attach, detach
 from apical.learners.readout import ReadOut
 from apical.learners.targets import TargetLearner
@@ -36,6 +37,7 @@ __all__ = [
     "EProp",
     "Info",
     "Learner",
+    "Many",
     "ReadOut",
     "TargetLearner",
     "alignment",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
 
 from apical.convert import exact_gradients, labels
 from apical.learners.base import Batch, Info, Learner, add_gradients
@@ -66,6 +68,23 @@ class Backprop(Learner):
                 torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
                 add_gradients(dict(zip(parameters, before, strict=True)))
         return loss.detach(), _info(scores.detach(), steps)
+
+    def pure(
+        self, model: nn.Module, tensors: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x, y = batch
+
+        def loss_of(own: dict[str, Tensor]) -> Tensor:
+            return self.objective.value(functional_call(model, own, (x,), options), y)
+
+        truncate = 1 if self.through == "detached" else self.truncate
+        options = {} if truncate is None else {"truncate": truncate}
+        gradients, loss = grad_and_value(loss_of)(dict(tensors))
+        if self.clip_norm is not None:
+            norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+            factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1)  # as clip_grad_norm_ has it
+            gradients = {name: g * factor for name, g in gradients.items()}
+        return loss, gradients
 
     def _run(self, model: nn.Module, x: Tensor) -> tuple[Tensor, list[Step]]:
         """Scores, and the steps of a net that has them; hooks of the model act as always."""

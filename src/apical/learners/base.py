@@ -97,6 +97,16 @@ class Learner(abc.ABC):
         Raises: ValueError for a net this learner cannot teach, with the remedy.
         """
 
+    def pure(
+        self, model: nn.Module, tensors: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and gradients, by name, as a function that `torch.func.vmap` can batch.
+
+        Args: tensors: what stands for the parameters of the model, by their names.
+        Raises: ValueError for a learner that has no such form.
+        """
+        raise self.error("it teaches one net at a time; train the nets one by one")
+
     def create(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         """What the learner remembers for this net: name -> tensor on the CPU, in float64.
 

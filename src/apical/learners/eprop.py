@@ -8,13 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from apical.learners.base import Batch, Info, Learner, add_gradients
+from apical.learners.base import Batch, Info
 from apical.learners.memory import memory_of
-from apical.learners.unrolled import Run, simple_net, step_norms, summed, unroll
+from apical.learners.simple import Gradients, SimpleLearner
+from apical.learners.unrolled import Run, SimpleNet, simple_net, step_norms, summed, unroll
 
 
 @dataclass(frozen=True)
-class EProp(Learner):
+class EProp(SimpleLearner):
     """Each weight keeps a trace of its influence; the error of the moment says its worth.
 
     With h_t = leak h_(t-1) + W_in x_t + W_rec z_(t-1) + b and z_t = phi(h_t), the trace of an input
@@ -30,6 +31,7 @@ class EProp(Learner):
 
     feedback: Literal["symmetric", "random"] = "symmetric"
 
+    leaks: ClassVar[bool] = True
     reference: ClassVar[str] = """@article{bellec2020,
   title = {A solution to the learning dilemma for recurrent networks of spiking neurons},
   author = {Bellec, Guillaume and Scherr, Franz and Subramoney, Anand and Hajek, Elias and
@@ -40,38 +42,38 @@ class EProp(Learner):
     def create(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         if self.feedback == "symmetric":
             return {}
-        weight = simple_net(model, self, leak=True).readout.weight
+        weight = simple_net(model, self, leak=True).w_out
         half_width = weight.shape[1] ** -0.5
         matrix = torch.empty(weight.shape, dtype=torch.float64)
         return {"matrix": matrix.uniform_(-half_width, half_width, generator=generator)}
 
-    @torch.no_grad()
-    def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
-        net, (x, y) = simple_net(model, self, leak=True), batch
-        matrix: Tensor = net.readout.weight
+    def teach(self, net: SimpleNet, x: Tensor, y: Tensor) -> tuple[Tensor, Gradients, Info]:
+        matrix = net.w_out
         if self.feedback == "random":
-            matrix = memory_of(model, self).get_buffer("matrix")
+            assert net.memory is not None  # `gradients` has looked
+            matrix = net.memory.get_buffer("matrix")
         run = unroll(net, x)
-        every = net.whole.output == "every"
-        scores = run.scores.transpose(0, 1) if every else run.scores
+        scores = run.scores.transpose(0, 1) if net.every else run.scores
         loss = self.objective.value(scores, y)  # it knows what is wrong with the targets
         error = self.objective.error(scores, y)
         error /= error[..., 0].numel()
-        error_TNO = error.transpose(0, 1) if every else error[None]
-        start = 0 if every else len(run.z) - 1  # without an error there is nothing to learn
+        error_TNO = error.transpose(0, 1) if net.every else error[None]
+        start = 0 if net.every else len(run.z) - 1  # without an error there is nothing to learn
         signals = (error_TNO @ matrix) * run.slope_TNH[start:]
-        traces = _traces(run, net.cell.leak)
-        cell, readout = net.cell, net.readout
-        add_gradients(
-            {
-                cell.input.weight: summed(signals, traces[0][start:]),
-                cell.input.bias: torch.einsum("tnh,t->h", signals, traces[2][start:]),
-                cell.recurrent.weight: summed(signals, traces[1][start:]),
-                readout.weight: summed(error_TNO, run.z_TNH[start:]),
-                readout.bias: error_TNO.sum((0, 1)),
-            }
-        )
-        return loss, _info(scores, signals, traces[1], start)
+        traces = _traces(run, net.leak)
+        gradients = {
+            net.w_in: summed(signals, traces[0][start:]),
+            net.b_in: torch.einsum("tnh,t->h", signals, traces[2][start:]),
+            net.w_rec: summed(signals, traces[1][start:]),
+            net.w_out: summed(error_TNO, run.z_TNH[start:]),
+            net.b_out: error_TNO.sum((0, 1)),
+        }
+        return loss, gradients, _info(scores, signals, traces[1], start)
+
+    def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
+        if self.feedback == "random":
+            memory_of(model, self)  # its absence is an error before anything is computed
+        return super().gradients(model, batch)
 
 
 def _info(scores: Tensor, signals: Tensor, trace_TNH: Tensor, start: int) -> Info:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from apical.learners.regulariser import Per, omega
-from apical.learners.targets import Gradients, Pairs, TargetLearner, local_gradients
+from apical.learners.simple import Gradients
+from apical.learners.targets import Pairs, TargetLearner, local_gradients
 from apical.learners.unrolled import Run, SimpleNet, activate, bend_of, slope_of, summed
 
 
@@ -102,7 +103,7 @@ class LRA(TargetLearner):
     def last_target(self, net: SimpleNet, run: Run, error: Tensor, y: Tensor) -> Tensor:
         scale = 1.0 if self.reduction == "sum" else 1 / len(error)
         gamma = self.gamma if self.gamma_output is None else self.gamma_output
-        weight, bias = net.readout.weight, net.readout.bias
+        weight, bias = net.w_out, net.b_out
 
         def again(z: Tensor) -> Tensor:
             return self.objective.error(torch.addmm(bias, z, weight.t()), y)
@@ -112,7 +113,7 @@ class LRA(TargetLearner):
     def earlier_target(
         self, net: SimpleNet, run: Run, t: int, target: Tensor, signal: Tensor
     ) -> Tensor:
-        weight = net.cell.recurrent.weight
+        weight = net.w_rec
 
         def again(z: Tensor) -> Tensor:
             later = activate(net, torch.addmm(run.drive[t], z, weight.t()))

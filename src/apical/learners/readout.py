@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.nets.recurrent import Recurrent, Step
@@ -24,6 +26,15 @@ class ReadOut(Learner):
   author = {Jaeger, Herbert}, institution = {GMD}, number = {148}, year = {2001}
 }"""
 
+    def pure(
+        self, model: nn.Module, tensors: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x, y = batch
+        steps: list[Step] = []
+        scores = functional_call(model, dict(tensors), (x,), {"into": steps})
+        loss, at_weight, at_bias = self._taught(model, scores, steps, y)
+        return loss, {"readout.weight": at_weight, "readout.bias": at_bias}
+
     @torch.no_grad()
     def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
         if not isinstance(model, Recurrent):
@@ -31,14 +42,17 @@ class ReadOut(Learner):
         x, y = batch
         steps: list[Step] = []
         scores, readout = model(x, into=steps), model.readout
-        read = [steps[-1].hidden] if model.output == "last" else [step.hidden for step in steps]
-        loss = self.objective.value(scores, y)  # it knows what is wrong with the targets
-        error = self.objective.error(scores, y).flatten(0, -2)
-        error /= len(error)
-        add_gradients(
-            {
-                readout.weight: error.t() @ torch.stack(read, 1).flatten(0, 1),
-                readout.bias: error.sum(0),
-            }
-        )
+        loss, at_weight, at_bias = self._taught(model, scores, steps, y)
+        add_gradients({readout.weight: at_weight, readout.bias: at_bias})
         return loss, Info(scores)
+
+    def _taught(
+        self, model: nn.Module, scores: Tensor, steps: list[Step], y: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, gradient of the weight and of the bias."""
+        loss = self.objective.value(scores, y)  # it knows what is wrong with the targets
+        last = model.output == "last"
+        read = [steps[-1].hidden] if last else [step.hidden for step in steps]
+        error = self.objective.error(scores, y).flatten(0, -2)
+        error = error / len(error)
+        return loss, error.t() @ torch.stack(read, 1).flatten(0, 1), error.sum(0)

@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from apical.learners.base import Batch, Info, Learner, add_gradients, check_reduction
-from apical.learners.unrolled import Run, SimpleNet, simple_net, step_norms, summed, unroll
+from apical.learners.base import Info, check_reduction
+from apical.learners.simple import Gradients, SimpleLearner
+from apical.learners.unrolled import Run, SimpleNet, step_norms, summed, unroll
 
-Gradients = dict[Tensor, Tensor]
-"""Parameter -> gradient."""
 Pairs = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class TargetLearner(Learner):
+class TargetLearner(SimpleLearner):
     """A learner by local targets, of simple recurrent nets that are read out at the last step.
 
     Args:
@@ -69,34 +68,33 @@ class TargetLearner(Learner):
     def weights(self, net: SimpleNet, run: Run, pairs: Pairs) -> Gradients:
         """Gradients of the parameters, from what meets at each weight (see `taught_by`)."""
 
-    @torch.no_grad()
-    def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
-        net, (x, y) = simple_net(model, self), batch
-        if net.whole.output != "last":
+    def teach(self, net: SimpleNet, x: Tensor, y: Tensor) -> tuple[Tensor, Gradients, Info]:
+        if net.every:
             raise self.error("it learns from the last step; the net is read out at every one")
         run = unroll(net, x)
         loss = self.objective.value(run.scores, y)  # it knows what is wrong with the targets
         error = self.objective.error(run.scores, y)
         target = self.last_target(net, run, error, y)
-        targets, signals_TNH = [], torch.empty_like(run.z_TNH)
-        for t, signal in reversed(list(enumerate(signals_TNH.unbind(0)))):
-            torch.mul(self.local_error(run.z[t], target), run.slope[t], out=signal)
+        targets, signals = [], []
+        for t in reversed(range(len(run.z))):
+            signals.append(self.local_error(run.z[t], target).mul_(run.slope[t]))
             targets.append(target)
             if t:
-                target = self.earlier_target(net, run, t, target, signal)
+                target = self.earlier_target(net, run, t, target, signals[-1])
         share = 1 / len(x) if self.reduction == "sum" else 1 / run.z[0].numel()
-        pairs = taught_by(net, run, signals_TNH.mul_(share), error.div_(len(x)))
-        add_gradients(self.weights(net, run, pairs))
+        signals_TNH = torch.stack(signals[::-1]).mul_(share)
+        pairs = taught_by(net, run, signals_TNH, error.div_(len(x)))
 
         def local_losses() -> Tensor:
             return self.local_loss(run.z_TNH, torch.stack(targets[::-1])).sum((1, 2)) * share
 
-        return loss, Info(
+        info = Info(
             run.scores,
             signals=lambda: torch.linalg.matrix_norm(signals_TNH),
             norms=lambda: {name: step_norms(*pair[1:]) for name, pair in pairs.items()},
             local_losses=local_losses,
         )
+        return loss, self.weights(net, run, pairs), info
 
     def search_scale(self, z: Tensor) -> float:
         """What the reduction makes of a local signal while targets are searched."""
@@ -109,11 +107,10 @@ def taught_by(net: SimpleNet, run: Run, signals_TNH: Tensor, error: Tensor) -> P
 
     Shapes: error (N, O). Signals and error with the shares of the reduction.
     """
-    cell, readout = net.cell, net.readout
     return {
-        "cell.recurrent.weight": (cell.recurrent.weight, signals_TNH, run.before_TNH),
-        "cell.input.weight": (cell.input.weight, signals_TNH, run.x_TNI),
-        "readout.weight": (readout.weight, error[None], run.z_TNH[-1:]),
+        "cell.recurrent.weight": (net.w_rec, signals_TNH, run.before_TNH),
+        "cell.input.weight": (net.w_in, signals_TNH, run.x_TNI),
+        "readout.weight": (net.w_out, error[None], run.z_TNH[-1:]),
     }
 
 
@@ -125,6 +122,6 @@ def local_gradients(
     Args: factor: what a step's gradient of a weight is multiplied by, given its norm.
     """
     gradients = {weight: summed(above, below, factor) for weight, above, below in pairs.values()}
-    gradients[net.cell.input.bias] = pairs["cell.input.weight"][1].sum((0, 1))
-    gradients[net.readout.bias] = pairs["readout.weight"][1].sum((0, 1))
+    gradients[net.b_in] = pairs["cell.input.weight"][1].sum((0, 1))
+    gradients[net.b_out] = pairs["readout.weight"][1].sum((0, 1))
     return gradients

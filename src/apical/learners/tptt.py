@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from apical.learners.base import Batch, Info
-from apical.learners.memory import memory_of
-from apical.learners.targets import Gradients, Pairs, TargetLearner, local_gradients
+from apical.learners.memory import Memory, memory_of
+from apical.learners.simple import Gradients
+from apical.learners.targets import Pairs, TargetLearner, local_gradients
 from apical.learners.unrolled import Run, SimpleNet, activate, simple_net, slope_of, summed
 
 
@@ -50,7 +51,7 @@ class TPTT(TargetLearner):
             )
 
     def create(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        units = simple_net(model, self).cell.recurrent.in_features
+        units = len(simple_net(model, self).w_rec)
         matrix = nn.init.orthogonal_(
             torch.empty(units, units, dtype=torch.float64), generator=generator
         )
@@ -69,30 +70,30 @@ class TPTT(TargetLearner):
 
     def last_target(self, net: SimpleNet, run: Run, error: Tensor, y: Tensor) -> Tensor:
         scale = 1.0 if self.reduction == "sum" else 1 / len(error)
-        return run.z[-1] - self.gamma * scale * (error @ net.readout.weight)
+        return run.z[-1] - self.gamma * scale * (error @ net.w_out)
 
     def earlier_target(
         self, net: SimpleNet, run: Run, t: int, target: Tensor, signal: Tensor
     ) -> Tensor:
-        drive = run.drive[t] - net.cell.input.bias
+        drive = run.drive[t] - net.b_in
         return run.z[t - 1] - self._undo(net, drive, run.z[t]) + self._undo(net, drive, target)
 
     def weights(self, net: SimpleNet, run: Run, pairs: Pairs) -> Gradients:
         gradients = local_gradients(net, pairs)
         if self.inputs == "backprop":
             deltas = backpropagated(net, run, pairs["readout.weight"][1][0])
-            gradients[net.cell.input.weight] = summed(deltas, run.x_TNI)
+            gradients[net.w_in] = summed(deltas, run.x_TNI)
         return gradients | self._inverse_gradients(net, run)
 
     def _inverse_gradients(self, net: SimpleNet, run: Run) -> Gradients:
         """What the pairs (F(x, z + noise), z) of all steps teach V and c."""
-        memory, before = memory_of(net.whole, self), run.before_TNH
+        memory, before = self._memory(net), run.before_TNH
         drive, noisy = torch.stack(run.drive), before
         if self.noise:
             draw = torch.empty_like(before).normal_(generator=memory.generator(before))
             noisy = before + self.noise * draw
-        later = activate(net, drive + noisy @ net.cell.recurrent.weight.t())
-        undone = self._undo(net, drive - net.cell.input.bias, later)
+        later = activate(net, drive + noisy @ net.w_rec.t())
+        undone = self._undo(net, drive - net.b_in, later)
         share = 1 / before.shape[1] if self.reduction == "sum" else 1 / before[0].numel()
         delta = self.local_error(undone, before) * slope_of(net, undone) * share
         return {
@@ -100,9 +101,13 @@ class TPTT(TargetLearner):
             memory.get_parameter("bias"): delta.sum((0, 1)),
         }
 
+    def _memory(self, net: SimpleNet) -> Memory:
+        assert isinstance(net.memory, Memory)  # `gradients` has looked
+        return net.memory
+
     def _undo(self, net: SimpleNet, drive: Tensor, z: Tensor) -> Tensor:
         """G.     Shapes: drive (..., H), W_in x without the bias of F; z (..., H)."""
-        memory = memory_of(net.whole, self)
+        memory = self._memory(net)
         weight, bias = memory.get_parameter("weight"), memory.get_parameter("bias")
         return activate(net, drive + nn.functional.linear(z, weight, bias))
 
@@ -112,8 +117,8 @@ def backpropagated(net: SimpleNet, run: Run, error: Tensor) -> Tensor:
 
     Shapes: error (N, O), the gradient at the outputs of the last step.
     """
-    arriving, deltas = error @ net.readout.weight, []
+    arriving, deltas = error @ net.w_out, []
     for slope in reversed(run.slope):
         deltas.append(arriving * slope)
-        arriving = deltas[-1] @ net.cell.recurrent.weight
+        arriving = deltas[-1] @ net.w_rec
     return torch.stack(deltas[::-1])

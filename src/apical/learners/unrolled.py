@@ -6,7 +6,7 @@ t - 1, and row 0 of `before` is the zero state. Weights lie as in `nn.Linear`: (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,11 +18,31 @@ from apical.nets.recurrent import SRN, Recurrent
 
 
 class SimpleNet(NamedTuple):
-    """The parts of an SRN that equations speak of; `whole` is the model."""
+    """An SRN and its read-out as tensors; names as in `Run`, weights as in `nn.Linear`.
 
-    cell: SRN
-    readout: nn.Linear
-    whole: Recurrent
+    Attributes: bent: whether the activation is tanh; the identity otherwise.     leak: of the cell.
+        every: whether every step is read out.     memory: of the learner, if it has one.
+    """
+
+    w_in: Tensor
+    b_in: Tensor
+    w_rec: Tensor
+    w_out: Tensor
+    b_out: Tensor
+    bent: bool
+    leak: float
+    every: bool
+    memory: nn.Module | None
+
+
+PARAMETERS = {
+    "cell.input.weight": "w_in",
+    "cell.input.bias": "b_in",
+    "cell.recurrent.weight": "w_rec",
+    "readout.weight": "w_out",
+    "readout.bias": "b_out",
+}
+"""Parameter of the model -> field of `SimpleNet`."""
 
 
 class Run(NamedTuple):
@@ -44,9 +64,16 @@ class Run(NamedTuple):
     scores: Tensor
 
 
-def simple_net(model: nn.Module, learner: Learner, *, leak: bool = False) -> SimpleNet:
+def simple_net(
+    model: nn.Module,
+    learner: Learner,
+    *,
+    leak: bool = False,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> SimpleNet:
     """The model, if it is an SRN whose layers are plain; with leak=True it may leak.
 
+    Args: tensors: to use in the place of its parameters, by their names.
     Raises: ValueError for any other, naming what stands in the way.
     """
     if not isinstance(model, Recurrent) or not isinstance(model.cell, SRN):
@@ -55,29 +82,32 @@ def simple_net(model: nn.Module, learner: Learner, *, leak: bool = False) -> Sim
             f"its equations are those of a simple recurrent net, nets.Recurrent(nets.SRN(...), "
             f"...), not of {type(cell).__name__}; for that, use learner Backprop"
         )
-    layers = (model.cell.input, model.cell.recurrent, model.readout)
-    if any(map(is_converted, layers)):
+    cell, readout = model.cell, model.readout
+    if any(map(is_converted, (cell.input, cell.recurrent, readout))):
         converted = [name for name, _ in converted_layers(model)]
         raise learner.error(
             f"it does not use the feedback of converted layers ({', '.join(converted)}); "
             "call apical.revert(model), or use learner Backprop"
         )
-    if model.cell.leak and not leak:
-        raise learner.error(f"it knows no leak; the cell has leak={model.cell.leak}")
-    return SimpleNet(model.cell, model.readout, model)
+    if cell.leak and not leak:
+        raise learner.error(f"it knows no leak; the cell has leak={cell.leak}")
+    own = dict(model.named_parameters()) if tensors is None else tensors
+    w_in, b_in, w_rec, w_out, b_out = (own[name] for name in PARAMETERS)
+    memory = getattr(model, "learner", None)
+    every = model.output == "every"
+    bent = cell.activation == "tanh"
+    return SimpleNet(w_in, b_in, w_rec, w_out, b_out, bent, cell.leak, every, memory)
 
 
 def unroll(net: SimpleNet, x: Tensor) -> Run:
     """The forward pass of the net; call it without autograd.     Shapes: x (N, T, I)."""
-    cell = net.cell
-    net.whole.check(x)
     x_TNI = x.transpose(0, 1).contiguous()
-    drive = nn.functional.linear(x_TNI, cell.input.weight, cell.input.bias).unbind(0)
-    back = cell.recurrent.weight.t()
+    drive = nn.functional.linear(x_TNI, net.w_in, net.b_in).unbind(0)
+    back = net.w_rec.t()
     z = x.new_zeros(x.shape[0], back.shape[0])
     h_list: list[Tensor] = []
     z_list = [z]
-    leak, bent = cell.leak, cell.activation == "tanh"
+    leak, bent = net.leak, net.bent
     for sent in drive:
         h = torch.addmm(sent, z, back)
         if leak and h_list:
@@ -87,8 +117,7 @@ def unroll(net: SimpleNet, x: Tensor) -> Run:
         z_list.append(z)
     states = torch.stack(z_list)
     z_TNH, slope = states[1:], slope_of(net, states[1:])
-    read = z if net.whole.output == "last" else z_TNH
-    scores = nn.functional.linear(read, net.readout.weight, net.readout.bias)
+    scores = nn.functional.linear(z_TNH if net.every else z, net.w_out, net.b_out)
     return Run(
         x_TNI,
         z_TNH,
@@ -104,19 +133,19 @@ def unroll(net: SimpleNet, x: Tensor) -> Run:
 
 def activate(net: SimpleNet, h: Tensor) -> Tensor:
     """The activation of the net's cell."""
-    return torch.tanh(h) if net.cell.activation == "tanh" else h
+    return torch.tanh(h) if net.bent else h
 
 
 def slope_of(net: SimpleNet, z: Tensor) -> Tensor:
     """Its derivative, where it is z."""
-    if net.cell.activation == "tanh":
+    if net.bent:
         return torch.addcmul(z.new_ones(()), z, z, value=-1)
     return torch.ones_like(z)
 
 
 def bend_of(net: SimpleNet, z: Tensor) -> Tensor:
     """Its second derivative, where it is z."""
-    if net.cell.activation == "tanh":
+    if net.bent:
         return -2 * z * slope_of(net, z)
     return torch.zeros_like(z)
 
@@ -129,7 +158,7 @@ def step_norms(signals_TNO: Tensor, inputs_TNI: Tensor) -> Tensor:
     samples, above, below = signals_TNO.shape[1], signals_TNO.shape[2], inputs_TNI.shape[2]
     if samples * (above + below) < above * below:
         gram = (signals_TNO @ signals_TNO.mT).mul_(inputs_TNI @ inputs_TNI.mT)
-        return gram.sum((1, 2)).clamp_(min=0).sqrt_()
+        return gram.sum((1, 2)).clamp(min=0).sqrt()
     return torch.linalg.vector_norm(_transposed_product(signals_TNO, inputs_TNI), dim=(1, 2))
 
 

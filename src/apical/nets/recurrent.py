@@ -83,6 +83,9 @@ class SRN(Cell):
         self.activation, self.leak = activation, float(leak)
         self.input, self.recurrent = _layers(inputs, hidden, self.gates, bias=False)
 
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}, leak={self.leak}"
+
     def start(self, like: Tensor) -> State:
         zero = like.new_zeros(len(like), self.recurrent.in_features)
         return (zero, zero) if self.leak else (zero,)
@@ -184,6 +187,9 @@ class Recurrent(nn.Module):
         for layer in (cell.input, cell.recurrent, self.readout):
             blocks = 1 if layer is self.readout else cell.gates
             _draw(layer, init, blocks, hidden, generator)
+
+    def extra_repr(self) -> str:
+        return f"output={self.output}"
 
     def steps(self, x: Tensor, *, truncate: int | None = None) -> list[Step]:
         """Every step's state, in order, with its graph.
