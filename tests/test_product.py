@@ -1,5 +1,6 @@
 """Product feedback: B = R A follows W by the law of Kolen-Pollack although neither factor does."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -62,6 +63,40 @@ def test_it_learns_as_kolen_pollack_from_the_same_start() -> None:
     for a, b in zip(layers(kp), layers(pfa), strict=True):
         assert_close(b.weight, a.weight, rtol=0, atol=1e-12)
         assert_close(product(b), a.feedback.matrix.detach(), rtol=0, atol=1e-12)
+
+
+WIDE: list[tuple[nn.Module, tuple[int, ...], bool]] = [
+    (nn.Conv2d(4, 32, 3), (2, 4, 3, 3), True),
+    (nn.Conv2d(4, 32, 3, groups=2), (2, 4, 3, 3), False),
+    (nn.ConvTranspose2d(32, 4, 2), (2, 32, 1, 1), False),
+    (nn.Linear(40, 36), (3, 40), True),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "thin"), WIDE, ids=lambda v: str(v)[:24])
+def test_few_samples_pass_the_factors_in_turn_where_that_is_the_same(
+    layer: nn.Module, shape: tuple[int, ...], thin: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = apical.convert(copy.deepcopy(layer).double(), "pfa")
+    formed, x = [], torch.linspace(-1, 1, torch.Size(shape).numel()).double().view(shape)
+    matrix = ProductFeedback.matrix
+
+    def counted(self: Any, *tensors: Tensor) -> Tensor:
+        formed.append(1)
+        return matrix(self, *tensors)
+
+    monkeypatch.setattr(ProductFeedback, "matrix", counted)
+    seen, y = x.clone().requires_grad_(), None
+    y = model(seen)
+    y.sin().sum().backward()
+    assert (not formed) is thin
+    expected = torch.tensordot(model.feedback.mixing.T, model.weight.grad, 1)
+    assert_close(model.feedback.factor.grad, expected, rtol=0, atol=1e-12)
+    weight, upstream = product(model), y.detach().cos()
+    probe = x.clone().requires_grad_()
+    through = torch.func.functional_call(apical.revert(model), {"weight": weight}, (probe,))
+    through.backward(upstream)
+    assert_close(seen.grad, probe.grad, rtol=0, atol=1e-12)
 
 
 def test_bad_input() -> None:
