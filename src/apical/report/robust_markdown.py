@@ -1,10 +1,11 @@
 """The table of a robustness study for Markdown files."""
 
-from apical.report import robust_published, robust_section, robust_table
+from apical.report import robust_figures, robust_published, robust_section, robust_table
 from apical.report import robust_words as words
 from apical.report.escape import for_markdown
 from apical.report.names import display_name
 from apical.report.read import Study
+from apical.report.robust_figures import Heat
 from apical.report.robust_section import Section
 from apical.report.robust_stats import Difference, Estimate
 from apical.report.robust_table import Headline
@@ -14,8 +15,15 @@ APART = ("own minus exact", "worst minus BP", "verdict")
 
 
 def to_markdown(study: Study) -> str:
-    """Robust accuracies in %, one line per setting and rule, then what the columns mean."""
+    """Robust accuracies in %, one line per setting and rule, then what the columns mean.
+
+    Where the gradients of other rules were tried, it is rule of training by rule of gradient
+    instead: such evaluations are about the attacker.
+    """
     found = robust_section.sections(study.robustness, study.robust_published)
+    crossed = [line for section in found for line in _heats(section)]
+    if crossed:
+        return "\n".join([*crossed, " ".join(_closing(study, found))]) + "\n"
     head = [*["setting"] * (len(found) > 1), *HEAD, *APART]
     head.insert(head.index("rule") + 1, "radius")
     lines = _table(head, [row for section in found for row in _rows(section, len(found) > 1)])
@@ -23,14 +31,44 @@ def to_markdown(study: Study) -> str:
     if published:
         titles = ["rule", "attack", "radius", "n", "own gradient", "published", "exact gradient"]
         lines += ["", *_table(titles, published)]
-    return "\n".join(lines) + "\n\n" + _legend(study, found) + "\n"
+    legend = [_legend(study, found), *_closing(study, found)]
+    return "\n".join(lines) + "\n\n" + " ".join(legend) + "\n"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    left = ("setting", "rule", "attack", "verdict")
+    left = ("setting", "rule", "attack", "verdict", head[0])
     rulers = ["---" if name in left else "---:" for name in head]
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(rulers) + "|"]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _heats(section: Section) -> list[str]:
+    """Rule of training by rule of the attack's gradient, where that was tried."""
+    lines = []
+    for heat in robust_figures.heats(section, robust_table.headline_radius(section)):
+        rows = [
+            [
+                for_markdown(display_name(row)),
+                *(_cell(heat, row, column) for column in heat.columns),
+            ]
+            for row in heat.rows
+        ]
+        titles = [for_markdown(heat.title(column)) for column in heat.columns]
+        lines += _table(["trained by ↓ gradient of →", *titles], rows)
+        where = f"{section.heading}, {heat.attack}, radius {words.radius(heat.eps)}"
+        told = (
+            f"Robust accuracy in %, mean over seeds ({for_markdown(where)}). Bold: the feedback "
+            f"the net was trained with; elsewhere it is drawn anew. {heat.conclusion}"
+        )
+        lines += ["", told.rstrip(), ""]
+    return lines
+
+
+def _cell(heat: Heat, row: str, column: str) -> str:
+    found = heat.cells.get((row, column))
+    if found is None:
+        return ""
+    return f"**{found.mean:.1f}**" if (row, column) in heat.own else f"{found.mean:.1f}"
 
 
 def _rows(section: Section, several: bool) -> list[list[str]]:
@@ -82,23 +120,26 @@ def _beside(section: Section, tier: str) -> list[list[str]]:
 
 
 def _legend(study: Study, found: list[Section]) -> str:
-    parts = [
+    sources = dict.fromkeys(row.source for each in found for row in each.published)
+    published = f" Published: {for_markdown('; '.join(sources))}." if sources else ""
+    return (
         f"Tier {study.tier}: share of test images that are right, in %, mean over n nets with a "
         "95 % t interval over seeds (‡ one net: over images). Own gradient: attacks along the "
         "net's own feedback, as in earlier papers; exact: the same attacks along the true "
         "gradient of the same weights; worst case: per image, over everything tried. `own minus "
         "exact` and `worst minus BP` are paired on the seeds, in points, each interval on its own. "
-        "Masked: own minus exact "
-        "is above 5 points with an interval above 0, or a step along the own gradient does not "
-        "raise the loss."
-    ]
+        "Masked: own minus exact is above 5 points with an interval above 0, or a step along the "
+        f"own gradient does not raise the loss.{published}"
+    )
+
+
+def _closing(study: Study, found: list[Section]) -> list[str]:
+    parts = []
     missing = sum(each.status != "finished" for each in study.robustness)
     if missing:
         parts.append(f"{missing} of {len(study.robustness)} evaluations are missing.")
     images = dict.fromkeys(f"{each.images} images ({each.heading})" for each in found)
-    parts.append(f"Measured on {for_markdown(', '.join(images))}." if images else "")
-    sources = dict.fromkeys(row.source for each in found for row in each.published)
-    parts.append(f"Published: {for_markdown('; '.join(sources))}." if sources else "")
+    if images:
+        parts.append(f"Measured on {for_markdown(', '.join(images))}.")
     parts += [for_markdown(note) for note in study.notes]
-    parts.append(f"Regenerate: `{study.command.replace('`', '')}`.")
-    return " ".join(filter(None, parts))
+    return [*parts, f"Regenerate: `{study.command.replace('`', '')}`."]

@@ -1,0 +1,345 @@
+"""The robustness part of a page, and its Markdown: numbers, words, pictures, one run alone."""
+
+import base64
+import csv
+import io
+import re
+from html import unescape
+
+import numpy as np
+import pytest
+
+from apical import records, report
+from apical.report import (
+    read,
+    robust_examples,
+    robust_figures,
+    robust_read,
+    robust_section,
+    robust_table,
+)
+from apical.report import robust_words as words
+from fake_robust import add_robustness, make_evaluation, make_examples
+from fake_study import make_study
+from test_report import HOSTILE
+
+RULES = ("bp", "fa", "usf")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "rob"
+    make_study(folder, rules=RULES, epochs=1, layers=(), published=False, tier="smoke")
+    return add_robustness(folder, rules_tried=RULES[1:])
+
+
+@pytest.fixture(scope="module")
+def section(study):
+    found = read.read_study(study)
+    (only,) = robust_section.sections(found.robustness, found.robust_published)
+    return only
+
+
+@pytest.fixture(scope="module")
+def html(study):
+    return report.write(study).read_text()
+
+
+def _plain(html):
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", html)))
+
+
+def _table(html):
+    """First cell -> cells of the first table, intervals apart."""
+    text = html[html.index("<table") : html.index("</table>")]
+    rows = [re.findall(r"<t[dh].*?</t[dh]>", row, re.S) for row in text.split("<tr>")[1:]]
+    text = [[_plain(cell).strip() for cell in row] for row in rows]
+    return {row[0]: row for row in text}
+
+
+def test_missing_evaluations_of_a_rule_stand_on_one_line(tmp_path):
+    folder = tmp_path / "rob"
+    make_study(folder, rules=("bp",), epochs=1, layers=(), published=False)
+    value = records.read_json(folder / "study.json")
+    value["robustness"] = [run | {"evaluation": "robustness/x"} for run in value["runs"]]
+    records.write_json(folder / "study.json", value)
+    text = _plain(report.write(folder).read_text())
+    assert "No evaluation of robustness has finished yet." in text
+    assert "3 of 3 evaluations of robustness are missing" in text
+    assert "BP, seeds 1, 2, 3: not started" in text
+    assert not (folder / "report" / "robust.csv").exists()
+    assert "3 of 3 evaluations are missing." in report.table_markdown(folder)
+
+
+def test_of_two_evaluations_of_a_net_the_later_counts_and_the_other_is_named(tmp_path):
+    for name in ("a", "b"):
+        make_evaluation(tmp_path / "run" / "robustness" / name, "fa", 1)
+    page = report.write(tmp_path / "run").read_text()
+    assert "Not shown, as a later evaluation of the same net and settings is: robustness/a" in page
+    assert _table(page)["net"][1] == "1"
+
+
+def test_numbers_of_the_page_are_those_of_the_rows(html, section):
+    table = _table(html)
+    (row,) = [r for r in robust_table.headlines(section, 0.1) if r.rule == "fa"]
+    assert table["FA"] == [
+        "FA",
+        "3",
+        f"{row.clean.mean:.1f} {row.clean.low:.1f} to {row.clean.high:.1f}",
+        f"{row.noise.mean:.1f} {row.noise.low:.1f} to {row.noise.high:.1f}",
+        f"{row.own.mean:.1f} {row.own.low:.1f} to {row.own.high:.1f}",
+        f"{row.exact.mean:.1f} {row.exact.low:.1f} to {row.exact.high:.1f}",
+        f"{row.worst.mean:.1f} {row.worst.low:.1f} to {row.worst.high:.1f}",
+        f"+{row.gap.mean:.1f} +{row.gap.low:.1f} to +{row.gap.high:.1f}",
+        f"{words.points(row.against_bp.mean)} {words.span(row.against_bp, sign=True)}",
+        "masked",
+        "90.0",
+    ]
+    assert len(table["Rule"]) == len(table["FA"])
+    assert table["BP"][7:10] == ["0.0 0.0 to 0.0", "–", "faithful"]
+
+
+def test_the_page_says_what_to_conclude(html):
+    text = _plain(html)
+    assert "FA and uSF are masked: attacked by their own gradient" in text
+    assert "In the worst case over everything tried, backprop keeps" in text
+    assert "no rule is told apart from it (3 seeds, paired, Holm-corrected)" in text
+    assert "It is the smallest tried at which backprop's nets lose half" in text
+    assert "Tier smoke; compared with published robust accuracies." in text
+
+
+def test_a_gap_at_another_radius_only_is_said_to_be_there(section):
+    """uSF is masked from 0.1 on; at 0.05 its gap is below 5 points."""
+    rows = [row for row in robust_table.headlines(section, 0.05) if row.rule == "usf"]
+    assert not rows[0].gap.masked
+    assert words.conclusion(section, rows) == [
+        "uSF is masked: attacked by its own gradient, as in earlier papers, it looks more robust "
+        "than it is, at other radii than the 0.05 shown here."
+    ]
+
+
+def test_csv_holds_every_number_in_full_precision(study, html, section):
+    text = (study / "report" / "robust.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    (worst,) = [
+        row
+        for row in rows
+        if (row["rule"], row["eps"], row["group"]) == ("fa", "0.1", "worst case")
+    ]
+    expected = robust_table.lines(section, "fa")["worst"][0.1]
+    assert float(worst["mean"]) == expected.mean and float(worst["low"]) == expected.low
+    assert {row["group"] for row in rows} >= {"clean", "rule", "transfer", "own minus exact"}
+    checks = (study / "report" / "robust-checks.csv").read_text().splitlines()
+    assert len(checks) == 1 + 9 * 3
+    audits = list(csv.DictReader(io.StringIO((study / "report/robust-audit.csv").read_text())))
+    assert {(row["rule"], row["rule_verdict"]) for row in audits} >= {("fa", "masked")}
+
+
+def test_every_link_has_a_target(study, html):
+    links = set(re.findall(r'<a href="([^"]+)"', html))
+    assert {"robust-radius.png", "robust-gradients.png", "robust-examples.png"} <= links
+    for link in links:
+        assert (study / "report" / link).is_file()
+
+
+def test_the_same_files_give_the_same_bytes(study, html, tmp_path):
+    again = report.write(study, tmp_path / "again")
+    for file in again.parent.iterdir():
+        assert file.read_bytes() == (study / "report" / file.name).read_bytes()
+
+
+def test_flags_are_listed_with_their_reason(tmp_path):
+    make_evaluation(tmp_path / "run" / "robustness" / "a", "dfa", 1)
+    text = _plain(report.write(tmp_path / "run").read_text())
+    assert "twice as many steps change little flagged in 1 of 1" in text
+    assert "had not converged" in text
+    assert "net, seed 0: PGD-40 ce broke 5 of 88 survivors at eps 0.1." in text
+    assert text.count("does not hold everywhere") == 1  # what was not run is no flag
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"),
+    [(0.1, "0.1"), (8 / 255, "8/255"), (0.03103448, "0.031"), (0.2, "0.2"), (1 / 255, "1/255")],
+)
+def test_radii_are_written_as_in_papers(eps, text):
+    assert words.radius(eps) == text
+
+
+def test_zero_has_no_sign_and_minus_is_one():
+    assert [words.points(x) for x in (-0.04, 0.04, -1.25, 3)] == ["0.0", "0.0", "−1.2", "+3.0"]
+    assert words.percent(-0.01) == "0.0"
+
+
+def test_text_from_files_is_escaped(tmp_path):
+    folder = tmp_path / "s"
+    make_study(folder, rules=("bp", HOSTILE), settings=(HOSTILE,), seeds=(1, 2), epochs=1,
+               layers=(), published=False)  # fmt: skip
+    add_robustness(folder, rules_tried=("fa",))
+    value = records.read_json(folder / "study.json")
+    for row in value["robust_published"]:
+        row |= {"source": HOSTILE, "other_scale": HOSTILE}
+    records.write_json(folder / "study.json", value)
+    for path in folder.glob("s0-*/robustness/*"):
+        described = records.read_json(path / "setting.json")
+        described["setting"] |= {"data": HOSTILE, "surrogates": [HOSTILE]}
+        records.write_json(path / "setting.json", described)
+        rows = [
+            row | ({"detail": HOSTILE, "passed": False} if row["kind"] == "check" else {})
+            for row in records.read(path / "records.jsonl")
+        ]
+        (path / "records.jsonl").unlink()
+        records.append(path / "records.jsonl", *rows)
+        arrays = dict(np.load(path / "examples.npz"))
+        arrays |= {"names": np.array([f"{HOSTILE} / own", "b / exact", "c / none"])}
+        np.savez(path / "examples.npz", **arrays, class_names=np.array([HOSTILE] * 10))
+    html = report.write(folder).read_text()
+    assert html.count("<script>") == 1
+    assert "&lt;script&gt;window.pwned" in html
+    crossed = report.table_markdown(folder).splitlines()[:4]
+    for path in folder.glob("s0-*/robustness/*"):
+        rows = [row for row in records.read(path / "records.jsonl") if row.get("group") != "rule"]
+        (path / "records.jsonl").unlink()
+        records.append(path / "records.jsonl", *rows)
+    for lines, bars in ((crossed, 4), (report.table_markdown(folder).splitlines()[:4], 12)):
+        assert not any("<" in line for line in lines)
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {bars}
+
+
+# Pictures
+
+
+def _pixels(shown):
+    from matplotlib.image import imread
+
+    data = base64.b64decode(shown.source.removeprefix("data:image/png;base64,"))
+    return imread(io.BytesIO(data), format="png")[..., :3]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_the_arrays(tmp_path, channels):
+    folder = tmp_path / "run" / "robustness" / "a"
+    make_evaluation(folder, "fa", 1)
+    make_examples(folder, channels=channels, eps=0.1)
+    (section,) = robust_section.sections(robust_read.of_run(tmp_path / "run", "s", "fa", 1))
+    (found,), problems = robust_examples.of_section(section)
+    assert problems == []
+    assert found.columns == (
+        "original",
+        "PGD-20 ce, own gradient",
+        "its change × 5",
+        "PGD-20 ce, exact gradient",
+        "its change × 5",
+        "Square-1000",
+        "its change × 5",
+    )
+    arrays = np.load(folder / "examples.npz")
+    original, attacked, change = (_pixels(found.rows[1][column]) for column in (0, 3, 4))
+    x, adv = (arrays[key].transpose(0, 2, 3, 1) for key in ("x", "x"))
+    adv = arrays["adv"][1].transpose(0, 2, 3, 1)
+    assert np.abs(original - x[1]).max() < 1 / 255
+    assert np.abs(attacked - adv[1]).max() < 1 / 255
+    assert np.abs(change - (0.5 + 5 * (adv[1] - x[1]))).max() < 3 / 255
+    assert [shown.text for shown in found.rows[1][1::2]] == ["1", "4", "2"]
+    assert [shown.wrong for shown in found.rows[1][1::2]] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, r"examples.npz has no labels"),
+        ({"x": np.zeros((2, 64))}, r"x \(2, 64\): expected grey or colour images"),
+        ({"adv": np.zeros((1, 4, 1, 8, 9))}, r"adv \(1, 4, 1, 8, 9\): expected"),
+    ],
+)
+def test_examples_that_cannot_be_shown_are_named(tmp_path, change, message):
+    folder = tmp_path / "run" / "robustness" / "a"
+    make_evaluation(folder, "fa", 1)
+    make_examples(folder)
+    arrays = {**np.load(folder / "examples.npz")} | change
+    np.savez(folder / "examples.npz", **{k: v for k, v in arrays.items() if v is not None})
+    (section,) = robust_section.sections(robust_read.of_run(tmp_path / "run", "s", "fa", 1))
+    found, (problem,) = robust_examples.of_section(section)
+    assert found == [] and re.search(message, problem)
+    assert str(tmp_path) not in problem
+    (folder / "examples.npz").write_text("no archive")
+    _, (problem,) = robust_examples.of_section(section)
+    assert "cannot be read" in problem
+
+
+# Markdown
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A study that tried no gradients of other rules."""
+    folder = tmp_path_factory.mktemp("runs") / "plain"
+    make_study(folder, rules=RULES, epochs=1, layers=(), published=False, tier="smoke")
+    return add_robustness(folder)
+
+
+def test_markdown_holds_the_headline_and_the_published_values(plain, tmp_path):
+    text = report.table_markdown(plain)
+    (section,) = robust_section.sections(read.read_study(plain).robustness)
+    (row,) = [r for r in robust_table.headlines(section, 0.1) if r.rule == "fa"]
+    assert text.startswith("| rule | radius | n | clean | noise | own gradient | exact gradient |")
+    assert (
+        f"| FA | 0.1 | 3 | {row.clean.mean:.1f} | {row.noise.mean:.1f} | {row.own.mean:.1f} | "
+        f"{row.exact.mean:.1f} | **{row.worst.mean:.1f}** [{words.span(row.worst)}] |"
+    ) in text
+    assert "| FA | PGD-20 ce | 0.1 | 3 |" in text
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table:plain -->\n<!-- end -->\n")
+    assert report.refresh(readme, plain.parent)
+    assert "| masked |" in readme.read_text()
+    assert not report.refresh(readme, plain.parent)
+
+
+def test_markdown_of_crossed_rules_is_their_table(study, section):
+    text = report.table_markdown(study)
+    (heat,) = robust_figures.heats(section, 0.1)
+    assert text.startswith("| trained by ↓ gradient of → | BP (exact) | FA | uSF |")
+    cells = [heat.cells["usf", column].mean for column in RULES]
+    assert f"| uSF | {cells[0]:.1f} | {cells[1]:.1f} | **{cells[2]:.1f}** |" in text
+    assert heat.conclusion in text
+    assert "worst case" not in text
+
+
+# One run
+
+
+def test_a_run_alone_has_a_page(tmp_path):
+    folder = make_study(tmp_path / "s", rules=("fa",), seeds=(1,), epochs=3, layers=("conv", "fc"))
+    (run,) = folder.glob("s0-*")
+    make_evaluation(run / "robustness" / "a", "fa", 1)
+    final = records.read(run / "records.jsonl")[-1]
+    page = report.write(run)
+    text = _plain(page.read_text())
+    assert page == run / "report" / "index.html"
+    assert "FA: lenet on mnist" in text
+    assert f"Test error {100 - 100 * final['test_acc']:.2f} %" in text
+    assert "after 3 epochs" in text
+    assert {"curves.png", "angle.png", "robust-radius.png"} <= {
+        file.name for file in page.parent.iterdir()
+    }
+    assert "mean over seeds; band" not in text
+    assert "FA is masked: attacked by its own gradient" in text
+    assert "one net only: an interval over the test images" in text
+    assert str(tmp_path) not in text
+
+
+def test_a_run_under_way_shows_how_far_it_came(tmp_path):
+    folder = make_study(tmp_path / "s", rules=("fa",), seeds=(1,), epochs=3, layers=())
+    (run,) = folder.glob("s0-*")
+    rows = records.read(run / "records.jsonl")
+    (run / "records.jsonl").unlink()
+    records.append(run / "records.jsonl", *rows[:2])
+    page = report.write(run)
+    assert "This run is unfinished : epoch 2 of 3" in _plain(page.read_text())
+    assert (page.parent / "curves.png").is_file()
+
+
+def test_a_folder_of_evaluations_alone_has_a_page(tmp_path):
+    make_evaluation(tmp_path / "net" / "robustness" / "a", "fa", 1)
+    text = _plain(report.write(tmp_path / "net").read_text())
+    assert text.startswith(" net · Apical")
+    assert "Robustness" in text and "What was run" not in text
