@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apical import attacks
 from apical.attacks import losses
-from apical.attacks.ball import Ball
+from apical.attacks.ball import Ball, FewPixels
 from victims import convolutional, correct, digits, trained
 
 X, Y = digits()[0][1300:1340], digits()[1][1300:1340]
@@ -135,6 +135,17 @@ def test_strays_are_those_outside_ball_or_range_or_not_finite() -> None:
     assert Ball(0.1, "l2").strays(points, x).tolist() == [False, False, True, True, True, True]
     edge = torch.full((1, 1, 2, 2), 0.97)
     assert Ball(0.1, "linf").strays(edge + 0.05, edge).all()
+
+
+def test_strays_of_few_pixels_are_those_that_changed_more() -> None:
+    x = torch.full((5, 2, 3, 3), 0.5)
+    points = x.clone()
+    points[1, :, 0, 0] = 1.0
+    points[2, 0, 0, 0], points[2, 1, 2, 2] = 0.4, 0.6
+    points[3, 0, 1, 1] = 1.1
+    points[4, 0, 1, 1] = float("nan")
+    assert FewPixels(1).strays(points, x).tolist() == [False, False, True, True, True]
+    assert FewPixels(2).strays(points, x).tolist() == [False, False, False, True, True]
 
 
 def test_few_pixels_change_few_pixels(net: nn.Module) -> None:

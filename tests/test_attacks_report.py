@@ -204,6 +204,62 @@ def test_points_outside_the_ball_are_reported_and_never_counted() -> None:
     assert check.passed is False and str(trial.strays) in check.detail
 
 
+PAPER = attacks.Protocol(
+    (attacks.FGSM(0.0), attacks.TPGD(0.0, steps=2), attacks.Square(0.0, queries=5)),
+    pixels=(2, 4),
+    pixel_attack=attacks.FewPixel(steps=2, population=40),
+    pixel_images=20,
+)
+
+
+def test_attacks_of_an_earlier_study_run_by_both_gradients_on_all_examples() -> None:
+    net = trained("fa")
+    plain = attacks.robust_report(net, X, Y, eps=[0.05], effort=QUICK)
+    report = attacks.robust_report(net, X, Y, eps=[0.05], effort=QUICK, protocol=PAPER)
+    paper = [t for t in report.trials if t.role == "published"]
+    assert [(t.attack, t.source, t.group, t.eps) for t in paper] == [
+        ("FGSM ce", "own", "own", 0.05),
+        ("FGSM ce", "exact", "exact", 0.05),
+        ("TPGD-2 clamped", "own", "own", 0.05),
+        ("TPGD-2 clamped", "exact", "exact", 0.05),
+        ("Square-5", "none", "black box", 0.05),
+        ("FewPixel(2)", "none", "pixels", 2.0),
+        ("FewPixel(4)", "none", "pixels", 4.0),
+    ]
+    assert all(t.on == "all" and t.attacked == report.clean for t in paper[:5])
+    assert report.gaps == plain.gaps, "these are of the same attacks as ever"
+    assert report.worst[0].accuracy <= plain.worst[0].accuracy
+    assert any(paper[0].broken)  # so that counting it among survivors would be seen
+    found, before = (
+        {c.name: c for c in r.checks}["a black box is not stronger than the exact gradient"]
+        for r in (report, plain)
+    )
+    assert "Square-20" in found.detail and found.passed == before.passed
+
+
+def test_few_pixels_are_another_threat() -> None:
+    net = trained("bp")
+    report = attacks.robust_report(net, X, Y, eps=[0.01], effort=QUICK, protocol=PAPER)
+    for trial in (t for t in report.trials if t.group == "pixels"):
+        assert trial.attacked == tuple(c and i < 20 for i, c in enumerate(report.clean))
+        survived = [c and not b for c, b in zip(report.clean, trial.broken, strict=True)]
+        assert trial.accuracy(report.clean) == sum(survived[:20]) / 20
+        assert any(trial.broken) and trial.strays == 0
+    broken = trial.broken
+    assert any(b and w for b, w in zip(broken, report.worst[0].robust, strict=True))
+    row = next(r for r in report.rows() if r.get("group") == "pixels")
+    assert (row["eps"], row["examples"], row["role"]) == (2.0, 20, "published")
+
+
+def test_a_protocol_of_linf_attacks_refuses_l2() -> None:
+    with pytest.raises(ValueError, match="attacks are 'linf', not norm='l2'"):
+        attacks.robust_report(
+            convolutional(), X, Y, eps=[0.5], norm="l2", effort=QUICK, protocol=PAPER
+        )
+    with pytest.raises(ValueError, match="must be at least 1"):
+        replace(PAPER, pixel_images=0)
+
+
 def test_an_honest_extra_attack_counts() -> None:
     net = trained("bp")
     effort = attacks.Effort(steps=1, adaptive_steps=0, queries=0)
