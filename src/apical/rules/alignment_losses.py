@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from apical.functional import Local
-from apical.rules.base import Law, Needs, TransportRule, drawn
+from apical.rules.base import Group, Law, Needs, TransportRule, drawn
 from apical.rules.mirror import mean_product
 from apical.rules.tracking import loss_scale
 
@@ -112,12 +113,7 @@ class AlignmentLoss(TransportRule):
             seen.add_(back, alpha=2 * self.null)
         return (mean_product(op, y, seen, weight).add_(feedback, alpha=2 * self.decay),)
 
-    def objection(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weight_group: Mapping[str, Any],
-        memory_group: Mapping[str, Any],
-    ) -> str:
+    def objection(self, optimizer: Optimizer, weight_group: Group, memory_group: Group) -> str:
         scale = loss_scale()
         if scale == 1:
             return ""

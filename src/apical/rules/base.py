@@ -14,12 +14,15 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from apical.functional import Geometry, Local, Op
 
 Init = Literal["xavier", "kaiming"]
 Law = Literal["xavier", "kaiming", "normal"]
 Scale = Literal["init", "norm"]
+Group = Mapping[str, Any]
+"""Options of an optimizer for some of its parameters."""
 
 
 class Needs(NamedTuple):
@@ -116,12 +119,7 @@ class Rule(abc.ABC):
         """Why this layer cannot learn by the rule, with the remedy; empty if it can."""
         return ""
 
-    def objection(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weight_group: Mapping[str, Any],
-        memory_group: Mapping[str, Any],
-    ) -> str:
+    def objection(self, optimizer: Optimizer, weight_group: Group, memory_group: Group) -> str:
         """Why this optimizer breaks what the rule promises, with the remedy; empty if it does not.
 
         Asked once, of rules whose memory is trained. The groups are those of the optimizer that

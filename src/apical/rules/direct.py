@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from apical.rules import oja
 from apical.rules.base import BroadcastRule, Geometry, Needs, Update
 from apical.rules.dfa import DFA
+from apical.rules.low_dimensional import LowDimensional
 from apical.rules.oja import Rank
 
 
@@ -194,11 +195,7 @@ class DirectLowDimensional(_Learning):
     projection: Literal["oja", "labels", "fixed"] = "oja"
     rate: float = 0.1
 
-    reference: ClassVar[str] = """@article{hanut2025,
-  title = {Training Large Neural Networks With Low-Dimensional Error Feedback},
-  author = {Hanut, Maher and Kadmon, Jonathan},
-  journal = {arXiv preprint arXiv:2502.20580}, year = {2025}
-}"""
+    reference: ClassVar[str] = LowDimensional.reference
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from apical.functional import Local
-from apical.rules.base import Law, Needs, drawn
+from apical.rules.base import Group, Law, Needs, drawn
 from apical.rules.tracking import Follower, trained_apart
 
 NORMALISING = (
@@ -76,12 +77,7 @@ class KolenPollack(Follower):
     def following(self, *memory: Tensor) -> Tensor:
         return memory[0]
 
-    def objection(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weight_group: Mapping[str, Any],
-        memory_group: Mapping[str, Any],
-    ) -> str:
+    def objection(self, optimizer: Optimizer, weight_group: Group, memory_group: Group) -> str:
         apart = trained_apart(weight_group, memory_group)
         if apart:
             return apart

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from apical.functional import ConvOp, Local, Op
 from apical.rules import factors, oja
-from apical.rules.base import Init, Needs, Scale, Update, bound, fans, uniform
+from apical.rules.base import Group, Init, Needs, Scale, Update, bound, fans, uniform
 from apical.rules.oja import Rank
 from apical.rules.tracking import Follower, not_linear, trained_apart
 
@@ -158,12 +159,7 @@ class LowDimensional(Follower):
         if self.follows == "update":
             memory[2].copy_(factors.through(memory[0], weight))
 
-    def objection(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weight_group: Mapping[str, Any],
-        memory_group: Mapping[str, Any],
-    ) -> str:
+    def objection(self, optimizer: Optimizer, weight_group: Group, memory_group: Group) -> str:
         remedy = "use SGD, or LowDimensional(follows='update')"
         return trained_apart(weight_group, memory_group) or not_linear(optimizer, remedy)
 

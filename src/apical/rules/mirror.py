@@ -12,6 +12,7 @@ from torch import Tensor
 
 from apical.functional import ConvOp, LinearOp, Op
 from apical.rules.base import Law, Needs, TransportRule, Update, drawn
+from apical.rules.kolen_pollack import KolenPollack
 
 Activation = Literal["none", "sigmoid", "tanh", "relu"]
 
@@ -73,12 +74,7 @@ class WeightMirror(TransportRule):
     patch: int = 4
     init: Law = "xavier"
 
-    reference: ClassVar[str] = """@inproceedings{akrout2019,
-  title = {Deep Learning without Weight Transport},
-  author = {Akrout, Mohamed and Wilson, Collin and Humphreys, Peter and Lillicrap, Timothy and
-            Tweed, Douglas B.},
-  booktitle = {Advances in Neural Information Processing Systems}, year = {2019}
-}"""
+    reference: ClassVar[str] = KolenPollack.reference
 
     def __post_init__(self) -> None:
         super().__post_init__()

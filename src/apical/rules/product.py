@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from apical.functional import Local
 from apical.rules import factors
-from apical.rules.base import Init, Needs, bound, fans, uniform
+from apical.rules.base import Group, Init, Needs, bound, fans, uniform
 from apical.rules.oja import orthonormal_rows
 from apical.rules.tracking import Follower, not_linear, trained_apart
 
@@ -82,11 +83,6 @@ class ProductFeedback(Follower):
     def following(self, *memory: Tensor) -> Tensor:
         return memory[1]
 
-    def objection(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weight_group: Mapping[str, Any],
-        memory_group: Mapping[str, Any],
-    ) -> str:
+    def objection(self, optimizer: Optimizer, weight_group: Group, memory_group: Group) -> str:
         apart = trained_apart(weight_group, memory_group)
         return apart or not_linear(optimizer, "use SGD, or KolenPollack")

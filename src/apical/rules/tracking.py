@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import abc
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from apical.functional import Op
-from apical.rules.base import TransportRule, Update
+from apical.rules.base import Group, TransportRule, Update
 
 
 class Follower(TransportRule, abc.ABC):
@@ -51,7 +50,7 @@ class Follower(TransportRule, abc.ABC):
         """The tensor of the memory that gets the updates, or their image."""
 
 
-def trained_apart(weight_group: Mapping[str, Any], memory_group: Mapping[str, Any]) -> str:
+def trained_apart(weight_group: Group, memory_group: Group) -> str:
     """The objection to options in which the groups of weight and feedback differ, or empty."""
     differing = [
         option
@@ -66,7 +65,7 @@ def trained_apart(weight_group: Mapping[str, Any], memory_group: Mapping[str, An
     )
 
 
-def not_linear(optimizer: torch.optim.Optimizer, remedy: str) -> str:
+def not_linear(optimizer: Optimizer, remedy: str) -> str:
     """The objection to optimizers whose step is no linear function of the gradients, or empty.
 
     A factor of the feedback gets a linear image of W's gradient. Under SGD, with momentum and

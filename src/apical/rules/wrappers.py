@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from apical.functional import Local, Op
-from apical.rules.base import Needs, Rule, TransportRule, Update
+from apical.rules.base import Group, Needs, Rule, TransportRule, Update
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,7 @@ class _Wrapper(TransportRule, abc.ABC):
     def obstacle(self, op: Op, weight: Tensor) -> str:
         return self._rule.obstacle(op, weight)
 
-    def objection(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weight_group: Mapping[str, Any],
-        memory_group: Mapping[str, Any],
-    ) -> str:
+    def objection(self, optimizer: Optimizer, weight_group: Group, memory_group: Group) -> str:
         return self._rule.objection(optimizer, weight_group, memory_group)
 
 
