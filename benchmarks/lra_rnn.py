@@ -3,7 +3,8 @@
 Every learner trains the same net (SRN with 100 units, batch 20, SGD) on the same batches. The
 read-out alone is what a random net does without learning in it. Step times are ratios to a plain
 loop of clipped backpropagation through time: adjacent pairs in one process, processor time, and a
-second copy of that loop as the control, which must read 1.
+second copy of that loop as the control, which must read 1. Then 16 nets in one (`Many`) against 16
+steps of one net each.
 
     python benchmarks/lra_rnn.py --seeds 3 --out lra_rnn.json
     python benchmarks/lra_rnn.py --times
@@ -29,7 +30,7 @@ from pairs import compare
 from apical import learners, nets, tasks
 from apical.learners import LRA, TPTT, Backprop, EProp, Learner, ReadOut
 
-HIDDEN, BATCH, EVALUATED = 100, 20, 2000
+HIDDEN, BATCH, EVALUATED, SEEDS = 100, 20, 2000, 16
 TASKS = (("temporal_order", 20), ("temporal_order", 30), ("random_permutation", 20))
 LEARNERS: dict[str, tuple[Learner, float]] = {
     "read-out only": (ReadOut(), 0.1),
@@ -40,9 +41,9 @@ LEARNERS: dict[str, tuple[Learner, float]] = {
 """Learner and learning rate; LRA by mean as its authors have it."""
 
 
-def build(task: tasks.Task, seed: int) -> nets.Recurrent:
+def build(task: tasks.Task, seed: int, hidden: int = HIDDEN) -> nets.Recurrent:
     """The net of every learner: the same weights for the same seed."""
-    cell = nets.SRN(task.inputs, HIDDEN)
+    cell = nets.SRN(task.inputs, hidden)
     return nets.Recurrent(cell, task.outputs, generator=torch.Generator().manual_seed(seed))
 
 
@@ -127,7 +128,47 @@ def times(args: argparse.Namespace) -> list[dict[str, Any]]:
             row = result.summary()
             rows.append({"length": length, "learner": name, **row})
             print(f"{length} steps | {name} | {row['cpu_ratio']:.2f} | {row['cpu_ms']:.2f} ms")
+    return [*rows, *many_times(args)]
+
+
+def many_times(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Ratio of a step of SEEDS nets in one to SEEDS steps of one net each."""
+    rows, task = [], tasks.TemporalOrder(20)
+    for hidden in (30, HIDDEN):
+        for learner in (LRA("sum"), Backprop(clip_norm=1.0)):
+            alone, one = steps_of_many(learner, task, hidden)
+            found = compare(alone, {"one": one, "control": alone}, rounds=args.rounds // 4, seed=0)
+            for name, result in found.items():
+                row = {"hidden": hidden, "learner": str(learner), "nets": SEEDS, "as": name}
+                rows.append({**row, **result.summary()})
+                ratio = rows[-1]["cpu_ratio"]
+                print(f"{SEEDS} nets, {hidden} units | {row['learner']} | {name} | {ratio:.2f}")
     return rows
+
+
+def steps_of_many(
+    learner: Learner, task: tasks.Task, hidden: int
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The same training step of SEEDS nets, one after the other and in one."""
+    alone = [build(task, seed, hidden) for seed in range(SEEDS)]
+    many = learners.Many(alone)
+    own = [torch.optim.SGD(net.parameters(), lr=0.01) for net in alone]
+    shared = torch.optim.SGD(many.parameters(), lr=0.01)
+    data = [next(tasks.batches(task, BATCH, seed=seed)) for seed in range(SEEDS)]
+    x, y = (torch.stack(part) for part in zip(*data, strict=True))
+
+    def separately() -> None:
+        for net, optimizer, batch in zip(alone, own, data, strict=True):
+            optimizer.zero_grad()
+            learner.gradients(net, batch)
+            optimizer.step()
+
+    def together() -> None:
+        shared.zero_grad()
+        many.gradients(learner, (x, y))
+        shared.step()
+
+    return separately, together
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import attack_time  # noqa: E402
+import lra_rnn  # noqa: E402
 import pairs  # noqa: E402
 import speed_page  # noqa: E402
 import step_time  # noqa: E402
@@ -55,6 +56,17 @@ def test_ratios_are_of_neighbours(monkeypatch):
     times = pairs.compare(lambda: 1, {"A": lambda: 1, "B": lambda: 2}, rounds=4, seed=0)
     assert times["A"].wall == [1.0] * 4 == times["A"].cpu
     assert times["B"].summary()["cpu_ratio"] == 2.0
+
+
+def test_the_benchmark_of_learners_trains_and_times_them():
+    task = lra_rnn.tasks.TemporalOrder(20)
+    for learner, lr in lra_rnn.LEARNERS.values():
+        found = lra_rnn.accuracies(task, learner, lr, seed=0, iterations=2, every=1)
+        assert found.keys() == {1, 2} and all(0 <= value <= 1 for value in found.values())
+        lra_rnn.step(learner, task)()
+    lra_rnn.step(None, task)()
+    for step in lra_rnn.steps_of_many(lra_rnn.LRA("sum"), task, 5):
+        step()
 
 
 def test_short_steps_are_repeated():

@@ -91,8 +91,11 @@ def simple_net(
         )
     if cell.leak and not leak:
         raise learner.error(f"it knows no leak; the cell has leak={cell.leak}")
-    own = dict(model.named_parameters()) if tensors is None else tensors
-    w_in, b_in, w_rec, w_out, b_out = (own[name] for name in PARAMETERS)
+    if tensors is not None:
+        w_in, b_in, w_rec, w_out, b_out = (tensors[name] for name in PARAMETERS)
+    else:
+        w_in, b_in, w_rec = cell.input.weight, cell.input.bias, cell.recurrent.weight
+        w_out, b_out = readout.weight, readout.bias
     memory = getattr(model, "learner", None)
     every = model.output == "every"
     bent = cell.activation == "tanh"
