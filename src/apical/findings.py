@@ -155,7 +155,8 @@ _KINDS = (
         "signal",
         False,
         "the norm of its signal is {value:.2g} of the error's at the output (threshold"
-        " {limit:g}): activations above it are saturated or silent, or the feedback vanishes",
+        " {limit:g}): activations above it are saturated or silent, the feedback vanishes, or a"
+        " norm layer divides by what a weight has grown to",
         "look at the activations and the feedback of the layers above; a smaller learning rate"
         " from the start, norm layers, or a rule that broadcasts the error (dfa)",
         sudden=True,
