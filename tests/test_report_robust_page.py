@@ -104,7 +104,7 @@ def test_the_page_says_what_to_conclude(html):
     assert "FA and uSF are masked: attacked by their own gradient" in text
     assert "In the worst case over everything tried, backprop keeps" in text
     assert "no rule is told apart from it (3 seeds, paired, Holm-corrected)" in text
-    assert "It is the smallest tried at which backprop's nets lose half" in text
+    assert "it is the one at which backprop's nets keep nearest to half" in text
     assert "Tier smoke; compared with published robust accuracies." in text
 
 

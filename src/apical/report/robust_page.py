@@ -75,7 +75,7 @@ def _section(section: Section, study: Study, out: Path, slug: str) -> dict[str, 
             if other != eps
         ],
         "measured": words.measured(section),
-        "why": words.why_this_radius(section, eps),
+        "why": words.why_this_radius(section),
         "conclusion": words.conclusion(section, rows),
         "published": robust_published.beside(section, study.tier),
         "pixels": robust_table.pixels(section),

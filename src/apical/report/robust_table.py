@@ -46,18 +46,19 @@ class Headline:
 
 
 def headline_radius(section: Section) -> float:
-    """The smallest radius at which backprop's nets (else all) lose half of their accuracy or more
-    in the worst case; the largest where there is none. What own gradients find has no say in it.
+    """The radius at which backprop's nets (else all) keep nearest to half of their accuracy in the
+    worst case, the smaller of two: neither floor nor ceiling. What own gradients find has no say.
     """
     judged = [r for r in section.rules if is_baseline(r)] or section.rules
     nets = [each for each in section.evaluations if each.rule in judged]
-    clean = sum(each.clean["accuracy"] for each in nets)
+    half = sum(each.clean["accuracy"] for each in nets) / 2
+    distances = {}
     for eps in section.radii:
         worst = [each.at("worst", eps).get("accuracy") for each in nets]
         known = [share for share in worst if share is not None]
-        if len(known) == len(nets) and sum(known) <= clean / 2:
-            return eps
-    return section.radii[-1]
+        if len(known) == len(nets):
+            distances[eps] = abs(sum(known) - half)
+    return min(distances or section.radii, key=lambda eps: distances.get(eps, 0.0))
 
 
 def headlines(section: Section, eps: float) -> list[Headline]:

@@ -102,15 +102,13 @@ def conclusion(section: Section, rows: Sequence[Headline]) -> list[str]:
     return [text for text in (_masking(rows), _worst(rows)) if text]
 
 
-def why_this_radius(section: Section, eps: float) -> str:
+def why_this_radius(section: Section) -> str:
     if len(section.radii) == 1:
         return "It is the only one that was tried."
-    judged = "backprop's nets lose" if any(map(is_baseline, section.rules)) else "the nets lose"
-    if eps == section.radii[-1]:
-        return "It is the largest that was tried."
+    judged = "backprop's nets keep" if any(map(is_baseline, section.rules)) else "the nets keep"
     return (
-        f"It is the smallest tried at which {judged} half of their accuracy or more in the worst "
-        "case, where differences can show."
+        f"Of the radii tried it is the one at which {judged} nearest to half of their accuracy in "
+        "the worst case, where differences show best."
     )
 
 
