@@ -168,6 +168,7 @@ def test_broadcast_feedback_that_stays_goes_on_under_the_new_star() -> None:
     kept = model[2].feedback.matrix
     apical.switch(model, {"4": "fa", "*": "dfa"})
     assert model[2].feedback.matrix is kept and model[2].feedback.star is model[0].feedback.star
+    assert model[0].feedback.star.error_shape == (3,)  # an output of another size is refused
     F.cross_entropy(model(X), Y).backward()
     # layer 2 gets its input's signal from the error; 0 learns from it
     model[0].weight.grad.zero_()
@@ -311,7 +312,7 @@ def test_what_was_tried_out_does_not_act_on_updates_of_the_weights_it_shared() -
     model, other = (apical.convert(net(), "kp") for _ in range(2))
     unfit = torch.optim.SGD([model[0].weight], lr=0.1)
     with pytest.raises(ValueError, match="would be trained") as caught:
-        apical.switch(model, KolenPollack(decay=0.5), optimizer=unfit)
+        apical.switch(model, KolenPollack(constrain_weights=True), optimizer=unfit)
     for one in (model, other):
         train(one, sgd(one))
     assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
@@ -377,5 +378,11 @@ def test_a_model_that_keeps_what_it_computed_can_be_switched() -> None:
     model(X)
     apical.switch(model, KolenPollack(), optimizer=sgd(model))
     assert model[0].feedback.rule == KolenPollack()
-    apical.switch(model, {"0": FA(), "*": DFA()}, example=None)
+
+
+def test_feedback_that_waits_for_its_size_gets_it_from_an_example() -> None:
+    model = apical.convert(net(), "dfa")
+    apical.switch(model, {"0": FA(), "*": DFA()})
     assert model[4].feedback.pending
+    apical.switch(model, {"0": FA(), "*": DFA()}, example=X)
+    assert not model[4].feedback.pending
