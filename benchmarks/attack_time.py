@@ -211,10 +211,10 @@ def main(arguments: list[str] | None = None) -> None:
         rounds = 2 if options.quick else options.rounds
         tables.append(measure(name, SUBJECTS[name], rounds, options.quick))
         show(tables[-1])
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        value = {"environment": environment(ROOT), "tables": tables}
-        options.out.write_text(json.dumps(value, indent=1) + "\n")
+        if options.out:  # after each net: a long run that breaks off has not been for nothing
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            value = {"environment": environment(ROOT), "tables": tables}
+            options.out.write_text(json.dumps(value, indent=1) + "\n")
 
 
 if __name__ == "__main__":
