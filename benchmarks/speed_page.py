@@ -70,7 +70,7 @@ def every_table(recorded: Mapping[str, Any]) -> str:
         mode = ", compiled on both sides" if table["compiled"] else ""
         state = "**Rejected.** " if table["rejected"] else ""
         parts.append(
-            f"### {table['title']}, {threads}{mode}\n\n{state}{table['clock']} time,"
+            f"## {table['title']}, {threads}{mode}\n\n{state}{table['clock']} time,"
             f" {table['rounds']} rounds, control off by {100 * table['control_off']:.1f} %.\n"
         )
         head, *lines = rows(table)
