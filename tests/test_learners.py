@@ -310,6 +310,17 @@ def test_the_read_out_alone_gets_its_own_gradient(name: str, output: Any) -> Non
         assert_close(gradient, exact[weight])
 
 
+@pytest.mark.parametrize("clip", [None, 100.0])
+def test_backprop_with_a_frozen_cell_is_the_read_out_alone(clip: float | None) -> None:
+    model = net()
+    model.cell.requires_grad_(False)
+    seen = taught(Backprop(clip_norm=clip), model)
+    expected = taught(ReadOut(), net())
+    assert seen.keys() == expected.keys()
+    for name, gradient in seen.items():
+        assert_close(gradient, expected[name])
+
+
 # e-prop ----------------------------------------------------------------------------------------
 
 
@@ -448,6 +459,11 @@ def test_noise_is_another_at_every_call_and_of_the_seed_alone() -> None:
     assert torch.equal(first["cell.recurrent.weight"], second["cell.recurrent.weight"])
     again = learners.attach(net(), learner, seed=1)
     assert same(taught(learner, again), first) and same(taught(learner, again), second)
+    other = learners.attach(net(), learner, seed=2)
+    assert not torch.equal(other.learner.weight, model.learner.weight)
+    with torch.no_grad():
+        other.learner.weight.copy_(model.learner.weight)
+    assert not torch.equal(taught(learner, other)["learner.weight"], first["learner.weight"])
 
 
 # Memory, names, comparison ---------------------------------------------------------------------

@@ -57,7 +57,8 @@ class Backprop(Learner):
             scores, steps = self._run(model, x)
             loss = self.objective.value(scores, y)
             for step in steps:
-                step.arrived.retain_grad()
+                if step.arrived.requires_grad:
+                    step.arrived.retain_grad()
             if self.clip_norm is None:
                 loss.backward()
             else:
@@ -77,7 +78,7 @@ class Backprop(Learner):
         def loss_of(own: dict[str, Tensor]) -> Tensor:
             return self.objective.value(functional_call(model, own, (x,), options), y)
 
-        truncate = 1 if self.through == "detached" else self.truncate
+        truncate = self._reach
         options = {} if truncate is None else {"truncate": truncate}
         gradients, loss = grad_and_value(loss_of)(dict(tensors))
         if self.clip_norm is not None:
@@ -86,9 +87,13 @@ class Backprop(Learner):
             gradients = {name: g * factor for name, g in gradients.items()}
         return loss, gradients
 
+    @property
+    def _reach(self) -> int | None:
+        return 1 if self.through == "detached" else self.truncate
+
     def _run(self, model: nn.Module, x: Tensor) -> tuple[Tensor, list[Step]]:
         """Scores, and the steps of a net that has them; hooks of the model act as always."""
-        truncate = 1 if self.through == "detached" else self.truncate
+        truncate = self._reach
         if isinstance(model, Recurrent):
             steps: list[Step] = []
             return model(x, truncate=truncate, into=steps), steps

@@ -41,10 +41,10 @@ class LRA(TargetLearner):
             sum over samples in searches and a mean in weight gradients under reduction="sum".
     Raises: ValueError for a reduction that is not stated, a value out of range, an option
         without effect.
-    Source: the intended algorithm of Ororbia et al. 2018 and of the code of Manchev et al. 2025,
-        whose targets are not cut off from the graph and whose Omega takes slopes of the wrong
-        units. Their Omega acts on the input weight; here on the one that carries the signal back.
-        They use reduction="mean", gamma 10, inner 10.
+    Source: the intended algorithm of Ororbia et al. 2018, along time as in Manchev and
+        Garcia-Peraza-Herrera 2025. In the code released with the latter, targets are not cut off
+        from the graph, Omega takes slopes of the wrong units, and it acts on the input weight; here
+        on the one that carries the signal back. They use reduction="mean", gamma 10, inner 10.
     """
 
     local: Literal["log", "squared"] = "log"
@@ -64,9 +64,8 @@ class LRA(TargetLearner):
 }
 
 @article{manchev2025,
-  title = {On the Promotion of Gradient Flow in Local Representation Alignment for Recurrent
-           Networks},
-  author = {Manchev, Nikolay and Spratling, Michael},
+  title = {Can Local Representation Alignment RNNs Solve Temporal Tasks?},
+  author = {Manchev, Nikolay and Garcia-Peraza-Herrera, Luis C.},
   journal = {arXiv:2504.13531}, year = {2025}
 }"""
 
