@@ -498,6 +498,9 @@ def test_alignment_is_zero_for_backprop_and_leaves_no_trace() -> None:
     assert "learner.weight" not in rows
     truncated = learners.alignment(net(), Backprop(truncate=1), batch())
     assert truncated["cell.recurrent.weight"]["angle_deg"] > 1
+    scaled = LRA("sum", local="squared", gamma_output=0.3, clip="none")  # 2 * 0.3 of the gradient
+    row = learners.alignment(net(activation="identity"), scaled, batch())["cell.input.weight"]
+    assert row["angle_deg"] < 1e-3 and row["norm_ratio"] == pytest.approx(0.6)
     for row in learners.alignment(net(), Backprop(), batch()).values():
         assert row["angle_deg"] < 1e-3 and row["norm_ratio"] == pytest.approx(1)
 
