@@ -50,7 +50,7 @@ def omega(delta: Tensor, weight: Tensor, slope: Tensor, bend: Tensor, per: Per) 
     below = torch.linalg.vector_norm(back, dim=axes, keepdim=True)
     there = (above > 0) & (below > 0)
     above, below = torch.where(there, above, 1.0), torch.where(there, below, 1.0)
-    excess = torch.where(there, below / above - 1, 0.0)
+    excess = below / above - 1  # zero where one of them is
     pull = 2 * excess / (above * below) * back
     value = excess.square().squeeze(axes)
     return Omega(value, pull * slope, pull * arriving * bend)
