@@ -100,7 +100,7 @@ def plan(
             else:
                 problems.append(f"{name or '(root)'} ({row.kind}): {row.why}")
         rows.append(row)
-    problems += _followed_twice(rows)
+    problems += _followed_in_part(rows)
     problems += _useless_patterns(rows, seen, won)
     if not any(mixin_for(row.module) for row in rows):
         problems.append("the model has no layer that a rule could convert")
@@ -254,22 +254,37 @@ def _matches(pattern: Any, name: str, module: nn.Module) -> bool:
     return bool(pattern(name, module)) if callable(pattern) else fnmatchcase(name, pattern)
 
 
-def _followed_twice(rows: list[Row]) -> Iterator[str]:
-    """Tied weights whose layers have different rules that each decay the weight with feedback."""
-    followers: dict[Any, tuple[str, Rule]] = {}
+def _followed_in_part(rows: list[Row]) -> Iterator[str]:
+    """Layers whose feedback is to follow a weight that something else updates as well."""
+    holders: dict[Any, list[Row]] = {}
+    for row in rows:
+        for owner in _weights(row.module):
+            holders.setdefault(owner, []).append(row)
+    told: set[str] = set()
     for row in rows:
         if row.action != "convert" or row.rule is None or not row.rule.follows_weight:
             continue
-        for _, weight in operations(row.module):
-            owner = weight if weight._base is None else weight._base  # attention packs three
-            first, rule = followers.setdefault(owner, (row.layer, row.rule))
-            if rule != row.rule:
-                yield (
-                    f"{row.layer} ({row.kind}): shares its weight with {first}, but"
-                    f" {rules.spell(row.rule)} and {rules.spell(rule)} would each let it"
-                    " decay; give both layers one of these rules, or one of them FA or BP"
-                )
-                break
+        shared = (other for owner in _weights(row.module) for other in holders[owner])
+        for other in shared:
+            alike = other.action == "convert" and other.rule == row.rule
+            if alike or other.layer in told:
+                continue
+            told.add(row.layer)
+            yield (
+                f"{row.layer} ({row.kind}): shares its weight with {other.layer} ({other.kind}),"
+                f" and the feedback of {rules.spell(row.rule)} would not follow what that layer"
+                " learns; give both layers this rule, or this one a rule whose feedback does not"
+                " follow the weight (fa, usf, bp)"
+            )
+            break
+
+
+def _weights(module: nn.Module) -> list[Any]:
+    """The parameters of a layer that may be tied: its weights, and a table of embeddings."""
+    if mixin_for(module) is None:
+        return list(module._parameters.values())
+    found = [weight for _, weight in operations(module)]
+    return [weight if weight._base is None else weight._base for weight in found]
 
 
 def _useless_patterns(
