@@ -99,6 +99,7 @@ def test_a_model_of_ones_own(capsys: Any) -> None:
         "from torch.nn import Flatten, Linear, Sequential\n\n"
         "def make():\n    return Sequential(Flatten(), Linear(64, 10))\n"
     )
+    torch.manual_seed(0)
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), "weights.pt")
     words = ["robustness", "--model", "own_net_for_cli:make", "--weights", "weights.pt"]
     assert cli.main([*words, "--data", "digits", "--normalise", "false", *QUICK]) == 0
