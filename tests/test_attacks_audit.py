@@ -152,3 +152,13 @@ def test_bad_input() -> None:
         attacks.audit(model, X * 2, Y)
     with pytest.raises(ValueError, match="in training mode"):
         attacks.audit(apical.convert(convolutional(), "fa").train(), X, Y)
+
+
+def test_a_label_in_third_place_is_no_vanishing_gradient() -> None:
+    """DLR is constant there by its formula; an honest net that is often wrong stays faithful."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    x = torch.rand(40, 1, 8, 8)
+    third = model(x).topk(3).indices[:, 2]
+    found = attacks.audit(model, x, torch.where(torch.arange(40) < 20, third, model(x).argmax(1)))
+    assert found.zero == 0 and found.verdict == "faithful"

@@ -156,7 +156,8 @@ def _measured(
     seed: int,
 ) -> dict[str, object]:
     entropy = oracle.ask(x, y, against(y, "ce"))
-    shares = {name: _zero(gradient), "ce": _zero(entropy.gradient)}
+    varies = _varies(entropy.scores, y, name)
+    shares = {name: _zero(gradient[varies]), "ce": _zero(entropy.gradient)}
     worst = max(shares, key=lambda key: shares[key])
     again = oracle.ask(x, y, against(y, name))
     sized = (lengths(gradient) > 0) & (lengths(again.gradient) > 0)
@@ -308,7 +309,16 @@ def _verdict(
     return verdict, every
 
 
+def _varies(scores: Tensor, y: Tensor, loss: str) -> Tensor:
+    """Where a loss depends on the input: DLR is 1, whatever the scores, where that of the label
+    is the third largest, for it is then the same number above and below the line."""
+    larger = (scores > scores.gather(1, y[:, None])).sum(1)
+    return larger != 2 if loss == "dlr" else torch.ones_like(y, dtype=torch.bool)
+
+
 def _zero(gradient: Tensor) -> float:
+    if not len(gradient):
+        return 0.0
     return (gradient.flatten(1).abs().amax(1) == 0).double().mean().item()
 
 
