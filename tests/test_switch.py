@@ -187,7 +187,7 @@ def test_layers_that_share_a_weight_share_its_feedback_still() -> None:
     twin = nn.Linear(4, 4).double()
     twin.weight = shared.weight
     model = nn.Sequential(shared, nn.Tanh(), twin, nn.Tanh(), nn.Linear(4, 3).double())
-    apical.convert(model, {"0": "kp"})
+    apical.convert(model, {"[02]": "kp"})
     kept = model[0].feedback
     optimizer = sgd(model)
     apical.switch(model, "kp", optimizer=optimizer)
