@@ -10,11 +10,12 @@ from .convert import forward_parameters
 from .data import Batches
 from .describe import describe
 from .losses import Loss
+from .tasks import Stream
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Batches, autocast: Any, loss_fn: Loss
+    model: nn.Module, batches: Batches | Stream, autocast: Any, loss_fn: Loss
 ) -> tuple[float, float]:
     """Mean loss and accuracy (fraction) over a split, in eval mode."""
     training = model.training
@@ -27,7 +28,7 @@ def evaluate(
         batch = torch.stack(
             [
                 loss_fn(scores.float(), y, reduction="sum").double(),
-                (scores.argmax(1) == y).sum().double(),
+                batches.correct(scores, y).sum().double(),
             ]
         )
         sums = batch if sums is None else sums + batch
