@@ -348,7 +348,7 @@ _LOWEST = {
 _ALLOWED = {
     "pixels": ("standard", "unit"),
     "init": ("net", "default", "normal", "xavier"),
-    "loss": ("cross_entropy", "binary_cross_entropy"),
+    "loss": ("binary_cross_entropy", "cross_entropy"),
     "augment": ("none", "flip_crop", "zoom_flip"),
     "autocast": ("off", "bf16", "fp16"),
 }
