@@ -16,6 +16,7 @@ from apical.learners import LRA, TPTT
 from apical.tasks import Stream
 from test_resume import Killed, interrupted_at, kill_test
 
+RATE = 0.01  # of loops compared number by number: at ten times as much TPTT runs away
 LRA_SUM = {"learner": "lra", "reduction": "sum"}
 TPTT_SUM = {"learner": "tptt", "reduction": "sum", "noise": 0.1}  # random numbers at every call
 BASE = Experiment(
@@ -39,9 +40,6 @@ BASE = Experiment(
 @pytest.fixture(autouse=True)
 def few_test_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "TEST_SEQUENCES", 600)
-
-
-RATE = 0.01
 
 
 def changed(**changes: Any) -> Experiment:
@@ -168,6 +166,12 @@ def test_an_image_net_by_a_learner_is_that_of_the_loop(tmp_path: Path) -> None:
 
 
 # records
+
+
+def test_what_a_learner_remembers_is_no_parameter_of_the_net(tmp_path: Path) -> None:
+    row = training.run(changed(learner=TPTT_SUM, epochs=1), tmp_path)
+    assert row["parameters"] == 12 * 6 + 12 + 12 * 12 + 12 * 4 + 4
+    assert row["feedback_bytes"] == 4 * (12 * 12 + 12)
 
 
 def test_rows_tell_of_every_step_at_the_measured_epochs(tmp_path: Path) -> None:

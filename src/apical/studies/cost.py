@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from apical import gradients, prepare, records, training
+from apical import gradients, prepare, records, teaching, training
 from apical.convert import learn
 from apical.experiment import Experiment, rule_label
 from apical.sweep import Task
@@ -95,7 +95,10 @@ def _epochs_left(task: Task) -> int:
 
 
 def _kind(experiment: Experiment) -> str:
-    words = (experiment.data, experiment.net, experiment.optimizer, rule_label(experiment.rule))
+    source = experiment.task or experiment.data
+    words = [source, experiment.net, experiment.optimizer, rule_label(experiment.rule)]
+    if not teaching.is_default(experiment.learner):
+        words.append(teaching.learner_label(experiment.learner))
     return " ".join(words)
 
 
