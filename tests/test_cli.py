@@ -64,8 +64,27 @@ def test_every_setting_is_a_flag_with_an_explanation(capsys: Any) -> None:
 def test_list_shows_every_table(capsys: Any) -> None:
     assert cli.main(["list"]) == 0
     text = capsys.readouterr().out
-    for name in ("biotorch-mnist", "smoke", "usf", "lenet", "cifar10", "adamw"):
+    for name in (
+        "biotorch-mnist",
+        "smoke",
+        "usf",
+        "lenet",
+        "cifar10",
+        "adamw",
+        "lra",
+        "srn",
+        "addition",
+    ):
         assert f"  {name} " in text or f"  {name}\n" in text
+
+
+def test_train_on_sequences_by_a_learner(capsys: Any) -> None:
+    words = "train --task temporal-order --length 20 --net srn --epochs 1 --batches 3 --quiet true"
+    learner = ["--learner", '{"learner": "lra", "reduction": "sum"}']
+    assert cli.main([*words.split(), *learner]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    (folder,) = Path("runs/train").iterdir()
+    assert folder.name.startswith("temporal_order_20-srn-lra-s0-")
 
 
 def test_train_and_again(capsys: Any) -> None:
@@ -141,6 +160,9 @@ def test_a_rule_of_the_current_folder_trains() -> None:
         (["train", "extra"], "unrecognized arguments: extra", 2),
         (["train", "--epochs", "0"], "epochs=0: must be at least 1", 1),
         (["train", "--rule", "faa"], "unknown rule 'faa'; did you mean", 1),
+        (["train", "--task", "adition"], "unknown task 'adition'; did you mean 'addition'", 1),
+        (["train", "--learner", "lra"], "LRA: reduction is not stated", 1),
+        (["train", "--length", "x"], "--length x: expected int or null", 2),
         (["train", "--net", "lenett"], "unknown net 'lenett'; did you mean 'lenet'", 1),
         (["train", "--data", "mnst"], "unknown data set 'mnst'; did you mean 'mnist'", 1),
         (["train", "--optimizer", "sdg"], "unknown optimizer 'sdg'; did you mean 'sgd'", 1),

@@ -33,6 +33,7 @@ CHANGES: dict[str, Any] = {
     "train_images": 100,
     "test": False,
     "net": "lenet",
+    "learner": {"learner": "backprop", "clip_norm": 1.0},
     "net_options": {"hidden": [3]},
     "init": "xavier",
     "pixels": "unit",
@@ -63,21 +64,33 @@ CHANGES: dict[str, Any] = {
 }
 
 
+TASK = Experiment(validation=7, task="temporal_order", length=20, net="srn")
+OF_TASKS = {"task": "temporal_order_3bit", "length": 30, "batches": 7}
+
+
 def test_json_round_trip() -> None:
     assert from_dict(json.loads(json.dumps(to_dict(FULL)))) == FULL
 
 
 def test_every_field_is_part_of_the_key() -> None:
-    assert CHANGES.keys() == {field.name for field in dataclasses.fields(Experiment)}
-    base = Experiment(validation=7)
-    keys = {dataclasses.replace(base, **{name: value}).key for name, value in CHANGES.items()}
-    assert len(keys | {base.key}) == len(CHANGES) + 1
+    assert CHANGES.keys() | OF_TASKS.keys() == {f.name for f in dataclasses.fields(Experiment)}
+    for base, changes in ((Experiment(validation=7), CHANGES), (TASK, OF_TASKS)):
+        keys = {dataclasses.replace(base, **{name: value}).key for name, value in changes.items()}
+        assert len(keys | {base.key}) == len(changes) + 1
 
 
 def test_the_key_does_not_depend_on_how_a_rule_is_written() -> None:
     written = [{"rule": "fa"}, {"rule": "fa", "init": "xavier"}]
     assert {Experiment(rule=rule).key for rule in written} == {Experiment(rule="fa").key}
     assert Experiment(rule={"rule": "fa", "init": "kaiming"}).key != Experiment(rule="fa").key
+
+
+def test_the_key_does_not_depend_on_how_a_learner_or_a_task_is_written() -> None:
+    assert Experiment(learner={"learner": "backprop", "clip_norm": None}).key == Experiment().key
+    assert dataclasses.replace(TASK, task="temporal-order") == TASK
+    short = {"learner": "lra", "reduction": "sum"}
+    keys = {dataclasses.replace(TASK, learner=form).key for form in (short, short | {"gamma": 0.5})}
+    assert len(keys | {TASK.key}) == 2
 
 
 def test_the_order_of_patterns_is_part_of_the_key() -> None:
@@ -94,6 +107,9 @@ def test_the_key_is_stable() -> None:
 def test_names_are_folder_names() -> None:
     assert Experiment(rule="fa", seed=3).name.startswith("digits-mlp-fa-s3-")
     assert Experiment(net="timm:vit/tiny").name.startswith("digits-timm_vit_tiny-bp-s0-")
+    assert TASK.name.startswith("temporal_order_20-srn-bp-s0-")
+    through_fa = dataclasses.replace(TASK, rule="fa", learner="readout")
+    assert through_fa.name.startswith("temporal_order_20-srn-fa_readout-s0-")
 
 
 def test_rule_forms() -> None:

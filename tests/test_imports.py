@@ -37,9 +37,10 @@ LEAVES = [{"nets", "data", "tasks"}]
 RESULTS = [{"records"}, {"phases", "stats"}, {"report"}]
 RUNNING = [
     {"attacks", "learners", "losses", "starts"},
+    {"teaching"},
     {"hashing", "experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
     {"prepare"},
-    {"monitor", "observe", "resume", "run_folder", "progress"},
+    {"gradients", "monitor", "observe", "resume", "run_folder", "progress"},
     {"training"},
     {"trained"},
     {"robustness"},

@@ -59,15 +59,22 @@ def _verb(name: str) -> Callable[[list[str]], int]:
 
 
 def _list(words: list[str]) -> int:
-    parser = make_parser("list", "Show the names of studies, rules, nets, data sets and attacks.")
+    parser = make_parser(
+        "list", "Show the names of studies, rules, learners, nets, data sets, tasks and attacks."
+    )
     parse(parser, words)
-    from apical import attacks, data, nets, optimizers, rules, studies
+    from apical import attacks, data, learners, nets, optimizers, rules, studies, tasks
 
     _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
     _show("rules (--rule), also around one another, as sparse(kp), or package.module:Class",
           {n: _summary(type(r)) + _kind(r) for n, r in rules.RULES.items()})  # fmt: skip
     _show("nets (--net), or timm:NAME, torchvision:NAME, package.module:callable",
           {n: _summary(f) for n, f in nets.NETS.items()})  # fmt: skip
+    _show("recurrent nets (--net, with --task)", {n: _summary(f) for n, f in nets.CELLS.items()})
+    _show("tasks of sequences (--task, with --length)",
+          {n: _summary(f) for n, f in tasks.TASKS.items()})  # fmt: skip
+    _show("learners (--learner), or package.module:Class",
+          {n: _summary(f) for n, f in learners.LEARNERS.items()})  # fmt: skip
     _show("data sets (--data)", {n: _summary(f) for n, f in data.DATA.items()})
     _show("optimizers (--optimizer), or package.module:Class",
           dict.fromkeys(optimizers.OPTIMIZERS, ""))  # fmt: skip

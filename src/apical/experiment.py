@@ -7,9 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from . import rules
+from . import rules, tasks, teaching
 from .feedback import FEEDBACK_VERSION
-from .losses import LOSSES
 from .naming import unknown
 
 VERSION = 1
@@ -74,7 +73,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training run of a classifier: everything that influences its result.
+    """One training run: everything that influences its result.
 
     How it is executed (device, threads, folder) is not part of it: see ``training.Execution``.
 
@@ -87,6 +86,10 @@ class Experiment:
         test: read the test split, once, at the end. Runs that only serve to choose do not.
         test_at: epochs, rising, after which it is read as well, to follow a published curve; what
             is seen there decides nothing.
+        task: a task of sequences instead of a data set, with a recurrent net; ``apical list`` shows
+            them. It has a loss of its own. ``validation`` is then a number of sequences.
+        length: steps of its sequences; each task says how many it needs at least.
+        batches: of sequences in an epoch (>= 1), all drawn anew.
         net: name of a net, ``timm:NAME``, ``torchvision:NAME`` or ``package.module:callable``.
         net_options: keyword arguments of the net.
         pixels: ``standard``: less the mean, over the standard deviation of the data set, per
@@ -96,6 +99,9 @@ class Experiment:
             weights and biases N(0, 1/(fan_in+fan_out)), ``default`` is PyTorch's law.
         rule: a rule's name or package.module:Class, its fields ``{"rule": "fa", ...}``, or a
             mapping from layer name patterns to rules, the first match winning.
+        learner: what fills the gradients: ``backprop`` is ``loss.backward()``, by the rules of the
+            layers; else a learner's name or package.module:Class, or its fields
+            ``{"learner": "lra", "reduction": "sum"}``.
         switch: rules that take over later: ``{5: "fa"}`` trains five epochs by ``rule``, then by
             FA. Weights and the state of the optimizer stay (see ``apical.switch``). Epochs
             finished from 1 to ``epochs - 1``, each with a rule as for ``rule``.
@@ -134,11 +140,15 @@ class Experiment:
     validation: int = 0
     test: bool = True
     test_at: tuple[int, ...] = ()
+    task: str | None = None
+    length: int | None = None
+    batches: int = 100
     net: str = "mlp"
     net_options: dict[str, Any] = field(default_factory=dict)
     pixels: Literal["standard", "unit"] = "standard"
     init: Literal["net", "default", "normal", "xavier"] = "net"
     rule: str | dict[str, Any] = "bp"
+    learner: str | dict[str, Any] = teaching.DEFAULT
     switch: dict[int, str | dict[str, Any]] = field(default_factory=dict)
     epochs: int = 10
     batch_size: int = 64
@@ -166,6 +176,8 @@ class Experiment:
         object.__setattr__(self, "test_at", tuple(self.test_at))
         object.__setattr__(self, "probe_steps", tuple(self.probe_steps))
         object.__setattr__(self, "switch", _by_epoch(self.switch))
+        if self.task is not None:
+            object.__setattr__(self, "task", self.task.replace("-", "_"))
         problems = [
             f"{name}={getattr(self, name)}: must be at least {low}"
             for name, low in _LOWEST.items()
@@ -189,6 +201,7 @@ class Experiment:
         problems += self._problems_of_test_at()
         problems += self._problems_of_probes()
         problems += self._problems_of_switch()
+        problems += teaching.problems(self)
         if self.accumulate > self.batch_size:
             problems.append(f"accumulate={self.accumulate}: exceeds batch_size={self.batch_size}")
         _raise("experiment", problems)
@@ -232,11 +245,20 @@ class Experiment:
         return problems
 
     @property
+    def objective(self) -> str:
+        """Name of the loss: the task's own where there is one."""
+        return self.loss if self.task is None else tasks.TASKS[self.task].loss
+
+    @property
     def key(self) -> str:
         """Short hash of all that influences the outcome: the versions, and every field that
         differs from its default. Left-out defaults keep old keys valid when a field is added;
         whoever changes a default raises `VERSION`."""
         value = differing(self) | {"rule": rule_values(self.rule), "version": versions()}
+        if not teaching.is_default(self.learner):
+            value["learner"] = teaching.learner_values(self.learner)
+        else:
+            value.pop("learner", None)
         if self.switch:
             value["switch"] = [[epoch, rule_values(rule)] for epoch, rule in self.switch.items()]
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -246,7 +268,11 @@ class Experiment:
     def name(self) -> str:
         """Readable folder name, unique by its key."""
         label = "_then_".join(map(rule_label, (self.rule, *self.switch.values())))
-        words = (self.data, self.net, label, f"s{self.seed}", self.key)
+        if not teaching.is_default(self.learner):
+            learner = teaching.learner_label(self.learner)
+            label = learner if label == "bp" else f"{label}_{learner}"
+        source = self.data if self.task is None else f"{self.task}_{self.length}"
+        words = (source, self.net, label, f"s{self.seed}", self.key)
         return "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
 
 
@@ -309,6 +335,8 @@ def versions() -> dict[str, int]:
 _LOWEST = {
     "size": 1,
     "train_images": 1,
+    "length": 1,
+    "batches": 1,
     "validation": 0,
     "epochs": 1,
     "batch_size": 1,
@@ -320,7 +348,7 @@ _LOWEST = {
 _ALLOWED = {
     "pixels": ("standard", "unit"),
     "init": ("net", "default", "normal", "xavier"),
-    "loss": tuple(LOSSES),
+    "loss": ("binary_cross_entropy", "cross_entropy"),
     "augment": ("none", "flip_crop", "zoom_flip"),
     "autocast": ("off", "bf16", "fp16"),
 }

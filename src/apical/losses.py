@@ -1,4 +1,4 @@
-"""Losses of classifiers by name, from scores and class labels."""
+"""Losses by name, from scores and class labels, or numbers where numbers are asked for."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,9 +28,18 @@ def binary_cross_entropy(
     return total / len(scores) if reduction == "mean" else total
 
 
+def squared_error(
+    scores: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Squared distance of the scores from the targets, (N, outputs) both, summed over outputs."""
+    total = (scores - targets).square().sum()
+    return total / len(scores) if reduction == "mean" else total
+
+
 LOSSES: dict[str, Loss] = {
     "binary_cross_entropy": binary_cross_entropy,
     "cross_entropy": F.cross_entropy,
+    "squared_error": squared_error,
 }
 """Each takes scores, labels and `reduction`, "mean" or "sum" over images."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
+from . import learners, teaching
 from .diagnostics import Watch, measure
 from .experiment import Experiment
 from .losses import LOSSES
@@ -31,8 +34,9 @@ class Monitor:
     def __init__(self, experiment: Experiment, parts: Parts) -> None:
         self.experiment, self.parts = experiment, parts
         self.per_epoch = len(parts.train)
-        measures = parts.probe is not None and not parts.group.rank
-        self.watch = Watch(parts.model) if measures else None
+        self.probe = None if parts.group.rank else parts.probe
+        by_rules = teaching.is_default(experiment.learner)
+        self.watch = Watch(parts.model) if self.probe is not None and by_rules else None
         self.epochs = epochs_to_measure(experiment, self.per_epoch)
 
     def recall(self, rows: Iterable[Row]) -> None:
@@ -64,12 +68,49 @@ class Monitor:
         return [finding.row() for finding in found]
 
     def _rows(self, epoch: float) -> list[Row]:
-        if self.watch is None or self.parts.probe is None:
+        if self.probe is None:
             return []
-        model, probe = self.parts.model, self.parts.probe
+        model, probe, rows = self.parts.model, self.probe, []
         with torch.random.fork_rng([probe[0].device] if probe[0].is_cuda else []):
-            rows = measure(model, LOSSES[self.experiment.loss], *probe, self.watch.start)
+            if self.watch is not None:
+                loss = LOSSES[self.experiment.objective]
+                rows += measure(model, loss, *probe, self.watch.start)
+            else:
+                rows += of_weights(model, teaching.learner_of(self.experiment), probe)
+            if self.experiment.task is not None:
+                rows += of_steps(model, teaching.learner_of(self.experiment), probe)
         return [_finite(row, epoch) for row in rows]
+
+
+def of_weights(model: nn.Module, learner: learners.Learner, batch: learners.Batch) -> list[Row]:
+    """Rows of kind ``layer``: how far a learner's gradients of weights are from backprop's."""
+    found = learners.alignment(model, learner, batch)
+    return [
+        {"kind": "layer", "layer": name.removesuffix(".weight")}
+        | {f"gradient_{key}": value for key, value in row.items()}
+        for name, row in found.items()
+        if name.endswith(".weight")
+    ]
+
+
+def of_steps(model: nn.Module, learner: learners.Learner, batch: learners.Batch) -> list[Row]:
+    """Rows of kind ``step``, one for each step ``t`` of a sequence, from 1: the norm of the
+    teaching ``signal``; of the step's share in the gradient of the recurrent weight (``norm``);
+    its ``local_loss``. What a learner has not is absent."""
+    twin = copy.deepcopy(model)
+    twin.zero_grad(set_to_none=True)
+    _, info = learner.gradients(twin, batch)
+    values = {
+        "signal": info.signals,
+        "norm": info.norms.get("cell.recurrent.weight", torch.zeros(0)),
+        "local_loss": info.local_losses,
+    }
+    columns = {name: tensor.tolist() for name, tensor in values.items() if len(tensor)}
+    names, steps = list(columns), zip(*columns.values(), strict=True)
+    return [
+        {"kind": "step", "t": t, **dict(zip(names, step, strict=True))}
+        for t, step in enumerate(steps, 1)
+    ]
 
 
 def epochs_to_measure(experiment: Experiment, steps_per_epoch: int) -> set[int]:

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from .convert import forward_parameters
 from .data import Batches
 from .describe import describe
+from .learners.memory import Memory
 from .losses import Loss
+from .tasks import Stream
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Batches, autocast: Any, loss_fn: Loss
+    model: nn.Module, batches: Batches | Stream, autocast: Any, loss_fn: Loss
 ) -> tuple[float, float]:
     """Mean loss and accuracy (fraction) over a split, in eval mode."""
     training = model.training
@@ -27,7 +29,7 @@ def evaluate(
         batch = torch.stack(
             [
                 loss_fn(scores.float(), y, reduction="sum").double(),
-                (scores.argmax(1) == y).sum().double(),
+                batches.correct(scores, y).sum().double(),
             ]
         )
         sums = batch if sums is None else sums + batch
@@ -40,13 +42,22 @@ def evaluate(
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Numbers the net computes with; those of its feedback are not counted."""
-    return sum(p.numel() for p in forward_parameters(model))
+    """Numbers the net computes with; those of its feedback and its learner are not counted."""
+    remembered = set(_memory(model))
+    return sum(p.numel() for p in forward_parameters(model) if p not in remembered)
 
 
 def feedback_bytes(model: nn.Module) -> int:
-    """Memory of everything the rules of a model store."""
-    return describe(model).feedback_bytes
+    """Memory of everything the rules of a model store, and its learner."""
+    return describe(model).feedback_bytes + sum(tensor.nbytes for tensor in _memory(model))
+
+
+def _memory(model: nn.Module) -> list[Tensor]:
+    """What a learner remembers for this model, the count of its calls aside."""
+    memory = getattr(model, "learner", None)
+    if not isinstance(memory, Memory):
+        return []
+    return [t for t in (*memory.parameters(), *memory.buffers()) if t is not memory.calls]
 
 
 def memory_mb(device: torch.device) -> float:

@@ -1,5 +1,6 @@
 """From an experiment to the objects a loop needs: data, net, optimizer, in a fixed order."""
 
+import copy
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import data, nets, optimizers
+from . import data, learners, nets, optimizers, tasks, teaching
 from .convert import convert
 from .experiment import Experiment, rule_assignment
 from .switch import check, switch
 
 EVALUATION_BATCH = 500
+TEST_SEQUENCES = 10_000
+"""Sequences of the test split of a task; like those for validation, alike for all seeds."""
+
+Split = data.Batches | tasks.Stream
+Source = data.ImageData | tasks.Task
+Splits = tuple[tuple[Split, Split | None, Split], tuple[Tensor, Tensor] | None]
+"""Training, validation, test; and the batch that is measured."""
 
 
 @dataclass
@@ -54,10 +62,10 @@ class Parts:
     net: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    images: data.ImageData
-    train: data.Batches
-    validation: data.Batches | None
-    test: data.Batches
+    source: Source
+    train: Split
+    validation: Split | None
+    test: Split
     probe: tuple[Tensor, Tensor] | None
     device: torch.device
     group: Group
@@ -72,53 +80,78 @@ def build(
 ) -> Parts:
     """Build everything an experiment names; consumes the global random numbers of its seed.
 
-    The order is part of the result: weights from the seed, then the conversion, then the
-    optimizer, so that feedback which learns by gradients is trained as well.
+    The order is part of the result: weights from the seed, then the conversion, then what the
+    learner remembers, then the optimizer, so that all that learns by gradients is trained.
 
     Raises: ValueError for any name or value that does not fit, before anything is written.
     """
     where = check_device(device, experiment)
-    images = data.load(experiment.data, root=data_root, size=experiment.size, download=download)
-    splits = _splits(experiment, images)
+    source = load(experiment, data_root=data_root, download=download)
     group = join_group(where)
-    batches = _batches(experiment, images, splits, where, group)
+    _check_group(experiment, group)
+    if isinstance(source, data.ImageData):
+        batches, probe = _images(experiment, source, where, group)
+    else:
+        batches, probe = _streams(experiment, source, where)
     torch.manual_seed(experiment.seed)
-    model = build_model(experiment, images).to(where)
-    probe = _probe_batch(experiment, images, splits[0], where)
+    model = build_model(experiment, source).to(where)
     optimizer = optimizers.build(
         experiment.optimizer,
         model.parameters(),
         lr=experiment.lr,
         options=experiment.optimizer_options,
     )
-    _check_switches(experiment, model, optimizer, _example(images, where))
+    _check_switches(experiment, model, optimizer, _example(source, where))
+    _check_learner(experiment, model, batches[0])
     torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
     net = _as_called(experiment, model, group)
     scaler = torch.amp.GradScaler(where.type, enabled=experiment.autocast == "fp16")
     train, validation, test = batches
     return Parts(
-        model, net, optimizer, scaler, images, train, validation, test, probe, where, group
+        model, net, optimizer, scaler, source, train, validation, test, probe, where, group
     )
 
 
-def build_model(experiment: Experiment, images: data.ImageData, *, epoch: int = 0) -> nn.Module:
-    """The converted net of an experiment on the CPU; its weights use the global generator.
+def load(experiment: Experiment, *, data_root: str | None = None, download: bool = True) -> Source:
+    """The data set of an experiment, or its task.
 
-    Args: epoch: epochs finished (>= 0), on which the rule depends where it switches.
+    Warns: of sequences so short that they are no evidence.
     """
-    model = nets.build(
-        experiment.net,
-        in_shape=images.shape,
-        num_classes=images.num_classes,
-        **experiment.net_options,
-    )
+    task = teaching.task_of(experiment)
+    if task is not None:
+        return task
+    return data.load(experiment.data, root=data_root, size=experiment.size, download=download)
+
+
+def build_model(experiment: Experiment, source: Source, *, epoch: int = 0) -> nn.Module:
+    """The converted net of an experiment on the CPU, with what its learner remembers; its weights
+    use the global generator.
+
+    Args: source: as of ``load``.
+        epoch: epochs finished (>= 0), on which the rule depends where it switches.
+    """
+    model = _net(experiment, source)
     if experiment.init != "net":
         nets.initialise(model, experiment.init)
     if experiment.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rule = rule_assignment(experiment.rule_at(epoch))
-    example = _example(images, torch.device("cpu"))
-    return convert(model, rule, example=example, seed=experiment.seed)
+    example = _example(source, torch.device("cpu"))
+    model = convert(model, rule, example=example, seed=experiment.seed)
+    if teaching.is_default(experiment.learner):
+        return model
+    return learners.attach(model, teaching.learner_of(experiment), seed=experiment.seed)
+
+
+def _net(experiment: Experiment, source: Source) -> nn.Module:
+    options = experiment.net_options
+    if isinstance(source, tasks.Task):
+        return nets.build_recurrent(
+            experiment.net, inputs=source.inputs, outputs=source.outputs, **options
+        )
+    return nets.build(
+        experiment.net, in_shape=source.shape, num_classes=source.num_classes, **options
+    )
 
 
 def follow_switch(experiment: Experiment, parts: Parts, epoch: int) -> bool:
@@ -132,7 +165,7 @@ def follow_switch(experiment: Experiment, parts: Parts, epoch: int) -> bool:
         parts.model,
         rule_assignment(experiment.switch[epoch]),
         optimizer=parts.optimizer,
-        example=_example(parts.images, parts.device),
+        example=_example(parts.source, parts.device),
         seed=experiment.seed,
     )
     parts.net = _as_called(experiment, parts.model, parts.group)
@@ -185,8 +218,27 @@ def _as_called(experiment: Experiment, model: nn.Module, group: Group) -> nn.Mod
     return nn.parallel.DistributedDataParallel(net) if group.size > 1 else net
 
 
-def _example(images: data.ImageData, device: torch.device) -> Tensor:
-    return torch.zeros(2, *images.shape, device=device)
+def _example(source: Source, device: torch.device) -> Tensor:
+    if isinstance(source, tasks.Task):
+        return torch.zeros(2, source.length, source.inputs, device=device)
+    return torch.zeros(2, *source.shape, device=device)
+
+
+def _check_group(experiment: Experiment, group: Group) -> None:
+    told = "" if experiment.task is None else f"task={experiment.task!r}"
+    if not teaching.is_default(experiment.learner):
+        told = f"learner={teaching.learner_label(experiment.learner)!r}"
+    if told and group.size > 1:
+        raise ValueError(f"{told} trains in one process, not in {group.size}: leave out torchrun")
+
+
+def _check_learner(experiment: Experiment, model: nn.Module, train: Split) -> None:
+    """A learner that cannot teach this net stops the run before its first step."""
+    if teaching.is_default(experiment.learner):
+        return
+    twin = copy.deepcopy(model)
+    x, y = next(iter(train.epoch(0)))
+    teaching.learner_of(experiment).gradients(twin, (x[:2], y[:2]))
 
 
 def _check_switches(
@@ -255,6 +307,31 @@ def _batches(
     if splits[1] is not None:
         validation = data.Batches(splits[1], EVALUATION_BATCH, **common)
     return train, validation, data.Batches(images.test, EVALUATION_BATCH, **common)
+
+
+def _images(
+    experiment: Experiment, images: data.ImageData, device: torch.device, group: Group
+) -> Splits:
+    """Training, validation and test; and the batch that is measured."""
+    splits = _splits(experiment, images)
+    batches = _batches(experiment, images, splits, device, group)
+    return batches, _probe_batch(experiment, images, splits[0], device)
+
+
+def _streams(experiment: Experiment, task: tasks.Task, device: torch.device) -> Splits:
+    """The same of a task: unrelated streams of sequences."""
+
+    def stream(count: int, size: int, purpose: str, seed: int = 0) -> tasks.Stream:
+        return tasks.Stream(task, count, size, seed=seed, purpose=purpose, device=device)
+
+    size, wanted = experiment.batch_size, experiment.validation
+    train = stream(experiment.batches * size, size, "train", experiment.seed)
+    validation = stream(wanted, EVALUATION_BATCH, "validation") if wanted else None
+    test = stream(TEST_SEQUENCES, EVALUATION_BATCH, "test")
+    if not experiment.probe_every:
+        return (train, validation, test), None
+    count = experiment.probe_images
+    return (train, validation, test), next(stream(count, count, "probe").epoch(0))
 
 
 def _probe_batch(

@@ -64,7 +64,9 @@ def from_run(
             f"{folder} is {state}: there is no trained net yet. The command that started it "
             "goes on where it stopped"
         )
-    images = data.load(experiment.data, root=data_root, size=experiment.size, download=download)
+    images = prepare.load(experiment, data_root=data_root, download=download)
+    if not isinstance(images, data.ImageData):
+        raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
     with torch.random.fork_rng(devices=[]):
         model = prepare.build_model(experiment, images, epoch=experiment.epochs)
     model.load_state_dict(_weights_of_run(folder, experiment))

@@ -1,4 +1,4 @@
-"""Training: one flat loop for classification, resumable to the same bits."""
+"""Training: one flat loop, resumable to the same bits."""
 
 import contextlib
 import itertools
@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, claims, observe, prepare, progress, records, resume, run_folder
-from .convert import labels
-from .data import Batches
+from . import checkpoint, claims, gradients, observe, prepare, progress, records, resume, run_folder
 from .experiment import Experiment, rule_label
-from .losses import LOSSES, training_loss
+from .losses import LOSSES
 from .monitor import Monitor
+from .prepare import Split
 
 LOOK_STEPS = 50
 """Steps between two looks at the loss where each look waits for a GPU or other processes."""
@@ -96,7 +95,7 @@ def classification(
     execution: Execution,
     still_mine: Callable[[], None],
 ) -> dict[str, Any]:
-    """Train a classifier to its last epoch, then read the test split once."""
+    """Train a net to its last epoch, then read the test split once."""
     belongs_to = resume.belongs_to(experiment, parts, execution.threads)
     monitor = Monitor(experiment, parts)  # which must see the weights that training began with
     at, sums, rows = resume.restore(experiment, parts, folder, belongs_to)
@@ -153,8 +152,7 @@ def _train_epoch(
     group, device = parts.group, parts.device
     per_epoch = len(parts.train)
     look = 1 if device.type == "cpu" and group.size == 1 else LOOK_STEPS
-    autocast = autocasting(experiment, device)
-    loss_fn = training_loss(experiment.loss, experiment.label_smoothing)
+    teach = gradients.function(experiment, parts)
     parts.net.train()
     clock = _Clock(at)
     for x, y in itertools.islice(parts.train.epoch(at.epoch), at.epoch_step, None):
@@ -164,14 +162,10 @@ def _train_epoch(
         x_parts, y_parts = x.chunk(experiment.accumulate), y.chunk(experiment.accumulate)
         for number, (x_part, y_part) in enumerate(zip(x_parts, y_parts, strict=True), 1):
             share = len(y_part) / len(y)  # gradients of parts add up to the mean over all images
-            skip = _unsynchronised(parts.net, number < len(x_parts))
-            with skip, labels(parts.model, y_part):
-                with autocast():
-                    scores = parts.net(x_part)
-                    loss = loss_fn(scores, y_part)
-                parts.scaler.scale(loss * share).backward()
-            sums[0] += loss.detach() * len(y_part)
-            sums[1] += (scores.detach().argmax(1) == y_part).sum()
+            with _unsynchronised(parts.net, number < len(x_parts)):
+                loss, scores = teach(x_part, y_part, share)
+            sums[0] += loss * len(y_part)
+            sums[1] += parts.train.correct(scores, y_part).sum()
         sums[2] += len(y)
         at.epoch_step += 1
         if at.epoch_step % look == 0 or at.epoch_step == per_epoch:
@@ -197,14 +191,6 @@ def _update(experiment: Experiment, parts: prepare.Parts) -> None:
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
-
-
-def autocasting(experiment: Experiment, device: torch.device) -> Callable[[], Any]:
-    """A function giving the context in which an experiment's nets compute."""
-    if experiment.autocast == "off":
-        return contextlib.nullcontext
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[experiment.autocast]
-    return lambda: torch.autocast(device.type, dtype)
 
 
 def _unsynchronised(net: torch.nn.Module, skip: bool) -> Any:
@@ -248,10 +234,11 @@ def _epoch_rows(
 
 
 def _scores(
-    experiment: Experiment, parts: prepare.Parts, name: str, split: Batches
+    experiment: Experiment, parts: prepare.Parts, name: str, split: Split
 ) -> dict[str, float]:
     """Loss and accuracy on a split, under its name."""
-    autocast, loss_fn = autocasting(experiment, parts.device), LOSSES[experiment.loss]
+    autocast = gradients.autocasting(experiment, parts.device)
+    loss_fn = LOSSES[experiment.objective]
     loss, accuracy = observe.evaluate(parts.model, split, autocast, loss_fn)
     return {f"{name}_loss": loss, f"{name}_acc": accuracy}
 

@@ -81,6 +81,10 @@ class Batches:
                 images = flip_crop(images, crops[i])
             yield self._normalised(images), labels.to(self.device, non_blocking=True)
 
+    def correct(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Which images are classified rightly, (N,) bool."""
+        return scores.argmax(1) == labels
+
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         x = images.float().mul_(self._scale).add_(self._shift)
         # last: on the CPU floats change their layout three times faster than bytes

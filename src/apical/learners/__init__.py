@@ -17,7 +17,7 @@ from dataclasses import fields
 from typing import Any
 
 from apical.learners.backprop import Backprop
-from apical.learners.base import Info, Learner
+from apical.learners.base import Batch, Info, Learner
 from apical.learners.compare import alignment
 from apical.learners.eprop import EProp
 from apical.learners.lra import LRA
@@ -34,6 +34,7 @@ __all__ = [
     "LRA",
     "TPTT",
     "Backprop",
+    "Batch",
     "EProp",
     "Info",
     "Learner",

@@ -141,11 +141,17 @@ def check_reduction(learner: Any) -> None:
 
 
 def add_gradients(gradients: Mapping[Tensor, Tensor | None]) -> None:
-    """Add each gradient to `.grad` of its parameter, as `backward` would; frozen ones get none."""
+    """Add each gradient to `.grad` of its parameter, as `backward` would; frozen ones get none.
+
+    A new `.grad` lies in memory as its parameter does: torch's fused optimizers on the CPU read
+    another order wrongly, without a word.
+    """
     for parameter, gradient in gradients.items():
         if gradient is None or not parameter.requires_grad:
             continue
-        if parameter.grad is None:
+        if parameter.grad is not None:
+            parameter.grad += gradient
+        elif gradient.stride() == parameter.stride():
             parameter.grad = gradient
         else:
-            parameter.grad += gradient
+            parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(gradient)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from apical.layers import converted_layers
-from apical.learners.base import Batch, Learner
+from apical.learners.base import Batch, Learner, add_gradients
 
 
 class Many(nn.Module):
@@ -64,9 +64,7 @@ class Many(nn.Module):
         tensors = {name: stack.detach() for name, stack in self.tensors().items()}
         with torch.no_grad():
             losses, found = vmap(teach)(tensors, *batch)
-        for name, stack in self.tensors().items():
-            if name in found:
-                stack.grad = found[name] if stack.grad is None else stack.grad + found[name]
+        add_gradients({stack: found.get(name) for name, stack in self.tensors().items()})
         return losses
 
     def net(self, number: int) -> nn.Module:

@@ -9,6 +9,7 @@ Linear(in_features=64, out_features=32, bias=True)
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from apical.nets.external import build_external
 from apical.nets.initial import LAWS, initialise
 from apical.nets.lenet import lenet
 from apical.nets.mlp import mlp
-from apical.nets.recurrent import GRU, LSTM, SRN, Recurrent
+from apical.nets.recurrent import GRU, LSTM, SRN, Cell, Recurrent
 from apical.nets.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from apical.nets.vgg import vgg
 from apical.nets.vit import vit
@@ -33,6 +34,7 @@ __all__ = [
     "SRN",
     "Recurrent",
     "build",
+    "build_recurrent",
     "initialise",
 ]
 
@@ -63,6 +65,32 @@ def build(
         if ":" in name:
             return build_external(name, in_shape=shape, num_classes=num_classes, options=options)
         return _own(name, options)(in_shape=shape, num_classes=num_classes, **options)
+
+
+def build_recurrent(
+    name: str,
+    *,
+    inputs: int,
+    outputs: int,
+    hidden: int = 100,
+    init: Literal["orthogonal", "uniform"] = "orthogonal",
+    **options: object,
+) -> Recurrent:
+    """A cell by name, unrolled, its last step read out; weights use the global generator.
+
+    Args: name: one of CELLS.     inputs: at each step.     hidden: units, at least 1.
+        init: as of `Recurrent`.     options: of the cell; see its docstring.
+    Raises: ValueError for an unknown name or option, or a value out of range.
+    """
+    if name not in CELLS:
+        raise unknown("recurrent net", name, CELLS)
+    allowed = set(inspect.signature(CELLS[name]).parameters) - {"inputs"} | {"init"}
+    for option in options:
+        if option not in allowed:
+            raise unknown(f"option of net {name!r}", option, allowed)
+    if type(hidden) is not int:
+        raise ValueError(f"net {name!r}: hidden={hidden!r} must be a whole number of at least 1")
+    return Recurrent(CELLS[name](inputs, hidden, **options), outputs, init=init)
 
 
 def _own(name: str, options: dict[str, object]) -> Callable[..., nn.Module]:
@@ -99,7 +127,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "vit": vit,
 }
 
-CELLS: dict[str, Callable[..., nn.Module]] = {
+CELLS: dict[str, Callable[..., Cell]] = {
     "gru": GRU,
     "lstm": LSTM,
     "srn": SRN,

@@ -95,7 +95,8 @@ def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
 def _fields(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """The experiment as one level; a rule with its options stays one field."""
     rule = {"rule": _rule(experiment["rule"])} if "rule" in experiment else {}
-    return rule | flatten({key: value for key, value in experiment.items() if key != "rule"})
+    left_out = {"rule", "data"} if experiment.get("task") else {"rule"}
+    return rule | flatten({k: value for k, value in experiment.items() if k not in left_out})
 
 
 def _rule(rule: Any) -> str:

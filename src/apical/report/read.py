@@ -153,8 +153,8 @@ def read_run(folder: Path) -> Study:
     experiment = records.read_json(path).get("experiment", {}) if path.exists() else {}
     setting = folder.name
     if experiment:
-        setting = f"{experiment.get('net', 'net')} on {experiment.get('data', 'data')}"
-    names = {"setting": setting, "rule": _rule_name(experiment.get("rule"))}
+        setting = f"{experiment.get('net', 'net')} on {_source_name(experiment)}"
+    names = {"setting": setting, "rule": _teacher_name(experiment)}
     seed = experiment.get("seed", 0)
     run = _read_run(folder.parent, {"folder": folder.name, "seed": seed, **names})
     return Study(
@@ -167,6 +167,19 @@ def read_run(folder: Path) -> Study:
         notes=(),
         robustness=tuple(robust_read.of_run(folder, setting, run.rule, seed)),
     )
+
+
+def _source_name(experiment: Mapping[str, Any]) -> str:
+    """What was trained on: a data set, or sequences of a task."""
+    task = experiment.get("task")
+    return f"{task}, {experiment['length']} steps" if task else str(experiment.get("data", "data"))
+
+
+def _teacher_name(experiment: Mapping[str, Any]) -> str:
+    """The name of the rule; of the learner, where that is another than backprop."""
+    learner = experiment.get("learner") or "backprop"
+    name = str(learner["learner"] if isinstance(learner, Mapping) else learner)
+    return _rule_name(experiment.get("rule")) if name == "backprop" else name
 
 
 def _rule_name(rule: Any) -> str:

@@ -8,10 +8,9 @@ from statistics import median
 
 import torch
 
-from apical import prepare, records, training
-from apical.convert import labels, learn
+from apical import gradients, prepare, records, teaching, training
+from apical.convert import learn
 from apical.experiment import Experiment, rule_label
-from apical.losses import LOSSES
 from apical.sweep import Task
 
 WARM_STEPS, TIMED_STEPS = 2, 5
@@ -72,14 +71,12 @@ def _measure(experiment: Experiment, execution: training.Execution) -> tuple[flo
             data_root=execution.data_root,
             download=execution.download,
         )
+        teach = gradients.function(plain, parts)
         seconds = []
         batches = parts.train.epoch(0)
         for _, (x, y) in zip(range(WARM_STEPS + TIMED_STEPS), batches, strict=False):
             begin = time.perf_counter()
-            with labels(parts.model, y):
-                with training.autocasting(plain, parts.device)():
-                    loss = LOSSES[plain.loss](parts.net(x), y)
-                loss.backward()
+            teach(x, y)
             parts.optimizer.step()
             parts.optimizer.zero_grad()
             learn(parts.model)
@@ -98,7 +95,10 @@ def _epochs_left(task: Task) -> int:
 
 
 def _kind(experiment: Experiment) -> str:
-    words = (experiment.data, experiment.net, experiment.optimizer, rule_label(experiment.rule))
+    source = experiment.task or experiment.data
+    words = [source, experiment.net, experiment.optimizer, rule_label(experiment.rule)]
+    if not teaching.is_default(experiment.learner):
+        words.append(teaching.learner_label(experiment.learner))
     return " ".join(words)
 
 

@@ -11,11 +11,13 @@ from apical.tasks.addition import Addition
 from apical.tasks.base import Task, batches
 from apical.tasks.order import TemporalOrder, TemporalOrder3
 from apical.tasks.permutation import RandomPermutation
+from apical.tasks.stream import Stream
 
 __all__ = [
     "TASKS",
     "Addition",
     "RandomPermutation",
+    "Stream",
     "Task",
     "TemporalOrder",
     "TemporalOrder3",

@@ -1,0 +1,56 @@
+"""From a batch to gradients: the forward pass, the loss, and what the learner makes of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import teaching
+from .convert import labels
+from .experiment import Experiment
+from .losses import training_loss
+from .prepare import Parts
+
+Gradients = Callable[..., tuple[Tensor, Tensor]]
+"""(inputs, targets, share of the batch) -> loss, a mean, and scores, both without a graph."""
+
+
+def function(experiment: Experiment, parts: Parts) -> Gradients:
+    """What adds to ``.grad`` of the net what a batch, or a part of it, teaches."""
+    if teaching.is_default(experiment.learner):
+        return _backward(experiment, parts)
+    learner = teaching.learner_of(experiment)
+
+    def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        assert share == 1.0  # an experiment with a learner splits no batches
+        loss, info = learner.gradients(parts.model, (x, y))
+        return loss, info.scores
+
+    return gradients
+
+
+def _backward(experiment: Experiment, parts: Parts) -> Gradients:
+    autocast = autocasting(experiment, parts.device)
+    loss_fn = training_loss(experiment.objective, experiment.label_smoothing)
+
+    def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        with labels(parts.model, y):
+            with autocast():
+                scores = parts.net(x)
+                loss = loss_fn(scores, y)
+            parts.scaler.scale(loss * share).backward()
+        return loss.detach(), scores.detach()
+
+    return gradients
+
+
+def autocasting(experiment: Experiment, device: torch.device) -> Callable[[], Any]:
+    """A function giving the context in which an experiment's nets compute."""
+    if experiment.autocast == "off":
+        return contextlib.nullcontext
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[experiment.autocast]
+    return lambda: torch.autocast(device.type, dtype)

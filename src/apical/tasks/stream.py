@@ -1,0 +1,61 @@
+"""Epochs of sequences; each a function of (seed, epoch) and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from apical.tasks.base import Task, batches
+
+
+class Stream:
+    """Batches of a task, on a device, counted in epochs: epoch e of k batches is the batches
+    e k to (e + 1) k - 1 of ``tasks.batches``, so that a resumed run sees the same bits.
+
+    Args: count: sequences in an epoch, >= 1.     batch_size: in a batch, >= 1; the last has what
+            is left of ``count``.
+        seed, purpose: of the stream.
+        device: where the batches go.
+    Attributes: split: as long as an epoch has sequences.
+    Raises: ValueError for a count below 1.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        purpose: str = "train",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if count < 1 or batch_size < 1:
+            raise ValueError(
+                f"Stream: count={count} and batch_size={batch_size} must be at least 1"
+            )
+        self.task, self.batch_size = task, batch_size
+        self.seed, self.purpose = seed, purpose
+        self.split = range(count)
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return (len(self.split) - 1) // self.batch_size + 1
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch ``number``, inputs and targets as the task draws them."""
+        start, left = number * len(self), len(self.split)
+        drawn = batches(
+            self.task, self.batch_size, seed=self.seed, purpose=self.purpose, start=start
+        )
+        for _, (x, y) in zip(range(len(self)), drawn, strict=False):
+            size = min(left, self.batch_size)
+            yield x[:size].to(self.device), y[:size].to(self.device)
+            left -= size
+
+    def correct(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Which sequences are solved, (N,) bool."""
+        return self.task.correct(scores, targets)

@@ -1,0 +1,121 @@
+"""Who teaches what: the learner and the task that an experiment names, and what does not fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from . import learners, nets, tasks
+from .naming import unknown
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
+
+DEFAULT = "backprop"
+"""The learner whose gradients are those of ``loss.backward()``."""
+
+OF_IMAGES = (
+    "data", "size", "train_images", "pixels", "init", "shuffle", "drop_last", "augment", "loss",
+    "label_smoothing", "channels_last",
+)  # fmt: skip
+OF_BACKWARD = ("accumulate", "autocast", "compile", "label_smoothing", "switch")
+
+
+def is_default(learner: str | dict[str, Any]) -> bool:
+    """Whether the gradients are those of ``loss.backward()``, however that was written."""
+    return learner_values(learner) == learner_values(DEFAULT)
+
+
+def learner_values(learner: str | dict[str, Any]) -> dict[str, Any]:
+    """The learner in one form, however it was given, for the key."""
+    return learners.to_dict(learners.build(learner))
+
+
+def learner_label(learner: str | dict[str, Any]) -> str:
+    """One word for a table or a folder name."""
+    return learner if isinstance(learner, str) else str(learner["learner"])
+
+
+def learner_of(experiment: Experiment) -> learners.Learner:
+    """The learner, with the loss of the experiment."""
+    form = learners.to_dict(learners.build(experiment.learner))
+    return learners.build(form, loss=experiment.objective)
+
+
+def task_of(experiment: Experiment) -> tasks.Task | None:
+    """The task of sequences, None where images are trained on.
+
+    Warns: of a length that is no evidence.
+    """
+    if experiment.task is None or experiment.length is None:
+        return None
+    return tasks.build(experiment.task, experiment.length)
+
+
+def problems(experiment: Experiment) -> list[str]:
+    """What does not fit in the task and the learner of an experiment."""
+    found = _of_images(experiment) if experiment.task is None else _of_task(experiment)
+    return found + _of_learner(experiment)
+
+
+def _of_images(experiment: Experiment) -> list[str]:
+    found = [
+        f"{name}={getattr(experiment, name)} has no effect without a task"
+        for name in _set(experiment, ("length", "batches"))
+    ]
+    if experiment.net in nets.CELLS:
+        found.append(
+            f"net={experiment.net!r} takes sequences: name a task ({', '.join(tasks.TASKS)}) and a "
+            "length"
+        )
+    return found
+
+
+def _of_task(experiment: Experiment) -> list[str]:
+    found = [
+        f"{name}={getattr(experiment, name)!r} has no effect with task={experiment.task!r}"
+        for name in _set(experiment, OF_IMAGES)
+    ]
+    if experiment.net not in nets.CELLS:
+        allowed = ", ".join(nets.CELLS)
+        found.append(f"net={experiment.net!r} takes no sequences: allowed are {allowed}")
+    if experiment.task not in tasks.TASKS:
+        return [*found, str(unknown("task", str(experiment.task), tasks.TASKS))]
+    if experiment.length is None:
+        return [*found, f"task={experiment.task!r} needs a length: the steps of a sequence, as 30"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whoever builds the task is warned
+            task_of(experiment)
+    except ValueError as error:
+        found.append(str(error))
+    return found
+
+
+def _of_learner(experiment: Experiment) -> list[str]:
+    if isinstance(experiment.learner, dict) and "loss" in experiment.learner:
+        return ["learner: its loss is that of the experiment or task; leave it out"]
+    try:
+        if is_default(experiment.learner):
+            return []
+    except (TypeError, ValueError) as error:
+        return [f"learner: {error}"]
+    label = learner_label(experiment.learner)
+    found = [
+        f"{name}={getattr(experiment, name)!r} is not possible with learner={label!r}"
+        for name in _set(experiment, OF_BACKWARD)
+    ]
+    if experiment.loss != "cross_entropy":
+        found.append(f"loss={experiment.loss!r}: learner={label!r} knows cross_entropy alone")
+    return found
+
+
+def _set(experiment: Experiment, names: Iterable[str]) -> list[str]:
+    """Those of the fields that differ from their defaults."""
+    fields = type(experiment).__dataclass_fields__
+    defaults = {
+        name: field.default_factory() if callable(field.default_factory) else field.default
+        for name, field in fields.items()
+    }
+    return [name for name in names if getattr(experiment, name) != defaults[name]]
