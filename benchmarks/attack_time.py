@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import sys
 import warnings
@@ -23,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "tests")]
 
+import recorded
 import torch
 import torch.nn.functional as F
 from pairs import compare
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 import apical
 from apical import attacks, data, nets
-from apical.environment import environment
 
 ALLOWED_ERROR = 0.03
 CONTROL = "base again (control)"
@@ -211,10 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
         rounds = 2 if options.quick else options.rounds
         tables.append(measure(name, SUBJECTS[name], rounds, options.quick))
         show(tables[-1])
-        if options.out:  # after each net: a long run that breaks off has not been for nothing
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            value = {"environment": environment(ROOT), "tables": tables}
-            options.out.write_text(json.dumps(value, indent=1) + "\n")
+        recorded.write(options.out, tables)  # each time: a long run may break off
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ convolutions and linear layers, with what the rule adds (Oja's rule, the gradien
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import recorded
 import torch
 from pairs import compare
 from subjects import CONTROL, Subject, training_step
@@ -27,7 +27,6 @@ from torch import nn
 
 import apical
 from apical import nets
-from apical.environment import environment
 from apical.rules import BP, KolenPollack, LowDimensional, Rule, factors, oja
 from apical.rules.factors import Sizes
 
@@ -188,10 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
         subject = SUBJECTS[name].small() if options.quick else SUBJECTS[name]
         tables.append(measure(subject, 2 if options.quick else options.rounds))
         show(tables[-1])
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        value = {"environment": environment(Path(__file__).resolve().parent), "tables": tables}
-        options.out.write_text(json.dumps(value, indent=1) + "\n")
+    recorded.write(options.out, tables)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ epochs makes, over its number of steps, that is the share of a run; the limit is
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import recorded
 import torch
 import torch.nn.functional as F
 from pairs import compare
@@ -32,7 +32,6 @@ from torch import nn
 
 import apical
 from apical import diagnostics, nets
-from apical.environment import environment
 from apical.experiment import Experiment
 from apical.monitor import FIXED_STEPS, epochs_to_measure
 
@@ -197,10 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
             table(name, options.rule, rounds=options.rounds, seed=options.seed, clock=options.clock)
         )
         show(made[-1])
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        value = {"environment": environment(Path(__file__).resolve().parent), "tables": made}
-        options.out.write_text(json.dumps(value, indent=1) + "\n")
+    recorded.write(options.out, made)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import recorded
 import torch
 from expected import AGAINST_BIOTORCH, biotorch, target
 from memory import peak_bytes
@@ -39,7 +40,6 @@ from subjects import (
 )
 
 import apical
-from apical.environment import environment
 from apical.rules import BP, Rule
 
 ALLOWED_ERROR = 0.03
@@ -167,10 +167,7 @@ def save(path: Path, tables: list[dict[str, Any]]) -> None:
     fresh = {tuple(table[k] for k in key) for table in tables}
     kept = [table for table in old if tuple(table[k] for k in key) not in fresh]
     ordered = sorted(kept + tables, key=lambda table: [table[k] for k in key])
-    root = Path(__file__).resolve().parent
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = {"environment": environment(root), "tables": ordered}
-    path.write_text(json.dumps(made, indent=1) + "\n")
+    recorded.write(path, ordered)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -1,0 +1,19 @@
+"""What a benchmark measured, as the JSON file that documents and reports read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from apical.environment import environment
+
+
+def write(path: Path | None, tables: Sequence[dict[str, Any]]) -> None:
+    """The tables, and the machine and the code they are of; without a path nothing."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = {"environment": environment(Path(__file__).resolve().parent), "tables": list(tables)}
+    path.write_text(json.dumps(made, indent=1) + "\n")
