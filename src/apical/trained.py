@@ -1,7 +1,6 @@
 """Trained nets as an attacker meets them: in eval mode, for pixels in [0, 1], with their images."""
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +97,7 @@ def experiment_of(folder: Path) -> Experiment:
 def digest_of_run(folder: Path) -> str:
     """The digest of a finished run's net, without building it."""
     experiment = experiment_of(folder)
-    return _digest(f"run {experiment.key}", _weights_of_run(folder, experiment))
+    return starts.digest(_weights_of_run(folder, experiment), told=f"run {experiment.key}")
 
 
 def from_model(
@@ -138,7 +137,7 @@ def from_model(
     whole = Normalised(made.eval(), *prepare.normalisation(experiment, images))
     layers = [(f.layer, rules.spell(f.rule)) for f in feedback_modules(made)]
     told = f"model {model} {dict(options or {})} {data_name} {images.shape} {layers}"
-    digest = _digest(told, whole.state_dict())
+    digest = starts.digest(whole.state_dict(), told=told)
     return Trained(whole.to(device), images, digest, model.replace(":", "."))
 
 
@@ -175,17 +174,3 @@ def _built(model: str, images: data.ImageData, options: dict[str, Any]) -> nn.Mo
                 raise ValueError(f"model {model!r} is a module already: options have no effect")
             return copy.deepcopy(found)
     return nets.build(model, in_shape=images.shape, num_classes=images.num_classes, **options)
-
-
-def _digest(told: str, weights: Mapping[str, Any]) -> str:
-    found = hashlib.sha256(told.encode())
-    for name in sorted(weights):
-        value = weights[name]
-        if isinstance(value, Tensor):
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(
-                value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            )
-        else:
-            found.update(f"{name} {value!r}".encode())
-    return found.hexdigest()[:16]

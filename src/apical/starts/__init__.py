@@ -7,10 +7,14 @@ from apical.starts.change import weight_change
 from apical.starts.heads import find_head, replace_head
 from apical.starts.loading import load
 from apical.starts.norms import norm_statistics
+from apical.starts.start import Start
 from apical.starts.tuning import freeze, parameter_groups, train_only
-from apical.starts.weights import locate, read
+from apical.starts.weights import State, digest, locate, read
 
 __all__ = [
+    "Start",
+    "State",
+    "digest",
     "find_head",
     "freeze",
     "load",

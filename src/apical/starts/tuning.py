@@ -43,7 +43,8 @@ def parameter_groups(
         rates: name patterns and factors of `lr`, at least 0; the first match wins. For example
             {"layer1.*": 0.1, "fc.*": 10}.
 
-    Returns: one group for each factor: {"params", "lr", "names"}; each parameter is in one group.
+    Returns: one group for each factor: {"params", "lr", "rate": the factor, "names"}; each
+        parameter is in one group.
     Raises: ValueError for a pattern that matches nothing or comes too late, or a factor below 0.
     """
     if not lr > 0:
@@ -58,8 +59,10 @@ def parameter_groups(
         first = next((p for p in rates if fnmatchcase(name, p)), None)
         used.add(first)
         if parameter.requires_grad:
-            rate = lr * (1.0 if first is None else rates[first])
-            group = groups.setdefault(rate, {"params": [], "lr": rate, "names": []})
+            rate = 1.0 if first is None else float(rates[first])
+            group = groups.setdefault(
+                rate, {"params": [], "lr": lr * rate, "rate": rate, "names": []}
+            )
             group["params"].append(parameter)
             group["names"].append(name)
     late = [pattern for pattern in rates if pattern not in used]

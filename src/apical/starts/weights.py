@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 from collections.abc import Mapping
@@ -40,6 +41,23 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, entry: str | Non
     Raises: ValueError for what is not there, cannot be read or holds no weights.
     """
     return _without_prefix(_state_dict(_found(source), source, entry))
+
+
+def digest(state: Mapping[str, Any], *, told: str = "") -> str:
+    """Short hash of the content of a state dict: names, types, shapes and values.
+
+    Args: told: what beside the tensors is to count.
+    """
+    found = hashlib.sha256(told.encode())
+    for name in sorted(state):
+        value = state[name]
+        if isinstance(value, Tensor):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            flat = value.detach().cpu().contiguous().view(-1)
+            found.update(flat.view(torch.uint8).numpy().tobytes())
+        else:
+            found.update(f"{name} {value!r}".encode())
+    return found.hexdigest()[:16]
 
 
 def locate(distribution: str, path: str) -> Path:

@@ -1,0 +1,60 @@
+"""How the learning rate moves over a run."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate moves over a run.
+
+    Args:
+        kind: ``constant``; ``multistep``: times ``gamma`` from each milestone on;
+            ``cosine``: from the full rate down to zero at the last step.
+        milestones: epochs finished (>= 1, rising) after which ``gamma`` is applied.
+        gamma: factor in (0, 1] of each milestone.
+        warmup: epochs (>= 0, fractions allowed) of linear rise from zero.
+    """
+
+    kind: Literal["constant", "multistep", "cosine"] = "constant"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        problems = []
+        if self.kind not in ("constant", "multistep", "cosine"):
+            problems.append(f"kind={self.kind!r}: allowed are constant, multistep, cosine")
+        if self.kind != "multistep" and self.milestones:
+            problems.append(f"milestones have no effect with kind={self.kind!r}; use multistep")
+        if self.kind == "multistep" and not self.milestones:
+            problems.append("kind='multistep' needs milestones, for example (50, 75)")
+        if any(m < 1 for m in self.milestones) or list(self.milestones) != sorted(
+            set(self.milestones)
+        ):
+            problems.append(f"milestones={self.milestones}: must rise, each at least 1")
+        if not 0 < self.gamma <= 1:
+            problems.append(f"gamma={self.gamma}: must lie in (0, 1]")
+        if self.warmup < 0:
+            problems.append(f"warmup={self.warmup}: must be 0 or more epochs")
+        if problems:
+            raise ValueError("schedule: " + "; ".join(problems))
+
+    def factor(self, done: float, epochs: int) -> float:
+        """Factor on the learning rate of the step that begins after ``done`` epochs.
+
+        Args: done: epochs finished, fractions within an epoch. epochs: of the whole run.
+        Returns: a number in [0, 1].
+        >>> [Schedule("multistep", (2, 3)).factor(e, 4) for e in range(4)]
+        [1.0, 1.0, 0.1, 0.010000000000000002]
+        """
+        if done < self.warmup:
+            return done / self.warmup
+        if self.kind == "multistep":
+            return self.gamma ** sum(done >= m for m in self.milestones)
+        if self.kind == "cosine":
+            span = max(epochs - self.warmup, 1e-9)
+            return 0.5 * (1 + math.cos(math.pi * min((done - self.warmup) / span, 1.0)))
+        return 1.0

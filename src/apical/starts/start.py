@@ -1,0 +1,89 @@
+"""What a run starts from, and what of it learns, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal
+
+from apical.starts.weights import digest, read
+
+
+@dataclass(frozen=True)
+class Start:
+    """The trained weights that a net starts from, and what of it learns.
+
+    Rules of transport then take the scale ``norm`` unless they name another: feedback in the size
+    of the trained weights.
+
+    Args:
+        source: a file, ``package:DISTRIBUTION/PATH``, ``torchvision:NAME`` or ``timm:NAME`` (see
+            ``starts.read``); or the fields of another experiment, which is trained first. Empty:
+            the net's own initial weights. Of a checkpoint of Apical's only weights are taken,
+            never feedback.
+        digest: of the tensors, as ``starts.digest`` gives it; empty: of what the source holds now.
+            It stands for the source in the key of an experiment.
+        entry: key of the state dict in a file that holds several.
+        rename: beginnings of names in the source, and what stands for them in the net.
+        skip: patterns of tensors that the net keeps as they are.
+        new_head: leave the last layer as the net comes with it: its outputs are others now.
+        head: name of the last layer; empty: found by name.
+        head_by: ``rule``: the last layer learns as all others; ``bp``: by its exact gradient.
+        norms: ``frozen``: batch norms keep their statistics; ``live``: those of each batch.
+        freeze: patterns of parameters that keep their values.
+        train_only: patterns of the only parameters that learn.
+        rates: patterns of parameters and factors of the learning rate (>= 0), the first match wins.
+    Raises: ValueError naming every value that does not fit, or a source that is not there.
+    """
+
+    source: str | dict[str, Any] = ""
+    digest: str = ""
+    entry: str = ""
+    rename: dict[str, str] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+    new_head: bool = True
+    head: str = ""
+    head_by: Literal["rule", "bp"] = "rule"
+    norms: Literal["live", "frozen"] = "live"
+    freeze: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = ()
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("skip", "freeze", "train_only"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        problems = self._problems()
+        if problems:
+            raise ValueError("start: " + "; ".join(problems))
+        if isinstance(self.source, str) and self.source and not self.digest:
+            object.__setattr__(self, "digest", digest(read(self.source, entry=self.entry or None)))
+
+    def _problems(self) -> list[str]:
+        changed = [f.name for f in fields(self) if getattr(self, f.name) != _default(f)]
+        if not self.source:
+            return [f"{name} has no effect without a source" for name in changed]
+        problems = [
+            f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}"
+            for name, allowed in _ALLOWED.items()
+            if getattr(self, name) not in allowed
+        ]
+        if not isinstance(self.source, str):
+            problems += [
+                f"{name}={getattr(self, name)!r} has no effect with an experiment as source"
+                for name in ("digest", "entry")
+                if name in changed
+            ]
+        if self.freeze and self.train_only:
+            problems.append("freeze and train_only: give one of them")
+        if self.head and not self.new_head and self.head_by == "rule":
+            problems.append(f"head={self.head!r} has no effect on a head that stays as it is")
+        if any(not factor >= 0 for factor in self.rates.values()):
+            problems.append(f"rates={self.rates}: factors must be at least 0")
+        return problems
+
+
+_ALLOWED = {"head_by": ("rule", "bp"), "norms": ("live", "frozen")}
+
+
+def _default(of: Field[Any]) -> Any:
+    return of.default_factory() if callable(of.default_factory) else of.default
