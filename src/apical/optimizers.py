@@ -21,11 +21,12 @@ FUSED = ("adam", "adamw", "sgd")
 
 
 def build(
-    name: str, parameters: Iterable[torch.nn.Parameter], *, lr: float, options: dict[str, Any]
+    name: str, parameters: Iterable[Any], *, lr: float, options: dict[str, Any]
 ) -> torch.optim.Optimizer:
     """The optimizer of an experiment.
 
     Args: name: a name of ``OPTIMIZERS`` or a class as ``package.module:Class``.
+        parameters: parameters, or groups of them as torch has them; frozen ones are left out.
         lr: learning rate.     options: further keyword arguments of the class.
     Raises: ValueError for an unknown name, an option the class does not have, or a value it
         refuses.
@@ -39,14 +40,15 @@ def build(
     for option in options:
         if option not in allowed:
             raise unknown(f"option of the optimizer {name}", option, allowed)
-    parameters = [p for p in parameters if p.requires_grad]
-    if not parameters:
+    given = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
+    if not given:
         raise ValueError(f"optimizer {name}: the net has no parameter to train")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    plain = all(p.is_floating_point() for p in parameters)
+    each = [p for group in given for p in (group["params"] if isinstance(group, dict) else [group])]
+    plain = all(p.is_floating_point() for p in each)
     if name in FUSED and plain and not values.keys() & {"fused", "foreach", "differentiable"}:
         values["fused"] = True
     try:
-        return chosen(parameters, lr=lr, **values)
+        return chosen(given, lr=lr, **values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"optimizer {name} with lr={lr}, {options}: {error}") from error

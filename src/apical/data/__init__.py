@@ -14,6 +14,7 @@ from apical.data.digits import load_digits
 from apical.data.errors import DamagedFile, MissingData
 from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation
+from apical.data.letters import load_letters
 from apical.data.mnist import load_fashion_mnist, load_mnist
 from apical.naming import unknown
 
@@ -67,5 +68,6 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
     "imagenet": load_imagenet,
+    "letters": load_letters,
     "mnist": load_mnist,
 }

@@ -1,0 +1,76 @@
+"""What a `Start` does to a net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from apical.naming import unknown
+from apical.starts.heads import find_head
+from apical.starts.loading import load
+from apical.starts.norms import norm_statistics
+from apical.starts.start import Start
+from apical.starts.tuning import freeze, parameter_groups, train_only
+from apical.starts.weights import State
+
+
+def begin(model: nn.Module, start: Start, weights: State | None) -> None:
+    """Before the conversion: the weights, all but the head's, and the statistics of norms.
+
+    Args: weights: what the source holds; None leaves the net's own, to measure or rebuild it.
+    Raises: ValueError if the head is not certain, or a tensor does not fit; names them.
+    """
+    skip = [*start.skip, f"{head_name(model, start)}.*"] if start.new_head else start.skip
+    if weights is not None:
+        try:
+            load(model, weights, skip=skip, rename=start.rename)
+        except ValueError as error:
+            told = "the experiment it starts from" if isinstance(start.source, dict) else ""
+            raise ValueError(f"start, {told or start.source}: {error}") from error
+    if start.norms == "frozen":
+        norm_statistics(model, "frozen")
+
+
+def assigned(model: nn.Module, start: Start, rule: Any) -> Any:
+    """What `apical.convert` takes, with the head's exact gradient where the start says so."""
+    if start.head_by == "rule":
+        return rule
+    rest = rule if isinstance(rule, Mapping) else {"*": rule}
+    return {head_name(model, start): "bp", **rest}
+
+
+def limit(model: nn.Module, start: Start) -> None:
+    """After the conversion: parameters that do not learn. Raises: ValueError as `freeze` does."""
+    if start.freeze:
+        freeze(model, *start.freeze)
+    if start.train_only:
+        train_only(model, *start.train_only)
+
+
+def parameters(model: nn.Module, start: Start, lr: float) -> list[Any]:
+    """What an optimizer takes: groups where the start has rates of its own."""
+    return parameter_groups(model, lr, start.rates) if start.rates else list(model.parameters())
+
+
+def head_name(model: nn.Module, start: Start) -> str:
+    """The name of the last layer: as the start says, else as it is called.
+
+    Raises: ValueError if there is no such layer, or it is not certain; names the candidates.
+    """
+    if start.head:
+        layers = [name for name, layer in model.named_modules() if _has_weight(layer)]
+        if start.head not in layers:
+            raise unknown("layer for start.head", start.head, layers)
+        return start.head
+    try:
+        return find_head(model)
+    except ValueError as error:
+        why = str(error).partition(" Say which")[0].partition(" Give its name")[0]
+        raise ValueError(f"start: {why} Say which: start.head") from error
+
+
+def _has_weight(layer: nn.Module) -> bool:
+    return isinstance(getattr(layer, "weight", None), torch.Tensor)
