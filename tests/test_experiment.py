@@ -16,6 +16,7 @@ from apical.experiment import (
     rule_label,
     to_dict,
 )
+from apical.hashing import Hashing
 
 FULL = Experiment(
     data="mnist",
@@ -36,6 +37,7 @@ CHANGES: dict[str, Any] = {
     "learner": {"learner": "backprop", "clip_norm": 1.0},
     "net_options": {"hidden": [3]},
     "init": "xavier",
+    "hashing": Hashing(),
     "pixels": "unit",
     "shuffle": False,
     "drop_last": True,

@@ -4,71 +4,21 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from . import hashing as codes
 from . import rules, tasks, teaching
 from .feedback import FEEDBACK_VERSION
 from .naming import unknown
+from .schedule import Schedule
+from .starts import Start
 
 VERSION = 1
 """Raised when a change of this library alters what an experiment computes."""
 
 KEY_DIGITS = 10
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How the learning rate moves over a run.
-
-    Args:
-        kind: ``constant``; ``multistep``: times ``gamma`` from each milestone on;
-            ``cosine``: from the full rate down to zero at the last step.
-        milestones: epochs finished (>= 1, rising) after which ``gamma`` is applied.
-        gamma: factor in (0, 1] of each milestone.
-        warmup: epochs (>= 0, fractions allowed) of linear rise from zero.
-    """
-
-    kind: Literal["constant", "multistep", "cosine"] = "constant"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        problems = []
-        if self.kind not in ("constant", "multistep", "cosine"):
-            problems.append(f"kind={self.kind!r}: allowed are constant, multistep, cosine")
-        if self.kind != "multistep" and self.milestones:
-            problems.append(f"milestones have no effect with kind={self.kind!r}; use multistep")
-        if self.kind == "multistep" and not self.milestones:
-            problems.append("kind='multistep' needs milestones, for example (50, 75)")
-        if any(m < 1 for m in self.milestones) or list(self.milestones) != sorted(
-            set(self.milestones)
-        ):
-            problems.append(f"milestones={self.milestones}: must rise, each at least 1")
-        if not 0 < self.gamma <= 1:
-            problems.append(f"gamma={self.gamma}: must lie in (0, 1]")
-        if self.warmup < 0:
-            problems.append(f"warmup={self.warmup}: must be 0 or more epochs")
-        _raise("schedule", problems)
-
-    def factor(self, done: float, epochs: int) -> float:
-        """Factor on the learning rate of the step that begins after ``done`` epochs.
-
-        Args: done: epochs finished, fractions within an epoch. epochs: of the whole run.
-        Returns: a number in [0, 1].
-        >>> [Schedule("multistep", (2, 3)).factor(e, 4) for e in range(4)]
-        [1.0, 1.0, 0.1, 0.010000000000000002]
-        """
-        if done < self.warmup:
-            return done / self.warmup
-        if self.kind == "multistep":
-            return self.gamma ** sum(done >= m for m in self.milestones)
-        if self.kind == "cosine":
-            span = max(epochs - self.warmup, 1e-9)
-            return 0.5 * (1 + math.cos(math.pi * min((done - self.warmup) / span, 1.0)))
-        return 1.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +47,7 @@ class Experiment:
         init: law of the initial weights: ``net`` keeps what the net comes with, ``xavier`` draws
             them U(+-sqrt(6/(fan_in+fan_out))) with zero biases, as BioTorch does, ``normal`` draws
             weights and biases N(0, 1/(fan_in+fan_out)), ``default`` is PyTorch's law.
+        start: trained weights to begin with, what of the net learns, and how fast.
         rule: a rule's name or package.module:Class, its fields ``{"rule": "fa", ...}``, or a
             mapping from layer name patterns to rules, the first match winning.
         learner: what fills the gradients: ``backprop`` is ``loss.backward()``, by the rules of the
@@ -117,6 +68,8 @@ class Experiment:
             ``zoom_flip``: random area and aspect, mirror (image folders only).
         loss: ``cross_entropy`` of a softmax, or ``binary_cross_entropy``: of a sigmoid at each
             output, summed over outputs.
+        hashing: learn codes for retrieval in place of class scores, with a loss of its own (see
+            ``hashing.Hashing``); absent: classes.
         label_smoothing: in [0, 1), training loss only; ``cross_entropy`` only.
         clip_norm: upper limit (> 0) of the norm of all gradients; absent: none.
         accumulate: parts (>= 1) a batch is split into, for memory.
@@ -147,6 +100,7 @@ class Experiment:
     net_options: dict[str, Any] = field(default_factory=dict)
     pixels: Literal["standard", "unit"] = "standard"
     init: Literal["net", "default", "normal", "xavier"] = "net"
+    start: Start = field(default_factory=Start)
     rule: str | dict[str, Any] = "bp"
     learner: str | dict[str, Any] = teaching.DEFAULT
     switch: dict[int, str | dict[str, Any]] = field(default_factory=dict)
@@ -160,6 +114,7 @@ class Experiment:
     schedule: Schedule = field(default_factory=Schedule)
     augment: Literal["none", "flip_crop", "zoom_flip"] = "none"
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    hashing: codes.Hashing | None = None
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     accumulate: int = 1
@@ -201,7 +156,9 @@ class Experiment:
         problems += self._problems_of_test_at()
         problems += self._problems_of_probes()
         problems += self._problems_of_switch()
+        problems += self._problems_of_start()
         problems += teaching.problems(self)
+        problems += codes.problems(self)
         if self.accumulate > self.batch_size:
             problems.append(f"accumulate={self.accumulate}: exceeds batch_size={self.batch_size}")
         _raise("experiment", problems)
@@ -229,6 +186,27 @@ class Experiment:
                 problems.append(f"switch at epoch {epoch}: {error}")
         return problems
 
+    def _problems_of_start(self) -> list[str]:
+        if not self.start.source:
+            return []
+        try:
+            first = self.before
+        except ValueError as error:
+            return [f"start: {error}"]
+        if first is not None and first.task is not None:
+            return [f"start: its experiment is of sequences (task={first.task!r}), not of images"]
+        return []
+
+    @property
+    def before(self) -> "Experiment | None":
+        """The experiment whose trained net this one starts from, if it does."""
+        return from_dict(self.start.source) if isinstance(self.start.source, dict) else None
+
+    def assignment(self, epoch: int = 0) -> Any:
+        """What ``apical.convert`` takes once so many epochs (>= 0) are finished. On trained
+        weights, feedback has their norm unless a rule names its scale."""
+        return rule_assignment(self.rule_at(epoch), norm=bool(self.start.source))
+
     def rule_at(self, epoch: int) -> str | dict[str, Any]:
         """The rule in force once so many epochs (>= 0) are finished."""
         return {0: self.rule, **self.switch}[max(e for e in (0, *self.switch) if e <= epoch)]
@@ -247,6 +225,8 @@ class Experiment:
     @property
     def objective(self) -> str:
         """Name of the loss: the task's own where there is one."""
+        if self.hashing is not None:
+            return self.hashing.label
         return self.loss if self.task is None else tasks.TASKS[self.task].loss
 
     @property
@@ -254,13 +234,20 @@ class Experiment:
         """Short hash of all that influences the outcome: the versions, and every field that
         differs from its default. Left-out defaults keep old keys valid when a field is added;
         whoever changes a default raises `VERSION`."""
-        value = differing(self) | {"rule": rule_values(self.rule), "version": versions()}
+        norm = bool(self.start.source)
+        value = differing(self) | {"rule": rule_values(self.rule, norm=norm), "version": versions()}
         if not teaching.is_default(self.learner):
             value["learner"] = teaching.learner_values(self.learner)
         else:
             value.pop("learner", None)
         if self.switch:
-            value["switch"] = [[epoch, rule_values(rule)] for epoch, rule in self.switch.items()]
+            rules_of = self.switch.items()
+            value["switch"] = [[epoch, rule_values(rule, norm=norm)] for epoch, rule in rules_of]
+        if norm:
+            value["start"].pop("source")  # what it holds counts, not where it lies
+            value["start"].pop("entry", None)
+            value["start"]["weights"] = self.before.key if self.before else self.start.digest
+            value["start"].pop("digest", None)
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
@@ -271,7 +258,11 @@ class Experiment:
         if not teaching.is_default(self.learner):
             learner = teaching.learner_label(self.learner)
             label = learner if label == "bp" else f"{label}_{learner}"
+        if self.start.source:
+            label += "_tuned"
         source = self.data if self.task is None else f"{self.task}_{self.length}"
+        if self.hashing is not None:
+            source = f"{source}_{self.hashing.label}_{self.hashing.bits}"
         words = (source, self.net, label, f"s{self.seed}", self.key)
         return "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
 
@@ -290,20 +281,38 @@ def from_dict(values: dict[str, Any]) -> Experiment:
     if isinstance(values.get("schedule"), dict):
         _known(Schedule, values["schedule"], "schedule")
         values["schedule"] = Schedule(**values["schedule"])
+    if isinstance(values.get("start"), dict):
+        _known(Start, values["start"], "start")
+        values["start"] = Start(**values["start"])
+    if isinstance(values.get("hashing"), dict):
+        values["hashing"] = codes.from_dict(values["hashing"])
     _known(Experiment, values, "experiment")
     return Experiment(**values)
 
 
-def rule_assignment(rule: str | dict[str, Any]) -> Any:
-    """What ``apical.convert`` takes: a rule, or a mapping from patterns to rules."""
+def rule_assignment(rule: str | dict[str, Any], *, norm: bool = False) -> Any:
+    """What ``apical.convert`` takes: a rule, or a mapping from patterns to rules.
+
+    Args: norm: rules that do not name their scale get the scale ``norm``.
+    """
     if isinstance(rule, str) or "rule" in rule:
-        return rules.build(rule)
-    return {pattern: rules.build(value) for pattern, value in rule.items()}
+        return _normed(rules.build(rule), rule) if norm else rules.build(rule)
+    return {pattern: rule_assignment(value, norm=norm) for pattern, value in rule.items()}
 
 
-def rule_values(rule: str | dict[str, Any]) -> dict[str, Any]:
-    """The rule in one form, however it was given, for the key."""
-    assignment = rule_assignment(rule)
+def _normed(rule: rules.Rule, said: Any) -> rules.Rule:
+    """The rule, and any within, at the scale ``norm`` where none was said."""
+    known = said if isinstance(said, Mapping) else {}
+    if isinstance(inner := getattr(rule, "inner", None), rules.Rule):
+        return rules.build(rule, inner=_normed(inner, known.get("inner")))
+    if "scale" in known or getattr(rule, "scale", None) != "init":
+        return rule
+    return rules.build(rule, scale="norm")
+
+
+def rule_values(rule: str | dict[str, Any], *, norm: bool = False) -> dict[str, Any]:
+    """The rule in one form, however it was given, for the key. Args: norm: as above."""
+    assignment = rule_assignment(rule, norm=norm)
     if not isinstance(assignment, dict):
         return rules.to_dict(assignment)
     # an object in JSON has no order once sorted, but here the first match wins

@@ -12,17 +12,20 @@ from torch import Tensor
 from . import teaching
 from .convert import labels
 from .experiment import Experiment
-from .losses import training_loss
 from .prepare import Parts
+from .resume import Position
 
 Gradients = Callable[..., tuple[Tensor, Tensor]]
 """(inputs, targets, share of the batch) -> loss, a mean, and scores, both without a graph."""
 
 
-def function(experiment: Experiment, parts: Parts) -> Gradients:
-    """What adds to ``.grad`` of the net what a batch, or a part of it, teaches."""
+def function(experiment: Experiment, parts: Parts, at: Position) -> Gradients:
+    """What adds to ``.grad`` of the net what a batch, or a part of it, teaches.
+
+    Args: at: where the run stands, kept up to date: a loss may change with the step.
+    """
     if teaching.is_default(experiment.learner):
-        return _backward(experiment, parts)
+        return _backward(experiment, parts, at)
     learner = teaching.learner_of(experiment)
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -33,9 +36,9 @@ def function(experiment: Experiment, parts: Parts) -> Gradients:
     return gradients
 
 
-def _backward(experiment: Experiment, parts: Parts) -> Gradients:
+def _backward(experiment: Experiment, parts: Parts, at: Position) -> Gradients:
     autocast = autocasting(experiment, parts.device)
-    loss_fn = training_loss(experiment.objective, experiment.label_smoothing)
+    loss_fn = parts.objective.training(lambda: at.step)
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         with labels(parts.model, y):

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import learners, teaching
+from . import learners, starts, teaching, tuning
 from .diagnostics import Watch, measure
 from .experiment import Experiment
-from .losses import LOSSES
 from .prepare import Parts
 
 FIXED_STEPS = 4
@@ -38,6 +37,7 @@ class Monitor:
         by_rules = teaching.is_default(experiment.learner)
         self.watch = Watch(parts.model) if self.probe is not None and by_rules else None
         self.epochs = epochs_to_measure(experiment, self.per_epoch)
+        self.before = _before(experiment, parts)
 
     def recall(self, rows: Iterable[Row]) -> None:
         """Take up what was measured, and warned of, before an interruption."""
@@ -57,6 +57,12 @@ class Monitor:
         """The rows of a named step within an epoch; their epoch is a fraction."""
         return [{**row, "step": step} for row in self._rows(round(step / self.per_epoch, 6))]
 
+    def at_end(self) -> list[Row]:
+        """What became of the weights that the run started from, one row for each layer."""
+        if self.before is None:
+            return []
+        return self.before.rows(self.parts.model, self.parts.objective.loss, self.probe)
+
     def warnings(self, rows: Sequence[Row]) -> list[Row]:
         """What these new rows give reason to warn of, once for each layer and reason: warned of
         and, as rows, for the records."""
@@ -73,13 +79,20 @@ class Monitor:
         model, probe, rows = self.parts.model, self.probe, []
         with torch.random.fork_rng([probe[0].device] if probe[0].is_cuda else []):
             if self.watch is not None:
-                loss = LOSSES[self.experiment.objective]
-                rows += measure(model, loss, *probe, self.watch.start)
+                rows += measure(model, self.parts.objective.loss, *probe, self.watch.start)
             else:
                 rows += of_weights(model, teaching.learner_of(self.experiment), probe)
             if self.experiment.task is not None:
                 rows += of_steps(model, teaching.learner_of(self.experiment), probe)
         return [_finite(row, epoch) for row in rows]
+
+
+def _before(experiment: Experiment, parts: Parts) -> tuning.Before | None:
+    start = experiment.start
+    if not start.source or parts.group.rank:
+        return None
+    known = start.new_head or start.head_by == "bp"
+    return tuning.Before(parts.model, starts.head_name(parts.model, start) if known else "")
 
 
 def of_weights(model: nn.Module, learner: learners.Learner, batch: learners.Batch) -> list[Row]:

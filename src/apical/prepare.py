@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import data, learners, nets, optimizers, tasks, teaching
+from . import data, learners, nets, objectives, optimizers, starts, tasks, teaching
 from .convert import convert
-from .experiment import Experiment, rule_assignment
+from .experiment import Experiment
 from .switch import check, switch
 
 EVALUATION_BATCH = 500
@@ -63,6 +63,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     source: Source
+    objective: objectives.Objective
     train: Split
     validation: Split | None
     test: Split
@@ -77,12 +78,15 @@ def build(
     device: str = "cpu",
     data_root: str | None = None,
     download: bool = True,
+    weights: starts.State | None = None,
 ) -> Parts:
     """Build everything an experiment names; consumes the global random numbers of its seed.
 
-    The order is part of the result: weights from the seed, then the conversion, then what the
+    The order is part of the result: weights from the seed, those of the start, the conversion, then what the
     learner remembers, then the optimizer, so that all that learns by gradients is trained.
 
+    Args: weights: of the experiment's start; absent, the net keeps its own, which is enough to
+        time it.
     Raises: ValueError for any name or value that does not fit, before anything is written.
     """
     where = check_device(device, experiment)
@@ -93,11 +97,13 @@ def build(
         batches, probe = _images(experiment, source, where, group)
     else:
         batches, probe = _streams(experiment, source, where)
+    train, validation, test = batches
+    objective = objectives.build(experiment, train, database(experiment, source, where))
     torch.manual_seed(experiment.seed)
-    model = build_model(experiment, source).to(where)
+    model = build_model(experiment, source, weights=weights).to(where)
     optimizer = optimizers.build(
         experiment.optimizer,
-        model.parameters(),
+        starts.parameters(model, experiment.start, experiment.lr),
         lr=experiment.lr,
         options=experiment.optimizer_options,
     )
@@ -106,10 +112,8 @@ def build(
     torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
     net = _as_called(experiment, model, group)
     scaler = torch.amp.GradScaler(where.type, enabled=experiment.autocast == "fp16")
-    train, validation, test = batches
-    return Parts(
-        model, net, optimizer, scaler, source, train, validation, test, probe, where, group
-    )
+    parts = (train, validation, test, probe, where, group)
+    return Parts(model, net, optimizer, scaler, source, objective, *parts)
 
 
 def load(experiment: Experiment, *, data_root: str | None = None, download: bool = True) -> Source:
@@ -123,21 +127,31 @@ def load(experiment: Experiment, *, data_root: str | None = None, download: bool
     return data.load(experiment.data, root=data_root, size=experiment.size, download=download)
 
 
-def build_model(experiment: Experiment, source: Source, *, epoch: int = 0) -> nn.Module:
+def build_model(
+    experiment: Experiment,
+    source: Source,
+    *,
+    epoch: int = 0,
+    weights: starts.State | None = None,
+) -> nn.Module:
     """The converted net of an experiment on the CPU, with what its learner remembers; its weights
     use the global generator.
 
     Args: source: as of ``load``.
         epoch: epochs finished (>= 0), on which the rule depends where it switches.
+        weights: as of ``build``.
     """
     model = _net(experiment, source)
     if experiment.init != "net":
         nets.initialise(model, experiment.init)
     if experiment.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rule = rule_assignment(experiment.rule_at(epoch))
+    if experiment.start.source:
+        starts.begin(model, experiment.start, weights)
+    rule = _assignment(experiment, model, epoch)
     example = _example(source, torch.device("cpu"))
     model = convert(model, rule, example=example, seed=experiment.seed)
+    starts.limit(model, experiment.start)
     if teaching.is_default(experiment.learner):
         return model
     return learners.attach(model, teaching.learner_of(experiment), seed=experiment.seed)
@@ -150,8 +164,32 @@ def _net(experiment: Experiment, source: Source) -> nn.Module:
             experiment.net, inputs=source.inputs, outputs=source.outputs, **options
         )
     return nets.build(
-        experiment.net, in_shape=source.shape, num_classes=source.num_classes, **options
+        experiment.net,
+        in_shape=source.shape,
+        num_classes=outputs(experiment, source),
+        **options,
     )
+
+
+def outputs(experiment: Experiment, images: data.ImageData) -> int:
+    """Outputs of the net: one for each class, or for each bit of a hash code."""
+    return images.num_classes if experiment.hashing is None else experiment.hashing.bits
+
+
+def database(experiment: Experiment, source: Source, device: torch.device) -> data.Batches | None:
+    """What hash codes are searched in: the training split less the validation split, in its order;
+    None where no codes are learned. ``train_images`` does not make it smaller."""
+    if experiment.hashing is None or not isinstance(source, data.ImageData):
+        return None
+    split = source.train
+    if experiment.validation:
+        split = data.split_validation(split, experiment.validation, 0)[0]
+    return data.Batches(split, EVALUATION_BATCH, **_common(experiment, source, device))
+
+
+def _assignment(experiment: Experiment, model: nn.Module, epoch: int) -> Any:
+    """What ``convert`` takes for this net after so many epochs."""
+    return starts.assigned(model, experiment.start, experiment.assignment(epoch))
 
 
 def follow_switch(experiment: Experiment, parts: Parts, epoch: int) -> bool:
@@ -163,7 +201,7 @@ def follow_switch(experiment: Experiment, parts: Parts, epoch: int) -> bool:
         return False
     switch(
         parts.model,
-        rule_assignment(experiment.switch[epoch]),
+        _assignment(experiment, parts.model, epoch),
         optimizer=parts.optimizer,
         example=_example(parts.source, parts.device),
         seed=experiment.seed,
@@ -226,6 +264,8 @@ def _example(source: Source, device: torch.device) -> Tensor:
 
 def _check_group(experiment: Experiment, group: Group) -> None:
     told = "" if experiment.task is None else f"task={experiment.task!r}"
+    if experiment.hashing is not None:
+        told = "hashing"  # its pairs would be those within each process
     if not teaching.is_default(experiment.learner):
         told = f"learner={teaching.learner_label(experiment.learner)!r}"
     if told and group.size > 1:
@@ -246,11 +286,11 @@ def _check_switches(
 ) -> None:
     """What would stop a later switch stops the run before its first step."""
     problems = []
-    for epoch, rule in experiment.switch.items():
+    for epoch in experiment.switch:
         try:
             check(
                 model,
-                rule_assignment(rule),
+                _assignment(experiment, model, epoch),
                 optimizer=optimizer,
                 example=example,
                 seed=experiment.seed,
@@ -282,13 +322,7 @@ def _batches(
     device: torch.device,
     group: Group,
 ) -> tuple[data.Batches, data.Batches | None, data.Batches]:
-    mean, std = normalisation(experiment, images)
-    common: dict[str, Any] = {
-        "mean": mean,
-        "std": std,
-        "device": device,
-        "channels_last": experiment.channels_last,
-    }
+    common = _common(experiment, images, device)
     train = data.Batches(
         splits[0],
         experiment.batch_size,
@@ -307,6 +341,13 @@ def _batches(
     if splits[1] is not None:
         validation = data.Batches(splits[1], EVALUATION_BATCH, **common)
     return train, validation, data.Batches(images.test, EVALUATION_BATCH, **common)
+
+
+def _common(experiment: Experiment, images: data.ImageData, device: torch.device) -> dict[str, Any]:
+    """What all batches of images share."""
+    mean, std = normalisation(experiment, images)
+    layout = experiment.channels_last
+    return {"mean": mean, "std": std, "device": device, "channels_last": layout}
 
 
 def _images(
@@ -341,13 +382,6 @@ def _probe_batch(
     if not experiment.probe_every:
         return None
     count = min(experiment.probe_images, len(split))
-    mean, std = normalisation(experiment, images)
-    batches = data.Batches(
-        split.take(torch.arange(count)),
-        count,
-        mean=mean,
-        std=std,
-        device=device,
-        channels_last=experiment.channels_last,
-    )
+    common = _common(experiment, images, device)
+    batches = data.Batches(split.take(torch.arange(count)), count, **common)
     return next(iter(batches.epoch(0)))

@@ -13,9 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, claims, gradients, observe, prepare, progress, records, resume, run_folder
+from . import (
+    checkpoint,
+    claims,
+    gradients,
+    observe,
+    prepare,
+    pretraining,
+    progress,
+    records,
+    resume,
+    run_folder,
+)
 from .experiment import Experiment, rule_label
-from .losses import LOSSES
 from .monitor import Monitor
 from .prepare import Split
 
@@ -56,6 +66,8 @@ def run(
 ) -> dict[str, Any]:
     """Train an experiment in a folder, or go on where a killed run stopped, or do nothing.
 
+    One that starts from another experiment has that trained first, in ``starts`` beside the folder.
+
     Returns: the last record: of kind ``final``, or ``stopped`` if the loss became non-finite.
     Raises: ValueError if the experiment cannot be built or the folder holds another one;
         claims.Held if another living process works on the folder.
@@ -66,12 +78,14 @@ def run(
     if ended is not None:
         return ended
     prepare.check_device(execution.device, experiment)
+    weights = pretraining.weights(experiment, folder, lambda e, place: run(e, place, execution))
     with settings(execution):
         parts = prepare.build(
             experiment,
             device=execution.device,
             data_root=execution.data_root,
             download=execution.download,
+            weights=weights,
         )
         try:
             if parts.group.rank:
@@ -131,12 +145,12 @@ def classification(
             sums.zero_()
             save(*new)
             show(new)
-    final = _final_row(experiment, parts, at, folder) if writes else {}
+    ending = _final_rows(experiment, parts, at, folder) if writes else [{}]
     parts.group.wait()
     if writes:
         still_mine()
-        records.append(folder / "records.jsonl", final)
-    return final
+        records.append(folder / "records.jsonl", *monitor.at_end(), *ending)
+    return ending[-1]
 
 
 def _train_epoch(
@@ -152,20 +166,21 @@ def _train_epoch(
     group, device = parts.group, parts.device
     per_epoch = len(parts.train)
     look = 1 if device.type == "cpu" and group.size == 1 else LOOK_STEPS
-    teach = gradients.function(experiment, parts)
+    teach = gradients.function(experiment, parts, at)
     parts.net.train()
     clock = _Clock(at)
     for x, y in itertools.islice(parts.train.epoch(at.epoch), at.epoch_step, None):
         done = at.epoch + at.epoch_step / per_epoch
         for options in parts.optimizer.param_groups:
-            options["lr"] = experiment.lr * experiment.schedule.factor(done, experiment.epochs)
+            rate = experiment.lr * (options["rate"] if experiment.start.rates else 1)
+            options["lr"] = rate * experiment.schedule.factor(done, experiment.epochs)
         x_parts, y_parts = x.chunk(experiment.accumulate), y.chunk(experiment.accumulate)
         for number, (x_part, y_part) in enumerate(zip(x_parts, y_parts, strict=True), 1):
             share = len(y_part) / len(y)  # gradients of parts add up to the mean over all images
             with _unsynchronised(parts.net, number < len(x_parts)):
                 loss, scores = teach(x_part, y_part, share)
             sums[0] += loss * len(y_part)
-            sums[1] += parts.train.correct(scores, y_part).sum()
+            sums[1] += parts.objective.correct(scores, y_part).sum()
         sums[2] += len(y)
         at.epoch_step += 1
         if at.epoch_step % look == 0 or at.epoch_step == per_epoch:
@@ -236,11 +251,10 @@ def _epoch_rows(
 def _scores(
     experiment: Experiment, parts: prepare.Parts, name: str, split: Split
 ) -> dict[str, float]:
-    """Loss and accuracy on a split, under its name."""
+    """Loss, accuracy and the like on a split, under its name."""
     autocast = gradients.autocasting(experiment, parts.device)
-    loss_fn = LOSSES[experiment.objective]
-    loss, accuracy = observe.evaluate(parts.model, split, autocast, loss_fn)
-    return {f"{name}_loss": loss, f"{name}_acc": accuracy}
+    found = parts.objective.scores(parts.model, split, autocast)
+    return {f"{name}_{key}": value for key, value in found.items()}
 
 
 def _switch_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> list[dict[str, Any]]:
@@ -251,19 +265,23 @@ def _switch_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> li
     return [{"kind": "switch", "epoch": epoch, "rule": rule, "before": before}]
 
 
-def _final_row(
+def _final_rows(
     experiment: Experiment, parts: prepare.Parts, at: resume.Position, folder: Path
-) -> dict[str, Any]:
-    """The row that closes a run. The test split is read here and at ``test_at``, nowhere else."""
+) -> list[dict[str, Any]]:
+    """The row that closes a run, behind those of kind ``course`` where its objective has some. The
+    test split is read here and at ``test_at``, nowhere else."""
     epochs = [r for r in records.read(folder / "records.jsonl") if r["kind"] == "epoch"]
     steps = at.step / len(epochs)
     row: dict[str, Any] = {"kind": "final", "epoch": at.epoch}
     splits = {"val": parts.validation, "test": parts.test if experiment.test else None}
+    autocast, courses = gradients.autocasting(experiment, parts.device), []
     for name, split in splits.items():
         if split is not None:
             row |= _scores(experiment, parts, name, split)
             row[f"{name}_count"] = len(split.split)
-    return row | {
+            course = parts.objective.course(parts.model, split, autocast)
+            courses += [{"kind": "course", "split": name, **point} for point in course]
+    row |= {
         "train_acc": at.train_acc,
         "train_loss": at.train_loss,
         "seconds": round(at.seconds, 3),
@@ -272,6 +290,7 @@ def _final_row(
         "parameters": observe.parameter_count(parts.model),
         "feedback_bytes": observe.feedback_bytes(parts.model),
     }
+    return [*courses, row]
 
 
 def _stopped(at: resume.Position, where: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from apical.hashing.perceptibility import Perceptibility, perceptibility
 from apical.hashing.ranking import distances, pairwise_distances, rank, rankings
 from apical.hashing.relaxation import Continuation, relax
 from apical.hashing.sdha import SDHA
+from apical.hashing.task import LOSSES, Hashing, from_dict, problems
 
 __all__ = [
     "CSQ",
@@ -41,6 +42,7 @@ __all__ = [
     "Database",
     "HashLoss",
     "HashNet",
+    "Hashing",
     "Memory",
     "PairLoss",
     "Perceptibility",
@@ -49,6 +51,7 @@ __all__ = [
     "average_precision",
     "distances",
     "encode",
+    "from_dict",
     "hash_head",
     "mean_average_precision",
     "pack",
@@ -56,17 +59,9 @@ __all__ = [
     "perceptibility",
     "precision_recall",
     "precision_within",
+    "problems",
     "rank",
     "rankings",
     "relax",
     "relevant",
 ]
-
-LOSSES: dict[str, type[HashLoss]] = {
-    "csq": CSQ,
-    "dph": DPH,
-    "dpn": DPN,
-    "dpsh": DPSH,
-    "dsh": DSH,
-    "hashnet": HashNet,
-}

@@ -15,7 +15,7 @@ from apical.hashing.losses import HashLoss
 
 
 @dataclass(frozen=True)
-class CentreLoss(HashLoss, abc.ABC):
+class CentreLoss(HashLoss):
     """A loss on the way from u to the centre c of its class; needs no pairs.
 
     Args of every such loss:

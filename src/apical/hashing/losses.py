@@ -28,7 +28,7 @@ class Bank(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HashLoss:
+class HashLoss(abc.ABC):
     """A loss on relaxed codes u. The object is its configuration."""
 
     def __post_init__(self) -> None:
@@ -44,6 +44,10 @@ class HashLoss:
                     )
             elif isinstance(value, int | float) and value < 0:
                 raise ValueError(f"{self.name}: {option.name}={value} must be at least 0")
+
+    @abc.abstractmethod
+    def __call__(self, u: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, a number."""
 
     @property
     def name(self) -> str:
@@ -62,7 +66,7 @@ class HashLoss:
 
 
 @dataclass(frozen=True)
-class PairLoss(HashLoss, abc.ABC):
+class PairLoss(HashLoss):
     """A loss that draws alike examples together and others apart.
 
     Args of every loss on pairs:

@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from apical import gradients, prepare, records, teaching, training
+from apical import gradients, prepare, records, resume, teaching, training
 from apical.convert import learn
 from apical.experiment import Experiment, rule_label
 from apical.sweep import Task
@@ -71,7 +71,7 @@ def _measure(experiment: Experiment, execution: training.Execution) -> tuple[flo
             data_root=execution.data_root,
             download=execution.download,
         )
-        teach = gradients.function(plain, parts)
+        teach = gradients.function(plain, parts, resume.Position())
         seconds = []
         batches = parts.train.epoch(0)
         for _, (x, y) in zip(range(WARM_STEPS + TIMED_STEPS), batches, strict=False):

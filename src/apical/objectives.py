@@ -1,0 +1,165 @@
+"""What a run descends and what it counts as right: of scores, or of hash codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import data, hashing, observe, tasks
+from .experiment import Experiment
+from .hashing.ranking import check_k
+from .losses import LOSSES, Loss, training_loss
+
+Split = data.Batches | tasks.Stream
+
+RADIUS = 2
+"""Hamming radius within which precision is measured."""
+
+
+class Objective(Protocol):
+    """What training, measuring and evaluating ask of an experiment."""
+
+    @property
+    def loss(self) -> Loss:
+        """From outputs and targets; `reduction`, "mean" (default) or "sum" over examples."""
+
+    def training(self, step: Callable[[], int]) -> Loss:
+        """The loss that is descended, a mean. Args: step: optimizer steps done so far."""
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Which examples of a training batch are right, (N,) bool."""
+
+    def scores(self, model: nn.Module, split: Split, autocast: Any) -> dict[str, float]:
+        """``loss``, ``acc`` (share that is right) and what else there is to say of a split."""
+
+    def course(self, model: nn.Module, split: Split, autocast: Any) -> list[dict[str, float]]:
+        """What a split shows of the trained net beyond numbers, as rows."""
+
+
+def build(experiment: Experiment, train: Split, database: data.Batches | None) -> Objective:
+    """The objective of an experiment. Args: database: what hash codes are searched in.
+
+    Raises: ValueError if the classes or the database do not fit the options of hashing.
+    """
+    if experiment.hashing is None or database is None:
+        return OfScores(experiment.objective, experiment.label_smoothing, train)
+    labels = database.split.labels
+    check_k(experiment.hashing.k, len(labels))
+    return OfCodes(experiment.hashing, experiment.hashing.loss_for(int(labels.max()) + 1), database)
+
+
+@dataclass(frozen=True, eq=False)
+class OfScores:
+    """Scores of classes, or numbers, as the split says; the loss goes by its name."""
+
+    name: str
+    label_smoothing: float
+    train: Split
+
+    @property
+    def loss(self) -> Loss:
+        return LOSSES[self.name]
+
+    def training(self, step: Callable[[], int]) -> Loss:
+        return training_loss(self.name, self.label_smoothing)
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.train.correct(outputs, targets)
+
+    def scores(self, model: nn.Module, split: Split, autocast: Any) -> dict[str, float]:
+        loss, accuracy = observe.evaluate(model, split, autocast, self.loss)
+        return {"loss": loss, "acc": accuracy}
+
+    def course(self, model: nn.Module, split: Split, autocast: Any) -> list[dict[str, float]]:
+        return []
+
+
+@dataclass(frozen=True, eq=False)
+class OfCodes:
+    """Hash codes. Right is whose nearest code is of its class: in training among the batch, of a
+    split among the database, ties at their mean. mAP and precision are in [0, 1], too."""
+
+    options: hashing.Hashing
+    learned: hashing.HashLoss
+    database: data.Batches
+
+    @property
+    def loss(self) -> Loss:
+        return partial(self._loss, sharpness=1.0)
+
+    def training(self, step: Callable[[], int]) -> Loss:
+        steeper = self.options.continuation
+        if steeper is None:
+            return self.loss
+        return lambda outputs, targets: self._loss(
+            outputs, targets, sharpness=steeper.sharpness(step())
+        )
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        codes = (outputs >= 0).float() * 2 - 1
+        alike = (codes @ codes.T).fill_diagonal_(-torch.inf)
+        return (targets[alike.argmax(1)] == targets) & (len(targets) > 1)
+
+    def scores(self, model: nn.Module, split: Split, autocast: Any) -> dict[str, float]:
+        loss, queries, labels = self._encoded(model, split, autocast)
+        database = self._database(model, autocast)
+        mean = partial(hashing.mean_average_precision, queries, labels, database, ties="expected")
+        return {
+            "loss": loss,
+            "acc": mean(k=1),
+            "map": mean(k=self.options.k),
+            "precision2": hashing.precision_within(queries, labels, database, self._radius),
+            "constant_bits": len(database.codes.constant_bits()),
+        }
+
+    def course(self, model: nn.Module, split: Split, autocast: Any) -> list[dict[str, float]]:
+        """Precision and recall within each Hamming radius, 0 to the number of bits."""
+        _, queries, labels = self._encoded(model, split, autocast)
+        found = hashing.precision_recall(queries, labels, self._database(model, autocast))
+        pairs = zip(found.precision.tolist(), found.recall.tolist(), strict=True)
+        return [{"radius": r, "precision": p, "recall": c} for r, (p, c) in enumerate(pairs)]
+
+    @property
+    def _radius(self) -> int:
+        return min(RADIUS, self.options.bits)
+
+    def _loss(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        *,
+        sharpness: float,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> Tensor:
+        # pairs are a mean over a batch: summed over batches it counts each by its images
+        mean: Tensor = self.learned(hashing.relax(outputs.float(), sharpness), targets)
+        return mean if reduction == "mean" else mean * len(targets)
+
+    def _database(self, model: nn.Module, autocast: Any) -> hashing.Database:
+        _, codes, labels = self._encoded(model, self.database, autocast)
+        return hashing.Database(codes, labels)
+
+    @torch.no_grad()
+    def _encoded(
+        self, model: nn.Module, split: Split, autocast: Any
+    ) -> tuple[float, hashing.Codes, Tensor]:
+        """Loss, codes and labels of a split, in eval mode."""
+        training = model.training
+        model.eval()
+        outputs, labels, loss = [], [], 0.0
+        for x, y in split.epoch(0):
+            with autocast():
+                found = model(x)
+            loss += self.loss(found, y, reduction="sum").item()
+            outputs.append(found.float())
+            labels.append(y)
+        model.train(training)
+        if not labels:
+            raise ValueError("a split without images cannot be evaluated")
+        targets = torch.cat(labels)
+        return loss / len(targets), hashing.pack(torch.cat(outputs)), targets
