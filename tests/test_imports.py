@@ -49,6 +49,7 @@ RUNNING = [
     {"training"},
     {"trained"},
     {"robustness"},
+    {"retrieval"},
     {"sweep"},
     {"studies"},
     {"cli_parsing"},

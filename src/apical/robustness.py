@@ -144,6 +144,7 @@ def evaluate(
     folder, execution = Path(folder), execution or training.Execution()
     others = dict(surrogates or {})
     key = evaluation.key(net.digest, {name: other.digest for name, other in others.items()})
+    _check_classes(net, *others.values())
     _check(folder, key)
     if found := rows(folder):
         return found
@@ -180,6 +181,7 @@ def audits(
 ) -> list[Audit]:
     """The gradient audit alone: of the net's own gradient, the exact one, those of the rules."""
     execution = execution or training.Execution()
+    _check_classes(net)
     x, y = net.examples(min(evaluation.images, AUDITED), execution.device)
     sources = ["own", "exact", *(f"rule:{rule}" for rule in evaluation.rules)]
     with training.settings(execution):
@@ -232,6 +234,15 @@ def _described(
     values = json.loads(json.dumps(dataclasses.asdict(evaluation)))
     about = {"net": net.name, "data": net.images.name, "image_shape": list(net.images.shape)}
     return about | values | {"images": count, "surrogates": list(others)}
+
+
+def _check_classes(*nets: Trained) -> None:
+    for net in nets:
+        if net.bits is not None:
+            raise ValueError(
+                f"{net.name} gives hash codes of {net.bits} bits, no scores of classes: attack its "
+                "retrieval (apical.retrieval)"
+            )
 
 
 def _check(folder: Path, key: str) -> None:

@@ -24,13 +24,15 @@ class Trained:
     """A net and what it is tried on.
 
     Attributes: model: with its normalisation inside. images: its data. digest: short hash of all
-        that decides what it computes, forwards and backwards. name: in tables.
+        that decides what it computes, forwards and backwards. name: in tables. bits: of the hash
+        codes that it gives; None for scores of classes.
     """
 
     model: nn.Module
     images: data.ImageData
     digest: str
     name: str
+    bits: int | None = None
 
     def examples(self, count: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """`count` images of the test split (all, where it has fewer) and their labels.
@@ -70,7 +72,8 @@ def from_run(
         model = prepare.build_model(experiment, images, epoch=experiment.epochs)
     model.load_state_dict(_weights_of_run(folder, experiment))
     whole = Normalised(model.eval(), *prepare.normalisation(experiment, images))
-    return Trained(whole.to(device), images, digest_of_run(folder), folder.name)
+    bits = None if experiment.hashing is None else experiment.hashing.bits
+    return Trained(whole.to(device), images, digest_of_run(folder), folder.name, bits)
 
 
 def experiment_of(folder: Path) -> Experiment:
