@@ -225,7 +225,7 @@ class Feedback(nn.Module):
             self._count(int(state_dict.pop(prefix + "updates")))
         if self.pending:
             assert isinstance(self.rule, BroadcastRule)  # only these wait for shapes
-            if type(self.rule).memory_gradients is not BroadcastRule.memory_gradients:
+            if self.rule.trains_memory:
                 raise ValueError(
                     f"{self.layer}: its feedback has no size yet, and what of it is trained is not"
                     " known; give convert(..., example=x) before loading"

@@ -252,7 +252,7 @@ def _tap_forward(
 
 def _tap_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, feedback, geometry, error_shape, targets, *memory = inputs
-    learns = any(tensor.requires_grad for tensor in memory)
+    learns = any(tensor.requires_grad for tensor in memory) or feedback.rule.needs_input
     ctx.save_for_backward(x if learns else None, targets, *memory)
     ctx.feedback, ctx.geometry, ctx.dtype = feedback, geometry, x.dtype
     ctx.set_materialize_grads(False)
@@ -269,12 +269,14 @@ def _tap_backward(ctx: Any, error: Tensor | None) -> Any:
         error = error.to(memory[0].dtype)
     rule, known = ctx.feedback.rule, () if targets is None else (targets.to(error.dtype),)
     with _without_autocast(error.device.type):
-        signal = rule.signal(error, ctx.geometry, *memory, *known)
+        seen = (x.to(error.dtype),) if rule.needs_input else ()
+        signal = rule.signal(error, ctx.geometry, *memory, *known, *seen)
         gradients: Sequence[Tensor | None] = (None,) * len(memory)
         if ctx.feedback.observes():
             rule.observe(error, *known, *memory, *ctx.feedback.notes)
-        if x is not None:
-            gradients = rule.memory_gradients(error, x, ctx.geometry, *memory)
+        if x is not None and any(ctx.needs_input_grad[5:]):
+            taught = known if seen else ()
+            gradients = rule.memory_gradients(error, x, ctx.geometry, *memory, *taught)
     return signal.to(ctx.dtype), *nothing, *gradients
 
 

@@ -21,6 +21,7 @@ from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import FEWEST_CLASSES, Loss, against
 from apical.attacks.names import source as named_source
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
+from apical.spiking import has_spikes
 
 STEPS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
 """Lengths of the steps tried, as root mean square over the inputs' values, in ranges."""
@@ -56,7 +57,9 @@ class Audit:
             zero for many examples; "random": it differs from one time to the next.
         reasons: sentences, also those that alone would not have decided.
         rising: share of examples (of those with a gradient) whose loss the smallest step that
-            moves it raises; rising_low, rising_high: its Wilson interval.
+            moves it raises; rising_low, rising_high: its Wilson interval. The loss of a spiking net
+            is a staircase with a gradient that ignores the single stairs: there, the smallest
+            such step of at least the length where the agreement is largest.
         cosine: median cosine to the exact gradient. agreement: mean cosine to the gradient by
             finite differences, estimated from random directions, at the length of step where it is
             largest: a true gradient of a quantised net agrees at some length, a wrong one at none.
@@ -209,7 +212,7 @@ def _slopes(
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
     random = [unit(draw.to(x.device), "l2") for draw in draws]
-    best, ratio = -1.0, torch.zeros(len(x))
+    best, ratio, length = -1.0, torch.zeros(len(x)), STEPS[0]
     for share in STEPS:
         step = torch.full((len(x),), share * size, dtype=x.dtype, device=x.device)
         products = torch.zeros(3, len(x), dtype=torch.float64, device=x.device)
@@ -219,8 +222,9 @@ def _slopes(
             products += torch.stack([found * claimed, found.square(), claimed.square()])
         cosines = products[0] / (products[1] * products[2]).sqrt().clamp_min(1e-30)
         if (mean := cosines.mean().item()) > best:
-            best, ratio = mean, _slope(value, step, ahead) / lengths(gradient)
-    return _Slopes(_first_change(value, ahead, size) > 0, ratio, best)
+            best, ratio, length = mean, _slope(value, step, ahead) / lengths(gradient), share
+    least = length if has_spikes(model) else STEPS[0]
+    return _Slopes(_first_change(value, ahead, size, least) > 0, ratio, best)
 
 
 def _slope(value: Callable[[Tensor, Tensor], Tensor], step: Tensor, direction: Tensor) -> Tensor:
@@ -238,12 +242,13 @@ def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor]
 
 
 def _first_change(
-    value: Callable[[Tensor, Tensor], Tensor], direction: Tensor, size: float
+    value: Callable[[Tensor, Tensor], Tensor], direction: Tensor, size: float, least: float
 ) -> Tensor:
-    """How much the loss changes at the smallest step at which it does; 0 where it never does."""
+    """How much the loss changes at the smallest step, from `least` on, at which it does; 0 where
+    it never does."""
     base = value(torch.zeros(len(direction), dtype=direction.dtype).to(direction.device), direction)
     floor, change = NOISE * base.abs().clamp_min(1), torch.zeros_like(base)
-    for share in STEPS:
+    for share in STEPS[STEPS.index(least) :]:
         moved = value(torch.full_like(base, share * size), direction) - base
         change = torch.where((change == 0) & (moved.abs() > floor), moved, change)
     return change

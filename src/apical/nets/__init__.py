@@ -20,8 +20,10 @@ from apical.nets.external import build_external
 from apical.nets.initial import LAWS, initialise
 from apical.nets.lenet import lenet
 from apical.nets.mlp import mlp
+from apical.nets.offers import OwnLoss, Problem, Traced
 from apical.nets.recurrent import GRU, LSTM, SRN, Cell, Recurrent
 from apical.nets.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
+from apical.nets.spiking import spiking_conv, spiking_mlp
 from apical.nets.vgg import vgg
 from apical.nets.vit import vit
 
@@ -32,7 +34,10 @@ __all__ = [
     "LSTM",
     "NETS",
     "SRN",
+    "OwnLoss",
+    "Problem",
     "Recurrent",
+    "Traced",
     "build",
     "build_recurrent",
     "initialise",
@@ -123,6 +128,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet32": resnet32,
     "resnet44": resnet44,
     "resnet56": resnet56,
+    "spiking_conv": spiking_conv,
+    "spiking_mlp": spiking_mlp,
     "vgg": vgg,
     "vit": vit,
 }

@@ -13,6 +13,7 @@ NAMES = {
     "ia": "IA",
     "kp": "KP",
     "ldfa": "LDFA",
+    "le": "LE",
     "pfa": "PFA",
     "quantised(fa)": "quantised FA",
     "sa": "SA",

@@ -15,6 +15,7 @@ from apical.rules.dfa import DFA
 from apical.rules.direct import DRTP, DirectKolenPollack, DirectLowDimensional, SignDFA
 from apical.rules.fa import FA
 from apical.rules.kolen_pollack import KolenPollack
+from apical.rules.local import LocalError
 from apical.rules.low_dimensional import LowDimensional
 from apical.rules.mirror import WeightMirror
 from apical.rules.product import ProductFeedback
@@ -32,6 +33,7 @@ __all__ = [
     "DirectKolenPollack",
     "DirectLowDimensional",
     "KolenPollack",
+    "LocalError",
     "LowDimensional",
     "Needs",
     "ProductFeedback",
@@ -61,6 +63,7 @@ RULES: dict[str, Rule] = {
     "ia": AlignmentLoss("information", null=1e-3),
     "kp": KolenPollack(),
     "ldfa": LowDimensional(),
+    "le": LocalError(),
     "pfa": ProductFeedback(),
     "quantised(fa)": Quantised(FA()),
     "sa": AlignmentLoss("symmetric"),

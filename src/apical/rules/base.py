@@ -201,12 +201,19 @@ class BroadcastRule(Rule):
 
         Shapes: error (N, error_size), the loss's gradient at the output, reduction included;
             result: `geometry.input_shape`. Rules that need labels get the targets behind their
-            memory, shaped like the error, one-hot for class labels.
+            memory, shaped like the error, one-hot for class labels; rules that need it get the
+            layer's input behind these.
         """
 
     @property
     def needs_labels(self) -> bool:
         """Whether the rule learns from `apical.labels(model, targets)`."""
+        return False
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether the signal depends on what the layer read, which is then kept until the backward
+        pass."""
         return False
 
     def observe(self, error: Tensor, *targets_memory_and_notes: Tensor) -> None:
@@ -217,9 +224,15 @@ class BroadcastRule(Rule):
     ) -> Sequence[Tensor | None]:
         """The gradient of each memory tensor that is a parameter.
 
-        Shapes: error (N, error_size); x `geometry.input_shape`, what the layer read.
+        Shapes: error (N, error_size); x `geometry.input_shape`, what the layer read. Rules whose
+            signal needs the input get the targets, where they need these, behind their memory.
         """
         return (None,) * len(memory)
+
+    @property
+    def trains_memory(self) -> bool:
+        """Whether a tensor of the memory is a parameter."""
+        return type(self).memory_gradients is not BroadcastRule.memory_gradients
 
     def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
         """Number of samples in a layer input of this shape; None where only the model's output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -37,7 +37,9 @@ class DFA(BroadcastRule):
         shared: all layers use slices of one matrix, each at its own scale, so that feedback
             costs the memory of the largest layer (after Launay et al. 2020).
         sample_axis: the axis of the layer's input that counts samples; "folded" where axis 0
-            holds several rows for each sample, one sample after the other (windows, patches).
+            holds several rows for each sample, one sample after the other (windows, patches);
+            "steps" where it holds all samples of the first step, then all of the next, as in
+            spiking nets: the error is sent to every step, by the same B.
 
     Raises: ValueError for `shared` with "kernel", whose matrices do not nest.
     Source: Noekland 2016, equation 6; "kernel": BioTorch (2021), computed here in closed form.
@@ -46,7 +48,7 @@ class DFA(BroadcastRule):
     layout: Literal["full", "kernel", "channel"] = "full"
     init: Literal["xavier", "kaiming", "noekland"] = "xavier"
     shared: bool = False
-    sample_axis: int | Literal["folded"] = 0
+    sample_axis: int | Literal["folded", "steps"] = 0
 
     reference: ClassVar[str] = """@inproceedings{nokland2016,
   title = {Direct Feedback Alignment Provides Learning in Deep Neural Networks},
@@ -57,8 +59,10 @@ class DFA(BroadcastRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         axis = self.sample_axis
-        if axis != "folded" and (not isinstance(axis, int) or axis < 0):
-            raise ValueError(f"DFA: sample_axis={axis!r} is neither 'folded' nor an axis from 0")
+        if axis not in ("folded", "steps") and (not isinstance(axis, int) or axis < 0):
+            raise ValueError(
+                f"DFA: sample_axis={axis!r} is neither 'folded' nor 'steps' nor an axis from 0"
+            )
         if self.shared and self.layout == "kernel":
             raise ValueError("DFA: shared=True needs layout='full' or 'channel', not 'kernel'")
 
@@ -67,11 +71,13 @@ class DFA(BroadcastRule):
         return Needs("nothing", "output")
 
     def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
-        return None if self.sample_axis == "folded" else shape[self.sample_axis]
+        return shape[self.sample_axis] if isinstance(self.sample_axis, int) else None
 
     def create(
         self, geometry: Geometry, error_size: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
+        if self.sample_axis == "steps":
+            return self._at_one_step.create(one_step(geometry), error_size, generator)
         unit, receptive = self._columns(geometry), 1
         if self._by_kernel(geometry):
             receptive = math.prod(unit[1:])
@@ -87,6 +93,9 @@ class DFA(BroadcastRule):
         return {"shared": rows, "half_width": torch.tensor(half_width, dtype=torch.float64)}
 
     def signal(self, error: Tensor, geometry: Geometry, *memory: Tensor) -> Tensor:
+        if self.sample_axis == "steps":
+            signal = self._at_one_step.signal(error, one_step(geometry), *memory)
+            return to_every_step(signal, geometry)
         matrix, unit = memory[0], self._columns(geometry)
         if self.shared:
             error, matrix = error * memory[1], matrix.t()
@@ -109,9 +118,12 @@ class DFA(BroadcastRule):
         Positions that share a column are summed. Not for the layout "kernel".
         Shapes: x `geometry.input_shape` -> (N, units of one row of B).
         """
+        if self.sample_axis == "steps":
+            summed = x.unflatten(0, (-1, geometry.samples)).sum(0)
+            return self._at_one_step.gather(summed, one_step(geometry))
         assert not self._by_kernel(geometry)
         inner, unit = self._inner(geometry), self._columns(geometry)
-        if self.sample_axis != "folded":
+        if isinstance(self.sample_axis, int):
             x = x.movedim(self.sample_axis, 0)
         x = x.reshape(-1, *inner)
         shared = [1 + i for i, (a, b) in enumerate(zip(inner, unit, strict=True)) if a != b]
@@ -125,6 +137,7 @@ class DFA(BroadcastRule):
         shape = tuple(geometry.input_shape)
         if self.sample_axis == "folded":
             return (shape[0] // geometry.samples, *shape[1:])
+        assert isinstance(self.sample_axis, int)
         return shape[: self.sample_axis] + shape[self.sample_axis + 1 :]
 
     def _columns(self, geometry: Geometry) -> tuple[int, ...]:
@@ -141,4 +154,21 @@ class DFA(BroadcastRule):
     def _to_input(self, signal: Tensor, geometry: Geometry) -> Tensor:
         if self.sample_axis == "folded":
             return signal.reshape(geometry.input_shape)
+        assert isinstance(self.sample_axis, int)
         return signal.movedim(0, self.sample_axis) if self.sample_axis else signal
+
+    @property
+    def _at_one_step(self) -> DFA:
+        return replace(self, sample_axis=0)
+
+
+def one_step(geometry: Geometry) -> Geometry:
+    """The geometry of a single step, where axis 0 holds all samples of step after step."""
+    shape = torch.Size((geometry.samples, *geometry.input_shape[1:]))
+    return geometry._replace(input_shape=shape)
+
+
+def to_every_step(signal: Tensor, geometry: Geometry) -> Tensor:
+    """The signal of one step, repeated for all."""
+    steps = geometry.input_shape[0] // geometry.samples
+    return signal.expand(steps, *signal.shape).reshape(geometry.input_shape)

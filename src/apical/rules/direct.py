@@ -32,7 +32,7 @@ class _Direct(BroadcastRule, abc.ABC):
 
     layout: Literal["full", "kernel", "channel"] = "full"
     init: Literal["xavier", "kaiming", "noekland"] = "xavier"
-    sample_axis: int | Literal["folded"] = 0
+    sample_axis: int | Literal["folded", "steps"] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

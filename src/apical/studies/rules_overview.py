@@ -16,10 +16,10 @@ TITLE = "Every rule of the library in one table"
 ORDER = (
     "bp", "usf", "frsf", "brsf", "fa", "sparse(fa)", "quantised(fa)",
     "kp", "wm", "sa", "aa", "ia", "pfa", "ldfa",
-    "dfa", "sdfa", "drtp", "dkp", "dldfa",
+    "dfa", "sdfa", "drtp", "dkp", "dldfa", "le",
 )  # fmt: skip
 """Lines of the table: backprop; fixed feedback through the layers; learned; straight from the
-output."""
+output; from a loss of each layer's own."""
 
 SHORT_RUN: dict[str, dict[str, float]] = {
     "kp": {"decay": 2e-3},

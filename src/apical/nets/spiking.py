@@ -1,0 +1,185 @@
+"""Spiking nets, dense and convolutional: layers as of other nets, neurons with a state between."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from apical.naming import unknown
+from apical.spiking import ENCODINGS, LIF, Count, Membrane, SpikingNet
+from apical.spiking.neurons import Reset
+
+Shape = tuple[int, int, int]
+Layers = dict[str, nn.Module]
+
+
+def spiking_mlp(
+    *,
+    in_shape: Shape,
+    num_classes: int,
+    hidden: Sequence[int] = (200, 100),
+    steps: int = 10,
+    encoding: Literal["delta", "direct", "frames", "latency", "poisson"] = "direct",
+    output: Literal["count", "membrane"] = "membrane",
+    gain: float = 2.0,
+    decay: float = 0.8,
+    threshold: float = 1.0,
+    reset: Literal["none", "subtract", "zero"] = "subtract",
+    surrogate: str = "arctan",
+    slope: float | None = None,
+) -> SpikingNet:
+    """Fully connected spiking net; layers are named fc1, fc2, ..., neurons lif1, lif2, ...
+
+    Args: in_shape: (channels, height, width).     num_classes: number of outputs.
+        hidden: neurons of each hidden layer, each >= 1.     steps: of the simulation, >= 1.
+        encoding: "direct": the image as a constant current; "poisson", "latency": spikes of pixels
+            in [0, 1]; "frames", "delta": the channels hold the frames of all steps, as they are or
+            as events where they change.
+        output: scores are the mean "membrane" of neurons that do not fire, or the "count" of
+            spikes.
+        gain: factor (> 0) on PyTorch's initial weights, which leave neurons silent.
+        decay: of all membranes, the read-out's too, in [0, 1].
+        threshold, reset, surrogate, slope: of the neurons that fire, as of `spiking.LIF`.
+    Raises: ValueError for a value out of range, or channels that do not fit the steps.
+    """
+    _check_widths("spiking_mlp", hidden)
+    fire = _Neurons(steps, decay, threshold, reset, surrogate, slope)
+    encode, channels = _encoding(encoding, steps, in_shape[0])
+    widths = [channels * math.prod(in_shape[1:]), *hidden, num_classes]
+    layers: Layers = {"encode": encode, "flatten": nn.Flatten()}
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), 1):
+        layers[f"fc{i}"] = nn.Linear(fan_in, fan_out)
+        if i < len(widths) - 1:
+            layers[f"lif{i}"] = fire.layer()
+    return _finished(layers, "fc1", output, gain, fire)
+
+
+def spiking_conv(
+    *,
+    in_shape: Shape,
+    num_classes: int,
+    channels: Sequence[int] = (32, 64),
+    kernel: int = 3,
+    hidden: Sequence[int] = (128,),
+    steps: int = 10,
+    encoding: Literal["delta", "direct", "frames", "latency", "poisson"] = "direct",
+    output: Literal["count", "membrane"] = "membrane",
+    gain: float = 2.0,
+    decay: float = 0.8,
+    threshold: float = 1.0,
+    reset: Literal["none", "subtract", "zero"] = "subtract",
+    surrogate: str = "arctan",
+    slope: float | None = None,
+) -> SpikingNet:
+    """Convolutional spiking net: conv1, lif1, pool1, conv2, ..., fc1, ...
+
+    Args: channels: of each convolution, each >= 1.     kernel: their side, odd; the image keeps its
+            size, then means over 2x2 pixels halve it.
+        hidden: neurons of each dense layer before the last; may be empty.
+        others: as of `spiking_mlp`.
+    Raises: ValueError for a value out of range, or an image that is too small to be halved.
+    """
+    _check_widths("spiking_conv", channels)
+    if hidden:
+        _check_widths("spiking_conv", hidden)
+    if type(kernel) is not int or kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"spiking_conv: kernel={kernel!r} must be an odd whole number")
+    side = min(in_shape[1:]) >> len(channels)
+    if not side:
+        raise ValueError(
+            f"spiking_conv: {len(channels)} convolutions halve {in_shape[1]}x{in_shape[2]} pixels "
+            "to none; use fewer"
+        )
+    fire = _Neurons(steps, decay, threshold, reset, surrogate, slope)
+    encode, before = _encoding(encoding, steps, in_shape[0])
+    layers: Layers = {"encode": encode}
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise([before, *channels]), 1):
+        layers[f"conv{i}"] = nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2)
+        layers[f"lif{i}"] = fire.layer()
+        layers[f"pool{i}"] = nn.AvgPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    pixels = math.prod(n >> len(channels) for n in in_shape[1:])
+    widths = [channels[-1] * pixels, *hidden, num_classes]
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), 1):
+        layers[f"fc{i}"] = nn.Linear(fan_in, fan_out)
+        if i < len(widths) - 1:
+            layers[f"lif{len(channels) + i}"] = fire.layer()
+    return _finished(layers, "conv1", output, gain, fire)
+
+
+class _Neurons(NamedTuple):
+    """The settings that all layers of neurons share."""
+
+    steps: int
+    decay: float
+    threshold: float
+    reset: Reset
+    surrogate: str
+    slope: float | None
+
+    def layer(self) -> LIF:
+        return LIF(
+            self.steps,
+            decay=self.decay,
+            threshold=self.threshold,
+            reset=self.reset,
+            surrogate=self.surrogate,
+            slope=self.slope,
+        )
+
+
+def _encoding(name: str, steps: int, channels: int) -> tuple[nn.Module, int]:
+    """The encoding, and the channels it gives."""
+    if name not in ENCODINGS:
+        raise unknown("encoding of a spiking net", name, ENCODINGS)
+    encode = ENCODINGS[name](steps)
+    if name not in ("delta", "frames"):
+        return encode, channels
+    if channels % steps:
+        raise ValueError(
+            f"encoding={name!r} reads the frames of all steps from the channels: {channels} are no "
+            f"multiple of steps={steps}"
+        )
+    return encode, channels // steps * (2 if name == "delta" else 1)
+
+
+def _finished(layers: Layers, first: str, output: str, gain: float, fire: _Neurons) -> SpikingNet:
+    """The net with its read-out and its initial weights."""
+    if not gain > 0:
+        raise ValueError(f"a spiking net with gain={gain}: must be above 0")
+    if output == "count":
+        layers["lif_out"], layers["read"] = fire.layer(), Count(fire.steps)
+    elif output == "membrane":
+        layers["read"] = Membrane(fire.steps, fire.decay)
+    else:
+        raise unknown("output of a spiking net", output, ("count", "membrane"))
+    for layer in layers.values():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            with torch.no_grad():
+                layer.weight.mul_(gain)
+    return SpikingNet(OrderedDict(_ordered(layers, first)))
+
+
+def _ordered(layers: Layers, first: str) -> list[tuple[str, nn.Module]]:
+    """A constant current is made behind the first synapses, which then compute once."""
+    named = list(layers.items())
+    if type(layers["encode"]) is not ENCODINGS["direct"]:
+        return named
+    encode = named.pop(0)
+    named.insert([name for name, _ in named].index(first) + 1, encode)
+    return named
+
+
+def _check_widths(owner: str, widths: Sequence[int]) -> None:
+    if (
+        isinstance(widths, int | str)
+        or not widths
+        or any(type(w) is not int or w < 1 for w in widths)
+    ):
+        raise ValueError(f"{owner}: {widths!r} must list widths of at least 1, e.g. [200, 100]")

@@ -1,0 +1,135 @@
+"""Local errors: every layer has a classifier of its own, and learns from what that gets wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apical.rules.base import BroadcastRule, Geometry, Needs, bound, uniform
+
+
+@dataclass(frozen=True)
+class LocalError(BroadcastRule):
+    """Local error: the layer's input x receives `c e B`, e the error of a read-out of x itself.
+
+    The read-out sees B x, for all units of x, and e is the gradient of its loss: softmax(B x) - t
+    with t the one-hot target. Nothing comes from above, only labels: run forward and backward pass
+    inside `with apical.labels(model, targets):`.
+
+    Args:
+        readout: "fixed": B stays as drawn, U(-a, a) with a = 1 / sqrt(units). "trained": B learns
+            by the loss of its own read-out, with the user's optimizer: convert (with `example=`)
+            first.
+        loss: of the read-out: "cross_entropy", or "squared_error" to the one-hot target.
+        each: with steps, whether the read-out sees the "mean" over steps, or each "step" and has a
+            loss at every one.
+        magnitude: c. "error": e is given the mean absolute size of the error at the model's output,
+            so that hidden layers follow the scale of the loss; "one": c = 1 / N for a batch of N,
+            the gradient of the mean local loss. It ignores the scale of the loss.
+        sample_axis: the axis of x that counts samples, or "steps", as in `DFA`.
+
+    Raises: ValueError for a negative axis, and for `each="step"` without steps.
+    Source: Mostafa, Ramesh, Cauwenberghs 2018, fixed and trained; with a loss at each step:
+        Kaiser, Mostafa, Neftci 2020 (DECOLLE, whose neurons and smooth loss are others); trained,
+        in spiking nets: Ma, Yan, Yu, Yu 2022 (BELL, whose read-outs spike).
+    """
+
+    readout: Literal["fixed", "trained"] = "fixed"
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    each: Literal["mean", "step"] = "mean"
+    magnitude: Literal["error", "one"] = "error"
+    sample_axis: int | Literal["steps"] = 0
+
+    reference: ClassVar[str] = """@article{mostafa2018,
+  title = {Deep Supervised Learning Using Local Errors},
+  author = {Mostafa, Hesham and Ramesh, Vishwajith and Cauwenberghs, Gert},
+  journal = {Frontiers in Neuroscience}, volume = {12}, pages = {608}, year = {2018}
+}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        axis = self.sample_axis
+        if axis != "steps" and (not isinstance(axis, int) or axis < 0):
+            raise ValueError(
+                f"LocalError: sample_axis={axis!r} is neither 'steps' nor an axis from 0"
+            )
+        if self.each == "step" and self.sample_axis != "steps":
+            raise ValueError("LocalError: each='step' has no effect without sample_axis='steps'")
+
+    @property
+    def name(self) -> str:
+        return "le"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "output" if self.magnitude == "error" else "nothing", labels=True)
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
+    @property
+    def needs_input(self) -> bool:
+        return True
+
+    def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
+        return shape[self.sample_axis] if isinstance(self.sample_axis, int) else None
+
+    def create(
+        self, geometry: Geometry, error_size: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        rows, steps = geometry.input_shape.numel(), self._steps(geometry)
+        units = rows // (geometry.samples * steps)
+        matrix = uniform((error_size, units), bound("kaiming", units, error_size), generator)
+        return {"matrix": nn.Parameter(matrix) if self.readout == "trained" else matrix}
+
+    def signal(self, error: Tensor, geometry: Geometry, *memory: Tensor) -> Tensor:
+        matrix, targets, x = memory
+        steps = self._steps(geometry)
+        wrong_TNC = self._wrong(self._seen(x, geometry), matrix, targets)
+        scale: float | Tensor = 1 / max(geometry.samples, 1)
+        if self.magnitude == "error":
+            size = wrong_TNC.abs().mean().clamp_min(torch.finfo(wrong_TNC.dtype).tiny)
+            scale = error.abs().mean() / size
+        signal_TNU = (wrong_TNC * (scale / steps)) @ matrix
+        every = signal_TNU.expand(steps, *signal_TNU.shape[1:])
+        if isinstance(self.sample_axis, int):
+            shape = (
+                torch.empty(geometry.input_shape, device="meta").movedim(self.sample_axis, 0).shape
+            )
+            return every.reshape(shape).movedim(0, self.sample_axis)
+        return every.reshape(geometry.input_shape)
+
+    def memory_gradients(
+        self, error: Tensor, x: Tensor, geometry: Geometry, *memory: Tensor
+    ) -> Sequence[Tensor | None]:
+        matrix, targets = memory
+        seen_TNU = self._seen(x.to(matrix.dtype), geometry)
+        wrong_TNC = self._wrong(seen_TNU, matrix, targets)
+        shares = geometry.samples * len(seen_TNU)
+        return (wrong_TNC.flatten(0, 1).t().mm(seen_TNU.flatten(0, 1)) / shares,)
+
+    def _steps(self, geometry: Geometry) -> int:
+        return geometry.input_shape[0] // geometry.samples if self.sample_axis == "steps" else 1
+
+    def _seen(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """What read-outs see, (T, N, units), T = 1 for the mean or without steps."""
+        if isinstance(self.sample_axis, int):
+            x = x.movedim(self.sample_axis, 0)
+        rows = x.reshape(self._steps(geometry), geometry.samples, -1)
+        return rows.mean(0, keepdim=True) if self.each == "mean" else rows
+
+    def _wrong(self, seen: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
+        """The gradient of each sample's loss at its scores."""
+        scores = seen @ matrix.t()
+        if self.loss == "cross_entropy":
+            return torch.softmax(scores, -1) - targets
+        return 2 * (scores - targets)
+
+    @property
+    def trains_memory(self) -> bool:
+        return self.readout == "trained"

@@ -1,0 +1,169 @@
+"""What holds a spiking net together: its steps, its read-out, what its neurons do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from apical.spiking.neurons import LIF, OverTime, check_decay, check_steps, over_steps
+
+
+class Membrane(nn.Module):
+    """Read-out by neurons that never fire: o_t = decay o_(t-1) + I_t; scores are their means.
+
+    The mean over steps is a weighted sum of the inputs, by sum_(u <= T - t) decay^u / T at step t.
+
+    Args: steps: T, >= 1.     decay: in [0, 1].     Shapes: (T * N, classes) -> (N, classes).
+    """
+
+    weights: Tensor
+
+    def __init__(self, steps: int, decay: float) -> None:
+        super().__init__()
+        check_steps("Membrane", steps)
+        check_decay("Membrane", decay)
+        self.steps, self.decay = steps, float(decay)
+        powers = decay ** torch.arange(steps, dtype=torch.float64)
+        weights = (powers.cumsum(0).flip(0) / steps).to(torch.get_default_dtype())
+        self.register_buffer("weights", weights, persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}, decay={self.decay:g}"
+
+    def forward(self, current: Tensor) -> Tensor:
+        return torch.einsum("tnc,t->nc", over_steps("Membrane", current, self.steps), self.weights)
+
+
+class Count(nn.Module):
+    """Read-out by spikes: how many each output neuron fired, 0 to T.
+
+    Args: steps: T, >= 1.     Shapes: (T * N, classes) -> (N, classes).
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        check_steps("Count", steps)
+        self.steps = steps
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}"
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return over_steps("Count", spikes, self.steps).sum(0)
+
+
+class SpikingNet(nn.Sequential):
+    """A sequence of layers that run on rows of all steps: images in, class scores out.
+
+    To everything else it is a net like others: rules convert its linear layers and convolutions,
+    attacks follow its gradient, which is that of the surrogates.
+    """
+
+
+class SilentWarning(UserWarning):
+    """Neurons that never fire, or fire at every step: both say nothing, and hardly learn."""
+
+
+class Activity(NamedTuple):
+    """What the neurons of a layer did on a batch.
+
+    Attributes: rate: mean share of steps with a spike.     silent: share of neurons that never
+        fired.     busy: share of neurons that fired at every step for every sample.
+    """
+
+    rate: float
+    silent: float
+    busy: float
+
+
+def spikes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What every layer of neurons fires on these inputs, by its name.
+
+    The model is left as it was. Shapes: x (N, ...); results (T, N, ...).
+    Raises: ValueError for a model without spiking neurons.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, steps: int, output: Tensor) -> None:
+        found[name] = over_steps(name, output.detach(), steps)
+
+    handles = [
+        module.register_forward_hook(lambda m, i, o, name=name: keep(name, m.steps, o))
+        for name, module in model.named_modules()
+        if isinstance(module, LIF | OverTime)
+    ]
+    if not handles:
+        raise ValueError(f"{type(model).__name__} has no spiking neurons (spiking.LIF, OverTime)")
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def has_spikes(model: nn.Module) -> bool:
+    """Whether there are spiking neurons in it, so that its scores are a staircase."""
+    return any(isinstance(module, LIF | OverTime) for module in model.modules())
+
+
+def activity(model: nn.Module, x: Tensor) -> dict[str, Activity]:
+    """How active each layer of neurons is on these inputs, by its name.
+
+    Raises: ValueError for a model without spiking neurons.
+    """
+    return {name: _activity(fired) for name, fired in spikes(model, x).items()}
+
+
+def check_activity(model: nn.Module, x: Tensor, *, share: float = 0.5) -> dict[str, Activity]:
+    """`activity`, with a warning for each layer of which a share of neurons says nothing.
+
+    Args: share: of neurons that never or always fire, in (0, 1], from which on to warn; a layer
+        in which all are silent cuts off what is above.
+    Warns: SilentWarning, with the layer.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"check_activity: share={share} is outside (0, 1]")
+    found = activity(model, x)
+    for name, layer in found.items():
+        for part, what, remedy in (
+            (layer.silent, "never fire", "larger weights (gain) or a lower threshold"),
+            (layer.busy, "fire at every step", "smaller weights, a shorter memory (decay)"),
+        ):
+            if part >= share:
+                warnings.warn(
+                    f"{name}: {part:.0%} of its neurons {what} on {len(x)} inputs; try {remedy}",
+                    SilentWarning,
+                    stacklevel=2,
+                )
+    return found
+
+
+@contextmanager
+def within_steps(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block no error travels through the membranes from step to step: what is fired
+    is the same, but each step is learned from as if membranes were inputs."""
+    neurons = [module for module in model.modules() if isinstance(module, LIF)]
+    before = [module.through_time for module in neurons]
+    try:
+        for module in neurons:
+            module.through_time = False
+        yield model
+    finally:
+        for module, value in zip(neurons, before, strict=True):
+            module.through_time = value
+
+
+def _activity(fired: Tensor) -> Activity:
+    share_NU = fired.flatten(2).mean(0)  # of steps, for each sample and neuron
+    return Activity(
+        share_NU.mean().item(),
+        (share_NU.amax(0) == 0).float().mean().item(),
+        (share_NU.amin(0) == 1).float().mean().item(),
+    )

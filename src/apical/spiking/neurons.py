@@ -1,0 +1,166 @@
+"""Spiking neurons over all steps at once.
+
+Sequences are rows, step by step: row t * N + n is sample n at step t. Layers without a state
+(linear, convolution, pooling) then take all steps in one call, and rules reach them as ever.
+Shapes: T steps, N samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from apical.naming import unknown
+from apical.spiking.surrogates import SURROGATES
+
+Reset = Literal["none", "subtract", "zero"]
+RESETS = ("none", "subtract", "zero")
+
+
+class LIF(nn.Module):
+    """Leaky integrate-and-fire neurons, a state each, at zero before the first step.
+
+    With r_t = 1[m_(t-1) > threshold], of which no gradient is taken, and I_t the input:
+
+        subtract   m_t = decay m_(t-1) + I_t - threshold r_t
+        zero       m_t = decay (1 - r_t) m_(t-1) + I_t
+        none       m_t = decay m_(t-1) + I_t
+
+    and a spike s_t = 1[m_t > threshold]. Backward, ds/dm is the surrogate at m - threshold.
+
+    Args:
+        steps: T, >= 1.
+        decay: what stays of the membrane from step to step, in [0, 1].
+        threshold: above 0.
+        surrogate: a name of `SURROGATES`.     slope: its k, above 0; absent: the usual one.
+    Shapes: (T * N, ...) -> the same, zeros and ones.
+    Raises: ValueError for a value out of range, or rows that are no multiple of T.
+    Source: equal, to the bit and with gradients, to `Leaky` of snnTorch 1.0 (Eshraghian et al.
+        2023).
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        decay: float = 0.9,
+        threshold: float = 1.0,
+        reset: Reset = "subtract",
+        surrogate: str = "arctan",
+        slope: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_steps("LIF", steps)
+        check_decay("LIF", decay)
+        if not (threshold > 0 and math.isfinite(threshold)):
+            raise ValueError(f"LIF: threshold={threshold} must be a finite number above 0")
+        if reset not in RESETS:
+            raise unknown("reset of LIF", reset, RESETS)
+        if surrogate not in SURROGATES:
+            raise unknown("surrogate of LIF", surrogate, SURROGATES)
+        slope = SURROGATES[surrogate].slope if slope is None else slope
+        if not (slope > 0 and math.isfinite(slope)):
+            raise ValueError(f"LIF: slope={slope} must be a finite number above 0")
+        self.steps, self.decay, self.threshold = steps, float(decay), float(threshold)
+        self.reset, self.surrogate, self.slope = reset, surrogate, float(slope)
+        self.through_time = True  # see `within_steps`
+
+    def extra_repr(self) -> str:
+        return (
+            f"steps={self.steps}, decay={self.decay:g}, threshold={self.threshold:g}, "
+            f"reset={self.reset}, surrogate={self.surrogate}, slope={self.slope:g}"
+        )
+
+    def forward(self, current: Tensor) -> Tensor:
+        sequence = over_steps("LIF", current, self.steps)
+        return _Fire.apply(sequence, self, self.through_time).flatten(0, 1)
+
+
+class OverTime(nn.Module):
+    """Any neuron with a state, `(input, state) -> (spike, state)`, unrolled over the steps.
+
+    Args: cell: the neuron, such as `snntorch.Leaky(beta=0.9)`.     steps: T, >= 1.
+        start: from the input of the first step to the first state; absent: zeros like the input.
+    Shapes: (T * N, ...) -> (T * N, ...).
+    """
+
+    def __init__(
+        self, cell: nn.Module, steps: int, *, start: Callable[[Tensor], Any] | None = None
+    ) -> None:
+        super().__init__()
+        check_steps("OverTime", steps)
+        self.cell, self.steps, self.start = cell, steps, start or torch.zeros_like
+
+    def forward(self, current: Tensor) -> Tensor:
+        sequence = over_steps("OverTime", current, self.steps)
+        state, spikes = self.start(sequence[0]), []
+        for arriving in sequence:
+            spike, state = self.cell(arriving, state)
+            spikes.append(spike)
+        return torch.cat(spikes)
+
+
+def over_steps(owner: str, rows: Tensor, steps: int) -> Tensor:
+    """(T * N, ...) as (T, N, ...).     Raises: ValueError if T does not divide the rows."""
+    if rows.shape[0] % steps:
+        raise ValueError(
+            f"{owner}: {rows.shape[0]} rows are no whole number of samples at {steps} steps; is the"
+            " input encoded, with the same number of steps?"
+        )
+    return rows.unflatten(0, (steps, -1))
+
+
+def check_steps(owner: str, steps: int) -> None:
+    """Raises: ValueError unless there is at least one step."""
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"{owner}: steps={steps!r} must be a whole number of at least 1")
+
+
+def check_decay(owner: str, decay: float) -> None:
+    """Raises: ValueError for a decay outside [0, 1]."""
+    if not 0 <= decay <= 1:
+        raise ValueError(
+            f"{owner}: decay={decay} is outside [0, 1]; it is the share of the membrane that stays"
+            " from step to step, exp(-1 / tau)"
+        )
+
+
+class _Fire(torch.autograd.Function):
+    """All steps in one node of the graph: ten times fewer, and no state of autograd a step."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, lif: LIF, through_time: bool) -> Tensor:
+        above, spikes = torch.empty_like(current), torch.empty_like(current)
+        membrane = current[0].clone()
+        for t in range(len(current)):
+            if t:
+                if lif.reset == "zero":
+                    membrane = (1 - spikes[t - 1]) * membrane
+                membrane = (membrane * lif.decay).add_(current[t])  # two roundings, as elsewhere
+                if lif.reset == "subtract":
+                    membrane.sub_(spikes[t - 1] * lif.threshold)
+            torch.sub(membrane, lif.threshold, out=above[t])
+            torch.gt(above[t], 0, out=spikes[t])
+        ctx.save_for_backward(above)
+        ctx.lif, ctx.through_time = lif, through_time
+        return spikes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (above,) = ctx.saved_tensors
+        lif = ctx.lif
+        found = SURROGATES[lif.surrogate].product(above, gradient, lif.slope)
+        if not ctx.through_time:
+            return found, None, None
+        for t in range(len(found) - 2, -1, -1):
+            later = found[t + 1] * lif.decay
+            if lif.reset == "zero":
+                later.mul_(above[t] <= 0)
+            found[t].add_(later)
+        return found, None, None
