@@ -53,7 +53,7 @@ def test_a_misspelt_set_gets_near_names_and_all_names():
         data.load("fasion-mnist")
     text = str(caught.value)
     assert "did you mean 'fashion_mnist'" in text
-    assert "cifar10, cifar100, digits, fashion_mnist, folder:PATH, imagenet, letters, mnist" in text
+    assert "cifar10, cifar100, digits, drifting_bars, event_mnist, fashion_mnist" in text
 
 
 def test_places_come_in_order_and_a_named_one_must_exist(tmp_path, monkeypatch):

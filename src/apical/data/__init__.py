@@ -11,11 +11,14 @@ from collections.abc import Callable
 from apical.data.batches import AUGMENTS, Batches
 from apical.data.cifar import load_cifar10, load_cifar100
 from apical.data.digits import load_digits
+from apical.data.drifting_bars import load_drifting_bars
 from apical.data.errors import DamagedFile, MissingData
+from apical.data.events import load_nmnist
 from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation
 from apical.data.letters import load_letters
 from apical.data.mnist import load_fashion_mnist, load_mnist
+from apical.data.saccades import load_event_mnist
 from apical.naming import unknown
 
 __all__ = [
@@ -66,8 +69,11 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
     "digits": load_digits,
+    "drifting_bars": load_drifting_bars,
+    "event_mnist": load_event_mnist,
     "fashion_mnist": load_fashion_mnist,
     "imagenet": load_imagenet,
     "letters": load_letters,
     "mnist": load_mnist,
+    "nmnist": load_nmnist,
 }
