@@ -63,7 +63,7 @@ def _list(words: list[str]) -> int:
         "list", "Show the names of studies, rules, learners, nets, data sets, tasks and attacks."
     )
     parse(parser, words)
-    from apical import attacks, data, learners, nets, optimizers, rules, studies, tasks
+    from apical import attacks, data, learners, mnm, nets, optimizers, rules, studies, tasks
 
     _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
     _show("rules (--rule), also around one another, as sparse(kp), or package.module:Class",
@@ -71,6 +71,8 @@ def _list(words: list[str]) -> int:
     _show("nets (--net), or timm:NAME, torchvision:NAME, package.module:callable",
           {n: _summary(f) for n, f in nets.NETS.items()})  # fmt: skip
     _show("recurrent nets (--net, with --task)", {n: _summary(f) for n, f in nets.CELLS.items()})
+    _show("nets with a memory (--net, with --task)",
+          {n: _summary(f) for n, f in mnm.NETS.items()})  # fmt: skip
     _show("tasks of sequences (--task, with --length)",
           {n: _summary(f) for n, f in tasks.TASKS.items()})  # fmt: skip
     _show("learners (--learner), or package.module:Class",

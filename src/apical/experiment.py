@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import hashing as codes
 from . import rules, tasks, teaching
+from .assignment import rule_assignment, rule_label, rule_values
 from .feedback import FEEDBACK_VERSION
 from .naming import unknown
 from .schedule import Schedule
@@ -34,11 +34,14 @@ class Experiment:
             (>= 1; absent: all). To compare rules where the whole set would take too long.
         validation: images held out of the training split to select by (0: none).
         test: read the test split, once, at the end. Runs that only serve to choose do not.
+        test_images: images of it that are read, the same for every net (>= 1; absent: all).
         test_at: epochs, rising, after which it is read as well, to follow a published curve; what
             is seen there decides nothing.
         task: a task of sequences instead of a data set, with a recurrent net; ``apical list`` shows
             them. It has a loss of its own. ``validation`` is then a number of sequences.
         length: steps of its sequences; each task says how many it needs at least.
+        task_options: keyword arguments of the task.
+        test_lengths: other lengths, rising, at which the trained net is tested as well.
         batches: of sequences in an epoch (>= 1), all drawn anew.
         net: name of a net, ``timm:NAME``, ``torchvision:NAME`` or ``package.module:callable``.
         net_options: keyword arguments of the net.
@@ -92,9 +95,12 @@ class Experiment:
     train_images: int | None = None
     validation: int = 0
     test: bool = True
+    test_images: int | None = None
     test_at: tuple[int, ...] = ()
     task: str | None = None
     length: int | None = None
+    task_options: dict[str, Any] = field(default_factory=dict)
+    test_lengths: tuple[int, ...] = ()
     batches: int = 100
     net: str = "mlp"
     net_options: dict[str, Any] = field(default_factory=dict)
@@ -129,6 +135,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "test_at", tuple(self.test_at))
+        object.__setattr__(self, "test_lengths", tuple(self.test_lengths))
         object.__setattr__(self, "probe_steps", tuple(self.probe_steps))
         object.__setattr__(self, "switch", _by_epoch(self.switch))
         if self.task is not None:
@@ -168,6 +175,13 @@ class Experiment:
         rising = list(self.test_at) == sorted(set(self.test_at))
         if not rising or any(not 1 <= epoch <= self.epochs for epoch in self.test_at):
             problems.append(f"test_at={self.test_at}: must rise, within 1 to {self.epochs} epochs")
+        lengths = self.test_lengths
+        if list(lengths) != sorted(set(lengths)) or self.length in lengths:
+            problems.append(
+                f"test_lengths={lengths}: must rise, and differ from length={self.length}"
+            )
+        if lengths and not self.test:
+            problems.append(f"test_lengths={lengths} are tested on, test=False forbids it")
         if self.test_at and not self.test:
             problems.append(f"test_at={self.test_at} reads the test split, test=False forbids it")
         return problems
@@ -290,42 +304,6 @@ def from_dict(values: dict[str, Any]) -> Experiment:
     return Experiment(**values)
 
 
-def rule_assignment(rule: str | dict[str, Any], *, norm: bool = False) -> Any:
-    """What ``apical.convert`` takes: a rule, or a mapping from patterns to rules.
-
-    Args: norm: rules that do not name their scale get the scale ``norm``.
-    """
-    if isinstance(rule, str) or "rule" in rule:
-        return _normed(rules.build(rule), rule) if norm else rules.build(rule)
-    return {pattern: rule_assignment(value, norm=norm) for pattern, value in rule.items()}
-
-
-def _normed(rule: rules.Rule, said: Any) -> rules.Rule:
-    """The rule, and any within, at the scale ``norm`` where none was said."""
-    known = said if isinstance(said, Mapping) else {}
-    if isinstance(inner := getattr(rule, "inner", None), rules.Rule):
-        return rules.build(rule, inner=_normed(inner, known.get("inner")))
-    if "scale" in known or getattr(rule, "scale", None) != "init":
-        return rule
-    return rules.build(rule, scale="norm")
-
-
-def rule_values(rule: str | dict[str, Any], *, norm: bool = False) -> dict[str, Any]:
-    """The rule in one form, however it was given, for the key. Args: norm: as above."""
-    assignment = rule_assignment(rule, norm=norm)
-    if not isinstance(assignment, dict):
-        return rules.to_dict(assignment)
-    # an object in JSON has no order once sorted, but here the first match wins
-    return {"patterns": [[p, rules.to_dict(r)] for p, r in assignment.items()]}
-
-
-def rule_label(rule: str | dict[str, Any]) -> str:
-    """One word for a table or a folder name."""
-    if isinstance(rule, str):
-        return rule
-    return str(rule["rule"]) if "rule" in rule else "mixed"
-
-
 def differing(value: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from its defaults, nested ones likewise: for keys."""
     default, result = type(value)(), {}
@@ -344,6 +322,7 @@ def versions() -> dict[str, int]:
 _LOWEST = {
     "size": 1,
     "train_images": 1,
+    "test_images": 1,
     "length": 1,
     "batches": 1,
     "validation": 0,

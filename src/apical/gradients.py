@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import teaching
+from . import nets, teaching
 from .convert import labels
 from .experiment import Experiment
 from .prepare import Parts
@@ -39,12 +39,17 @@ def function(experiment: Experiment, parts: Parts, at: Position) -> Gradients:
 def _backward(experiment: Experiment, parts: Parts, at: Position) -> Gradients:
     autocast = autocasting(experiment, parts.device)
     loss_fn = parts.objective.training(lambda: at.step)
+    own_loss = isinstance(parts.model, nets.OwnLoss) and parts.model.has_own_loss
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         with labels(parts.model, y):
             with autocast():
-                scores = parts.net(x)
-                loss = loss_fn(scores, y)
+                if own_loss:
+                    scores, more = parts.net(x, own_loss=True)
+                    loss = loss_fn(scores, y) + more
+                else:
+                    scores = parts.net(x)
+                    loss = loss_fn(scores, y)
             parts.scaler.scale(loss * share).backward()
         return loss.detach(), scores.detach()
 

@@ -36,9 +36,32 @@ def squared_error(
     return total / len(scores) if reduction == "mean" else total
 
 
+def cross_entropy(
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy of a softmax with the label.
+
+    Where a net answers at every step, the loss of a sequence is the mean over the steps at which
+    something is asked: those whose label is not -100.
+
+    Shapes: scores (N, classes), labels (N,); or (N, T, classes) and (N, T); result a number.
+    """
+    if scores.dim() == 2:
+        return F.cross_entropy(scores, labels, reduction=reduction, label_smoothing=label_smoothing)
+    each = F.cross_entropy(
+        scores.mT, labels, reduction="none", label_smoothing=label_smoothing
+    ).sum(1)
+    total = (each / (labels != -100).sum(1).clamp(min=1)).sum()
+    return total / len(scores) if reduction == "mean" else total
+
+
 LOSSES: dict[str, Loss] = {
     "binary_cross_entropy": binary_cross_entropy,
-    "cross_entropy": F.cross_entropy,
+    "cross_entropy": cross_entropy,
     "squared_error": squared_error,
 }
 """Each takes scores, labels and `reduction`, "mean" or "sum" over images."""

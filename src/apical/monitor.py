@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import learners, starts, teaching, tuning
+from . import flow, learners, nets, starts, tasks, teaching, tuning
 from .diagnostics import Watch, measure
 from .experiment import Experiment
+from .findings import Finding
 from .prepare import Parts
 
 FIXED_STEPS = 4
@@ -36,11 +37,16 @@ class Monitor:
         self.probe = None if parts.group.rank else parts.probe
         by_rules = teaching.is_default(experiment.learner)
         self.watch = Watch(parts.model) if self.probe is not None and by_rules else None
+        self.steps = flow.Watch()
         self.epochs = epochs_to_measure(experiment, self.per_epoch)
         self.before = _before(experiment, parts)
+        self.told: set[str] = set()
 
     def recall(self, rows: Iterable[Row]) -> None:
         """Take up what was measured, and warned of, before an interruption."""
+        rows = list(rows)
+        self.told |= {row["finding"] for row in rows if row["kind"] == "warning"}
+        self.steps.recall(rows)
         if self.watch is not None:
             self.watch.recall(rows)
 
@@ -66,12 +72,22 @@ class Monitor:
     def warnings(self, rows: Sequence[Row]) -> list[Row]:
         """What these new rows give reason to warn of, once for each layer and reason: warned of
         and, as rows, for the records."""
-        if self.watch is None or not rows:
+        if not rows:
             return []
-        found = self.watch.add(rows)
+        found = self.steps.add(rows) + self._too_short(rows)
+        if self.watch is not None:
+            found += self.watch.add(rows)
         for finding in found:
             warnings.warn(str(finding), LearningWarning, stacklevel=3)
         return [finding.row() for finding in found]
+
+    def _too_short(self, rows: Sequence[Row]) -> list[Finding]:
+        """Told with the measurement before training."""
+        task, length = self.experiment.task, self.experiment.length
+        if task is None or length is None or any(row["epoch"] for row in rows):
+            return []
+        finding = flow.too_short(task, length, tasks.TASKS[task].evidence_from)
+        return [] if finding is None else [finding]
 
     def _rows(self, epoch: float) -> list[Row]:
         if self.probe is None:
@@ -82,9 +98,26 @@ class Monitor:
                 rows += measure(model, self.parts.objective.loss, *probe, self.watch.start)
             else:
                 rows += of_weights(model, teaching.learner_of(self.experiment), probe)
-            if self.experiment.task is not None:
+            if isinstance(model, nets.Traced):
+                rows += self._traced(model, epoch)
+            elif self.experiment.task is not None:
                 rows += of_steps(model, teaching.learner_of(self.experiment), probe)
         return [_finite(row, epoch) for row in rows]
+
+    def _traced(self, model: nets.Traced, epoch: float) -> list[Row]:
+        """Rows of kind ``step`` of a net that tells what it does; what is wrong, told once."""
+        assert self.probe is not None
+        x, y = self.probe
+        scores, found = model.trace(x)
+        rows = _by_step({name: tensor.tolist() for name, tensor in found.items()})
+        solved = float(self.parts.train.correct(scores, y).double().mean())
+        problems = model.problems(found, solved) if epoch else []
+        for problem in problems:
+            if problem.kind not in self.told:
+                self.told.add(problem.kind)
+                warnings.warn(problem.message, LearningWarning, stacklevel=2)
+                rows.append(Finding("", *problem[:3], epoch, problem.message).row())
+        return rows
 
 
 def _before(experiment: Experiment, parts: Parts) -> tuning.Before | None:
@@ -118,7 +151,11 @@ def of_steps(model: nn.Module, learner: learners.Learner, batch: learners.Batch)
         "norm": info.norms.get("cell.recurrent.weight", torch.zeros(0)),
         "local_loss": info.local_losses,
     }
-    columns = {name: tensor.tolist() for name, tensor in values.items() if len(tensor)}
+    return _by_step({name: tensor.tolist() for name, tensor in values.items() if len(tensor)})
+
+
+def _by_step(columns: Mapping[str, Sequence[float]]) -> list[Row]:
+    """A row for each step, from the numbers of all steps by name."""
     names, steps = list(columns), zip(*columns.values(), strict=True)
     return [
         {"kind": "step", "t": t, **dict(zip(names, step, strict=True))}

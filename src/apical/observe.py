@@ -21,8 +21,7 @@ def evaluate(
     """Mean loss and accuracy (fraction) over a split, in eval mode."""
     training = model.training
     model.eval()
-    loss, correct, count = 0.0, 0, 0
-    sums = None
+    count, sums = 0, None
     for x, y in batches.epoch(0):
         with autocast():
             scores = model(x)
@@ -37,7 +36,7 @@ def evaluate(
     model.train(training)
     if sums is None:
         raise ValueError("a split without images cannot be evaluated")
-    loss, correct = sums[0].item(), int(sums[1].item())
+    loss, correct = sums.tolist()
     return loss / count, correct / count
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import data, learners, nets, objectives, optimizers, starts, tasks, teaching
+from . import data, learners, mnm, nets, objectives, optimizers, starts, tasks, teaching
 from .convert import convert
 from .experiment import Experiment
+from .splits import EVALUATION_BATCH, normalisation
 from .switch import check, switch
 
-EVALUATION_BATCH = 500
 TEST_SEQUENCES = 10_000
 """Sequences of the test split of a task; like those for validation, alike for all seeds."""
 
@@ -94,7 +94,8 @@ def build(
     group = join_group(where)
     _check_group(experiment, group)
     if isinstance(source, data.ImageData):
-        batches, probe = _images(experiment, source, where, group)
+        shard = group.rank, group.size
+        batches, probe = splits.of_images(experiment, source, where, shard=shard)
     else:
         batches, probe = _streams(experiment, source, where)
     train, validation, test = batches
@@ -160,9 +161,9 @@ def build_model(
 def _net(experiment: Experiment, source: Source) -> nn.Module:
     options = experiment.net_options
     if isinstance(source, tasks.Task):
-        return nets.build_recurrent(
-            experiment.net, inputs=source.inputs, outputs=source.outputs, **options
-        )
+        build = mnm.build if experiment.net in mnm.NETS else nets.build_recurrent
+        sizes = {"inputs": source.inputs, "outputs": source.outputs, "output": source.answers}
+        return build(experiment.net, **sizes, **options)
     return nets.build(
         experiment.net,
         in_shape=source.shape,
@@ -184,7 +185,7 @@ def database(experiment: Experiment, source: Source, device: torch.device) -> da
     split = source.train
     if experiment.validation:
         split = data.split_validation(split, experiment.validation, 0)[0]
-    return data.Batches(split, EVALUATION_BATCH, **_common(experiment, source, device))
+    return data.Batches(split, EVALUATION_BATCH, **splits.common(experiment, source, device))
 
 
 def _assignment(experiment: Experiment, model: nn.Module, epoch: int) -> Any:
@@ -208,16 +209,6 @@ def follow_switch(experiment: Experiment, parts: Parts, epoch: int) -> bool:
     )
     parts.net = _as_called(experiment, parts.model, parts.group)
     return True
-
-
-def normalisation(
-    experiment: Experiment, images: data.ImageData
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What is taken from pixels in [0, 1], and what then divides them, per channel."""
-    if experiment.pixels == "unit":
-        channels = images.shape[0]
-        return (0.0,) * channels, (1.0,) * channels
-    return images.mean, images.std
 
 
 def check_device(device: str, experiment: Experiment) -> torch.device:
@@ -276,6 +267,12 @@ def _check_learner(experiment: Experiment, model: nn.Module, train: Split) -> No
     """A learner that cannot teach this net stops the run before its first step."""
     if teaching.is_default(experiment.learner):
         return
+    if isinstance(model, nets.OwnLoss) and model.has_own_loss:
+        label = teaching.learner_label(experiment.learner)
+        raise ValueError(
+            f"learner={label!r} descends the loss of the task alone, but net={experiment.net!r} "
+            "has a loss of its own: leave out the learner, or what gives the net that loss"
+        )
     twin = copy.deepcopy(model)
     x, y = next(iter(train.epoch(0)))
     teaching.learner_of(experiment).gradients(twin, (x[:2], y[:2]))
@@ -301,64 +298,6 @@ def _check_switches(
         raise ValueError("\n".join(problems))
 
 
-def _splits(
-    experiment: Experiment, images: data.ImageData
-) -> tuple[data.Images, data.Images | None]:
-    train, validation, wanted = images.train, None, experiment.train_images
-    # chosen alike for every seed and rule, so that what is compared is compared on one split
-    if experiment.validation:
-        train, validation = data.split_validation(train, experiment.validation, 0)
-    if wanted is not None and wanted > len(train):
-        raise ValueError(f"train_images={wanted}: the training split has {len(train)} images")
-    if wanted is not None and wanted < len(train):
-        _, train = data.split_validation(train, wanted, 1)
-    return train, validation
-
-
-def _batches(
-    experiment: Experiment,
-    images: data.ImageData,
-    splits: tuple[data.Images, data.Images | None],
-    device: torch.device,
-    group: Group,
-) -> tuple[data.Batches, data.Batches | None, data.Batches]:
-    common = _common(experiment, images, device)
-    train = data.Batches(
-        splits[0],
-        experiment.batch_size,
-        augment=experiment.augment,
-        shuffle_seed=experiment.seed if experiment.shuffle else None,
-        drop_last=experiment.drop_last,
-        shard=(group.rank, group.size),
-        **common,
-    )
-    if not len(train):
-        raise ValueError(
-            f"drop_last with batch_size={experiment.batch_size}: the {len(splits[0])} training"
-            " images fill no batch; use a smaller batch or drop_last=False"
-        )
-    validation = None
-    if splits[1] is not None:
-        validation = data.Batches(splits[1], EVALUATION_BATCH, **common)
-    return train, validation, data.Batches(images.test, EVALUATION_BATCH, **common)
-
-
-def _common(experiment: Experiment, images: data.ImageData, device: torch.device) -> dict[str, Any]:
-    """What all batches of images share."""
-    mean, std = normalisation(experiment, images)
-    layout = experiment.channels_last
-    return {"mean": mean, "std": std, "device": device, "channels_last": layout}
-
-
-def _images(
-    experiment: Experiment, images: data.ImageData, device: torch.device, group: Group
-) -> Splits:
-    """Training, validation and test; and the batch that is measured."""
-    splits = _splits(experiment, images)
-    batches = _batches(experiment, images, splits, device, group)
-    return batches, _probe_batch(experiment, images, splits[0], device)
-
-
 def _streams(experiment: Experiment, task: tasks.Task, device: torch.device) -> Splits:
     """The same of a task: unrelated streams of sequences."""
 
@@ -375,13 +314,14 @@ def _streams(experiment: Experiment, task: tasks.Task, device: torch.device) -> 
     return (train, validation, test), next(stream(count, count, "probe").epoch(0))
 
 
-def _probe_batch(
-    experiment: Experiment, images: data.ImageData, split: data.Images, device: torch.device
-) -> tuple[Tensor, Tensor] | None:
-    """The first training images, never augmented or shuffled: the same at every measurement."""
-    if not experiment.probe_every:
-        return None
-    count = min(experiment.probe_images, len(split))
-    common = _common(experiment, images, device)
-    batches = data.Batches(split.take(torch.arange(count)), count, **common)
-    return next(iter(batches.epoch(0)))
+def other_tests(experiment: Experiment, parts: Parts) -> dict[str, tasks.Stream]:
+    """Test splits at other lengths than a net was trained at, by the name of their scores."""
+    if not isinstance(parts.source, tasks.Task):
+        return {}
+    others = teaching.other_lengths(experiment, parts.source)
+    return {
+        f"test_{length}": tasks.Stream(
+            task, TEST_SEQUENCES, EVALUATION_BATCH, seed=0, purpose="test", device=parts.device
+        )
+        for length, task in others.items()
+    }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import learners, nets, tasks
+from . import learners, mnm, nets, tasks
 from .naming import unknown
 
 if TYPE_CHECKING:
@@ -16,9 +17,15 @@ DEFAULT = "backprop"
 """The learner whose gradients are those of ``loss.backward()``."""
 
 OF_IMAGES = (
-    "data", "size", "train_images", "pixels", "init", "shuffle", "drop_last", "augment", "loss",
-    "label_smoothing", "channels_last",
+    "data", "size", "train_images", "test_images", "pixels", "init", "start", "shuffle",
+    "drop_last", "augment", "loss", "label_smoothing", "channels_last",
 )  # fmt: skip
+SEQUENCE_NETS = (*nets.CELLS, *mnm.NETS)
+"""Nets that take sequences: recurrent ones, and those with a memory."""
+
+OF_THE_TASK = ("inputs", "outputs", "output")
+"""Options of such nets that follow from the task."""
+
 OF_BACKWARD = ("accumulate", "autocast", "compile", "label_smoothing", "switch")
 
 
@@ -50,7 +57,12 @@ def task_of(experiment: Experiment) -> tasks.Task | None:
     """
     if experiment.task is None or experiment.length is None:
         return None
-    return tasks.build(experiment.task, experiment.length)
+    return tasks.build(experiment.task, experiment.length, **experiment.task_options)
+
+
+def other_lengths(experiment: Experiment, task: tasks.Task) -> dict[int, tasks.Task]:
+    """The task at the other lengths at which the trained net is tested."""
+    return {length: replace(task, length=length) for length in experiment.test_lengths}
 
 
 def problems(experiment: Experiment) -> list[str]:
@@ -62,9 +74,9 @@ def problems(experiment: Experiment) -> list[str]:
 def _of_images(experiment: Experiment) -> list[str]:
     found = [
         f"{name}={getattr(experiment, name)} has no effect without a task"
-        for name in _set(experiment, ("length", "batches"))
+        for name in _set(experiment, ("length", "batches", "task_options", "test_lengths"))
     ]
-    if experiment.net in nets.CELLS:
+    if experiment.net in SEQUENCE_NETS:
         found.append(
             f"net={experiment.net!r} takes sequences: name a task ({', '.join(tasks.TASKS)}) and a "
             "length"
@@ -77,9 +89,14 @@ def _of_task(experiment: Experiment) -> list[str]:
         f"{name}={getattr(experiment, name)!r} has no effect with task={experiment.task!r}"
         for name in _set(experiment, OF_IMAGES)
     ]
-    if experiment.net not in nets.CELLS:
-        allowed = ", ".join(nets.CELLS)
+    if experiment.net not in SEQUENCE_NETS:
+        allowed = ", ".join(SEQUENCE_NETS)
         found.append(f"net={experiment.net!r} takes no sequences: allowed are {allowed}")
+    found += [
+        f"net_options: {name!r} follows from the task; leave it out"
+        for name in OF_THE_TASK
+        if name in experiment.net_options
+    ]
     if experiment.task not in tasks.TASKS:
         return [*found, str(unknown("task", str(experiment.task), tasks.TASKS))]
     if experiment.length is None:
@@ -87,7 +104,9 @@ def _of_task(experiment: Experiment) -> list[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whoever builds the task is warned
-            task_of(experiment)
+            task = task_of(experiment)
+            if task is not None:
+                other_lengths(experiment, task)
     except ValueError as error:
         found.append(str(error))
     return found
@@ -102,6 +121,12 @@ def _of_learner(experiment: Experiment) -> list[str]:
     except (TypeError, ValueError) as error:
         return [f"learner: {error}"]
     label = learner_label(experiment.learner)
+    task = None if experiment.task is None else tasks.TASKS.get(experiment.task)
+    if task is not None and task.answers == "every":
+        return [
+            f"learner={label!r} is not possible with task={experiment.task!r}, which asks at "
+            "several steps: leave out the learner, so that loss.backward() teaches"
+        ]
     found = [
         f"{name}={getattr(experiment, name)!r} is not possible with learner={label!r}"
         for name in _set(experiment, OF_BACKWARD)

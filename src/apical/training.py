@@ -274,6 +274,7 @@ def _final_rows(
     steps = at.step / len(epochs)
     row: dict[str, Any] = {"kind": "final", "epoch": at.epoch}
     splits = {"val": parts.validation, "test": parts.test if experiment.test else None}
+    splits |= prepare.other_tests(experiment, parts)
     autocast, courses = gradients.autocasting(experiment, parts.device), []
     for name, split in splits.items():
         if split is not None:

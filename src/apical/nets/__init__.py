@@ -78,13 +78,14 @@ def build_recurrent(
     inputs: int,
     outputs: int,
     hidden: int = 100,
+    output: Literal["last", "every"] = "last",
     init: Literal["orthogonal", "uniform"] = "orthogonal",
     **options: object,
 ) -> Recurrent:
-    """A cell by name, unrolled, its last step read out; weights use the global generator.
+    """A cell by name, unrolled; weights use the global generator.
 
     Args: name: one of CELLS.     inputs: at each step.     hidden: units, at least 1.
-        init: as of `Recurrent`.     options: of the cell; see its docstring.
+        output, init: as of `Recurrent`.     options: of the cell; see its docstring.
     Raises: ValueError for an unknown name or option, or a value out of range.
     """
     if name not in CELLS:
@@ -95,7 +96,7 @@ def build_recurrent(
             raise unknown(f"option of net {name!r}", option, allowed)
     if type(hidden) is not int:
         raise ValueError(f"net {name!r}: hidden={hidden!r} must be a whole number of at least 1")
-    return Recurrent(CELLS[name](inputs, hidden, **options), outputs, init=init)
+    return Recurrent(CELLS[name](inputs, hidden, **options), outputs, output=output, init=init)
 
 
 def _own(name: str, options: dict[str, object]) -> Callable[..., nn.Module]:

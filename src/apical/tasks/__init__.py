@@ -6,16 +6,27 @@
 (torch.Size([3, 20, 6]), torch.Size([3]))
 """
 
+import inspect
+
 from apical.naming import unknown
 from apical.tasks.addition import Addition
+from apical.tasks.asked import NOTHING, AskedTask
 from apical.tasks.base import Task, batches
+from apical.tasks.copy import DoubleCopy
+from apical.tasks.dictionary import Dictionary
 from apical.tasks.order import TemporalOrder, TemporalOrder3
 from apical.tasks.permutation import RandomPermutation
+from apical.tasks.sort import PrioritySort
 from apical.tasks.stream import Stream
 
 __all__ = [
+    "NOTHING",
     "TASKS",
     "Addition",
+    "AskedTask",
+    "Dictionary",
+    "DoubleCopy",
+    "PrioritySort",
     "RandomPermutation",
     "Stream",
     "Task",
@@ -26,18 +37,27 @@ __all__ = [
 ]
 
 
-def build(name: str, length: int) -> Task:
+def build(name: str, length: int, **options: object) -> Task:
     """A task by name, for sequences of so many steps.
 
-    Raises: ValueError for an unknown name or a sequence shorter than the task needs.
+    Args: options: of the task; see its docstring.
+    Raises: ValueError for an unknown name or option, a value out of range, or a sequence shorter
+        than the task needs.
     """
     if name not in TASKS:
         raise unknown("task", name, TASKS)
-    return TASKS[name](length)
+    allowed = set(inspect.signature(TASKS[name]).parameters) - {"length"}
+    for option in options:
+        if option not in allowed:
+            raise unknown(f"option of task {name!r}", option, allowed)
+    return TASKS[name](length, **options)
 
 
 TASKS: dict[str, type[Task]] = {
     "addition": Addition,
+    "dictionary": Dictionary,
+    "double_copy": DoubleCopy,
+    "priority_sort": PrioritySort,
     "random_permutation": RandomPermutation,
     "temporal_order": TemporalOrder,
     "temporal_order_3bit": TemporalOrder3,

@@ -33,6 +33,8 @@ class Task(abc.ABC):
     """Steps below which a random net solves the task, or nearly so, once its read-out is trained:
     such lengths say nothing of learning in the recurrent weights."""
     loss: ClassVar[Literal["cross_entropy", "squared_error"]] = "cross_entropy"
+    answers: ClassVar[Literal["last", "every"]] = "last"
+    """Whether a net answers after the last step, or at every one: see `asked.AskedTask`."""
 
     def __post_init__(self) -> None:
         if type(self.length) is not int or self.length < self.shortest:

@@ -1,0 +1,50 @@
+"""Metalearned neural memory: nets that learn, by a rule of their own, while they read a sequence.
+
+>>> import torch
+>>> net = build("mnm", inputs=6, outputs=4, write="g", width=8)
+>>> net(torch.zeros(2, 5, 6)).shape
+torch.Size([2, 5, 4])
+"""
+
+import inspect
+
+from torch import nn
+
+from apical.mnm.memory import ACTIVATIONS, Memory, activations, begin, recall
+from apical.mnm.net import COLLAPSED, WRITES, MemoryNet
+from apical.mnm.writes import Gradient, Local, Write
+from apical.naming import unknown
+
+__all__ = [
+    "ACTIVATIONS",
+    "COLLAPSED",
+    "NETS",
+    "WRITES",
+    "Gradient",
+    "Local",
+    "Memory",
+    "MemoryNet",
+    "Write",
+    "activations",
+    "begin",
+    "build",
+    "recall",
+]
+
+NETS: dict[str, type[nn.Module]] = {"mnm": MemoryNet}
+"""Nets with a memory that is written, by name."""
+
+
+def build(name: str, *, inputs: int, outputs: int, **options: object) -> nn.Module:
+    """A net with a memory by name; weights use the global generator.
+
+    Args: inputs, outputs: numbers at each step.     options: of the net; see its docstring.
+    Raises: ValueError for an unknown name or option, or a value out of range.
+    """
+    if name not in NETS:
+        raise unknown("net with a memory", name, NETS)
+    allowed = set(inspect.signature(NETS[name]).parameters) - {"inputs", "outputs"}
+    for option in options:
+        if option not in allowed:
+            raise unknown(f"option of net {name!r}", option, allowed)
+    return NETS[name](inputs, outputs, **options)

@@ -1,0 +1,253 @@
+"""A controller that writes to and reads from a memory at every step, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apical.mnm import writes
+from apical.mnm.memory import ACTIVATIONS, Memory, begin, norm, recall
+from apical.naming import unknown
+from apical.nets import Problem
+from apical.nets.recurrent import LSTM, State
+
+COLLAPSED = 0.01
+"""Mean squared error of recall at which the memory reproduces what is written, keys and values
+being of unit variance or, by tanh, below."""
+LEARNED = 0.9
+"""Share of right answers from which on a task counts as learned."""
+
+
+class Heads(NamedTuple):
+    """What the controller asks of the memory; the first three only where it writes.
+
+    Shapes: write_keys, values, read_keys (N, H, D); rate (N,), beta.
+    """
+
+    read_keys: Tensor
+    write_keys: Tensor | None = None
+    values: Tensor | None = None
+    rate: Tensor | None = None
+
+
+class Moment(NamedTuple):
+    """What one step left behind.
+
+    Shapes: features (N, hidden + D), what is answered from; rate (N,); error: of the recall of
+    what was just written, a number; memory: after the write. None where nothing is written, or the
+    error was not asked for.
+    """
+
+    features: Tensor
+    memory: Memory
+    rate: Tensor | None
+    error: Tensor | None
+
+
+class MemoryNet(nn.Module):
+    """Metalearned neural memory: an LSTM that rewrites the weights of a small net as it reads.
+
+    At every step the controller sees the input and what was read before, and emits H keys to
+    write, their values, a rate beta and H keys to read. The memory, a feed-forward net without
+    biases, is written by a learning rule, in the forward pass, and read after. Its weights begin
+    every sequence from the same random ones, and every sample of a batch has its own.
+
+    Args: inputs, outputs: numbers at each step, >= 1.     hidden: units of the controller.
+        width: D, of keys, values and every layer of the memory.     heads: H.
+        layers: of the memory, all D to D, the last linear.     activation: of the others.
+        write: "p", a learned local update; "g", a gradient step; "random", as "p" with targets
+            that are drawn once; "none", the control: the memory stays what it was.
+        keys: keys and values by "layer", a layer norm without parameters, or "tanh"; with "tanh"
+            a write is about a hundredth as strong at first.
+        reconstruction: weight (>= 0) of a loss of the net's own: the squared error of recalling
+            what was just written, a mean over everything. It has a trivial optimum, a constant
+            key and value; from 0.1 on it delays or prevents learning.
+        output: read out at the "last" step, (N, O), or at "every" one, (N, T, O).
+    Raises: ValueError for an unknown name or a value out of range, or a reconstruction where
+        nothing is written.
+    Source: Munkhdalai, Sordoni, Wang, Trischler 2019, arXiv 1907.09720.
+
+    >>> MemoryNet(3, 4, hidden=8, width=6)(torch.zeros(2, 5, 3)).shape
+    torch.Size([2, 5, 4])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: int = 64,
+        width: int = 48,
+        heads: int = 1,
+        layers: int = 3,
+        activation: Literal["tanh", "sigmoid"] = "tanh",
+        write: Literal["g", "none", "p", "random"] = "p",
+        keys: Literal["layer", "tanh"] = "layer",
+        reconstruction: float = 0.0,
+        output: Literal["last", "every"] = "every",
+    ) -> None:
+        super().__init__()
+        sizes = {"inputs": inputs, "outputs": outputs, "hidden": hidden}
+        _check_sizes(sizes | {"width": width, "heads": heads, "layers": layers})
+        _check_names(activation=activation, write=write, keys=keys, output=output)
+        if not reconstruction >= 0 or (reconstruction and write == "none"):
+            raise ValueError(
+                f"net 'mnm': reconstruction={reconstruction} with write={write!r}: must be 0 or "
+                "more, and 0 where nothing is written"
+            )
+        self.width, self.heads, self.layers = width, heads, layers
+        self.activation, self.keys, self.output = activation, keys, output
+        self.reconstruction = float(reconstruction)
+        self.cell = LSTM(inputs + width, hidden)
+        for tensor in self.cell.parameters():  # the law of torch's recurrent layers
+            nn.init.uniform_(tensor, -(hidden**-0.5), hidden**-0.5)
+        make = WRITES[write]
+        self.write = None if make is None else make(width, layers, activation)
+        vectors = heads if self.write is None else 3 * heads
+        self.emit = nn.Linear(hidden, vectors * width)
+        if self.write is not None:
+            self.before_rate, self.rate = nn.Linear(hidden, width), nn.Linear(width, 1)
+        start = torch.empty(layers, width, width).uniform_(-(width**-0.5), width**-0.5)
+        self.register_buffer("start", start)
+        self.readout = nn.Linear(hidden + width, outputs)
+
+    start: Tensor
+    """Weights of the memory at the start of every sequence, (layers, D, D); never trained."""
+
+    def extra_repr(self) -> str:
+        return (
+            f"width={self.width}, heads={self.heads}, activation={self.activation}, "
+            f"keys={self.keys}, reconstruction={self.reconstruction}, output={self.output}"
+        )
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether `own_loss` is to be asked for when it trains."""
+        return self.reconstruction > 0
+
+    def forward(self, x: Tensor, *, own_loss: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Scores; with `own_loss`, also the net's own loss, weighted.     Shapes: x (N, T, I)."""
+        moments = self.steps(x, errors=own_loss)
+        scores = self.read(moments)
+        if not own_loss:
+            return scores
+        return scores, self.reconstruction * _means([m.error for m in moments]).mean()
+
+    def steps(self, x: Tensor, *, errors: bool = False) -> list[Moment]:
+        """Every step, in order, with its graph.     Args: errors: whether recall is checked."""
+        self.check(x)
+        memory = begin(self.start.unbind(), len(x))
+        state, read = self.cell.start(x), x.new_zeros(len(x), self.width)
+        found = []
+        for here in x.unbind(1):
+            state, asked = self._think(here, read, state)
+            memory, rate = self._written(memory, asked)
+            read, error = self._recalled(memory, asked, errors)
+            found.append(Moment(torch.cat([state[0], read], 1), memory, rate, error))
+        return found
+
+    def check(self, x: Tensor) -> None:
+        """Raises: ValueError unless x is (N, T, I) with at least one step."""
+        inputs = self.cell.input.in_features - self.width
+        if x.dim() != 3 or x.shape[2] != inputs or not x.shape[1]:
+            raise ValueError(
+                f"net 'mnm' with {inputs} inputs takes (N, T, {inputs}) with T >= 1, not "
+                f"{tuple(x.shape)}"
+            )
+
+    def read(self, moments: list[Moment]) -> Tensor:
+        """The answers of these steps: (N, O), or (N, T, O) where every step answers."""
+        if self.output == "last":
+            return self.readout(moments[-1].features)
+        return self.readout(torch.stack([moment.features for moment in moments], 1))
+
+    @torch.no_grad()
+    def trace(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores, and of every step, (T,): `memory_norm`, a mean over samples, and where it
+        writes, `beta`, a mean, and `meta_loss`, the squared error of recalling what was written."""
+        moments = self.steps(x, errors=self.write is not None)
+        found = {"memory_norm": torch.stack([norm(m.memory).mean() for m in moments])}
+        if self.write is not None:
+            found["beta"] = _means([m.rate for m in moments])
+            found["meta_loss"] = _means([m.error for m in moments])
+        return self.read(moments), found
+
+    def problems(self, trace: dict[str, Tensor], solved: float) -> list[Problem]:
+        """What is wrong, going by a trace and the share of right answers at the same time."""
+        if "meta_loss" not in trace or solved >= LEARNED:
+            return []
+        error = float(trace["meta_loss"].mean())
+        if error >= COLLAPSED:
+            return []
+        message = (
+            f"what is written is recalled with an error of {error:.2g} (threshold {COLLAPSED:g}), "
+            f"but {100 * solved:.0f} % of the answers are right: keys and values may have become "
+            "constants, which reconstruct themselves"
+        )
+        advice = f"Try: a smaller reconstruction (here {self.reconstruction:g}; 0 to 0.01)"
+        return [Problem("collapsed", error, COLLAPSED, f"{message}. {advice}")]
+
+    def _think(self, x: Tensor, read: Tensor, state: State) -> tuple[State, Heads]:
+        """One step of the controller, and what it asks of the memory."""
+        state = self.cell(self.cell.input(torch.cat([x, read], 1)), state).state
+        hidden = state[0]
+        vectors = self.emit(hidden).view(len(x), -1, self.width)
+        if self.keys == "layer":
+            vectors = F.layer_norm(vectors, (self.width,))
+        else:
+            vectors = torch.tanh(vectors)
+        if self.write is None:
+            return state, Heads(vectors)
+        rate = torch.sigmoid(self.rate(torch.tanh(self.before_rate(hidden)))).squeeze(1)
+        write_keys, values, read_keys = vectors.split(self.heads, 1)
+        return state, Heads(read_keys, write_keys, values, rate)
+
+    def _written(self, memory: Memory, asked: Heads) -> tuple[Memory, Tensor | None]:
+        if self.write is None:
+            return memory, None
+        return self.write(memory, asked.write_keys, asked.values, asked.rate), asked.rate
+
+    def _recalled(self, memory: Memory, asked: Heads, errors: bool) -> tuple[Tensor, Tensor | None]:
+        """What is read, a mean over heads, (N, D); and the error of what was just written."""
+        if not errors or asked.write_keys is None or asked.values is None:
+            return recall(memory, asked.read_keys, self.activation).mean(1), None
+        keys = torch.cat([asked.read_keys, asked.write_keys], 1)
+        read, written = recall(memory, keys, self.activation).chunk(2, 1)
+        return read.mean(1), F.mse_loss(written, asked.values)
+
+
+WRITES: dict[str, Callable[[int, int, str], writes.Write] | None] = {
+    "g": writes.Gradient,
+    "none": None,
+    "p": writes.Local,
+    "random": writes.random,
+}
+
+
+def _means(found: list[Tensor | None]) -> Tensor:
+    """The mean of each step's numbers, (T,)."""
+    return torch.stack([step.mean() for step in found if step is not None])
+
+
+def _check_sizes(sizes: dict[str, int]) -> None:
+    wrong = [
+        f"{name}={size!r}" for name, size in sizes.items() if type(size) is not int or size < 1
+    ]
+    if wrong:
+        raise ValueError(f"net 'mnm': {', '.join(wrong)} must be whole numbers of at least 1")
+
+
+def _check_names(**given: str) -> None:
+    allowed = {
+        "activation": tuple(ACTIVATIONS),
+        "write": tuple(WRITES),
+        "keys": ("layer", "tanh"),
+        "output": ("last", "every"),
+    }
+    for option, value in given.items():
+        if value not in allowed[option]:
+            raise unknown(f"{option} of net 'mnm'", value, allowed[option])
