@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,14 @@ from apical.report import robust_stats
 from apical.robustness import Evaluation
 from apical.studies.base import Choice, Entry, Study
 from apical.trained import digest_of_run, from_run
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A trained net: the folder of its run, and the digest."""
+
+    run: Path
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -80,22 +88,49 @@ def reuse(study: Study, root: Path) -> int:
 
 def assessments(study: Study, folder: Path) -> list[tuple[Entry, Assessment]]:
     """What there is to be evaluated, of the runs that are finished so far."""
+    found = []
+    for entry, victim, others in victims(study, folder, study.evaluations):
+        evaluation = study.evaluations[entry.setting]
+        digests = {name: other.digest for name, other in others.items()}
+        place = robustness.place(victim.run, evaluation, victim.digest, digests)
+        runs = {name: other.run for name, other in others.items()}
+        found.append((entry, Assessment(victim.run, evaluation, runs, place)))
+    return found
+
+
+def victims(
+    study: Study, folder: Path, settings: Container[str]
+) -> list[tuple[Entry, Victim, dict[str, Victim]]]:
+    """The finished runs of some settings, and by name those that attacks on each are transferred
+    from."""
     done = [
         entry
         for entry in study.entries
-        if entry.setting in study.evaluations and _whole(folder / entry.experiment.name)
+        if entry.setting in settings and _whole(folder / entry.experiment.name)
     ]
-    digests = {e.experiment.name: digest_of_run(folder / e.experiment.name) for e in done}
-    found = []
-    for entry in done:
-        name, evaluation = entry.experiment.name, study.evaluations[entry.setting]
-        others = _surrogates(study, entry, done)
-        place = robustness.place(
-            folder / name, evaluation, digests[name], {k: digests[o] for k, o in others.items()}
+    known = {
+        name: Victim(folder / name, digest_of_run(folder / name))
+        for name in (entry.experiment.name for entry in done)
+    }
+    return [
+        (
+            entry,
+            known[entry.experiment.name],
+            {label: known[other] for label, other in _surrogates(study, entry, done).items()},
         )
-        runs = {label: folder / other for label, other in others.items()}
-        found.append((entry, Assessment(folder / name, evaluation, runs, place)))
-    return found
+        for entry in done
+    ]
+
+
+def listed(entry: Entry, run: Path, evaluation: Path) -> dict[str, Any]:
+    """How study.json names an evaluation."""
+    return {
+        "folder": entry.experiment.name,
+        "setting": entry.setting,
+        "rule": entry.rule,
+        "seed": entry.experiment.seed,
+        "evaluation": str(evaluation.relative_to(run)),
+    }
 
 
 def described(
@@ -104,22 +139,12 @@ def described(
     """What study.json says of the evaluations; nothing for a study without any."""
     if not study.evaluations:
         return {}
-    listed = [
-        {
-            "folder": entry.experiment.name,
-            "setting": entry.setting,
-            "rule": entry.rule,
-            "seed": entry.experiment.seed,
-            "evaluation": str(job.folder.relative_to(job.run)),
-        }
-        for entry, job in found
-    ]
     published = [
         dataclasses.replace(row, other_scale=row.other_scale or "; ".join(data_notes))
         for row in study.robust_published
     ]
     return {
-        "robustness": listed,
+        "robustness": [listed(entry, job.run, job.folder) for entry, job in found],
         "robust_published": [dataclasses.asdict(row) for row in published],
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from apical import retrieval
 from apical.experiment import Experiment, Schedule
 from apical.naming import unknown
 from apical.robustness import Evaluation
@@ -134,7 +135,8 @@ class Study:
     """The experiments of a table. With a ``search`` their learning rates are still to be chosen.
 
     Args: search: one for all settings, or by setting.
-        evaluations: by setting, how its trained nets are attacked.     surrogate: the rule whose
+        evaluations: by setting, how its trained nets are attacked.     retrievals: the same of hash
+        nets.     surrogate: the rule whose
         net of the same setting and seed attacks are transferred from; "": none.
     """
 
@@ -147,6 +149,7 @@ class Study:
     search: Search | Mapping[str, Search] | None = None
     curves: tuple[Curve, ...] = ()
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    retrievals: Mapping[str, retrieval.Evaluation] = field(default_factory=dict)
     surrogate: str = ""
     robust_published: tuple[PublishedRobustness, ...] = ()
     overview: Overview | None = None
@@ -179,6 +182,7 @@ class Study:
             published=tuple(row for row in self.published if row.setting in kept),
             curves=tuple(row for row in self.curves if row.setting in kept),
             evaluations={name: self.evaluations[name] for name in kept if name in self.evaluations},
+            retrievals={name: self.retrievals[name] for name in kept if name in self.retrievals},
             robust_published=tuple(row for row in self.robust_published if row.setting in kept),
         )
 

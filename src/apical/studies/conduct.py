@@ -8,7 +8,7 @@ from typing import Any
 
 from apical import data, records, run_folder, sweep, training, workers
 from apical.experiment import Experiment
-from apical.studies import assess
+from apical.studies import assess, retrieve
 from apical.studies.base import Entry, Study
 
 SEARCH_FOLDER = "search"
@@ -54,11 +54,12 @@ def conduct(
     value = described(study, command, found, notes)
     _write(study, folder, value, notes)
     outcome = sweep.sweep(table_tasks(study, folder), execution, make=make, jobs=jobs, say=say)
-    if not study.evaluations:
+    if not (study.evaluations or study.retrievals):
         return outcome
-    evaluated = _write(study, folder, value, notes)
-    say(f"attacking {len(evaluated)} trained nets")
-    later = sweep.sweep([job for _, job in evaluated], execution, make=make, jobs=jobs, say=say)
+    evaluated, searched = _write(study, folder, value, notes)
+    attacks: list[sweep.Job] = [job for _, job in (*evaluated, *searched)]
+    say(f"attacking {len(attacks)} trained nets")
+    later = sweep.sweep(attacks, execution, make=make, jobs=jobs, say=say)
     for (setting, rule), verdict in assess.verdicts(evaluated).items():
         say(f"{setting}, {rule}: {verdict.word} ({verdict.reasons[0]})")
     return sweep.Outcome(outcome.finished + later.finished, outcome.failed | later.failed)
@@ -66,11 +67,12 @@ def conduct(
 
 def _write(
     study: Study, folder: Path, value: dict[str, Any], notes: Sequence[str]
-) -> list[tuple[Entry, assess.Assessment]]:
+) -> tuple[list[tuple[Entry, assess.Assessment]], list[tuple[Entry, retrieve.Search]]]:
     """Write study.json with the evaluations of what is trained so far; returns those."""
-    found = assess.assessments(study, folder)
-    records.write_json(folder / "study.json", value | assess.described(study, found, notes))
-    return found
+    found, searched = assess.assessments(study, folder), retrieve.searches(study, folder)
+    value = value | assess.described(study, found, notes) | retrieve.described(study, searched)
+    records.write_json(folder / "study.json", value)
+    return found, searched
 
 
 def table_tasks(study: Study, folder: Path) -> list[sweep.Task]:
@@ -90,7 +92,8 @@ def search_tasks(study: Study, folder: Path) -> list[sweep.Task]:
 def choices(study: Study, folder: Path) -> list[dict[str, Any]]:
     """What the finished tries say: for each cell the best learning rate, and all of them.
 
-    The best is the one of the highest validation accuracy, of these the one of the lowest loss.
+    The best is the one of the highest validation accuracy, of these the one of the lowest loss;
+    of hash nets mAP is in the place of accuracy.
     ``at_edge`` says that it is the largest or smallest tried: a better one may lie outside.
     """
     found = []
@@ -99,7 +102,7 @@ def choices(study: Study, folder: Path) -> list[dict[str, Any]]:
         done = [row for row in rows if "val_acc" in row]
         if not done:
             raise ValueError(f"{setting}, {rule}: every learning rate tried diverged")
-        best = max(done, key=lambda row: (row["val_acc"], -row["val_loss"]))
+        best = max(done, key=lambda row: (row.get("val_map", row["val_acc"]), -row["val_loss"]))
         rates = sorted(tries)
         found.append(
             {
@@ -177,7 +180,9 @@ def _tried(lr: float, experiment: Experiment, folder: Path) -> dict[str, Any]:
     row = run_folder.end(folder / name)
     if row is None:
         raise ValueError(f"{folder / name} is not finished")
-    kept = {key: row[key] for key in ("val_acc", "val_loss", "reason", "epoch") if key in row}
+    kept = {
+        key: row[key] for key in ("val_acc", "val_map", "val_loss", "reason", "epoch") if key in row
+    }
     return {"lr": lr, "folder": name} | kept
 
 
