@@ -137,6 +137,7 @@ def test_accuracy_is_the_share_of_solved_sequences(tmp_path: Path) -> None:
     assert (row["val_count"], row["test_count"]) == (30, 600)
 
 
+@pytest.mark.filterwarnings("ignore::apical.monitor.LearningWarning")  # few units, weak signals
 @pytest.mark.parametrize("form", [LRA_SUM, TPTT_SUM])
 @pytest.mark.parametrize("saves", [(1, 2, 3), (2, 4, 1), (3, 1, 1)])
 def test_resumes_to_the_same_bits(

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad_and_value
 
 from apical.convert import exact_gradients, labels
 from apical.learners.base import Batch, Info, Learner, add_gradients
-from apical.learners.unrolled import step_norms
+from apical.learners.unrolled import exact_norms, signal_norms
 from apical.nets.recurrent import Recurrent, Step
 
 
@@ -111,6 +111,6 @@ def _info(scores: Tensor, steps: list[Step]) -> Info:
 
     def norms() -> dict[str, Tensor]:
         before = torch.stack([torch.zeros_like(hidden[0]), *hidden[:-1]])
-        return {"cell.recurrent.weight": step_norms(torch.stack(found), before)}
+        return {"cell.recurrent.weight": exact_norms(torch.stack(found), before)}
 
-    return Info(scores, signals=lambda: torch.linalg.matrix_norm(torch.stack(found)), norms=norms)
+    return Info(scores, signals=lambda: signal_norms(torch.stack(found)), norms=norms)

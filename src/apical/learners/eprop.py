@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from apical.learners.base import Batch, Info
 from apical.learners.memory import memory_of
 from apical.learners.simple import Gradients, SimpleLearner
-from apical.learners.unrolled import Run, SimpleNet, simple_net, step_norms, summed, unroll
+from apical.learners.unrolled import (
+    Run,
+    SimpleNet,
+    exact_norms,
+    signal_norms,
+    simple_net,
+    summed,
+    unroll,
+)
 
 
 @dataclass(frozen=True)
@@ -81,12 +89,10 @@ def _info(scores: Tensor, signals: Tensor, trace_TNH: Tensor, start: int) -> Inf
         return torch.cat([values.new_zeros(start), values])
 
     def norms() -> dict[str, Tensor]:
-        found = step_norms(signals, trace_TNH[start:])
+        found = exact_norms(signals, trace_TNH[start:])
         return {"cell.recurrent.weight": behind_silence(found)}
 
-    return Info(
-        scores, signals=lambda: behind_silence(torch.linalg.matrix_norm(signals)), norms=norms
-    )
+    return Info(scores, signals=lambda: behind_silence(signal_norms(signals)), norms=norms)
 
 
 def _traces(run: Run, leak: float) -> tuple[Tensor, Tensor, Tensor]:

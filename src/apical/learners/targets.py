@@ -18,7 +18,14 @@ from torch import Tensor
 
 from apical.learners.base import Info, check_reduction
 from apical.learners.simple import Gradients, SimpleLearner
-from apical.learners.unrolled import Run, SimpleNet, step_norms, summed, unroll
+from apical.learners.unrolled import (
+    Run,
+    SimpleNet,
+    exact_norms,
+    signal_norms,
+    summed,
+    unroll,
+)
 
 Pairs = dict[str, tuple[Tensor, Tensor, Tensor]]
 
@@ -90,8 +97,8 @@ class TargetLearner(SimpleLearner):
 
         info = Info(
             run.scores,
-            signals=lambda: torch.linalg.matrix_norm(signals_TNH),
-            norms=lambda: {name: step_norms(*pair[1:]) for name, pair in pairs.items()},
+            signals=lambda: signal_norms(signals_TNH),
+            norms=lambda: {name: exact_norms(*pair[1:]) for name, pair in pairs.items()},
             local_losses=local_losses,
         )
         return loss, self.weights(net, run, pairs), info

@@ -165,6 +165,16 @@ def step_norms(signals_TNO: Tensor, inputs_TNI: Tensor) -> Tensor:
     return torch.linalg.vector_norm(_transposed_product(signals_TNO, inputs_TNI), dim=(1, 2))
 
 
+def exact_norms(signals_TNO: Tensor, inputs_TNI: Tensor) -> Tensor:
+    """The same in float64, whose squares do not underflow: zero means that nothing arrives."""
+    return step_norms(signals_TNO.double(), inputs_TNI.double())
+
+
+def signal_norms(signals_TNO: Tensor) -> Tensor:
+    """Norm of the signal at every step, (T,); in float64 as in `exact_norms`."""
+    return torch.linalg.matrix_norm(signals_TNO.double())
+
+
 def summed(
     signals_TNO: Tensor, inputs_TNI: Tensor, factor: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:

@@ -6,7 +6,9 @@ from apical.naming import unknown
 from apical.studies import biotorch, robustness
 from apical.studies.base import TIERS, Curve, Entry, Published, Search, Study
 from apical.studies.low_dim_error import low_dim_error
+from apical.studies.lra_rnn import lra_rnn
 from apical.studies.rules_overview import rules_overview
+from apical.studies.sign_symmetry_hashing import sign_symmetry_hashing
 from apical.studies.smoke import smoke
 from apical.studies.weight_transport import weight_transport
 
@@ -39,7 +41,9 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "biotorch-mnist": biotorch.mnist,
     "biotorch-robustness": robustness.robustness,
     "low-dim-error": low_dim_error,
+    "lra-rnn": lra_rnn,
     "rules-overview": rules_overview,
+    "sign-symmetry-hashing": sign_symmetry_hashing,
     "smoke": smoke,
     "weight-transport": weight_transport,
 }
