@@ -23,7 +23,7 @@ import torch
 
 from . import attacks, claims, progress, records, rules, training
 from .attacks import Audit, Effort, RobustReport, audit, robust_report
-from .attacks.ball import Norm
+from .attacks.ball import Threat
 from .attacks.checks import check_eps
 from .attacks.evaluation import AUDITED
 from .attacks.pictures import pictures
@@ -44,8 +44,9 @@ class Evaluation:
     """How a net is attacked: everything that influences the outcome beside the nets themselves.
 
     Args:
-        eps: radii above 0, in units of pixels in [0, 1].
-        norm: "linf" (largest change of one value) or "l2" (length of the change).
+        eps: radii above 0, in units of pixels in [0, 1]; or numbers of flips.
+        norm: "linf" (largest change of one value), "l2" (length of the change), or "flips" (how
+            many values of binary events are flipped).
         images: of the test split, the same for every net; all, where it has fewer (>= 1).
         effort: how much is spent on each attack.
         rules: names of further rules whose backward pass is tried on these weights.
@@ -57,7 +58,7 @@ class Evaluation:
     """
 
     eps: tuple[float, ...] = (4 / 255, 8 / 255, 16 / 255)
-    norm: Norm = "linf"
+    norm: Threat = "linf"
     images: int = 1000
     effort: Effort = field(default_factory=Effort)
     rules: tuple[str, ...] = ()
@@ -75,8 +76,10 @@ class Evaluation:
             raise ValueError(
                 f"robustness: eps={self.eps}; give at least one radius above 0, each once"
             )
-        if self.norm not in ("linf", "l2"):
-            raise ValueError(f"robustness: norm={self.norm!r} is not one of 'linf', 'l2'")
+        if self.norm not in ("linf", "l2", "flips"):
+            raise ValueError(f"robustness: norm={self.norm!r} is not one of 'linf', 'l2', 'flips'")
+        if self.norm == "flips" and any(eps != round(eps) for eps in self.eps):
+            raise ValueError(f"robustness: eps={self.eps} must be whole numbers of flips")
         if self.images < 1 or self.seed < 0:
             raise ValueError(
                 f"robustness: images={self.images} must be at least 1, seed={self.seed} at least 0"
@@ -89,7 +92,8 @@ class Evaluation:
             )
         if self.published_attacks and self.norm != "linf":
             raise ValueError(
-                f"robustness: the attacks of protocol={self.protocol!r} are 'linf', not 'l2'"
+                f"robustness: the attacks of protocol={self.protocol!r} are 'linf', not "
+                f"{self.norm!r}"
             )
 
     @property

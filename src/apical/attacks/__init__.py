@@ -9,6 +9,7 @@ from apical.attacks.apgd import APGD
 from apical.attacks.audit import Audit, audit
 from apical.attacks.base import Attack
 from apical.attacks.evaluation import Effort, RobustReport, robust_report
+from apical.attacks.flips import Flips, RandomFlips
 from apical.attacks.names import SOURCES, source
 from apical.attacks.noise import Noise
 from apical.attacks.normalised import Normalised
@@ -46,6 +47,7 @@ __all__ = [
     "Exact",
     "FewPixel",
     "FiniteDifference",
+    "Flips",
     "From",
     "NoGradient",
     "NoGradientWarning",
@@ -55,6 +57,7 @@ __all__ = [
     "OwnAveraged",
     "Plugin",
     "Protocol",
+    "RandomFlips",
     "RobustReport",
     "RuleGradient",
     "Source",
@@ -71,9 +74,11 @@ ATTACKS: dict[str, type[Attack]] = {
     "eot": EOT,
     "few-pixel": FewPixel,
     "fgsm": FGSM,
+    "flips": Flips,
     "noise": Noise,
     "pgd": PGD,
     "plugin": Plugin,
+    "random-flips": RandomFlips,
     "square": Square,
     "tpgd": TPGD,
     "transfer": Transfer,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 Norm = Literal["linf", "l2"]
+Threat = Literal["linf", "l2", "flips"]
+"""What may change: a norm and its radius, or how many values are flipped from 0 to 1 or back."""
 
 SLACK = 1e-5
 """What rounding may add to a radius, as a share of the radius and of the input range."""
@@ -91,6 +93,24 @@ class FewPixels:
         changed = (point != x).any(1).flatten(1).sum(1)
         inside = (point.flatten(1) >= self.low) & (point.flatten(1) <= self.high)
         return (changed > self.count) | ~inside.all(1)
+
+
+@dataclass(frozen=True)
+class FewFlips:
+    """All binary examples that differ from one in at most `count` values, each `low` or `high`.
+
+    Shapes: (N, ...).
+    """
+
+    count: int
+    low: float = 0.0
+    high: float = 1.0
+
+    def strays(self, point: Tensor, x: Tensor) -> Tensor:
+        """Which examples have changed too much, or hold other values."""
+        changed = (point != x).flatten(1).sum(1)
+        binary = ((point == self.low) | (point == self.high)).flatten(1).all(1)
+        return (changed > self.count) | ~binary
 
 
 def lengths(change: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from apical import stats
 from apical.attacks import checks as input_checks
 from apical.attacks import sanity, schedule, twins
 from apical.attacks.audit import Audit, Word, audit
-from apical.attacks.ball import Ball, FewPixels, Norm
+from apical.attacks.ball import Ball, FewFlips, FewPixels, Threat
 from apical.attacks.base import Attack
+from apical.attacks.flips import check_binary
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
 from apical.attacks.protocols import Protocol
@@ -51,7 +52,7 @@ class RobustReport:
         "vanishing" and "random" as the audit found; else "faithful".
     """
 
-    norm: Norm
+    norm: Threat
     classes: int
     clean: tuple[bool, ...]
     trials: tuple[Trial, ...]
@@ -100,7 +101,7 @@ def robust_report(
     y: Tensor,
     *,
     eps: Sequence[float],
-    norm: Norm = "linf",
+    norm: Threat = "linf",
     effort: Effort | None = None,
     rules: Sequence[str] = (),
     surrogates: Mapping[str, nn.Module] | None = None,
@@ -119,6 +120,7 @@ def robust_report(
 
     Args:
         eps: radii above 0, in the unit of the inputs (the normalisation belongs into the model).
+        norm: "linf", "l2"; or "flips" for binary events, of which eps counts those that may flip.
         rules: further rules whose backward pass is tried on these weights, by name.
         surrogates: name -> other model with the same classes, to transfer from; a net trained by
             backprop from the same start is the strongest.
@@ -131,6 +133,8 @@ def robust_report(
     Raises: ValueError as attacks do; models with random scores are refused.
     """
     x, y = x.detach(), y.detach()
+    if norm == "flips":
+        check_binary("robust_report", x, bounds)
     clean, classes = _clean(model, x, y, bounds)
     budgets = _budgets(eps, norm, bounds)
     if protocol and norm != "linf":
@@ -154,8 +158,7 @@ def robust_report(
     standing = clean.clone()
     for number, step in enumerate(planned, 1):
         rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
-        pixels = step.group == "pixels"
-        ball = FewPixels(int(step.eps), *bounds) if pixels else Ball(step.eps, norm, *bounds)
+        ball = _allowed(step, norm, bounds)
         trial = known.get(step.key) or run(
             step, model, x, y, rows.to(x.device), ball, batch_size=batch_size
         )
@@ -168,6 +171,13 @@ def robust_report(
         trials += _own_of_a_plain_model(trials)
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
     return _concluded(norm, classes, tuple(clean.tolist()), trials, budgets, found)
+
+
+def _allowed(step: Step, norm: Threat, bounds: tuple[float, float]) -> Ball | FewFlips | FewPixels:
+    """Where the points of a step must lie."""
+    if step.group == "pixels":
+        return FewPixels(int(step.eps), *bounds)
+    return FewFlips(round(step.eps), *bounds) if norm == "flips" else Ball(step.eps, norm, *bounds)
 
 
 def _clean(
@@ -186,10 +196,12 @@ def _clean(
     return ~torch.cat(wrong).cpu(), classes
 
 
-def _budgets(eps: Sequence[float], norm: Norm, bounds: tuple[float, float]) -> list[float]:
+def _budgets(eps: Sequence[float], norm: Threat, bounds: tuple[float, float]) -> list[float]:
     if not eps or len(set(eps)) < len(eps):
         raise ValueError(f"robust_report: eps={tuple(eps)}; give at least one radius, each once")
     for radius in eps:
+        if norm == "flips" and radius != round(radius):
+            raise ValueError(f"robust_report: eps={radius} is no whole number of flips")
         input_checks.check_eps(
             "robust_report", radius, low=bounds[0], high=bounds[1], linf=norm == "linf"
         )
@@ -213,7 +225,7 @@ def _own_of_a_plain_model(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _concluded(
-    norm: Norm,
+    norm: Threat,
     classes: int,
     clean: tuple[bool, ...],
     trials: Sequence[Trial],

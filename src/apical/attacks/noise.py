@@ -22,13 +22,13 @@ class Noise(Attack):
         eps: radius.
         kind: "uniform" in the ball ("l2": uniform direction and radius); "gaussian" normal with
             standard deviation eps / 2 ("l2": a normal direction of length eps), projected on the
-            ball.
+            ball; "sign" +-eps for every value, by a fair coin ("linf" only).
         draws: at least 1; the first misclassified one is returned.
     """
 
     eps: float
     norm: Norm = "linf"
-    kind: Literal["gaussian", "uniform"] = "uniform"
+    kind: Literal["gaussian", "sign", "uniform"] = "uniform"
     draws: int = 1
 
     default_gradient: ClassVar[str] = "none"
@@ -37,6 +37,8 @@ class Noise(Attack):
         super().validate()
         if self.draws < 1:
             raise ValueError(f"{self.name}: draws={self.draws} must be at least 1")
+        if self.kind == "sign" and self.norm != "linf":
+            raise ValueError(f"{self.name}: kind='sign' is for norm='linf', not {self.norm!r}")
 
     @property
     def label(self) -> str:
@@ -58,6 +60,9 @@ class Noise(Attack):
     def _draw(self, x: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
         if self.kind == "uniform":
             return ball.start(x, generator)
+        if self.kind == "sign":
+            coin = torch.randint(2, x.shape, generator=generator).to(x.device, x.dtype)
+            return (x + self.eps * (2 * coin - 1)).clamp(*self.bounds)
         draw = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
         change = 0.5 * draw if self.norm == "linf" else unit(draw, "l2")
         return ball.project(x + self.eps * change, x)

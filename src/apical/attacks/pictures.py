@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.attacks.ball import Norm
+from apical.attacks.ball import Threat
+from apical.attacks.base import Attack
+from apical.attacks.flips import Flips, RandomFlips
 from apical.attacks.noise import Noise
 from apical.attacks.sources import NoGradientWarning
 from apical.attacks.square import Square
@@ -18,7 +20,14 @@ STEPS, QUERIES = 20, 200
 
 
 def pictures(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: Norm, count: int = 6, seed: int = 0
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Threat,
+    count: int = 6,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Attacks on images that the model gets right, of different classes first.
 
@@ -44,16 +53,23 @@ def pictures(
 
 
 def _points(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, seed: int
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Threat, seed: int
 ) -> dict[str, Tensor]:
     common: dict[str, Any] = {"norm": norm, "seed": seed}
-    noise, pgd = Noise(eps, **common), PGD(eps, STEPS, loss="margin", **common)
+    noise: Attack
+    pgd: Attack
+    if norm == "flips":
+        count = round(eps)
+        noise = RandomFlips(count, seed=seed)
+        pgd = Flips(count, min(STEPS, count), loss="margin", seed=seed)
+    else:
+        noise, pgd = Noise(eps, **common), PGD(eps, STEPS, loss="margin", **common)
     found = {f"{noise.label} / none": noise(model, x, y)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoGradientWarning)  # the picture shows it
         for source in ("own", "exact"):
             found[f"{pgd.label} / {source}"] = pgd(model, x, y, gradient=source)
-    if x.dim() == 4 and min(x.shape[2:]) >= 5:
+    if norm != "flips" and x.dim() == 4 and min(x.shape[2:]) >= 5:
         square = Square(eps, QUERIES, **common)
         found[f"{square.label} / none"] = square(model, x, y)
     return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from apical.attacks.apgd import APGD
-from apical.attacks.ball import Norm
+from apical.attacks.ball import Threat
 from apical.attacks.base import Attack
+from apical.attacks.flips import Flips, RandomFlips
 from apical.attacks.names import source
 from apical.attacks.noise import Noise
 from apical.attacks.protocols import Protocol
@@ -32,6 +33,7 @@ class Effort:
         adaptive_steps: of APGD, 0 to leave it out.
         queries: of Square, 0 to leave it out.
         redraws: of random feedback (>= 1).
+        noise: the control: "uniform" in the ball, or "sign", +-eps for every value ("linf" only).
     """
 
     steps: int = 20
@@ -39,6 +41,7 @@ class Effort:
     adaptive_steps: int = 50
     queries: int = 1000
     redraws: int = 10
+    noise: Literal["sign", "uniform"] = "uniform"
 
     def __post_init__(self) -> None:
         for name, least in [("steps", 1), ("restarts", 1), ("redraws", 1)]:
@@ -46,13 +49,15 @@ class Effort:
                 raise ValueError(f"Effort: {name}={getattr(self, name)} must be at least {least}")
         if min(self.adaptive_steps, self.queries) < 0:
             raise ValueError("Effort: adaptive_steps and queries are at least 0")
+        if self.noise not in ("sign", "uniform"):
+            raise ValueError(f"Effort: noise={self.noise!r} is not one of 'sign', 'uniform'")
 
 
 @dataclass(frozen=True)
 class Setting:
     """What the steps depend on beside the radius."""
 
-    norm: Norm
+    norm: Threat
     bounds: tuple[float, float]
     seed: int
     effort: Effort
@@ -67,7 +72,10 @@ class Setting:
 
 
 def planned(budgets: Sequence[float], s: Setting, values: int) -> list[Step]:
-    """Everything, in order. Args: budgets: radii, rising. values: numbers in one input."""
+    """Everything, in order. Args: budgets: radii or numbers of flips, rising. values: numbers in
+    one input."""
+    if s.norm == "flips":
+        return [*(step for eps in budgets for step in flips(eps, s)), all_flips(values // 2, s)]
     found = [step for eps in budgets for step in steps(eps, s)]
     if s.protocol and s.images:
         found += s.protocol.pixel_steps(seed=s.seed, bounds=s.bounds)
@@ -83,7 +91,7 @@ def steps(eps: float, s: Setting) -> Iterator[Step]:
         PGD(eps, s.effort.steps, loss=loss, stop_when_broken=True, **common)
         for loss in ("ce", "margin")
     ]
-    yield Step(Noise(eps, **common), NoGradient(), "noise", eps)
+    yield Step(Noise(eps, kind=s.effort.noise, **common), NoGradient(), "noise", eps)
     compared: list[tuple[Group, Source]] = [("exact", Exact())]
     if s.has_feedback:  # else its own gradient is the exact one
         compared.insert(0, ("own", Own()))
@@ -136,13 +144,36 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
 
 def large(eps: float, s: Setting) -> Step:
     """An attack with so much room that nothing should survive it."""
-    attack = PGD(
-        eps,
-        s.effort.steps,
-        norm=s.norm,
-        loss="margin",
-        stop_when_broken=True,
-        seed=s.seed,
-        bounds=s.bounds,
-    )
+    common: dict[str, Any] = {"norm": s.norm, "seed": s.seed, "bounds": s.bounds}
+    attack = PGD(eps, s.effort.steps, loss="margin", stop_when_broken=True, **common)
     return Step(attack, Exact(), "exact", eps, role="large")
+
+
+def flips(eps: float, s: Setting) -> Iterator[Step]:
+    """The same for binary events, of which `eps` may be flipped."""
+    count = round(eps)
+    common: dict[str, Any] = {"seed": s.seed, "bounds": s.bounds}
+    once = Flips(count, **common)
+    rounds = min(s.effort.steps, count)
+    again = [Flips(count, rounds, loss=loss, **common) for loss in ("ce", "margin")]
+    yield Step(RandomFlips(count, **common), NoGradient(), "noise", eps)
+    compared: list[tuple[Group, Source]] = [("exact", Exact())]
+    if s.has_feedback:
+        compared.insert(0, ("own", Own()))
+    for group, gradient in compared:
+        yield Step(once, gradient, group, eps, role="single step")
+        yield from (Step(attack, gradient, group, eps) for attack in again)
+    for rule in s.rules:
+        yield Step(again[0], RuleGradient(rule, s.seed), "rule", eps)
+    for name, other in s.surrogates.items():
+        yield Step(Transfer(again[0], other), From(other, name), "transfer", eps)
+    doubled = Flips(count, min(2 * rounds, count), **common)
+    yield Step(doubled, Exact(), "exact", eps, "survivors", "doubled")
+    for attack in s.extra(eps) if s.extra else ():
+        yield Step(attack, source(attack.default_gradient), "extra", eps, "survivors")
+
+
+def all_flips(count: int, s: Setting) -> Step:
+    """As `large`, for events."""
+    attack = Flips(count, s.effort.steps, loss="margin", seed=s.seed, bounds=s.bounds)
+    return Step(attack, Exact(), "exact", float(count), role="large")

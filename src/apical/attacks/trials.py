@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from apical.attacks.ball import Ball, FewPixels
+from apical.attacks.ball import Ball, FewFlips, FewPixels
 from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
@@ -98,7 +98,7 @@ def run(
     x: Tensor,
     y: Tensor,
     rows: Tensor,
-    ball: Ball | FewPixels,
+    ball: Ball | FewFlips | FewPixels,
     *,
     batch_size: int,
 ) -> Trial:

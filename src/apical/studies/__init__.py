@@ -7,9 +7,11 @@ from apical.studies import biotorch, robustness
 from apical.studies.base import TIERS, Curve, Entry, Published, Search, Study
 from apical.studies.low_dim_error import low_dim_error
 from apical.studies.lra_rnn import lra_rnn
+from apical.studies.mnm import mnm
 from apical.studies.rules_overview import rules_overview
 from apical.studies.sign_symmetry_hashing import sign_symmetry_hashing
 from apical.studies.smoke import smoke
+from apical.studies.snn_robustness import snn_robustness
 from apical.studies.weight_transport import weight_transport
 
 __all__ = ["STUDIES", "TIERS", "Curve", "Entry", "Published", "Search", "Study", "build"]
@@ -42,8 +44,10 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "biotorch-robustness": robustness.robustness,
     "low-dim-error": low_dim_error,
     "lra-rnn": lra_rnn,
+    "mnm": mnm,
     "rules-overview": rules_overview,
     "sign-symmetry-hashing": sign_symmetry_hashing,
     "smoke": smoke,
+    "snn-robustness": snn_robustness,
     "weight-transport": weight_transport,
 }

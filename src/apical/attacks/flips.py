@@ -1,0 +1,146 @@
+"""Attacks on binary events: a number of them is added or removed, and nothing in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from apical.attacks.ball import FewFlips
+from apical.attacks.base import Attack
+from apical.attacks.losses import (
+    FEWEST_CLASSES,
+    LossName,
+    against,
+    broken,
+)
+from apical.attacks.sources import Oracle
+
+
+@dataclass(frozen=True)
+class Flips(Attack):
+    """Flips the events whose flip raises the loss most by its gradient g: the gain of flipping x
+    is g (1 - 2x). Where none has a gain, fewer are flipped.
+
+    Args:
+        count: how many of an example's values may be flipped, at least 1.
+        steps: rounds, at least 1, each with a new gradient and an equal share of the flips; no
+            value is flipped twice.
+        loss: "ce", "dlr" or "margin".
+        stop_when_broken: of several rounds, leave an example alone once it is misclassified.
+
+    Shapes: inputs (N, ...) of zeros and ones.
+    Raises: ValueError for inputs that are not binary, or more flips than values.
+    Source: after the gradient-to-spike attacks of Liang et al. 2021, which flip one at a time.
+    """
+
+    count: int
+    steps: int = 1
+    loss: LossName = "ce"
+    stop_when_broken: bool = True
+
+    def validate(self) -> None:
+        _check_count(self, self.count)
+        if not 1 <= self.steps <= self.count:
+            raise ValueError(
+                f"{self.name}: steps={self.steps} must be from 1 to count={self.count}"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"Flips({self.count})"
+
+    @property
+    def label(self) -> str:
+        return f"Flips-{self.steps} {self.loss}"
+
+    def check_classes(self, classes: int) -> None:
+        if classes < FEWEST_CLASSES[self.loss]:
+            raise ValueError(
+                f"{self.name}: loss={self.loss!r} needs {FEWEST_CLASSES[self.loss]} classes"
+            )
+
+    def passes(self, classes: int) -> int:
+        return self.steps
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        flat, low, high = _binary(self, x, self.count)
+        result, rows = flat.clone(), torch.arange(len(x), device=x.device)
+        fresh = torch.ones_like(flat, dtype=torch.bool)
+        for step in range(self.steps):
+            share = self.count * (step + 1) // self.steps - self.count * step // self.steps
+            points = result[rows].view(len(rows), *x.shape[1:])
+            answer = oracle.ask(points, y[rows], against(y[rows], self.loss))
+            if step and self.stop_when_broken:
+                keep = ~broken(answer.scores, y[rows])
+                rows, answer = rows[keep], answer._replace(gradient=answer.gradient[keep])
+                if not len(rows):
+                    break
+            gain = answer.gradient.flatten(1) * (high + low - 2 * result[rows])
+            gain = gain.masked_fill(~fresh[rows], 0)
+            best, places = gain.topk(min(share, gain.shape[1]), dim=1)
+            turned = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, places, best > 0)
+            result[rows] = torch.where(turned, high + low - result[rows], result[rows])
+            fresh[rows] &= ~turned
+        return result.view_as(x)
+
+
+@dataclass(frozen=True)
+class RandomFlips(Attack):
+    """Flips events at random places: the control for `Flips`.
+
+    Args: count: how many of an example's values, at least 1.
+    Shapes: inputs (N, ...) of zeros and ones.
+    Raises: ValueError for inputs that are not binary, or more flips than values.
+    """
+
+    count: int
+
+    default_gradient: ClassVar[str] = "none"
+
+    def validate(self) -> None:
+        _check_count(self, self.count)
+
+    @property
+    def name(self) -> str:
+        return f"RandomFlips({self.count})"
+
+    @property
+    def label(self) -> str:
+        return "Flips random"
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        flat, low, high = _binary(self, x, self.count)
+        order = torch.rand(flat.shape, generator=self.generator())  # the same on every device
+        places = order.topk(self.count, dim=1).indices.to(x.device)
+        turned = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True)
+        return torch.where(turned, high + low - flat, flat).view_as(x)
+
+
+def check_binary(owner: str, x: Tensor, bounds: tuple[float, float]) -> None:
+    """Raises: ValueError for inputs with other values than the two bounds."""
+    odd = ~((x == bounds[0]) | (x == bounds[1]))
+    if odd.any():
+        raise ValueError(
+            f"{owner}: {int(odd.sum())} values are neither {bounds[0]:g} nor {bounds[1]:g}, the "
+            f"first is {x[odd][0].item():.4g}; it flips binary events. Attack images with FGSM or "
+            "PGD, or binarise them"
+        )
+
+
+def _check_count(attack: Attack, count: int) -> None:
+    if type(count) is not int or count < 1:
+        raise ValueError(f"{attack.name}: count={count!r} must be a whole number of at least 1")
+
+
+def _binary(attack: Attack, x: Tensor, count: int) -> tuple[Tensor, float, float]:
+    """The examples as rows, and the two values."""
+    check_binary(attack.name, x, attack.bounds)
+    if count > x[0].numel():
+        raise ValueError(f"{attack.name}: an example has {x[0].numel()} values only")
+    return x.flatten(1), *attack.bounds
+
+
+__all__ = ["FewFlips", "Flips", "RandomFlips", "check_binary"]

@@ -1,0 +1,139 @@
+"""Spiking nets that learn by local rules, under attack: is the robustness theirs?
+
+Lin and Sengupta (2025, arXiv 2504.08897) train spiking nets by backpropagation through time,
+feedback alignment, direct feedback alignment and local errors, find that gradient attacks work
+badly on the local ones, and that attacks transferred from a net trained by backpropagation work
+well. Of the paper only the abstract could be read: no number of it is here, its claim is tried as
+a direction. Non-spiking nets with the same rules stand beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from apical.attacks import Effort
+from apical.experiment import Experiment
+from apical.robustness import Evaluation
+from apical.studies.base import Entry, Study
+
+TITLE = "Spiking nets by four trainings, under attack"
+DIGITS, DIGITS_MLP = "digits SNN", "digits MLP"
+EVENTS, EVENTS_MLP = "drifting bars SNN", "drifting bars MLP"
+MNIST, EVENT_MNIST = "MNIST SNN", "event MNIST SNN"
+CIFAR10, NMNIST = "CIFAR-10 conv SNN", "N-MNIST conv SNN"
+
+NOTES = (
+    "Exact: the gradient by backpropagation through time of the same weights, surrogates included "
+    "(a twin by backprop). Transfer: attacks made on the net of the same setting and seed that "
+    "backpropagation trained. Hybrid: per image, the worst of these two, by the same attacks as "
+    "own; own is the gradient that the net learns by.",
+    "The first synapses send the exact gradient on in all nets, so that the own gradient of DFA "
+    "and LE at the image comes from the local signal of the first layer.",
+    "No values of the paper stand beside: its tables could not be read.",
+)
+EVENT_NOTE = "Radii of events count flips: events added or removed, of some 270 in a recording."
+
+
+def snn_robustness(tier: str, seeds: int) -> Study:
+    """Four trainings, frames and events, attacked by own, exact and transferred gradients."""
+    nets = settings(tier)
+    entries = [
+        Entry(setting, label, experiment)
+        for setting, base in nets.items()
+        for label, experiment in _trainings(base)
+        for experiment in _seeded(experiment, seeds)
+    ]
+    return Study(
+        "snn-robustness",
+        TITLE,
+        tier,
+        tuple(entries),
+        notes=(*NOTES, EVENT_NOTE),
+        evaluations=evaluations(tier),
+        surrogate="bp",
+    )
+
+
+def trainings(*, spiking: bool, first: str) -> dict[str, str | dict[str, Any]]:
+    """The rules by their labels.     Args: first: name of the first layer with weights."""
+    steps: Mapping[str, Any] = {"sample_axis": "steps"} if spiking else {}
+    return {
+        "bp": "bp",
+        "fa": {first: "bp", "*": "fa"},
+        "dfa": {first: "bp", "*": {"rule": "dfa", **steps}},
+        "le": {first: "bp", "*": {"rule": "le", "magnitude": "one", **steps}},
+    }
+
+
+def settings(tier: str) -> dict[str, Experiment]:
+    """What is trained on what, without a rule."""
+    frames = Experiment(
+        data="digits", net="spiking_mlp", epochs=25, optimizer="adam", lr=2e-3, probe_every=5
+    )
+    events = _with(frames, data="drifting_bars", pixels="unit", epochs=10)
+    bars = _with(events, net_options={"encoding": "frames", "steps": 12, "hidden": [100, 50]})
+    small: dict[str, Any] = {"net": "mlp", "net_options": {"hidden": [200, 100]}}
+    if tier == "smoke":
+        return {
+            DIGITS: frames,
+            DIGITS_MLP: _with(frames, **small),
+            EVENTS: bars,
+            EVENTS_MLP: _with(events, **small),
+        }
+    wide = {"hidden": [400, 200]}
+    saccades = {"encoding": "frames", "steps": 12, "hidden": [200, 100]}
+    found = {
+        MNIST: _with(frames, data="mnist", net_options=wide, epochs=5, lr=1e-3),
+        EVENT_MNIST: _with(
+            events, data="event_mnist", net_options=saccades, train_images=10_000, epochs=5
+        ),
+    }
+    if tier == "short":
+        return found
+    conv = {"channels": [32, 64, 128], "hidden": [256]}
+    recorded = {"encoding": "frames", "steps": 10, "channels": [32, 64], "hidden": [128]}
+    found[EVENT_MNIST] = _with(found[EVENT_MNIST], train_images=None)
+    return found | {
+        CIFAR10: _with(
+            frames, data="cifar10", net="spiking_conv", net_options=conv, epochs=60, lr=1e-3
+        ),
+        NMNIST: _with(
+            events, data="nmnist", net="spiking_conv", net_options=recorded, epochs=20, lr=1e-3
+        ),
+    }
+
+
+def evaluations(tier: str) -> dict[str, Evaluation]:
+    """How the nets of each setting are attacked."""
+    effort = Effort(adaptive_steps=10, queries=200, noise="sign")
+    rounds = Effort(steps=10, noise="sign")
+    digits = Evaluation(eps=(0.05, 0.1, 0.2), images=360, effort=effort)
+    bars = Evaluation(eps=(10, 20, 40), norm="flips", images=300, effort=rounds)
+    if tier == "smoke":
+        return {DIGITS: digits, DIGITS_MLP: digits, EVENTS: bars, EVENTS_MLP: bars}
+    images = 1000 if tier == "full" else 300
+    found = {
+        MNIST: Evaluation(eps=(0.05, 0.1, 0.2), images=images, effort=effort),
+        EVENT_MNIST: Evaluation(eps=(10, 20, 40), norm="flips", images=images, effort=rounds),
+    }
+    if tier == "full":
+        found[CIFAR10] = Evaluation(eps=(2 / 255, 8 / 255), images=images, effort=effort)
+        found[NMNIST] = Evaluation(eps=(20, 60), norm="flips", images=images, effort=rounds)
+    return found
+
+
+def _trainings(base: Experiment) -> Iterator[tuple[str, Experiment]]:
+    spiking, first = base.net != "mlp", "conv1" if base.net == "spiking_conv" else "fc1"
+    for label, rule in trainings(spiking=spiking, first=first).items():
+        yield label, _with(base, rule=rule)
+
+
+def _seeded(experiment: Experiment, seeds: int) -> Iterator[Experiment]:
+    for seed in range(seeds):
+        yield _with(experiment, seed=seed)
+
+
+def _with(experiment: Experiment, **changes: Any) -> Experiment:
+    return replace(experiment, **changes)
