@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from apical.records import write_bytes
-from apical.report import curves, overview, robust_markdown
+from apical.report import curves, overview, robust_markdown, solved
 from apical.report.escape import for_markdown
 from apical.report.names import display_name
 from apical.report.read import Study, is_study, read_study
@@ -85,7 +85,14 @@ def _to_markdown(study: Study) -> str:
     head += ["published %", "verdict"] * compared
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(_rulers(head)) + "|"]
     lines += ["| " + " | ".join(_row(cell, several, compared)) + " |" for cell in rows]
-    return "\n".join(lines) + "\n\n" + _curves(study) + _legend(study, rows) + "\n"
+    return (
+        "\n".join(lines)
+        + "\n\n"
+        + solved.to_markdown(study)
+        + _curves(study)
+        + _legend(study, rows)
+        + "\n"
+    )
 
 
 def _curves(study: Study) -> str:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from apical.records import StorageError, write_bytes
-from apical.report import curves, diagnostics, figures, protocol, robust_page, table
+from apical.report import (
+    curves,
+    diagnostics,
+    figures,
+    memory,
+    protocol,
+    robust_page,
+    solved,
+    table,
+)
 from apical.report.looks import Look, css_variables, looks
 from apical.report.names import display_name
 from apical.report.read import FULL_TIER, Study, is_run, is_study, read_run, read_study
@@ -76,6 +85,7 @@ def _write_study(study: Study, out: Path) -> Path:
         unfinished=[run for run in study.runs if run.status != "finished"],
         rows=rows,
         points=curves.points(study),
+        solved=_solved(study),
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
         robust=robust_page.write(study, out, slugs),
         sections=[_section(study, rows, setting, look, out) for setting in study.settings],
@@ -89,12 +99,18 @@ def _write_study(study: Study, out: Path) -> Path:
     )
 
 
+def _solved(study: Study) -> dict[str, Any]:
+    found = solved.lines(study)
+    return {"lines": found, "lengths": solved.lengths(found), "told": solved.told(study)}
+
+
 def _section(
     study: Study, rows: Sequence[table.Cell], setting: str, look: Mapping[str, Look], out: Path
 ) -> dict[str, Any]:
     """The figures of one setting for the page; their PNG files are written on the way."""
     groups = figures.groups(study, rows, setting, look)
     groups += curves.groups(study, setting, look)
+    groups += memory.groups(study, setting, look)
     shown = [row.rule for row in rows if row.setting == setting and row.summary]
     slug = f"{slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""
     drawn = _drawn(groups, f"{study.title} · {setting}", look, out, slug)

@@ -12,6 +12,8 @@ study.json:
                 gradient_angle_deg), and the difference up to which ours agree
     search      optional: list of {setting, rule, lr, at_edge, tries}, how a learning rate was
                 chosen; tries is a list of {lr, val_acc} or, where it diverged, {lr, reason}
+    solved      optional: share of right answers on the validation split, in (0, 1], from which
+                on a task counts as solved; the steps until then are reported
     robustness  optional: list of {folder, setting, rule, seed, evaluation}; the last is a folder
                 within the run folder
     robust_published  optional: list of {setting, rule, attack, eps, metric, value, unit, source}
@@ -116,6 +118,7 @@ class Study:
     robustness: tuple[Evaluation, ...] = ()
     robust_published: tuple[PublishedRobustness, ...] = ()
     overview: Mapping[str, Any] | None = None
+    solved: float | None = None
 
     @property
     def settings(self) -> list[str]:
@@ -209,6 +212,7 @@ def read_study(folder: Path) -> Study:
             search=tuple(value.get("search", ())),
             curves=tuple(_curve(entry) for entry in value.get("curves", ())),
             overview=value.get("overview"),
+            solved=value.get("solved"),
             robustness=tuple(
                 robust_read.read_evaluation(folder, entry) for entry in value.get("robustness", ())
             ),

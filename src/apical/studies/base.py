@@ -138,6 +138,8 @@ class Study:
         evaluations: by setting, how its trained nets are attacked.     retrievals: the same of hash
         nets.     surrogate: the rule whose
         net of the same setting and seed attacks are transferred from; "": none.
+        solved: share of right validation answers, in (0, 1], from which on a task counts as
+        solved: the report then has the steps until there.
     """
 
     name: str
@@ -153,6 +155,7 @@ class Study:
     surrogate: str = ""
     robust_published: tuple[PublishedRobustness, ...] = ()
     overview: Overview | None = None
+    solved: float | None = None
 
     @property
     def cells(self) -> list[Choice]:

@@ -142,6 +142,8 @@ def described(
     }
     if study.curves:
         value["curves"] = [dataclasses.asdict(curve) for curve in study.curves]
+    if study.solved is not None:
+        value["solved"] = study.solved
     if study.overview:
         value["overview"] = dataclasses.asdict(study.overview)
     if found:
