@@ -16,6 +16,7 @@ from apical.experiment import (
     rule_label,
     to_dict,
 )
+from apical.starts import Start
 from apical.hashing import Hashing
 
 FULL = Experiment(
@@ -32,6 +33,8 @@ CHANGES: dict[str, Any] = {
     "size": 16,
     "validation": 5,
     "train_images": 100,
+    "test_images": 100,
+    "start": Start("weights.pt", digest="abc"),
     "test": False,
     "net": "lenet",
     "learner": {"learner": "backprop", "clip_norm": 1.0},

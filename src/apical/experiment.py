@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import hashing as codes
-from . import rules, tasks, teaching
+from . import tasks, teaching
 from .assignment import rule_assignment, rule_label, rule_values
 from .feedback import FEEDBACK_VERSION
 from .naming import unknown

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import data, learners, mnm, nets, objectives, optimizers, starts, tasks, teaching
+from . import data, learners, mnm, nets, objectives, optimizers, splits, starts, tasks, teaching
 from .convert import convert
 from .experiment import Experiment
-from .splits import EVALUATION_BATCH, normalisation
+from .splits import EVALUATION_BATCH
 from .switch import check, switch
 
 TEST_SEQUENCES = 10_000
@@ -82,8 +82,8 @@ def build(
 ) -> Parts:
     """Build everything an experiment names; consumes the global random numbers of its seed.
 
-    The order is part of the result: weights from the seed, those of the start, the conversion, then what the
-    learner remembers, then the optimizer, so that all that learns by gradients is trained.
+    The order is part of the result: weights from the seed, those of the start, the conversion,
+    what the learner remembers, then the optimizer, so that all that learns by gradients is trained.
 
     Args: weights: of the experiment's start; absent, the net keeps its own, which is enough to
         time it.
@@ -161,7 +161,7 @@ def build_model(
 def _net(experiment: Experiment, source: Source) -> nn.Module:
     options = experiment.net_options
     if isinstance(source, tasks.Task):
-        build = mnm.build if experiment.net in mnm.NETS else nets.build_recurrent
+        build: Any = mnm.build if experiment.net in mnm.NETS else nets.build_recurrent
         sizes = {"inputs": source.inputs, "outputs": source.outputs, "output": source.answers}
         return build(experiment.net, **sizes, **options)
     return nets.build(

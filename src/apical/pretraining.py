@@ -40,7 +40,9 @@ def weights(experiment: Experiment, folder: Path, train: Train) -> starts.State 
 def place(before: Experiment, folder: Path) -> Path:
     """The folder of the run that trains a start: one that is there already, also of the study
     around, else beside the run in this folder."""
-    here, above = (parent / FOLDER / before.name for parent in (folder.parent, folder.parent.parent))
+    here, above = (
+        parent / FOLDER / before.name for parent in (folder.parent, folder.parent.parent)
+    )
     return above if run_folder.state(here) == "new" and above.exists() else here
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, data, nets, prepare, records, rules, run_folder, starts
+from . import checkpoint, data, nets, prepare, records, rules, run_folder, splits, starts
 from .attacks import Normalised
 from .convert import convert, feedback_modules
 from .experiment import Experiment, from_dict, rule_assignment
@@ -71,7 +71,7 @@ def from_run(
     with torch.random.fork_rng(devices=[]):
         model = prepare.build_model(experiment, images, epoch=experiment.epochs)
     model.load_state_dict(_weights_of_run(folder, experiment))
-    whole = Normalised(model.eval(), *prepare.normalisation(experiment, images))
+    whole = Normalised(model.eval(), *splits.normalisation(experiment, images))
     bits = None if experiment.hashing is None else experiment.hashing.bits
     return Trained(whole.to(device), images, digest_of_run(folder), folder.name, bits)
 
@@ -137,7 +137,7 @@ def from_model(
     if weights is not None:
         starts.load(made, weights)
     experiment = Experiment(data=data_name, size=size, pixels=pixels)
-    whole = Normalised(made.eval(), *prepare.normalisation(experiment, images))
+    whole = Normalised(made.eval(), *splits.normalisation(experiment, images))
     layers = [(f.layer, rules.spell(f.rule)) for f in feedback_modules(made)]
     told = f"model {model} {dict(options or {})} {data_name} {images.shape} {layers}"
     digest = starts.digest(whole.state_dict(), told=told)

@@ -1,0 +1,108 @@
+"""The splits of a data set as an experiment uses them: training, validation, test."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import data
+from .experiment import Experiment
+
+EVALUATION_BATCH = 500
+"""Examples in a batch that is only looked at."""
+
+Batch = tuple[Tensor, Tensor]
+Three = tuple[data.Batches, data.Batches | None, data.Batches]
+
+
+def of_images(
+    experiment: Experiment,
+    images: data.ImageData,
+    device: torch.device,
+    *,
+    shard: tuple[int, int] = (0, 1),
+) -> tuple[Three, Batch | None]:
+    """Batches of the training, validation and test splits; and the batch that is measured.
+
+    Args: shard: number of this process, and how many share the training split.
+    """
+    train, validation = _splits(experiment, images)
+    batches = _batches(experiment, images, (train, validation), device, shard)
+    return batches, _probe_batch(experiment, images, train, device)
+
+
+def normalisation(
+    experiment: Experiment, images: data.ImageData
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What is taken from pixels in [0, 1], and what then divides them, per channel."""
+    if experiment.pixels == "unit":
+        channels = images.shape[0]
+        return (0.0,) * channels, (1.0,) * channels
+    return images.mean, images.std
+
+
+def common(experiment: Experiment, images: data.ImageData, device: torch.device) -> dict[str, Any]:
+    """What all batches of images share."""
+    mean, std = normalisation(experiment, images)
+    layout = experiment.channels_last
+    return {"mean": mean, "std": std, "device": device, "channels_last": layout}
+
+
+def _splits(
+    experiment: Experiment, images: data.ImageData
+) -> tuple[data.Images, data.Images | None]:
+    train, validation = images.train, None
+    # chosen alike for every seed and rule, so that what is compared is compared on one split
+    if experiment.validation:
+        train, validation = data.split_validation(train, experiment.validation, 0)
+    return _some(train, experiment.train_images, "train_images", "training split"), validation
+
+
+def _some(split: data.Images, wanted: int | None, field: str, name: str) -> data.Images:
+    """So many images of a split, always the same ones; all of them for None."""
+    if wanted is not None and wanted > len(split):
+        raise ValueError(f"{field}={wanted}: the {name} has {len(split)} images")
+    if wanted is None or wanted == len(split):
+        return split
+    return data.split_validation(split, wanted, 1)[1]
+
+
+def _batches(
+    experiment: Experiment,
+    images: data.ImageData,
+    splits: tuple[data.Images, data.Images | None],
+    device: torch.device,
+    shard: tuple[int, int],
+) -> Three:
+    shared = common(experiment, images, device)
+    train = data.Batches(
+        splits[0],
+        experiment.batch_size,
+        augment=experiment.augment,
+        shuffle_seed=experiment.seed if experiment.shuffle else None,
+        drop_last=experiment.drop_last,
+        shard=shard,
+        **shared,
+    )
+    if not len(train):
+        raise ValueError(
+            f"drop_last with batch_size={experiment.batch_size}: the {len(splits[0])} training"
+            " images fill no batch; use a smaller batch or drop_last=False"
+        )
+    validation = None
+    if splits[1] is not None:
+        validation = data.Batches(splits[1], EVALUATION_BATCH, **shared)
+    test = _some(images.test, experiment.test_images, "test_images", "test split")
+    return train, validation, data.Batches(test, EVALUATION_BATCH, **shared)
+
+
+def _probe_batch(
+    experiment: Experiment, images: data.ImageData, split: data.Images, device: torch.device
+) -> Batch | None:
+    """The first training images, never augmented or shuffled: the same at every measurement."""
+    if not experiment.probe_every:
+        return None
+    count = min(experiment.probe_images, len(split))
+    shared = common(experiment, images, device)
+    batches = data.Batches(split.take(torch.arange(count)), count, **shared)
+    return next(iter(batches.epoch(0)))
