@@ -73,7 +73,8 @@ class Hashing:
 
         Raises: ValueError if codes of so many bits cannot tell them apart.
         """
-        options = {"loss": self.loss} if isinstance(self.loss, str) else dict(self.loss)
+        given = {"loss": self.loss} if isinstance(self.loss, str) else self.loss
+        options: dict[str, Any] = dict(given)
         name = options.pop("loss", None)
         if name not in LOSSES:
             raise unknown("loss of hashing", str(name), LOSSES)

@@ -16,6 +16,7 @@ study.json:
                 on a task counts as solved; the steps until then are reported
     robustness  optional: list of {folder, setting, rule, seed, evaluation}; the last is a folder
                 within the run folder
+    retrieval   optional: the same of hash nets
     robust_published  optional: list of {setting, rule, attack, eps, metric, value, unit, source}
                 and optionally {n, group, other_scale}; attack and group as in the rows of the
                 evaluation, metric robust_accuracy or attack_success
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apical import records
-from apical.report import robust_read
+from apical.report import hash_read, robust_read
 from apical.report.names import display_name
 from apical.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
 
@@ -116,6 +117,7 @@ class Study:
     search: tuple[Mapping[str, Any], ...] = ()
     curves: tuple[Curve, ...] = ()
     robustness: tuple[Evaluation, ...] = ()
+    retrieval: tuple[hash_read.Evaluation, ...] = ()
     robust_published: tuple[PublishedRobustness, ...] = ()
     overview: Mapping[str, Any] | None = None
     solved: float | None = None
@@ -169,6 +171,7 @@ def read_run(folder: Path) -> Study:
         published=(),
         notes=(),
         robustness=tuple(robust_read.of_run(folder, setting, run.rule, seed)),
+        retrieval=tuple(hash_read.of_run(folder, setting, run.rule, seed)),
     )
 
 
@@ -215,6 +218,9 @@ def read_study(folder: Path) -> Study:
             solved=value.get("solved"),
             robustness=tuple(
                 robust_read.read_evaluation(folder, entry) for entry in value.get("robustness", ())
+            ),
+            retrieval=tuple(
+                hash_read.read_evaluation(folder, entry) for entry in value.get("retrieval", ())
             ),
             robust_published=tuple(
                 robust_read.published(entry) for entry in value.get("robust_published", ())

@@ -17,7 +17,7 @@ ATTACK = ("eps", "group", "attack", "source", "role")
 
 def numbers(sections: Iterable[Section]) -> str:
     """Accuracies in %, differences in points: one row per rule, attack and radius."""
-    return _to_csv(
+    return to_csv(
         "setting norm images rule eps group attack source role n mean low high interval_over",
         (row for section in sections for rule in section.rules for row in _numbers(section, rule)),
     )
@@ -26,7 +26,7 @@ def numbers(sections: Iterable[Section]) -> str:
 def checks(sections: Iterable[Section]) -> str:
     """One row per net and sanity check; `passed` is empty where a check was not run."""
     keys = ("name", "passed", "detail")
-    return _to_csv("setting rule seed name passed detail", _of_nets(sections, "check", keys))
+    return to_csv("setting rule seed name passed detail", _of_nets(sections, "check", keys))
 
 
 def audits(sections: Iterable[Section]) -> str:
@@ -38,7 +38,7 @@ def audits(sections: Iterable[Section]) -> str:
         for section in sections
         for row in _of_nets([section], "audit", keys)
     )
-    return _to_csv(" ".join(("setting rule seed", *keys, "rule_verdict")), rows)
+    return to_csv(" ".join(("setting rule seed", *keys, "rule_verdict")), rows)
 
 
 def _numbers(section: Section, rule: str) -> list[dict[str, Any]]:
@@ -87,7 +87,8 @@ def _of_nets(
                 yield names | {key: row.get(key) for key in keys}
 
 
-def _to_csv(columns: str, rows: Iterable[Mapping[str, Any]]) -> str:
+def to_csv(columns: str, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows under these columns, separated by spaces."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns.split(), lineterminator="\n")
     writer.writeheader()

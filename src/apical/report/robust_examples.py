@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def of_section(section: Section) -> tuple[list[Examples], list[str]]:
             if not path.exists():
                 continue
             try:
-                found.append(_examples(net, _arrays(path)))
+                found.append(_examples(net, _checked(path)))
                 break
             except (ValueError, OSError, KeyError) as error:
                 reason = str(error).replace(f"{net.folder}/", "")
@@ -68,28 +68,42 @@ def of_section(section: Section) -> tuple[list[Examples], list[str]]:
     return found, problems
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    """Raises: ValueError for a file that is no examples.npz, saying what is wrong with it."""
+def arrays(path: Path, shapes: Mapping[str, int]) -> dict[str, Any]:
+    """The arrays of an examples.npz.
+
+    Args: shapes: number of dimensions of those it must hold, beside `eps`.
+    Raises: ValueError saying what is wrong with it.
+    """
     import zipfile
 
     import numpy
 
     try:
         with numpy.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            found = {key: file[key] for key in file.files}
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    missing = sorted({*SHAPES, "eps"} - arrays.keys())
+    missing = sorted({*shapes, "eps"} - found.keys())
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}")
-    wrong = [f"{key} {arrays[key].shape}" for key, d in SHAPES.items() if arrays[key].ndim != d]
-    if wrong or arrays["x"].shape[1] not in (1, 3) or arrays["adv"].shape[1:] != arrays["x"].shape:
-        shown = wrong or [f"x {arrays['x'].shape}", f"adv {arrays['adv'].shape}"]
+    wrong = [f"{key} {found[key].shape}" for key, d in shapes.items() if found[key].ndim != d]
+    if wrong:
+        told = ", ".join(f"{key} of {d}" for key, d in shapes.items())
         raise ValueError(
-            f"{path}: {', '.join(shown)}: expected grey or colour images, x (k, C, H, W) and adv "
+            f"{path}: {', '.join(wrong)}: expected grey or colour images, in dimensions {told}"
+        )
+    return found
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    found = arrays(path, SHAPES)
+    x, adv = found["x"].shape, found["adv"].shape
+    if x[1] not in (1, 3) or adv[1:] != x:
+        raise ValueError(
+            f"{path}: x {x}, adv {adv}: expected grey or colour images, x (k, C, H, W) and adv "
             "(s, k, C, H, W)"
         )
-    return arrays
+    return found
 
 
 def _examples(net: Evaluation, arrays: dict[str, Any]) -> Examples:
@@ -108,13 +122,13 @@ def _examples(net: Evaluation, arrays: dict[str, Any]) -> Examples:
     for image in range(len(x)):
         truth = arrays["labels"][image]
         before = arrays["predictions_clean"][image]
-        row = [Shown(_picture(x[image]), label(before), bool(before != truth))]
+        row = [Shown(picture(x[image]), label(before), bool(before != truth))]
         for attack in chosen:
             after = arrays["predictions_adv"][attack, image]
             change = 0.5 + factor * (adv[attack, image] - x[image])
             row += [
-                Shown(_picture(adv[attack, image]), label(after), bool(after != truth)),
-                Shown(_picture(change), ""),
+                Shown(picture(adv[attack, image]), label(after), bool(after != truth)),
+                Shown(picture(change), ""),
             ]
         rows.append(tuple(row))
     columns = ["original"]
@@ -148,7 +162,7 @@ def _round_down(factor: float) -> float:
     return float(int(factor + 1e-3)) if factor >= 1 else factor
 
 
-def _picture(values: Any) -> Any:
+def picture(values: Any) -> Any:
     """(C, H, W) to (H, W, 3) within [0, 1]."""
     import numpy
 

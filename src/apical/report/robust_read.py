@@ -135,7 +135,7 @@ def _read(folder: Path, shown: str, common: Mapping[str, Any]) -> Evaluation:
     try:
         path = folder / "setting.json"
         described = records.read_json(path)["setting"] if path.exists() else {}
-        rows = tuple(_quietly(folder / "records.jsonl"))
+        rows = tuple(quietly(folder / "records.jsonl"))
         status, reason = _status(folder, rows, described)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).replace(f"{folder}/", "")  # pages are published: no absolute paths
@@ -151,12 +151,12 @@ def _status(folder: Path, rows: tuple[Row, ...], described: Row) -> tuple[Status
         if missing:
             return "failed", f"records.jsonl has no row of kind {', '.join(sorted(missing))}"
         return "finished", ""
-    done = len(_quietly(folder / "trials.jsonl"))
+    done = len(quietly(folder / "trials.jsonl"))
     total = f" of {described['trials']}" if "trials" in described else ""
     return "unfinished", f"{done}{total} attacks done"
 
 
-def _quietly(path: Path) -> list[dict[str, Any]]:
+def quietly(path: Path) -> list[dict[str, Any]]:
     """Rows of a file that may still grow: a torn last line is no news."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -29,7 +29,7 @@ def report(
     """
     clean = precision(net, asked.codes, asked.y)
     rows = [_clean(net, asked, evaluation, clean), *map(_attack, trials)]
-    reached = clean
+    reached: Values = clean
     for eps in sorted(evaluation.eps):
         here = [trial for trial in trials if trial.eps == eps]
         sources = _sources(here)
