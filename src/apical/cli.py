@@ -153,7 +153,8 @@ def _study(words: list[str]) -> int:
     root, folder = Path(values["runs"]), Path(values["runs"]) / study.folder
     print(f"{study.title}, tier {study.tier}: {len(study.entries)} runs in {folder}", flush=True)
     if values["estimate"]:
-        tasks = conduct.search_tasks(study, folder) + conduct.table_tasks(study, folder)
+        tasks = conduct.start_tasks(study, folder) + conduct.search_tasks(study, folder)
+        tasks += conduct.table_tasks(study, folder)
         print(cost.estimate(tasks, execution).text(jobs), flush=True)
         if study.evaluations:
             most = attack_cost.most(study, folder, execution)

@@ -9,6 +9,7 @@ from apical.studies.low_dim_error import low_dim_error
 from apical.studies.lra_rnn import lra_rnn
 from apical.studies.mnm import mnm
 from apical.studies.rules_overview import rules_overview
+from apical.studies.sign_symmetry_finetune import sign_symmetry_finetune
 from apical.studies.sign_symmetry_hashing import sign_symmetry_hashing
 from apical.studies.smoke import smoke
 from apical.studies.snn_robustness import snn_robustness
@@ -46,6 +47,7 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "lra-rnn": lra_rnn,
     "mnm": mnm,
     "rules-overview": rules_overview,
+    "sign-symmetry-finetune": sign_symmetry_finetune,
     "sign-symmetry-hashing": sign_symmetry_hashing,
     "smoke": smoke,
     "snn-robustness": snn_robustness,

@@ -90,7 +90,7 @@ def assessments(study: Study, folder: Path) -> list[tuple[Entry, Assessment]]:
     """What there is to be evaluated, of the runs that are finished so far."""
     found = []
     for entry, victim, others in victims(study, folder, study.evaluations):
-        evaluation = study.evaluations[entry.setting]
+        evaluation = study.evaluation_of(entry)
         digests = {name: other.digest for name, other in others.items()}
         place = robustness.place(victim.run, evaluation, victim.digest, digests)
         runs = {name: other.run for name, other in others.items()}

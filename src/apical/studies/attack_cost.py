@@ -49,7 +49,7 @@ def most(study: Study, folder: Path, execution: training.Execution) -> Cost:
 
 def _seconds(study: Study, entry: Entry, execution: training.Execution) -> float:
     """Of one evaluation of one net."""
-    experiment, evaluation = entry.experiment, study.evaluations[entry.setting]
+    experiment, evaluation = entry.experiment, study.evaluation_of(entry)
     load = partial(data.load, root=execution.data_root, download=execution.download)
     images = load(experiment.data, size=experiment.size)
     count = min(evaluation.images, len(images.test))

@@ -138,6 +138,7 @@ class Study:
         evaluations: by setting, how its trained nets are attacked.     retrievals: the same of hash
         nets.     surrogate: the rule whose
         net of the same setting and seed attacks are transferred from; "": none.
+        crossed: rules whose backward pass is put on the nets of the surrogate: are they as robust?
         solved: share of right validation answers, in (0, 1], from which on a task counts as
         solved: the report then has the steps until there.
     """
@@ -153,6 +154,7 @@ class Study:
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     retrievals: Mapping[str, retrieval.Evaluation] = field(default_factory=dict)
     surrogate: str = ""
+    crossed: tuple[str, ...] = ()
     robust_published: tuple[PublishedRobustness, ...] = ()
     overview: Overview | None = None
     solved: float | None = None
@@ -161,6 +163,13 @@ class Study:
     def cells(self) -> list[Choice]:
         """(setting, rule), in the order of the table."""
         return list(dict.fromkeys(entry.cell for entry in self.entries))
+
+    def evaluation_of(self, entry: Entry) -> Evaluation:
+        """How the net of an entry is attacked."""
+        evaluation = self.evaluations[entry.setting]
+        if not self.crossed or entry.rule != self.surrogate:
+            return evaluation
+        return dataclasses.replace(evaluation, rules=self.crossed)
 
     @property
     def folder(self) -> str:

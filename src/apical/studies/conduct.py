@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apical import data, records, run_folder, sweep, training, workers
+from apical import data, pretraining, records, run_folder, sweep, training, workers
 from apical.experiment import Experiment
 from apical.studies import assess, retrieve
 from apical.studies.base import Entry, Study
@@ -36,6 +36,12 @@ def conduct(
     folder = root / study.folder
     check(study, folder)
     found: list[dict[str, Any]] = []
+    if first := start_tasks(study, folder):
+        say(f"training what the runs start from: {len(first)} nets")
+        outcome = sweep.sweep(first, execution, make=make, jobs=jobs, say=say)
+        if outcome.failed:
+            told = "; ".join(f"{path.name}: {why}" for path, why in outcome.failed.items())
+            raise ValueError(f"what the runs start from could not be trained: {told}")
     if study.search is not None:
         tries = search_tasks(study, folder)
         say(f"choosing learning rates: {len(tries)} short runs on a validation split")
@@ -73,6 +79,13 @@ def _write(
     value = value | assess.described(study, found, notes) | retrieve.described(study, searched)
     records.write_json(folder / "study.json", value)
     return found, searched
+
+
+def start_tasks(study: Study, folder: Path) -> list[sweep.Task]:
+    """The runs that train what others start from, each once."""
+    before = {first.key: first for e in study.entries if (first := e.experiment.before)}
+    place = folder / pretraining.FOLDER
+    return [sweep.Task(first, place / first.name) for first in before.values()]
 
 
 def table_tasks(study: Study, folder: Path) -> list[sweep.Task]:
