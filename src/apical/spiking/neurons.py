@@ -140,10 +140,10 @@ class _Fire(torch.autograd.Function):
         for t in range(len(current)):
             if t:
                 if lif.reset == "zero":
-                    membrane = (1 - spikes[t - 1]) * membrane
-                membrane = (membrane * lif.decay).add_(current[t])  # two roundings, as elsewhere
+                    membrane.mul_(1 - spikes[t - 1])
+                membrane.mul_(lif.decay).add_(current[t])  # two roundings, as elsewhere
                 if lif.reset == "subtract":
-                    membrane.sub_(spikes[t - 1] * lif.threshold)
+                    membrane.sub_(spikes[t - 1], alpha=lif.threshold)
             torch.sub(membrane, lif.threshold, out=above[t])
             torch.gt(above[t], 0, out=spikes[t])
         ctx.save_for_backward(above)
@@ -154,13 +154,14 @@ class _Fire(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (above,) = ctx.saved_tensors
-        lif = ctx.lif
-        found = SURROGATES[lif.surrogate].product(above, gradient, lif.slope)
-        if not ctx.through_time:
-            return found, None, None
-        for t in range(len(found) - 2, -1, -1):
-            later = found[t + 1] * lif.decay
-            if lif.reset == "zero":
-                later.mul_(above[t] <= 0)
-            found[t].add_(later)
+        lif, found = ctx.lif, torch.empty_like(above)
+        product = SURROGATES[lif.surrogate].product
+        for t in range(len(found) - 1, -1, -1):  # step by step: what is at work fits the cache
+            here = product(above[t], gradient[t], lif.slope)
+            if ctx.through_time and t + 1 < len(found):
+                later = found[t + 1] * lif.decay
+                if lif.reset == "zero":
+                    later.mul_(above[t] <= 0)
+                here.add_(later)
+            found[t] = here
         return found, None, None
