@@ -7,7 +7,7 @@ from typing import Any
 from apical.records import write_bytes
 from apical.report import hash_csv, hash_pictures, hash_table, hash_words
 from apical.report import robust_words as words
-from apical.report.hash_table import Section
+from apical.report.hash_table import Line, Section
 from apical.report.protocol import flatten, text
 from apical.report.read import Study
 
@@ -37,7 +37,7 @@ def _section(section: Section) -> dict[str, Any]:
         "radii": radii,
         "conclusions": [hash_words.conclusion(lines) for _, lines in radii if lines],
         "measured": hash_words.measured(section),
-        "nets": [_net(section, rule) for rule in section.rules],
+        "nets": [_net(section, line) for line in radii[-1][1]],
         "attacks": [
             row
             for rule in section.rules
@@ -50,12 +50,11 @@ def _section(section: Section) -> dict[str, Any]:
     }
 
 
-def _net(section: Section, rule: str) -> dict[str, Any]:
-    """Means over the nets of a rule of what is measured without any attack."""
-    rows = [net.clean for net in section.of(rule).values()]
-    keys = ("map", "precision2", "inverted_map", "target_map", "constant_bits")
-    means = {key: sum(row[key] for row in rows) / len(rows) for key in keys}
-    return {"rule": rule, "n": len(rows), **means}
+def _net(section: Section, line: Line) -> dict[str, Any]:
+    """What is measured of a rule without any attack, means over nets."""
+    rows = [net.clean for net in section.of(line.rule).values()]
+    keys = ("precision2", "inverted_map", "target_map", "constant_bits")
+    return {"line": line} | {key: sum(row[key] for row in rows) / len(rows) for key in keys}
 
 
 def _settings(section: Section) -> dict[str, str]:

@@ -66,7 +66,7 @@ def _clean(net: Searched, asked: Queries, evaluation: Evaluation, found: Values)
 def _attack(trial: Trial) -> Row:
     told = {"attack": trial.attack, "tanh": trial.tanh, "source": trial.source, "eps": trial.eps}
     seen = {"flipped": trial.flipped, "linf": trial.linf, "l2": trial.l2, "mse": trial.mse}
-    return {"kind": "attack", **told, "map": _average(trial.precision), **seen}
+    return _mean("attack", trial.precision, **told) | seen
 
 
 def _targeted(net: Searched, trials: Sequence[Trial], eps: float) -> list[Row]:

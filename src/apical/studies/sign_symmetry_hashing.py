@@ -28,7 +28,7 @@ LOSSES: dict[str, str | dict[str, Any]] = {
 }
 SMALL = {"net": "vgg", "net_options": {"widths": [16, 32, 64]}}
 MOMENTUM = {"momentum": 0.9}
-SEARCHED = (0.02, 0.05, 0.1)
+SEARCHED = (0.02, 0.05, 0.1, 0.2)
 """Learning rates tried for every rule and loss."""
 
 
