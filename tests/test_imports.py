@@ -52,7 +52,7 @@ RUNNING = [
     {"retrieval"},
     {"sweep"},
     {"studies"},
-    {"cli_parsing"},
+    {"cli_parsing", "cli_retrieval"},
     {"cli_robustness"},
     {"cli"},
 ]

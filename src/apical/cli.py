@@ -113,7 +113,12 @@ def _train(words: list[str]) -> int:
         return 1
     for split in ("val", "test"):
         if f"{split}_acc" in row:
-            print(f"{split} accuracy {row[f'{split}_acc']:.2%}, loss {row[f'{split}_loss']:.4f}")
+            found = f"accuracy {row[f'{split}_acc']:.2%}"
+            if f"{split}_map" in row:
+                found = (
+                    f"mAP {row[f'{split}_map']:.2%}, nearest item right {row[f'{split}_acc']:.2%}"
+                )
+            print(f"{split} {found}, loss {row[f'{split}_loss']:.4f}")
     print(f"{row['seconds']:.1f} s, {row['step_ms']:.2f} ms a step")
     print(folder)
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .cli_parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
 
 if TYPE_CHECKING:
+    from . import retrieval
     from .robustness import Evaluation
     from .trained import Trained
 
@@ -44,6 +45,11 @@ def robustness(words: list[str]) -> int:
     values = parse(_options(), words)
     execution = execution_of(values)
     evaluation = _evaluation(values)
+    if _learned_codes(values["run"]):
+        from .cli_retrieval import search
+
+        asked = _of_codes(values, evaluation)
+        return search(values["run"], asked, _named(values["transfer"]), execution)
     net, run = _target(values, execution)
     if values["audit_only"]:
         _print_audits([found.row() for found in library.audits(net, evaluation, execution)])
@@ -66,7 +72,8 @@ def _options() -> Any:
     parser = make_parser(
         "robustness",
         "Attack a trained net by every source of gradients, and say what to believe. The headline "
-        "is the worst case per example. Killed at any moment, the same command goes on.",
+        "is the worst case per example. Of a hash net the retrieval is attacked. Killed at any "
+        "moment, the same command goes on.",
         "[RUN]",
     )
     about = "folder of a finished run, or its checkpoint; or give --model"
@@ -119,6 +126,48 @@ def _evaluation(values: dict[str, Any]) -> "Evaluation":
         pixel_images=values["pixel_images"],
         seed=values["seed"],
     )
+
+
+def _learned_codes(run: str | None) -> bool:
+    """Whether a run trained a hash net, which has no classes to attack but a retrieval."""
+    from .trained import experiment_of
+
+    path = Path(run or "")
+    folder = path.parent if path.is_file() else path
+    described = run is not None and (folder / "experiment.json").exists()
+    return described and experiment_of(folder).hashing is not None
+
+
+def _of_codes(values: dict[str, Any], evaluation: "Evaluation") -> "retrieval.Evaluation":
+    """The same attacker on the retrieval of a hash net.
+
+    Raises: UsageError for options that have no meaning there.
+    """
+    from . import retrieval
+    from .attacks import Effort
+
+    plain = {name: default for name, default, _, _ in (*_OF_THE_ATTACK, *_OF_A_MODEL)}
+    plain |= {"audit_only": False}
+    of_classes = ("rules", "protocol", "pixels", "pixel_images", "audit_only", *_names(_OF_A_MODEL))
+    stray = [name for name in of_classes if values[name] != plain[name]]
+    usual, effort = vars(Effort()), vars(evaluation.effort)
+    stray += [f"effort.{n}" for n in usual if n != "steps" and effort[n] != usual[n]]
+    if stray:
+        raise UsageError(f"--{stray[0]} has no meaning for a hash net, whose retrieval is attacked")
+    if evaluation.norm == "flips":
+        raise UsageError("--norm flips is for inputs of 0 and 1; a hash net is given images")
+    given = effort["steps"] != usual["steps"]
+    return retrieval.Evaluation(
+        eps=evaluation.eps,
+        norm=evaluation.norm,
+        queries=evaluation.images,
+        steps=effort["steps"] if given else retrieval.Evaluation.steps,
+        seed=evaluation.seed,
+    )
+
+
+def _names(options: Sequence[tuple[str, Any, Any, str]]) -> list[str]:
+    return [name for name, *_ in options]
 
 
 def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:

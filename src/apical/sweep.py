@@ -62,6 +62,7 @@ class Task:
     def told(self, row: dict[str, Any]) -> str:
         told = [f"test {row['test_acc']:.2%}"] if "test_acc" in row else []
         told += [f"validation {row['val_acc']:.2%}"] if "val_acc" in row else []
+        told += [f"mAP {row[key]:.2%}" for key in ("test_map", "val_map") if key in row]
         return f"{', '.join(told)} ({row['seconds']:.0f} s)"
 
 
