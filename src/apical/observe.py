@@ -18,17 +18,21 @@ from .tasks import Stream
 def evaluate(
     model: nn.Module, batches: Batches | Stream, autocast: Any, loss_fn: Loss
 ) -> tuple[float, float]:
-    """Mean loss and accuracy (fraction) over a split, in eval mode."""
+    """Mean loss and accuracy (fraction) over a split, in eval mode; sequences count in the accuracy
+    by the answers they ask for."""
     training = model.training
     model.eval()
     count, sums = 0, None
+    weigh = batches.weights if isinstance(batches, Stream) else _ones
     for x, y in batches.epoch(0):
         with autocast():
             scores = model(x)
+        weights = weigh(y)
         batch = torch.stack(
             [
                 loss_fn(scores.float(), y, reduction="sum").double(),
-                batches.correct(scores, y).sum().double(),
+                (batches.correct(scores, y) * weights).sum(),
+                weights.sum(),
             ]
         )
         sums = batch if sums is None else sums + batch
@@ -36,8 +40,13 @@ def evaluate(
     model.train(training)
     if sums is None:
         raise ValueError("a split without images cannot be evaluated")
-    loss, correct = sums.tolist()
-    return loss / count, correct / count
+    loss, correct, among = sums.tolist()
+    return loss / count, correct / among
+
+
+def _ones(labels: Tensor) -> Tensor:
+    """Every image counts alike."""
+    return torch.ones(len(labels), dtype=torch.float64, device=labels.device)
 
 
 def parameter_count(model: nn.Module) -> int:

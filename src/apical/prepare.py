@@ -122,7 +122,7 @@ def load(experiment: Experiment, *, data_root: str | None = None, download: bool
 
     Warns: of sequences so short that they are no evidence.
     """
-    task = teaching.task_of(experiment)
+    task = teaching.task_of(experiment, data_root)
     if task is not None:
         return task
     return data.load(experiment.data, root=data_root, size=experiment.size, download=download)

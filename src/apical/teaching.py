@@ -50,14 +50,18 @@ def learner_of(experiment: Experiment) -> learners.Learner:
     return learners.build(form, loss=experiment.objective)
 
 
-def task_of(experiment: Experiment) -> tasks.Task | None:
+def task_of(experiment: Experiment, root: str | None = None) -> tasks.Task | None:
     """The task of sequences, None where images are trained on.
 
+    Args: root: folder of data sets, for tasks that read files.
     Warns: of a length that is no evidence.
     """
     if experiment.task is None or experiment.length is None:
         return None
-    return tasks.build(experiment.task, experiment.length, **experiment.task_options)
+    options = dict(experiment.task_options)
+    if root is not None and tasks.TASKS[experiment.task].from_files:
+        options["root"] = root
+    return tasks.build(experiment.task, experiment.length, **options)
 
 
 def other_lengths(experiment: Experiment, task: tasks.Task) -> dict[int, tasks.Task]:
@@ -97,6 +101,8 @@ def _of_task(experiment: Experiment) -> list[str]:
         for name in OF_THE_TASK
         if name in experiment.net_options
     ]
+    if "root" in experiment.task_options:
+        found.append("task_options: 'root' is where, not what: give --data-root or APICAL_DATA")
     if experiment.task not in tasks.TASKS:
         return [*found, str(unknown("task", str(experiment.task), tasks.TASKS))]
     if experiment.length is None:

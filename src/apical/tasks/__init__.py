@@ -11,6 +11,7 @@ import inspect
 from apical.naming import unknown
 from apical.tasks.addition import Addition
 from apical.tasks.asked import NOTHING, AskedTask
+from apical.tasks.babi import Babi
 from apical.tasks.base import Task, batches
 from apical.tasks.copy import DoubleCopy
 from apical.tasks.dictionary import Dictionary
@@ -24,6 +25,7 @@ __all__ = [
     "TASKS",
     "Addition",
     "AskedTask",
+    "Babi",
     "Dictionary",
     "DoubleCopy",
     "PrioritySort",
@@ -55,6 +57,7 @@ def build(name: str, length: int, **options: object) -> Task:
 
 TASKS: dict[str, type[Task]] = {
     "addition": Addition,
+    "babi": Babi,
     "dictionary": Dictionary,
     "double_copy": DoubleCopy,
     "priority_sort": PrioritySort,

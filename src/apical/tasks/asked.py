@@ -30,6 +30,9 @@ class AskedTask(Task):
         right = (scores.argmax(2) == targets) & asked
         return right.sum(1) / asked.sum(1).clamp(min=1).double()
 
+    def weights(self, targets: Tensor) -> Tensor:
+        return (targets != NOTHING).sum(1).double()
+
     def parts_of(self, parts: int, what: str) -> int:
         """The length over the number of equal parts that a sequence has.
 

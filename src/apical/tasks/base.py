@@ -5,12 +5,22 @@ from __future__ import annotations
 import abc
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Fixed(NamedTuple):
+    """All there is of a purpose.
+
+    Attributes: count: sequences.     batch: (start, end) -> inputs and targets of those.
+    """
+
+    count: int
+    batch: Callable[[int, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Task(abc.ABC):
     loss: ClassVar[Literal["cross_entropy", "squared_error"]] = "cross_entropy"
     answers: ClassVar[Literal["last", "every"]] = "last"
     """Whether a net answers after the last step, or at every one: see `asked.AskedTask`."""
+    from_files: ClassVar[bool] = False
+    """Whether sequences are read from files, in a folder `root`."""
 
     def __post_init__(self) -> None:
         if type(self.length) is not int or self.length < self.shortest:
@@ -65,6 +77,14 @@ class Task(abc.ABC):
     def correct(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Which sequences are solved, (N,) bool.     Shapes: scores (N, outputs), targets drawn."""
         return scores.argmax(1) == targets
+
+    def weights(self, targets: Tensor) -> Tensor:
+        """How much each sequence counts in an accuracy, (N,) float64: the answers it asks for."""
+        return torch.ones(len(targets), dtype=torch.float64)
+
+    def fixed(self, purpose: str) -> Fixed | None:
+        """All sequences of a purpose ("validation", "test") where they are finite; else None."""
+        return None
 
     def part(self, share: float) -> int:
         """So much of the length, in whole steps."""
