@@ -15,6 +15,7 @@ from apical.convert import exact_gradients, labels
 from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.learners.unrolled import exact_norms, signal_norms
 from apical.nets.recurrent import Recurrent, Step
+from apical.spiking import has_spikes, within_steps
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ class Backprop(Learner):
         if isinstance(model, Recurrent):
             steps: list[Step] = []
             return model(x, truncate=truncate, into=steps), steps
+        if truncate == 1 and has_spikes(model):
+            with within_steps(model):
+                return model(x), []
         if truncate is not None:
             raise self.error(f"{type(model).__name__} has no steps to cut errors off at")
         return model(x), []

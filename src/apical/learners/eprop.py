@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from apical.learners import spiking_eprop
 from apical.learners.base import Batch, Info
 from apical.learners.memory import memory_of
 from apical.learners.simple import Gradients, SimpleLearner
@@ -20,6 +21,7 @@ from apical.learners.unrolled import (
     summed,
     unroll,
 )
+from apical.spiking import SpikingNet
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class EProp(SimpleLearner):
     error at the outputs of step t (zero where none is read out). What passes through other units
     and later steps is left out: with W_rec = 0 it is backpropagation through time exactly, with
     leak = 0 only the last connection in time learns.
+
+    In spiking nets (`spiking_mlp`) membranes leak, and what is remembered of a step until the
+    read-out counts too; with one hidden layer it is backpropagation through time exactly. Several
+    need random feedback.
 
     Args: feedback: what carries the error to the units: the read-out's own weights ("symmetric"),
         or a fixed random matrix of the same law ("random", `learners.attach` first).
@@ -48,6 +54,8 @@ class EProp(SimpleLearner):
 }"""
 
     def create(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        if isinstance(model, SpikingNet):
+            return spiking_eprop.create(model, self, self.feedback, generator)
         if self.feedback == "symmetric":
             return {}
         weight = simple_net(model, self, leak=True).w_out
@@ -79,6 +87,8 @@ class EProp(SimpleLearner):
         return loss, gradients, _info(scores, signals, traces[1], start)
 
     def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
+        if isinstance(model, SpikingNet):
+            return spiking_eprop.gradients(model, batch, self, self.feedback)
         if self.feedback == "random":
             memory_of(model, self)  # its absence is an error before anything is computed
         return super().gradients(model, batch)

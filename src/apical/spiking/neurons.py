@@ -80,6 +80,11 @@ class LIF(nn.Module):
         sequence = over_steps("LIF", current, self.steps)
         return _Fire.apply(sequence, self, self.through_time).flatten(0, 1)
 
+    def membrane(self, current: Tensor) -> Tensor:
+        """The membrane m_t at every step, (T, N, ...), without a graph."""
+        sequence = over_steps("LIF", current.detach(), self.steps)
+        return _fired(sequence, self)[0] + self.threshold
+
 
 class OverTime(nn.Module):
     """Any neuron with a state, `(input, state) -> (spike, state)`, unrolled over the steps.
@@ -135,17 +140,7 @@ class _Fire(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, lif: LIF, through_time: bool) -> Tensor:
-        above, spikes = torch.empty_like(current), torch.empty_like(current)
-        membrane = current[0].clone()
-        for t in range(len(current)):
-            if t:
-                if lif.reset == "zero":
-                    membrane.mul_(1 - spikes[t - 1])
-                membrane.mul_(lif.decay).add_(current[t])  # two roundings, as elsewhere
-                if lif.reset == "subtract":
-                    membrane.sub_(spikes[t - 1], alpha=lif.threshold)
-            torch.sub(membrane, lif.threshold, out=above[t])
-            torch.gt(above[t], 0, out=spikes[t])
+        above, spikes = _fired(current, lif)
         ctx.save_for_backward(above)
         ctx.lif, ctx.through_time = lif, through_time
         return spikes
@@ -165,3 +160,19 @@ class _Fire(torch.autograd.Function):
                 here.add_(later)
             found[t] = here
         return found, None, None
+
+
+def _fired(current: Tensor, lif: LIF) -> tuple[Tensor, Tensor]:
+    """m - threshold and spikes, (T, N, ...) each."""
+    above, spikes = torch.empty_like(current), torch.empty_like(current)
+    membrane = current[0].clone()
+    for t in range(len(current)):
+        if t:
+            if lif.reset == "zero":
+                membrane.mul_(1 - spikes[t - 1])
+            membrane.mul_(lif.decay).add_(current[t])  # two roundings, as elsewhere
+            if lif.reset == "subtract":
+                membrane.sub_(spikes[t - 1], alpha=lif.threshold)
+        torch.sub(membrane, lif.threshold, out=above[t])
+        torch.gt(above[t], 0, out=spikes[t])
+    return above, spikes

@@ -72,7 +72,7 @@ def settings(tier: str) -> dict[str, Experiment]:
     frames = Experiment(
         data="digits", net="spiking_mlp", epochs=25, optimizer="adam", lr=2e-3, probe_every=5
     )
-    events = _with(frames, data="drifting_bars", pixels="unit", epochs=10)
+    events = _with(frames, data="drifting_bars", pixels="unit", epochs=6)
     bars = _with(events, net_options={"encoding": "frames", "steps": 12, "hidden": [100, 50]})
     small: dict[str, Any] = {"net": "mlp", "net_options": {"hidden": [200, 100]}}
     if tier == "smoke":
@@ -107,13 +107,14 @@ def settings(tier: str) -> dict[str, Experiment]:
 
 def evaluations(tier: str) -> dict[str, Evaluation]:
     """How the nets of each setting are attacked."""
-    effort = Effort(adaptive_steps=10, queries=200, noise="sign")
-    rounds = Effort(steps=10, noise="sign")
-    digits = Evaluation(eps=(0.05, 0.1, 0.2), images=360, effort=effort)
-    bars = Evaluation(eps=(10, 20, 40), norm="flips", images=300, effort=rounds)
+    quick = Effort(steps=10, adaptive_steps=5, queries=100, noise="sign")
+    digits = Evaluation(eps=(0.1, 0.2), images=200, effort=quick)
+    bars = Evaluation(eps=(10, 20, 40), norm="flips", images=200, effort=Effort(steps=10))
     if tier == "smoke":
         return {DIGITS: digits, DIGITS_MLP: digits, EVENTS: bars, EVENTS_MLP: bars}
     images = 1000 if tier == "full" else 300
+    effort = Effort(adaptive_steps=10, queries=200, noise="sign")
+    rounds = Effort(steps=10)
     found = {
         MNIST: Evaluation(eps=(0.05, 0.1, 0.2), images=images, effort=effort),
         EVENT_MNIST: Evaluation(eps=(10, 20, 40), norm="flips", images=images, effort=rounds),
