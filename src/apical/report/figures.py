@@ -170,14 +170,15 @@ def draw_curves(
             low, high = [min(vs) for vs in rows], [max(vs) for vs in rows]
             axes.fill_between(xs, low, high, color=look.light, alpha=0.16, linewidth=0)
     if log:
-        _log_axis(axes, floor)
+        log_axis(axes, floor)
     if limits:
         axes.set_ylim(limits)
     axes.locator_params(axis="x", nbins=5, integer=True)
     axes.set_xlabel("epoch", labelpad=2)
 
 
-def _log_axis(axes: Any, floor: float | None) -> None:
+def log_axis(axes: Any, floor: float | None) -> None:
+    """A logarithmic axis from the floor up, its numbers written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")

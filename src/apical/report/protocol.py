@@ -93,18 +93,20 @@ def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
 
 
 def _fields(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """The experiment as one level; a rule with its options stays one field."""
-    rule = {"rule": _rule(experiment["rule"])} if "rule" in experiment else {}
-    left_out = {"rule", "data"} if experiment.get("task") else {"rule"}
-    return rule | flatten({k: value for k, value in experiment.items() if k not in left_out})
+    """The experiment as one level; a rule or learner with its options stays one field."""
+    named = {key: _named(key, experiment[key]) for key in ("rule", "learner") if key in experiment}
+    left_out = {*named, "data"} if experiment.get("task") else {*named}
+    if not (experiment.get("start") or {}).get("source"):
+        left_out.add("start")
+    return named | flatten({k: value for k, value in experiment.items() if k not in left_out})
 
 
-def _rule(rule: Any) -> str:
-    """A rule as its name and, in brackets, its options; a mapping of patterns as it is."""
-    if not (isinstance(rule, Mapping) and "rule" in rule):
-        return text(rule)
-    options = text({key: value for key, value in rule.items() if key != "rule"})
-    return f"{rule['rule']} ({options})" if options else str(rule["rule"])
+def _named(kind: str, value: Any) -> str:
+    """A rule or learner as its name and, in brackets, its options; other mappings as they are."""
+    if not (isinstance(value, Mapping) and kind in value):
+        return text(value)
+    options = text({key: each for key, each in value.items() if key != kind})
+    return f"{value[kind]} ({options})" if options else str(value[kind])
 
 
 def search(study: Study) -> list[dict[str, Any]]:

@@ -16,7 +16,9 @@ from apical.studies.base import Entry, Study
 TITLE = "Learning through time by local targets"
 ORDER, ORDER3, PERMUTATION = "temporal_order", "temporal_order_3bit", "random_permutation"
 NAMES = {ORDER: "temporal order", ORDER3: "3-bit temporal order", PERMUTATION: "permutation"}
-LONG, LONG_SEEDS = 60, 8
+SOLVED = 0.9999
+"""An error below 1e-4, as the source has it; of 2000 sequences that is none."""
+LONG, LONG_SEEDS = 60, 5
 """Steps from which on outcomes are so different from seed to seed that fewer say nothing."""
 
 SETTINGS = {
@@ -32,7 +34,7 @@ ITERATIONS = {
     "short": {20: 1000, 30: 1500, 60: 3000},
     "full": {20: 20_000, 30: 20_000, 60: 20_000, 100: 20_000},
 }
-EXTRA = {PERMUTATION: 400}
+EXTRA = {PERMUTATION: 200}
 """Iterations more: nothing is learned at all before the first symbol is heard of."""
 
 READOUT, BACKPROP, MEAN, SUM = "read-out only", "bp", "LRA mean", "LRA sum"
@@ -73,13 +75,13 @@ NOTES = (
 def lra_rnn(tier: str, seeds: int) -> Study:
     """Local representation alignment through time, with and without its regulariser."""
     entries = [
-        Entry(setting, label, dataclasses.replace(experiment, seed=seed))
+        Entry(f"{NAMES[kind]}, {length} steps", label, dataclasses.replace(experiment, seed=seed))
         for kind, length in SETTINGS[tier]
-        for label, experiment in arms(tier, kind, length).items()
-        for setting in [f"{NAMES[kind]}, {length} steps"]
         for seed in range(seeds if length < LONG else max(seeds, LONG_SEEDS))
+        for label, experiment in arms(tier, kind, length).items()
     ]
-    return Study("lra-rnn", TITLE, tier, tuple(entries), notes=(*NOTES, _sizes(tier)))
+    notes = (*NOTES, _sizes(tier))
+    return Study("lra-rnn", TITLE, tier, tuple(entries), notes=notes, solved=SOLVED)
 
 
 def arms(tier: str, kind: str, length: int) -> dict[str, Experiment]:
