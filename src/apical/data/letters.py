@@ -1,5 +1,6 @@
 """Capital letters drawn from fonts: something to train a start on, without a download."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def load_letters(root: object = None, *, download: bool = True) -> ImageData:
 
     Raises: ValueError if matplotlib or Pillow is not installed.
     """
+    return _letters()
+
+
+@cache
+def _letters() -> ImageData:
+    """Drawing them takes a second."""
     try:
         import matplotlib
         from PIL import ImageFont

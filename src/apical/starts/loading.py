@@ -45,7 +45,7 @@ def load(
     kept = [name for name in own if _any(name, skip)]
     found = {name: value for name, value in found.items() if not _any(name, skip)}
     wanted = {name: value for name, value in own.items() if not _any(name, skip)}
-    label = "the weights" if isinstance(source, Mapping) else str(source)
+    label = "the state dict" if isinstance(source, Mapping) else str(source)
     _check_fit(wanted, found, label, type(model).__name__)
     model.load_state_dict(found, strict=False)
     return kept
