@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import Killed, interrupted_at, kill_test
 from torch import nn
 
 import apical
@@ -16,6 +15,7 @@ from apical.experiment import Experiment, Schedule, from_dict, to_dict
 from apical.starts import Start
 from apical.studies import build, conduct
 from apical.trained import from_run
+from test_resume import Killed, interrupted_at, kill_test
 
 NET: dict[str, Any] = {"net": "vgg", "net_options": {"widths": [4, 6]}}
 BEFORE: dict[str, Any] = {"data": "letters", "epochs": 1, "batch_size": 512, "probe_every": 0} | NET
@@ -194,7 +194,7 @@ def test_the_schedule_keeps_the_rates_apart(weights: Path, tmp_path: Path) -> No
     training.run(experiment, tmp_path / "run", QUIET)
     model = from_run(tmp_path / "run").model.state_dict()
     for name, value in starts.read(weights).items():
-        if "conv" in name or name.startswith("norm") and name.endswith(("weight", "bias")):
+        if "conv" in name or (name.startswith("norm") and name.endswith(("weight", "bias"))):
             assert torch.equal(model[f"model.{name}"], value), name
 
 
