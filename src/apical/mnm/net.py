@@ -135,6 +135,8 @@ class MemoryNet(nn.Module):
         scores = self.read(moments)
         if not own_loss:
             return scores
+        if self.write is None:
+            return scores, scores.new_zeros(())
         return scores, self.reconstruction * _means([m.error for m in moments]).mean()
 
     def steps(self, x: Tensor, *, errors: bool = False) -> list[Moment]:

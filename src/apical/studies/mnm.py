@@ -79,7 +79,7 @@ PUBLISHED = Published(
     LOCAL,
     0.55,
     "Munkhdalai et al. 2019, mean error of the joint training, as quoted by later work",
-    other_scale="ours trains on a tenth of the questions, for shorter, and on sentences",
+    other_scale="ours trains on the 1k edition, for a short time, and reads sentences, not words",
 )
 
 LONGER = {"smoke": 1, "short": 1, "full": 4}
