@@ -88,8 +88,8 @@ def _of_folder(folder: Path) -> Stories:
     found: dict[str, list[Story]] = {"train": [], "test": []}
     for task in sorted(files, key=lambda name: int(name[2:] or 0)):
         for split, stories in found.items():
-            path = files[task].get(split)
-            if path is None or not path.is_file():
+            path = files[task].get(split, folder / "absent")
+            if not path.is_file():
                 there = ", ".join(sorted(other.name for other in files[task].values()))
                 raise damaged(folder, f"{there} is there", f"its {split} split beside it", AGAIN)
             stories += read(path.read_text(encoding="utf-8").splitlines(), str(path), task)

@@ -7,13 +7,14 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 
-class Fixed(NamedTuple):
+@dataclass(frozen=True)
+class Fixed:
     """All there is of a purpose.
 
     Attributes: count: sequences.     batch: (start, end) -> inputs and targets of those.
