@@ -97,6 +97,13 @@ def test_a_task_without_its_other_split_is_told(folder: Path) -> None:
         load(str(folder))
 
 
+def test_the_joint_file_without_the_other_is_told(tmp_path: Path) -> None:
+    root = joint(tmp_path)
+    (Path(root) / "all_shuffled_test.txt").unlink()
+    with pytest.raises(DamagedFile, match="joint is damaged: all_shuffled_train.txt is there"):
+        load(root)
+
+
 def test_missing_files_are_told_with_every_way_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match=r"'babi' was not found .*all_shuffled_train.txt"):
         load(str(tmp_path))

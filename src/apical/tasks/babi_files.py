@@ -90,7 +90,7 @@ def _of_folder(folder: Path) -> Stories:
         for split, stories in found.items():
             path = files[task].get(split, folder / "absent")
             if not path.is_file():
-                there = ", ".join(sorted(other.name for other in files[task].values()))
+                there = ", ".join(sorted(p.name for p in files[task].values() if p.is_file()))
                 raise damaged(folder, f"{there} is there", f"its {split} split beside it", AGAIN)
             stories += read(path.read_text(encoding="utf-8").splitlines(), str(path), task)
     return Stories(tuple(found["train"]), tuple(found["test"]))
