@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -118,9 +119,22 @@ class OfCodes:
         }
 
     def course(self, model: nn.Module, split: Split, autocast: Any) -> list[dict[str, float]]:
-        """Precision and recall within each Hamming radius, 0 to the number of bits."""
+        """Precision and recall within each Hamming radius, 0 to the number of bits.
+
+        Warns: ConstantBitWarning for bits that never change, unless the loss asks for it.
+        """
         _, queries, labels = self._encoded(model, split, autocast)
-        found = hashing.precision_recall(queries, labels, self._database(model, autocast))
+        database = self._database(model, autocast)
+        idle = set(database.codes.constant_bits()) - set(self._asked_constant())
+        if idle:
+            warnings.warn(
+                f"{len(idle)} of {self.options.bits} bits are the same in all {len(database)} codes"
+                f" of the database ({', '.join(map(str, sorted(idle)))}), so they find nothing: a"
+                " smaller learning rate or balanced pair weights may help",
+                hashing.ConstantBitWarning,
+                stacklevel=2,
+            )
+        found = hashing.precision_recall(queries, labels, database)
         pairs = zip(found.precision.tolist(), found.recall.tolist(), strict=True)
         return [{"radius": r, "precision": p, "recall": c} for r, (p, c) in enumerate(pairs)]
 
@@ -142,7 +156,15 @@ class OfCodes:
 
     def _database(self, model: nn.Module, autocast: Any) -> hashing.Database:
         _, codes, labels = self._encoded(model, self.database, autocast)
-        return hashing.Database(codes, labels)
+        with warnings.catch_warnings():  # said at the end of a run, of what the loss did not ask
+            warnings.simplefilter("ignore", hashing.ConstantBitWarning)
+            return hashing.Database(codes, labels)
+
+    def _asked_constant(self) -> list[int]:
+        """Bits that are the same for all classes in what the loss aims at."""
+        if not isinstance(self.learned, hashing.CentreLoss):
+            return []
+        return hashing.pack(self.learned.centres(self.options.bits)).constant_bits()
 
     @torch.no_grad()
     def _encoded(

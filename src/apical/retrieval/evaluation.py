@@ -44,8 +44,8 @@ class Evaluation:
         eps: radii above 0, in units of pixels in [0, 1].
         norm: "linf" (largest change of one value) or "l2" (length of the change).
         queries: images of the test split, the same for every net; all, where it has fewer (>= 1).
-        known: codes of the database that the attacker of SDHA knows, the same for every net; all,
-            where it has fewer (>= 1).
+        known: codes of the database that the attacker of SDHA knows, some of every class, the
+            same for every net; all, where it has fewer (>= 1).
         steps: of each attack (>= 1).
         seed: of the noise and of the target labels.
     Raises: ValueError for a value out of range.

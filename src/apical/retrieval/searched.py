@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,16 +29,14 @@ class Searched:
 
     @cached_property
     def database(self) -> hashing.Database:
-        """The codes of the images.
+        """The codes of the images. Of bits that never change whoever trained the net was warned.
 
-        Warns: ConstantBitWarning for bits that never change.
         Raises: ValueError for codes that hold NaN, or a k that the database does not hold.
         """
         check_k(self.k, len(self.images.split))
         codes = [hashing.encode(self.net.model, x).packed for x, _ in self.images.epoch(0)]
         assert self.net.bits is not None
-        labels = self.images.split.labels
-        return hashing.Database(hashing.Codes(torch.cat(codes), self.net.bits), labels)
+        return _silent(hashing.Codes(torch.cat(codes), self.net.bits), self.images.split.labels)
 
     @property
     def feedback(self) -> bool:
@@ -45,13 +44,24 @@ class Searched:
         return any(True for _ in feedback_modules(self.net.model))
 
     def known(self, count: int) -> hashing.Database:
-        """A random part of the database, the same for every net of these data."""
-        whole = self.database
-        if count >= len(whole):
-            return whole
+        """A random part of the database with something of every class, the same for every net of
+        these data.
+
+        Raises: ValueError for a count below the number of classes.
+        """
+        whole, classes = self.database, self.database.labels.unique()
+        if count < len(classes):
+            raise ValueError(
+                f"known={count} codes: there are {len(classes)} classes, of each of which the"
+                " attacker needs one"
+            )
         generator = torch.Generator().manual_seed(trained.CHOICE)
-        rows = torch.randperm(len(whole), generator=generator)[:count].sort().values
-        return hashing.Database(whole.codes[rows], whole.labels[rows])
+        order = torch.randperm(len(whole), generator=generator).tolist()
+        labels = whole.labels.tolist()
+        first = {labels[row]: row for row in reversed(order)}  # of each class the first drawn
+        drawn = list(dict.fromkeys([*first.values(), *order]))[:count]
+        rows = torch.tensor(sorted(drawn))
+        return _silent(whole.codes[rows], whole.labels[rows])
 
 
 def from_run(
@@ -70,3 +80,9 @@ def from_run(
     images = prepare.database(unit, net.images, torch.device(device))
     assert images is not None
     return Searched(net, images, experiment.hashing.k)
+
+
+def _silent(codes: hashing.Codes, labels: torch.Tensor) -> hashing.Database:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hashing.ConstantBitWarning)
+        return hashing.Database(codes, labels)

@@ -114,7 +114,7 @@ def points(
     common: dict[str, Any] = {"eps": step.eps, "norm": evaluation.norm}
     if step.attack == NOISE:
         noise = attacks.Noise(**common, seed=evaluation.seed)
-        return noise(net.net.model, asked.x, asked.y)
+        return noise(net.net.model, asked.x, torch.zeros_like(asked.y))  # it asks for no labels
     common |= {"steps": evaluation.steps, "sharpness": TANHS[step.tanh]}
     kind, _, name = step.source.partition(":")
     attacked = others[name] if kind == "transfer" else net
