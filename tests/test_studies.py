@@ -38,14 +38,23 @@ def test_every_study_and_tier(name: str, tier: str) -> None:
     study = studies.build(name, tier=tier, seeds=3)
     if name == "smoke" or name.startswith("biotorch"):
         assert {entry.rule for entry in study.entries} == SIX
-    assert all(len(cells) == 3 for cells in by_cell(study).values())
+    assert all(len(cells) >= 3 for cells in by_cell(study).values())
+    assert name == "lra-rnn" or all(len(cells) == 3 for cells in by_cell(study).values())
     keys = [entry.experiment.key for entry in study.entries]
     assert len(set(keys)) == len(keys)
     if study.published and name != "weight-transport":
         assert {(p.setting, p.rule) for p in study.published} == set(study.cells)
     for cell in by_cell(study).values():  # the same but for the seed
-        assert {entry.experiment.seed for entry in cell} == {0, 1, 2}
-        assert len({dataclasses.replace(e.experiment, seed=0).key for e in cell}) == 1
+        assert {entry.experiment.seed for entry in cell} == set(range(len(cell)))
+        assert len({without_seed(e.experiment).key for e in cell}) == 1
+
+
+def without_seed(experiment: Experiment) -> Experiment:
+    """At seed 0, what it starts from too."""
+    start = experiment.start
+    if isinstance(start.source, dict):
+        start = dataclasses.replace(start, source={**start.source, "seed": 0})
+    return dataclasses.replace(experiment, seed=0, start=start)
 
 
 def by_cell(study: Study) -> dict[Any, list[Entry]]:
