@@ -16,9 +16,17 @@ from .diagnostics import Watch, measure
 from .experiment import Experiment
 from .findings import Finding
 from .prepare import Parts
+from .spiking import activity, has_spikes
 
 FIXED_STEPS = 4
 """Training steps that a measurement takes beside its passes: comparing, ranking, waiting."""
+
+DUMB_SHARE = 0.5
+"""Share of a layer's spiking neurons that say nothing from which on it is worth a warning."""
+DUMB = {
+    "silent": "never fire; try larger initial weights (gain) or a lower threshold",
+    "busy": "fire at every step; try smaller weights or a shorter memory (decay)",
+}
 
 Row = dict[str, Any]
 
@@ -74,12 +82,26 @@ class Monitor:
         and, as rows, for the records."""
         if not rows:
             return []
-        found = self.steps.add(rows) + self._too_short(rows)
+        found = self.steps.add(rows) + self._too_short(rows) + self._dumb(rows)
         if self.watch is not None:
             found += self.watch.add(rows)
         for finding in found:
             warnings.warn(str(finding), LearningWarning, stacklevel=3)
         return [finding.row() for finding in found]
+
+    def _dumb(self, rows: Sequence[Row]) -> list[Finding]:
+        """Layers of neurons most of which never fire, or always; told once each."""
+        found = []
+        for row in rows:
+            for part, what in DUMB.items():
+                key = f"{part} {row.get('layer')}"
+                if row["kind"] == "spikes" and row[part] >= DUMB_SHARE and key not in self.told:
+                    self.told.add(key)
+                    message = f"{row[part]:.0%} of its neurons {what}"
+                    limit = DUMB_SHARE
+                    finding = Finding(row["layer"], key, row[part], limit, row["epoch"], message)
+                    found.append(finding)
+        return found
 
     def _too_short(self, rows: Sequence[Row]) -> list[Finding]:
         """Told with the measurement before training."""
@@ -98,6 +120,8 @@ class Monitor:
                 rows += measure(model, self.parts.objective.loss, *probe, self.watch.start)
             else:
                 rows += of_weights(model, teaching.learner_of(self.experiment), probe)
+            if has_spikes(model):
+                rows += of_spikes(model, probe[0])
             if isinstance(model, nets.Traced):
                 rows += self._traced(model, epoch)
             elif self.experiment.task is not None:
@@ -136,6 +160,16 @@ def of_weights(model: nn.Module, learner: learners.Learner, batch: learners.Batc
         | {f"gradient_{key}": value for key, value in row.items()}
         for name, row in found.items()
         if name.endswith(".weight")
+    ]
+
+
+def of_spikes(model: nn.Module, x: torch.Tensor) -> list[Row]:
+    """Rows of kind ``spikes``, one for each layer of spiking neurons: its mean ``rate`` (share of
+    steps with a spike), and the shares of neurons that never fire (``silent``) or always
+    (``busy``)."""
+    return [
+        {"kind": "spikes", "layer": name, **found._asdict()}
+        for name, found in activity(model, x).items()
     ]
 
 

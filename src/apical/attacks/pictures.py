@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -15,6 +16,7 @@ from apical.attacks.noise import Noise
 from apical.attacks.sources import NoGradientWarning
 from apical.attacks.square import Square
 from apical.attacks.steps import PGD
+from apical.spiking import has_spikes, spikes
 
 STEPS, QUERIES = 20, 200
 
@@ -34,6 +36,9 @@ def pictures(
     Args: eps: radius. count: images at most. seed: of the attacks.
     Returns: arrays: x (k, C, H, W), labels (k,), predictions_clean (k,), adv (s, k, C, H, W),
         predictions_adv (s, k), names (s,) as "attack / source", eps. Nothing if none is right.
+        Frames of events, ON before OFF, are laid out as one picture in colours: see `laid_out`.
+        Of a net of spikes also, for the first image, raster_<layer> (1 + s, T, units): what its
+        neurons fire, at first on the image as it is.
     """
     rows = _chosen(model, x, y, count)
     if not len(rows):
@@ -41,14 +46,44 @@ def pictures(
     x, y = x[rows], y[rows]
     found = _points(model, x, y, eps, norm, seed)
     predicted = [_predicted(model, points) for points in found.values()]
+    shown = laid_out if norm == "flips" else lambda points: points
     return {
-        "x": x.cpu().numpy(),
+        "x": shown(x).cpu().numpy(),
         "labels": y.cpu().numpy(),
         "predictions_clean": _predicted(model, x).numpy(),
-        "adv": torch.stack(list(found.values())).cpu().numpy(),
+        "adv": torch.stack([shown(points) for points in found.values()]).cpu().numpy(),
         "predictions_adv": torch.stack(predicted).numpy(),
         "names": list(found),
         "eps": eps,
+        **_rasters(model, torch.stack([x[0], *(points[0] for points in found.values())])),
+    }
+
+
+def laid_out(frames: Tensor) -> Tensor:
+    """Frames of events side by side in reading order: ON red, OFF blue, on white.
+
+    Shapes: (N, T * 2, H, W) -> (N, 3, rows * (H + 1) - 1, columns * (W + 1) - 1).
+    """
+    on, off = frames.unflatten(1, (-1, 2)).unbind(2)  # (N, T, H, W) each
+    coloured = torch.stack([1 - off, 1 - torch.maximum(on, off), 1 - on], 2)
+    steps = coloured.shape[1]
+    columns = math.ceil(math.sqrt(steps))
+    rows = math.ceil(steps / columns)
+    framed = torch.nn.functional.pad(coloured, (0, 1, 0, 1), value=0.6)
+    blank = framed.new_full((1,), 0.6).expand(
+        len(frames), rows * columns - steps, *framed.shape[2:]
+    )
+    grid = torch.cat([framed, blank], 1).unflatten(1, (rows, columns))
+    return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)[:, :, :-1, :-1]
+
+
+def _rasters(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    if not has_spikes(model):
+        return {}
+    fired = spikes(model, x)
+    return {
+        f"raster_{name.rpartition('.')[2]}": each.flatten(2).transpose(0, 1).bool().cpu().numpy()
+        for name, each in fired.items()
     }
 
 

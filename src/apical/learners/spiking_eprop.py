@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.learners.memory import memory_of
-from apical.spiking import LIF, SURROGATES, Membrane
+from apical.spiking import LIF, SURROGATES, Membrane, SpikingNet
 from apical.spiking.neurons import over_steps
 
 
@@ -25,7 +25,7 @@ class _Layer(NamedTuple):
 
 
 def create(
-    model: nn.Module, learner: Learner, feedback: str, generator: torch.Generator
+    model: SpikingNet, learner: Learner, feedback: str, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Random feedback of each hidden layer, by its name; none for symmetric feedback."""
     *hidden, last = synapses(model, learner, feedback)
@@ -41,7 +41,7 @@ def create(
 
 @torch.no_grad()
 def gradients(
-    model: nn.Module, batch: Batch, learner: Learner, feedback: str
+    model: SpikingNet, batch: Batch, learner: Learner, feedback: str
 ) -> tuple[Tensor, Info]:
     """With membranes m_t = decay m_(t-1) + W x_t + b - threshold r_t, the trace of an input is
     xbar_t = decay xbar_(t-1) + x_t, and that of a synapse ebar_t = kappa ebar_(t-1) + phi(m_t)
@@ -76,14 +76,14 @@ def gradients(
     return loss, Info(scores)
 
 
-def synapses(model: nn.Module, learner: Learner, feedback: str) -> list[tuple[str, nn.Linear]]:
+def synapses(model: SpikingNet, learner: Learner, feedback: str) -> list[tuple[str, nn.Linear]]:
     """Name and module of the layers with weights, the read-out last.
 
     Raises: ValueError for another net than a `spiking_mlp` with output="membrane" and reset
         "subtract" or "none"; for several hidden layers with symmetric feedback.
     """
-    found = [(n, m) for n, m in model.named_children() if isinstance(m, nn.Linear | nn.Conv2d)]
-    neurons = [m for m in model.children() if isinstance(m, LIF)]
+    found = [(n, m) for n, m in model.layers() if isinstance(m, nn.Linear | nn.Conv2d)]
+    neurons = [m for _, m in model.layers() if isinstance(m, LIF)]
     fits = (
         isinstance(getattr(model, "read", None), Membrane)
         and len(neurons) == len(found) - 1 > 0
@@ -103,11 +103,11 @@ def synapses(model: nn.Module, learner: Learner, feedback: str) -> list[tuple[st
     return found  # type: ignore[return-value]
 
 
-def _run(model: nn.Module, readout: nn.Linear, x: Tensor) -> tuple[list[_Layer], Tensor, Tensor]:
+def _run(model: SpikingNet, readout: nn.Linear, x: Tensor) -> tuple[list[_Layer], Tensor, Tensor]:
     """The hidden layers with what they saw, the rows that the read-out saw, and the scores."""
     steps = len(model.get_submodule("read").get_buffer("weights"))
     layers, waiting, rows = [], None, x
-    for name, module in model.named_children():
+    for name, module in model.layers():
         if isinstance(module, nn.Linear) and module is not readout:
             waiting = name, module, rows
         if isinstance(module, LIF):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -163,7 +162,7 @@ def _finished(layers: Layers, first: str, output: str, gain: float, fire: _Neuro
         if isinstance(layer, nn.Linear | nn.Conv2d):
             with torch.no_grad():
                 layer.weight.mul_(gain)
-    return SpikingNet(OrderedDict(_ordered(layers, first)))
+    return SpikingNet(dict(_ordered(layers, first)))
 
 
 def _ordered(layers: Layers, first: str) -> list[tuple[str, nn.Module]]:

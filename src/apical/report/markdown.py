@@ -6,7 +6,16 @@ import re
 from pathlib import Path
 
 from apical.records import write_bytes
-from apical.report import curves, overview, robust_markdown, solved
+from apical.report import (
+    curves,
+    flow_table,
+    hash_markdown,
+    overview,
+    robust_markdown,
+    solved,
+    spike_table,
+    tuning,
+)
 from apical.report.escape import for_markdown
 from apical.report.names import display_name
 from apical.report.read import Study, is_study, read_study
@@ -21,11 +30,19 @@ Pathlike = str | os.PathLike[str]
 def table_markdown(folder: Pathlike) -> str:
     """The table of the study in `folder`: test error in %, one line per setting and rule.
 
-    A study of robustness has its table of robust accuracies instead.
+    A study of robustness has its table of robust accuracies instead, one of hash nets that of mAP.
     """
     study = read_study(Path(folder))
     if study.overview is not None:
         return overview.to_markdown(study, Path(folder))
+    if flow_table.concerns(study):
+        return flow_table.to_markdown(study)
+    if study.retrieval:
+        return hash_markdown.to_markdown(study)
+    if tuned := tuning.lines(study):
+        return tuning.to_markdown(study, tuned)
+    if spike_table.concerns(study):
+        return spike_table.to_markdown(study)
     return robust_markdown.to_markdown(study) if study.robustness else _to_markdown(study)
 
 

@@ -13,11 +13,17 @@ from apical.report import (
     curves,
     diagnostics,
     figures,
+    flow,
+    flow_table,
+    hash_page,
     memory,
     protocol,
     robust_page,
+    robust_words,
     solved,
+    spike_page,
     table,
+    tuning,
 )
 from apical.report.looks import Look, css_variables, looks
 from apical.report.names import display_name
@@ -86,8 +92,13 @@ def _write_study(study: Study, out: Path) -> Path:
         rows=rows,
         points=curves.points(study),
         solved=_solved(study),
+        learners=_learners(study),
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
+        tuned=_tuning(study, out),
         robust=robust_page.write(study, out, slugs),
+        hashed=hash_page.write(study, out),
+        spikes=spike_page.write(study, out),
+        most_neurons=spike_page.MOST_NEURONS,
         sections=[_section(study, rows, setting, look, out) for setting in study.settings],
         diagnoses=[
             _diagnosed(found, study, look, out)
@@ -104,12 +115,33 @@ def _solved(study: Study) -> dict[str, Any]:
     return {"lines": found, "lengths": solved.lengths(found), "told": solved.told(study)}
 
 
+def _learners(study: Study) -> dict[str, Any] | None:
+    if not flow_table.concerns(study):
+        return None
+    return {
+        "lines": flow_table.lines(study),
+        "missing": flow_table.missing(study),
+        "told": flow_table.legend(study),
+    }
+
+
+def _tuning(study: Study, out: Path) -> dict[str, Any] | None:
+    """The table of fine-tuned nets for the page, None without any; its CSV is written here."""
+    found = tuning.lines(study)
+    if not found:
+        return None
+    write_bytes(out / "tuning.csv", tuning.to_csv(found).encode())
+    words = {"percent": robust_words.percent, "span": robust_words.span}
+    return {"lines": found, "told": tuning.told(study, found), "accuracy": tuning.accuracy, **words}
+
+
 def _section(
     study: Study, rows: Sequence[table.Cell], setting: str, look: Mapping[str, Look], out: Path
 ) -> dict[str, Any]:
     """The figures of one setting for the page; their PNG files are written on the way."""
     groups = figures.groups(study, rows, setting, look)
     groups += curves.groups(study, setting, look)
+    groups += flow.groups(study, setting, look)
     groups += memory.groups(study, setting, look)
     shown = [row.rule for row in rows if row.setting == setting and row.summary]
     slug = f"{slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""
@@ -122,7 +154,8 @@ def _write_run(study: Study, out: Path) -> Path:
     _make_folder(out)
     (run,) = study.runs
     look = looks([run.rule])
-    drawn = _drawn(figures.of_runs({run.rule: [run]}, look), study.title, look, out, "")
+    groups = [make({run.rule: [run]}, look) for make in (figures.of_runs, flow.of_runs)]
+    drawn = _drawn([*groups[0], *groups[1]], study.title, look, out, "")
     (cell,) = table.cells(study)
     return _write_html(
         out,
@@ -133,7 +166,9 @@ def _write_run(study: Study, out: Path) -> Path:
         state=protocol.state(study),
         protocols=protocol.protocols(study),
         environment=protocol.environment(study),
+        tuned=_tuning(study, out),
         robust=robust_page.write(study, out, slugs),
+        hashed=hash_page.write(study, out),
         sections=[{"setting": run.setting, "groups": drawn, "legend": []}],
         diagnoses=[
             _diagnosed(found, study, look, out)
@@ -209,14 +244,17 @@ def _write_html(out: Path, template: str, **values: Any) -> Path:
         "display_name": display_name,
         "interval": table.interval,
         "number": table.number,
+        "paired": flow_table.paired,
         "signed": table.signed,
         "markup": _trusted,
     }
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     for theme, dark in (("light", False), ("dark", True)):
         style = style.replace(f"/* rules: {theme} */", css_variables(dark))
-    if values.get("robust"):
+    if values.get("robust") or values.get("hashed"):
         style += (TEMPLATES / "robust.css").read_text(encoding="utf-8")
+    if values.get("hashed"):
+        style += (TEMPLATES / "hash.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "sort.js").read_text(encoding="utf-8")
     page = environment.get_template(template).render(
         style=_trusted(style),

@@ -20,6 +20,7 @@ KINDS = {
 
 NORMS = {
     "linf": "every input value may change by at most the radius",
+    "flips": "as many binary events as the radius says may be added or removed",
     "l2": "the change of all input values together, as a Euclidean length, is at most the radius",
 }
 

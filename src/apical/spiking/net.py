@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -57,12 +57,29 @@ class Count(nn.Module):
         return over_steps("Count", spikes, self.steps).sum(0)
 
 
-class SpikingNet(nn.Sequential):
+class SpikingNet(nn.Module):
     """A sequence of layers that run on rows of all steps: images in, class scores out.
 
     To everything else it is a net like others: rules convert its linear layers and convolutions,
     attacks follow its gradient, which is that of the surrogates.
+
+    Args: layers: by their names, in order.
     """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.order = tuple(layers)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of each layer, in order; what learners remember is none."""
+        return ((name, self.get_submodule(name)) for name in self.order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _, layer in self.layers():
+            x = layer(x)
+        return x
 
 
 class SilentWarning(UserWarning):
