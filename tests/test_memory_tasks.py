@@ -21,6 +21,7 @@ def test_dictionary_asks_every_key_once_for_the_value_it_was_shown_with() -> Non
     task = Dictionary(12, key_bits=3, values=5)
     x, y = draw(task)
     keys, values, asked = x[:, :, :3], x[:, :, 3:8], x[:, :, 8]
+    assert keys.unique().tolist() == [-1, 1]
     assert (asked[:, :6] == 0).all() and (asked[:, 6:] == 1).all()
     assert (values[:, :6].sum(2) == 1).all() and (values[:, 6:] == 0).all()
     assert (y[:, :6] == NOTHING).all()

@@ -16,7 +16,7 @@ from apical.tasks.base import whole
 class Dictionary(AskedTask):
     """n keys with a value each, one pair at a step; then the keys alone, in random order.
 
-    Keys are n different random patterns of bits (0, 1), values are one-hot and drawn
+    Keys are n different random patterns of bits (-1, 1), values are one-hot and drawn
     independently: who knows only which values were shown is right more often than by chance.
     Inputs: the bits, the value, and 1 where a key is asked. A net trained on n pairs can be tested
     on more.
@@ -59,7 +59,7 @@ class Dictionary(AskedTask):
         order = torch.rand(count, pairs, generator=generator).argsort(1)
         both = torch.cat([keys, keys.gather(1, order)], 1)
         x = torch.zeros(count, 2 * pairs, self.inputs)
-        x[:, :, :bits] = (both[:, :, None] >> torch.arange(bits) & 1).float()
+        x[:, :, :bits] = 2.0 * (both[:, :, None] >> torch.arange(bits) & 1) - 1
         x[:, :pairs, bits:-1] = F.one_hot(values, self.values).float()
         x[:, pairs:, -1] = 1.0
         y = torch.full((count, 2 * pairs), NOTHING)
