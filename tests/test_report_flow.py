@@ -1,0 +1,135 @@
+"""Learners of sequences in the report: the table, the missing baseline, the gradient along time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apical import records, report
+from apical.report import flow, flow_table
+from apical.report.looks import looks
+from apical.report.read import read_study
+
+LRA: dict[str, Any] = {"learner": "lra", "reduction": "sum"}
+LEARNERS: dict[str, Any] = {
+    "read-out only": "readout",
+    "bp": "backprop",
+    "LRA sum": LRA,
+    "LRA sum, 0.1 on W": {**LRA, "alpha_weights": 0.1},
+}
+ACCURACY = {"read-out only": 0.5, "bp": 1.0, "LRA sum": 0.8, "LRA sum, 0.1 on W": 0.9}
+
+
+def make(folder: Path, labels: tuple[str, ...] = tuple(LEARNERS), seeds: int = 3) -> Path:
+    runs = []
+    for label in labels:
+        for seed in range(seeds):
+            name = f"{label}-{seed}".replace(" ", "_")
+            make_run(folder / name, label, seed)
+            runs.append({"folder": name, "setting": "order", "rule": label, "seed": seed})
+    value: dict[str, Any] = {"name": "s", "title": "S", "tier": "smoke", "command": "apical study"}
+    value |= {"runs": runs, "published": [], "notes": ["A note."], "solved": 0.9999}
+    records.write_json(folder / "study.json", value)
+    return folder
+
+
+def make_run(folder: Path, label: str, seed: int) -> None:
+    folder.mkdir(parents=True)
+    experiment = {"task": "temporal_order", "length": 4, "net": "srn", "seed": seed, "epochs": 2}
+    experiment |= {"rule": "bp", "learner": LEARNERS[label], "validation": 50}
+    described = {"key": "0a1b", "versions": {"experiment": 1}, "experiment": experiment}
+    records.write_json(folder / "experiment.json", described)
+    written: list[dict[str, Any]] = []
+    # seeds differ by a point, and the regularised one gains another by seed
+    test = ACCURACY[label] + (0.01 * seed if label != "bp" else 0)
+    for epoch, gain in ((0, 1.0), (2, 0.5)):
+        if label != "read-out only":
+            written += [
+                {"kind": "step", "epoch": epoch, "t": t, "signal": gain * s, "norm": gain * s / 2}
+                for t, s in enumerate((0.0 if label == "LRA sum" else 1e-5, 1e-3, 0.1, 1.0), 1)
+            ]
+    best = 1.0 if label == "bp" else test + 0.02
+    row = {"train_loss": 0.1, "train_acc": 0.9, "val_loss": 0.1, "lr": 0.1, "seconds": 1.0}
+    written += [{"kind": "epoch", "epoch": 1, "step": 10, **row, "val_acc": best}]
+    written += [{"kind": "epoch", "epoch": 2, "step": 20, **row, "val_acc": test - 0.1}]
+    final = {"kind": "final", "epoch": 2, "test_acc": test, "test_count": 10_000, "seconds": 2.0}
+    records.append(folder / "records.jsonl", *written, {**final, "step_ms": 1.0})
+
+
+def test_lines_hold_means_and_differences_paired_on_the_seeds(tmp_path: Path) -> None:
+    by_rule = {line.rule: line for line in flow_table.lines(read_study(make(tmp_path)))}
+    plain, regularised = by_rule["LRA sum"], by_rule["LRA sum, 0.1 on W"]
+    assert plain.test is not None and plain.test.mean == pytest.approx(81)
+    assert plain.best is not None and plain.best.mean == pytest.approx(83)
+    assert plain.over_readout is not None and plain.over_readout.mean == pytest.approx(30)
+    assert plain.over_readout.sd == pytest.approx(0)  # the seeds' differences cancel
+    assert plain.over_plain is None
+    assert regularised.over_plain is not None
+    assert regularised.over_plain.mean == pytest.approx(10)
+    assert by_rule["read-out only"].over_readout is None
+    assert [by_rule[name].reached for name in LEARNERS] == ["", "4 of 4", "3 of 4", "4 of 4"]
+
+
+def test_the_markdown_has_the_table_the_notes_and_when_the_task_was_solved(tmp_path: Path) -> None:
+    text = report.table_markdown(make(tmp_path))
+    lines = text.splitlines()
+    assert lines[0].startswith("| learner | n | test accuracy % | 95 % interval |")
+    assert lines[3].startswith("| BP | 3 | 100.00 | 100.00 to 100.00 | 100.00 | +49.00 [")
+    assert lines[3].endswith("| 3 of 3 | 10 |")
+    assert lines[4].endswith("| 3 of 4 | 0 of 3 | above 20 |")
+    assert "+10.00 [+10.00 to +10.00]" in lines[5]
+    assert "A note." in text and "paired on the seeds" in text
+
+
+def test_a_missing_baseline_is_told_on_the_page_and_in_the_document(tmp_path: Path) -> None:
+    folder = make(tmp_path, ("LRA sum", "LRA sum, 0.1 on W"))
+    told = flow_table.missing(read_study(folder))
+    assert told == [
+        "order: no read-out alone (learner readout) to compare with.",
+        "order: no backpropagation through time to compare with.",
+    ]
+    assert told[0] in report.table_markdown(folder)
+    page = report.write(folder).read_text()
+    assert "A baseline is missing" in page and told[0] in page
+
+
+def test_the_page_has_the_learners_and_the_gradient_along_time(tmp_path: Path) -> None:
+    page = report.write(make(tmp_path)).read_text()
+    assert "Learning through time" in page and "A baseline is missing" not in page
+    assert "Gradient along time" in page and "Weight gradient, before training" in page
+    assert (tmp_path / "report" / "gradient-flow.png").stat().st_size > 5000
+
+
+def test_the_figure_draws_both_measurements_and_leaves_out_what_has_no_signal(
+    tmp_path: Path,
+) -> None:
+    study = read_study(make(tmp_path))
+    (group,) = flow.groups(study, "order", looks(study.rules))
+    titles = [panel.title for panel in group.panels]
+    assert titles == [
+        "Signal, before training", "Signal, at the end",
+        "Weight gradient, before training", "Weight gradient, at the end",
+    ]  # fmt: skip
+    assert group.rules == ("bp", "LRA sum", "LRA sum, 0.1 on W")
+    lines = drawn(group.panels[1])
+    assert lines["bp"] == [(1, 0.5e-5), (2, 0.5e-3), (3, 0.05), (4, 0.5)]
+    assert lines["LRA sum"][0] == (1, 0.25e-5)  # zero, on the lower edge
+    assert [step for step, _ in drawn(group.panels[2])["bp"]] == [2, 3, 4]
+
+
+def drawn(panel: Any) -> dict[str, list[tuple[float, float]]]:
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    panel.draw(axes)
+    order = ("bp", "LRA sum", "LRA sum, 0.1 on W")
+    return {
+        name: [(float(x), pytest.approx(float(y))) for x, y in line.get_xydata()]
+        for name, line in zip(order, axes.lines, strict=False)
+    }
+
+
+def test_other_studies_have_neither(tmp_path: Path) -> None:
+    study = read_study(make(tmp_path, ("bp",)))
+    assert not flow_table.concerns(study)
+    assert "Learning through time" not in report.write(tmp_path).read_text()
