@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from . import hashing as codes
 from . import tasks, teaching
 from .assignment import rule_assignment, rule_label, rule_values
 from .feedback import FEEDBACK_VERSION
+from .hashing import task as codes
 from .naming import unknown
 from .schedule import Schedule
 from .starts import Start

@@ -23,7 +23,7 @@ from apical.hashing.perceptibility import Perceptibility, perceptibility
 from apical.hashing.ranking import distances, pairwise_distances, rank, rankings
 from apical.hashing.relaxation import Continuation, relax
 from apical.hashing.sdha import SDHA
-from apical.hashing.task import LOSSES, Hashing, from_dict, problems
+from apical.hashing.task import LOSSES, Hashing
 
 __all__ = [
     "CSQ",
@@ -51,7 +51,6 @@ __all__ = [
     "average_precision",
     "distances",
     "encode",
-    "from_dict",
     "hash_head",
     "mean_average_precision",
     "pack",
@@ -59,7 +58,6 @@ __all__ = [
     "perceptibility",
     "precision_recall",
     "precision_within",
-    "problems",
     "rank",
     "rankings",
     "relax",
