@@ -289,14 +289,19 @@ def test_sequences_and_other_programs_refuse_by_name() -> None:
 
 def test_the_study_has_the_rows_that_keep_it_honest() -> None:
     study = build("sign-symmetry-finetune", tier="smoke", seeds=2)
-    assert [rule for _, rule in study.cells] == ["bp", "head only", "usf", "brsf", "frsf", "fa"]
+    follower, rules_of = "BP, uSF's rate", [rule for _, rule in study.cells]
+    assert rules_of == ["bp", "head only", follower, "usf", "brsf", "frsf", "fa"]
     assert len(conduct.start_tasks(study, Path("x"))) == 1
     by_rule = {entry.rule: entry for entry in study.entries}
     assert by_rule["head only"].experiment.start.train_only == ("fc.*",)
     assert study.evaluation_of(by_rule["bp"]).rules == ("usf", "brsf", "frsf", "fa")
     assert study.evaluation_of(by_rule["usf"]).rules == ()
-    budgets = {len(tries) for tries in study.candidates().values()}
-    assert budgets == {4}
+    tries = study.candidates()
+    assert {len(rates) for rates in tries.values()} == {4}
+    assert {rule for _, rule in tries} == set(rules_of) - {follower}
+    chosen = study.chosen({cell: 0.1 * number for number, cell in enumerate(tries, 1)})
+    rates = {entry.rule: entry.experiment.lr for entry in chosen.entries}
+    assert rates[follower] == rates["usf"] != rates["bp"]
 
 
 def test_letters_are_drawn_alike_always() -> None:

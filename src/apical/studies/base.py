@@ -139,6 +139,8 @@ class Study:
         nets.     surrogate: the rule whose
         net of the same setting and seed attacks are transferred from; "": none.
         crossed: rules whose backward pass is put on the nets of the surrogate: are they as robust?
+        follows: rows without a search of their own, and whose learning rate they take: rate or
+        rule?
         solved: share of right validation answers, in (0, 1], from which on a task counts as
         solved: the report then has the steps until there.
     """
@@ -155,6 +157,7 @@ class Study:
     retrievals: Mapping[str, retrieval.Evaluation] = field(default_factory=dict)
     surrogate: str = ""
     crossed: tuple[str, ...] = ()
+    follows: Mapping[str, str] = field(default_factory=dict)
     robust_published: tuple[PublishedRobustness, ...] = ()
     overview: Overview | None = None
     solved: float | None = None
@@ -205,6 +208,8 @@ class Study:
         first = {entry.cell: entry.experiment for entry in reversed(self.entries)}
         found = {}
         for setting, rule in self.cells:
+            if rule in self.follows:
+                continue
             search = self.search if isinstance(self.search, Search) else self.search[setting]
             base = first[setting, rule]
             found[setting, rule] = {value: _try(base, search, value) for value in search.values}
@@ -212,12 +217,13 @@ class Study:
 
     def chosen(self, rates: Mapping[Choice, float]) -> "Study":
         """The study with learning rates filled in and nothing left to search."""
-        entries = tuple(
-            dataclasses.replace(
-                entry, experiment=dataclasses.replace(entry.experiment, lr=rates[entry.cell])
-            )
-            for entry in self.entries
-        )
+
+        def filled(entry: Entry) -> Entry:
+            rate = rates[entry.setting, self.follows.get(entry.rule, entry.rule)]
+            changed = dataclasses.replace(entry.experiment, lr=rate)
+            return dataclasses.replace(entry, experiment=changed)
+
+        entries = tuple(map(filled, self.entries))
         return dataclasses.replace(self, entries=entries, search=None)
 
 

@@ -19,9 +19,17 @@ from apical.starts import Start
 from apical.studies.base import Entry, Search, Study
 
 TITLE = "Fine-tuning by sign-symmetric rules"
-SURROGATE, HEAD_ONLY = "bp", "head only"
-RULES = {"bp": "bp", HEAD_ONLY: "bp", "usf": "usf", "brsf": "brsf", "frsf": "frsf", "fa": "fa"}
-"""All layers by backprop, the head alone, then the rules."""
+SURROGATE, HEAD_ONLY, AT_RATE = "bp", "head only", "BP, uSF's rate"
+RULES = {
+    "bp": "bp",
+    HEAD_ONLY: "bp",
+    AT_RATE: "bp",
+    "usf": "usf",
+    "brsf": "brsf",
+    "frsf": "frsf",
+    "fa": "fa",
+}
+"""All layers by backprop, the head alone, all by backprop at the rate of a rule, then the rules."""
 
 TRIED = ("usf", "brsf", "frsf", "fa")
 """Whose backward pass is put on the nets tuned by backprop."""
@@ -38,7 +46,9 @@ NOTES = (
     "budgets are presets of this library, not the paper's.",
     "All nets of a setting start from the same trained weights and a new head; feedback has the "
     "norm of the weights. Seeds draw the head, the order of the images and the feedback.",
-    "Learning rates are chosen for every row with the same budget on held-out training images.",
+    "Learning rates are chosen for every row with the same budget on held-out training images, "
+    "which may leave several rates equally good. Robustness depends on the rate as well: the row "
+    f"'{AT_RATE}' is backprop at the rate that was chosen for uSF.",
 )
 CIFAR_NOTE = (
     "The packaged CIFAR-10 ResNet-18 has seen the whole training split, so that its head alone "
@@ -89,6 +99,7 @@ def sign_symmetry_finetune(tier: str, seeds: int) -> Study:
         evaluations={name: setting.evaluation for name, setting in chosen.items()},
         surrogate=SURROGATE,
         crossed=TRIED,
+        follows={AT_RATE: "usf"},
     )
 
 
