@@ -63,7 +63,8 @@ def conduct(
     if not (study.evaluations or study.retrievals):
         return outcome
     evaluated, searched = _write(study, folder, value, notes)
-    attacks: list[sweep.Job] = [job for _, job in (*evaluated, *searched)]
+    attacks: list[sweep.Job] = [job for _, job in evaluated]
+    attacks += [job for _, job in searched]
     say(f"attacking {len(attacks)} trained nets")
     later = sweep.sweep(attacks, execution, make=make, jobs=jobs, say=say)
     for (setting, rule), verdict in assess.verdicts(evaluated).items():

@@ -26,6 +26,8 @@ LOSSES: dict[str, str | dict[str, Any]] = {
     "DSH": {"loss": "dsh", "pair_weight": "balanced"},
     "DPN": "dpn",
 }
+LENGTHS: dict[str, tuple[int, ...]] = {"smoke": (16,), "short": (16, 32), "full": (16, 32, 64)}
+"""Bits of the codes, by tier."""
 SMALL = {"net": "vgg", "net_options": {"widths": [16, 32, 64]}}
 MOMENTUM = {"momentum": 0.9}
 SEARCHED = (0.02, 0.05, 0.1, 0.2)
@@ -34,13 +36,11 @@ SEARCHED = (0.02, 0.05, 0.1, 0.2)
 
 def sign_symmetry_hashing(tier: str, seeds: int) -> Study:
     """Codes by BP, uSF, brSF, frSF, FA from trained nets; HAG and SDHA by both gradients."""
-    losses, lengths = (tuple(LOSSES), (16, 32, 64)) if tier == "full" else (("CSQ", "DPSH"), (16,))
-    if tier == "short":
-        lengths = (16, 32)
+    losses = tuple(LOSSES) if tier == "full" else ("CSQ", "DPSH")
     entries, searches, attacked = [], {}, {}
     for name, base, evaluation in _data(tier):
         for loss in losses:
-            for bits in lengths:
+            for bits in LENGTHS[tier]:
                 setting = f"{name}, {loss} {bits} bits"
                 hashed = dataclasses.replace(base, hashing=Hashing(bits, LOSSES[loss]))
                 entries += list(_entries(setting, hashed, seeds))
