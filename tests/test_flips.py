@@ -1,0 +1,164 @@
+"""Flips of binary events: what is flipped, against arithmetic; and whole evaluations by flips."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apical
+from apical import attacks
+from apical.attacks import Effort, Flips, RandomFlips, robust_report
+from apical.attacks.ball import FewFlips
+from apical.attacks.pictures import laid_out
+from apical.robustness import Evaluation
+
+VALUES = 6
+
+
+class Line(nn.Module):
+    """Scores (w x, 0): the gradient of the loss of class 0 is against w."""
+
+    def __init__(self, *weights: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(weights))
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x.flatten(1) @ self.w
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+WEIGHTS = (4.0, -3.0, 2.0, 1.0, -5.0, 0.5)
+X = torch.tensor([[1.0, 1, 0, 1, 0, 1]])
+Y = torch.tensor([0])  # scores 2.5: right
+
+
+def flipped(attack: attacks.Attack, x: Tensor = X, y: Tensor = Y) -> list[int]:
+    points = attack(Line(*WEIGHTS).eval(), x, y)
+    return (points != x)[0].nonzero().flatten().tolist()
+
+
+def test_the_flips_of_largest_gain_are_made() -> None:
+    # gains w (2x - 1) of falling scores: 4, -3, -2, 1, 5, 0.5
+    assert flipped(Flips(1)) == [4]
+    assert flipped(Flips(2)) == [0, 4]
+    assert flipped(Flips(4)) == [0, 3, 4, 5]
+
+
+def test_a_flip_without_gain_is_not_made() -> None:
+    assert flipped(Flips(6)) == [0, 3, 4, 5]
+
+
+def test_rounds_share_the_flips_and_stop_when_broken() -> None:
+    assert flipped(Flips(4, 4, stop_when_broken=False)) == [0, 3, 4, 5]
+    assert flipped(Flips(4, 4)) == [4]  # 2.5 - 5 < 0: broken after the first
+    assert flipped(Flips(3, 2)) == [4]  # one, then two
+
+
+def test_rounds_follow_the_gradient_where_it_changes() -> None:
+    class Both(nn.Module):
+        """1 - x0 x1: only both together matter, x2 leads astray at first."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b, c = x.unbind(1)
+            score = 1.5 - (0.5 + a) * (0.5 + 3 * b) - 0.6 * c
+            return torch.stack([score, torch.zeros_like(score)], 1)
+
+    x, y = torch.zeros(1, 3), torch.tensor([0])
+    model = Both().eval()
+    assert Flips(2)(model, x, y).tolist() == [[0, 1, 1]]  # gains 0.5, 1.5, 0.6
+    assert Flips(2, 2)(model, x, y).tolist()[0][1] == 1
+
+
+def test_random_flips_are_as_many_and_repeat_with_the_seed() -> None:
+    x = torch.randint(2, (5, 2, 3, 3), generator=torch.Generator().manual_seed(0)).float()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(18, 3)).eval()
+    y = torch.zeros(5, dtype=torch.int64)
+    points = RandomFlips(4)(model, x, y)
+    assert (points != x).flatten(1).sum(1).tolist() == [4] * 5
+    assert torch.equal(points, RandomFlips(4)(model, x, y))
+    assert not torch.equal(points, RandomFlips(4, seed=1)(model, x, y))
+
+
+def test_points_beyond_the_budget_or_between_the_values_stray() -> None:
+    ball, x = FewFlips(1), torch.zeros(3, 4)
+    points = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0.5, 0, 0, 0]])
+    assert ball.strays(points, x).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("attack", "x", "told"),
+    [
+        (Flips(1), X / 2, "4 values are neither 0 nor 1, the first is 0.5; it flips binary events"),
+        (RandomFlips(1), X / 2, "neither 0 nor 1"),
+        (Flips(7), X, "an example has 6 values only"),
+    ],
+)
+def test_inputs_that_are_not_binary_are_refused(attack: Any, x: Tensor, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        attack(Line(*WEIGHTS).eval(), x, Y)
+
+
+@pytest.mark.parametrize(
+    "options", [{"count": 0}, {"count": 1.5}, {"count": 2, "steps": 3}, {"count": 2, "steps": 0}]
+)
+def test_settings_that_cannot_be_meant_are_refused(options: Any) -> None:
+    with pytest.raises(ValueError, match="Flips"):
+        Flips(**options)
+
+
+def victim() -> tuple[nn.Module, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(2, (40, 4, 3, 3), generator=generator).float()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 20), nn.ReLU(), nn.Linear(20, 4)).eval()
+    return model, x, model(x).argmax(1)
+
+
+def test_an_evaluation_by_flips() -> None:
+    model, x, y = victim()
+    apical.convert(model, {"1": "bp", "3": "fa"})
+    effort = Effort(steps=3)
+    report = robust_report(
+        model, x, y, eps=(2, 5), norm="flips", effort=effort, surrogates={"self": model}
+    )
+    assert {t.group for t in report.trials} == {"noise", "own", "exact", "transfer"}
+    assert {t.eps for t in report.trials} == {2, 5, 18}  # the last: half of all values
+    assert not any(t.strays for t in report.trials)
+    small, large = (worst.accuracy for worst in report.worst)
+    assert 1 > small > large
+    assert report.rows()[0]["norm"] == "flips"
+    with pytest.raises(ValueError, match="whole number of flips"):
+        robust_report(model, x, y, eps=(2.5,), norm="flips")
+    with pytest.raises(ValueError, match="binary events"):
+        robust_report(model, x * 0.5, y, eps=(2,), norm="flips")
+
+
+def test_an_evaluation_counts_flips() -> None:
+    assert Evaluation(eps=(10, 20), norm="flips").eps == (10, 20)
+    with pytest.raises(ValueError, match="whole numbers of flips"):
+        Evaluation(eps=(8 / 255,), norm="flips")
+
+
+def test_noise_of_random_signs_moves_every_value_by_the_radius() -> None:
+    model, x, y = victim()
+    middle = torch.full_like(x, 0.5)
+    points = attacks.Noise(0.2, kind="sign")(model, middle, y)
+    assert (
+        torch.equal((points - middle).abs().unique(), torch.tensor(0.2).view(1))
+        or ((points - middle).abs() - 0.2).abs().max() < 1e-6
+    )
+    assert 0.4 < (points > middle).float().mean() < 0.6
+    with pytest.raises(ValueError, match="kind='sign' is for norm='linf'"):
+        attacks.Noise(0.2, norm="l2", kind="sign")
+
+
+def test_frames_are_laid_out_in_reading_order() -> None:
+    frames = torch.zeros(1, 3, 2, 1, 1)  # 3 steps of one pixel
+    frames[0, 0, 0] = 1  # ON
+    frames[0, 1, 1] = 1  # OFF
+    picture = laid_out(frames.flatten(1, 2))
+    assert picture.shape == (1, 3, 3, 3)  # 2 by 2 frames with a line between
+    assert picture[0, :, 0, 0].tolist() == [1, 0, 0]  # red
+    assert picture[0, :, 0, 2].tolist() == [0, 0, 1]  # blue
+    assert picture[0, :, 2, 0].tolist() == [1, 1, 1]  # nothing
