@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import flow, learners, nets, starts, tasks, teaching, tuning
+from . import flow, learners, nets, tasks, teaching, tuning
 from .diagnostics import Watch, measure
 from .experiment import Experiment
 from .findings import Finding
 from .prepare import Parts
 from .spiking import activity, has_spikes
+from .starts import applied
 
 FIXED_STEPS = 4
 """Training steps that a measurement takes beside its passes: comparing, ranking, waiting."""
@@ -149,7 +150,7 @@ def _before(experiment: Experiment, parts: Parts) -> tuning.Before | None:
     if not start.source or parts.group.rank:
         return None
     known = start.new_head or start.head_by == "bp"
-    return tuning.Before(parts.model, starts.head_name(parts.model, start) if known else "")
+    return tuning.Before(parts.model, applied.head_name(parts.model, start) if known else "")
 
 
 def of_weights(model: nn.Module, learner: learners.Learner, batch: learners.Batch) -> list[Row]:

@@ -12,6 +12,7 @@ from . import data, learners, mnm, nets, objectives, optimizers, splits, starts,
 from .convert import convert
 from .experiment import Experiment
 from .splits import EVALUATION_BATCH
+from .starts import applied
 from .switch import check, switch
 
 TEST_SEQUENCES = 10_000
@@ -104,7 +105,7 @@ def build(
     model = build_model(experiment, source, weights=weights).to(where)
     optimizer = optimizers.build(
         experiment.optimizer,
-        starts.parameters(model, experiment.start, experiment.lr),
+        applied.parameters(model, experiment.start, experiment.lr),
         lr=experiment.lr,
         options=experiment.optimizer_options,
     )
@@ -148,11 +149,11 @@ def build_model(
     if experiment.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if experiment.start.source:
-        starts.begin(model, experiment.start, weights)
+        applied.begin(model, experiment.start, weights)
     rule = _assignment(experiment, model, epoch)
     example = _example(source, torch.device("cpu"))
     model = convert(model, rule, example=example, seed=experiment.seed)
-    starts.limit(model, experiment.start)
+    applied.limit(model, experiment.start)
     if teaching.is_default(experiment.learner):
         return model
     return learners.attach(model, teaching.learner_of(experiment), seed=experiment.seed)
@@ -190,7 +191,7 @@ def database(experiment: Experiment, source: Source, device: torch.device) -> da
 
 def _assignment(experiment: Experiment, model: nn.Module, epoch: int) -> Any:
     """What ``convert`` takes for this net after so many epochs."""
-    return starts.assigned(model, experiment.start, experiment.assignment(epoch))
+    return applied.assigned(model, experiment.start, experiment.assignment(epoch))
 
 
 def follow_switch(experiment: Experiment, parts: Parts, epoch: int) -> bool:

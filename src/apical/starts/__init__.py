@@ -3,7 +3,6 @@
 Everything works on plain torch objects, before or without converting the model.
 """
 
-from apical.starts.begin import assigned, begin, head_name, limit, parameters
 from apical.starts.change import weight_change
 from apical.starts.heads import find_head, replace_head
 from apical.starts.loading import load
@@ -15,18 +14,13 @@ from apical.starts.weights import State, digest, locate, read
 __all__ = [
     "Start",
     "State",
-    "assigned",
-    "begin",
     "digest",
     "find_head",
     "freeze",
-    "head_name",
-    "limit",
     "load",
     "locate",
     "norm_statistics",
     "parameter_groups",
-    "parameters",
     "read",
     "replace_head",
     "train_only",
