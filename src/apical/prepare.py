@@ -94,12 +94,13 @@ def build(
     source = load(experiment, data_root=data_root, download=download)
     group = join_group(where)
     _check_group(experiment, group)
+    found: Splits
     if isinstance(source, data.ImageData):
         shard = group.rank, group.size
-        batches, probe = splits.of_images(experiment, source, where, shard=shard)
+        found = splits.of_images(experiment, source, where, shard=shard)
     else:
-        batches, probe = _streams(experiment, source, where)
-    train, validation, test = batches
+        found = _streams(experiment, source, where)
+    (train, validation, test), probe = found
     objective = objectives.build(experiment, train, database(experiment, source, where))
     torch.manual_seed(experiment.seed)
     model = build_model(experiment, source, weights=weights).to(where)
@@ -110,7 +111,7 @@ def build(
         options=experiment.optimizer_options,
     )
     _check_switches(experiment, model, optimizer, _example(source, where))
-    _check_learner(experiment, model, batches[0])
+    _check_learner(experiment, model, train)
     torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
     net = _as_called(experiment, model, group)
     scaler = torch.amp.GradScaler(where.type, enabled=experiment.autocast == "fp16")
