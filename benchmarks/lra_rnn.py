@@ -31,6 +31,9 @@ from apical import learners, nets, tasks
 from apical.learners import LRA, TPTT, Backprop, EProp, Learner, ReadOut
 
 HIDDEN, BATCH, EVALUATED, SEEDS = 100, 20, 2000, 16
+RATE = 0.0
+"""Of timed steps: nets stay as drawn. What they learn changes the times, by numbers too small for a
+processor's fast paths."""
 TASKS = (("temporal_order", 20), ("temporal_order", 30), ("random_permutation", 20))
 LEARNERS: dict[str, tuple[Learner, float]] = {
     "read-out only": (ReadOut(), 0.1),
@@ -93,7 +96,7 @@ def step(learner: Learner | None, task: tasks.Task) -> Callable[[], None]:
     net = build(task, 0)
     if learner is not None:
         learners.attach(net, learner)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
     x, y = next(tasks.batches(task, BATCH, seed=0))
 
     def run() -> None:
@@ -152,8 +155,8 @@ def steps_of_many(
     """The same training step of SEEDS nets, one after the other and in one."""
     alone = [build(task, seed, hidden) for seed in range(SEEDS)]
     many = learners.Many(alone)
-    own = [torch.optim.SGD(net.parameters(), lr=0.01) for net in alone]
-    shared = torch.optim.SGD(many.parameters(), lr=0.01)
+    own = [torch.optim.SGD(net.parameters(), lr=RATE) for net in alone]
+    shared = torch.optim.SGD(many.parameters(), lr=RATE)
     data = [next(tasks.batches(task, BATCH, seed=seed)) for seed in range(SEEDS)]
     x, y = (torch.stack(part) for part in zip(*data, strict=True))
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import apical
 from apical import learners, nets, tasks
-from apical.learners import LRA, TPTT, Backprop, EProp, Info, Learner, ReadOut
+from apical.learners import LRA, LRAE, TPTT, Backprop, EProp, Info, Learner, ReadOut
 from apical.learners.tptt import backpropagated
 from apical.learners.unrolled import simple_net, step_norms, unroll
 from apical.rules import DFA, DRTP, FA, KolenPollack
@@ -25,6 +25,7 @@ ALL: dict[str, list[Learner]] = {
     "backprop": [Backprop(), Backprop(clip_norm=0.3), Backprop(truncate=2)],
     "eprop": [EProp(), EProp(feedback="random")],
     "lra": [LRA("sum"), LRA("mean", inner=2)],
+    "lra_e": [LRAE(), LRAE(gamma=0.0)],
     "readout": [ReadOut()],
     "tptt": [TPTT("sum"), TPTT("mean", noise=0.1, inputs="backprop")],
 }
@@ -43,6 +44,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "alpha_weights": 0.1,
         "alpha_targets": 0.1,
     },
+    "lra_e": {"beta": 0.5, "gamma": 0.5, "spread": 0.1},
     "readout": {},
     "tptt": {"reduction": "mean", "gamma": 0.3, "noise": 0.2, "inputs": "backprop"},
 }
@@ -57,6 +59,20 @@ def net(name: str = "srn", *, output: Any = "last", **cell: Any) -> nets.Recurre
     made = nets.CELLS[name](INPUTS, HIDDEN, **cell)
     init = {"init": "uniform", "generator": generator(0), "output": output}
     return nets.Recurrent(made, OUTPUTS, **init).double()
+
+
+def home(learner: Learner) -> Any:
+    """A net that the learner teaches, its first layer called `first`, its last `last`."""
+    if not isinstance(learner, LRAE):
+        model = net()
+        ends = model.cell.input, model.readout
+    else:
+        flat = apical.nets.build("mlp", in_shape=(1, T, INPUTS), num_classes=OUTPUTS, seed=0,
+                                 hidden=[HIDDEN, 3], activation="tanh")  # fmt: skip
+        model = flat.double()
+        ends = model.fc1, model.fc3
+    object.__setattr__(model, "ends", ends)  # seen by no one but the test
+    return model
 
 
 def batch(steps: int = T) -> tuple[Tensor, Tensor]:
@@ -97,11 +113,11 @@ def test_a_learner_is_its_own_configuration(learner: Learner) -> None:
 
 @each
 def test_it_adds_to_grad_and_returns_the_loss_without_a_graph(learner: Learner) -> None:
-    model = learners.attach(net(), learner)
+    model = learners.attach(home(learner), learner)
     x, y = batch()
     loss, info = learner.gradients(model, (x, y))
     once = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    assert once.keys() >= {"readout.weight", "readout.bias"}
+    assert all(p.grad is not None for p in model.ends[1].parameters())
     assert_close(loss, F.cross_entropy(model(x), y).detach())
     assert_close(info.scores, model(x).detach())
     assert not loss.requires_grad and not info.scores.requires_grad
@@ -114,8 +130,8 @@ def test_it_adds_to_grad_and_returns_the_loss_without_a_graph(learner: Learner) 
 
 @each
 def test_one_norm_for_every_step(learner: Learner) -> None:
-    _, info = learner.gradients(learners.attach(net(), learner), batch())
-    if isinstance(learner, ReadOut):
+    _, info = learner.gradients(learners.attach(home(learner), learner), batch())
+    if isinstance(learner, ReadOut | LRAE):
         assert not info.norms and not info.signals.numel()
         return
     assert info.signals.shape == info.norms["cell.recurrent.weight"].shape == (T,)
@@ -127,19 +143,19 @@ def test_one_norm_for_every_step(learner: Learner) -> None:
 
 @each
 def test_frozen_parameters_and_global_random_numbers_are_left_alone(learner: Learner) -> None:
-    model = learners.attach(net(), learner)
-    model.cell.input.weight.requires_grad_(False)
+    model = learners.attach(home(learner), learner)
+    model.ends[0].weight.requires_grad_(False)
     before = torch.get_rng_state()
     learner.gradients(model, batch())
     assert torch.equal(torch.get_rng_state(), before)
-    assert model.cell.input.weight.grad is None
-    assert model.readout.weight.grad is not None
+    assert model.ends[0].weight.grad is None
+    assert model.ends[1].weight.grad is not None
 
 
 @each
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_any_optimizer_learns_from_it(learner: Learner, optimizer: Any) -> None:
-    model = learners.attach(net(), learner)
+    model = learners.attach(home(learner), learner)
     steps = optimizer(model.parameters(), lr=0.05)
     losses = []
     for _ in range(40):
@@ -152,13 +168,13 @@ def test_any_optimizer_learns_from_it(learner: Learner, optimizer: Any) -> None:
 
 @each
 def test_the_net_of_a_learner_is_saved_copied_and_goes_on_alike(learner: Learner) -> None:
-    model = learners.attach(net(), learner, seed=3)
+    model = learners.attach(home(learner), learner, seed=3)
     learner.gradients(model, batch())
     twin = copy.deepcopy(model)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-    loaded = learners.attach(net(), learner, seed=3)
+    loaded = learners.attach(home(learner), learner, seed=3)
     loaded.load_state_dict(torch.load(file, weights_only=True))
     expected = taught(learner, model)
     assert same(taught(learner, twin), expected)
@@ -173,7 +189,7 @@ def test_no_option_is_ignored(name: str, option: str) -> None:
     seen = []
     for options in ({}, {option: OTHERS[name][option]}):
         learner = learners.build(name, **{**needed, **options})
-        seen.append(taught(learner, learners.attach(net(), learner)))
+        seen.append(taught(learner, learners.attach(home(learner), learner)))
     assert not same(*seen)
 
 
@@ -189,11 +205,11 @@ def test_squared_error(learner: Learner) -> None:
     x, _ = batch()
     y = torch.randn(N, OUTPUTS, generator=generator(2), dtype=torch.float64)
     learner = learners.build({**learners.to_dict(learner), "loss": "squared_error"})
-    model = learners.attach(net(), learner)
+    model = learners.attach(home(learner), learner)
     loss, _ = learner.gradients(model, (x, y))
     assert_close(loss, ((model(x) - y) ** 2).sum(1).mean().detach())
     if getattr(learner, "clip_norm", None) is None:
-        assert_close(model.readout.bias.grad, 2 * (model(x) - y).mean(0).detach())
+        assert_close(model.ends[1].bias.grad, 2 * (model(x) - y).mean(0).detach())
     with pytest.raises(ValueError, match=r"outputs \(4, 2\) and targets \(4,\)"):
         learner.gradients(model, (x, y[:, 0]))
 

@@ -341,6 +341,36 @@ def test_several_processes_are_refused(
         prepare.build(experiment)
 
 
+HALF = """
+from dataclasses import dataclass
+from typing import ClassVar
+from apical.learners import Backprop, Learner
+
+@dataclass(frozen=True)
+class Half(Learner):
+    reference: ClassVar[str] = "@misc{half}"
+
+    def gradients(self, model, batch):
+        loss, info = Backprop(loss=self.loss).gradients(model, batch)
+        for parameter in model.parameters():
+            parameter.grad *= 0.5
+        return loss, info
+"""
+
+
+def test_a_learner_of_ones_own_is_one_file_and_one_name_to_the_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_half.py").write_text(HALF)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plain = changed(learner="backprop", lr=0.1, epochs=2)
+    own = changed(learner="my_half:Half", lr=0.2, epochs=2)  # a half of the gradient, exactly
+    ends = [training.run(each, tmp_path / each.key) for each in (plain, own)]
+    same = [{k: end[k] for k in ("test_loss", "test_acc", "train_loss")} for end in ends]
+    assert same[0] == same[1]
+    assert "my_half:Half" in report.write(tmp_path / own.key).read_text()
+
+
 def test_a_length_that_is_no_evidence_warns_when_it_is_trained(recwarn: Any) -> None:
     short = changed(length=12)
     assert not recwarn.list

@@ -21,6 +21,7 @@ from apical.learners.base import Batch, Info, Learner
 from apical.learners.compare import alignment
 from apical.learners.eprop import EProp
 from apical.learners.lra import LRA
+from apical.learners.lra_e import LRAE
 from apical.learners.many import Many
 from apical.learners.memory import attach, detach
 from apical.learners.readout import ReadOut
@@ -32,6 +33,7 @@ from apical.paths import from_path
 __all__ = [
     "LEARNERS",
     "LRA",
+    "LRAE",
     "TPTT",
     "Backprop",
     "Batch",
@@ -53,6 +55,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "backprop": Backprop,
     "eprop": EProp,
     "lra": LRA,
+    "lra_e": LRAE,
     "readout": ReadOut,
     "tptt": TPTT,
 }

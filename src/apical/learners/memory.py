@@ -28,6 +28,10 @@ class Memory(nn.Module):
         self.calls: Tensor
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """What it gets: in a Sequential it stands behind the last layer."""
+        return x
+
     def generator(self, like: Tensor) -> torch.Generator:
         """For the random numbers of this call of the learner: another one at the next call."""
         self.calls += 1
