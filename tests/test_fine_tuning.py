@@ -1,6 +1,7 @@
 """Fine-tuning as an experiment: what it starts from, what learns, what its records tell."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from torch import nn
 
 import apical
 from apical import data, nets, prepare, records, rules, starts, training, tuning
+from apical.cli import main
 from apical.experiment import Experiment, Schedule, from_dict, to_dict
 from apical.starts import Start
 from apical.studies import build, conduct
-from apical.trained import from_run
+from apical.trained import experiment_of, from_run
 from test_resume import Killed, interrupted_at, kill_test
 
 NET: dict[str, Any] = {"net": "vgg", "net_options": {"widths": [4, 6]}}
@@ -312,3 +314,19 @@ def test_letters_are_drawn_alike_always() -> None:
     assert torch.equal(letters.train.images, data.load("letters").train.images)
     inked = (letters.train.images > 127).flatten(1).sum(1)
     assert inked.min() >= 8 and inked.max() < 128
+
+
+def test_the_command_line_takes_every_field(weights: Path, tmp_path: Path) -> None:
+    words = ["train", "--net", "vgg", "--net-options", '{"widths": [4, 6]}', "--rule", "usf"]
+    words += ["--epochs", "1", "--batch-size", "512", "--probe-every", "0", "--quiet", "true"]
+    config = tmp_path / "run.yaml"
+    config.write_text(f"start:\n  source: {weights}\n  train_only: [fc.*]\n  rates: {{fc.*: 2}}\n")
+    folder = tmp_path / "run"
+    assert main([*words, "--config", str(config), "--folder", str(folder)]) == 0
+    found = experiment_of(folder).start
+    assert found == Start(str(weights), train_only=("fc.*",), rates={"fc.*": 2})
+    first = '{"data": "digits", "net": "vgg", "net_options": {"widths": [4, 6]}, "epochs": 1}'
+    flags = ["--start.source", first, "--start.head_by", "bp", "--start.norms", "frozen"]
+    assert main([*words, *flags, "--folder", str(tmp_path / "other")]) == 0
+    assert experiment_of(tmp_path / "other").before == from_dict(json.loads(first))
+    assert len(list((tmp_path / "starts").iterdir())) == 1

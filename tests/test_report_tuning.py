@@ -1,0 +1,82 @@
+"""The table of fine-tuned nets: medians of layers, means of seeds, whose gradient."""
+
+from pathlib import Path
+
+import pytest
+
+from apical import records, report
+from apical.report import tuning
+from apical.report.markdown import table_markdown
+from apical.report.read import read_study
+from fake_robust import EXACT, OWN, add_robustness
+from fake_study import make_study
+
+RULES = ("bp", "head only", "usf", "fa")
+LAYERS = {"conv1": (0.1, 0.9), "conv2": (0.4, 0.5), "conv3": (0.2, -0.25), "fc": (2.0, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds of four rows; the layers of a seed move a little more than those before."""
+    place = make_study(tmp_path_factory.mktemp("study") / "tuned", rules=RULES, published=False)
+    for run in records.read_json(place / "study.json")["runs"]:
+        path = place / run["folder"] / "records.jsonl"
+        *rows, final = records.read(path)
+        path.unlink()
+        records.append(path, *rows, *tuned(run["rule"], run["seed"]), final)
+    return place
+
+
+def tuned(rule: str, seed: int) -> list[records.Row]:
+    found = []
+    for layer, (change, cosine) in LAYERS.items():
+        frozen = rule == "head only" and layer != "fc"
+        row = {"kind": "tuned", "layer": layer, "head": layer == "fc", "frozen": frozen}
+        row["weight_change"] = 0.0 if frozen else change * (1 + 0.1 * (seed - 2))
+        if not frozen:
+            row["update_cosine"] = 1.0 if rule == "bp" else cosine
+        found.append(row)
+    return found
+
+
+def test_a_line_is_the_median_layer_of_the_mean_over_seeds(folder: Path) -> None:
+    by_rule = {line.rule: line for line in tuning.lines(read_study(folder))}
+    usf = by_rule["usf"]
+    assert usf.changes == pytest.approx([0.1, 0.4, 0.2]), "from input to output, without the head"
+    assert (usf.moved, usf.head_moved, usf.along, usf.n) == ("0.2 (0.1 to 0.4)", "2", "0.50", "3")
+    frozen = by_rule["head only"]
+    assert (frozen.moved, frozen.along) == ("0", "")
+    assert by_rule["bp"].along == "1.00"
+    assert by_rule["fa"].accuracy.mean == pytest.approx(98.2, abs=0.3)
+
+
+def test_a_study_that_tuned_nothing_has_no_such_table(tmp_path: Path) -> None:
+    assert tuning.lines(read_study(make_study(tmp_path / "plain", seeds=(1,)))) == []
+
+
+def test_the_page_and_the_file_show_every_layer(folder: Path) -> None:
+    page = report.write(folder).read_text()
+    assert "Fine-tuned: what moved" in page and "conv3" in page and "(−0.25)" in page
+    assert "BP's weights" not in page, "nobody attacked"
+    rows = (folder / "report" / "tuning.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(RULES) * len(LAYERS)
+    assert rows[0] == "setting,rule,layer,head,frozen,weight_change,cosine"
+
+
+def test_under_attack_backprops_weights_stand_beside_the_rules_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OWN, "head only", EXACT)
+    add_robustness(folder, rules_tried=("usf", "fa"))
+    by_rule = {line.rule: line.attacked for line in tuning.lines(read_study(folder))}
+    usf, bp = by_rule["usf"], by_rule["bp"]
+    assert bp.own == bp.exact and bp.crossed is None
+    assert usf.own.mean > usf.exact.mean + 5
+    assert usf.crossed.mean == pytest.approx(usf.own.mean, abs=25)
+    assert by_rule["head only"].own.mean == pytest.approx(by_rule["head only"].exact.mean, abs=5)
+    text = table_markdown(folder)
+    head, _, *lines = text.splitlines()
+    assert head.startswith("| rule | n | accuracy | trunk moved | head moved | update cosine | own")
+    assert [line.split(" | ")[0] for line in lines[:4]] == ["| BP", "| head only", "| uSF", "| FA"]
+    assert "weights look as robust under the rule's backward pass" in text
+    assert "BP&#39;s weights, this backward" in report.write(folder).read_text()
