@@ -188,8 +188,10 @@ def test_found_images_are_marked_by_their_labels(study: Path) -> None:
     assert not problems
     values = examples(1)
     first = found[0]
+    # every attack leaves the same of each query; the second is the poorest from the start
+    chosen = [0, 2]
     assert (first.rule, first.seed, first.eps) == ("bp", 1, 0.1)
-    for query, answers in enumerate(first.queries):
+    for query, answers in zip(chosen, first.queries, strict=True):
         assert [a.name for a in answers] == ["clean", "SDHA, own gradient", "HAG, exact gradient"]
         for place, answer in enumerate(answers):
             labels = values["found_labels"][place, query][:6]

@@ -1,5 +1,6 @@
 """Queries and what is found with them, clean and attacked, as small PNG pictures in the page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,31 +46,50 @@ class Retrieved:
 
 
 def of_section(section: Section) -> tuple[list[Retrieved], list[str]]:
-    """Queries of the first net of each rule that has some, and what could not be read."""
-    found, problems = [], []
+    """Queries of the first net of each rule that has some, and what could not be read.
+
+    The same queries of every rule: those that lose most average precision over all of them.
+    """
+    found: list[tuple[Evaluation, dict[str, Any]]] = []
+    problems = []
     for rule in section.rules:
         for net in section.of(rule).values():
             path = net.folder / "examples.npz"
             if not path.exists():
                 continue
             try:
-                found.append(_retrieved(net, path))
+                found.append((net, _checked(path)))
                 break
             except (ValueError, OSError, KeyError) as error:
                 reason = str(error).replace(f"{net.folder}/", "")
                 problems.append(f"{display_name(rule)}, seed {net.seed}: {reason}")
-    return found, problems
+    chosen = _telling([values for _, values in found])
+    return [_retrieved(net, values, chosen) for net, values in found], problems
 
 
-def _retrieved(net: Evaluation, path: Path) -> Retrieved:
+def _telling(found: Sequence[dict[str, Any]]) -> list[int]:
+    """Places of the queries that lose most, in their order."""
+    count = min((len(values["x"]) for values in found), default=0)
+    lost = [0.0] * count
+    for values in found:
+        clean, *attacked = values["precision"]
+        for place in range(count):
+            lost[place] += float(sum(clean[place] - each[place] for each in attacked))
+    return sorted(sorted(range(count), key=lambda place: -lost[place])[:MOST_QUERIES])
+
+
+def _checked(path: Path) -> dict[str, Any]:
     values = arrays(path, SHAPES)
     if values["x"].shape[1] not in (1, 3) or len(values["found"]) != len(values["names"]) + 1:
         raise ValueError(
             f"{path}: x {values['x'].shape}, found {values['found'].shape}: expected grey or "
             "colour images (q, C, H, W), and what each query and attack found"
         )
-    count = min(MOST_QUERIES, len(values["x"]))
-    queries = tuple(_answers(values, place) for place in range(count))
+    return values
+
+
+def _retrieved(net: Evaluation, values: dict[str, Any], chosen: Sequence[int]) -> Retrieved:
+    queries = tuple(_answers(values, place) for place in chosen)
     return Retrieved(net.rule, net.seed, float(values["eps"]), queries)
 
 

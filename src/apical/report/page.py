@@ -15,6 +15,7 @@ from apical.report import (
     figures,
     flow,
     flow_table,
+    hash_figures,
     hash_page,
     memory,
     protocol,
@@ -143,6 +144,7 @@ def _section(
     groups += curves.groups(study, setting, look)
     groups += flow.groups(study, setting, look)
     groups += memory.groups(study, setting, look)
+    groups += hash_figures.groups(study, setting, look)
     shown = [row.rule for row in rows if row.setting == setting and row.summary]
     slug = f"{slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""
     drawn = _drawn(groups, f"{study.title} · {setting}", look, out, slug)
