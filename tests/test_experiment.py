@@ -16,8 +16,8 @@ from apical.experiment import (
     rule_label,
     to_dict,
 )
-from apical.starts import Start
 from apical.hashing import Hashing
+from apical.starts import Start
 
 FULL = Experiment(
     data="mnist",
@@ -71,6 +71,8 @@ CHANGES: dict[str, Any] = {
 
 TASK = Experiment(validation=7, task="temporal_order", length=20, net="srn")
 OF_TASKS = {"task": "temporal_order_3bit", "length": 30, "batches": 7}
+ASKED = Experiment(validation=7, task="dictionary", length=4, net="mnm")
+OF_ASKED: dict[str, Any] = {"task_options": {"key_bits": 5}, "test_lengths": (8,)}
 
 
 def test_json_round_trip() -> None:
@@ -78,8 +80,10 @@ def test_json_round_trip() -> None:
 
 
 def test_every_field_is_part_of_the_key() -> None:
-    assert CHANGES.keys() | OF_TASKS.keys() == {f.name for f in dataclasses.fields(Experiment)}
-    for base, changes in ((Experiment(validation=7), CHANGES), (TASK, OF_TASKS)):
+    every = CHANGES.keys() | OF_TASKS.keys() | OF_ASKED.keys()
+    assert every == {f.name for f in dataclasses.fields(Experiment)}
+    bases = ((Experiment(validation=7), CHANGES), (TASK, OF_TASKS), (ASKED, OF_ASKED))
+    for base, changes in bases:
         keys = {dataclasses.replace(base, **{name: value}).key for name, value in changes.items()}
         assert len(keys | {base.key}) == len(changes) + 1
 

@@ -28,6 +28,10 @@ def tiny(seeds: int = 2, rates: tuple[float, ...] = (0.01, 0.1, 1e30)) -> Study:
     return Study("tiny", "Tiny", "full", entries, search=search, notes=("small",))
 
 
+SINGLE = {("short", "bAbI, 20 tasks together")}
+"""Settings of which a tier has one run, because it takes as long as all others."""
+
+
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("tier", ["smoke", "short", "full"])
 def test_every_study_and_tier(name: str, tier: str) -> None:
@@ -38,8 +42,9 @@ def test_every_study_and_tier(name: str, tier: str) -> None:
     study = studies.build(name, tier=tier, seeds=3)
     if name == "smoke" or name.startswith("biotorch"):
         assert {entry.rule for entry in study.entries} == SIX
-    assert all(len(cells) >= 3 for cells in by_cell(study).values())
-    assert name == "lra-rnn" or all(len(cells) == 3 for cells in by_cell(study).values())
+    counts = [len(v) for c, v in by_cell(study).items() if (tier, c[0]) not in SINGLE]
+    assert all(count >= 3 for count in counts)
+    assert name == "lra-rnn" or all(count == 3 for count in counts)
     own = [entry for entry in study.entries if entry.rule not in study.follows]
     keys = [entry.experiment.key for entry in own]
     assert len(set(keys)) == len(keys)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from apical.experiment import Experiment
-from apical.studies.base import Entry, Published, Study
+from apical.studies.base import Entry, Study
 
 Arms = dict[str, tuple[str, dict[str, Any]]]
 """Net and its options, by label."""
@@ -63,24 +63,17 @@ BABI = dataclasses.replace(
     length=20,
     test_lengths=(),
     batches=200,
-    epochs=30,
+    epochs=20,
     validation=1,
     lr=1e-3,
     probe_images=32,
 )
 BABI_ARMS: Arms = {
     LOCAL: ("mnm", {"hidden": 128, "width": 64, "heads": 2, "write": "p"}),
-    PLAIN: ("lstm", {"hidden": 192, "init": "uniform"}),
+    PLAIN: ("lstm", {"hidden": 128, "init": "uniform"}),
 }
 BABI_SETTING = "bAbI, 20 tasks together"
 BABI_SEEDS = {"short": 1, "full": 3}
-PUBLISHED = Published(
-    BABI_SETTING,
-    LOCAL,
-    0.55,
-    "Munkhdalai et al. 2019, mean error of the joint training, as quoted by later work",
-    other_scale="ours trains on the 1k edition, for a short time, and reads sentences, not words",
-)
 
 LONGER = {"smoke": 1, "short": 1, "full": 4}
 """Times as many iterations."""
@@ -97,7 +90,9 @@ BABI_NOTES = (
     "bAbI: the 1k edition, Adam at 1e-3, a sentence at each step as two bags of words. Cut for "
     "time: stories of more than 20 steps are not trained on (they hold 19 % of the training "
     "questions, 5 % are held out besides), but every test question is asked. Its test error is the "
-    "mean over questions, which is that over the 20 tasks: each has 1,000.",
+    "mean over questions, which is that over the 20 tasks: each has 1,000. The mean error of the "
+    "source's joint training is quoted as 0.55 % for MNM-p: of far longer training, on words, and "
+    "not to be compared.",
 )
 
 
@@ -117,8 +112,7 @@ def mnm(tier: str, seeds: int) -> Study:
         TITLE,
         tier,
         tuple(entries),
-        (PUBLISHED,),
-        (*NOTES, *BABI_NOTES),
+        notes=(*NOTES, *BABI_NOTES),
         solved=SOLVED,
     )
 
