@@ -162,3 +162,23 @@ def test_frames_are_laid_out_in_reading_order() -> None:
     assert picture[0, :, 0, 0].tolist() == [1, 0, 0]  # red
     assert picture[0, :, 0, 2].tolist() == [0, 0, 1]  # blue
     assert picture[0, :, 2, 0].tolist() == [1, 1, 1]  # nothing
+
+
+def test_a_substitute_learns_the_answers_and_its_attack_transfers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(300, 8, generator=generator)
+    model = nn.Sequential(nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -1.0] * 4, [-1.0, 1.0] * 4]))
+        model[0].bias.zero_()
+    torch.manual_seed(1)
+    substitute = attacks.imitate(model, nn.Linear(8, 2), x[:250], epochs=30, lr=0.02)
+    held_out, y = x[250:], model(x[250:]).argmax(1)
+    assert (substitute(held_out).argmax(1) == y).float().mean() > 0.9
+    assert not substitute.training
+    black = attacks.Transfer(attacks.FGSM(0.3), substitute)(model, held_out, y)
+    noise = attacks.Noise(0.3, kind="sign")(model, held_out, y)
+    left = [(model(points).argmax(1) == y).float().mean() for points in (black, noise)]
+    assert left[0] < 0.2 < 0.5 < left[1]
+    with pytest.raises(ValueError, match="training mode"):
+        attacks.imitate(model.train(), substitute, x)

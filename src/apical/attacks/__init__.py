@@ -29,6 +29,7 @@ from apical.attacks.sources import (
 )
 from apical.attacks.square import Square
 from apical.attacks.steps import FGSM, PGD, TPGD
+from apical.attacks.substitute import imitate
 from apical.attacks.wrappers import EOT, Plugin, Transfer
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Square",
     "Transfer",
     "audit",
+    "imitate",
     "protocol",
     "robust_report",
     "source",
