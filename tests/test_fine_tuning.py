@@ -185,7 +185,7 @@ def test_what_learns_and_how_fast_is_as_the_start_says(weights: Path) -> None:
     rates = {group["rate"]: sorted(group["names"]) for group in parts.optimizer.param_groups}
     assert rates[10.0] == ["fc.bias", "fc.weight"] and len(rates[1.0]) == 5
     assert not parts.model.train().norm1_1.training
-    assert not any(name.startswith("fc.feedback") for name, _ in parts.model.named_buffers())
+    assert not hasattr(parts.model.fc, "feedback"), "its gradient is exact"
     assert parts.model.conv2_1.feedback.rule == rules.SignSymmetric("uniform", scale="norm")
 
 
