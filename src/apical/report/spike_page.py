@@ -57,15 +57,15 @@ def _rasters(section: Section, out: Path, png: str) -> dict[str, Any] | None:
     if not rows:
         return None
     most = max(len(found["layers"]) for _, found in rows)
-    size = (0.9 + 2 * 1.6 * most, 0.6 + 1.35 * len(rows))
+    size = (0.7 + 2 * 1.6 * most, 0.3 + 1.35 * len(rows))
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=size)
         for line, (rule, found) in enumerate(rows):
-            bottom = size[1] - 1.7 - 1.35 * line
+            bottom = size[1] - 1.3 - 1.35 * line
             middle = (bottom + 0.5) / size[1]
             figure.text(0.08 / size[0], middle, display_name(rule), fontweight="bold", va="center")
             for place, (title, raster) in enumerate(_panels(found)):
-                left = 0.9 + 1.6 * place
+                left = 0.7 + 1.6 * place
                 box = (left / size[0], bottom / size[1], 1.4 / size[0], 1 / size[1])
                 _draw(figure.add_axes(box), raster, title if line == 0 else "")
         buffer = io.BytesIO()
