@@ -64,6 +64,7 @@ def _list(words: list[str]) -> int:
     )
     parse(parser, words)
     from apical import attacks, data, learners, mnm, nets, optimizers, rules, studies, tasks
+    from apical.hashing import task
 
     _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
     _show("rules (--rule), also around one another, as sparse(kp), or package.module:Class",
@@ -77,6 +78,8 @@ def _list(words: list[str]) -> int:
           {n: _summary(f) for n, f in tasks.TASKS.items()})  # fmt: skip
     _show("learners (--learner), or package.module:Class",
           {n: _summary(f) for n, f in learners.LEARNERS.items()})  # fmt: skip
+    _show("losses of hash codes (--hashing.loss)",
+          {n: _summary(f) for n, f in task.LOSSES.items()})  # fmt: skip
     _show("data sets (--data)", {n: _summary(f) for n, f in data.DATA.items()})
     _show("optimizers (--optimizer), or package.module:Class",
           dict.fromkeys(optimizers.OPTIMIZERS, ""))  # fmt: skip

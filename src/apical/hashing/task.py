@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from apical import teaching
+from apical import rules, teaching
+from apical.assignment import rule_assignment
 from apical.hashing.centres import CSQ, DPN, CentreLoss
 from apical.hashing.losses import DPH, DPSH, DSH, HashLoss, HashNet
 from apical.hashing.relaxation import Continuation
@@ -116,12 +117,24 @@ def problems(experiment: Experiment) -> list[str]:
     ]
     if not teaching.is_default(experiment.learner):
         found.append(f"learner={experiment.learner!r} knows class scores, no hashing")
+    for rule in (experiment.rule, *experiment.switch.values()):
+        if any(each.needs_labels for each in _rules(rule)):
+            found.append(f"rule={rule!r} learns from one label for each output: codes have none")
     if experiment.accumulate > 1:
         found.append(
             f"accumulate={experiment.accumulate}: a batch of hashing is compared with itself, parts"
             " of it would be other pairs"
         )
     return found
+
+
+def _rules(rule: str | dict[str, Any]) -> list[rules.Rule]:
+    """Those of an assignment; none where it cannot be read, of which the experiment tells."""
+    try:
+        assigned = rule_assignment(rule)
+    except ValueError:
+        return []
+    return list(assigned.values()) if isinstance(assigned, dict) else [assigned]
 
 
 def _shortest(given: str | dict[str, Any]) -> str | dict[str, Any]:

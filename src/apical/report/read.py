@@ -11,7 +11,8 @@ study.json:
                 published values by epoch, in % (metric test_acc) or degrees (angle_deg,
                 gradient_angle_deg), and the difference up to which ours agree
     search      optional: list of {setting, rule, lr, at_edge, tries}, how a learning rate was
-                chosen; tries is a list of {lr, val_acc} or, where it diverged, {lr, reason}
+                chosen; tries is a list of {lr, val_acc}, of hash nets with val_map, or, where it
+                diverged, {lr, reason}
     solved      optional: share of right answers on the validation split, in (0, 1], from which
                 on a task counts as solved; the steps until then are reported
     robustness  optional: list of {folder, setting, rule, seed, evaluation}; the last is a folder
