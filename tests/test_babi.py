@@ -75,7 +75,7 @@ def test_both_layouts(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("2 Mary moved.\n", "line 1 is damaged: it starts with '2'; expected 1"),
+        ("2 Mary moved.\n", "line 1 is damaged: it starts with '2'; expected 1\\."),
         (
             "1 Mary moved.\n3 John moved.\n",
             "line 2 is damaged: it starts with '3'; expected 1 or 2",

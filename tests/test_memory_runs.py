@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from apical import gradients, mnm, monitor, prepare, records, report, studies, tasks, training
 from apical.experiment import Experiment, from_dict, to_dict
+from apical.report import memory as report_memory
 from apical.report import solved
 from apical.report.read import read_study
 from test_resume import Killed, interrupted_at, kill_test
@@ -255,6 +256,12 @@ def test_the_page_and_the_document_tell_of_it(tmp_path: Path) -> None:
     assert "Rate of writing" in page and (tmp_path / "report" / "memory.png").is_file()
     text = report.table_markdown(tmp_path)
     assert "| MNM-p | 2 of 2 | 75 | 0 to 393 | 100, 50 | 37.5" in text
+
+
+def test_the_memory_is_shown_as_means_over_steps(tmp_path: Path) -> None:
+    runs = {"MNM-p": read_study(study(tmp_path)).finished("pairs", "MNM-p")}
+    assert report_memory.series(runs, "beta") == {"MNM-p": {2: pytest.approx([0.15, 0.15])}}
+    assert report_memory.series(runs, "meta_loss") == {}
 
 
 def test_a_study_that_asks_nothing_has_no_such_table(tmp_path: Path) -> None:

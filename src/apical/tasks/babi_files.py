@@ -109,8 +109,9 @@ def read(lines: Iterable[str], source: str, task: str = "") -> list[Story]:
         due = len(stories[-1]) + 1 if stories else 1
         if number == "1":
             stories.append([])
-        elif number != str(due) or due == 1:
-            raise damaged(where, f"it starts with {number[:20]!r}", f"1 or {due}", AGAIN)
+        elif number != str(due):
+            allowed = "1" if due == 1 else f"1 or {due}"
+            raise damaged(where, f"it starts with {number[:20]!r}", allowed, AGAIN)
         stories[-1].append(_line(rest, where))
     if not stories:
         raise damaged(source, "it has no line", "stories", AGAIN)
