@@ -15,7 +15,7 @@ from apical import data, nets, prepare, records, rules, starts, training, tuning
 from apical.cli import main
 from apical.experiment import Experiment, Schedule, from_dict, to_dict
 from apical.starts import Start
-from apical.studies import build, conduct
+from apical.studies import Entry, Search, Study, build, conduct
 from apical.trained import experiment_of, from_run
 from test_resume import Killed, interrupted_at, kill_test
 
@@ -304,6 +304,21 @@ def test_the_study_has_the_rows_that_keep_it_honest() -> None:
     chosen = study.chosen({cell: 0.1 * number for number, cell in enumerate(tries, 1)})
     rates = {entry.rule: entry.experiment.lr for entry in chosen.entries}
     assert rates[follower] == rates["usf"] != rates["bp"]
+
+
+def test_a_study_trains_its_start_once_for_tries_and_runs(tmp_path: Path) -> None:
+    base = dataclasses.replace(tuned(BEFORE), size=16, epochs=1, probe_every=0)
+    entries = tuple(
+        Entry("letters to digits", rule, dataclasses.replace(base, rule=rule))
+        for rule in ("bp", "usf")
+    )
+    search = Search((0.1,), 1, Schedule(), 300)
+    study = Study("starting", "Starting", "smoke", entries, search=search)
+    told: list[str] = []
+    outcome = conduct.conduct(study, tmp_path, QUIET, command="x", say=told.append)
+    assert len(outcome.finished) == 2 and not outcome.failed
+    assert "training what the runs start from: 1 nets" in told
+    assert [f.parent for f in tmp_path.rglob("letters-*")] == [tmp_path / "starting" / "starts"]
 
 
 def test_letters_are_drawn_alike_always() -> None:
