@@ -1,22 +1,18 @@
-"""Do targets that travel back through time teach a recurrent net? Accuracy by iterations, and cost.
+"""What a step of each learner of recurrent nets costs, and what many small nets in one save.
 
-Every learner trains the same net (SRN with 100 units, batch 20, SGD) on the same batches. The
-read-out alone is what a random net does without learning in it. Step times are ratios to a plain
-loop of clipped backpropagation through time: adjacent pairs in one process, processor time, and a
-second copy of that loop as the control, which must read 1. Then 16 nets in one (`Many`) against 16
-steps of one net each.
+The net is an SRN with 100 units, the batch 20 sequences. Ratios are to a plain loop of clipped
+backpropagation through time: adjacent pairs in one process, processor time, and a second copy of
+that loop as the control, which must read 1. Then SEEDS nets in one (`Many`) against as many steps
+of one net each. What the learners reach is the study lra-rnn.
 
-    python benchmarks/lra_rnn.py --seeds 3 --out lra_rnn.json
-    python benchmarks/lra_rnn.py --times
+    python benchmarks/lra_rnn.py --out results/lra_time.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,24 +20,33 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import recorded
 import torch
 from pairs import compare
 
 from apical import learners, nets, tasks
 from apical.learners import LRA, TPTT, Backprop, EProp, Learner, ReadOut
 
-HIDDEN, BATCH, EVALUATED, SEEDS = 100, 20, 2000, 16
+HIDDEN, BATCH, SEEDS = 100, 20, 16
 RATE = 0.0
 """Of timed steps: nets stay as drawn. What they learn changes the times, by numbers too small for a
 processor's fast paths."""
-TASKS = (("temporal_order", 20), ("temporal_order", 30), ("random_permutation", 20))
-LEARNERS: dict[str, tuple[Learner, float]] = {
-    "read-out only": (ReadOut(), 0.1),
-    "backprop, clipped": (Backprop(clip_norm=1.0), 0.05),
-    "LRA, mean": (LRA("mean", gamma=10.0, inner=10), 0.1),
-    "LRA, sum": (LRA("sum"), 0.1),
+CONTROL, TARGET = "the same loop again (control)", 1.0
+ALLOWED_ERROR = 0.03
+"""Of the control, beyond which a table is rejected."""
+SUBJECTS = (("temporal_order", 20), ("temporal_order", 60), ("random_permutation", 20))
+LEARNERS: dict[str, Learner | None] = {
+    CONTROL: None,
+    "Backprop(clip_norm=1)": Backprop(clip_norm=1.0),
+    "LRA": LRA("sum"),
+    "LRA, not clipped": LRA("sum", clip="none"),
+    "LRA, regularised": LRA("sum", alpha_weights=0.1, alpha_targets=0.1),
+    "TPTT": TPTT("sum"),
+    "EProp": EProp(),
+    "ReadOut": ReadOut(),
 }
-"""Learner and learning rate; LRA by mean as its authors have it."""
+
+Step = Callable[[], None]
 
 
 def build(task: tasks.Task, seed: int, hidden: int = HIDDEN) -> nets.Recurrent:
@@ -50,48 +55,7 @@ def build(task: tasks.Task, seed: int, hidden: int = HIDDEN) -> nets.Recurrent:
     return nets.Recurrent(cell, task.outputs, generator=torch.Generator().manual_seed(seed))
 
 
-def accuracies(
-    task: tasks.Task, learner: Learner, lr: float, *, seed: int, iterations: int, every: int
-) -> dict[int, float]:
-    """Iteration -> share of unseen sequences solved."""
-    net = learners.attach(build(task, seed), learner, seed=seed)
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-    x, y = next(tasks.batches(task, EVALUATED, seed=0, purpose="test"))
-    found = {}
-    for number, batch in zip(
-        range(1, iterations + 1), tasks.batches(task, BATCH, seed=seed), strict=False
-    ):
-        optimizer.zero_grad()
-        learner.gradients(net, batch)
-        optimizer.step()
-        if number % every == 0:
-            with torch.no_grad():
-                found[number] = task.correct(net(x), y).float().mean().item()
-    return found
-
-
-def study(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each task, learner and seed, printed as they come."""
-    rows = []
-    for name, length in TASKS:
-        task = tasks.build(name, length)
-        for label, (learner, lr) in LEARNERS.items():
-            for seed in range(args.seeds):
-                start = time.process_time()
-                found = accuracies(
-                    task, learner, lr, seed=seed, iterations=args.iterations, every=args.every
-                )
-                seconds = round(time.process_time() - start, 1)
-                row = {"task": name, "length": length, "learner": label, "seed": seed}
-                rows.append({**row, "accuracy": found, "cpu_seconds": seconds})
-                curve = " ".join(f"{value:.3f}" for value in found.values())
-                print(
-                    f"{name} {length} | {label} | seed {seed} | {curve} | {seconds} s", flush=True
-                )
-    return rows
-
-
-def step(learner: Learner | None, task: tasks.Task) -> Callable[[], None]:
+def step(learner: Learner | None, task: tasks.Task) -> Step:
     """A training step; without a learner, the loop of clipped backprop that anyone would write."""
     net = build(task, 0)
     if learner is not None:
@@ -111,47 +75,23 @@ def step(learner: Learner | None, task: tasks.Task) -> Callable[[], None]:
     return run
 
 
-def times(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Ratio of each learner's step to a plain step of clipped backprop through time."""
-    rows = []
-    contestants: dict[str, Learner | None] = {
-        "control": None,
-        "Backprop(clip_norm=1)": Backprop(clip_norm=1.0),
-        "LRA": LRA("sum"),
-        "LRA, not clipped": LRA("sum", clip="none"),
-        "LRA, regularised": LRA("sum", alpha_weights=0.1, alpha_targets=0.1),
-        "TPTT": TPTT("sum"),
-        "EProp": EProp(),
-        "ReadOut": ReadOut(),
-    }
-    for length in (20, 60):
-        task = tasks.TemporalOrder(length)
-        others = {name: step(learner, task) for name, learner in contestants.items()}
-        for name, result in compare(step(None, task), others, rounds=args.rounds, seed=0).items():
-            row = result.summary()
-            rows.append({"length": length, "learner": name, **row})
-            print(f"{length} steps | {name} | {row['cpu_ratio']:.2f} | {row['cpu_ms']:.2f} ms")
-    return [*rows, *many_times(args)]
+def of_learners(name: str, length: int, rounds: int) -> dict[str, Any]:
+    """The table of one task: every learner's step over the plain loop's."""
+    task = tasks.build(name, length)
+    others = {label: step(learner, task) for label, learner in LEARNERS.items()}
+    table = _table(f"{name}, {length} steps", step(None, task), others, rounds)
+    table["ways"]["LRA"] |= {"target": TARGET}
+    return table
 
 
-def many_times(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Ratio of a step of SEEDS nets in one to SEEDS steps of one net each."""
-    rows, task = [], tasks.TemporalOrder(20)
-    for hidden in (30, HIDDEN):
-        for learner in (LRA("sum"), Backprop(clip_norm=1.0)):
-            alone, one = steps_of_many(learner, task, hidden)
-            found = compare(alone, {"one": one, "control": alone}, rounds=args.rounds // 4, seed=0)
-            for name, result in found.items():
-                row = {"hidden": hidden, "learner": str(learner), "nets": SEEDS, "as": name}
-                rows.append({**row, **result.summary()})
-                ratio = rows[-1]["cpu_ratio"]
-                print(f"{SEEDS} nets, {hidden} units | {row['learner']} | {name} | {ratio:.2f}")
-    return rows
+def of_many(learner: Learner, hidden: int, rounds: int) -> dict[str, Any]:
+    """The table of one learner: a step of SEEDS nets in one over SEEDS steps of one net each."""
+    alone, together = steps_of_many(learner, tasks.TemporalOrder(20), hidden)
+    title = f"{SEEDS} nets of {hidden} units in one, {type(learner).__name__}"
+    return _table(title, alone, {CONTROL: alone, "Many": together}, rounds)
 
 
-def steps_of_many(
-    learner: Learner, task: tasks.Task, hidden: int
-) -> tuple[Callable[[], None], Callable[[], None]]:
+def steps_of_many(learner: Learner, task: tasks.Task, hidden: int) -> tuple[Step, Step]:
     """The same training step of SEEDS nets, one after the other and in one."""
     alone = [build(task, seed, hidden) for seed in range(SEEDS)]
     many = learners.Many(alone)
@@ -174,19 +114,50 @@ def steps_of_many(
     return separately, together
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--iterations", type=int, default=400)
-    parser.add_argument("--every", type=int, default=100, help="iterations between evaluations")
-    parser.add_argument("--times", action="store_true", help="measure step times instead")
-    parser.add_argument("--rounds", type=int, default=40, help="of step times")
-    parser.add_argument("--out", type=Path, help="write the rows there, as JSON")
-    args = parser.parse_args()
+def _table(title: str, base: Step, others: dict[str, Step], rounds: int) -> dict[str, Any]:
+    times = compare(base, others, rounds=rounds, seed=0)
+    rows = {name: found.summary() for name, found in times.items()}
+    off = abs(rows[CONTROL]["cpu_ratio"] - 1)
+    return {
+        "title": title,
+        "rounds": rounds,
+        "control_off": round(off, 4),
+        "rejected": off > ALLOWED_ERROR,
+        "load_average": round(os.getloadavg()[0], 2),
+        "ways": rows,
+    }
+
+
+def show(table: dict[str, Any]) -> None:
+    """Print one table."""
+    state = "REJECTED: " if table["rejected"] else ""
+    off = 100 * table["control_off"]
+    print(f"\n{table['title']}: {state}control off by {off:.1f} %, load {table['load_average']}")
+    for name, row in table["ways"].items():
+        spread = row.get("cpu_spread", 0)
+        print(f"{name:30} {row['cpu_ratio']:6.3f} +- {spread:.3f} {row['cpu_ms']:8.2f} ms")
+    sys.stdout.flush()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=40, help="default: 40")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
     torch.set_num_threads(1)
-    rows = times(args) if args.times else study(args)
-    if args.out is not None:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    tables = []
+    for name, length in SUBJECTS:
+        tables.append(of_learners(name, length, options.rounds))
+        show(tables[-1])
+    for hidden in (30, HIDDEN):
+        for learner in (LRA("sum"), Backprop(clip_norm=1.0)):
+            tables.append(of_many(learner, hidden, max(1, options.rounds // 4)))
+            show(tables[-1])
+    recorded.write(options.out, tables)
 
 
 if __name__ == "__main__":

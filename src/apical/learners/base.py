@@ -144,14 +144,15 @@ def add_gradients(gradients: Mapping[Tensor, Tensor | None]) -> None:
     """Add each gradient to `.grad` of its parameter, as `backward` would; frozen ones get none.
 
     A new `.grad` lies in memory as its parameter does: torch's fused optimizers on the CPU read
-    another order wrongly, without a word.
+    another order wrongly, without a word. It is a plain tensor also where the gradient is one of
+    inference mode, which nothing may change in place.
     """
     for parameter, gradient in gradients.items():
         if gradient is None or not parameter.requires_grad:
             continue
         if parameter.grad is not None:
             parameter.grad += gradient
-        elif gradient.stride() == parameter.stride():
+        elif gradient.stride() == parameter.stride() and not gradient.is_inference():
             parameter.grad = gradient
         else:
             parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(gradient)

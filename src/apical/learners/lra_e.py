@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class LRAE(Learner):
 
     def _chain(self, model: nn.Module) -> list[tuple[nn.Linear, nn.Module]]:
         """Linear layers and the activation behind each, the identity behind the last."""
-        modules = [child for name, child in model.named_children() if name != "learner"]
+        modules: list[Any] = [child for name, child in model.named_children() if name != "learner"]
         if modules and isinstance(modules[0], nn.Flatten):
             modules = modules[1:]
         layers, activations = modules[::2], [*modules[1::2], nn.Identity()]
