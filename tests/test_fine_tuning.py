@@ -318,7 +318,7 @@ def test_a_study_trains_its_start_once_for_tries_and_runs(tmp_path: Path) -> Non
     outcome = conduct.conduct(study, tmp_path, QUIET, command="x", say=told.append)
     assert len(outcome.finished) == 2 and not outcome.failed
     assert "training what the runs start from: 1 nets" in told
-    assert [f.parent for f in tmp_path.rglob("letters-*")] == [tmp_path / "starting" / "starts"]
+    assert [f.parent for f in tmp_path.rglob("letters-*")] == [tmp_path / study.folder / "starts"]
 
 
 def test_letters_are_drawn_alike_always() -> None:
