@@ -118,7 +118,7 @@ def problems(experiment: Experiment) -> list[str]:
     if not teaching.is_default(experiment.learner):
         found.append(f"learner={experiment.learner!r} knows class scores, no hashing")
     for rule in (experiment.rule, *experiment.switch.values()):
-        if any(each.needs.labels for each in _rules(rule)):
+        if any(each.needs is not None and each.needs.labels for each in _rules(rule)):
             found.append(f"rule={rule!r} learns from one label for each output: codes have none")
     if experiment.accumulate > 1:
         found.append(
