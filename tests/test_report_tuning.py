@@ -18,7 +18,13 @@ LAYERS = {"conv1": (0.1, 0.9), "conv2": (0.4, 0.5), "conv3": (0.2, -0.25), "fc":
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three seeds of four rows; the layers of a seed move a little more than those before."""
-    place = make_study(tmp_path_factory.mktemp("study") / "tuned", rules=RULES, published=False)
+    place = make_study(
+        tmp_path_factory.mktemp("study") / "tuned",
+        rules=RULES,
+        published=False,
+        epochs=2,
+        layers=("conv1",),
+    )
     for run in records.read_json(place / "study.json")["runs"]:
         path = place / run["folder"] / "records.jsonl"
         *rows, final = records.read(path)
