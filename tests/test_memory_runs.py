@@ -264,6 +264,11 @@ def test_the_memory_is_shown_as_means_over_steps(tmp_path: Path) -> None:
     assert report_memory.series(runs, "meta_loss") == {}
 
 
+def test_the_page_of_a_run_shows_its_memory(tmp_path: Path) -> None:
+    finished(tmp_path / "run", [(50, 0.2), (100, 0.3)], {})
+    assert "Rate of writing" in report.write(tmp_path / "run").read_text()
+
+
 def test_a_study_that_asks_nothing_has_no_such_table(tmp_path: Path) -> None:
     folder = study(tmp_path)
     value = records.read_json(folder / "study.json")

@@ -16,8 +16,12 @@ QUANTITIES = {
 
 
 def groups(study: Study, setting: str, looks: Mapping[str, Look]) -> list[Group]:
+    """The figure of a setting, from its finished runs."""
+    return of_runs({rule: study.finished(setting, rule) for rule in study.rules}, looks)
+
+
+def of_runs(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> list[Group]:
     """One figure: a panel per quantity, against epochs; none without a memory."""
-    runs = {rule: study.finished(setting, rule) for rule in study.rules}
     panels, shown = [], dict[str, None]()
     for key, title in QUANTITIES.items():
         values = series(runs, key)

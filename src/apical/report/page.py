@@ -156,8 +156,9 @@ def _write_run(study: Study, out: Path) -> Path:
     _make_folder(out)
     (run,) = study.runs
     look = looks([run.rule])
-    groups = [make({run.rule: [run]}, look) for make in (figures.of_runs, flow.of_runs)]
-    drawn = _drawn([*groups[0], *groups[1]], study.title, look, out, "")
+    made = (make.of_runs({run.rule: [run]}, look) for make in (figures, flow, memory))
+    groups = [group for several in made for group in several]
+    drawn = _drawn(groups, study.title, look, out, "")
     (cell,) = table.cells(study)
     return _write_html(
         out,
