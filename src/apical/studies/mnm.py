@@ -102,8 +102,8 @@ def mnm(tier: str, seeds: int) -> Study:
         entries = list(_entries("dictionary, 2 pairs", DICTIONARY, _MAIN, tier, seeds))
         return Study("mnm", TITLE, tier, tuple(entries), notes=NOTES, solved=SOLVED)
     entries = [
-        *_entries("dictionary, 4 pairs", FOUR, ARMS, tier, seeds),
         *_entries(BABI_SETTING, BABI, BABI_ARMS, tier, min(seeds, BABI_SEEDS[tier])),
+        *_entries("dictionary, 4 pairs", FOUR, ARMS, tier, seeds),
         *_entries("double copy, 3 symbols", COPY, _MAIN, tier, seeds),
         *_entries("priority sort, 4 symbols", SORT, _MAIN, tier, seeds),
     ]
