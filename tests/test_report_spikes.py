@@ -1,0 +1,124 @@
+"""The hybrid attack in tables, image by image, and rasters on the page."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apical import records
+from apical.report import spike_table, write
+from apical.report.markdown import table_markdown
+from apical.report.read import read_study
+from fake_robust import EPS, IMAGES, add_robustness
+from fake_study import make_study
+
+OWN, TWIN, SUBSTITUTE = 150, 90, 60
+"""Of 200 images, how many each leaves: the first ones, but the substitute the last ones."""
+
+
+def digits(bits: str) -> str:
+    return f"{int(bits, 2):0{-(-len(bits) // 4)}x}"
+
+
+def trial(group: str, eps: float, broken: str, **changes: object) -> dict[str, object]:
+    row: dict[str, object] = {"group": group, "eps": eps, "on": "all", "role": "usual"}
+    row |= {"attacked": digits("1" * IMAGES), "broken": digits(broken), "examples": IMAGES}
+    return row | changes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("studies") / "fake"
+    make_study(folder, rules=("bp", "fa"), epochs=1, layers=(), published=False, tier="smoke")
+    add_robustness(folder)
+    for place in folder.glob("*/robustness/*"):
+        value = records.read_json(place / "setting.json")
+        value["setting"]["net"] = "digits-spiking_mlp-fa-s0-0"
+        records.write_json(place / "setting.json", value)
+        first = {n: "0" * n + "1" * (IMAGES - n) for n in (OWN, TWIN)}
+        last = "1" * (IMAGES - SUBSTITUTE) + "0" * SUBSTITUTE
+        for eps in EPS:
+            records.append(
+                place / "trials.jsonl",
+                trial("own", eps, first[OWN]),
+                trial("exact", eps, first[TWIN]),
+                trial("exact", eps, "1" * IMAGES, on="survivors"),
+                trial("exact", eps, "1" * IMAGES, role="large"),
+                trial("transfer", eps, last),
+                trial("noise", eps, "0" * IMAGES),
+            )
+        found = dict(np.load(place / "examples.npz"))
+        shape = len(found["names"]) + 1, 12, 5
+        found |= {"raster_lif1": np.random.RandomState(0).rand(*shape) < 0.3}
+        np.savez_compressed(place / "examples.npz", **found)
+    return folder
+
+
+@pytest.fixture
+def study(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "fake"))
+
+
+def let_own_be_stronger(study: Path) -> None:
+    """In one net at one radius."""
+    (section,) = spike_table.sections(read_study(study))
+    path = next(iter(section.of("fa").values())).folder / "trials.jsonl"
+    rows = [r for r in records.read(path) if r["group"] != "transfer"]
+    path.unlink()
+    records.append(path, *rows, trial("own", EPS[1], "1" * IMAGES))
+
+
+def test_the_first_example_is_the_first_bit() -> None:
+    assert spike_table.mask("b0", 5) == 0b10110
+    assert spike_table.mask("", 0) == 0
+
+
+def test_the_hybrid_breaks_what_either_part_breaks(study: Path) -> None:
+    found = read_study(study)
+    assert spike_table.concerns(found)
+    (section,) = spike_table.sections(found)
+    for line in spike_table.lines(section, EPS[0]):
+        values = {name: each.mean for name, each in line.values.items() if each}
+        # the twin leaves the first 90, the substitute the last 60: no image is in both
+        assert values == {"noise": 100, "own": 75, "twin": 45, "substitute": 30, "hybrid": 0}
+        assert line.gap is not None and line.gap.mean == pytest.approx(75)
+        assert line.holds == line.clean.n
+    assert "Hybrid at least as strong as own, over all nets and radii: FA" in spike_table.seen(
+        found
+    )
+    assert spike_table.weakest(found) == []
+
+
+def test_a_plain_nets_own_gradient_is_the_exact_one(study: Path) -> None:
+    (section,) = spike_table.sections(read_study(study))
+    net = next(iter(section.of("bp").values()))
+    rows = [r for r in records.read(net.folder / "trials.jsonl") if r["group"] != "own"]
+    (net.folder / "trials.jsonl").unlink()
+    records.append(net.folder / "trials.jsonl", *rows)
+    line = spike_table.lines(section, EPS[0])[0]
+    assert line.values["own"] is not None and 45 <= line.values["own"].mean <= 75
+
+
+def test_where_own_is_stronger_it_is_said(study: Path) -> None:
+    let_own_be_stronger(study)
+    (told,) = spike_table.weakest(read_study(study))
+    assert (told["rule"], told["eps"], told["own"], told["hybrid"]) == ("fa", EPS[1], 0, 0.45)
+
+
+def test_the_page_and_the_markdown_show_it(study: Path, tmp_path: Path) -> None:
+    let_own_be_stronger(study)
+    page = write(study, tmp_path).read_text()
+    assert "own gradient against the hybrid attack" in page
+    assert "The own gradient was stronger than the hybrid attack here" in page
+    assert (tmp_path / "spikes-1.png").stat().st_size > 3000
+    text = table_markdown(study)
+    assert "| **hybrid** | own minus hybrid |" in text and "Regenerate:" in text
+
+
+def test_studies_of_other_nets_have_no_such_section(tmp_path: Path) -> None:
+    folder = tmp_path / "fake"
+    make_study(folder, rules=("bp", "fa"), epochs=1, layers=(), published=False, tier="smoke")
+    add_robustness(folder)
+    assert not spike_table.concerns(read_study(folder))
+    assert "hybrid" not in table_markdown(folder)
