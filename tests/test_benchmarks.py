@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import attack_time  # noqa: E402
+import lif_time  # noqa: E402
 import lra_rnn  # noqa: E402
 import pairs  # noqa: E402
 import speed_page  # noqa: E402
@@ -126,3 +127,15 @@ def test_a_missed_target_stands_beside_the_ratio():
     text = speed_page.summary({"tables": [table, bad]})
     assert "| fa | 1.09 (1.08) |\n| usf | 1.17 |\n" in text
     assert "Noisy" not in text and "at most 0.4 %" in text
+
+
+def test_lif_time_compares_the_same_spikes(monkeypatch, capsys):
+    pytest.importorskip("snntorch", reason="it is what spiking neurons are compared with")
+    monkeypatch.setattr(lif_time, "STEPS", 4)
+    monkeypatch.setattr(lif_time, "SAMPLES", 3)
+    monkeypatch.setattr(lif_time, "WIDTHS", (784, 20, 10))
+    lif_time.main(["--rounds", "1"])
+    table = lif_time.measure(1)
+    assert {row["largest_difference"] for row in table["ways"].values()} == {0.0}
+    assert table["spikes"] > 0 and table["ways"][lif_time.OURS]["target"] == 1.0
+    assert "784-20-10, 4 steps" in capsys.readouterr().out

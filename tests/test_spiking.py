@@ -1,6 +1,7 @@
 """Spiking neurons, encodings and nets: formulas written out, snnTorch as the oracle, refusals."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from apical import attacks, nets, spiking
+from apical import attacks, nets, records, spiking, trained, training
+from apical.experiment import Experiment
+from apical.monitor import LearningWarning
 from apical.spiking.neurons import RESETS
 from apical.spiking.surrogates import SURROGATES
 
 T, N, UNITS = 7, 3, 5
+QUIET = training.Execution(quiet=True)
+DETACHED = {"learner": "backprop", "through": "detached"}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -273,3 +278,44 @@ def test_it_trains_on_digits() -> None:
         optimizer.step()
     x, y = next(data.Batches(digits.test, 360, **common).epoch(0))
     assert (model(x).argmax(1) == y).float().mean() > 0.75
+
+
+# The runner ------------------------------------------------------------------------------------
+
+
+def experiment(**changes: Any) -> Experiment:
+    options = {"hidden": [10], "steps": 3, **changes.pop("net_options", {})}
+    return Experiment(
+        net="spiking_mlp", net_options=options, train_images=64, optimizer="adam", lr=5e-3,
+        epochs=1, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rule": {"fc1": "bp", "*": {"rule": "dfa", "sample_axis": "steps"}}},
+        {"rule": {"rule": "le", "sample_axis": "steps", "readout": "trained"}},
+        {"rule": {"rule": "le", "sample_axis": "steps"}, "learner": DETACHED},
+        {"learner": {"learner": "eprop", "feedback": "random"}},
+    ],
+    ids=["dfa", "trained local errors", "detached", "e-prop"],
+)
+def test_every_training_runs_and_its_net_is_attacked(changes: Any, tmp_path: Path) -> None:
+    training.run(experiment(probe_every=0, **changes), tmp_path, QUIET)
+    found = trained.from_run(tmp_path)
+    x, y = found.examples(20)
+    own, exact = (attacks.FGSM(0.2)(found.model, x, y, gradient=g) for g in ("own", "exact"))
+    assert torch.equal(own, exact) == ("learner" in changes and "rule" not in changes)
+
+
+def test_a_run_records_what_neurons_fire_and_warns_of_silence(tmp_path: Path) -> None:
+    quiet = experiment(net_options={"gain": 1e-3}, data="digits")
+    with pytest.warns(LearningWarning, match="lif1: 100% of its neurons never fire"):
+        training.run(quiet, tmp_path, QUIET)
+    rows = records.read(tmp_path / "records.jsonl")
+    spikes = [row for row in rows if row["kind"] == "spikes"]
+    assert [row["epoch"] for row in spikes] == [0, 1]
+    assert spikes[0] | {"kind": "spikes", "layer": "lif1", "rate": 0.0, "silent": 1.0} == spikes[0]
+    told = [row for row in rows if row["kind"] == "warning" and row["finding"] == "silent lif1"]
+    assert len(told) == 1
