@@ -121,6 +121,8 @@ def test_it_adds_to_grad_and_returns_the_loss_without_a_graph(learner: Learner) 
     assert_close(loss, F.cross_entropy(model(x), y).detach())
     assert_close(info.scores, model(x).detach())
     assert not loss.requires_grad and not info.scores.requires_grad
+    seen = [loss, info.scores, *(p.grad for p in model.parameters() if p.grad is not None)]
+    assert not any(tensor.is_inference() for tensor in seen)  # may be changed in place
     if getattr(learner, "noise", 0):
         model.learner.calls.zero_()
     learner.gradients(model, (x, y))
