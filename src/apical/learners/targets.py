@@ -128,7 +128,13 @@ def local_gradients(
 
     Args: factor: what a step's gradient of a weight is multiplied by, given its norm.
     """
-    gradients = {weight: summed(above, below, factor) for weight, above, below in pairs.values()}
+    _, signals, _ = pairs["cell.recurrent.weight"]
+    few = signals.shape[1] < signals.shape[2] / 2  # samples, units: as `step_norms` would decide
+    products = signals @ signals.mT if factor is not None and few else None
+    gradients = {
+        weight: summed(above, below, factor, products if above is signals else None)
+        for weight, above, below in pairs.values()
+    }
     gradients[net.b_in] = pairs["cell.input.weight"][1].sum((0, 1))
     gradients[net.b_out] = pairs["readout.weight"][1].sum((0, 1))
     return gradients

@@ -153,16 +153,25 @@ def bend_of(net: SimpleNet, z: Tensor) -> Tensor:
     return torch.zeros_like(z)
 
 
-def step_norms(signals_TNO: Tensor, inputs_TNI: Tensor) -> Tensor:
+def step_norms(
+    signals_TNO: Tensor, inputs_TNI: Tensor, products_TNN: Tensor | None = None
+) -> Tensor:
     """Frobenius norm of signal^T input at every step, (T,).
 
     For few samples from |D^T Z|^2 = sum (D D^T) * (Z Z^T), whose factors are N x N.
+    Args: products_TNN: signals @ signals.mT, if that is known.
     """
-    samples, above, below = signals_TNO.shape[1], signals_TNO.shape[2], inputs_TNI.shape[2]
-    if samples * (above + below) < above * below:
-        gram = (signals_TNO @ signals_TNO.mT).mul_(inputs_TNI @ inputs_TNI.mT)
-        return gram.sum((1, 2)).clamp(min=0).sqrt()
+    if _few_samples(signals_TNO, inputs_TNI):
+        if products_TNN is None:
+            products_TNN = signals_TNO @ signals_TNO.mT
+        gram = (inputs_TNI @ inputs_TNI.mT).mul_(products_TNN)
+        return gram.sum((1, 2)).clamp_(min=0).sqrt_()
     return torch.linalg.vector_norm(_transposed_product(signals_TNO, inputs_TNI), dim=(1, 2))
+
+
+def _few_samples(signals_TNO: Tensor, inputs_TNI: Tensor) -> bool:
+    samples, above, below = signals_TNO.shape[1], signals_TNO.shape[2], inputs_TNI.shape[2]
+    return samples * (above + below) < above * below
 
 
 def exact_norms(signals_TNO: Tensor, inputs_TNI: Tensor) -> Tensor:
@@ -176,14 +185,18 @@ def signal_norms(signals_TNO: Tensor) -> Tensor:
 
 
 def summed(
-    signals_TNO: Tensor, inputs_TNI: Tensor, factor: Callable[[Tensor], Tensor] | None = None
+    signals_TNO: Tensor,
+    inputs_TNI: Tensor,
+    factor: Callable[[Tensor], Tensor] | None = None,
+    products_TNN: Tensor | None = None,
 ) -> Tensor:
     """Sum over steps and samples of signal^T input, (O, I).
 
     Args: factor: what the product of a step is multiplied by, given its norm; vectorised.
+        products_TNN: as of `step_norms`.
     """
     if factor is not None:
-        share = factor(step_norms(signals_TNO, inputs_TNI))[:, None, None]
+        share = factor(step_norms(signals_TNO, inputs_TNI, products_TNN))[:, None, None]
         if inputs_TNI.shape[2] < signals_TNO.shape[2]:
             inputs_TNI = inputs_TNI * share
         else:
