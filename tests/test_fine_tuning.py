@@ -345,3 +345,13 @@ def test_the_command_line_takes_every_field(weights: Path, tmp_path: Path) -> No
     assert main([*words, *flags, "--folder", str(tmp_path / "other")]) == 0
     assert experiment_of(tmp_path / "other").before == from_dict(json.loads(first))
     assert len(list((tmp_path / "starts").iterdir())) == 1
+
+
+def test_a_part_of_the_test_split_is_the_same_for_every_net(tmp_path: Path) -> None:
+    few = dataclasses.replace(BASE, epochs=1, probe_every=0, test_images=40)
+    row = training.run(few, tmp_path / "run", QUIET)
+    assert row["test_count"] == 40 and (40 * row["test_acc"]) % 1 == pytest.approx(0)
+    one, other = (prepare.build(dataclasses.replace(few, seed=seed)).test for seed in (0, 1))
+    assert torch.equal(one.split.images, other.split.images)
+    with pytest.raises(ValueError, match="test_images=361: the test split has 360 images"):
+        prepare.build(dataclasses.replace(few, test_images=361))
