@@ -223,8 +223,11 @@ def test_a_bit_that_never_changes_is_warned_of_and_counted() -> None:
 
 def test_a_bit_that_the_loss_keeps_constant_is_no_surprise() -> None:
     parts = prepare.build(dataclasses.replace(BASE, hashing=Hashing(16, "csq")))
+    weight, bias = list(parts.model.parameters())[-2:]
     with torch.no_grad():
-        list(parts.model.parameters())[-1][0] = 100.0  # +1 in each of the first 16 centres
+        weight.normal_(generator=torch.Generator().manual_seed(0))
+        bias.copy_(-weight.sum(1) / 3)
+        bias[0] = 100.0  # +1 in each of the first 16 centres
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parts.objective.course(parts.model, parts.test, torch.enable_grad)

@@ -54,4 +54,5 @@ def _draw(axes: Any, *, points: Points, looks: Mapping[str, Look], over: int) ->
         look = looks[rule]
         axes.plot(xs, ys, **line_style(look), marker=look.marker, markersize=4, markevery=[MARKED])
     axes.set_ylim(0, 102)
+    axes.locator_params(axis="x", nbins=6, integer=True)
     axes.set_xlabel("radius, bits" if over == 0 else "recall, %", labelpad=2)
