@@ -160,7 +160,7 @@ def to_markdown(study: Study) -> str:
     for row in rows:
         took = times.get((row.setting, row.rule))
         cells = [row.setting] * several + cells_of(row)
-        cells += [took.count, took.mean] if took else ["", ""]
+        cells += [took.count, took.mean or took.each] if took else ["", ""]
         text.append("| " + " | ".join(map(for_markdown, cells)) + " |")
     told = [*legend(study), *missing(study), *study.notes]
     if times:

@@ -92,11 +92,14 @@ def lengths(found: Sequence[Line]) -> list[int]:
 
 def told(study: Study) -> str:
     """What the columns mean."""
+    others = (
+        " Other lengths: share of right answers in % on 10,000 test sequences, mean over seeds and "
+        "its interval."
+    )
     return (
         f"Steps until {100 * (study.solved or 0):g} % of the answers on validation sequences are "
         "right, looked at after every epoch; mean and 95 % t interval over seeds where all got "
-        "there. Other lengths: share of right answers in % on 10,000 test sequences, mean over "
-        "seeds and its interval."
+        "there." + others * bool(lengths(lines(study)))
     )
 
 

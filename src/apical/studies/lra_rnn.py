@@ -59,8 +59,9 @@ ARMS: dict[str, dict[str, Any]] = {
 NOTES = (
     "BP: backpropagation through time, gradients clipped to the norm 1, learning rate 0.05. "
     "LRA mean is the form of the source: local losses are means over batch and units, gamma 10, 10 "
-    "inner steps. LRA sum sums them for each sample: gamma 0.5, one inner step. α is the weight of "
-    "the regulariser.",
+    "inner steps. LRA sum sums them for each sample: gamma 0.5, one inner step. The numbers behind "
+    "it are the weight of the regulariser in the gradients of weights (W) and in the searches for "
+    "targets.",
     "No tables of the source could be read. Direction claimed by its abstract: with the "
     "regulariser LRA is considerably better on these tasks; clipping changes little; gradients "
     "vanish.",
