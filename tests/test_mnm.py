@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -167,7 +168,7 @@ def test_every_sequence_begins_anew(write: str) -> None:
     model(sequences() + 1)
     assert torch.equal(model(x), first)
     assert torch.equal(model.start, start)
-    moments = model.steps(x)
+    moments = list(model.steps(x))
     moved = [not torch.equal(m.memory[0][0], model.start[0]) for m in moments]
     assert moved == [write != "none"] * len(moved)
 
@@ -278,6 +279,17 @@ def test_its_own_loss_is_the_error_of_what_was_just_written() -> None:
     norms = torch.stack([w.square().sum((1, 2)) for w in weights]).sum(0).sqrt().mean()
     assert_close(trace["memory_norm"][-1], norms.detach(), **EXACT)
     assert ((trace["beta"] > 0) & (trace["beta"] < 1)).all()
+
+
+@writing
+def test_memories_of_steps_gone_by_are_dropped(write: str) -> None:
+    """Or long test stories, whose every step has weights of its own, fill the machine."""
+    model, kept = net(write), []
+    with torch.no_grad():
+        for moment in model.steps(sequences()):
+            kept.append(weakref.ref(moment.memory[0]))
+            del moment
+            assert sum(one() is not None for one in kept) <= 1
 
 
 def test_nothing_is_told_of_writing_where_nothing_is_written() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -131,26 +131,30 @@ class MemoryNet(nn.Module):
 
     def forward(self, x: Tensor, *, own_loss: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Scores; with `own_loss`, also the net's own loss, weighted.     Shapes: x (N, T, I)."""
-        moments = self.steps(x, errors=own_loss)
-        scores = self.read(moments)
+        features, errors = [], []
+        for moment in self.steps(x, errors=own_loss):
+            features.append(moment.features)
+            errors.append(moment.error)
+        scores = self.read(features)
         if not own_loss:
             return scores
         if self.write is None:
             return scores, scores.new_zeros(())
-        return scores, self.reconstruction * _means([m.error for m in moments]).mean()
+        return scores, self.reconstruction * _means(errors).mean()
 
-    def steps(self, x: Tensor, *, errors: bool = False) -> list[Moment]:
-        """Every step, in order, with its graph.     Args: errors: whether recall is checked."""
+    def steps(self, x: Tensor, *, errors: bool = False) -> Iterator[Moment]:
+        """Every step, in order, with its graph; a memory that nobody keeps is dropped on the way.
+
+        Args: errors: whether recall is checked.
+        """
         self.check(x)
         memory = begin(self.start.unbind(), len(x))
         state, read = self.cell.start(x), x.new_zeros(len(x), self.width)
-        found = []
         for here in x.unbind(1):
             state, asked = self._think(here, read, state)
             memory, rate = self._written(memory, asked)
             read, error = self._recalled(memory, asked, errors)
-            found.append(Moment(torch.cat([state[0], read], 1), memory, rate, error))
-        return found
+            yield Moment(torch.cat([state[0], read], 1), memory, rate, error)
 
     def check(self, x: Tensor) -> None:
         """Raises: ValueError unless x is (N, T, I) with at least one step."""
@@ -161,22 +165,24 @@ class MemoryNet(nn.Module):
                 f"{tuple(x.shape)}"
             )
 
-    def read(self, moments: list[Moment]) -> Tensor:
+    def read(self, features: list[Tensor]) -> Tensor:
         """The answers of these steps: (N, O), or (N, T, O) where every step answers."""
-        if self.output == "last":
-            return self.readout(moments[-1].features)
-        return self.readout(torch.stack([moment.features for moment in moments], 1))
+        return self.readout(features[-1] if self.output == "last" else torch.stack(features, 1))
 
     @torch.no_grad()
     def trace(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Scores, and of every step, (T,): `memory_norm`, a mean over samples, and where it
         writes, `beta`, a mean, and `meta_loss`, the squared error of recalling what was written."""
-        moments = self.steps(x, errors=self.write is not None)
-        found = {"memory_norm": torch.stack([norm(m.memory).mean() for m in moments])}
-        if self.write is not None:
-            found["beta"] = _means([m.rate for m in moments])
-            found["meta_loss"] = _means([m.error for m in moments])
-        return self.read(moments), found
+        features: list[Tensor] = []
+        seen: dict[str, list[Tensor | None]] = {"memory_norm": []}
+        seen |= {} if self.write is None else {"beta": [], "meta_loss": []}
+        for moment in self.steps(x, errors=self.write is not None):
+            features.append(moment.features)
+            now = {"memory_norm": norm(moment.memory), "beta": moment.rate}
+            now["meta_loss"] = moment.error
+            for name, numbers in seen.items():
+                numbers.append(now[name])
+        return self.read(features), {name: _means(numbers) for name, numbers in seen.items()}
 
     def problems(self, trace: dict[str, Tensor], solved: float) -> list[Problem]:
         """What is wrong, going by a trace and the share of right answers at the same time."""
