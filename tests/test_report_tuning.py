@@ -76,7 +76,8 @@ def test_under_attack_backprops_weights_stand_beside_the_rules_own(
     add_robustness(folder, rules_tried=("usf", "fa"))
     by_rule = {line.rule: line.attacked for line in tuning.lines(read_study(folder))}
     usf, bp = by_rule["usf"], by_rule["bp"]
-    assert bp.own == bp.exact and bp.crossed is None
+    assert bp.own == bp.exact and bp.crossed is bp.same_rate is None
+    assert usf.same_rate.mean == pytest.approx(usf.worst.mean - bp.worst.mean)
     assert usf.own.mean > usf.exact.mean + 5
     assert usf.crossed.mean == pytest.approx(usf.own.mean, abs=25)
     assert by_rule["head only"].own.mean == pytest.approx(by_rule["head only"].exact.mean, abs=5)
@@ -84,5 +85,6 @@ def test_under_attack_backprops_weights_stand_beside_the_rules_own(
     head, _, *lines = text.splitlines()
     assert head.startswith("| rule | n | accuracy | trunk moved | head moved | update cosine | own")
     assert [line.split(" | ")[0] for line in lines[:4]] == ["| BP", "| head only", "| uSF", "| FA"]
+    assert "| worst minus BP, same rate |" in head
     assert "weights look as robust under the rule's backward pass" in text
     assert "BP&#39;s weights, this backward" in report.write(folder).read_text()

@@ -132,7 +132,7 @@ def _tuning(study: Study, out: Path) -> dict[str, Any] | None:
     if not found:
         return None
     write_bytes(out / "tuning.csv", tuning.to_csv(found).encode())
-    words = {"percent": robust_words.percent, "span": robust_words.span}
+    words = {name: getattr(robust_words, name) for name in ("percent", "points", "span")}
     return {"lines": found, "told": tuning.told(study, found), "accuracy": tuning.accuracy, **words}
 
 

@@ -11,13 +11,13 @@ from statistics import mean, median
 from typing import Any
 
 from apical import stats
-from apical.report import robust_figures, robust_section, robust_table
+from apical.report import robust_figures, robust_section, robust_stats, robust_table
 from apical.report.escape import for_markdown, for_spreadsheet
 from apical.report.names import display_name, is_baseline
 from apical.report.read import Run, Study
 from apical.report.robust_section import Section
-from apical.report.robust_stats import Estimate
-from apical.report.robust_words import percent, radius, span
+from apical.report.robust_stats import Difference, Estimate
+from apical.report.robust_words import percent, points, radius, span
 
 Row = Mapping[str, Any]
 
@@ -38,7 +38,9 @@ class Attacked:
     """Accuracy in % under one attack, the same for all, at one radius; and in the worst case.
 
     Attributes: own, exact: along the net's own gradient, and the true one. crossed: backprop's
-        nets, along this rule's backward pass.
+        nets, along this rule's backward pass. same_rate: worst case minus that of all layers tuned
+        by backprop at the same learning rate, paired on the seeds; None where there are no such
+        nets.
     """
 
     attack: str
@@ -47,6 +49,7 @@ class Attacked:
     crossed: Estimate | None
     exact: Estimate | None
     worst: Estimate
+    same_rate: Difference | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _line(study: Study, setting: str, rule: str, section: Section | None) -> Lin
         "mAP" if key == "test_map" else "accuracy",
         stats.summarize([100 * run.final[key] for run in runs]),
         tuple(_layer(name, [each[name] for each in rows]) for name in rows[0]),
-        _attacked(section, rule) if section is not None else None,
+        None if section is None else _attacked(section, rule, _at_rate(study, setting, rule)),
     )
 
 
@@ -149,20 +152,41 @@ def _layer(name: str, rows: Sequence[Row]) -> Layer:
     return Layer(name, rows[0]["head"], frozen, change, cosine)
 
 
-def _attacked(section: Section, rule: str) -> Attacked | None:
+def _at_rate(study: Study, setting: str, rule: str) -> str | None:
+    """The row tuned by backprop, all layers, at the learning rate of a rule."""
+
+    def told(name: str) -> tuple[Any, Any, Any]:
+        found = study.finished(setting, name)[0].experiment
+        start = found.get("start") or {}
+        limits = [start.get(key) for key in ("train_only", "freeze") if start.get(key)]
+        return found.get("rule"), found.get("lr"), limits
+
+    others = [name for name in study.rules if study.finished(setting, name)]
+    wanted: tuple[Any, Any, Any] = ("bp", told(rule)[1], [])
+    return next((name for name in others if name != rule and told(name) == wanted), None)
+
+
+def _attacked(section: Section, rule: str, base: str | None) -> Attacked | None:
     eps = robust_table.headline_radius(section)
     lines = {line.rule: line for line in robust_table.headlines(section, eps)}
     if rule not in lines:
         return None
-    heats = robust_figures.heats(section, eps)
+    heats, found = robust_figures.heats(section, eps), lines[rule]
+    apart = _apart(section, rule, base, eps)
     if not heats:
-        found = lines[rule]
-        return Attacked("FGSM and PGD", eps, found.own, None, found.exact, found.worst)
+        return Attacked("FGSM and PGD", eps, found.own, None, found.exact, found.worst, apart)
     heat, baseline = heats[0], next(filter(is_baseline, section.rules), "")
     exact = heat.cells.get((rule, heat.columns[0]))
     own = exact if is_baseline(rule) else _own(section, rule, heat.attack, eps)
     crossed = None if is_baseline(rule) else heat.cells.get((baseline, rule))
-    return Attacked(heat.attack, eps, own, crossed, exact, lines[rule].worst)
+    return Attacked(heat.attack, eps, own, crossed, exact, found.worst, apart)
+
+
+def _apart(section: Section, rule: str, base: str | None, eps: float) -> Difference | None:
+    def worst(name: str) -> dict[int, float]:
+        return section.shares(name, lambda net: net.at("worst", eps).get("accuracy"))
+
+    return None if base is None else robust_stats.difference(worst(rule), worst(base))
 
 
 def _own(section: Section, rule: str, attack: str, eps: float) -> Estimate | None:
@@ -173,20 +197,15 @@ def _own(section: Section, rule: str, attack: str, eps: float) -> Estimate | Non
 
 HEAD = ("trunk moved", "head moved", "update cosine")
 ATTACKED = ("own gradient", "BP's weights, this backward", "exact gradient", "**worst case**")
+APART = "worst minus BP, same rate"
 
 
 def to_markdown(study: Study, found: Sequence[Line]) -> str:
     """The table for a Markdown file, and what its columns mean."""
     several = len({line.setting for line in found}) > 1
     attacked = any(line.attacked for line in found)
-    head = [
-        *["setting"] * several,
-        "rule",
-        "n",
-        found[0].measure,
-        *HEAD,
-        *(ATTACKED if attacked else ()),
-    ]
+    lead = [*["setting"] * several, "rule", "n", found[0].measure]
+    head = [*lead, *HEAD, *((*ATTACKED, APART) if attacked else ())]
     rulers = ["---" if name in ("setting", "rule") else "---:" for name in head]
     table = [head, *([*[line.setting] * several, *_cells(line, attacked)] for line in found)]
     text = ["| " + " | ".join(map(for_markdown, row)) + " |" for row in table[1:]]
@@ -215,9 +234,10 @@ def told(study: Study, found: Sequence[Line]) -> str:
         parts.append(
             f"Under attack ({'; '.join(sorted(where))}), in %: along the net's own gradient; "
             "backprop's nets along this rule's backward pass; along the exact gradient; worst "
-            "case: per image, over everything tried. Where backprop's weights look as robust under "
-            "the rule's backward pass as the rule's own, the robustness is the attacker's "
-            "gradient's."
+            "case: per image, over everything tried, and minus that of all layers tuned by "
+            "backprop at the same learning rate, paired on the seeds. Where backprop's weights "
+            "look as robust under the rule's backward pass as the rule's own, the robustness is "
+            "the attacker's gradient's."
         )
     return " ".join(parts)
 
@@ -229,7 +249,7 @@ def _cells(line: Line, attacked: bool) -> list[str]:
         return row
     a = line.attacked
     found = [a.own, a.crossed, a.exact, a.worst] if a else [None] * 4
-    return row + [robust(each) for each in found]
+    return [*row, *map(robust, found), difference(a.same_rate if a else None)]
 
 
 def accuracy(found: stats.Summary | None) -> str:
@@ -247,6 +267,14 @@ def robust(found: Estimate | None) -> str:
     if found is None:
         return ""
     return f"{percent(found.mean)} [{span(found)}{' ‡' if found.over == 'images' else ''}]"
+
+
+def difference(found: Difference | None) -> str:
+    """ "+3.1 [-1.0 to +7.2]" with a real minus; "" for none."""
+    if found is None:
+        return ""
+    between = f" [{span(found, sign=True)}]" if found.low is not None else ""
+    return f"{points(found.mean)}{between}"
 
 
 def to_csv(found: Sequence[Line]) -> str:
