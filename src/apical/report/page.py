@@ -133,7 +133,7 @@ def _tuning(study: Study, out: Path) -> dict[str, Any] | None:
         return None
     write_bytes(out / "tuning.csv", tuning.to_csv(found).encode())
     words = {name: getattr(robust_words, name) for name in ("percent", "points", "span")}
-    return {"lines": found, "told": tuning.told(study, found), "accuracy": tuning.accuracy, **words}
+    return {"lines": found, "told": tuning.told(study, found), "between": tuning.between, **words}
 
 
 def _section(

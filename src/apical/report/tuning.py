@@ -93,14 +93,16 @@ class Line:
         return median(self.changes) if self.changes else None
 
     @property
+    def spread(self) -> str:
+        """ "0.002 to 0.2": the layers of the trunk that moved least and most; "" where none did."""
+        return f"{min(self.changes):.2g} to {max(self.changes):.2g}" if any(self.changes) else ""
+
+    @property
     def moved(self) -> str:
         """ "0.031 (0.002 to 0.2)": median layer of the trunk, least and most moved."""
-        found = self.changes
-        if not found:
+        if self.middle is None:
             return ""
-        if not any(found):
-            return "0"
-        return f"{median(found):.2g} ({min(found):.2g} to {max(found):.2g})"
+        return f"{self.middle:.2g} ({self.spread})" if self.spread else "0"
 
     @property
     def head_moved(self) -> str:
@@ -256,10 +258,14 @@ def accuracy(found: stats.Summary | None) -> str:
     """ "98.1 [97.0 to 99.2]"; "" for none."""
     if found is None:
         return ""
-    between = "" if found.low is None or found.high is None else (
-        f" [{max(found.low, 0):.1f} to {min(found.high, 100):.1f}]"
-    )  # fmt: skip
-    return f"{found.mean:.1f}{between}"
+    return f"{found.mean:.1f} [{between(found)}]" if between(found) else f"{found.mean:.1f}"
+
+
+def between(found: stats.Summary | None) -> str:
+    """ "97.0 to 99.2", cut off at 0 and 100; "" without an interval."""
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return f"{max(found.low, 0):.1f} to {min(found.high, 100):.1f}"
 
 
 def robust(found: Estimate | None) -> str:
@@ -273,8 +279,7 @@ def difference(found: Difference | None) -> str:
     """ "+3.1 [-1.0 to +7.2]" with a real minus; "" for none."""
     if found is None:
         return ""
-    between = f" [{span(found, sign=True)}]" if found.low is not None else ""
-    return f"{points(found.mean)}{between}"
+    return points(found.mean) + (f" [{span(found, sign=True)}]" if found.low is not None else "")
 
 
 def to_csv(found: Sequence[Line]) -> str:
