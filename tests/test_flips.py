@@ -70,6 +70,18 @@ def test_rounds_follow_the_gradient_where_it_changes() -> None:
     assert Flips(2, 2)(model, x, y).tolist()[0][1] == 1
 
 
+def test_no_value_is_flipped_back() -> None:
+    class Valley(nn.Module):
+        """Its first value lies on either side of a minimum: both ways seem to gain."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            score = 3 + 4 * (x[:, 0] - 0.5) ** 2 - 0.1 * x[:, 1]
+            return torch.stack([score, torch.zeros_like(score)], 1)
+
+    x, y = torch.zeros(1, 2), torch.tensor([0])
+    assert Flips(2, 2)(Valley().eval(), x, y).tolist() == [[1, 1]]
+
+
 def test_random_flips_are_as_many_and_repeat_with_the_seed() -> None:
     x = torch.randint(2, (5, 2, 3, 3), generator=torch.Generator().manual_seed(0)).float()
     model = nn.Sequential(nn.Flatten(), nn.Linear(18, 3)).eval()
