@@ -35,6 +35,7 @@ TRIED = ("usf", "brsf", "frsf", "fa")
 """Whose backward pass is put on the nets tuned by backprop."""
 
 DIGITS, MNIST = "letters to digits, VGG", "letters to MNIST, ResNet-8"
+FASHION = "letters to Fashion-MNIST, ResNet-8"
 CIFAR10, LITE = "CIFAR-10, packaged ResNet-18", "ImageNet to CIFAR-10, EfficientNet-Lite0"
 
 RESNET18 = "package:pyautoattack/examples/model_test.pt"
@@ -108,10 +109,11 @@ def settings(tier: str) -> Mapping[str, Setting]:
     if tier == "smoke":
         return {DIGITS: _digits()}
     if tier == "short":
-        return {DIGITS: _digits(), MNIST: _mnist(2000, 4), CIFAR10: _cifar10()}
+        return {DIGITS: _digits(), MNIST: _mnist("mnist", 2000, 4), CIFAR10: _cifar10()}
     return {
         DIGITS: _digits(),
-        MNIST: _mnist(None, 10),
+        MNIST: _mnist("mnist", None, 10),
+        FASHION: _mnist("fashion_mnist", None, 10),
         CIFAR10: _full(CIFAR10, RESNET18, "pyautoattack.examples.resnet:ResNet18", "linear.*"),
         LITE: _full(LITE, LITE0, "efficientnet_lite0", "_fc.*"),
     }
@@ -135,10 +137,11 @@ def _digits() -> Setting:
     return Setting(experiment, "fc.*", search, evaluation)
 
 
-def _mnist(images: int | None, epochs: int) -> Setting:
+def _mnist(data: str, images: int | None, epochs: int) -> Setting:
+    """MNIST, or a set in its form."""
     net: dict[str, Any] = {"net": "apical.nets.resnet:resnet", "net_options": {"depth": 8}}
     experiment = Experiment(
-        data="mnist", size=16, train_images=images, **net, start=Start(LETTERS | net),
+        data=data, size=16, train_images=images, **net, start=Start(LETTERS | net),
         epochs=epochs, batch_size=32, optimizer_options={"momentum": 0.9},
         schedule=Schedule("cosine"), probe_every=2,
     )  # fmt: skip
