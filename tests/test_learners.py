@@ -15,7 +15,17 @@ from torch.testing import assert_close
 
 import apical
 from apical import learners, nets, tasks
-from apical.learners import LRA, LRAE, TPTT, Backprop, EProp, Info, Learner, ReadOut
+from apical.learners import (
+    LRA,
+    LRAE,
+    TPTT,
+    Backprop,
+    EProp,
+    Info,
+    Learner,
+    LocalClassifiers,
+    ReadOut,
+)
 from apical.learners.tptt import backpropagated
 from apical.learners.unrolled import simple_net, step_norms, unroll
 from apical.rules import DFA, DRTP, FA, KolenPollack
@@ -24,6 +34,7 @@ N, T, INPUTS, HIDDEN, OUTPUTS = 4, 6, 3, 5, 2
 ALL: dict[str, list[Learner]] = {
     "backprop": [Backprop(), Backprop(clip_norm=0.3), Backprop(truncate=2)],
     "eprop": [EProp(), EProp(feedback="random")],
+    "local_classifiers": [LocalClassifiers("ell"), LocalClassifiers("decolle", "concordant")],
     "lra": [LRA("sum"), LRA("mean", inner=2)],
     "lra_e": [LRAE(), LRAE(gamma=0.0)],
     "readout": [ReadOut()],
@@ -33,6 +44,7 @@ EVERY = [learner for several in ALL.values() for learner in several]
 OTHERS: dict[str, dict[str, Any]] = {
     "backprop": {"clip_norm": 1e-3, "through": "detached", "truncate": 1},
     "eprop": {"feedback": "random"},
+    "local_classifiers": {"form": "ell", "feedback": "concordant"},
     "lra": {
         "reduction": "mean",
         "local": "squared",
@@ -62,8 +74,17 @@ def net(name: str = "srn", *, output: Any = "last", **cell: Any) -> nets.Recurre
 
 
 def home(learner: Learner) -> Any:
-    """A net that the learner teaches, its first layer called `first`, its last `last`."""
-    if not isinstance(learner, LRAE):
+    """A net that the learner teaches, and the ends of what it teaches."""
+    if isinstance(learner, LocalClassifiers):
+        output = "membrane" if learner.form == "decolle" else "count"
+        options = {"hidden": [20, 10], "steps": 4, "output": output}
+        shape = (1, T, INPUTS)
+        snn = apical.nets.build(
+            "spiking_mlp", in_shape=shape, num_classes=OUTPUTS, seed=0, **options
+        )
+        model = snn.double()
+        ends = model.fc1, model.fc2
+    elif not isinstance(learner, LRAE):
         model = net()
         ends = model.cell.input, model.readout
     else:
@@ -133,7 +154,7 @@ def test_it_adds_to_grad_and_returns_the_loss_without_a_graph(learner: Learner) 
 @each
 def test_one_norm_for_every_step(learner: Learner) -> None:
     _, info = learner.gradients(learners.attach(home(learner), learner), batch())
-    if isinstance(learner, ReadOut | LRAE):
+    if isinstance(learner, ReadOut | LRAE | LocalClassifiers):
         assert not info.norms and not info.signals.numel()
         return
     assert info.signals.shape == info.norms["cell.recurrent.weight"].shape == (T,)
@@ -210,7 +231,8 @@ def test_squared_error(learner: Learner) -> None:
     model = learners.attach(home(learner), learner)
     loss, _ = learner.gradients(model, (x, y))
     assert_close(loss, ((model(x) - y) ** 2).sum(1).mean().detach())
-    if getattr(learner, "clip_norm", None) is None:
+    local = isinstance(learner, LocalClassifiers)  # their loss is none of the net's outputs
+    if not local and getattr(learner, "clip_norm", None) is None:
         assert_close(model.ends[1].bias.grad, 2 * (model(x) - y).mean(0).detach())
     with pytest.raises(ValueError, match=r"outputs \(4, 2\) and targets \(4,\)"):
         learner.gradients(model, (x, y[:, 0]))

@@ -19,10 +19,14 @@ Gradients = Callable[..., tuple[Tensor, Tensor]]
 """(inputs, targets, share of the batch) -> loss, a mean, and scores, both without a graph."""
 
 
-def function(experiment: Experiment, parts: Parts, at: Position) -> Gradients:
+def function(
+    experiment: Experiment, parts: Parts, at: Position, update: Callable[[], object]
+) -> Gradients:
     """What adds to ``.grad`` of the net what a batch, or a part of it, teaches.
 
-    Args: at: where the run stands, kept up to date: a loss may change with the step.
+    Args:
+        at: where the run stands, kept up to date: a loss may change with the step.
+        update: an optimizer step that empties ``.grad``, for learners that make several a batch.
     """
     if teaching.is_default(experiment.learner):
         return _backward(experiment, parts, at)
@@ -30,7 +34,7 @@ def function(experiment: Experiment, parts: Parts, at: Position) -> Gradients:
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         assert share == 1.0  # an experiment with a learner splits no batches
-        loss, info = learner.gradients(parts.model, (x, y))
+        loss, info = learner.stepwise(parts.model, (x, y), update)
         return loss, info.scores
 
     return gradients

@@ -166,7 +166,7 @@ def _train_epoch(
     group, device = parts.group, parts.device
     per_epoch = len(parts.train)
     look = 1 if device.type == "cpu" and group.size == 1 else LOOK_STEPS
-    teach = gradients.function(experiment, parts, at)
+    teach = gradients.function(experiment, parts, at, lambda: _update(experiment, parts))
     parts.net.train()
     clock = _Clock(at)
     for x, y in itertools.islice(parts.train.epoch(at.epoch), at.epoch_step, None):

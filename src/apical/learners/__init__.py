@@ -20,6 +20,7 @@ from apical.learners.backprop import Backprop
 from apical.learners.base import Batch, Info, Learner
 from apical.learners.compare import alignment
 from apical.learners.eprop import EProp
+from apical.learners.local_classifiers import LocalClassifiers
 from apical.learners.lra import LRA
 from apical.learners.lra_e import LRAE
 from apical.learners.many import Many
@@ -40,6 +41,7 @@ __all__ = [
     "EProp",
     "Info",
     "Learner",
+    "LocalClassifiers",
     "Many",
     "ReadOut",
     "TargetLearner",
@@ -54,6 +56,7 @@ __all__ = [
 LEARNERS: dict[str, type[Learner]] = {
     "backprop": Backprop,
     "eprop": EProp,
+    "local_classifiers": LocalClassifiers,
     "lra": LRA,
     "lra_e": LRAE,
     "readout": ReadOut,

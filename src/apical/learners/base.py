@@ -97,6 +97,16 @@ class Learner(abc.ABC):
         Raises: ValueError for a net this learner cannot teach, with the remedy.
         """
 
+    def stepwise(
+        self, model: nn.Module, batch: Batch, update: Callable[[], object]
+    ) -> tuple[Tensor, Info]:
+        """As `gradients`, for learners that change the weights within a batch as well.
+
+        Args: update: an optimizer step that empties `.grad`; most learners never call it. The
+            gradients that are there at the end are for the caller's own step, as ever.
+        """
+        return self.gradients(model, batch)
+
     def pure(
         self, model: nn.Module, tensors: Mapping[str, Tensor], batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:

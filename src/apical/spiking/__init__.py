@@ -6,6 +6,7 @@
 [0.0, 1.0, 0.0]
 """
 
+from apical.spiking.double_exponential import DoubleExponential
 from apical.spiking.encodings import Delta, Direct, Frames, Latency, Poisson
 from apical.spiking.net import (
     Activity,
@@ -30,6 +31,7 @@ __all__ = [
     "Count",
     "Delta",
     "Direct",
+    "DoubleExponential",
     "Frames",
     "Latency",
     "Membrane",

@@ -47,3 +47,14 @@ SURROGATES: dict[str, Surrogate] = {
     "fast_sigmoid": Surrogate(fast_sigmoid, 10.0),
     "triangular": Surrogate(triangular, 1.0),
 }
+
+
+def fired(above: Tensor, surrogate: str, slope: float, *, at_threshold: bool = False) -> Tensor:
+    """1[v > 0], which autograd follows by the surrogate; v is the membrane less the threshold.
+
+    Args: surrogate: a name of `SURROGATES`.     at_threshold: whether v = 0 fires as well.
+    """
+    v = above.detach()
+    spikes = (v >= 0 if at_threshold else v > 0).to(v.dtype)
+    phi = SURROGATES[surrogate].product(v, torch.ones_like(v), slope)
+    return spikes + phi * (above - v)

@@ -71,14 +71,18 @@ def _measure(experiment: Experiment, execution: training.Execution) -> tuple[flo
             data_root=execution.data_root,
             download=execution.download,
         )
-        teach = gradients.function(plain, parts, resume.Position())
+
+        def update() -> None:
+            parts.optimizer.step()
+            parts.optimizer.zero_grad()
+
+        teach = gradients.function(plain, parts, resume.Position(), update)
         seconds = []
         batches = parts.train.epoch(0)
         for _, (x, y) in zip(range(WARM_STEPS + TIMED_STEPS), batches, strict=False):
             begin = time.perf_counter()
             teach(x, y)
-            parts.optimizer.step()
-            parts.optimizer.zero_grad()
+            update()
             learn(parts.model)
             if parts.device.type == "cuda":
                 torch.cuda.synchronize()
