@@ -235,6 +235,7 @@ def test_the_neuron_of_decolle_is_its_recurrence() -> None:
 
 
 def test_decolle_with_its_own_neurons_by_hand() -> None:
+    torch.manual_seed(0)
     layers = {
         "flatten": nn.Flatten(),
         "fc1": nn.Linear(4, 6),
@@ -243,7 +244,6 @@ def test_decolle_with_its_own_neurons_by_hand() -> None:
         "fc2": nn.Linear(6, K),
         "read": spiking.Membrane(T, DECAY),
     }
-    torch.manual_seed(0)
     model, learner, (x, y) = (
         spiking.SpikingNet(layers).double(),
         LocalClassifiers("decolle"),
