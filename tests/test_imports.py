@@ -47,7 +47,7 @@ RUNNING = [
     {"gradients"},
     {"pretraining"},
     {"training"},
-    {"trained"},
+    {"trained", "evaluation_folder"},
     {"robustness"},
     {"retrieval"},
     {"sweep"},

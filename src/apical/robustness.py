@@ -10,7 +10,6 @@ An evaluation lies in RUN/robustness/KEY:
 
 import dataclasses
 import hashlib
-import io
 import json
 import time
 import warnings
@@ -21,15 +20,14 @@ from typing import Any
 
 import torch
 
-from . import attacks, claims, progress, records, rules, training
+from . import attacks, claims, evaluation_folder, progress, records, rules, training
 from .attacks import Audit, Effort, RobustReport, audit, robust_report
 from .attacks.ball import Threat
 from .attacks.checks import check_eps
 from .attacks.evaluation import AUDITED
 from .attacks.pictures import pictures
 from .attacks.trials import Trial
-from .environment import environment
-from .experiment import KEY_DIGITS, differing, versions
+from .experiment import KEY_DIGITS, differing
 from .trained import Trained
 
 VERSION = 1
@@ -126,8 +124,7 @@ def place(
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a finished evaluation, none while it is not."""
-    found = records.read(folder / "records.jsonl")
-    return found if found and found[-1]["kind"] == "verdict" else []
+    return evaluation_folder.rows(folder, "verdict")
 
 
 def evaluate(
@@ -149,33 +146,23 @@ def evaluate(
     others = dict(surrogates or {})
     key = evaluation.key(net.digest, {name: other.digest for name, other in others.items()})
     _check_classes(net, *others.values())
-    _check(folder, key)
+    evaluation_folder.check(folder, key)
     if found := rows(folder):
         return found
     with training.settings(execution), claims.hold(folder) as claim:
         if found := rows(folder):
             return found
         x, y = net.examples(evaluation.images, execution.device)
-        described = {
-            "key": key,
-            "versions": {**versions(), "robustness": VERSION},
-            "checkpoint": net.digest,
-            "setting": _described(net, evaluation, others, len(x)),
-        }
-        records.write_json(folder / "setting.json", described)
-        records.write_json(
-            folder / "environment.json",
-            environment() | {"device": execution.device, "run_threads": execution.threads},
-        )
+        setting = _described(net, evaluation, others, len(x))
+        evaluation_folder.describe(folder, key, net.digest, setting, execution, robustness=VERSION)
         report = _report(net, evaluation, folder, execution, others, (x, y), claim.check)
         shown = pictures(
             net.model, x, y, eps=_middle(evaluation.eps), norm=evaluation.norm, seed=evaluation.seed
         )
         claim.check()
         if shown:
-            _write_arrays(folder / "examples.npz", shown)
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in report.rows())
-        records.write_bytes(folder / "records.jsonl", text.encode())
+            evaluation_folder.write_examples(folder, shown)
+        evaluation_folder.write_rows(folder, report.rows())
     claims.clear(folder)
     return rows(folder)
 
@@ -249,22 +236,5 @@ def _check_classes(*nets: Trained) -> None:
             )
 
 
-def _check(folder: Path, key: str) -> None:
-    path = folder / "setting.json"
-    if path.exists() and (there := records.read_json(path).get("key")) != key:
-        raise ValueError(
-            f"{folder} holds the evaluation {there}, not {key}; it was left untouched: choose "
-            "another folder"
-        )
-
-
 def _middle(eps: tuple[float, ...]) -> float:
     return sorted(eps)[len(eps) // 2]
-
-
-def _write_arrays(path: Path, values: Mapping[str, Any]) -> None:
-    import numpy as np
-
-    buffer, arrays = io.BytesIO(), {name: np.asarray(value) for name, value in values.items()}
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes a flag there
-    records.write_bytes(path, buffer.getvalue())

@@ -10,17 +10,13 @@ An evaluation lies in RUN/retrieval/KEY:
 
 from __future__ import annotations
 
-import io
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from apical import claims, progress, records, training
-from apical.environment import environment
-from apical.experiment import versions
+from apical import claims, evaluation_folder, progress, records, training
 from apical.retrieval import trials
 from apical.retrieval.evaluation import VERSION, Evaluation, described
 from apical.retrieval.pictures import pictures
@@ -41,8 +37,7 @@ def place(
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a finished evaluation, none while it is not."""
-    found = records.read(folder / "records.jsonl")
-    return found if found and found[-1]["kind"] == "end" else []
+    return evaluation_folder.rows(folder, "end")
 
 
 def evaluate(
@@ -64,7 +59,7 @@ def evaluate(
     others = dict(surrogates or {})
     digests = {name: other.net.digest for name, other in others.items()}
     key = evaluation.key(net.net.digest, digests)
-    _check(folder, key)
+    evaluation_folder.check(folder, key)
     if found := rows(folder):
         return found
     with training.settings(execution), claims.hold(folder) as claim:
@@ -74,10 +69,9 @@ def evaluate(
         asked = trials.queries(net, evaluation, execution.device)
         done = _trials(net, evaluation, folder, others, asked, claim.check, execution.quiet)
         made = report(net, asked, evaluation, done)
-        _write_arrays(folder / "examples.npz", pictures(net, asked, evaluation, done))
+        evaluation_folder.write_examples(folder, pictures(net, asked, evaluation, done))
         claim.check()
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in made)
-        records.write_bytes(folder / "records.jsonl", text.encode())
+        evaluation_folder.write_rows(folder, made)
     claims.clear(folder)
     return rows(folder)
 
@@ -122,28 +116,4 @@ def _describe(
     images = net.net.images
     about = {"net": net.net.name, "data": images.name, "image_shape": list(images.shape)}
     setting = about | described(evaluation) | {"surrogates": others}
-    told = {"key": key, "versions": {**versions(), "retrieval": VERSION}}
-    records.write_json(
-        folder / "setting.json", told | {"checkpoint": net.net.digest, "setting": setting}
-    )
-    records.write_json(
-        folder / "environment.json",
-        environment() | {"device": execution.device, "run_threads": execution.threads},
-    )
-
-
-def _check(folder: Path, key: str) -> None:
-    path = folder / "setting.json"
-    if path.exists() and (there := records.read_json(path).get("key")) != key:
-        raise ValueError(
-            f"{folder} holds the evaluation {there}, not {key}; it was left untouched: choose "
-            "another folder"
-        )
-
-
-def _write_arrays(path: Path, values: Mapping[str, Any]) -> None:
-    import numpy as np
-
-    buffer, arrays = io.BytesIO(), {name: np.asarray(value) for name, value in values.items()}
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes a flag there
-    records.write_bytes(path, buffer.getvalue())
+    evaluation_folder.describe(folder, key, net.net.digest, setting, execution, retrieval=VERSION)
