@@ -9,7 +9,6 @@ from the same weights and images, and return the same points where they are the 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import sys
@@ -25,13 +24,13 @@ sys.path[:0] = [str(ROOT), str(ROOT.parent / "tests")]
 import recorded
 import torch
 import torch.nn.functional as F
+from controlled import headline, parser, verdict
 from pairs import compare
 from torch import Tensor, nn
 
 import apical
 from apical import attacks, data, nets
 
-ALLOWED_ERROR = 0.03
 CONTROL = "base again (control)"
 EPS, ALPHA = 0.1, 0.01
 STEPS, QUICK_STEPS = 20, 2
@@ -151,7 +150,6 @@ def measure(
     others = {CONTROL: first} | {key: run for key, run in attempts.items() if key != base}
     times = compare(first, others, rounds=rounds, seed=0)
     rows = {key: found.summary() for key, found in times.items()}
-    off = abs(rows[CONTROL]["cpu_ratio"] - 1)
     for key, row in rows.items():
         row["same_points"] = same.get(key, True)
         target = TARGETS.get((name, key))
@@ -164,20 +162,14 @@ def measure(
         "images": len(x),
         "rounds": rounds,
         "quick": quick,
-        "control_off": round(off, 4),
-        "rejected": off > ALLOWED_ERROR,
-        "load_average": round(os.getloadavg()[0], 2),
+        **verdict(rows[CONTROL]),
         "attacks": rows,
     }
 
 
 def show(table: dict[str, Any]) -> None:
     """Print one table."""
-    state = "REJECTED: " if table["rejected"] else ""
-    print(
-        f"\n{table['title']} over {table['base']}, {table['rounds']} rounds: {state}control off by"
-        f" {100 * table['control_off']:.1f} %, load {table['load_average']}"
-    )
+    print("\n" + headline(f"{table['title']} over {table['base']}", table))
     print(f"{'attack':30} {'cpu ratio':>10} {'+-':>6} {'cpu ms':>9}  same points  target")
     for name, row in table["attacks"].items():
         target = ""
@@ -194,16 +186,10 @@ SUBJECTS = {"lenet": lenet, "resnet20": resnet20}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--net", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
-    parser.add_argument("--rounds", type=int, default=7, help="default: 7")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--quick", action="store_true", help="a few images and steps: does it run")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    command = parser(__doc__, rounds=7)
+    command.add_argument("--net", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    command.add_argument("--quick", action="store_true", help="a few images and steps: does it run")
+    options = command.parse_args(arguments)
     torch.set_num_threads(1)
     tables = []
     for name in options.net:

@@ -10,7 +10,6 @@ differences says how far the counts of output spikes are from the base's.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -23,12 +22,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 import recorded
 import torch
 import torch.nn.functional as F
+from controlled import headline, parser, verdict
 from pairs import compare
 from torch import Tensor, nn
 
 from apical import nets, spiking
 
-ALLOWED_ERROR = 0.03
 CONTROL = "snnTorch again (control)"
 OURS = "ours, all steps at once"
 TARGET = 1.0
@@ -114,7 +113,6 @@ def measure(rounds: int) -> dict[str, Any]:
     for name, row in rows.items():
         row["largest_difference"] = differences.get(name, 0.0)
     rows[OURS] |= {"target": TARGET, "met": bool(rows[OURS]["cpu_ratio"] <= TARGET)}
-    off = abs(rows[CONTROL]["cpu_ratio"] - 1)
     return {
         "net": "-".join(map(str, WIDTHS)),
         "steps": STEPS,
@@ -122,21 +120,15 @@ def measure(rounds: int) -> dict[str, Any]:
         "base": "snnTorch",
         "spikes": float(counts.mean()),
         "rounds": rounds,
-        "control_off": round(off, 4),
-        "rejected": off > ALLOWED_ERROR,
-        "load_average": round(os.getloadavg()[0], 2),
+        **verdict(rows[CONTROL]),
         "ways": rows,
     }
 
 
 def show(table: dict[str, Any]) -> None:
     """Print the table."""
-    state = "REJECTED: " if table["rejected"] else ""
-    print(
-        f"{table['net']}, {table['steps']} steps, {table['samples']} samples, over snnTorch, "
-        f"{table['rounds']} rounds: {state}control off by {100 * table['control_off']:.1f} %, "
-        f"load {table['load_average']}"
-    )
+    title = f"{table['net']}, {table['steps']} steps, {table['samples']} samples, over snnTorch"
+    print(headline(title, table))
     print(f"{'way':28} {'cpu ratio':>10} {'+-':>6} {'cpu ms':>8}  difference")
     for name, row in table["ways"].items():
         print(
@@ -146,14 +138,7 @@ def show(table: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="default: 15")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    options = parser(__doc__, rounds=15).parse_args(arguments)
     torch.set_num_threads(1)
     table = measure(options.rounds)
     show(table)

@@ -10,7 +10,6 @@ convolutions and linear layers, with what the rule adds (Oja's rule, the gradien
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import recorded
 import torch
+from controlled import headline, parser, verdict
 from pairs import compare
 from subjects import CONTROL, Subject, training_step
 from torch import nn
@@ -30,8 +30,6 @@ from apical import nets
 from apical.rules import BP, KolenPollack, LowDimensional, Rule, factors, oja
 from apical.rules.factors import Sizes
 
-ALLOWED_ERROR = 0.03
-"""Of the control; beyond it nothing is known."""
 RANKS: tuple[int | float, ...] = (5, 10, 20, 0.125, 0.25, 0.5)
 
 
@@ -144,23 +142,18 @@ def measure(subject: Subject, rounds: int) -> dict[str, Any]:
         }
         for name, rule in table.items()
     }
-    off = abs(rows[CONTROL]["cpu_ratio"] - 1)
     return {
         "net": subject.name,
         "title": f"{subject.title}, batch {len(batch[0])}{', channels_last' * layout}",
         "rounds": rounds,
-        "control_off": round(off, 4),
-        "rejected": off > ALLOWED_ERROR,
-        "load_average": round(os.getloadavg()[0], 2),
+        **verdict(rows[CONTROL]),
         "rules": rows,
     }
 
 
 def show(table: dict[str, Any]) -> None:
     """Print one table."""
-    state = "REJECTED: " if table["rejected"] else ""
-    off = 100 * table["control_off"]
-    print(f"\n{table['title']}: {state}control off by {off:.1f} %, load {table['load_average']}")
+    print("\n" + headline(table["title"], table))
     print(f"{'rule':16} {'cpu ratio':>10} {'+-':>6} {'ms':>8} {'multiply-adds':>14} {'ratio':>6}")
     for name, row in table["rules"].items():
         print(
@@ -171,16 +164,10 @@ def show(table: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--net", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
-    parser.add_argument("--rounds", type=int, default=9, help="default: 9")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--quick", action="store_true", help="batch 8, two rounds: does it run")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    command = parser(__doc__, rounds=9)
+    command.add_argument("--net", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    command.add_argument("--quick", action="store_true", help="batch 8, two rounds: does it run")
+    options = command.parse_args(arguments)
     torch.set_num_threads(1)
     tables = []
     for name in options.net:

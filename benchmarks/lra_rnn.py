@@ -10,7 +10,6 @@ of one net each. What the learners reach is the study lra-rnn.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import recorded
 import torch
+from controlled import headline, parser, verdict
 from pairs import compare
 
 from apical import learners, nets, tasks
@@ -32,8 +32,6 @@ RATE = 0.0
 """Of timed steps: nets stay as drawn. What they learn changes the times, by numbers too small for a
 processor's fast paths."""
 CONTROL, TARGET = "the same loop again (control)", 1.0
-ALLOWED_ERROR = 0.03
-"""Of the control, beyond which a table is rejected."""
 SUBJECTS = (("temporal_order", 20), ("temporal_order", 60), ("random_permutation", 20))
 LEARNERS: dict[str, Learner | None] = {
     CONTROL: None,
@@ -117,22 +115,12 @@ def steps_of_many(learner: Learner, task: tasks.Task, hidden: int) -> tuple[Step
 def _table(title: str, base: Step, others: dict[str, Step], rounds: int) -> dict[str, Any]:
     times = compare(base, others, rounds=rounds, seed=0)
     rows = {name: found.summary() for name, found in times.items()}
-    off = abs(rows[CONTROL]["cpu_ratio"] - 1)
-    return {
-        "title": title,
-        "rounds": rounds,
-        "control_off": round(off, 4),
-        "rejected": off > ALLOWED_ERROR,
-        "load_average": round(os.getloadavg()[0], 2),
-        "ways": rows,
-    }
+    return {"title": title, "rounds": rounds, **verdict(rows[CONTROL]), "ways": rows}
 
 
 def show(table: dict[str, Any]) -> None:
     """Print one table."""
-    state = "REJECTED: " if table["rejected"] else ""
-    off = 100 * table["control_off"]
-    print(f"\n{table['title']}: {state}control off by {off:.1f} %, load {table['load_average']}")
+    print("\n" + headline(table["title"], table))
     for name, row in table["ways"].items():
         spread = row.get("cpu_spread", 0)
         print(f"{name:30} {row['cpu_ratio']:6.3f} +- {spread:.3f} {row['cpu_ms']:8.2f} ms")
@@ -140,14 +128,7 @@ def show(table: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=40, help="default: 40")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    options = parser(__doc__, rounds=40).parse_args(arguments)
     torch.set_num_threads(1)
     tables = []
     for name, length in SUBJECTS:

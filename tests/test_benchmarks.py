@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import attack_time  # noqa: E402
+import controlled  # noqa: E402
 import lif_time  # noqa: E402
 import lra_rnn  # noqa: E402
 import pairs  # noqa: E402
@@ -106,10 +107,30 @@ def test_attack_time_compares_attacks_that_are_the_same(tmp_path, torchvision):
     assert table["base"] == "torchattacks" and "met" in rows["ours / exact"]
 
 
-def test_a_bad_option_says_what_is_allowed(capsys):
+@pytest.mark.parametrize(
+    ("ratio", "state"), [(1.0299, ""), (1.031, "REJECTED: "), (0.969, "REJECTED: ")]
+)
+def test_a_table_is_rejected_by_its_control(ratio, state):
+    table = controlled.verdict({"cpu_ratio": 1.0, "wall_ratio": ratio}, "wall") | {"rounds": 4}
+    assert table["rejected"] == bool(state)
+    line = controlled.headline("A net", table)
+    assert line.startswith(f"A net, 4 rounds: {state}control off by 3.")
+    assert not controlled.verdict({"cpu_ratio": 1.0, "wall_ratio": ratio})["rejected"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--rule", "fq"], "'fa'"),
+        (["--rounds", "0"], "--rounds: 0 must be a whole number of at least 1"),
+        (["--threads", "1", "0"], "--threads: 0 must be a whole number of at least 1"),
+        (["--rounds", "many"], "--rounds: many must be a whole number"),
+    ],
+)
+def test_a_bad_option_says_what_is_allowed(given, told, capsys):
     with pytest.raises(SystemExit):
-        step_time.parse(["--rule", "fq"])
-    assert "'fa'" in capsys.readouterr().err
+        step_time.parse(given)
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", ["README.md", "docs/speed.md"])
