@@ -220,7 +220,9 @@ def test_pictures_are_the_arrays(tmp_path, channels):
     folder = tmp_path / "run" / "robustness" / "a"
     make_evaluation(folder, "fa", 1)
     make_examples(folder, channels=channels, eps=0.1)
-    (section,) = robust_section.sections(robust_read.of_run(tmp_path / "run", "s", "fa", 1))
+    (section,) = robust_section.sections(
+        robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1)
+    )
     (found,), problems = robust_examples.of_section(section)
     assert problems == []
     assert found.columns == (
@@ -257,7 +259,9 @@ def test_examples_that_cannot_be_shown_are_named(tmp_path, change, message):
     make_examples(folder)
     arrays = {**np.load(folder / "examples.npz")} | change
     np.savez(folder / "examples.npz", **{k: v for k, v in arrays.items() if v is not None})
-    (section,) = robust_section.sections(robust_read.of_run(tmp_path / "run", "s", "fa", 1))
+    (section,) = robust_section.sections(
+        robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1)
+    )
     found, (problem,) = robust_examples.of_section(section)
     assert found == [] and re.search(message, problem)
     assert str(tmp_path) not in problem

@@ -6,9 +6,9 @@ from typing import Any
 
 from apical import stats
 from apical.report import robust_stats
+from apical.report.evaluations import Row
 from apical.report.hash_read import Evaluation
 from apical.report.names import is_baseline
-from apical.report.robust_read import Row
 from apical.report.robust_stats import Difference, Estimate
 
 COLUMNS = {

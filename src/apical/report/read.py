@@ -30,16 +30,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from apical import records
 from apical.report import hash_read, robust_read
+from apical.report.evaluations import Status
 from apical.report.names import display_name
 from apical.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
 
 __all__ = ["FULL_TIER", "Curve", "Published", "Run", "Study", "is_study", "read_study"]
-
-Status = Literal["finished", "unfinished", "failed", "not started"]
 
 
 @dataclass(frozen=True)
@@ -171,8 +170,8 @@ def read_run(folder: Path) -> Study:
         runs=(run,),
         published=(),
         notes=(),
-        robustness=tuple(robust_read.of_run(folder, setting, run.rule, seed)),
-        retrieval=tuple(hash_read.of_run(folder, setting, run.rule, seed)),
+        robustness=tuple(Evaluation.of_run(folder, setting, run.rule, seed)),
+        retrieval=tuple(hash_read.Evaluation.of_run(folder, setting, run.rule, seed)),
     )
 
 
@@ -218,10 +217,10 @@ def read_study(folder: Path) -> Study:
             overview=value.get("overview"),
             solved=value.get("solved"),
             robustness=tuple(
-                robust_read.read_evaluation(folder, entry) for entry in value.get("robustness", ())
+                Evaluation.of_entry(folder, entry) for entry in value.get("robustness", ())
             ),
             retrieval=tuple(
-                hash_read.read_evaluation(folder, entry) for entry in value.get("retrieval", ())
+                hash_read.Evaluation.of_entry(folder, entry) for entry in value.get("retrieval", ())
             ),
             robust_published=tuple(
                 robust_read.published(entry) for entry in value.get("robust_published", ())

@@ -16,10 +16,10 @@ from apical.report import (
     robust_table,
 )
 from apical.report import robust_words as words
+from apical.report.evaluations import Row
 from apical.report.names import display_name
 from apical.report.read import Study
 from apical.report.render import Group, legend_svg, to_svg, write_png
-from apical.report.robust_read import Row
 from apical.report.robust_section import Section
 
 PNG_COLUMNS = 3

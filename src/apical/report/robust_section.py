@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from apical.report import robust_stats
-from apical.report.robust_read import COMPARED, Evaluation, PublishedRobustness, Row
+from apical.report.evaluations import Row
+from apical.report.robust_read import Evaluation, PublishedRobustness
 from apical.report.robust_stats import Estimate
 
 SAME_RADIUS = 1e-3
@@ -124,4 +125,4 @@ def _told(key: tuple[str, ...], found: Iterable[tuple[str, ...]]) -> str:
     differing = [
         place for place in range(1, len(key)) if len({other[place] for other in others}) > 1
     ]
-    return ", ".join(f"{COMPARED[place - 1]} {key[place]}" for place in differing)
+    return ", ".join(f"{Evaluation.compared[place - 1]} {key[place]}" for place in differing)
