@@ -12,12 +12,8 @@ from torch import Tensor, nn
 from apical.spiking.neurons import check_steps
 
 
-class Direct(nn.Module):
-    """The same at every step: a constant current. Behind the first synapses it is the same, and
-    they then compute once.
-
-    Args: steps: T, >= 1.     Shapes: (N, ...) -> (T * N, ...).
-    """
+class Encoding(nn.Module):
+    """What all encodings have.     Args: steps: T, >= 1.     Raises: ValueError below."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -27,11 +23,19 @@ class Direct(nn.Module):
     def extra_repr(self) -> str:
         return f"steps={self.steps}"
 
+
+class Direct(Encoding):
+    """The same at every step: a constant current. Behind the first synapses it is the same, and
+    they then compute once.
+
+    Args: steps: T, >= 1.     Shapes: (N, ...) -> (T * N, ...).
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         return x.expand(self.steps, *x.shape).reshape(-1, *x.shape[1:])
 
 
-class Poisson(nn.Module):
+class Poisson(Encoding):
     """A spike at each step with the probability of the pixel's value, from the global generator.
 
     The gradient passes straight through: that of the probability is that of the spike. Scores are
@@ -41,35 +45,19 @@ class Poisson(nn.Module):
     Raises: ValueError for values outside [0, 1]: train with `pixels="unit"`.
     """
 
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        check_steps(type(self).__name__, steps)
-        self.steps = steps
-
-    def extra_repr(self) -> str:
-        return f"steps={self.steps}"
-
     def forward(self, x: Tensor) -> Tensor:
         check_unit("Poisson", x)
         rate = x.expand(self.steps, *x.shape).reshape(-1, *x.shape[1:])
         return _straight_through((torch.rand_like(rate) < rate).to(x.dtype), rate)
 
 
-class Latency(nn.Module):
+class Latency(Encoding):
     """One spike a pixel, the sooner the brighter: at step round((1 - x) (T - 1)); black has none.
 
     The gradient of a pixel is that at its own spike.
 
     Args: steps: T, >= 1.     Raises: ValueError for values outside [0, 1].
     """
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        check_steps(type(self).__name__, steps)
-        self.steps = steps
-
-    def extra_repr(self) -> str:
-        return f"steps={self.steps}"
 
     def forward(self, x: Tensor) -> Tensor:
         check_unit("Latency", x)
@@ -79,19 +67,11 @@ class Latency(nn.Module):
         return (spikes * (1 + x - x.detach())).flatten(0, 1)
 
 
-class Frames(nn.Module):
+class Frames(Encoding):
     """Frames that stand in the channels, step by step: (N, T * C, H, W) -> (T * N, C, H, W).
 
     Args: steps: T, >= 1.     Raises: ValueError if the channels are no multiple of T.
     """
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        check_steps(type(self).__name__, steps)
-        self.steps = steps
-
-    def extra_repr(self) -> str:
-        return f"steps={self.steps}"
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] % self.steps:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apical.tasks.base import Task
@@ -44,6 +46,48 @@ class AskedTask(Task):
                 f"{self.name}: length={self.length}, but {what}: a multiple of {parts}, as {near}"
             )
         return self.length // parts
+
+
+@dataclass(frozen=True)
+class SymbolTask(AskedTask):
+    """Symbols are shown, one a step and one-hot; then they are asked for.
+
+    Further inputs follow the symbol's; the last is 1 where one is asked for.
+    Raises: ValueError for a length that does not divide into `parts`, or fewer than two symbols.
+    """
+
+    symbols: int = 8
+
+    parts: ClassVar[int]
+    """Of the sequence, each as long as what is shown."""
+    why: ClassVar[str]
+    further: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        option(self, "symbols", 2)
+        self.parts_of(self.parts, self.why)  # raises where the length does not divide
+
+    @property
+    def shown(self) -> int:
+        """n, the number of symbols of a sequence."""
+        return self.parts_of(self.parts, self.why)
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        return self.symbols + self.further
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        return self.symbols
+
+    def show(self, symbols: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs that show these symbols (N, n) and then ask; targets, none of them set yet."""
+        count, shown = symbols.shape
+        x = torch.zeros(count, self.length, self.inputs)
+        x[:, :shown, : self.symbols] = F.one_hot(symbols, self.symbols).float()
+        x[:, shown:, -1] = 1.0
+        return x, torch.full((count, self.length), NOTHING)
 
 
 def option(task: Task, name: str, low: int) -> int:

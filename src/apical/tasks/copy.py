@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from apical.tasks.asked import NOTHING, AskedTask, option
+from apical.tasks.asked import SymbolTask
 from apical.tasks.base import whole
 
 
 @dataclass(frozen=True)
-class DoubleCopy(AskedTask):
+class DoubleCopy(SymbolTask):
     """n symbols, then 2 n steps at which the same ones are asked for, in their order, twice.
 
     Inputs: the symbol, one-hot, and 1 where one is asked for.
@@ -23,32 +22,11 @@ class DoubleCopy(AskedTask):
     Source: Munkhdalai et al. 2019; symbols stand for its vectors of bits.
     """
 
-    symbols: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        option(self, "symbols", 2)
-        assert self.shown
-
-    @property
-    def shown(self) -> int:
-        """n."""
-        return self.parts_of(3, "what is shown is asked for twice")
-
-    @property
-    def inputs(self) -> int:  # type: ignore[override]
-        return self.symbols + 1
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        return self.symbols
+    parts = 3
+    why = "what is shown is asked for twice"
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        shown = self.shown
-        symbols = whole(self.symbols, (count, shown), generator)
-        x = torch.zeros(count, self.length, self.inputs)
-        x[:, :shown, :-1] = F.one_hot(symbols, self.symbols).float()
-        x[:, shown:, -1] = 1.0
-        y = torch.full((count, self.length), NOTHING)
-        y[:, shown:] = symbols.repeat(1, 2)
+        symbols = whole(self.symbols, (count, self.shown), generator)
+        x, y = self.show(symbols)
+        y[:, self.shown :] = symbols.repeat(1, 2)
         return x, y
