@@ -219,6 +219,27 @@ def test_without_published_values_nothing_speaks_of_them(tmp_path):
     )
 
 
+def test_without_backprop_nothing_is_compared_with_it(tmp_path):
+    folder = make_study(tmp_path / "s", published=False, **BARE | {"rules": ("fa", "dfa")})
+    html = report.write(folder).read_text()
+    head, *rows = _Table(html).rows
+    assert head == ["Rule", "Runs n", "Test error %", "95 % interval", "Ties"]
+    assert {len(row) for row in rows} == {5} and "Minus BP" not in html
+    markdown = report.table_markdown(folder)
+    assert markdown.startswith("| rule | n | test error % | 95 % interval | ties |\n")
+    assert "minus BP" not in markdown
+
+
+def test_intervals_of_percentages_end_at_0_and_100(tmp_path):
+    folder = make_study(tmp_path / "s", seeds=(1, 2), **BARE | {"rules": ("bp",)})
+    for place, accuracy in zip(sorted(folder.glob("s0-*")), (1.0, 0.996), strict=True):
+        *epochs, final = records.read(place / "records.jsonl")
+        rewrite(place, [*epochs, final | {"test_acc": accuracy}])
+    assert _Table(report.write(folder).read_text()).rows[1][3] == "0.00 to 2.74"
+    assert "| 0.20 | 0.00 to 2.74 |" in report.table_markdown(folder)
+    assert min(float(row["low"]) for row in csv.DictReader(io.StringIO(_csv(folder)))) < -2
+
+
 def test_other_tiers_are_not_judged(tmp_path):
     folder = make_study(tmp_path / "s", tier="short", **BARE)
     html = report.write(folder).read_text()

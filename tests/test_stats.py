@@ -35,6 +35,14 @@ def test_one_run_has_no_interval():
     assert "no interval" in stats.summarize([0.5]).note
 
 
+def test_an_interval_is_cut_off_where_the_quantity_ends():
+    wide = stats.summarize([4.0, 6.0])
+    assert wide.within(0, 10) == Summary(2, 5.0, wide.sd, 0, 10)
+    assert wide.within(-100, 100) == wide
+    one = stats.summarize([0.5])
+    assert one.within(0, 100) is one
+
+
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
 def test_nothing_or_non_finite_is_refused(values):
     with pytest.raises(ValueError, match=r"values"):

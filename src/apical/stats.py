@@ -4,11 +4,13 @@ Nothing here knows units or what is measured. A sample is a list of values or, w
 matched, a mapping from seed to value. All intervals are two-sided.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Sample = Mapping[int, float]
@@ -36,6 +38,12 @@ class Summary:
         if self.n == 1:
             return "one run: no interval"
         return "two runs: the interval is too wide to say much"
+
+    def within(self, low: float, high: float) -> Summary:
+        """The same, its interval cut off where the quantity ends: a share at 0 and 100 %."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=max(self.low, low), high=min(self.high, high))
 
 
 @dataclass(frozen=True)

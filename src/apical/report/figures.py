@@ -98,7 +98,8 @@ def draw_errors(axes: Any, *, shown: Sequence[Cell], looks: Mapping[str, Look]) 
         if ours is None:
             continue
         if ours.low is not None:
-            axes.plot([ours.low, ours.high], [place, place], color=look.light, linewidth=1.6)
+            bounds = ours.within(0, 100)
+            axes.plot([bounds.low, bounds.high], [place, place], color=look.light, linewidth=1.6)
         seeds = [test_error(run) for run in cell.runs]
         below = [place + 0.27] * len(seeds)
         axes.scatter(seeds, below, s=7, color=look.light, alpha=0.7, linewidths=0)
@@ -277,7 +278,8 @@ def draw_costs(
         if ours is None:
             continue
         if ours.low is not None:
-            axes.plot([x, x], [ours.low, ours.high], color=look.light, linewidth=1, alpha=0.6)
+            bounds = ours.within(0, 100)
+            axes.plot([x, x], [bounds.low, bounds.high], color=look.light, linewidth=1, alpha=0.6)
         axes.plot(
             [x], [ours.mean], marker=look.marker, markersize=6, color=look.light, clip_on=False
         )

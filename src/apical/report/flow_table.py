@@ -14,7 +14,7 @@ from apical.report import solved
 from apical.report.escape import for_markdown
 from apical.report.names import display_name
 from apical.report.read import Run, Study
-from apical.report.table import interval, number, signed
+from apical.report.table import interval, number, share, signed
 
 READOUT, BACKPROP = "readout", "backprop"
 REGULARISER = ("alpha_weights", "alpha_targets", "omega_per")
@@ -175,7 +175,7 @@ def cells_of(row: Line) -> list[str]:
         display_name(row.rule),
         row.n,
         number(row.test.mean if row.test else None),
-        interval(row.test),
+        share(row.test),
         number(row.best.mean if row.best else None),
         paired(row.over_readout),
         paired(row.over_plain),

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from apical.records import write_bytes
@@ -19,7 +20,7 @@ from apical.report import (
 from apical.report.escape import for_markdown
 from apical.report.names import display_name
 from apical.report.read import Study, is_study, read_study
-from apical.report.table import Cell, cells, count, interval, number, signed
+from apical.report.table import Cell, cells, count, interval, number, share, signed
 
 MARKER = re.compile(r"<!-- table:(?P<name>[\w.-]+) -->\n.*?<!-- end -->", flags=re.S)
 OPENING = re.compile(r"<!-- table:")
@@ -89,27 +90,41 @@ def _folder(path: Path, results: Path, name: str) -> Path:
 def _to_markdown(study: Study) -> str:
     """The table for a README: one line per rule and setting, then what the columns mean."""
     rows = cells(study)
-    several = len(study.settings) > 1
-    compared = bool(study.published)
-    head = ["setting"] * several + [
-        "rule",
-        "n",
-        "test error %",
-        "95 % interval",
-        "minus BP",
-        "ties",
-    ]
-    head += ["published %", "verdict"] * compared
+    columns = _Columns(
+        setting=len(study.settings) > 1,
+        baseline=any(cell.difference for cell in rows),
+        published=bool(study.published),
+    )
+    head = columns.head
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(_rulers(head)) + "|"]
-    lines += ["| " + " | ".join(_row(cell, several, compared)) + " |" for cell in rows]
+    lines += ["| " + " | ".join(_row(cell, columns)) + " |" for cell in rows]
     return (
         "\n".join(lines)
         + "\n\n"
         + solved.to_markdown(study)
         + _curves(study)
-        + _legend(study, rows)
+        + _legend(study, rows, columns)
         + "\n"
     )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which of the columns have something to say."""
+
+    setting: bool
+    baseline: bool
+    published: bool
+
+    @property
+    def head(self) -> list[str]:
+        return [
+            *["setting"] * self.setting,
+            *["rule", "n", "test error %", "95 % interval"],
+            *["minus BP"] * self.baseline,
+            "ties",
+            *["published %", "verdict"] * self.published,
+        ]
 
 
 def _curves(study: Study) -> str:
@@ -142,27 +157,27 @@ def _rulers(head: list[str]) -> list[str]:
     return ["---" if name in ("setting", "rule", "ties", "verdict") else "---:" for name in head]
 
 
-def _row(cell: Cell, several: bool, compared: bool) -> list[str]:
+def _row(cell: Cell, columns: _Columns) -> list[str]:
     ours, gap = cell.summary, cell.difference
-    row = [
-        display_name(cell.rule),
-        count(cell),
-        number(ours.mean if ours else None),
-        interval(ours),
-        f"{signed(gap.mean)} [{interval(gap, sign=True)}]" if gap else "",
-        cell.ties,
-    ]
-    if compared:
+    row = [cell.setting] * columns.setting
+    row += [display_name(cell.rule), count(cell)]
+    row += [number(ours.mean if ours else None), share(ours)]
+    if columns.baseline:
+        row.append(f"{signed(gap.mean)} [{interval(gap, sign=True)}]" if gap else "")
+    row.append(cell.ties)
+    if columns.published:
         row.append(number(cell.published.error if cell.published else None))
         row.append(cell.verdict.word if cell.verdict else "")
-    return [for_markdown(text) for text in [cell.setting] * several + row]
+    return [for_markdown(text) for text in row]
 
 
-def _legend(study: Study, rows: list[Cell]) -> str:
+def _legend(study: Study, rows: list[Cell], columns: _Columns) -> str:
     sources = dict.fromkeys(cell.published.source for cell in rows if cell.published)
     parts = [
-        f"Tier {study.tier}: mean over n seeds with a 95 % t interval; `minus BP` is paired on the "
-        "seeds, in points; rules that share a letter are not told apart (Holm-corrected)."
+        f"Tier {study.tier}: mean over n seeds with a 95 % t interval, cut off at "
+        "0 and 100; "
+        + "`minus BP` is paired on the seeds, in points; " * columns.baseline
+        + "rules that share a letter are not told apart (Holm-corrected)."
     ]
     if sources:
         parts.append(f"Published: {for_markdown('; '.join(sources))}.")

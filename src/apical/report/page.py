@@ -246,6 +246,7 @@ def _write_html(out: Path, template: str, **values: Any) -> Path:
         "count": table.count,
         "display_name": display_name,
         "interval": table.interval,
+        "share": table.share,
         "number": table.number,
         "paired": flow_table.paired,
         "signed": table.signed,

@@ -69,11 +69,11 @@ def estimate(shares: Mapping[int, float], images: int) -> Estimate | None:
     """
     if not shares:
         return None
-    found = stats.summarize([100 * share for share in shares.values()])
+    found = stats.summarize([100 * share for share in shares.values()]).within(0, 100)
     if found.low is None or found.high is None:
         low, high = stats.wilson(found.mean / 100 * images, images)
         return Estimate(1, found.mean, 100 * low, 100 * high, "images")
-    return Estimate(found.n, found.mean, max(found.low, 0.0), min(found.high, 100.0), "nets")
+    return Estimate(found.n, found.mean, found.low, found.high, "nets")
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:

@@ -7,7 +7,7 @@ from apical import stats
 from apical.report.escape import for_markdown
 from apical.report.names import display_name
 from apical.report.read import Run, Study
-from apical.report.table import interval
+from apical.report.table import share
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Line:
         if length not in self.others:
             return ""
         ours = self.others[length]
-        between = interval(ours)
+        between = share(ours)
         return f"{ours.mean:.1f}" + (f" ({between})" if between else "")
 
 

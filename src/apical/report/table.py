@@ -173,6 +173,11 @@ def signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
+def share(summary: stats.Summary | None) -> str:
+    """The interval of a percentage, cut off at 0 and 100."""
+    return interval(summary and summary.within(0, 100))
+
+
 def interval(summary: stats.Summary | None, *, sign: bool = False) -> str:
     """ "0.83 to 0.97"; "" without an interval."""
     if summary is None or summary.low is None:

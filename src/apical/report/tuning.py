@@ -263,9 +263,10 @@ def accuracy(found: stats.Summary | None) -> str:
 
 def between(found: stats.Summary | None) -> str:
     """ "97.0 to 99.2", cut off at 0 and 100; "" without an interval."""
-    if found is None or found.low is None or found.high is None:
+    if found is None or found.low is None:
         return ""
-    return f"{max(found.low, 0):.1f} to {min(found.high, 100):.1f}"
+    cut = found.within(0, 100)
+    return f"{cut.low:.1f} to {cut.high:.1f}"
 
 
 def robust(found: Estimate | None) -> str:
