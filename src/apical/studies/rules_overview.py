@@ -40,8 +40,8 @@ IMAGES = 10_000
 NOTES = (
     "All rules of a net have the same optimizer (SGD, momentum 0.9), epochs and initial weights;"
     " none was tuned beyond its learning rate.",
-    "DRTP waits for the output only to scale its signal with the error; with magnitude='one' it"
-    " waits for nothing.",
+    "DRTP and LE wait for the output only to scale their signal with the error; with"
+    " magnitude='one' they wait for nothing.",
 )
 SHORT_NOTE = (
     "Options are the library's defaults, but for these, which would need ten thousands of updates:"
