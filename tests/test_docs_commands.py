@@ -40,7 +40,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("apical.trained.from_model", lambda *_, **__: net)
     monkeypatch.setattr("apical.robustness.evaluate", lambda *_, **__: [])
     monkeypatch.setattr("apical.robustness.audits", lambda *_, **__: [])
-    for name in ("print_rows", "_print_audits"):
+    for name in ("print_rows", "print_audits"):
         monkeypatch.setattr(f"apical.cli_robustness.{name}", lambda *_: None)
     monkeypatch.setattr(report, "write", lambda *_: ["page"])
     monkeypatch.setattr("webbrowser.open", lambda *_: True)

@@ -38,7 +38,7 @@ RESULTS = [{"records"}, {"phases", "stats"}, {"report"}]
 RUNNING = [
     {"attacks", "learners", "losses", "schedule", "starts"},
     {"assignment", "teaching"},
-    {"hashing"},
+    {"hashing", "limits"},
     {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
     {"observe", "splits", "tuning"},
     {"objectives"},
@@ -52,7 +52,7 @@ RUNNING = [
     {"retrieval"},
     {"sweep"},
     {"studies"},
-    {"cli_parsing", "cli_retrieval"},
+    {"cli_parsing", "cli_retrieval", "cli_robustness_tables"},
     {"cli_robustness"},
     {"cli"},
 ]

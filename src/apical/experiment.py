@@ -3,11 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from . import tasks, teaching
+from . import limits, tasks, teaching
 from .assignment import rule_assignment, rule_label, rule_values
 from .feedback import FEEDBACK_VERSION
 from .hashing import task as codes
@@ -140,76 +139,9 @@ class Experiment:
         object.__setattr__(self, "switch", _by_epoch(self.switch))
         if self.task is not None:
             object.__setattr__(self, "task", self.task.replace("-", "_"))
-        problems = [
-            f"{name}={getattr(self, name)}: must be at least {low}"
-            for name, low in _LOWEST.items()
-            if getattr(self, name) is not None and getattr(self, name) < low
-        ]
-        for name, allowed in _ALLOWED.items():
-            if getattr(self, name) not in allowed:
-                problems.append(f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            problems.append(f"lr={self.lr}: must be positive and finite")
-        if not 0 <= self.label_smoothing < 1:
-            problems.append(f"label_smoothing={self.label_smoothing}: must lie in [0, 1)")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            problems.append(f"clip_norm={self.clip_norm}: must be positive, or absent for none")
-        if not (self.test or self.validation):
-            problems.append("test=False without validation: nothing would be measured")
-        if self.label_smoothing and self.loss != "cross_entropy":
-            problems.append(f"label_smoothing has no effect with loss={self.loss!r}")
-        if not self.shuffle and self.augment != "none":
-            problems.append(f"augment={self.augment!r} draws anew for every epoch: needs shuffle")
-        problems += self._problems_of_test_at()
-        problems += self._problems_of_probes()
-        problems += self._problems_of_switch()
-        problems += self._problems_of_start()
-        problems += teaching.problems(self)
-        problems += codes.problems(self)
-        if self.accumulate > self.batch_size:
-            problems.append(f"accumulate={self.accumulate}: exceeds batch_size={self.batch_size}")
-        _raise("experiment", problems)
-
-    def _problems_of_test_at(self) -> list[str]:
-        problems = []
-        rising = list(self.test_at) == sorted(set(self.test_at))
-        if not rising or any(not 1 <= epoch <= self.epochs for epoch in self.test_at):
-            problems.append(f"test_at={self.test_at}: must rise, within 1 to {self.epochs} epochs")
-        lengths = self.test_lengths
-        if list(lengths) != sorted(set(lengths)) or self.length in lengths:
-            problems.append(
-                f"test_lengths={lengths}: must rise, and differ from length={self.length}"
-            )
-        if lengths and not self.test:
-            problems.append(f"test_lengths={lengths} are tested on, test=False forbids it")
-        if self.test_at and not self.test:
-            problems.append(f"test_at={self.test_at} reads the test split, test=False forbids it")
-        return problems
-
-    def _problems_of_switch(self) -> list[str]:
-        problems = []
-        for epoch, rule in self.switch.items():
-            if type(epoch) is not int or not 1 <= epoch < self.epochs:
-                problems.append(
-                    f"switch at {epoch!r}: must be a whole number of epochs finished, at least 1 "
-                    f"and below epochs={self.epochs}"
-                )
-            try:
-                rule_assignment(rule)
-            except ValueError as error:
-                problems.append(f"switch at epoch {epoch}: {error}")
-        return problems
-
-    def _problems_of_start(self) -> list[str]:
-        if not self.start.source:
-            return []
-        try:
-            first = self.before
-        except ValueError as error:
-            return [f"start: {error}"]
-        if first is not None and first.task is not None:
-            return [f"start: its experiment is of sequences (task={first.task!r}), not of images"]
-        return []
+        _raise(
+            "experiment", [*limits.problems(self), *teaching.problems(self), *codes.problems(self)]
+        )
 
     @property
     def before(self) -> "Experiment | None":
@@ -224,17 +156,6 @@ class Experiment:
     def rule_at(self, epoch: int) -> str | dict[str, Any]:
         """The rule in force once so many epochs (>= 0) are finished."""
         return {0: self.rule, **self.switch}[max(e for e in (0, *self.switch) if e <= epoch)]
-
-    def _problems_of_probes(self) -> list[str]:
-        problems = []
-        if not 0 < self.probe_share <= 1:
-            problems.append(f"probe_share={self.probe_share}: must lie in (0, 1]")
-        steps = self.probe_steps
-        if list(steps) != sorted(set(steps)) or any(step < 1 for step in steps):
-            problems.append(f"probe_steps={steps}: must rise, each at least 1")
-        if steps and not self.probe_every:
-            problems.append(f"probe_steps={steps} have no effect with probe_every=0")
-        return problems
 
     @property
     def objective(self) -> str:
@@ -317,29 +238,6 @@ def differing(value: Any) -> dict[str, Any]:
 def versions() -> dict[str, int]:
     """The versions that are part of every key and checkpoint."""
     return {"experiment": VERSION, "feedback": FEEDBACK_VERSION}
-
-
-_LOWEST = {
-    "size": 1,
-    "train_images": 1,
-    "test_images": 1,
-    "length": 1,
-    "batches": 1,
-    "validation": 0,
-    "epochs": 1,
-    "batch_size": 1,
-    "accumulate": 1,
-    "probe_every": 0,
-    "probe_images": 1,
-    "seed": 0,
-}
-_ALLOWED = {
-    "pixels": ("standard", "unit"),
-    "init": ("net", "default", "normal", "xavier"),
-    "loss": ("binary_cross_entropy", "cross_entropy"),
-    "augment": ("none", "flip_crop", "zoom_flip"),
-    "autocast": ("off", "bf16", "fp16"),
-}
 
 
 def _by_epoch(switch: dict[Any, Any]) -> dict[Any, Any]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, data, nets, prepare, records, rules, run_folder, splits, starts
+from .assignment import rule_assignment
 from .attacks import Normalised
 from .convert import convert, feedback_modules
-from .experiment import Experiment, from_dict, rule_assignment
+from .experiment import Experiment, from_dict
 from .paths import from_path
 
 CHOICE = 0

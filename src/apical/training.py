@@ -25,7 +25,8 @@ from . import (
     resume,
     run_folder,
 )
-from .experiment import Experiment, rule_label
+from .assignment import rule_label
+from .experiment import Experiment
 from .monitor import Monitor
 from .prepare import Split
 

@@ -7,26 +7,19 @@ Checks for zero gradients or random scores do not see that; differences of the l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from apical import stats
-from apical.attacks import checks
-from apical.attacks.ball import Ball, lengths, per_example, unit
+from apical.attacks import checks, slopes
+from apical.attacks.ball import Ball, lengths
 from apical.attacks.isolation import undisturbed
-from apical.attacks.losses import FEWEST_CLASSES, Loss, against
+from apical.attacks.losses import FEWEST_CLASSES, against
 from apical.attacks.names import source as named_source
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
-from apical.spiking import has_spikes
-
-STEPS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
-"""Lengths of the steps tried, as root mean square over the inputs' values, in ranges."""
-NOISE = 1e-5
-"""Relative change of a loss below which it may be rounding in float32."""
 
 Word = Literal["faithful", "masked", "random", "vanishing"]
 
@@ -97,12 +90,6 @@ class Audit:
         return {"kind": "audit", **known, "reasons": list(self.reasons)}
 
 
-class _Slopes(NamedTuple):
-    rising: Tensor  # bool, (examples with a gradient,)
-    ratio: Tensor
-    agreement: float | None
-
-
 def audit(
     model: nn.Module,
     x: Tensor,
@@ -165,19 +152,17 @@ def _measured(
     again = oracle.ask(x, y, against(y, name))
     sized = (lengths(gradient) > 0) & (lengths(again.gradient) > 0)
     scores = [oracle.scores(x) for _ in range(2)]
-    slopes = _slopes(oracle.model, gradient, x, y, name, bounds, directions, seed)
-    some = len(slopes.rising) > 0
-    rising = slopes.rising.double().mean().item() if some else None
-    low, high = (
-        stats.wilson(float(slopes.rising.sum()), len(slopes.rising)) if some else (None,) * 2
-    )
+    found = slopes.measure(oracle.model, gradient, x, y, name, bounds, directions, seed)
+    some = len(found.rising) > 0
+    rising = found.rising.double().mean().item() if some else None
+    low, high = stats.wilson(float(found.rising.sum()), len(found.rising)) if some else (None,) * 2
     return {
         "examples": len(x),
         "rising": rising,
         "rising_low": low,
         "rising_high": high,
-        "slope_ratio": slopes.ratio.median().item() if some else None,
-        "agreement": slopes.agreement,
+        "slope_ratio": found.ratio.median().item() if some else None,
+        "agreement": found.agreement,
         "zero": shares[worst],
         "zero_loss": worst,
         "saturated": (entropy.losses == 0).double().mean().item(),
@@ -190,68 +175,6 @@ def _measured(
 def _exact(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Tensor:
     with Exact().open(model) as oracle:
         return oracle.ask(x, y, against(y, name)).gradient
-
-
-def _slopes(
-    model: nn.Module,
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    name: str,
-    bounds: tuple[float, float],
-    directions: int,
-    seed: int,
-) -> _Slopes:
-    rows = (lengths(gradient) > 0).nonzero().squeeze(1)
-    if not len(rows):
-        return _Slopes(torch.zeros(0, dtype=torch.bool), torch.zeros(0), None)
-    gradient, x, y = gradient[rows], x[rows], y[rows]
-    value = _along(model, x, against(y, name))
-    ahead = unit(gradient, "l2")
-    size = (bounds[1] - bounds[0]) * x[0].numel() ** 0.5
-    generator = torch.Generator().manual_seed(seed)
-    draws = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
-    random = [unit(draw.to(x.device), "l2") for draw in draws]
-    best, ratio, length = -1.0, torch.zeros(len(x)), STEPS[0]
-    for share in STEPS:
-        step = torch.full((len(x),), share * size, dtype=x.dtype, device=x.device)
-        products = torch.zeros(3, len(x), dtype=torch.float64, device=x.device)
-        for direction in random:
-            found = _slope(value, step, direction).double()
-            claimed = (gradient * direction).flatten(1).sum(1).double()
-            products += torch.stack([found * claimed, found.square(), claimed.square()])
-        cosines = products[0] / (products[1] * products[2]).sqrt().clamp_min(1e-30)
-        if (mean := cosines.mean().item()) > best:
-            best, ratio, length = mean, _slope(value, step, ahead) / lengths(gradient), share
-    least = length if has_spikes(model) else STEPS[0]
-    return _Slopes(_first_change(value, ahead, size, least) > 0, ratio, best)
-
-
-def _slope(value: Callable[[Tensor, Tensor], Tensor], step: Tensor, direction: Tensor) -> Tensor:
-    return (value(step, direction) - value(-step, direction)) / (2 * step)
-
-
-def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss at a distance along a direction. Shapes: distance (N,), direction as x."""
-
-    def value(distance: Tensor, direction: Tensor) -> Tensor:
-        with torch.no_grad():
-            return loss(model(x + per_example(distance, x) * direction))
-
-    return value
-
-
-def _first_change(
-    value: Callable[[Tensor, Tensor], Tensor], direction: Tensor, size: float, least: float
-) -> Tensor:
-    """How much the loss changes at the smallest step, from `least` on, at which it does; 0 where
-    it never does."""
-    base = value(torch.zeros(len(direction), dtype=direction.dtype).to(direction.device), direction)
-    floor, change = NOISE * base.abs().clamp_min(1), torch.zeros_like(base)
-    for share in STEPS[STEPS.index(least) :]:
-        moved = value(torch.full_like(base, share * size), direction) - base
-        change = torch.where((change == 0) & (moved.abs() > floor), moved, change)
-    return change
 
 
 def _judged(measured: dict[str, object], gradient: Tensor, exact: Tensor, limits: Limits) -> Audit:

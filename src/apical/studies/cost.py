@@ -9,8 +9,9 @@ from statistics import median
 import torch
 
 from apical import gradients, prepare, records, resume, teaching, training
+from apical.assignment import rule_label
 from apical.convert import learn
-from apical.experiment import Experiment, rule_label
+from apical.experiment import Experiment
 from apical.sweep import Task
 
 WARM_STEPS, TIMED_STEPS = 2, 5

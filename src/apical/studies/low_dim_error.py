@@ -9,7 +9,8 @@ backprop's: learned below fixed at rank 10 (the classes), and worse below that r
 import dataclasses
 from typing import Any
 
-from apical.experiment import Experiment, Schedule
+from apical.experiment import Experiment
+from apical.schedule import Schedule
 from apical.studies.base import Entry, Study
 
 TITLE = "Low-dimensional error feedback: ranks below, at and above the number of classes"

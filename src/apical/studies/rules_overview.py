@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from apical import rules
-from apical.experiment import Experiment, Schedule, rule_assignment
+from apical.assignment import rule_assignment
+from apical.experiment import Experiment
+from apical.schedule import Schedule
 from apical.studies.base import Entry, Overview, Search, Study
 
 TITLE = "Every rule of the library in one table"

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from apical.experiment import Experiment, Schedule
+from apical.experiment import Experiment
 from apical.hashing import Hashing
 from apical.retrieval import Evaluation
+from apical.schedule import Schedule
 from apical.starts import Start
 from apical.studies.base import Entry, Search, Study
 

@@ -1,0 +1,95 @@
+"""Slopes of a loss by finite differences, and what a gradient claims that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from apical.attacks.ball import lengths, per_example, unit
+from apical.attacks.losses import Loss, against
+from apical.spiking import has_spikes
+
+STEPS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
+"""Lengths of the steps tried, as root mean square over the inputs' values, in ranges."""
+NOISE = 1e-5
+"""Relative change of a loss below which it may be rounding in float32."""
+
+
+class Slopes(NamedTuple):
+    """What differences of the loss say of a gradient; see `audit.Audit` for each.
+
+    Shapes: rising, bool, and ratio: (examples with a gradient,).
+    """
+
+    rising: Tensor
+    ratio: Tensor
+    agreement: float | None
+
+
+def measure(
+    model: nn.Module,
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    name: str,
+    bounds: tuple[float, float],
+    directions: int,
+    seed: int,
+) -> Slopes:
+    """Compare a gradient with differences of the loss `name`, along it and along random directions.
+
+    Shapes: gradient and x (N, ...), x within `bounds`, y (N,).
+    """
+    rows = (lengths(gradient) > 0).nonzero().squeeze(1)
+    if not len(rows):
+        return Slopes(torch.zeros(0, dtype=torch.bool), torch.zeros(0), None)
+    gradient, x, y = gradient[rows], x[rows], y[rows]
+    value = _along(model, x, against(y, name))
+    ahead = unit(gradient, "l2")
+    size = (bounds[1] - bounds[0]) * x[0].numel() ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
+    random = [unit(draw.to(x.device), "l2") for draw in draws]
+    best, ratio, length = -1.0, torch.zeros(len(x)), STEPS[0]
+    for share in STEPS:
+        step = torch.full((len(x),), share * size, dtype=x.dtype, device=x.device)
+        products = torch.zeros(3, len(x), dtype=torch.float64, device=x.device)
+        for direction in random:
+            found = _slope(value, step, direction).double()
+            claimed = (gradient * direction).flatten(1).sum(1).double()
+            products += torch.stack([found * claimed, found.square(), claimed.square()])
+        cosines = products[0] / (products[1] * products[2]).sqrt().clamp_min(1e-30)
+        if (mean := cosines.mean().item()) > best:
+            best, ratio, length = mean, _slope(value, step, ahead) / lengths(gradient), share
+    least = length if has_spikes(model) else STEPS[0]
+    return Slopes(_first_change(value, ahead, size, least) > 0, ratio, best)
+
+
+def _slope(value: Callable[[Tensor, Tensor], Tensor], step: Tensor, direction: Tensor) -> Tensor:
+    return (value(step, direction) - value(-step, direction)) / (2 * step)
+
+
+def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss at a distance along a direction. Shapes: distance (N,), direction as x."""
+
+    def value(distance: Tensor, direction: Tensor) -> Tensor:
+        with torch.no_grad():
+            return loss(model(x + per_example(distance, x) * direction))
+
+    return value
+
+
+def _first_change(
+    value: Callable[[Tensor, Tensor], Tensor], direction: Tensor, size: float, least: float
+) -> Tensor:
+    """How much the loss changes at the smallest step, from `least` on, at which it does; 0 where
+    it never does."""
+    base = value(torch.zeros(len(direction), dtype=direction.dtype).to(direction.device), direction)
+    floor, change = NOISE * base.abs().clamp_min(1), torch.zeros_like(base)
+    for share in STEPS[STEPS.index(least) :]:
+        moved = value(torch.full_like(base, share * size), direction) - base
+        change = torch.where((change == 0) & (moved.abs() > floor), moved, change)
+    return change
