@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from apical import records, robustness, studies, training
+from apical import records, retrieval, robustness, studies, training
 from apical.attacks import Effort, protocol
 from apical.experiment import Experiment
+from apical.hashing import Hashing
 from apical.report.read import read_study
 from apical.robustness import Evaluation
-from apical.studies import Entry, Study, assess, attack_cost, conduct
+from apical.studies import Entry, Study, assess, attack_cost, conduct, search_cost
 from apical.studies import robustness as protocols
 from apical.studies.base import PublishedRobustness
 
@@ -223,3 +224,20 @@ def test_what_the_attacks_cost_at_most(done: tuple[Path, list[str]], tmp_path: P
     assert [(what, runs) for what, runs, _ in cost.parts] == [("digits attacked", 4)]
     assert 0 < cost.seconds < 60 and "of one worker" in cost.told(2)
     assert attack_cost.most(study, root / "tiny", EXECUTION).seconds == 0
+
+
+@pytest.mark.parametrize(("rule", "attacks"), [("bp", 3), ("fa", 9)])
+def test_what_attacks_on_retrieval_cost(
+    rule: str, attacks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HAG, SDHA and its targeted form by each source (BP: exact; FA: own, exact, transfer), twice
+    at each radius, and noise at each; a code takes 2 s here, a step 3 s."""
+    monkeypatch.setattr(search_cost, "_of_one_query", lambda *_: (2.0, 3.0))
+    base = Experiment(hashing=Hashing(8, "csq"), net_options={"hidden": [16]}, validation=100)
+    evaluation = retrieval.Evaluation(eps=(0.05, 0.1), queries=10, steps=5)
+    entries = (Entry("digits", rule, dataclasses.replace(base, rule=rule)),)
+    study = Study("s", "S", "full", entries, retrievals={"digits": evaluation}, surrogate="bp")
+    cost = attack_cost.most(study, tmp_path, EXECUTION)
+    tried = 2 * attacks * 2
+    passes = 1437 - 100 + 10 * (tried + 2)
+    assert cost.parts == (("digits attacked", 1, 2.0 * passes + 3.0 * 10 * 5 * tried),)

@@ -164,7 +164,7 @@ def _study(words: list[str]) -> int:
         tasks = conduct.start_tasks(study, folder) + conduct.search_tasks(study, folder)
         tasks += conduct.table_tasks(study, folder)
         print(cost.estimate(tasks, execution).text(jobs), flush=True)
-        if study.evaluations:
+        if study.evaluations or study.retrievals:
             most = attack_cost.most(study, folder, execution)
             print(f"attacks on the trained nets: at most {most.told(jobs)}", flush=True)
     outcome = conduct.conduct(

@@ -1,11 +1,7 @@
 """What attacking the nets of a study will cost at most, from a few timed passes."""
 
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +13,15 @@ from apical.attacks.trials import Step
 from apical.attacks.twins import random_feedback
 from apical.convert import feedback_modules, labels
 from apical.robustness import Evaluation
+from apical.studies import search_cost
 from apical.studies.assess import assessments
 from apical.studies.base import Choice, Entry, Study
 from apical.studies.cost import Cost
+from apical.studies.retrieve import searches
+from apical.studies.timed import timed
+from apical.sweep import Job
 
-TIMED, PASSES, BATCH = 3, 4, 256
+PASSES, BATCH = 4, 256
 BESIDE = 0.6
 """Of the seconds of a gradient, least those of a query: proposals of Square cost as much as its
 forward passes through a small net."""
@@ -32,15 +32,18 @@ def most(study: Study, folder: Path, execution: training.Execution) -> Cost:
 
     Args: folder: of the study; what is evaluated there costs nothing.
     """
-    jobs = {entry.experiment.name: job for entry, job in assessments(study, folder)}
+    jobs: dict[str, Job] = {e.experiment.name: job for e, job in assessments(study, folder)}
+    jobs |= {e.experiment.name: job for e, job in searches(study, folder)}
+    costs = dict.fromkeys(study.evaluations, _seconds)
+    costs |= dict.fromkeys(study.retrievals, search_cost.seconds)
     seconds_of: dict[Choice, float] = {}
     parts: dict[str, tuple[int, float]] = {}
     for entry in study.entries:
         job = jobs.get(entry.experiment.name)
-        if entry.setting not in study.evaluations or (job and job.ended()):
+        if entry.setting not in costs or (job and job.ended()):
             continue
         if entry.cell not in seconds_of:
-            seconds_of[entry.cell] = _seconds(study, entry, execution)
+            seconds_of[entry.cell] = costs[entry.setting](study, entry, execution)
         runs, seconds = parts.get(entry.setting, (0, 0.0))
         parts[entry.setting] = (runs + 1, seconds + seconds_of[entry.cell])
     rows = tuple((f"{name} attacked", n, seconds) for name, (n, seconds) in parts.items())
@@ -98,17 +101,6 @@ def _pass_seconds(
     y = torch.randint(images.num_classes, (count,), generator=generator).to(device)
     pgd = PGD(0.01, PASSES)
     with labels(model, y):  # rules that learn from them refuse a pass without
-        forward = _timed(lambda: [model(x) for _ in range(PASSES)], device)
-    gradient = _timed(lambda: pgd(model, x, y, gradient="own"), device)
+        forward = timed(lambda: [model(x) for _ in range(PASSES)], device)
+    gradient = timed(lambda: pgd(model, x, y, gradient="own"), device)
     return max(forward, BESIDE * gradient) / PASSES / count, gradient / PASSES / count
-
-
-def _timed(call: Callable[[], Any], device: str) -> float:
-    seconds = []
-    for _ in range(1 + TIMED):
-        begin = time.perf_counter()
-        call()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
-    return median(seconds[1:])
