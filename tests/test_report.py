@@ -350,6 +350,44 @@ def test_curves_use_epochs_that_every_seed_has():
     assert series == {"fa": {1: [0.1, 0.1], 2: [0.2, 0.2]}}
 
 
+def test_runs_from_before_a_quantity_was_recorded_are_left_out_and_counted():
+    rows = [{"kind": "layer", "layer": "fc", "epoch": epoch} for epoch in (0, 1, 2)]
+    new = _run([row | {"delta_angle_deg": 90.0 - row["epoch"]} for row in rows])
+    resumed = _run([*rows[:2], rows[2] | {"delta_angle_deg": 80.0}])
+    runs = {"fa": [new, resumed, new], "bp": [_run(rows)]}
+    asked = "layer", "delta_angle_deg", "fc"
+    found = figures.series(runs, *asked)
+    assert found == {"fa": {0: [90.0, 90.0], 1: [89.0, 89.0], 2: [88.0, 88.0]}}
+    assert figures.recorded(runs, *asked) == " Recorded in 2 of 3 runs."
+    assert figures.recorded({"fa": [new]}, *asked) == ""
+    late = {"fa": [_run([rows[0], *new.rows[1:]])] * 2}  # none has the first: then all count
+    assert list(figures.series(late, *asked)["fa"]) == [1, 2]
+
+
+def test_numbers_of_a_logarithmic_axis_are_few_and_short():
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(1.9, 1.45)).add_subplot()
+    axes.plot([0, 1], [0.9, 1.1])
+    figures.log_axis(axes, (1e-4, 2.0))
+    shown = [t for t in axes.get_yticks() if 1e-4 <= t <= 2]
+    assert shown == pytest.approx([1e-4, 1e-3, 1e-2, 0.1, 1.0])
+    assert [axes.yaxis.get_major_formatter()(t) for t in shown[:2]] == ["1e-4", "0.001"]
+    figures.log_axis(axes, (0.5, 3.0))
+    assert {0.5, 1.0, 2.0} <= {round(t, 6) for t in axes.get_yticks()}
+    assert [figures.short(v) for v in (1e4, 2e6, 300, 0.02)] == ["1e4", "2e6", "300", "0.02"]
+
+
+def test_fields_of_later_versions_do_not_differ_from_their_absence(tmp_path):
+    folder = make_study(tmp_path / "s", **BARE)
+    for run in sorted(folder.glob("s0-*"))[::2]:
+        described = records.read_json(run / "experiment.json")
+        described["experiment"]["learner"] = "backprop"
+        records.write_json(run / "experiment.json", described)
+    (found,) = protocol.protocols(read.read_study(folder))
+    assert found["shared"]["learner"] == "backprop" and "learner" not in found["differing"]
+
+
 def _run(rows):
     return read.Run("f", "s", "fa", 1, "finished", rows=tuple(rows))
 

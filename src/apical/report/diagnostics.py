@@ -229,6 +229,7 @@ def _deltas(
         " the measured images; one panel per layer, from input to output. Dashed: 90°, unrelated."
         " Circle: nine tenths of the layer's alignment are done (median over seeds)."
     )
+    caption += figures.recorded(runs, "layer", "delta_angle_deg", picked[0])
     return _group("delta-angle", "Delta angle", caption, panels, found, picked, runs)
 
 
@@ -274,6 +275,7 @@ def _ranks(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Grou
         " covariance (1: a line). Feedback of a lower rank loses something; when few images are"
         " still wrong, these few directions are all there is."
     )
+    caption += figures.recorded(runs, "layer", "delta_rank", picked[0])
     return _group("effective-rank", "Effective rank", caption, panels, found, picked, runs)
 
 

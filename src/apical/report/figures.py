@@ -31,6 +31,10 @@ Series = Mapping[str, Mapping[int, Sequence[float]]]
 """rule -> epoch -> one value per seed."""
 
 
+CLOSE = 100
+"""Limits of a logarithmic axis less far apart than this have 1, 2 and 5 of each decade."""
+
+
 def groups(
     study: Study, table: Sequence[Cell], setting: str, looks: Mapping[str, Look]
 ) -> list[Group]:
@@ -49,7 +53,10 @@ def of_runs(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> lis
 
 
 def series(runs: Mapping[str, Iterable[Run]], kind: str, key: str, layer: str = "") -> Series:
-    """Values per rule and epoch; an epoch counts when every run of the rule has it."""
+    """Values per rule and epoch; an epoch counts when every run of the rule has it.
+
+    Runs of a version that did not record the quantity yet are left out where others have it.
+    """
     return {
         rule: values
         for rule, of_rule in runs.items()
@@ -60,10 +67,28 @@ def series(runs: Mapping[str, Iterable[Run]], kind: str, key: str, layer: str = 
 def _epochs(runs: Iterable[Run], kind: str, key: str, layer: str) -> dict[int, list[float]]:
     per_run = [
         {row["epoch"]: float(row[key]) for row in run.of_kind(kind, layer) if key in row}
-        for run in runs
+        for run in _recording(runs, kind, key, layer)
     ]
     shared = set.intersection(*map(set, per_run)) if per_run else set()
     return {epoch: [values[epoch] for values in per_run] for epoch in sorted(shared)}
+
+
+def _recording(runs: Iterable[Run], kind: str, key: str, layer: str) -> list[Run]:
+    """The runs that record a quantity from the first on; all, where none does."""
+    runs = list(runs)
+    first = [run for run in runs if key in next(iter(run.of_kind(kind, layer)), {})]
+    return first or runs
+
+
+def recorded(runs: Mapping[str, Sequence[Run]], kind: str, key: str, layer: str) -> str:
+    """ " Recorded in 2 of 3 runs." of the rules that have the quantity; "" for all of them."""
+    counts = [
+        (len(_recording(of_rule, kind, key, layer)), len(of_rule))
+        for of_rule in runs.values()
+        if _epochs(of_rule, kind, key, layer)
+    ]
+    some, every = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return f" Recorded in {some} of {every} runs." if some < every else ""
 
 
 def switches(runs: Mapping[str, Iterable[Run]]) -> dict[str, list[int]]:
@@ -171,24 +196,36 @@ def draw_curves(
             low, high = [min(vs) for vs in rows], [max(vs) for vs in rows]
             axes.fill_between(xs, low, high, color=look.light, alpha=0.16, linewidth=0)
     if log:
-        log_axis(axes, floor)
-    if limits:
+        log_axis(axes, limits or (floor, axes.get_ylim()[1]))
+    elif limits:
         axes.set_ylim(limits)
     axes.locator_params(axis="x", nbins=5, integer=True)
     axes.set_xlabel("epoch", labelpad=2)
 
 
-def log_axis(axes: Any, floor: float | None) -> None:
-    """A logarithmic axis from the floor up, its numbers written out."""
+def log_axis(axes: Any, limits: tuple[float | None, float]) -> None:
+    """A logarithmic axis between limits, with a few numbers written out, short ones."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
+    axes.set_ylim(limits)
     low, high = axes.get_ylim()
-    axes.set_ylim(bottom=floor)
-    subs = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    subs = (1.0, 2.0, 5.0) if high / low < CLOSE else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def short(value: float) -> str:
+    """A number as "0.02" or "300"; from 1e4 up and below 1e-3 as "1e-4".
+
+    >>> short(0.001), short(0.0001), short(2e6)
+    ('0.001', '1e-4', '2e6')
+    """
+    if 1e-3 <= value < 1e4 * (1 - 1e-9):
+        return f"{value:g}"
+    digits, _, exponent = f"{value:.0e}".partition("e")
+    return f"{digits}e{int(exponent)}"
 
 
 def _alignment(
@@ -229,6 +266,7 @@ def _alignment(
         key.removesuffix("_deg").replace("_", "-"),
         heading,
         f"{heading} {meaning}; one panel per layer, from input to output. {reference}{some}"
+        + recorded(runs, "layer", key, picked[0])
         + SWITCH_NOTE * bool(marks),
         panels,
         size=(1.9, 1.45),

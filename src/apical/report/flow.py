@@ -69,7 +69,7 @@ def draw(axes: Any, *, found: Mapping[str, Steps], looks: Mapping[str, Look]) ->
             low, high = [min(vs) for vs in rows], [max(vs) for vs in rows]
             colour = looks[rule].light
             axes.fill_between(list(steps), low, high, color=colour, alpha=0.16, linewidth=0)
-    log_axis(axes, floor)
+    log_axis(axes, (floor, axes.get_ylim()[1]))
     axes.axhline(floor, color=SOFT, linewidth=0.8)
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.set_xlabel("step of the sequence", labelpad=2)

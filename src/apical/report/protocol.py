@@ -65,7 +65,10 @@ def verdicts(rows: Iterable[Cell]) -> str:
 
 
 def protocols(study: Study) -> list[dict[str, Any]]:
-    """Per setting the fields all its runs share, and those that differ, by rule."""
+    """Per setting the fields all its runs share, and those that differ, by rule.
+
+    A field that came with a later version says nothing of the runs before: they ran at its default.
+    """
     return [
         {"setting": setting} | _protocol([run for run in study.runs if run.setting == setting])
         for setting in study.settings
@@ -81,6 +84,8 @@ def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
             continue
         by_rule: dict[str, list[str]] = {}
         for run, fields in known:
+            if key not in fields:
+                continue
             values = by_rule.setdefault(display_name(run.rule), [])
             if (value := text(fields.get(key))) not in values:
                 values.append(value)
