@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from apical import records, report, stats
-from apical.report import figures, looks, page, protocol, read, table
+from apical.report import figures, looks, order, page, protocol, read, table
 from fake_study import make_study, rewrite
 
 SMALL = {"rules": ("bp", "fa", "dfa"), "epochs": 3, "layers": ("conv", "fc")}
@@ -341,6 +341,24 @@ def test_refresh_refuses_broken_markers_and_leaves_the_file(study, tmp_path, tex
     with pytest.raises(ValueError, match=message):
         report.refresh(readme, study.parent)
     assert readme.read_text() == text
+
+
+def _cell(rule, error, published, setting="s"):
+    source = read.Published(setting, rule, published, "paper")
+    summary = stats.Summary(1, error, None, None, None)
+    return table.Cell(setting, rule, 1, 0, (), summary=summary, published=source)
+
+
+def test_the_order_of_rules_stands_beside_the_published_one():
+    """Pairs in order 4, reversed 1, tied in the published 1: tau-b = 3 / sqrt(6 * 5) = 0.55."""
+    rows = [_cell("bp", 1.0, 2.0), _cell("usf", 1.5, 2.0), _cell("fa", 4.0, 3.0)]
+    rows += [_cell("dfa", 3.0, 9.0)]
+    assert order.told(rows) == [
+        "Best first: BP, uSF, DFA, FA; published: BP = uSF, FA, DFA (Kendall's tau 0.55)."
+    ]
+    assert order.told(rows[:2]) == []
+    both = [*rows, *(_cell(rule, 1.0, 2.0, "t") for rule in ("bp", "usf", "fa"))]
+    assert order.told(both)[1] == "t, best first: BP = uSF = FA; published: BP = uSF = FA."
 
 
 def test_curves_use_epochs_that_every_seed_has():

@@ -11,6 +11,7 @@ from apical.report import (
     curves,
     flow_table,
     hash_markdown,
+    order,
     overview,
     robust_markdown,
     solved,
@@ -181,6 +182,7 @@ def _legend(study: Study, rows: list[Cell], columns: _Columns) -> str:
     ]
     if sources:
         parts.append(f"Published: {for_markdown('; '.join(sources))}.")
+    parts += [for_markdown(sentence) for sentence in order.told(rows)]
     parts += [for_markdown(note) for note in study.notes]
     parts.append(f"Regenerate: `{study.command.replace('`', '')}`.")
     return " ".join(parts)
