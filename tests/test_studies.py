@@ -251,6 +251,8 @@ def test_the_smoke_study_in_small(tmp_path: Path) -> None:
 
 def test_the_logs_of_weight_transport_are_compared_at_the_epochs_that_are_run() -> None:
     short, full = (studies.build("weight-transport", tier=tier) for tier in ("short", "full"))
+    early = {entry.rule for entry in short.entries} - {entry.rule for entry in full.entries}
+    assert early == {"wm fast"} and "wm fast" in short.notes[0] and "wm fast" not in full.notes[0]
     assert {tuple(curve.values) for curve in short.curves} == {(1, 5, 10)}
     assert {tuple(curve.values) for curve in full.curves} == {(1, 5, 10, 50, 100, 400)}
     assert {(p.rule, p.value) for p in full.published} >= {("bp", 98.5), ("wm released", 98.49)}
