@@ -207,7 +207,7 @@ def test_what_is_special_about_data_stands_beside_published_values(
     )
     conduct.conduct(study, tmp_path, EXECUTION, command="")
     described = json.loads((tmp_path / "tiny" / "study.json").read_text())
-    assert described["notes"] == ["small", "digits: JPEG re-compressed"]
+    assert described["notes"] == ["small", "digits: JPEG re-compressed."]
     assert described["published"][0]["other_scale"] == "digits: JPEG re-compressed"
 
 

@@ -152,7 +152,7 @@ def described(
         "command": command,
         "runs": [_run(entry) for entry in study.entries],
         "published": [dataclasses.asdict(row) for row in published],
-        "notes": [*study.notes, *data_notes],
+        "notes": [*study.notes, *(f"{note}." for note in data_notes)],
     }
     if study.curves:
         value["curves"] = [dataclasses.asdict(curve) for curve in study.curves]
