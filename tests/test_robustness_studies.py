@@ -241,3 +241,11 @@ def test_what_attacks_on_retrieval_cost(
     tried = 2 * attacks * 2
     passes = 1437 - 100 + 10 * (tried + 2)
     assert cost.parts == (("digits attacked", 1, 2.0 * passes + 3.0 * 10 * 5 * tried),)
+
+
+def test_a_step_of_an_attack_on_retrieval_is_timed(tmp_path: Path) -> None:
+    base = Experiment(hashing=Hashing(8, "csq"), net_options={"hidden": [16]}, rule="fa")
+    evaluation = retrieval.Evaluation(eps=(0.05,), queries=10, known=20, steps=5)
+    entries = (Entry("digits", "fa", base),)
+    study = Study("s", "S", "full", entries, retrievals={"digits": evaluation}, surrogate="bp")
+    assert 0 < attack_cost.most(study, tmp_path, EXECUTION).seconds < 60
