@@ -7,7 +7,9 @@ Checks for zero gradients or random scores do not see that; differences of the l
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -130,7 +132,8 @@ def audit(
             checks.check_labels(y, len(x), classes)
             name = loss or ("dlr" if classes >= FEWEST_CLASSES["dlr"] else "margin")
             answer = oracle.ask(x, y, against(y, name))
-            measured = _measured(oracle, answer.gradient, x, y, name, bounds, directions, seed)
+            sloping = partial(slopes.measure, bounds=bounds, directions=directions, seed=seed)
+            measured = _measured(oracle, answer.gradient, x, y, name, sloping)
             exact = _exact(model, x, y, name)
     return _judged(measured | {"source": str(chosen), "loss": name}, answer.gradient, exact, limits)
 
@@ -141,9 +144,7 @@ def _measured(
     x: Tensor,
     y: Tensor,
     name: str,
-    bounds: tuple[float, float],
-    directions: int,
-    seed: int,
+    sloping: Callable[..., slopes.Slopes],
 ) -> dict[str, object]:
     entropy = oracle.ask(x, y, against(y, "ce"))
     varies = _varies(entropy.scores, y, name)
@@ -152,7 +153,7 @@ def _measured(
     again = oracle.ask(x, y, against(y, name))
     sized = (lengths(gradient) > 0) & (lengths(again.gradient) > 0)
     scores = [oracle.scores(x) for _ in range(2)]
-    found = slopes.measure(oracle.model, gradient, x, y, name, bounds, directions, seed)
+    found = sloping(oracle.model, gradient, x, y, name)
     some = len(found.rising) > 0
     rising = found.rising.double().mean().item() if some else None
     low, high = stats.wilson(float(found.rising.sum()), len(found.rising)) if some else (None,) * 2
