@@ -12,16 +12,17 @@ also counts threads that wait for each other.
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-SHORT_STEP = 0.020
-"""Seconds. Shorter steps are repeated in each slot, or the base, which runs in every second
-slot, would keep its weights in the cache and the others would not."""
-SHORT_REPEATS = 6
+SLOT = 0.1
+"""Seconds of CPU time. Steps are repeated until they fill a slot: in a shorter one the base, which
+runs in every second slot, would find its weights in the cache and the others would not."""
+MOST_REPEATS = 500
 
 Step = Callable[[], None]
 
@@ -80,7 +81,7 @@ def _warm(step: Step) -> int:
     for _ in range(2):
         step()
     _, cpu = _timed(step, 1)
-    return SHORT_REPEATS if cpu < SHORT_STEP else 1
+    return math.ceil(SLOT / max(cpu, SLOT / MOST_REPEATS))
 
 
 def _timed(step: Step, repeats: int) -> tuple[float, float]:

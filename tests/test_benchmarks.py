@@ -71,8 +71,10 @@ def test_the_benchmark_of_learners_times_them():
     assert table["ways"]["LRA"]["target"] == 1.0
 
 
-def test_short_steps_are_repeated():
-    assert pairs._warm(lambda: None) == pairs.SHORT_REPEATS
+@pytest.mark.parametrize(("seconds", "repeats"), [(0.0, 500), (0.03, 4), (0.1, 1), (2.0, 1)])
+def test_steps_are_repeated_until_they_fill_a_slot(monkeypatch, seconds, repeats):
+    monkeypatch.setattr(pairs, "_timed", lambda step, repeats: (9.0, seconds))
+    assert pairs._warm(lambda: None) == repeats
 
 
 def test_verdicts():
