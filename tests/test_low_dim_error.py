@@ -1,12 +1,15 @@
 """The study of low-dimensional error: its rules convert, and differ in rank and projection only."""
 
+import dataclasses
+
+import pytest
 import torch
 
 import apical
-from apical import nets, studies
+from apical import nets, optimizers, studies
 from apical.experiment import rule_assignment
 from apical.nets import build
-from apical.studies.low_dim_error import OUTPUT
+from apical.studies.low_dim_error import OUTPUT, losing, settings
 
 
 def test_every_rule_converts_its_net_at_the_rank_it_names() -> None:
@@ -32,13 +35,40 @@ def test_every_rule_converts_its_net_at_the_rank_it_names() -> None:
     assert nets.NETS.keys() >= OUTPUT.keys()
 
 
-def test_rules_of_a_setting_share_everything_else() -> None:
-    import dataclasses
-
+def test_rows_of_a_setting_share_everything_but_rule_and_named_decay() -> None:
     study = studies.build("low-dim-error", seeds=2)
     for setting in {entry.setting for entry in study.entries}:
-        own = [e.experiment for e in study.entries if e.setting == setting]
-        assert len({dataclasses.replace(e, rule="bp", seed=0).key for e in own}) == 1
+        own = [(e.rule, e.experiment) for e in study.entries if e.setting == setting]
+        same = [dataclasses.replace(e, rule="bp", seed=0) for _, e in own]
+        plain = {e.key for (row, _), e in zip(own, same, strict=True) if not row.endswith(" decay")}
+        decaying = {e.key for (row, _), e in zip(own, same, strict=True) if row.endswith(" decay")}
+        assert len(plain) == len(decaying) == 1 and plain != decaying
+
+
+@pytest.mark.parametrize("setting", ["MNIST MLP", "CIFAR-10 ViT"])  # SGD with momentum, AdamW
+def test_the_optimizer_takes_the_share_that_the_rules_do(setting: str) -> None:
+    experiment = losing(settings("short")[setting], 2e-3)
+    net = torch.nn.Linear(3, 2).double()
+    optimizer = optimizers.build(
+        experiment.optimizer,
+        net.parameters(),
+        lr=experiment.lr,
+        options=experiment.optimizer_options,
+    )
+    sizes = []
+    for _ in range(400):
+        net.weight.grad = torch.zeros_like(net.weight)
+        optimizer.step()
+        sizes.append(net.weight.norm().item())
+    assert 1 - sizes[-1] / sizes[-2] == pytest.approx(2e-3, rel=0.03)
+
+
+def test_fixed_and_learned_feedback_of_equal_norm_stand_beside_each_other() -> None:
+    for tier in ("short", "full"):
+        entries = studies.build("low-dim-error", tier=tier, seeds=1).entries
+        own = {e.rule: e.experiment.rule for e in entries if e.setting == "CIFAR-10 VGG"}
+        learned, fixed = (own[f"r=10 {label}, |B| = |W|"] for label in ("learned", "fixed"))
+        assert {**learned, "projection": "fixed"} == fixed and fixed["scale"] == "norm"
 
 
 def test_a_part_of_the_training_split_is_the_same_for_every_seed() -> None:

@@ -7,13 +7,10 @@ from statistics import median
 from typing import Any
 
 from apical.phases import Phase, phases
-from apical.report import figures
+from apical.report import angles, figures
 from apical.report.looks import Look
 from apical.report.read import Run, Study
 from apical.report.render import Group, Panel
-
-MOVES = 0.01
-"""Degrees below which a delta is backprop's own: the output layer's always is."""
 
 NAMED_LAYERS = 3
 """Layers of a warning that are named; more are counted."""
@@ -97,6 +94,8 @@ class Diagnosis:
     groups: tuple[Group, ...]
     rules: tuple[Aligned, ...]
     layers: tuple[Aligned, ...]
+    last: tuple[angles.Line, ...]
+    last_by_layer: tuple[angles.Line, ...]
     alarms: tuple[Alarm, ...]
     watched: bool
     """Whether the runs looked out for what a warning tells of; older ones did not."""
@@ -130,13 +129,23 @@ def of_runs(
     finished = {rule: runs for rule, runs in finished.items() if runs}
     layers = [row for rule, runs in finished.items() for row in _by_layer(rule, runs)]
     rules = [_together(rule, layers) for rule in dict.fromkeys(row.rule for row in layers)]
+    last, last_by_layer = angles.lines(finished)
     groups = [_deltas(finished, layers, looks), _ranks(finished, looks)]
     alarms = [alarm for rule, runs in every.items() for alarm in _alarms(rule, runs)]
     shown = tuple(group for group in groups if group is not None)
     if not (shown or rules or alarms):
         return None
     watched = any(run.of_kind("probe") for runs in every.values() for run in runs)
-    return Diagnosis(setting, shown, tuple(rules), tuple(layers), tuple(alarms), watched)
+    return Diagnosis(
+        setting,
+        shown,
+        tuple(rules),
+        tuple(layers),
+        tuple(last),
+        tuple(last_by_layer),
+        tuple(alarms),
+        watched,
+    )
 
 
 def _by_layer(rule: str, runs: Sequence[Run]) -> list[Aligned]:
@@ -204,8 +213,8 @@ def _deltas(
     runs: Mapping[str, Sequence[Run]], layers: Sequence[Aligned], looks: Mapping[str, Look]
 ) -> Group | None:
     """The delta angle of every layer over time, with the end of each alignment phase."""
-    found = _series(runs, "delta_angle_deg")
-    found = {layer: values for layer, values in found.items() if _largest(values) > MOVES}
+    found = _series(runs, angles.KEY)
+    found = {layer: values for layer, values in found.items() if _largest(values) > angles.MOVES}
     if not found:
         return None
     picked = figures.spread(list(found), figures.MOST_LAYERS)
@@ -229,7 +238,7 @@ def _deltas(
         " the measured images; one panel per layer, from input to output. Dashed: 90°, unrelated."
         " Circle: nine tenths of the layer's alignment are done (median over seeds)."
     )
-    caption += figures.recorded(runs, "layer", "delta_angle_deg", picked[0])
+    caption += figures.recorded(runs, "layer", angles.KEY, picked[0])
     return _group("delta-angle", "Delta angle", caption, panels, found, picked, runs)
 
 

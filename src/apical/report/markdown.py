@@ -8,6 +8,7 @@ from pathlib import Path
 
 from apical.records import write_bytes
 from apical.report import (
+    angles,
     curves,
     flow_table,
     hash_markdown,
@@ -22,9 +23,6 @@ from apical.report.escape import for_markdown
 from apical.report.names import display_name
 from apical.report.read import Study, is_study, read_study
 from apical.report.table import Cell, cells, count, interval, number, share, signed
-
-MARKER = re.compile(r"<!-- table:(?P<name>[\w.-]+) -->\n.*?<!-- end -->", flags=re.S)
-OPENING = re.compile(r"<!-- table:")
 
 Pathlike = str | os.PathLike[str]
 
@@ -48,25 +46,43 @@ def table_markdown(folder: Pathlike) -> str:
     return robust_markdown.to_markdown(study) if study.robustness else _to_markdown(study)
 
 
+def angles_markdown(folder: Pathlike) -> str:
+    """The delta angles of the study in `folder` at the end of training, by setting and rule.
+
+    Raises: ValueError where none were measured.
+    """
+    return angles.to_markdown(read_study(Path(folder)))
+
+
+KINDS = {"table": table_markdown, "angles": angles_markdown}
+MARKER = re.compile(
+    rf"<!-- (?P<kind>{'|'.join(KINDS)}):(?P<name>[\w.-]+) -->\n.*?<!-- end -->", flags=re.S
+)
+OPENING = re.compile(rf"<!-- (?:{'|'.join(KINDS)}):")
+
+
 def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
     """Rewrite what stands between `<!-- table:NAME -->` and `<!-- end -->` from a study's records.
 
     NAME is a study in `results_folder`, of which there may be a shorter tier only (the folder
-    NAME-short, or else NAME-smoke). The rest of the file is left as it is.
+    NAME-short, or else NAME-smoke). `<!-- angles:NAME -->` opens its table of delta angles at the
+    end of training instead. The rest of the file is left as it is.
     Returns: whether the file changed.
-    Raises: ValueError for a marker that is not closed, or a NAME without a study.
+    Raises: ValueError for a marker that is not closed, a NAME without a study, a study without
+        delta angles.
     """
     path, results = Path(markdown_file), Path(results_folder)
     text = path.read_text(encoding="utf-8")
     blocks = list(MARKER.finditer(text))
-    nested = [block["name"] for block in blocks if len(OPENING.findall(block[0])) > 1]
+    nested = [block for block in blocks if len(OPENING.findall(block[0])) > 1]
     if nested or len(blocks) != len(OPENING.findall(text)):
-        where = f" after table:{nested[0]}" if nested else ""
+        where = f" after {nested[0]['kind']}:{nested[0]['name']}" if nested else ""
         raise ValueError(f"{path}: a table marker is not closed by <!-- end -->{where}")
 
     def block(match: re.Match[str]) -> str:
-        name = match["name"]
-        return f"<!-- table:{name} -->\n{table_markdown(_folder(path, results, name))}<!-- end -->"
+        kind, name = match["kind"], match["name"]
+        made = KINDS[kind](_folder(path, results, f"{kind}:{name}"))
+        return f"<!-- {kind}:{name} -->\n{made}<!-- end -->"
 
     fresh = MARKER.sub(block, text)
     if fresh == text:
@@ -75,7 +91,8 @@ def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
     return True
 
 
-def _folder(path: Path, results: Path, name: str) -> Path:
+def _folder(path: Path, results: Path, marker: str) -> Path:
+    name = marker.partition(":")[2]
     for tier in ("", "-short", "-smoke"):
         if is_study(results / f"{name}{tier}"):
             return results / f"{name}{tier}"
@@ -83,8 +100,7 @@ def _folder(path: Path, results: Path, name: str) -> Path:
     near = difflib.get_close_matches(name, there, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(
-        f"{path}: table:{name}: no such study in {results} "
-        f"(there: {', '.join(there) or 'none'}){hint}"
+        f"{path}: {marker}: no such study in {results} (there: {', '.join(there) or 'none'}){hint}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from apical.records import StorageError, write_bytes
 from apical.report import (
+    angles,
     curves,
     diagnostics,
     figures,
@@ -35,6 +36,7 @@ from apical.stats import ALLOWANCE
 
 TEMPLATES = Path(__file__).parent / "templates"
 PNG_COLUMNS = 4
+ANGLES_CSV = "delta-angles.csv"
 
 
 def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
@@ -190,7 +192,11 @@ def _diagnosed(
     slug = f"{slugs(study.settings)[found.setting]}-" if len(study.settings) > 1 else ""
     drawn = _drawn(found.groups, f"{study.title} · {found.setting}", look, out, slug)
     legend = _legend(found.drawn, look) if len(found.drawn) > 1 else []
-    return {**vars(found), "figures": drawn, "legend": legend}
+    if found.last:
+        rows = angles.to_csv([*found.last, *found.last_by_layer])
+        write_bytes(out / f"{slug}{ANGLES_CSV}", rows.encode())
+    told = {"angles_told": f"{angles.TOLD} {angles.TIES}", "angles_csv": f"{slug}{ANGLES_CSV}"}
+    return {**vars(found), **told, "figures": drawn, "legend": legend}
 
 
 def _drawn(
