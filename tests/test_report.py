@@ -418,11 +418,20 @@ def test_many_layers_are_thinned_evenly_and_said_so(tmp_path):
     assert (picked[0], picked[-1]) == ("0", "21")
 
 
+@pytest.mark.parametrize("known", [["bp", "fa", "kp"], list(looks.LOOKS)])
+def test_no_two_rules_look_the_same(known):
+    chosen = looks.looks([*known, *(f"r={rank}" for rank in range(25))])
+    assert len(set(chosen.values())) == len(known) + 25
+    known_colours = set(looks.variables())
+    assert {look.light for look in chosen.values()} <= known_colours
+
+
 def test_unknown_rules_get_their_own_looks_in_order():
     chosen = looks.looks(["mine", "fa", "yours"])
     assert chosen["fa"] == looks.LOOKS["fa"]
     assert chosen["mine"] == looks.SPARE[0]
     assert chosen["yours"] == looks.SPARE[1]
+    assert looks.looks([f"r{i}" for i in range(6)] + ["bp"])["r5"] == looks.LOOKS["fa"]
     lights = [look.light for look in [*looks.LOOKS.values(), *looks.SPARE]]
     assert len(set(lights)) == len(lights)
 

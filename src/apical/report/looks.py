@@ -4,8 +4,9 @@ The colours follow Okabe and Ito (told apart under every common colour blindness
 white paper needs it; dash and marker carry the same information without colour.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 INK, SOFT, LINE = "#1c2128", "#5d6672", "#e2e5e9"
@@ -41,16 +42,24 @@ SPARE = (
 
 
 def looks(rules: Iterable[str]) -> dict[str, Look]:
-    """One look per rule; rules without their own take the spare ones in order, then repeat."""
-    spare = 0
-    chosen = {}
-    for rule in rules:
-        if rule.lower() in LOOKS:
-            chosen[rule] = LOOKS[rule.lower()]
-        else:
-            chosen[rule] = SPARE[spare % len(SPARE)]
-            spare += 1
-    return chosen
+    """One look per rule, all different.
+
+    Rules without their own take the spare ones in order, then those of rules that are not here,
+    then the same colours again with the dash and marker of another.
+    """
+    rules = list(rules)
+    own = {rule: LOOKS[rule.lower()] for rule in rules if rule.lower() in LOOKS}
+    free = [*SPARE, *(look for look in LOOKS.values() if look not in own.values())]
+    others = _without_end(free)
+    return {rule: own[rule] if rule in own else next(others) for rule in rules}
+
+
+def _without_end(free: Sequence[Look]) -> Iterator[Look]:
+    """Different up to the square of their number."""
+    for turn in itertools.count():
+        for place, look in enumerate(free):
+            lines = free[(place + turn) % len(free)]
+            yield replace(look, dash=lines.dash, marker=lines.marker)
 
 
 def css_variables(dark: bool) -> str:
