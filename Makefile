@@ -13,7 +13,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 PYTEST_ARGS ?= -n 2
-TABLES := README.md docs/fine_tuning.md docs/hashing.md docs/memory.md docs/reproduce_biotorch.md docs/robustness.md docs/spiking.md docs/weight_transport.md docs/learners.md
+TABLES := README.md docs/fine_tuning.md docs/hashing.md docs/memory.md docs/reproduce_biotorch.md docs/robustness.md docs/spiking.md docs/weight_transport.md docs/low_dim_error.md docs/learners.md
 
 # One thread a process: on a shared machine two threads can be many times slower than one.
 export OMP_NUM_THREADS ?= 1

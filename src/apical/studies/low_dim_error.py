@@ -25,8 +25,12 @@ NOTES = (
     " 10. Learned: Oja's rule on the error. P is orthonormal and Q drawn alike in both. A fixed P"
     " passes a small part of W's norm, |B| = |W| restores it in every layer at every step.",
 )
-SHORT_NOTE = "Tier short trains on parts of the training splits, for a few epochs."
+SHORT_NOTE = (
+    "Tier short trains on parts of the training splits, for a few epochs, and has the rows with"
+    " decay and |B| = |W| for the dense nets only."
+)
 
+PROJECTIONS = {"oja": "learned", "fixed": "fixed"}
 OUTPUT = {"mlp": "fc5", "vgg": "fc", "vit": "head"}
 """The output layer of each net."""
 
@@ -65,11 +69,22 @@ def settings(tier: str) -> dict[str, Experiment]:
 def rows(base: Experiment, tier: str) -> dict[str, Experiment]:
     """What is compared in a setting, by label."""
     decay = 1e-4 if tier == "full" else 2e-3  # alignment takes some 5 / decay steps
-    table = rules(base, decay)
-    plain = {label: dataclasses.replace(base, rule=rule) for label, rule in table.items()}
+    table = {
+        label: dataclasses.replace(base, rule=rule) for label, rule in rules(base, decay).items()
+    }
+    if tier == "full" or base.net == "mlp":
+        table |= controls(base, decay)
+    return table
+
+
+def controls(base: Experiment, decay: float) -> dict[str, Experiment]:
+    """Backprop and FA with the decay of the others, and feedback of one norm, learned and fixed."""
     decaying = losing(base, decay)
-    controls = {f"{rule} decay": dataclasses.replace(decaying, rule=rule) for rule in ("bp", "fa")}
-    return plain | controls
+    made = {f"{rule} decay": dataclasses.replace(decaying, rule=rule) for rule in ("bp", "fa")}
+    for projection, label in PROJECTIONS.items():
+        rule = {**factored(base, CLASSES, projection, decay), "scale": "norm"}
+        made[f"r={CLASSES} {label}, |B| = |W|"] = dataclasses.replace(base, rule=rule)
+    return made
 
 
 def losing(base: Experiment, decay: float) -> Experiment:
@@ -84,21 +99,23 @@ def losing(base: Experiment, decay: float) -> Experiment:
 
 def rules(base: Experiment, decay: float) -> dict[str, str | dict[str, Any]]:
     """The rules of a setting by their labels."""
-    factored: dict[str, Any] = {"rule": "ldfa", "decay": decay}
-    if base.optimizer != "sgd":
-        factored["follows"] = "update"  # the gradient's law holds under SGD alone
     table: dict[str, str | dict[str, Any]] = {
         "bp": {"rule": "bp"},
         "fa": "fa",
         "kp": {"rule": "kp", "decay": decay},
     }
     for rank in RANKS:
-        for projection, label in (("oja", "learned"), ("fixed", "fixed")):
-            rule = {**factored, "rank": rank, "projection": projection}
+        for projection, label in PROJECTIONS.items():
+            rule = factored(base, rank, projection, decay)
             table[f"r={rank} {label}"] = _up_to(CLASSES, rule, OUTPUT[base.net])
-            if rank == CLASSES:
-                table[f"r={rank} {label}, |B| = |W|"] = {**rule, "scale": "norm"}
     return table
+
+
+def factored(base: Experiment, rank: int, projection: str, decay: float) -> dict[str, Any]:
+    """Low-dimensional feedback that follows the updates of the experiment's optimizer."""
+    rule = {"rule": "ldfa", "decay": decay, "rank": rank, "projection": projection}
+    # the gradient's law holds under SGD alone
+    return rule if base.optimizer == "sgd" else {**rule, "follows": "update"}
 
 
 def _up_to(limit: int, rule: dict[str, Any], output: str) -> dict[str, Any]:
