@@ -112,6 +112,19 @@ def test_the_page_holds_it_all_and_escapes_it(page: Path) -> None:
     assert (page.parent / "effective-rank.png").exists()
 
 
+def test_one_image_spreads_over_no_directions_and_has_no_figure_of_them(tmp_path: Path) -> None:
+    study = measured(tmp_path / "study")
+    for path in study.glob("*/records.jsonl"):
+        none = {"delta_rank": 0.0, "error_rank": 0.0}
+        rows = [
+            {key: none.get(key, value) for key, value in row.items()} for row in records.read(path)
+        ]
+        path.unlink()
+        records.append(path, *rows)
+    assert [group.name for group in found(study).groups] == ["delta-angle"]
+    report.write(study)
+
+
 def test_no_warning_is_said_only_by_those_who_looked(tmp_path: Path) -> None:
     quiet = measured(tmp_path / "quiet", warn=False)
     assert found(quiet).watched

@@ -273,7 +273,8 @@ def _ranks(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Grou
     error = figures.series(runs, "probe", "error_rank")
     if error:
         found = {**found, "error at the output": error}
-    if not found:
+    found = {layer: values for layer, values in found.items() if _largest(values) > 0}
+    if not found:  # as where one image is measured, which has no spread
         return None
     picked = figures.spread(list(found), figures.MOST_LAYERS)
     highest = max(_largest(found[layer]) for layer in picked)
