@@ -18,6 +18,7 @@ from apical.experiment import (
 )
 from apical.hashing import Hashing
 from apical.starts import Start
+from apical.teaching import learner_values
 
 FULL = Experiment(
     data="mnist",
@@ -92,6 +93,13 @@ def test_the_key_does_not_depend_on_how_a_rule_is_written() -> None:
     written = [{"rule": "fa"}, {"rule": "fa", "init": "xavier"}]
     assert {Experiment(rule=rule).key for rule in written} == {Experiment(rule="fa").key}
     assert Experiment(rule={"rule": "fa", "init": "kaiming"}).key != Experiment(rule="fa").key
+
+
+def test_a_changed_result_of_a_learner_changes_the_key_where_it_applies() -> None:
+    plain = {"learner": "lra", "reduction": "sum"}
+    assert learner_values(plain) == plain
+    for options in ({"alpha_weights": 0.1}, {"alpha_targets": 0.1}, {"clip": "force"}):
+        assert learner_values(plain | options) == plain | options | {"version": 2}
 
 
 def test_the_key_does_not_depend_on_how_a_learner_or_a_task_is_written() -> None:

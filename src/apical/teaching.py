@@ -35,8 +35,10 @@ def is_default(learner: str | dict[str, Any]) -> bool:
 
 
 def learner_values(learner: str | dict[str, Any]) -> dict[str, Any]:
-    """The learner in one form, however it was given, for the key."""
-    return learners.to_dict(learners.build(learner))
+    """The learner in one form, however it was given, with its version, for the key."""
+    built = learners.build(learner)
+    version = {} if built.version == 1 else {"version": built.version}
+    return learners.to_dict(built) | version
 
 
 def learner_label(learner: str | dict[str, Any]) -> str:
