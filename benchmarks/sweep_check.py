@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.layers import converted_layers, is_converted, mixin_for
-from apical.plan import Assignment
+from apical.core.layers import converted_layers, is_converted, mixin_for
+from apical.core.plan import Assignment
 
 STEPS = 2
 RATE = 1e-3

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.functional import Local
 from apical.rules import AlignmentLoss
+from apical.rules.ops import Local
 
 KINDS = {
     "symmetric": AlignmentLoss("symmetric", decay=0.3, amp=0.7),

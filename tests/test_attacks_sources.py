@@ -252,13 +252,13 @@ def test_twins_share_parameters_but_not_feedback() -> None:
 
 def test_parameters_get_no_gradient_while_attacking(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = []
-    original = apical.functional.ConvOp.backward
+    original = apical.rules.ops.ConvOp.backward
 
     def spy(self: object, grad: Tensor, x: Tensor, matrix: Tensor, wanted: object) -> object:
         needs.append(tuple(wanted))
         return original(self, grad, x, matrix, wanted)
 
-    monkeypatch.setattr(apical.functional.ConvOp, "backward", spy)
+    monkeypatch.setattr(apical.rules.ops.ConvOp, "backward", spy)
     net = apical.convert(convolutional(), "fa")
     attacks.PGD(0.1, steps=1)(net, X, Y, gradient="own")
     assert needs == [(True, False, False)] * 2

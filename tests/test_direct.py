@@ -149,7 +149,7 @@ def test_activity_is_gathered_along_the_axis_of_samples(sample_axis: Any) -> Non
     x = numbers(samples, positions, 4)
     given = x.transpose(0, 1) if sample_axis == 1 else x.reshape(-1, 4)
     geometry = apical.rules.base.Geometry(
-        given.shape, samples, layer.weight.shape, apical.functional.LinearOp()
+        given.shape, samples, layer.weight.shape, apical.rules.ops.LinearOp()
     )
     error = numbers(samples, 2, seed=3)
     matrix = rule.create(geometry, 2, torch.Generator().manual_seed(0))["matrix"]

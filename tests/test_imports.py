@@ -17,18 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "apical"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-BASIS = [{"naming", "paths", "allocator"}, {"spiking"}]
+BASIS = [{"names", "allocator"}, {"spiking"}]
 CORE = [
-    {"functional", "history"},
-    {"rules", "outputs"},
-    {"star"},
-    {"feedback"},
-    {"advice", "attention"},
-    {"updates"},
-    {"layers"},
-    {"plan"},
-    {"convert"},
-    {"describe", "signals", "switch"},
+    {"rules"},
+    {"core"},
+    {"signals"},
     {"probes"},
     {"contract", "findings"},
     {"diagnostics", "flow"},
@@ -150,7 +143,10 @@ def test_imports_point_downwards(path: Path) -> None:
 def test_autograd_functions_are_those_of_rules_and_of_spikes(path: Path) -> None:
     classes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)]
     bases = {ast.unparse(base) for c in classes for base in c.bases}
-    if unit(path) != "functional" and path.parts[-2:] != ("spiking", "neurons.py"):
+    if (unit(path), path.stem) != ("core", "autograd") and path.parts[-2:] != (
+        "spiking",
+        "neurons.py",
+    ):
         assert not any("autograd.Function" in base for base in bases)
 
 
@@ -181,7 +177,7 @@ def in_a_new_process(code: str) -> str:
 def test_importing_brings_in_torch_and_nothing_heavy() -> None:
     code = "import sys, torch; before = set(sys.modules); import apical; "
     more = in_a_new_process(code + "print(*(set(sys.modules) - before))").split()
-    assert "apical.convert" in more
+    assert "apical.core.convert" in more
     assert {name.split(".")[0] for name in more} & HEAVY == set()
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical.functional import Local
 from apical.rules import KolenPollack, LowDimensional, Sparse, oja
+from apical.rules.ops import Local
 
 STEPS = 25
 LR, DECAY = 0.05, 0.3

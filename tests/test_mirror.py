@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.functional import ConvOp, LinearOp
 from apical.rules import WeightMirror
 from apical.rules.base import Update
 from apical.rules.mirror import RELEASED, mirrored, unpadded
+from apical.rules.ops import ConvOp, LinearOp
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.functional import LinearOp, Local
-from apical.layers import converted_layers
+from apical.core.layers import converted_layers
 from apical.rules import (
     DRTP,
     RULES,
@@ -19,6 +18,7 @@ from apical.rules import (
     Rule,
     TransportRule,
 )
+from apical.rules.ops import LinearOp, Local
 
 CASES: dict[str, Rule] = {
     **RULES,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical.convert import feedback_parameters
-from apical.layers import is_converted
+from apical.core.convert import feedback_parameters
+from apical.core.layers import is_converted
 from apical.rules import DFA, FA, RULES, KolenPollack, SignSymmetric
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(3)).double()

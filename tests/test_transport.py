@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import functional
-from apical.feedback import Feedback
-from apical.functional import LinearOp, Local
+from apical.core import autograd
+from apical.core.feedback import Feedback
 from apical.rules import BP, FA, Rule, SignSymmetric
 from apical.rules.base import bound, fans
+from apical.rules.ops import LinearOp, Local
 
 TRANSPORT = ("bp", "brsf", "fa", "frsf", "kp", "usf")
 
@@ -371,7 +371,7 @@ def test_transport_is_a_function_of_its_own() -> None:
     feedback = Feedback(FA(), "layer", seed=0)
     weight, x = (torch.randn(rows, 3, dtype=torch.float64, requires_grad=True) for rows in (2, 4))
     feedback.create(weight.detach())
-    y = functional.transport(LinearOp(), x, weight, None, feedback)
+    y = autograd.transport(LinearOp(), x, weight, None, feedback)
     assert torch.equal(y, F.linear(x, weight))
     y.sum().backward()
     assert_close(x.grad, torch.ones(4, 2).double() @ feedback.matrix)

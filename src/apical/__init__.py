@@ -2,7 +2,7 @@
 
 from apical import diagnostics, probes, rules
 from apical.contract import check_rule
-from apical.convert import (
+from apical.core.convert import (
     cite,
     convert,
     exact_gradients,
@@ -12,9 +12,9 @@ from apical.convert import (
     learn,
     revert,
 )
-from apical.describe import describe
-from apical.plan import plan
-from apical.switch import switch
+from apical.core.describe import describe
+from apical.core.plan import plan
+from apical.core.switch import switch
 
 __version__ = "0.1.0"
 

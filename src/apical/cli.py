@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _verb(name: str) -> Callable[[list[str]], int]:
     if name not in VERBS:
-        from apical.naming import unknown
+        from apical.names import unknown
 
         raise UsageError(str(unknown("verb", name, VERBS)))
     return VERBS[name]

@@ -89,7 +89,7 @@ def _explained(message: str, names: list[str]) -> str:
 
 def _misspelt(option: str, known: list[str]) -> str:
     """Near names only: all would fill the screen."""
-    from apical.naming import unknown
+    from apical.names import unknown
 
     bare = unknown("option", option[2:], [name[2:] for name in known])
     text = str(bare).partition(" Allowed: ")[0].rstrip(".")

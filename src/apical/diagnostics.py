@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical import probes, signals, updates
+from apical import probes, signals
+from apical.core import updates
 from apical.findings import KINDS, Finding, Row, Thresholds, findings
 
 __all__ = ["KINDS", "Finding", "Start", "Thresholds", "Watch", "check", "findings", "measure"]

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from . import limits, tasks, teaching
 from .assignment import rule_assignment, rule_label, rule_values
-from .feedback import FEEDBACK_VERSION
+from .core.feedback import FEEDBACK_VERSION
 from .hashing import task as codes
-from .naming import unknown
+from .names import unknown
 from .schedule import Schedule
 from .starts import Start
 

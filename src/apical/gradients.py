@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import nets, teaching
-from .convert import labels
+from .core.convert import labels
 from .experiment import Experiment
 from .prepare import Parts
 from .resume import Position

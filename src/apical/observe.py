@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .convert import forward_parameters
+from .core.convert import forward_parameters
+from .core.describe import describe
 from .data import Batches
-from .describe import describe
 from .learners.memory import Memory
 from .losses import Loss
 from .tasks import Stream

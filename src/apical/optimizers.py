@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from .naming import unknown
-from .paths import from_path
+from .names import from_path, unknown
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

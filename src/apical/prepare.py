@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from . import data, learners, mnm, nets, objectives, optimizers, splits, starts, tasks, teaching
-from .convert import convert
+from .core.convert import convert
+from .core.switch import check, switch
 from .experiment import Experiment
 from .splits import EVALUATION_BATCH
 from .starts import applied
-from .switch import check, switch
 
 TEST_SEQUENCES = 10_000
 """Sequences of the test split of a task; like those for validation, alike for all seeds."""

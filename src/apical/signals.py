@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from apical import outputs, updates
-from apical.convert import exact_gradients, feedback_modules, labels
-from apical.feedback import Feedback
-from apical.functional import ConvOp
-from apical.layers import converted_layers
+from apical.core import outputs, updates
+from apical.core.convert import exact_gradients, feedback_modules, labels
+from apical.core.feedback import Feedback
+from apical.core.layers import converted_layers
+from apical.rules.ops import ConvOp
 
 Pair = tuple[Tensor, Tensor]
 """The same quantity by the rule and by backprop."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import learners, mnm, nets, tasks
-from .naming import unknown
+from .names import unknown
 
 if TYPE_CHECKING:
     from .experiment import Experiment

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from . import checkpoint, data, nets, prepare, records, rules, run_folder, splits, starts
 from .assignment import rule_assignment
 from .attacks import Normalised
-from .convert import convert, feedback_modules
+from .core.convert import convert, feedback_modules
 from .experiment import Experiment, from_dict
-from .paths import from_path
+from .names import from_path
 
 CHOICE = 0
 """Seed by which the images are chosen: the same ones for every net."""

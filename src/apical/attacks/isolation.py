@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical.convert import feedback_modules
+from apical.core.convert import feedback_modules
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from apical.attacks.sources import (
     RuleGradient,
     Source,
 )
-from apical.naming import unknown
+from apical.names import unknown
 
 SOURCES: dict[str, type[Source]] = {
     "exact": Exact,

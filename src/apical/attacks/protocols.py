@@ -13,7 +13,7 @@ from apical.attacks.sources import Exact, NoGradient, Own
 from apical.attacks.square import Square
 from apical.attacks.steps import FGSM, PGD, TPGD
 from apical.attacks.trials import Step
-from apical.naming import unknown
+from apical.names import unknown
 
 
 @dataclass(frozen=True)

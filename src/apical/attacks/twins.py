@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical import updates
-from apical.convert import convert, feedback_modules, revert
-from apical.layers import converted_layers
+from apical.core import updates
+from apical.core.convert import convert, feedback_modules, revert
+from apical.core.layers import converted_layers
 from apical.rules import SignSymmetric, build, spell
 from apical.rules.base import Update
 

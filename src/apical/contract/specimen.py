@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.convert import convert, labels
+from apical.core.convert import convert, labels
 from apical.rules import Rule
 
 Tensors = dict[str, Tensor]

@@ -19,7 +19,7 @@ from apical.data.images import ImageData, Images, Split, split_validation
 from apical.data.letters import load_letters
 from apical.data.mnist import load_fashion_mnist, load_mnist
 from apical.data.saccades import load_event_mnist
-from apical.naming import unknown
+from apical.names import unknown
 
 __all__ = [
     "AUGMENTS",

@@ -8,7 +8,7 @@ import torch
 
 from apical.data.augment import flip_crop, flip_crop_draws
 from apical.data.images import Images
-from apical.naming import unknown
+from apical.names import unknown
 
 AUGMENTS = ("flip_crop", "none", "zoom_flip")
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -12,7 +12,7 @@ from apical.assignment import rule_assignment
 from apical.hashing.centres import CSQ, DPN, CentreLoss
 from apical.hashing.losses import DPH, DPSH, DSH, HashLoss, HashNet
 from apical.hashing.relaxation import Continuation
-from apical.naming import unknown
+from apical.names import unknown
 
 if TYPE_CHECKING:
     from apical.experiment import Experiment

@@ -28,8 +28,7 @@ from apical.learners.memory import attach, detach
 from apical.learners.readout import ReadOut
 from apical.learners.targets import TargetLearner
 from apical.learners.tptt import TPTT
-from apical.naming import unknown
-from apical.paths import from_path
+from apical.names import from_path, unknown
 
 __all__ = [
     "LEARNERS",

@@ -13,7 +13,7 @@ from torch import nn
 from apical.mnm.memory import ACTIVATIONS, Memory, activations, begin, recall
 from apical.mnm.net import COLLAPSED, WRITES, MemoryNet
 from apical.mnm.writes import Gradient, Local, Write
-from apical.naming import unknown
+from apical.names import unknown
 
 __all__ = [
     "ACTIVATIONS",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apical.mnm import writes
 from apical.mnm.memory import ACTIVATIONS, Memory, begin, norm, recall
-from apical.naming import unknown
+from apical.names import unknown
 from apical.nets import Problem
 from apical.nets.recurrent import LSTM, State
 

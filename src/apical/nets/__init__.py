@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from apical.naming import unknown
+from apical.names import unknown
 from apical.nets.efficientnet_lite import efficientnet_lite0
 from apical.nets.external import build_external
 from apical.nets.initial import LAWS, initialise

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from apical.naming import unknown
+from apical.names import unknown
 
 Shape = tuple[int, int, int]
 

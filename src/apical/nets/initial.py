@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from apical.naming import unknown
+from apical.names import unknown
 
 LAWS = ("default", "normal", "xavier")
 

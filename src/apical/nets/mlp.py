@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from apical.naming import unknown
+from apical.names import unknown
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

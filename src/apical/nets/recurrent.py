@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.naming import unknown
+from apical.names import unknown
 
 State = tuple[Tensor, ...]
 """What a cell hands to its next step, each (N, H); the first is the hidden state others read."""

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from apical.naming import unknown
+from apical.names import unknown
 from apical.spiking import ENCODINGS, LIF, Count, Membrane, SpikingNet
 from apical.spiking.neurons import Reset
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from apical.naming import unknown
-from apical.paths import from_path
+from apical.names import from_path, unknown
 from apical.rules.alignment_losses import AlignmentLoss
 from apical.rules.base import BroadcastRule, Needs, Rule, TransportRule
 from apical.rules.bp import BP

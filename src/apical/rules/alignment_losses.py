@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.functional import Local
 from apical.rules.base import Group, Law, Needs, TransportRule, drawn
 from apical.rules.mirror import mean_product
+from apical.rules.ops import Local
 from apical.rules.tracking import loss_scale
 
 Kind = Literal["symmetric", "activation", "information", "mirror"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from apical.functional import Geometry, Local, Op
+from apical.rules.ops import Geometry, Local, Op
 
 Init = Literal["xavier", "kaiming"]
 Law = Literal["xavier", "kaiming", "normal"]

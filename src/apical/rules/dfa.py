@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from apical.functional import ConvOp
 from apical.rules.base import BroadcastRule, Geometry, Needs, uniform
+from apical.rules.ops import ConvOp
 from apical.rules.spatial import spread
 
 

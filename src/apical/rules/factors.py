@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from apical.functional import ConvOp, Local
+from apical.rules.ops import ConvOp, Local
 
 FEW_CHANNELS = 32
 """Below so many output channels a convolution with the whole of B costs less than two thin ones."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.functional import Local
 from apical.rules.base import Group, Law, Needs, drawn
+from apical.rules.ops import Local
 from apical.rules.tracking import Follower, trained_apart
 
 NORMALISING = (

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.functional import ConvOp, Local, Op
 from apical.rules import factors, oja
 from apical.rules.base import Group, Init, Needs, Scale, Update, bound, fans, uniform
 from apical.rules.oja import Rank
+from apical.rules.ops import ConvOp, Local, Op
 from apical.rules.tracking import Follower, not_linear, trained_apart
 
 

@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from apical.functional import ConvOp, LinearOp, Op
 from apical.rules.base import Law, Needs, TransportRule, Update, drawn
 from apical.rules.kolen_pollack import KolenPollack
+from apical.rules.ops import ConvOp, LinearOp, Op
 
 Activation = Literal["none", "sigmoid", "tanh", "relu"]
 

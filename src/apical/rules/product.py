@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.functional import Local
 from apical.rules import factors
 from apical.rules.base import Group, Init, Needs, bound, fans, uniform
 from apical.rules.oja import orthonormal_rows
+from apical.rules.ops import Local
 from apical.rules.tracking import Follower, not_linear, trained_apart
 
 

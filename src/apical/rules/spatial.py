@@ -12,8 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from apical.functional import ConvOp
 from apical.rules.base import Geometry
+from apical.rules.ops import ConvOp
 
 
 def spread(error: Tensor, matrix: Tensor, geometry: Geometry) -> Tensor:

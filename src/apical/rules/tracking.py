@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from apical.functional import Op
 from apical.rules.base import Group, TransportRule, Update
+from apical.rules.ops import Op
 
 
 class Follower(TransportRule, abc.ABC):

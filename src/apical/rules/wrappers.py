@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from apical.functional import Local, Op
 from apical.rules.base import Group, Needs, Rule, TransportRule, Update
+from apical.rules.ops import Local, Op
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from apical.naming import unknown
+from apical.names import unknown
 from apical.spiking.surrogates import SURROGATES
 
 Reset = Literal["none", "subtract", "zero"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical.naming import unknown
+from apical.names import unknown
 from apical.starts.heads import find_head
 from apical.starts.loading import load
 from apical.starts.norms import norm_statistics

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.naming import unknown
+from apical.names import unknown
 from apical.starts.weights import State, read
 
 _LISTED = 8

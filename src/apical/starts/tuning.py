@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from apical.naming import unknown
+from apical.names import unknown
 
 
 def freeze(model: nn.Module, *patterns: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical.naming import unknown
+from apical.names import unknown
 from apical.nets.external import import_package
 
 State = dict[str, Tensor]

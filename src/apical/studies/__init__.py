@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from apical.naming import unknown
+from apical.names import unknown
 from apical.studies import biotorch, robustness
 from apical.studies.base import TIERS, Curve, Entry, Published, Search, Study
 from apical.studies.low_dim_error import low_dim_error

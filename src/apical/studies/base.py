@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from apical import retrieval
 from apical.experiment import Experiment
-from apical.naming import unknown
+from apical.names import unknown
 from apical.robustness import Evaluation
 from apical.schedule import Schedule
 

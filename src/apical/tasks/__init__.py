@@ -8,7 +8,7 @@
 
 import inspect
 
-from apical.naming import unknown
+from apical.names import unknown
 from apical.tasks.addition import Addition
 from apical.tasks.asked import NOTHING, AskedTask
 from apical.tasks.babi import Babi

@@ -20,12 +20,12 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from apical import functional, outputs
-from apical.functional import Op
+from apical.core import autograd, outputs
 from apical.rules.base import BroadcastRule, Geometry
+from apical.rules.ops import Op
 
 if TYPE_CHECKING:
-    from apical.feedback import Feedback
+    from apical.core.feedback import Feedback
 
 
 class _Tap(NamedTuple):
@@ -181,7 +181,7 @@ class Star:
                 raise _samples_differ(layer, token.shape[0], error.shape[0])
         if not tokens:
             return output
-        joined = functional.join(error, [token for _, token in tokens])
+        joined = autograd.join(error, [token for _, token in tokens])
         return outputs.replaced(output, self.output, joined)
 
     def pass_on(self, feedback: Feedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class Star:
                 )
             targets = outputs.targets(self.labels, samples, self.error_shape)
         geometry = tap.geometry(samples)
-        return functional.tap(tap.x, tap.feedback, geometry, self.error_shape, targets)
+        return autograd.tap(tap.x, tap.feedback, geometry, self.error_shape, targets)
 
     def _at_output(self, late: list[_Tap], error: Tensor) -> list[tuple[str, Tensor]]:
         """Size the memory that waited for a first call; tokens of the taps that wait for one."""

@@ -23,7 +23,7 @@ class History:
         attends: whether the rule wants to see the passes before the next of them.
         outdated: whether a checkpoint of the plain model has replaced the weight; no update.
         missed: steps of optimizers that know the weight but not its trained feedback.
-        advised: whether the optimizers were looked at (`apical.advice`).
+        advised: whether the optimizers were looked at (`apical.core.advice`).
     """
 
     def __init__(self) -> None:

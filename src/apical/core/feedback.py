@@ -11,11 +11,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from apical import functional, rules
-from apical.functional import Op
-from apical.history import History
+from apical import rules
+from apical.core import autograd
+from apical.core.broadcast import Star
+from apical.core.history import History
 from apical.rules.base import BroadcastRule, Geometry, Rule, TransportRule, Update
-from apical.star import Star
+from apical.rules.ops import Op
 
 FEEDBACK_VERSION = 1
 """Part of the seed of every draw; raised when a change alters the numbers."""
@@ -91,8 +92,8 @@ class Feedback(nn.Module):
         if self.star is not None and not self.exact:
             x = self.star.pass_on(self, op, x, weight)
         elif takes_part:
-            return functional.transport(op, op.prepare(x), weight, bias, self)
-        return functional.exact(op, op.prepare(x), weight, bias)
+            return autograd.transport(op, op.prepare(x), weight, bias, self)
+        return autograd.exact(op, op.prepare(x), weight, bias)
 
     def _takes_part(self, x: Tensor, weight: Tensor) -> bool:
         """Whether the rule has something to do in this backward pass; if so, updates count."""

@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from apical import advice
-from apical.feedback import Feedback
-from apical.functional import Op
+from apical.core import advice
+from apical.core.feedback import Feedback
+from apical.rules.ops import Op
 
 _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
 _HOOKS: list[Any] = []

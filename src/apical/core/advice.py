@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from apical.updates import Slot
+    from apical.core.updates import Slot
 
 PATIENCE = 3
 """Steps after which feedback that no optimizer trains is worth a warning."""

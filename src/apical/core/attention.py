@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.functional import LinearOp
+from apical.rules.ops import LinearOp
 
 PROJECTIONS = ("q", "k", "v", "out")
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import LBFGS, SGD, Optimizer
 
-from apical import updates
-from apical.convert import convert, feedback_modules, feedback_parameters, revert
-from apical.feedback import Feedback
-from apical.layers import converted_layers
-from apical.outputs import OutputKey
-from apical.plan import Assignment
-from apical.updates import Slot
+from apical.core import updates
+from apical.core.convert import convert, feedback_modules, feedback_parameters, revert
+from apical.core.feedback import Feedback
+from apical.core.layers import converted_layers
+from apical.core.outputs import OutputKey
+from apical.core.plan import Assignment
+from apical.core.updates import Slot
 
 
 def switch(

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical import rules, updates
-from apical.convert import call_with, feedback_modules
-from apical.feedback import Feedback
-from apical.functional import Op
-from apical.layers import converted_layers, is_converted
-from apical.plan import plan, table
-from apical.star import Star
+from apical import rules
+from apical.core import updates
+from apical.core.broadcast import Star
+from apical.core.convert import call_with, feedback_modules
+from apical.core.feedback import Feedback
+from apical.core.layers import converted_layers, is_converted
+from apical.core.plan import plan, table
+from apical.rules.ops import Op
 
 
 @dataclass(frozen=True)

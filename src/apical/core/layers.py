@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from apical import updates
-from apical.attention import AttentionMixin, projections
-from apical.functional import ConvOp, LinearOp, Op
+from apical.core import updates
+from apical.core.attention import AttentionMixin, projections
+from apical.rules.ops import ConvOp, LinearOp, Op
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

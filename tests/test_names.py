@@ -1,6 +1,6 @@
 """Misspelt names: what was given, what is near, what is allowed."""
 
-from apical.naming import unknown
+from apical.names import unknown
 
 
 def test_names_the_given_the_near_and_the_allowed():

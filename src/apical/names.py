@@ -1,8 +1,12 @@
-"""One voice for misspelt names: what was given, what is near, what is allowed."""
+"""Names that users write: errors that suggest near ones, and look-up of package.module:Name."""
 
 import difflib
+import importlib
 import itertools
+import os
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 LISTED = 60  # names up to which all are listed
 NEAR = 0.5  # likeness (difflib ratio) from which a name is suggested
@@ -25,6 +29,34 @@ def unknown(kind: str, given: object, allowed: Iterable[str]) -> ValueError:
     if len(names) > LISTED:
         listed = f"{len(names)} names, from {names[0]} to {names[-1]}"
     return ValueError(f"unknown {kind} {given!r}{hint} Allowed: {listed}")
+
+
+def from_path(path: str, what: str) -> Any:
+    """Import what a path names; the current folder is searched too, as with ``python -m``.
+
+    Args: path: ``package.module:Name`` (dots within Name allowed) or ``package.module.Name``.
+        what: the kind of object, for the error.
+    Raises: ValueError saying which part does not exist.
+    """
+    module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    if not module_name or not name:
+        raise ValueError(f"{what} {path!r}: write it as package.module:Name")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{what} {path!r}: no module {error.name!r} to import; is its package installed, or "
+            "does it lie in the current folder?"
+        ) from error
+    except ImportError as error:
+        raise ValueError(f"{what} {path!r}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{what} {path!r}: {found.__name__!r} has no {part!r}")
+        found = getattr(found, part)
+    return found
 
 
 def _near(given: str, names: list[str]) -> list[str]:

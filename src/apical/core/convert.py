@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from apical import updates
-from apical.attention import projections
-from apical.feedback import Feedback
-from apical.layers import converted_class, converted_layers, mixin_for, modules
-from apical.outputs import OutputKey
-from apical.plan import Assignment, Row, plan
+from apical.core import updates
+from apical.core.attention import projections
+from apical.core.broadcast import Star
+from apical.core.feedback import Feedback
+from apical.core.layers import converted_class, converted_layers, mixin_for, modules
+from apical.core.outputs import OutputKey
+from apical.core.plan import Assignment, Row, plan
 from apical.rules import BroadcastRule, Rule
-from apical.star import Star
 
 
 def convert(

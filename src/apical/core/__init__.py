@@ -1,0 +1,1 @@
+"""The mechanism: what converting a model changes about its backward pass."""
