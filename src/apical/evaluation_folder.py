@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import records, training
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import versions
+
+from . import records
 from .environment import environment
-from .experiment import versions
 
 
 def rows(folder: Path, last: str) -> list[dict[str, Any]]:
@@ -34,7 +36,7 @@ def describe(
     key: str,
     checkpoint: str,
     setting: Mapping[str, Any],
-    execution: training.Execution,
+    execution: Execution,
     **version: int,
 ) -> None:
     """Write what is evaluated, by what, and where.

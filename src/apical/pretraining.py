@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from apical.bench.experiment.experiment import Experiment
+
 from . import checkpoint, claims, run_folder, starts
-from .experiment import Experiment
 
 FOLDER = "starts"
 """Beside the runs that start from them: the runs of the experiments they start from."""

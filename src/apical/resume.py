@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apical.bench.experiment.experiment import Experiment, versions
+
 from . import checkpoint, prepare, records
-from .experiment import Experiment, versions
 
 
 @dataclass

@@ -20,6 +20,9 @@ from typing import Any
 
 import torch
 
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import KEY_DIGITS, differing
+
 from . import attacks, claims, evaluation_folder, progress, records, rules, training
 from .attacks import Audit, Effort, RobustReport, audit, robust_report
 from .attacks.ball import Threat
@@ -27,7 +30,6 @@ from .attacks.checks import check_eps
 from .attacks.evaluation import AUDITED
 from .attacks.pictures import pictures
 from .attacks.trials import Trial
-from .experiment import KEY_DIGITS, differing
 from .trained import Trained
 
 VERSION = 1
@@ -131,7 +133,7 @@ def evaluate(
     net: Trained,
     evaluation: Evaluation,
     folder: str | Path,
-    execution: training.Execution | None = None,
+    execution: Execution | None = None,
     *,
     surrogates: Mapping[str, Trained] | None = None,
 ) -> list[dict[str, Any]]:
@@ -142,7 +144,7 @@ def evaluate(
     Raises: ValueError as attacks do, or if the folder holds another evaluation; claims.Held if
         another living process works on it.
     """
-    folder, execution = Path(folder), execution or training.Execution()
+    folder, execution = Path(folder), execution or Execution()
     others = dict(surrogates or {})
     key = evaluation.key(net.digest, {name: other.digest for name, other in others.items()})
     _check_classes(net, *others.values())
@@ -167,11 +169,9 @@ def evaluate(
     return rows(folder)
 
 
-def audits(
-    net: Trained, evaluation: Evaluation, execution: training.Execution | None = None
-) -> list[Audit]:
+def audits(net: Trained, evaluation: Evaluation, execution: Execution | None = None) -> list[Audit]:
     """The gradient audit alone: of the net's own gradient, the exact one, those of the rules."""
-    execution = execution or training.Execution()
+    execution = execution or Execution()
     _check_classes(net)
     x, y = net.examples(min(evaluation.images, AUDITED), execution.device)
     sources = ["own", "exact", *(f"rule:{rule}" for rule in evaluation.rules)]
@@ -183,7 +183,7 @@ def _report(
     net: Trained,
     evaluation: Evaluation,
     folder: Path,
-    execution: training.Execution,
+    execution: Execution,
     others: Mapping[str, Trained],
     examples: tuple[torch.Tensor, torch.Tensor],
     still_mine: Any,

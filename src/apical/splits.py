@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apical.bench.experiment.experiment import Experiment
+
 from . import data
-from .experiment import Experiment
 
 EVALUATION_BATCH = 500
 """Examples in a batch that is only looked at."""

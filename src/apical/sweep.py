@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
+
 from . import claims, run_folder, training, workers
-from .experiment import Experiment
 
 WAIT_SECONDS = 1.0
 """Between two looks at runs that other processes hold."""
@@ -38,7 +40,7 @@ class Job(Protocol):
         Raises: ValueError if the folder holds something else.
         """
 
-    def do(self, execution: training.Execution) -> dict[str, Any]:
+    def do(self, execution: Execution) -> dict[str, Any]:
         """Do it, or go on with it. Returns: the row that closes it."""
 
     def told(self, row: dict[str, Any]) -> str:
@@ -56,7 +58,7 @@ class Task:
         run_folder.check(self.folder, self.experiment)
         return run_folder.end(self.folder)
 
-    def do(self, execution: training.Execution) -> dict[str, Any]:
+    def do(self, execution: Execution) -> dict[str, Any]:
         return training.run(self.experiment, self.folder, execution)
 
     def told(self, row: dict[str, Any]) -> str:
@@ -76,7 +78,7 @@ class Outcome:
 
 def sweep(
     tasks: Sequence[Job],
-    execution: training.Execution,
+    execution: Execution,
     *,
     make: workers.Make = workers.here,
     jobs: int = 1,
@@ -99,7 +101,7 @@ def sweep(
     return work.outcome
 
 
-def attempt(task: Job, execution: training.Execution) -> dict[str, Any]:
+def attempt(task: Job, execution: Execution) -> dict[str, Any]:
     """In a worker: one run. Returns its last row, or a row of kind ``held`` or ``error``."""
     try:
         return task.do(execution)
@@ -114,7 +116,7 @@ def attempt(task: Job, execution: training.Execution) -> dict[str, Any]:
 
 @dataclass
 class _Work:
-    execution: training.Execution
+    execution: Execution
     say: Say
     total: int
     outcome: Outcome = field(default_factory=Outcome)

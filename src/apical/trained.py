@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from apical.bench.experiment.experiment import Experiment, from_dict
+from apical.bench.experiment.rule_settings import rule_assignment
+
 from . import checkpoint, data, nets, prepare, records, rules, run_folder, splits, starts
-from .assignment import rule_assignment
 from .attacks import Normalised
 from .convert import convert, feedback_modules
-from .experiment import Experiment, from_dict
 from .paths import from_path
 
 CHOICE = 0

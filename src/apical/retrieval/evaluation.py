@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from apical.attacks.ball import Norm
 from apical.attacks.checks import check_eps
-from apical.experiment import KEY_DIGITS, differing
+from apical.bench.experiment.experiment import KEY_DIGITS, differing
 from apical.hashing.attack import SHARPNESS
 
 VERSION = 1

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from .naming import unknown
-from .paths import from_path
+from apical.naming import unknown
+from apical.paths import from_path
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
