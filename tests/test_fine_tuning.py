@@ -60,7 +60,10 @@ def model_of(experiment: Experiment, path: Path) -> nn.Module:
     [
         ({"head_by": "bp"}, "head_by has no effect without a source"),
         ({"source": {"data": "letters"}, "digest": "a"}, "digest='a' has no effect with an exp"),
-        ({"source": "x", "digest": "a", "norms": "off"}, "norms='off': allowed are live, frozen"),
+        (
+            {"source": "x", "digest": "a", "norms": "off"},
+            "norms='off' is not one of 'live'",
+        ),
         (
             {"source": "x", "digest": "a", "freeze": "conv*", "train_only": "fc.*"},
             "freeze and train_only: give one of them",

@@ -22,6 +22,7 @@ import torch
 
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import KEY_DIGITS, differing
+from apical.naming import check_literals
 
 from . import attacks, claims, evaluation_folder, progress, records, rules, training
 from .attacks import Audit, Effort, RobustReport, audit, robust_report
@@ -70,14 +71,13 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("eps", "rules", "pixels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_literals(self, "robustness")
         for eps in self.eps:
             check_eps("robustness", eps, low=0.0, high=1.0, linf=self.norm == "linf")
         if not self.eps or len(set(self.eps)) < len(self.eps) or min(self.eps) == 0:
             raise ValueError(
                 f"robustness: eps={self.eps}; give at least one radius above 0, each once"
             )
-        if self.norm not in ("linf", "l2", "flips"):
-            raise ValueError(f"robustness: norm={self.norm!r} is not one of 'linf', 'l2', 'flips'")
         if self.norm == "flips" and any(eps != round(eps) for eps in self.eps):
             raise ValueError(f"robustness: eps={self.eps} must be whole numbers of flips")
         if self.images < 1 or self.seed < 0:
