@@ -34,7 +34,7 @@ from torch import nn
 
 import apical
 from apical import diagnostics, nets
-from apical.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
 from apical.monitor import FIXED_STEPS, epochs_to_measure
 
 CONTROL = "step (control)"

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from apical import tasks, training
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
 from apical.data.errors import DamagedFile, MissingData
-from apical.experiment import Experiment
 from apical.tasks import NOTHING, Babi, Stream
 from apical.tasks.babi import errors
 from apical.tasks.babi_files import load, read
@@ -202,7 +203,7 @@ def test_a_run_counts_test_questions_not_stories(folder: Path, tmp_path: Path) -
         batch_size=2,
         probe_every=0,
     )
-    execution = training.Execution(data_root=str(folder))
+    execution = Execution(data_root=str(folder))
     row = training.run(experiment, tmp_path / "run", execution)
     assert row["test_count"] == 4
     assert row["test_acc"] * 5 == pytest.approx(round(row["test_acc"] * 5))  # of five questions

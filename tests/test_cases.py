@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import cli, data, nets, probes, records, training
+from apical import data, nets, probes, records, training
 from apical.attacks import FGSM, Normalised
+from apical.bench.cli import main as cli
+from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.core.layers import converted_layers
-from apical.experiment import Experiment, from_dict
 from apical.rules import BP, DFA, FA, SignSymmetric
 
 SIX = ("bp", "brsf", "dfa", "fa", "frsf", "usf")

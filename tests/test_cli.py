@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from apical import cli, records, studies, training
-from apical.experiment import Experiment, from_dict
+from apical import records, studies
+from apical.bench.cli import main as cli
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.studies import Entry, Study
 
 SMALL = ["--net_options.hidden", "[8]", "--epochs", "1", "--batch_size", "512"]
@@ -55,7 +57,7 @@ def test_every_setting_is_a_flag_with_an_explanation(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
-    names = [f.name for kind in (Experiment, training.Execution) for f in dataclasses.fields(kind)]
+    names = [f.name for kind in (Experiment, Execution) for f in dataclasses.fields(kind)]
     for name in names:
         explained = text.partition(f"  --{name}")[2].split("--")[0]
         assert len(explained.split()) > 3, name

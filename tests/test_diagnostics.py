@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import apical
 from apical import diagnostics, records, training
+from apical.bench.experiment.experiment import Experiment
 from apical.diagnostics import Start, Thresholds, Watch, check, findings, measure
-from apical.experiment import Experiment
 from apical.monitor import LearningWarning
 from apical.rules import FA, KolenPollack
 from apical.studies.smoke import smoke

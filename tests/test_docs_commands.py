@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import apical
-from apical import cli, report, rules, training
+from apical import report, rules, training
+from apical.bench.cli import main as cli
 from apical.studies import conduct
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +42,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("apical.robustness.evaluate", lambda *_, **__: [])
     monkeypatch.setattr("apical.robustness.audits", lambda *_, **__: [])
     for name in ("print_rows", "print_audits"):
-        monkeypatch.setattr(f"apical.cli_robustness.{name}", lambda *_: None)
+        monkeypatch.setattr(f"apical.bench.cli.robustness.{name}", lambda *_: None)
     monkeypatch.setattr(report, "write", lambda *_: ["page"])
     monkeypatch.setattr("webbrowser.open", lambda *_: True)
     monkeypatch.setattr(apical, "check_rule", lambda *_: None)

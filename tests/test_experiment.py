@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 
 from apical import rules
-from apical.experiment import (
-    Experiment,
-    Schedule,
-    from_dict,
-    rule_assignment,
-    rule_label,
-    to_dict,
-)
-from apical.hashing import Hashing
+from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
+from apical.bench.experiment.hashing_settings import Hashing
+from apical.bench.experiment.learner_settings import learner_values
+from apical.bench.experiment.rule_settings import rule_assignment, rule_label
+from apical.bench.experiment.schedule import Schedule
 from apical.starts import Start
-from apical.teaching import learner_values
 
 FULL = Experiment(
     data="mnist",

@@ -12,8 +12,10 @@ from torch import nn
 
 import apical
 from apical import data, nets, prepare, records, rules, starts, training, tuning
-from apical.cli import main
-from apical.experiment import Experiment, Schedule, from_dict, to_dict
+from apical.bench.cli.main import main
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
+from apical.bench.experiment.schedule import Schedule
 from apical.starts import Start
 from apical.studies import Entry, Search, Study, build, conduct
 from apical.trained import experiment_of, from_run
@@ -30,7 +32,7 @@ BASE = Experiment(
     schedule=Schedule("cosine"),
     probe_images=32,
 )
-QUIET = training.Execution(quiet=True)
+QUIET = Execution(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,10 @@ def model_of(experiment: Experiment, path: Path) -> nn.Module:
     [
         ({"head_by": "bp"}, "head_by has no effect without a source"),
         ({"source": {"data": "letters"}, "digest": "a"}, "digest='a' has no effect with an exp"),
-        ({"source": "x", "digest": "a", "norms": "off"}, "norms='off': allowed are live, frozen"),
+        (
+            {"source": "x", "digest": "a", "norms": "off"},
+            "norms='off' is not one of 'live'",
+        ),
         (
             {"source": "x", "digest": "a", "freeze": "conv*", "train_only": "fc.*"},
             "freeze and train_only: give one of them",
@@ -249,7 +254,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     saves: int, after: bool, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = tuned(weights, "brsf", norms="frozen", rates={"fc.*": 3.0})
-    execution = training.Execution(checkpoint_steps=2, quiet=True)
+    execution = Execution(checkpoint_steps=2, quiet=True)
     training.run(experiment, tmp_path / "whole", execution)
     with monkeypatch.context() as patch:
         interrupted_at(saves, patch, after=after)

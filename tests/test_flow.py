@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from apical import flow, records, training
-from apical.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
 from apical.monitor import LearningWarning
 
 

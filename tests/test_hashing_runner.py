@@ -11,7 +11,6 @@ import torch
 
 from apical import (
     checkpoint,
-    cli,
     data,
     hashing,
     objectives,
@@ -22,8 +21,12 @@ from apical import (
     training,
 )
 from apical.attacks import Effort
-from apical.experiment import Experiment, Schedule, differing, from_dict, to_dict
-from apical.hashing import Continuation, Hashing
+from apical.bench.cli import main as cli
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment, differing, from_dict, to_dict
+from apical.bench.experiment.hashing_settings import Hashing
+from apical.bench.experiment.schedule import Schedule
+from apical.hashing import Continuation
 from apical.robustness import Evaluation
 
 BALANCED = {"loss": "dpsh", "pair_weight": "balanced"}
@@ -36,7 +39,7 @@ BASE = Experiment(
     probe_every=0,
     optimizer_options={"momentum": 0.9},
 )
-QUIET = training.Execution(quiet=True)
+QUIET = Execution(quiet=True)
 pytestmark = pytest.mark.filterwarnings("ignore::apical.hashing.ConstantBitWarning")
 
 
@@ -118,7 +121,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     experiment = dataclasses.replace(
         BASE, hashing=options, rule="fa", augment="flip_crop", schedule=Schedule("cosine")
     )
-    often = training.Execution(checkpoint_steps=3, quiet=True)
+    often = Execution(checkpoint_steps=3, quiet=True)
     training.run(experiment, tmp_path / "whole", often)
     original, count = checkpoint.save, 0
 

@@ -8,6 +8,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -29,10 +30,10 @@ CORE = [
 LEAVES = [{"nets", "data"}, {"tasks"}, {"mnm"}]
 RESULTS = [{"records"}, {"phases", "stats"}, {"report"}]
 RUNNING = [
-    {"attacks", "learners", "losses", "schedule", "starts"},
-    {"assignment", "teaching"},
-    {"hashing", "limits"},
-    {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
+    {"attacks", "learners", "losses", "starts"},
+    {"hashing"},
+    {"bench.experiment"},
+    {"claims", "checkpoint", "environment", "workers"},
     {"observe", "splits", "tuning"},
     {"objectives"},
     {"prepare"},
@@ -45,9 +46,8 @@ RUNNING = [
     {"retrieval"},
     {"sweep"},
     {"studies"},
-    {"cli_parsing", "cli_retrieval", "cli_robustness_tables"},
-    {"cli_robustness"},
-    {"cli"},
+    {"bench.cli"},
+    {"bench"},
 ]
 ORDER = [*BASIS, *CORE, *LEAVES, *RESULTS, *RUNNING]
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
@@ -72,8 +72,14 @@ def names(lines: list[set[str]]) -> set[str]:
 
 
 def unit(path: Path) -> str:
-    """The module or package directly under apical that a file belongs to."""
-    return path.relative_to(SOURCE).with_suffix("").parts[0]
+    """The module or package directly under apical, or apical.bench, that a file belongs to."""
+    return unit_of(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+def unit_of(parts: Sequence[str]) -> str:
+    if parts[0] == "bench" and len(parts) > 1 and (SOURCE / "bench" / parts[1]).is_dir():
+        return f"bench.{parts[1]}"
+    return parts[0]
 
 
 def is_for_type_checking(node: ast.AST) -> bool:
@@ -105,8 +111,8 @@ def of_file(path: Path, *, inside_functions: bool = True) -> set[str]:
 
 def own(found: set[str]) -> set[str]:
     """Units of the package among the imported names."""
-    units = {name.split(".")[1] for name in found if name.startswith("apical.")}
-    return {u for u in units if (SOURCE / u).is_dir() or (SOURCE / f"{u}.py").is_file()}
+    units = {unit_of(name.split(".")[1:]) for name in found if name.startswith("apical.")}
+    return {u for u in units if u in RANK}
 
 
 def foreign(found: set[str]) -> set[str]:
@@ -126,7 +132,7 @@ def test_every_module_stands_in_the_order() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_imports_point_downwards(path: Path) -> None:
     if unit(path) == "__main__":
-        assert own(of_file(path)) == {"cli"}
+        assert own(of_file(path)) == {"bench.cli"}
         return
     if unit(path) == "__init__":
         assert own(of_file(path, inside_functions=False)) <= names([*BASIS, *CORE])

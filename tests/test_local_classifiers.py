@@ -11,12 +11,13 @@ from torch.testing import assert_close
 
 import apical
 from apical import data, learners, nets, spiking, training
-from apical.experiment import Experiment
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
 from apical.learners import LocalClassifiers
 from test_resume import Killed, interrupted_at
 
 T, N, K, DECAY, RATE = 5, 4, 3, 0.7, 0.5
-QUIET = training.Execution(quiet=True)
+QUIET = Execution(quiet=True)
 Numbers = dict[str, Tensor]
 
 
@@ -365,7 +366,7 @@ def test_it_resumes_to_the_same_bits(
 ) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     training.run(experiment(form), straight, QUIET)
-    within = training.Execution(quiet=True, checkpoint_steps=1)
+    within = Execution(quiet=True, checkpoint_steps=1)
     with monkeypatch.context() as patch:
         interrupted_at(3, patch, after=True)
         with pytest.raises(Killed):

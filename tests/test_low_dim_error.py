@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import apical
-from apical import nets, optimizers, studies
-from apical.experiment import rule_assignment
+from apical import nets, studies
+from apical.bench.experiment import optimizers
+from apical.bench.experiment.rule_settings import rule_assignment
 from apical.nets import build
 from apical.studies.low_dim_error import OUTPUT, losing, settings
 
@@ -74,7 +75,7 @@ def test_fixed_and_learned_feedback_of_equal_norm_stand_beside_each_other() -> N
 
 def test_a_part_of_the_training_split_is_the_same_for_every_seed() -> None:
     from apical import data, prepare
-    from apical.experiment import Experiment
+    from apical.bench.experiment.experiment import Experiment
 
     parts = [
         prepare.build(Experiment(train_images=100, validation=50, batch_size=100, seed=seed))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from apical import studies, teaching
+from apical import studies
+from apical.bench.experiment import learner_settings
 from apical.studies.lra_rnn import arms
 
 
@@ -11,7 +12,7 @@ def test_every_setting_has_both_baselines_on_the_same_net_and_batches(tier: str)
     study = studies.build("lra-rnn", tier=tier, seeds=3)
     for setting in {entry.setting for entry in study.entries}:
         own = [entry for entry in study.entries if entry.setting == setting]
-        learned = {teaching.learner_label(entry.experiment.learner) for entry in own}
+        learned = {learner_settings.learner_label(entry.experiment.learner) for entry in own}
         assert learned == {"backprop", "readout", "lra"}
         assert {e.experiment.clip_norm for e in own if e.rule == "bp"} == {1.0}
         shared = {(e.experiment.epochs, e.experiment.batches, e.experiment.length) for e in own}

@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from apical import gradients, mnm, monitor, prepare, records, report, studies, tasks, training
-from apical.experiment import Experiment, from_dict, to_dict
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
 from apical.report import memory as report_memory
 from apical.report import solved
 from apical.report.read import read_study
@@ -85,7 +86,7 @@ def test_equals_a_loop_of_ones_own(tmp_path: Path, options: dict[str, Any]) -> N
 
 
 def test_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    execution = training.Execution(checkpoint_steps=2)
+    execution = Execution(checkpoint_steps=2)
     training.run(BASE, tmp_path / "whole", execution)
     for number, after in ((2, False), (2, True)):
         with monkeypatch.context() as patch:
@@ -133,10 +134,10 @@ def test_a_reconstruction_that_collapses_is_warned_of_once(
     with monkeypatch.context() as patch:
         interrupted_at(3, patch, after=True)
         with pytest.raises(Killed), pytest.warns(monitor.LearningWarning, match="constants"):
-            training.run(BASE, tmp_path / "run", training.Execution(checkpoint_steps=2))
+            training.run(BASE, tmp_path / "run", Execution(checkpoint_steps=2))
     with warnings.catch_warnings():
         warnings.simplefilter("error", monitor.LearningWarning)
-        training.run(BASE, tmp_path / "run", training.Execution(checkpoint_steps=2))
+        training.run(BASE, tmp_path / "run", Execution(checkpoint_steps=2))
     rows = [r for r in records.read(tmp_path / "run" / "records.jsonl") if r["kind"] == "warning"]
     assert [(row["finding"], row["epoch"], row["threshold"]) for row in rows] == [
         ("collapsed", 1, 10.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from apical import records, training
-from apical.experiment import Experiment, from_dict
+from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.monitor import FIXED_STEPS, epochs_to_measure
 from test_resume import Killed, interrupted_at, kill_test
 

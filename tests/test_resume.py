@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from apical import checkpoint, records, training
-from apical.experiment import Experiment, Schedule
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +65,7 @@ def test_resumes_to_the_same_bits(
     rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = dataclasses.replace(BASE, rule=rule)
-    execution = training.Execution(checkpoint_steps=2)
+    execution = Execution(checkpoint_steps=2)
     whole = training.run(experiment, tmp_path / "whole", execution)
     for saves in (1, 2, 3, 1):
         with monkeypatch.context() as patch:
@@ -86,7 +88,7 @@ def test_switched_rules_resume_to_the_same_bits(
     saves: int, after: bool, tmp_path: Path, switched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before the checkpoints that follow a switch (4, 7, 10), after them, and later."""
-    execution = training.Execution(checkpoint_steps=2)
+    execution = Execution(checkpoint_steps=2)
     with monkeypatch.context() as patch:
         interrupted_at(saves, patch, after=after)
         with pytest.raises(Killed):
@@ -99,7 +101,7 @@ def test_switched_rules_resume_to_the_same_bits(
 def switched(tmp_path_factory: Any) -> Path:
     """An undisturbed run: one checkpoint at the start, three in each of four epochs."""
     folder = tmp_path_factory.mktemp("switched")
-    training.run(SWITCHED, folder, training.Execution(checkpoint_steps=2))
+    training.run(SWITCHED, folder, Execution(checkpoint_steps=2))
     return folder
 
 
@@ -196,7 +198,7 @@ def test_a_checkpoint_of_another_run_is_refused(begun: Path, tmp_path_factory: A
 
 def test_other_threads_are_refused(begun: Path) -> None:
     with pytest.raises(ValueError, match="threads: 1, not 2"):
-        training.run(BASE, begun, training.Execution(threads=2))
+        training.run(BASE, begun, Execution(threads=2))
 
 
 def test_another_format_is_refused(begun: Path) -> None:

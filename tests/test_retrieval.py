@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from apical import attacks, cli, hashing, records, retrieval, training
-from apical.experiment import Experiment
-from apical.hashing import Hashing
+from apical import attacks, hashing, records, retrieval, training
+from apical.bench.cli import main as cli
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.hashing_settings import Hashing
 from apical.retrieval import Evaluation, evaluation, trials
 from apical.retrieval.rows import report
 from apical.retrieval.trials import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore::apical.hashing.ConstantBitWarning")
-QUIET = training.Execution(quiet=True)
+QUIET = Execution(quiet=True)
 SMALL = Evaluation(eps=(0.3, 0.1), queries=24, known=50, steps=3)
 
 

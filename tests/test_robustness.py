@@ -18,14 +18,15 @@ import torch
 from apical import attacks, claims, records, robustness, training
 from apical.attacks import Effort
 from apical.attacks.trials import Trial
-from apical.experiment import Experiment
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
 from apical.robustness import Evaluation, evaluate, place, rows
 from apical.trained import Trained, from_run
 
 QUICK = Evaluation(
     eps=(0.05, 0.2), images=60, effort=Effort(steps=3, adaptive_steps=2, queries=5, redraws=2)
 )
-QUIET = training.Execution(quiet=True)
+QUIET = Execution(quiet=True)
 
 
 @cache

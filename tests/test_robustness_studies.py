@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from apical import records, retrieval, robustness, studies, training
+from apical import records, retrieval, robustness, studies
 from apical.attacks import Effort, protocol
-from apical.experiment import Experiment
-from apical.hashing import Hashing
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.hashing_settings import Hashing
 from apical.report.read import read_study
 from apical.robustness import Evaluation
 from apical.studies import Entry, Study, assess, attack_cost, conduct, search_cost
 from apical.studies import robustness as protocols
 from apical.studies.base import PublishedRobustness
 
-EXECUTION = training.Execution(quiet=True)
+EXECUTION = Execution(quiet=True)
 TINY = Experiment(net_options={"hidden": [16]}, epochs=3, batch_size=64, probe_every=0)
 QUICK = Evaluation(
     eps=(0.1, 0.25), images=60, effort=Effort(steps=3, adaptive_steps=0, queries=0, redraws=2)

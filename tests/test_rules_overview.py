@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apical import records, studies
-from apical.experiment import rule_assignment
+from apical.bench.experiment.rule_settings import rule_assignment
 from apical.report import overview, refresh, table_markdown
 from apical.report.read import read_study
 from apical.rules import RULES

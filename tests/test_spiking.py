@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from apical import attacks, nets, records, spiking, trained, training
-from apical.experiment import Experiment
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
 from apical.monitor import LearningWarning
 from apical.spiking.neurons import RESETS
 from apical.spiking.surrogates import SURROGATES
 
 T, N, UNITS = 7, 3, 5
-QUIET = training.Execution(quiet=True)
+QUIET = Execution(quiet=True)
 DETACHED = {"learner": "backprop", "through": "detached"}
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from apical import records, run_folder, studies, training, workers
-from apical.experiment import Experiment, Schedule
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.report.read import read_study
 from apical.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
 
-EXECUTION = training.Execution()
+EXECUTION = Execution()
 SIX = {"bp", "fa", "dfa", "usf", "brsf", "frsf"}
 TINY = Experiment(net_options={"hidden": [8]}, epochs=2, batch_size=256, probe_every=0)
 

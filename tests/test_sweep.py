@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from apical import claims, records, run_folder, sweep, training, workers
-from apical.experiment import Experiment
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
 
 BASE = Experiment(net_options={"hidden": [8]}, epochs=1, batch_size=512, probe_every=0)
-EXECUTION = training.Execution()
+EXECUTION = Execution()
 
 
 def tasks(root: Path, count: int, **changes: Any) -> list[sweep.Task]:

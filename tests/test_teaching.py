@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from apical import learners, nets, prepare, records, report, rules, tasks, training
-from apical.experiment import Experiment, from_dict, to_dict
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
 from apical.learners import LRA, TPTT
 from apical.tasks import Stream
 from test_resume import Killed, interrupted_at, kill_test
@@ -144,7 +145,7 @@ def test_resumes_to_the_same_bits(
     form: Any, saves: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two checkpoints within each of two epochs, one at its end and one before training."""
-    experiment, execution = changed(learner=form), training.Execution(checkpoint_steps=2)
+    experiment, execution = changed(learner=form), Execution(checkpoint_steps=2)
     whole = training.run(experiment, tmp_path / "whole", execution)
     for number, after in zip(saves, (False, True, False), strict=True):
         with monkeypatch.context() as patch:

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from apical import attacks, convert, data, records, trained, training
+from apical import attacks, data, records, trained, training
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment, rule_assignment
+from apical.bench.experiment.rule_settings import rule_assignment
+from apical.core import convert
 from apical.core.convert import feedback_modules
-from apical.experiment import Experiment, rule_assignment
 from apical.trained import from_model, from_run
 
 MODULE = """
@@ -27,7 +30,7 @@ ready = small()
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = Experiment(net_options={"hidden": [16]}, rule="brsf", epochs=2, probe_every=0)
     folder = tmp_path_factory.mktemp("runs") / experiment.name
-    training.run(experiment, folder, training.Execution(quiet=True))
+    training.run(experiment, folder, Execution(quiet=True))
     return folder
 
 
@@ -66,7 +69,7 @@ def test_a_run_that_switched_its_rule_has_the_last_one(tmp_path: Path) -> None:
     experiment = Experiment(
         net_options={"hidden": [16]}, switch={1: "fa"}, epochs=2, probe_every=0, batch_size=256
     )
-    training.run(experiment, tmp_path, training.Execution(quiet=True))
+    training.run(experiment, tmp_path, Execution(quiet=True))
     rules = {str(f.rule.name) for f in feedback_modules(from_run(tmp_path).model)}
     assert rules == {"fa"}
 

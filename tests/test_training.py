@@ -14,10 +14,13 @@ import torch
 from torch.nn import functional as F
 
 import apical
-from apical import data, nets, observe, optimizers, prepare, progress, records, run_folder, training
+from apical import data, nets, observe, prepare, progress, records, run_folder, training
+from apical.bench.experiment import optimizers
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.core.convert import feedback_modules
 from apical.data import Batches
-from apical.experiment import Experiment, Schedule
 
 BASE = Experiment(
     net_options={"hidden": [16]},
@@ -180,7 +183,7 @@ def test_the_test_split_is_read_once(
 def test_the_callers_settings_return(tmp_path: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    training.run(BASE, tmp_path, training.Execution(threads=2))
+    training.run(BASE, tmp_path, Execution(threads=2))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.get_num_threads() == 1
 
@@ -329,7 +332,7 @@ def test_a_missing_device_is_refused() -> None:
 @pytest.mark.parametrize("values", [{"threads": 0}, {"checkpoint_steps": -1}])
 def test_execution_out_of_range(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="threads=.*at least 1"):
-        training.Execution(**values)
+        Execution(**values)
 
 
 # optimizers

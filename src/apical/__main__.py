@@ -2,7 +2,7 @@
 
 import sys
 
-from apical.cli import main
+from apical.bench.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import records, training
-from .environment import environment
-from .experiment import versions
+from apical import records
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import versions
+from apical.environment import environment
 
 
 def rows(folder: Path, last: str) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ def describe(
     key: str,
     checkpoint: str,
     setting: Mapping[str, Any],
-    execution: training.Execution,
+    execution: Execution,
     **version: int,
 ) -> None:
     """Write what is evaluated, by what, and where.

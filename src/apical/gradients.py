@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import nets, teaching
-from .core.convert import labels
-from .experiment import Experiment
-from .prepare import Parts
-from .resume import Position
+from apical import nets
+from apical.bench.experiment import learner_settings
+from apical.bench.experiment.experiment import Experiment
+from apical.core.convert import labels
+from apical.prepare import Parts
+from apical.resume import Position
 
 Gradients = Callable[..., tuple[Tensor, Tensor]]
 """(inputs, targets, share of the batch) -> loss, a mean, and scores, both without a graph."""
@@ -28,9 +29,9 @@ def function(
         at: where the run stands, kept up to date: a loss may change with the step.
         update: an optimizer step that empties ``.grad``, for learners that make several a batch.
     """
-    if teaching.is_default(experiment.learner):
+    if learner_settings.is_default(experiment.learner):
         return _backward(experiment, parts, at)
-    learner = teaching.learner_of(experiment)
+    learner = learner_settings.learner_of(experiment)
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         assert share == 1.0  # an experiment with a learner splits no batches

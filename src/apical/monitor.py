@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import flow, learners, nets, tasks, teaching, tuning
-from .diagnostics import Watch, measure
-from .experiment import Experiment
-from .findings import Finding
-from .prepare import Parts
-from .spiking import activity, has_spikes
-from .starts import applied
+from apical import flow, learners, nets, tasks, tuning
+from apical.bench.experiment import learner_settings
+from apical.bench.experiment.experiment import Experiment
+from apical.diagnostics import Watch, measure
+from apical.findings import Finding
+from apical.prepare import Parts
+from apical.spiking import activity, has_spikes
+from apical.starts import applied
 
 FIXED_STEPS = 4
 """Training steps that a measurement takes beside its passes: comparing, ranking, waiting."""
@@ -44,7 +45,7 @@ class Monitor:
         self.experiment, self.parts = experiment, parts
         self.per_epoch = len(parts.train)
         self.probe = None if parts.group.rank else parts.probe
-        by_rules = teaching.is_default(experiment.learner)
+        by_rules = learner_settings.is_default(experiment.learner)
         self.watch = Watch(parts.model) if self.probe is not None and by_rules else None
         self.steps = flow.Watch()
         self.epochs = epochs_to_measure(experiment, self.per_epoch)
@@ -120,13 +121,13 @@ class Monitor:
             if self.watch is not None:
                 rows += measure(model, self.parts.objective.loss, *probe, self.watch.start)
             else:
-                rows += of_weights(model, teaching.learner_of(self.experiment), probe)
+                rows += of_weights(model, learner_settings.learner_of(self.experiment), probe)
             if has_spikes(model):
                 rows += of_spikes(model, probe[0])
             if isinstance(model, nets.Traced):
                 rows += self._traced(model, epoch)
             elif self.experiment.task is not None:
-                rows += of_steps(model, teaching.learner_of(self.experiment), probe)
+                rows += of_steps(model, learner_settings.learner_of(self.experiment), probe)
         return [_finite(row, epoch) for row in rows]
 
     def _traced(self, model: nets.Traced, epoch: float) -> list[Row]:

@@ -1,19 +1,22 @@
-"""Names that users write: errors that suggest near ones, and look-up of package.module:Name."""
+"""Names and values that users write: what is not allowed, what is similar; look-up by path."""
 
+import dataclasses
 import difflib
+import functools
 import importlib
 import itertools
 import os
 import sys
+import types
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LISTED = 60  # names up to which all are listed
 NEAR = 0.5  # likeness (difflib ratio) from which a name is suggested
 
 
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> ValueError:
-    """The error for a name nobody knows; the caller raises it.
+    """The error for an unknown name; the caller raises it.
 
     Args: kind: what was looked up, singular ("rule", "net", "data set").
         given: what the user wrote.     allowed: every name that would have worked.
@@ -56,6 +59,60 @@ def from_path(path: str, what: str) -> Any:
         if not hasattr(found, part):
             raise ValueError(f"{what} {path!r}: {found.__name__!r} has no {part!r}")
         found = getattr(found, part)
+    return found
+
+
+def check_literals(value: Any, owner: str) -> None:
+    """Check the fields of a dataclass instance that are annotated as `Literal[...]` or
+    `Literal[...] | None`.
+
+    Args: owner: how the error calls the instance.
+    Raises: ValueError naming every field that holds another value, and the allowed ones.
+    """
+    if problems := literal_problems(value):
+        raise ValueError(f"{owner}: " + "; ".join(problems))
+
+
+def literal_problems(value: Any) -> list[str]:
+    """What `check_literals` raises, one sentence for each field.
+
+    >>> @dataclasses.dataclass
+    ... class Pooling:
+    ...     kind: Literal["max", "mean"] = "max"
+    >>> literal_problems(Pooling("sum"))
+    ["kind='sum' is not one of 'max', 'mean'"]
+    """
+    return [
+        f"{name}={getattr(value, name)!r} is not one of {', '.join(map(repr, allowed))}"
+        for name, allowed in _literals(type(value)).items()
+        if getattr(value, name) not in allowed
+    ]
+
+
+@functools.cache
+def _literals(kind: type) -> dict[str, tuple[Any, ...]]:
+    """The allowed values of each field of a dataclass whose annotation lists them."""
+    found = {}
+    hints = type_hints(kind)
+    for option in dataclasses.fields(kind):
+        hint = hints.get(option.name)
+        members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        if any(get_origin(member) is Literal for member in members):
+            if all(get_origin(m) is Literal or m is types.NoneType for m in members):
+                values = [get_args(m) if get_origin(m) is Literal else (None,) for m in members]
+                found[option.name] = tuple(itertools.chain(*values))
+    return found
+
+
+def type_hints(kind: type) -> dict[str, Any]:
+    """The annotations of a class and its bases as objects. A class is left out where one of its
+    annotations names something that is imported for type checking only."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        try:
+            found |= get_type_hints(base)
+        except NameError:
+            continue
     return found
 
 

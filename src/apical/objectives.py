@@ -11,10 +11,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from . import data, hashing, observe, tasks
-from .experiment import Experiment
-from .hashing.ranking import check_k
-from .losses import LOSSES, Loss, training_loss
+from apical import data, hashing, observe, tasks
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.hashing_settings import Hashing
+from apical.hashing.ranking import check_k
+from apical.losses import LOSSES, Loss, training_loss
 
 Split = data.Batches | tasks.Stream
 
@@ -85,7 +86,7 @@ class OfCodes:
     """Hash codes. Right is whose nearest code is of its class: in training among the batch, of a
     split among the database, ties at their mean. mAP and precision are in [0, 1], too."""
 
-    options: hashing.Hashing
+    options: Hashing
     learned: hashing.HashLoss
     database: data.Batches
 

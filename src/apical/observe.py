@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core.convert import forward_parameters
-from .core.describe import describe
-from .data import Batches
-from .learners.memory import Memory
-from .losses import Loss
-from .tasks import Stream
+from apical.core.convert import forward_parameters
+from apical.core.describe import describe
+from apical.data import Batches
+from apical.learners.memory import Memory
+from apical.losses import Loss
+from apical.tasks import Stream
 
 
 @torch.no_grad()

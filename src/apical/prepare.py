@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import data, learners, mnm, nets, objectives, optimizers, splits, starts, tasks, teaching
-from .core.convert import convert
-from .core.switch import check, switch
-from .experiment import Experiment
-from .splits import EVALUATION_BATCH
-from .starts import applied
+from apical import data, learners, mnm, nets, objectives, splits, starts, tasks
+from apical.bench.experiment import learner_settings, optimizers
+from apical.bench.experiment.experiment import Experiment
+from apical.core.convert import convert
+from apical.core.switch import check, switch
+from apical.splits import EVALUATION_BATCH
+from apical.starts import applied
 
 TEST_SEQUENCES = 10_000
 """Sequences of the test split of a task; like those for validation, alike for all seeds."""
@@ -124,7 +125,7 @@ def load(experiment: Experiment, *, data_root: str | None = None, download: bool
 
     Warns: of sequences so short that they are no evidence.
     """
-    task = teaching.task_of(experiment, data_root)
+    task = learner_settings.task_of(experiment, data_root)
     if task is not None:
         return task
     return data.load(experiment.data, root=data_root, size=experiment.size, download=download)
@@ -155,9 +156,9 @@ def build_model(
     example = _example(source, torch.device("cpu"))
     model = convert(model, rule, example=example, seed=experiment.seed)
     applied.limit(model, experiment.start)
-    if teaching.is_default(experiment.learner):
+    if learner_settings.is_default(experiment.learner):
         return model
-    return learners.attach(model, teaching.learner_of(experiment), seed=experiment.seed)
+    return learners.attach(model, learner_settings.learner_of(experiment), seed=experiment.seed)
 
 
 def _net(experiment: Experiment, source: Source) -> nn.Module:
@@ -259,25 +260,25 @@ def _check_group(experiment: Experiment, group: Group) -> None:
     told = "" if experiment.task is None else f"task={experiment.task!r}"
     if experiment.hashing is not None:
         told = "hashing"  # its pairs would be those within each process
-    if not teaching.is_default(experiment.learner):
-        told = f"learner={teaching.learner_label(experiment.learner)!r}"
+    if not learner_settings.is_default(experiment.learner):
+        told = f"learner={learner_settings.learner_label(experiment.learner)!r}"
     if told and group.size > 1:
         raise ValueError(f"{told} trains in one process, not in {group.size}: leave out torchrun")
 
 
 def _check_learner(experiment: Experiment, model: nn.Module, train: Split) -> None:
     """A learner that cannot teach this net stops the run before its first step."""
-    if teaching.is_default(experiment.learner):
+    if learner_settings.is_default(experiment.learner):
         return
     if isinstance(model, nets.OwnLoss) and model.has_own_loss:
-        label = teaching.learner_label(experiment.learner)
+        label = learner_settings.learner_label(experiment.learner)
         raise ValueError(
             f"learner={label!r} descends the loss of the task alone, but net={experiment.net!r} "
             "has a loss of its own: leave out the learner, or what gives the net that loss"
         )
     twin = copy.deepcopy(model)
     x, y = next(iter(train.epoch(0)))
-    teaching.learner_of(experiment).gradients(twin, (x[:2], y[:2]))
+    learner_settings.learner_of(experiment).gradients(twin, (x[:2], y[:2]))
 
 
 def _check_switches(
@@ -320,7 +321,7 @@ def other_tests(experiment: Experiment, parts: Parts) -> dict[str, tasks.Stream]
     """Test splits at other lengths than a net was trained at, by the name of their scores."""
     if not isinstance(parts.source, tasks.Task):
         return {}
-    others = teaching.other_lengths(experiment, parts.source)
+    others = learner_settings.other_lengths(experiment, parts.source)
     return {
         f"test_{length}": tasks.Stream(
             task, TEST_SEQUENCES, EVALUATION_BATCH, seed=0, purpose="test", device=parts.device

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, claims, run_folder, starts
-from .experiment import Experiment
+from apical import checkpoint, claims, run_folder, starts
+from apical.bench.experiment.experiment import Experiment
 
 FOLDER = "starts"
 """Beside the runs that start from them: the runs of the experiments they start from."""

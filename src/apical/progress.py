@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
 
 Show = Callable[[list[dict[str, Any]]], None]
 

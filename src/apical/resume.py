@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, prepare, records
-from .experiment import Experiment, versions
+from apical import checkpoint, prepare, records
+from apical.bench.experiment.experiment import Experiment, versions
 
 
 @dataclass

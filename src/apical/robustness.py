@@ -20,15 +20,17 @@ from typing import Any
 
 import torch
 
-from . import attacks, claims, evaluation_folder, progress, records, rules, training
-from .attacks import Audit, Effort, RobustReport, audit, robust_report
-from .attacks.ball import Threat
-from .attacks.checks import check_eps
-from .attacks.evaluation import AUDITED
-from .attacks.pictures import pictures
-from .attacks.trials import Trial
-from .experiment import KEY_DIGITS, differing
-from .trained import Trained
+from apical import attacks, claims, evaluation_folder, progress, records, rules, training
+from apical.attacks import Audit, Effort, RobustReport, audit, robust_report
+from apical.attacks.ball import Threat
+from apical.attacks.checks import check_eps
+from apical.attacks.evaluation import AUDITED
+from apical.attacks.pictures import pictures
+from apical.attacks.trials import Trial
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import KEY_DIGITS, differing
+from apical.names import check_literals
+from apical.trained import Trained
 
 VERSION = 1
 """Raised when a change of the attacks alters what an evaluation finds."""
@@ -68,14 +70,13 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("eps", "rules", "pixels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_literals(self, "robustness")
         for eps in self.eps:
             check_eps("robustness", eps, low=0.0, high=1.0, linf=self.norm == "linf")
         if not self.eps or len(set(self.eps)) < len(self.eps) or min(self.eps) == 0:
             raise ValueError(
                 f"robustness: eps={self.eps}; give at least one radius above 0, each once"
             )
-        if self.norm not in ("linf", "l2", "flips"):
-            raise ValueError(f"robustness: norm={self.norm!r} is not one of 'linf', 'l2', 'flips'")
         if self.norm == "flips" and any(eps != round(eps) for eps in self.eps):
             raise ValueError(f"robustness: eps={self.eps} must be whole numbers of flips")
         if self.images < 1 or self.seed < 0:
@@ -131,7 +132,7 @@ def evaluate(
     net: Trained,
     evaluation: Evaluation,
     folder: str | Path,
-    execution: training.Execution | None = None,
+    execution: Execution | None = None,
     *,
     surrogates: Mapping[str, Trained] | None = None,
 ) -> list[dict[str, Any]]:
@@ -142,7 +143,7 @@ def evaluate(
     Raises: ValueError as attacks do, or if the folder holds another evaluation; claims.Held if
         another living process works on it.
     """
-    folder, execution = Path(folder), execution or training.Execution()
+    folder, execution = Path(folder), execution or Execution()
     others = dict(surrogates or {})
     key = evaluation.key(net.digest, {name: other.digest for name, other in others.items()})
     _check_classes(net, *others.values())
@@ -167,11 +168,9 @@ def evaluate(
     return rows(folder)
 
 
-def audits(
-    net: Trained, evaluation: Evaluation, execution: training.Execution | None = None
-) -> list[Audit]:
+def audits(net: Trained, evaluation: Evaluation, execution: Execution | None = None) -> list[Audit]:
     """The gradient audit alone: of the net's own gradient, the exact one, those of the rules."""
-    execution = execution or training.Execution()
+    execution = execution or Execution()
     _check_classes(net)
     x, y = net.examples(min(evaluation.images, AUDITED), execution.device)
     sources = ["own", "exact", *(f"rule:{rule}" for rule in evaluation.rules)]
@@ -183,7 +182,7 @@ def _report(
     net: Trained,
     evaluation: Evaluation,
     folder: Path,
-    execution: training.Execution,
+    execution: Execution,
     others: Mapping[str, Trained],
     examples: tuple[torch.Tensor, torch.Tensor],
     still_mine: Any,

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import data
-from .experiment import Experiment
+from apical import data
+from apical.bench.experiment.experiment import Experiment
 
 EVALUATION_BATCH = 500
 """Examples in a batch that is only looked at."""

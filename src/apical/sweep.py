@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import claims, run_folder, training, workers
-from .experiment import Experiment
+from apical import claims, run_folder, training, workers
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
 
 WAIT_SECONDS = 1.0
 """Between two looks at runs that other processes hold."""
@@ -38,7 +39,7 @@ class Job(Protocol):
         Raises: ValueError if the folder holds something else.
         """
 
-    def do(self, execution: training.Execution) -> dict[str, Any]:
+    def do(self, execution: Execution) -> dict[str, Any]:
         """Do it, or go on with it. Returns: the row that closes it."""
 
     def told(self, row: dict[str, Any]) -> str:
@@ -56,7 +57,7 @@ class Task:
         run_folder.check(self.folder, self.experiment)
         return run_folder.end(self.folder)
 
-    def do(self, execution: training.Execution) -> dict[str, Any]:
+    def do(self, execution: Execution) -> dict[str, Any]:
         return training.run(self.experiment, self.folder, execution)
 
     def told(self, row: dict[str, Any]) -> str:
@@ -76,7 +77,7 @@ class Outcome:
 
 def sweep(
     tasks: Sequence[Job],
-    execution: training.Execution,
+    execution: Execution,
     *,
     make: workers.Make = workers.here,
     jobs: int = 1,
@@ -99,7 +100,7 @@ def sweep(
     return work.outcome
 
 
-def attempt(task: Job, execution: training.Execution) -> dict[str, Any]:
+def attempt(task: Job, execution: Execution) -> dict[str, Any]:
     """In a worker: one run. Returns its last row, or a row of kind ``held`` or ``error``."""
     try:
         return task.do(execution)
@@ -114,7 +115,7 @@ def attempt(task: Job, execution: training.Execution) -> dict[str, Any]:
 
 @dataclass
 class _Work:
-    execution: training.Execution
+    execution: Execution
     say: Say
     total: int
     outcome: Outcome = field(default_factory=Outcome)

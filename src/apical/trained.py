@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, data, nets, prepare, records, rules, run_folder, splits, starts
-from .assignment import rule_assignment
-from .attacks import Normalised
-from .core.convert import convert, feedback_modules
-from .experiment import Experiment, from_dict
-from .names import from_path
+from apical import checkpoint, data, nets, prepare, records, rules, run_folder, splits, starts
+from apical.attacks import Normalised
+from apical.bench.experiment.experiment import Experiment, from_dict
+from apical.bench.experiment.rule_settings import rule_assignment
+from apical.core.convert import convert, feedback_modules
+from apical.names import from_path
 
 CHOICE = 0
 """Seed by which the images are chosen: the same ones for every net."""

@@ -5,7 +5,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import (
+from apical import (
     checkpoint,
     claims,
     gradients,
@@ -25,41 +24,14 @@ from . import (
     resume,
     run_folder,
 )
-from .assignment import rule_label
-from .experiment import Experiment
-from .monitor import Monitor
-from .prepare import Split
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.rule_settings import rule_label
+from apical.monitor import Monitor
+from apical.prepare import Split
 
 LOOK_STEPS = 50
 """Steps between two looks at the loss where each look waits for a GPU or other processes."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How and where a run is executed; nothing here changes what is computed.
-
-    Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...
-        threads: CPU threads (>= 1) of a run. One each for several runs beats many for one.
-        data_root: folder with data sets; absent: APICAL_DATA, then the cache.
-        download: fetch a missing data set.
-        checkpoint_steps: steps between checkpoints within an epoch (0: at epoch ends only).
-        quiet: no progress bar, even in a terminal.
-    """
-
-    device: str = "cpu"
-    threads: int = 1
-    data_root: str | None = None
-    download: bool = True
-    checkpoint_steps: int = 0
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        if self.threads < 1 or self.checkpoint_steps < 0:
-            raise ValueError(
-                f"execution: threads={self.threads} must be at least 1 and "
-                f"checkpoint_steps={self.checkpoint_steps} at least 0"
-            )
 
 
 def run(

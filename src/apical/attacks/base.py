@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from apical.attacks.ball import Ball, Norm
 from apical.attacks.isolation import undisturbed
 from apical.attacks.names import source as named_source
 from apical.attacks.sources import Averaged, Oracle, Source
+from apical.names import check_literals
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,7 @@ class Attack(abc.ABC):
     uses_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for option in fields(self):
-            hint, value = hints[option.name], getattr(self, option.name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                allowed = ", ".join(map(repr, get_args(hint)))
-                raise ValueError(f"{self.name}: {option.name}={value!r} is not one of {allowed}")
+        check_literals(self, self.name)
         low, high = self.bounds
         if not low < high:
             raise ValueError(f"{self.name}: bounds={self.bounds} must be (low, high), low < high")

@@ -21,6 +21,7 @@ from apical.attacks.square import Square
 from apical.attacks.steps import FGSM, PGD
 from apical.attacks.trials import Group, Step
 from apical.attacks.wrappers import Transfer
+from apical.names import check_literals
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Effort:
                 raise ValueError(f"Effort: {name}={getattr(self, name)} must be at least {least}")
         if min(self.adaptive_steps, self.queries) < 0:
             raise ValueError("Effort: adaptive_steps and queries are at least 0")
-        if self.noise not in ("sign", "uniform"):
-            raise ValueError(f"Effort: noise={self.noise!r} is not one of 'sign', 'uniform'")
+        check_literals(self, "Effort")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from apical.hashing.perceptibility import Perceptibility, perceptibility
 from apical.hashing.ranking import distances, pairwise_distances, rank, rankings
 from apical.hashing.relaxation import Continuation, relax
 from apical.hashing.sdha import SDHA
-from apical.hashing.task import LOSSES, Hashing
 
 __all__ = [
     "CSQ",
@@ -42,7 +41,6 @@ __all__ = [
     "Database",
     "HashLoss",
     "HashNet",
-    "Hashing",
     "Memory",
     "PairLoss",
     "Perceptibility",
@@ -63,3 +61,12 @@ __all__ = [
     "relax",
     "relevant",
 ]
+
+LOSSES: dict[str, type[HashLoss]] = {
+    "csq": CSQ,
+    "dph": DPH,
+    "dpn": DPN,
+    "dpsh": DPSH,
+    "dsh": DSH,
+    "hashnet": HashNet,
+}

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from apical.hashing.database import check_labels, relevant
+from apical.names import check_literals
 
 PairWeight = Literal["balanced", "none"]
 
@@ -32,17 +33,10 @@ class HashLoss(abc.ABC):
     """A loss on relaxed codes u. The object is its configuration."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        check_literals(self, self.name)
         for option in fields(self):
             value = getattr(self, option.name)
-            if get_origin(hints[option.name]) is Literal:
-                allowed = get_args(hints[option.name])
-                if value not in allowed:
-                    raise ValueError(
-                        f"{self.name}: {option.name}={value!r} is not one of"
-                        f" {', '.join(map(repr, allowed))}"
-                    )
-            elif isinstance(value, int | float) and value < 0:
+            if isinstance(value, int | float) and value < 0:
                 raise ValueError(f"{self.name}: {option.name}={value} must be at least 0")
 
     @abc.abstractmethod

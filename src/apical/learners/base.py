@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from apical.learners.objectives import OBJECTIVES, Objective
+from apical.names import check_literals
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets."""
@@ -81,12 +82,7 @@ class Learner(abc.ABC):
     """BibTeX of the source."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for option in fields(self):
-            hint, value = hints.get(option.name), getattr(self, option.name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                allowed = ", ".join(map(repr, get_args(hint)))
-                raise self.error(f"{option.name}={value!r} is not one of {allowed}")
+        check_literals(self, type(self).__name__)
 
     @abc.abstractmethod
     def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:

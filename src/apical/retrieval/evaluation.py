@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from apical.attacks.ball import Norm
 from apical.attacks.checks import check_eps
-from apical.experiment import KEY_DIGITS, differing
+from apical.bench.experiment.experiment import KEY_DIGITS, differing
 from apical.hashing.attack import SHARPNESS
+from apical.names import check_literals
 
 VERSION = 1
 """Raised when a change of the attacks alters what an evaluation finds."""
@@ -60,8 +61,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", tuple(self.eps))
-        if self.norm not in ("linf", "l2"):
-            raise ValueError(f"retrieval: norm={self.norm!r} is not one of 'linf', 'l2'")
+        check_literals(self, "retrieval")
         for eps in self.eps:
             check_eps("retrieval", eps, low=0.0, high=1.0, linf=self.norm == "linf")
         if not self.eps or len(set(self.eps)) < len(self.eps) or min(self.eps) == 0:

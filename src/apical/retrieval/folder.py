@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apical import claims, evaluation_folder, progress, records, training
+from apical.bench.experiment.execution import Execution
 from apical.retrieval import trials
 from apical.retrieval.evaluation import VERSION, Evaluation, described
 from apical.retrieval.pictures import pictures
@@ -44,7 +45,7 @@ def evaluate(
     net: Searched,
     evaluation: Evaluation,
     folder: str | Path,
-    execution: training.Execution | None = None,
+    execution: Execution | None = None,
     *,
     surrogates: Mapping[str, Searched] | None = None,
 ) -> list[dict[str, Any]]:
@@ -55,7 +56,7 @@ def evaluate(
     Raises: ValueError as attacks do, or if the folder holds another evaluation; claims.Held if
         another living process works on it.
     """
-    folder, execution = Path(folder), execution or training.Execution()
+    folder, execution = Path(folder), execution or Execution()
     others = dict(surrogates or {})
     digests = {name: other.net.digest for name, other in others.items()}
     key = evaluation.key(net.net.digest, digests)
@@ -111,7 +112,7 @@ def _describe(
     net: Searched,
     evaluation: Evaluation,
     others: list[str],
-    execution: training.Execution,
+    execution: Execution,
 ) -> None:
     images = net.net.images
     about = {"net": net.net.name, "data": images.name, "image_shape": list(images.shape)}

@@ -9,13 +9,14 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from apical.names import check_literals
 from apical.rules.ops import Geometry, Local, Op
 
 Init = Literal["xavier", "kaiming"]
@@ -59,17 +60,7 @@ class Rule(abc.ABC):
     """BibTeX of the source."""
 
     def __post_init__(self) -> None:
-        try:
-            hints = get_type_hints(type(self))
-        except NameError:  # an annotation imported for type checking only
-            hints = {}
-        for option in fields(self):
-            hint, value = hints.get(option.name), getattr(self, option.name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                allowed = ", ".join(map(repr, get_args(hint)))
-                raise ValueError(
-                    f"{type(self).__name__}: {option.name}={value!r} is not one of {allowed}"
-                )
+        check_literals(self, type(self).__name__)
 
     @property
     def name(self) -> str:

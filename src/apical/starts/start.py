@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
+from apical.names import literal_problems
 from apical.starts.weights import digest, read
 
 
@@ -62,11 +63,7 @@ class Start:
         changed = [f.name for f in fields(self) if getattr(self, f.name) != _default(f)]
         if not self.source:
             return [f"{name} has no effect without a source" for name in changed]
-        problems = [
-            f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}"
-            for name, allowed in _ALLOWED.items()
-            if getattr(self, name) not in allowed
-        ]
+        problems = literal_problems(self)
         if not isinstance(self.source, str):
             problems += [
                 f"{name}={getattr(self, name)!r} has no effect with an experiment as source"
@@ -80,9 +77,6 @@ class Start:
         if any(not factor >= 0 for factor in self.rates.values()):
             problems.append(f"rates={self.rates}: factors must be at least 0")
         return problems
-
-
-_ALLOWED = {"head_by": ("rule", "bp"), "norms": ("live", "frozen")}
 
 
 def _default(of: Field[Any]) -> Any:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apical import records, robustness, run_folder, training
+from apical import records, robustness, run_folder
+from apical.bench.experiment.execution import Execution
 from apical.report import robust_stats
 from apical.robustness import Evaluation
 from apical.studies.base import Choice, Entry, Study
@@ -43,7 +44,7 @@ class Assessment:
         worst = {row["eps"]: row["accuracy"] for row in rows if row["kind"] == "worst"}
         return {"kind": "final", "seconds": seconds, "worst": worst, "word": rows[-1]["verdict"]}
 
-    def do(self, execution: training.Execution) -> dict[str, Any]:
+    def do(self, execution: Execution) -> dict[str, Any]:
         where: dict[str, Any] = {
             "device": execution.device,
             "data_root": execution.data_root,

@@ -11,6 +11,7 @@ from apical.attacks import PGD, NoGradient, OwnAveraged
 from apical.attacks import schedule as planning
 from apical.attacks.trials import Step
 from apical.attacks.twins import random_feedback
+from apical.bench.experiment.execution import Execution
 from apical.core.convert import feedback_modules, labels
 from apical.robustness import Evaluation
 from apical.studies import search_cost
@@ -27,7 +28,7 @@ BESIDE = 0.6
 forward passes through a small net."""
 
 
-def most(study: Study, folder: Path, execution: training.Execution) -> Cost:
+def most(study: Study, folder: Path, execution: Execution) -> Cost:
     """An upper bound, as if no image were ever broken before the last step of an attack.
 
     Args: folder: of the study; what is evaluated there costs nothing.
@@ -50,7 +51,7 @@ def most(study: Study, folder: Path, execution: training.Execution) -> Cost:
     return Cost(sum(seconds for _, _, seconds in rows), rows)
 
 
-def _seconds(study: Study, entry: Entry, execution: training.Execution) -> float:
+def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
     """Of one evaluation of one net."""
     experiment, evaluation = entry.experiment, study.evaluation_of(entry)
     load = partial(data.load, root=execution.data_root, download=execution.download)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from apical import retrieval
-from apical.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.names import unknown
 from apical.robustness import Evaluation
-from apical.schedule import Schedule
 
 Tier = Literal["smoke", "short", "full"]
 TIERS: tuple[Tier, ...] = ("smoke", "short", "full")

@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from apical.experiment import Experiment
-from apical.schedule import Schedule
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.studies.base import RULES, Entry, Published, Search, Study
 
 SOURCE = "BioTorch, Benchmarks.md (2021)"

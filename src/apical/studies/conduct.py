@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apical import data, pretraining, records, run_folder, sweep, training, workers
-from apical.experiment import Experiment
+from apical import data, pretraining, records, run_folder, sweep, workers
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
 from apical.studies import assess, retrieve
 from apical.studies.base import Entry, Study
 
@@ -18,7 +19,7 @@ SEARCH_FOLDER = "search"
 def conduct(
     study: Study,
     root: Path,
-    execution: training.Execution,
+    execution: Execution,
     *,
     command: str,
     make: workers.Make = workers.here,
@@ -130,7 +131,7 @@ def choices(study: Study, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def data_notes(study: Study, execution: training.Execution) -> list[str]:
+def data_notes(study: Study, execution: Execution) -> list[str]:
     """What must stand beside numbers measured on the study's data, for example how it differs."""
     names = dict.fromkeys(entry.experiment.data for entry in study.entries)
     load = partial(data.load, root=execution.data_root, download=execution.download)

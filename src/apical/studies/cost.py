@@ -8,10 +8,12 @@ from statistics import median
 
 import torch
 
-from apical import gradients, prepare, records, resume, teaching, training
-from apical.assignment import rule_label
+from apical import gradients, prepare, records, resume, training
+from apical.bench.experiment import learner_settings
+from apical.bench.experiment.execution import Execution
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.rule_settings import rule_label
 from apical.core.convert import learn
-from apical.experiment import Experiment
 from apical.sweep import Task
 
 WARM_STEPS, TIMED_STEPS = 2, 5
@@ -39,7 +41,7 @@ class Cost:
         )
 
 
-def estimate(tasks: Sequence[Task], execution: training.Execution) -> Cost:
+def estimate(tasks: Sequence[Task], execution: Execution) -> Cost:
     """Time what is not finished, one net and rule at a time.
 
     Raises: whatever building an experiment raises: a study that cannot run says so before it
@@ -62,7 +64,7 @@ def estimate(tasks: Sequence[Task], execution: training.Execution) -> Cost:
     return Cost(total, rows)
 
 
-def _measure(experiment: Experiment, execution: training.Execution) -> tuple[float, int]:
+def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
     """Seconds of a step, steps of an epoch."""
     plain = dataclasses.replace(experiment, compile=False, probe_every=0)
     with training.settings(execution):
@@ -102,8 +104,8 @@ def _epochs_left(task: Task) -> int:
 def _kind(experiment: Experiment) -> str:
     source = experiment.task or experiment.data
     words = [source, experiment.net, experiment.optimizer, rule_label(experiment.rule)]
-    if not teaching.is_default(experiment.learner):
-        words.append(teaching.learner_label(experiment.learner))
+    if not learner_settings.is_default(experiment.learner):
+        words.append(learner_settings.learner_label(experiment.learner))
     return " ".join(words)
 
 

@@ -9,8 +9,8 @@ backprop's: learned below fixed at rank 10 (the classes), and worse below that r
 import dataclasses
 from typing import Any
 
-from apical.experiment import Experiment
-from apical.schedule import Schedule
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.studies.base import Entry, Study
 
 TITLE = "Low-dimensional error feedback: ranks below, at and above the number of classes"

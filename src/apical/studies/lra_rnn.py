@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from apical import tasks
-from apical.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
 from apical.studies.base import Entry, Study
 
 TITLE = "Learning through time by local targets"

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from apical.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
 from apical.studies.base import Entry, Study
 
 Arms = dict[str, tuple[str, dict[str, Any]]]

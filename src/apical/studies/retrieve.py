@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apical import records, retrieval, training
+from apical import records, retrieval
+from apical.bench.experiment.execution import Execution
 from apical.studies import assess
 from apical.studies.base import Entry, Study
 
@@ -31,7 +32,7 @@ class Search:
         left = {row["eps"]: row["map"] for row in rows if row.get("source") == "worst"}
         return {"kind": "final", "seconds": seconds, "clean": rows[0]["map"], "worst": left}
 
-    def do(self, execution: training.Execution) -> dict[str, Any]:
+    def do(self, execution: Execution) -> dict[str, Any]:
         where: dict[str, Any] = {
             "device": execution.device,
             "data_root": execution.data_root,

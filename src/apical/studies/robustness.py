@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apical.attacks import Effort
+from apical.bench.experiment.schedule import Schedule
 from apical.robustness import Evaluation
-from apical.schedule import Schedule
 from apical.studies import biotorch
 from apical.studies.base import Entry, PublishedRobustness, Study
 from apical.studies.smoke import smoke

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from apical import rules
-from apical.assignment import rule_assignment
-from apical.experiment import Experiment
-from apical.schedule import Schedule
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.rule_settings import rule_assignment
+from apical.bench.experiment.schedule import Schedule
 from apical.studies.base import Entry, Overview, Search, Study
 
 TITLE = "Every rule of the library in one table"

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from apical import data, hashing, prepare, training
+from apical.bench.experiment.execution import Execution
 from apical.core.convert import feedback_modules
 from apical.retrieval.evaluation import NOISE, Evaluation
 from apical.studies.base import Entry, Study
@@ -15,7 +16,7 @@ from apical.studies.timed import timed
 STEPS, BATCH = 4, 64
 
 
-def seconds(study: Study, entry: Entry, execution: training.Execution) -> float:
+def seconds(study: Study, entry: Entry, execution: Execution) -> float:
     """Of the evaluation of one net: its database encoded, and all attacks by SDHA, the dearer."""
     experiment, evaluation = entry.experiment, study.retrievals[entry.setting]
     load = partial(data.load, root=execution.data_root, download=execution.download)

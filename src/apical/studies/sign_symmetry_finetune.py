@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from apical.attacks import Effort
-from apical.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.robustness import Evaluation
-from apical.schedule import Schedule
 from apical.starts import Start
 from apical.studies.base import Entry, Search, Study
 

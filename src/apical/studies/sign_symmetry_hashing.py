@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from apical.experiment import Experiment
-from apical.hashing import Hashing
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.hashing_settings import Hashing
+from apical.bench.experiment.schedule import Schedule
 from apical.retrieval import Evaluation
-from apical.schedule import Schedule
 from apical.starts import Start
 from apical.studies.base import Entry, Search, Study
 

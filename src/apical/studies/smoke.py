@@ -1,6 +1,6 @@
 """The smoke study: every rule on real data, in about a minute."""
 
-from apical.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
 from apical.studies.base import RULES, Entry, Study
 
 TITLE = "Six learning rules on 8x8 handwritten digits"

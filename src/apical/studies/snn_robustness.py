@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from apical.attacks import Effort
-from apical.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
 from apical.robustness import Evaluation
 from apical.studies.base import Entry, Study
 

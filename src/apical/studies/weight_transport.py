@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from apical import rules
-from apical.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment
 from apical.rules.mirror import RELEASED
 from apical.studies.base import Curve, Entry, Published, Study
 

@@ -6,13 +6,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from . import limits, tasks, teaching
-from .assignment import rule_assignment, rule_label, rule_values
-from .core.feedback import FEEDBACK_VERSION
-from .hashing import task as codes
-from .names import unknown
-from .schedule import Schedule
-from .starts import Start
+from apical import tasks
+from apical.bench.experiment import hashing_settings as codes
+from apical.bench.experiment import learner_settings, limits
+from apical.bench.experiment.rule_settings import rule_assignment, rule_label, rule_values
+from apical.bench.experiment.schedule import Schedule
+from apical.core.feedback import FEEDBACK_VERSION
+from apical.names import unknown
+from apical.starts import Start
 
 VERSION = 1
 """Raised when a change of this library alters what an experiment computes."""
@@ -24,7 +25,7 @@ KEY_DIGITS = 10
 class Experiment:
     """One training run: everything that influences its result.
 
-    How it is executed (device, threads, folder) is not part of it: see ``training.Execution``.
+    How it is executed (device, threads, folder) is not part of it: see ``Execution``.
 
     Args:
         data: name of a data set; ``apical list`` shows them.
@@ -71,7 +72,7 @@ class Experiment:
         loss: ``cross_entropy`` of a softmax, or ``binary_cross_entropy``: of a sigmoid at each
             output, summed over outputs.
         hashing: learn codes for retrieval in place of class scores, with a loss of its own (see
-            ``hashing.Hashing``); absent: classes.
+            ``Hashing``); absent: classes.
         label_smoothing: in [0, 1), training loss only; ``cross_entropy`` only.
         clip_norm: upper limit (> 0) of the norm of all gradients; absent: none.
         accumulate: parts (>= 1) a batch is split into, for memory.
@@ -107,7 +108,7 @@ class Experiment:
     init: Literal["net", "default", "normal", "xavier"] = "net"
     start: Start = field(default_factory=Start)
     rule: str | dict[str, Any] = "bp"
-    learner: str | dict[str, Any] = teaching.DEFAULT
+    learner: str | dict[str, Any] = learner_settings.DEFAULT
     switch: dict[int, str | dict[str, Any]] = field(default_factory=dict)
     epochs: int = 10
     batch_size: int = 64
@@ -140,7 +141,8 @@ class Experiment:
         if self.task is not None:
             object.__setattr__(self, "task", self.task.replace("-", "_"))
         _raise(
-            "experiment", [*limits.problems(self), *teaching.problems(self), *codes.problems(self)]
+            "experiment",
+            [*limits.problems(self), *learner_settings.problems(self), *codes.problems(self)],
         )
 
     @property
@@ -171,8 +173,8 @@ class Experiment:
         whoever changes a default raises `VERSION`."""
         norm = bool(self.start.source)
         value = differing(self) | {"rule": rule_values(self.rule, norm=norm), "version": versions()}
-        if not teaching.is_default(self.learner):
-            value["learner"] = teaching.learner_values(self.learner)
+        if not learner_settings.is_default(self.learner):
+            value["learner"] = learner_settings.learner_values(self.learner)
         else:
             value.pop("learner", None)
         if self.switch:
@@ -190,8 +192,8 @@ class Experiment:
     def name(self) -> str:
         """Readable folder name, unique by its key."""
         label = "_then_".join(map(rule_label, (self.rule, *self.switch.values())))
-        if not teaching.is_default(self.learner):
-            learner = teaching.learner_label(self.learner)
+        if not learner_settings.is_default(self.learner):
+            learner = learner_settings.learner_label(self.learner)
             label = learner if label == "bp" else f"{label}_{learner}"
         if self.start.source:
             label += "_tuned"

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
-from .cli_robustness_tables import print_audits, print_rows
+from apical.bench.cli.parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
+from apical.bench.cli.robustness_tables import print_audits, print_rows
 
 if TYPE_CHECKING:
-    from . import retrieval
-    from .robustness import Evaluation
-    from .trained import Trained
+    from apical import retrieval
+    from apical.robustness import Evaluation
+    from apical.trained import Trained
 
 _OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
     ("eps", "4/255,8/255,16/255", str, "radii, in units of pixels in [0, 1], as 8/255,0.1"),
@@ -38,14 +38,14 @@ _OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
 
 def robustness(words: list[str]) -> int:
     """Attack a trained net, print what survives, and leave the records in its folder."""
-    from . import claims
-    from . import robustness as library
+    from apical import claims
+    from apical import robustness as library
 
     values = parse(_options(), words)
     execution = execution_of(values)
     evaluation = _evaluation(values)
     if _learned_codes(values["run"]):
-        from .cli_retrieval import search
+        from apical.bench.cli.retrieval import search
 
         asked = _of_codes(values, evaluation)
         return search(values["run"], asked, _named(values["transfer"]), execution)
@@ -66,7 +66,8 @@ def robustness(words: list[str]) -> int:
 
 
 def _options() -> Any:
-    from . import attacks, training
+    from apical import attacks
+    from apical.bench.experiment.execution import Execution
 
     parser = make_parser(
         "robustness",
@@ -84,7 +85,7 @@ def _options() -> Any:
     parser.add_argument("--audit_only", default=False, action="store_true", help=about)
     for name, default, kind, about in _OF_A_MODEL:
         parser.add_argument(f"--{name}", default=default, type=kind, help=about)
-    parser.add_class_arguments(training.Execution, None, skip={"checkpoint_steps"})
+    parser.add_class_arguments(Execution, None, skip={"checkpoint_steps"})
     add_keep_memory(parser)
     return parser
 
@@ -108,8 +109,8 @@ def radii(text: str) -> tuple[float, ...]:
 
 
 def _evaluation(values: dict[str, Any]) -> "Evaluation":
-    from .attacks import Effort
-    from .robustness import Evaluation
+    from apical.attacks import Effort
+    from apical.robustness import Evaluation
 
     pixels = values["pixels"]
     if not re.fullmatch(r"[\d, ]*", pixels):
@@ -129,7 +130,7 @@ def _evaluation(values: dict[str, Any]) -> "Evaluation":
 
 def _learned_codes(run: str | None) -> bool:
     """Whether a run trained a hash net, which has no classes to attack but a retrieval."""
-    from .trained import experiment_of
+    from apical.trained import experiment_of
 
     path = Path(run or "")
     folder = path.parent if path.is_file() else path
@@ -142,8 +143,8 @@ def _of_codes(values: dict[str, Any], evaluation: "Evaluation") -> "retrieval.Ev
 
     Raises: UsageError for options that have no meaning there.
     """
-    from . import retrieval
-    from .attacks import Effort
+    from apical import retrieval
+    from apical.attacks import Effort
 
     plain = {name: default for name, default, _, _ in (*_OF_THE_ATTACK, *_OF_A_MODEL)}
     plain |= {"audit_only": False}
@@ -171,7 +172,7 @@ def _names(options: Sequence[tuple[str, Any, Any, str]]) -> list[str]:
 
 def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
     """The net, and the folder its evaluations belong to."""
-    from . import trained
+    from apical import trained
 
     if (values["run"] is None) == (values["model"] is None):
         raise UsageError("give a run folder, or a model of your own with --model; one of the two")
@@ -198,7 +199,7 @@ def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
 
 
 def _run(path: str, execution: Any) -> "Trained":
-    from . import trained
+    from apical import trained
 
     return trained.from_run(path, **_where(execution))
 

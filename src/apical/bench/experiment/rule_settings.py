@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import rules
+from apical import rules
 
 
 def rule_assignment(rule: str | dict[str, Any], *, norm: bool = False) -> Any:

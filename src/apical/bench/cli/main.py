@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .cli_parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
+from apical.bench.cli.parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
 
 USAGE = """usage: apical VERB [options]
 
@@ -63,8 +63,8 @@ def _list(words: list[str]) -> int:
         "list", "Show the names of studies, rules, learners, nets, data sets, tasks and attacks."
     )
     parse(parser, words)
-    from apical import attacks, data, learners, mnm, nets, optimizers, rules, studies, tasks
-    from apical.hashing import task
+    from apical import attacks, data, hashing, learners, mnm, nets, rules, studies, tasks
+    from apical.bench.experiment import optimizers
 
     _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
     _show("rules (--rule), also around one another, as sparse(kp), or package.module:Class",
@@ -79,7 +79,7 @@ def _list(words: list[str]) -> int:
     _show("learners (--learner), or package.module:Class",
           {n: _summary(f) for n, f in learners.LEARNERS.items()})  # fmt: skip
     _show("losses of hash codes (--hashing.loss)",
-          {n: _summary(f) for n, f in task.LOSSES.items()})  # fmt: skip
+          {n: _summary(f) for n, f in hashing.LOSSES.items()})  # fmt: skip
     _show("data sets (--data)", {n: _summary(f) for n, f in data.DATA.items()})
     _show("optimizers (--optimizer), or package.module:Class",
           dict.fromkeys(optimizers.OPTIMIZERS, ""))  # fmt: skip
@@ -89,12 +89,13 @@ def _list(words: list[str]) -> int:
 
 def _train(words: list[str]) -> int:
     from apical import claims, training
-    from apical.experiment import Experiment, from_dict
+    from apical.bench.experiment.execution import Execution
+    from apical.bench.experiment.experiment import Experiment, from_dict
 
     parser = make_parser("train", "Train one net. Killed at any moment, the same command goes on.")
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     parser.add_class_arguments(Experiment, None)
-    parser.add_class_arguments(training.Execution, None)
+    parser.add_class_arguments(Execution, None)
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_argument("--folder", default=None, type=str,
                         help="folder of this run (default: RUNS/train/NAME-KEY)")  # fmt: skip
@@ -130,7 +131,8 @@ def _train(words: list[str]) -> int:
 def _study(words: list[str]) -> int:
     from pathlib import Path
 
-    from apical import studies, training, workers
+    from apical import studies, workers
+    from apical.bench.experiment.execution import Execution
     from apical.studies import attack_cost, conduct, cost
 
     parser = make_parser(
@@ -151,7 +153,7 @@ def _study(words: list[str]) -> int:
     parser.add_argument("--runs", default="runs", help="folder that holds all studies")
     parser.add_argument("--estimate", default=True, type=bool,
                         help="time a few steps first and say how long all will take")  # fmt: skip
-    parser.add_class_arguments(training.Execution, None)
+    parser.add_class_arguments(Execution, None)
     add_keep_memory(parser)
     values = parse(parser, words)
     execution = execution_of(values)
@@ -212,7 +214,7 @@ def _check(words: list[str]) -> int:
 
 
 def _robustness(words: list[str]) -> int:
-    from .cli_robustness import robustness
+    from apical.bench.cli.robustness import robustness
 
     return robustness(words)
 

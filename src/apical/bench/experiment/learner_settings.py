@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import learners, mnm, nets, tasks
-from .names import unknown
+from apical import learners, mnm, nets, tasks
+from apical.names import unknown
 
 if TYPE_CHECKING:
-    from .experiment import Experiment
+    from apical.bench.experiment.experiment import Experiment
 
 DEFAULT = "backprop"
 """The learner whose gradients are those of ``loss.backward()``."""

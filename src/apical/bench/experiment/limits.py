@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .assignment import rule_assignment
+from apical.bench.experiment.rule_settings import rule_assignment
 
 if TYPE_CHECKING:
-    from .experiment import Experiment
+    from apical.bench.experiment.experiment import Experiment
 
 LOWEST = {
     "size": 1,

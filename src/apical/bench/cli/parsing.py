@@ -46,13 +46,14 @@ def add_keep_memory(parser: Any) -> None:
 
 def execution_of(values: dict[str, Any]) -> Any:
     """The options of ``Execution``; also what holds for the whole process."""
-    from apical import allocator, training
+    from apical.bench.cli.keep_memory import keep_memory
+    from apical.bench.experiment.execution import Execution
 
     if values["keep_memory"]:
-        allocator.keep_memory()
+        keep_memory()
     signal.signal(signal.SIGTERM, _interrupt)
-    names = [name for name in training.Execution.__dataclass_fields__ if name in values]
-    return training.Execution(**{name: values[name] for name in names})
+    names = [name for name in Execution.__dataclass_fields__ if name in values]
+    return Execution(**{name: values[name] for name in names})
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .names import from_path, unknown
+from apical.names import from_path, unknown
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

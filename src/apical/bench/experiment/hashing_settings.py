@@ -7,24 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from apical import rules, teaching
-from apical.assignment import rule_assignment
-from apical.hashing.centres import CSQ, DPN, CentreLoss
-from apical.hashing.losses import DPH, DPSH, DSH, HashLoss, HashNet
-from apical.hashing.relaxation import Continuation
+from apical import rules
+from apical.bench.experiment import learner_settings
+from apical.bench.experiment.rule_settings import rule_assignment
+from apical.hashing import LOSSES, CentreLoss, Continuation, HashLoss
 from apical.names import unknown
 
 if TYPE_CHECKING:
-    from apical.experiment import Experiment
-
-LOSSES: dict[str, type[HashLoss]] = {
-    "csq": CSQ,
-    "dph": DPH,
-    "dpn": DPN,
-    "dpsh": DPSH,
-    "dsh": DSH,
-    "hashnet": HashNet,
-}
+    from apical.bench.experiment.experiment import Experiment
 
 OF_CLASSES = ("label_smoothing", "loss", "task")
 """Fields of an experiment that speak of class scores, or of sequences."""
@@ -115,7 +105,7 @@ def problems(experiment: Experiment) -> list[str]:
         for name in OF_CLASSES
         if getattr(experiment, name) != getattr(plain, name)
     ]
-    if not teaching.is_default(experiment.learner):
+    if not learner_settings.is_default(experiment.learner):
         found.append(f"learner={experiment.learner!r} knows class scores, no hashing")
     for rule in (experiment.rule, *experiment.switch.values()):
         if any(each.needs is not None and each.needs.labels for each in _rules(rule)):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .retrieval import Evaluation
+    from apical.retrieval import Evaluation
 
 Row = dict[str, Any]
 
@@ -17,7 +17,7 @@ def search(run: str, evaluation: "Evaluation", transfer: Mapping[str, str], exec
 
     Args: transfer: folders of the hash nets to transfer attacks from, by name.
     """
-    from . import claims, retrieval
+    from apical import claims, retrieval
 
     where = {
         "device": execution.device,

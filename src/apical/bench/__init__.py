@@ -1,0 +1,1 @@
+"""The runner: experiments, studies, reports and the command line; needs ``apical[bench]``."""

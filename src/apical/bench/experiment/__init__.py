@@ -1,0 +1,1 @@
+"""Experiments as values: their settings, what fits together, their JSON form and their key."""

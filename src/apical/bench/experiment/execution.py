@@ -1,0 +1,31 @@
+"""How and where runs are executed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How and where a run is executed; nothing here changes what is computed.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        threads: CPU threads (>= 1) of a run. One each for several runs beats many for one.
+        data_root: folder with data sets; absent: APICAL_DATA, then the cache.
+        download: fetch a missing data set.
+        checkpoint_steps: steps between checkpoints within an epoch (0: at epoch ends only).
+        quiet: no progress bar, even in a terminal.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    data_root: str | None = None
+    download: bool = True
+    checkpoint_steps: int = 0
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.checkpoint_steps < 0:
+            raise ValueError(
+                f"execution: threads={self.threads} must be at least 1 and "
+                f"checkpoint_steps={self.checkpoint_steps} at least 0"
+            )
