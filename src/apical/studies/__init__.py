@@ -22,8 +22,8 @@ def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> St
     """A study by name.
 
     Args: tier: ``smoke`` (does it run), ``short``, ``full`` (the published protocol); absent:
-        ``short``. The study ``smoke`` has that tier only.     seeds: runs of each cell, >= 1; absent:
-        as many as `SEEDS` says.
+        ``short``. The study ``smoke`` has that tier only.
+        seeds: runs of each cell, >= 1; absent: as many as `SEEDS` says.
     Raises: ValueError for an unknown name or tier.
     """
     if name not in STUDIES:

@@ -8,7 +8,7 @@ from apical.studies.base import CONTROLS, RULES, Entry, Search, Study
 
 TITLE = "Learning rules on 8x8 handwritten digits"
 SETTING = "digits MLP"
-EPOCHS = 15
+EPOCHS = 10
 SCHEDULE = Schedule("cosine")
 SEARCH = Search((0.01, 0.03, 0.1), EPOCHS, SCHEDULE, 300)
 ROWS: dict[str, str | dict[str, Any]] = {
