@@ -89,7 +89,7 @@ def half_decades(low: float, high: float) -> tuple[float, ...]:
     >>> half_decades(0.003, 0.1)
     (0.003, 0.01, 0.03, 0.1)
     """
-    rates = [low]
+    rates = [half_decade(low, 0)]
     while rates[-1] < high:
         rates.append(half_decade(rates[-1], 1))
     return tuple(rates)
