@@ -185,9 +185,7 @@ def test_nets_are_those_of_the_other_studies() -> None:
     chosen = {("MNIST LeNet", rule): lr for rule, lr in protocols.MNIST_RATES.items()}
     mnist = studies.build("biotorch-mnist", tier="full", seeds=1).chosen(chosen)
     cifar = studies.build("biotorch-cifar10", tier="full", seeds=1).restricted("* SGD")
-    digits = {
-        dataclasses.replace(protocols.DIGITS_NET, rule=rule).name for rule in RULES.values()
-    }
+    digits = {dataclasses.replace(protocols.DIGITS_NET, rule=rule).name for rule in RULES.values()}
     others = {e.experiment.name for s in (mnist, cifar) for e in s.entries}
     assert names == others | digits
 
