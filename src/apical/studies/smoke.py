@@ -10,7 +10,7 @@ TITLE = "Learning rules on 8x8 handwritten digits"
 SETTING = "digits MLP"
 EPOCHS = 10
 SCHEDULE = Schedule("cosine")
-SEARCH = Search((0.01, 0.03, 0.1), EPOCHS, SCHEDULE, 300)
+SEARCH = Search((0.01, 0.03, 0.1, 0.3), EPOCHS, SCHEDULE, 300)
 ROWS: dict[str, str | dict[str, Any]] = {
     **RULES,
     "kp": {"rule": "kp", "decay": 2e-3},  # the library's default is for longer runs
