@@ -9,7 +9,7 @@ from torch import nn
 
 from apical import attacks, data, records, trained, training
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import Experiment, rule_assignment
+from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_assignment
 from apical.core import convert
 from apical.core.convert import feedback_modules

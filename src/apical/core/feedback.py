@@ -92,6 +92,8 @@ class Feedback(nn.Module):
         if self.star is not None and not self.exact:
             x = self.star.pass_on(self, op, x, weight)
         elif takes_part:
+            if self.rule.sends_nothing:
+                x = x.detach()
             return autograd.transport(op, op.prepare(x), weight, bias, self)
         return autograd.exact(op, op.prepare(x), weight, bias)
 

@@ -18,11 +18,12 @@ from apical.studies.weight_transport import weight_transport
 __all__ = ["STUDIES", "TIERS", "Curve", "Entry", "Published", "Search", "Study", "build"]
 
 
-def build(name: str, *, tier: str | None = None, seeds: int = 3) -> Study:
+def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> Study:
     """A study by name.
 
     Args: tier: ``smoke`` (does it run), ``short``, ``full`` (the published protocol); absent:
-        ``short``. The study ``smoke`` has that tier only.     seeds: runs of each cell, >= 1.
+        ``short``. The study ``smoke`` has that tier only.
+        seeds: runs of each cell, >= 1; absent: as many as `SEEDS` says.
     Raises: ValueError for an unknown name or tier.
     """
     if name not in STUDIES:
@@ -31,10 +32,16 @@ def build(name: str, *, tier: str | None = None, seeds: int = 3) -> Study:
     tier = tier or ("smoke" if name == "smoke" else "short")
     if tier not in tiers:
         raise unknown(f"tier of the study {name}", tier, tiers)
+    if seeds is None:
+        seeds = SEEDS.get(name, DEFAULT_SEEDS)
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: must be at least 1; 3 or more give an interval")
     return STUDIES[name](tier, seeds)
 
+
+DEFAULT_SEEDS = 3
+SEEDS = {"lra-rnn": 5, "rules-overview": 5, "smoke": 10}
+"""Runs of each cell where they are not `DEFAULT_SEEDS`."""
 
 STUDIES: dict[str, Callable[[str, int], Study]] = {
     "attack-gradient": robustness.attack_gradient,

@@ -11,9 +11,13 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
 from apical.names import unknown
 from apical.robustness import Evaluation
+from apical.studies import selection
 
 Tier = Literal["smoke", "short", "full"]
 TIERS: tuple[Tier, ...] = ("smoke", "short", "full")
+
+LEAST_SEEDS = 3
+"""Of the tries of a learning rate."""
 
 Choice = tuple[str, str]
 """A cell of the table: (setting, rule)."""
@@ -27,6 +31,11 @@ RULES: dict[str, str | dict[str, Any]] = {
     "frsf": "frsf",
 }
 """The six rules of BioTorch in its own forms, by the label they carry in tables."""
+
+FROZEN, REDRAWN = "frozen", "redrawn"
+CONTROLS: dict[str, str | dict[str, Any]] = {FROZEN: FROZEN, REDRAWN: REDRAWN}
+"""Rows without credit for hidden layers, which every study of rules has: hidden layers that keep
+their initial weights, and feedback that is new at every update."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +108,41 @@ class Curve:
 
 @dataclass(frozen=True)
 class Search:
-    """How learning rates are chosen that the source does not state.
+    """How learning rates are chosen: see `selection`.
 
-    Every rule gets the same budget: each value once, on a part of the training split, judged on
-    the rest of it. The test split is not read.
+    Every row has the same budget: each value with each seed, on a part of the training split,
+    judged on the rest of it. The test split is not read.
 
-    Args: values: learning rates tried.     epochs: of each try.     schedule: of each try.
-        validation: images held out.     seed: of the tries; none of those reported.
+    Args: values: learning rates tried, in half decades.     epochs: of each try.     schedule: of
+        each try.     validation: examples held out (>= 1).
+        seeds: of the tries; none of those reported.
+        extensions: half decades (>= 0) by which the grid of a row grows at most, if its choice lies
+            at an edge.     chance: validation error of a guess, which a diverged try counts as.
+    Raises: ValueError for fewer than 3 seeds, or values that are not distinct half decades.
     """
 
     values: tuple[float, ...]
     epochs: int
     schedule: Schedule
     validation: int
-    seed: int = 1000
+    seeds: tuple[int, ...] = (1000, 1001, 1002)
+    extensions: int = 2
+    chance: float = 0.9
+
+    def __post_init__(self) -> None:
+        grid = tuple(sorted(set(self.values)))
+        if not grid or grid != selection.half_decades(grid[0], grid[-1]):
+            raise ValueError(
+                f"search: values={self.values} are not half decades without a gap, such as "
+                "0.01, 0.03, 0.1"
+            )
+        if len(set(self.seeds)) < LEAST_SEEDS:
+            raise ValueError(f"search: seeds={self.seeds}: needs at least {LEAST_SEEDS} seeds")
+
+    @property
+    def runs(self) -> int:
+        """Tries of a row, without extensions."""
+        return len(self.values) * len(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -135,13 +165,14 @@ class Overview:
 class Study:
     """The experiments of a table. With a ``search`` their learning rates are still to be chosen.
 
-    Args: search: one for all settings, or by setting.
+    Args: search: one for all settings, or by setting; settings without one keep their rates.
         evaluations: by setting, how its trained nets are attacked.     retrievals: the same of hash
         nets.     surrogate: the rule whose
         net of the same setting and seed attacks are transferred from; "": none.
         crossed: rules whose backward pass is put on the nets of the surrogate: are they as robust?
         follows: rows without a search of their own, and whose learning rate they take: rate or
         rule?
+        fixed: rows that keep the rate they come with, such as published ones.
         solved: share of right validation answers, in (0, 1], from which on a task counts as
         solved: the report then has the steps until there.
     """
@@ -159,6 +190,7 @@ class Study:
     surrogate: str = ""
     crossed: tuple[str, ...] = ()
     follows: Mapping[str, str] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
     robust_published: tuple[PublishedRobustness, ...] = ()
     overview: Overview | None = None
     solved: float | None = None
@@ -202,41 +234,55 @@ class Study:
             robust_published=tuple(row for row in self.robust_published if row.setting in kept),
         )
 
-    def candidates(self) -> dict[Choice, dict[float, Experiment]]:
-        """The tries of the search, by cell and learning rate; none without a search."""
-        if self.search is None:
-            return {}
-        first = {entry.cell: entry.experiment for entry in reversed(self.entries)}
-        found = {}
-        for setting, rule in self.cells:
-            if rule in self.follows:
-                continue
-            search = self.search if isinstance(self.search, Search) else self.search[setting]
-            base = first[setting, rule]
-            found[setting, rule] = {value: _try(base, search, value) for value in search.values}
-        return found
+    def search_of(self, cell: Choice) -> Search | None:
+        """How the learning rate of a cell is chosen; None where it is fixed or another cell's."""
+        setting, rule = cell
+        if rule in self.fixed or rule in self.follows:
+            return None
+        if self.search is None or isinstance(self.search, Search):
+            return self.search
+        return self.search.get(setting)
+
+    def tries(self, cell: Choice, rate: float) -> list[Experiment]:
+        """The tries of a learning rate, one for each seed of the search of the cell."""
+        search = self.search_of(cell)
+        assert search is not None
+        base = next(entry.experiment for entry in self.entries if entry.cell == cell)
+        return [_try(base, search, rate, seed) for seed in search.seeds]
+
+    def candidates(self) -> dict[Choice, dict[float, list[Experiment]]]:
+        """The tries of the grids without extensions, by cell and learning rate."""
+        return {
+            cell: {rate: self.tries(cell, rate) for rate in search.values}
+            for cell in self.cells
+            if (search := self.search_of(cell)) is not None
+        }
 
     def chosen(self, rates: Mapping[Choice, float]) -> "Study":
         """The study with learning rates filled in and nothing left to search."""
 
         def filled(entry: Entry) -> Entry:
-            rate = rates[entry.setting, self.follows.get(entry.rule, entry.rule)]
-            changed = dataclasses.replace(entry.experiment, lr=rate)
-            return dataclasses.replace(entry, experiment=changed)
+            rate = rates.get((entry.setting, self.follows.get(entry.rule, entry.rule)))
+            if rate is None:
+                return entry
+            return dataclasses.replace(
+                entry, experiment=dataclasses.replace(entry.experiment, lr=rate)
+            )
 
         entries = tuple(map(filled, self.entries))
         return dataclasses.replace(self, entries=entries, search=None)
 
 
-def _try(experiment: Experiment, search: Search, value: float) -> Experiment:
+def _try(experiment: Experiment, search: Search, rate: float, seed: int) -> Experiment:
     return dataclasses.replace(
         experiment,
-        lr=value,
+        lr=rate,
         epochs=search.epochs,
         schedule=search.schedule,
         validation=search.validation,
-        seed=search.seed,
+        seed=seed,
         test=False,
         test_at=(),
+        test_lengths=(),
         probe_every=0,
     )

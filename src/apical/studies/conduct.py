@@ -1,16 +1,16 @@
 """Conducting a study: choose what is still open, run everything, describe it in study.json."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from apical import data, pretraining, records, run_folder, sweep, workers
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import Experiment
-from apical.studies import assess, retrieve
-from apical.studies.base import Entry, Study
+from apical.studies import assess, retrieve, selection
+from apical.studies.base import Choice, Entry, Search, Study
 
 SEARCH_FOLDER = "search"
 """Where the tries of a search lie, beside the runs of the table."""
@@ -44,16 +44,9 @@ def conduct(
             told = "; ".join(f"{path.name}: {why}" for path, why in outcome.failed.items())
             raise ValueError(f"what the runs start from could not be trained: {told}")
     if study.search is not None:
-        tries = search_tasks(study, folder)
-        say(f"choosing learning rates: {len(tries)} short runs on a validation split")
-        outcome = sweep.sweep(tries, execution, make=make, jobs=jobs, say=say)
-        broken = [f"{p.name}: {why}" for p, why in outcome.failed.items() if not _diverged(p)]
-        if broken:
-            raise ValueError("the search could not be finished: " + "; ".join(broken))
-        found = choices(study, folder)
-        for choice in found:
-            say(f"learning rate of {choice['rule']} ({choice['setting']}): {choice['lr']}")
-        study = study.chosen({(c["setting"], c["rule"]): c["lr"] for c in found})
+        work = partial(sweep.sweep, execution=execution, make=make, jobs=jobs, say=say)
+        found = tune(study, folder, work, say)
+        study = study.chosen(rates(found))
     folder.mkdir(parents=True, exist_ok=True)
     if study.evaluations and (copied := assess.reuse(study, root)):
         say(f"{copied} trained nets taken over from other studies in {root}")
@@ -63,9 +56,9 @@ def conduct(
     outcome = sweep.sweep(table_tasks(study, folder), execution, make=make, jobs=jobs, say=say)
     if not (study.evaluations or study.retrievals):
         return outcome
-    evaluated, searched = _write(study, folder, value, notes)
+    evaluated, retrieved = _write(study, folder, value, notes)
     attacks: list[sweep.Job] = [job for _, job in evaluated]
-    attacks += [job for _, job in searched]
+    attacks += [job for _, job in retrieved]
     say(f"attacking {len(attacks)} trained nets")
     later = sweep.sweep(attacks, execution, make=make, jobs=jobs, say=say)
     for (setting, rule), verdict in assess.verdicts(evaluated).items():
@@ -77,10 +70,10 @@ def _write(
     study: Study, folder: Path, value: dict[str, Any], notes: Sequence[str]
 ) -> tuple[list[tuple[Entry, assess.Assessment]], list[tuple[Entry, retrieve.Search]]]:
     """Write study.json with the evaluations of what is trained so far; returns those."""
-    found, searched = assess.assessments(study, folder), retrieve.searches(study, folder)
-    value = value | assess.described(study, found, notes) | retrieve.described(study, searched)
+    found, retrieved = assess.assessments(study, folder), retrieve.searches(study, folder)
+    value = value | assess.described(study, found, notes) | retrieve.described(study, retrieved)
     records.write_json(folder / "study.json", value)
-    return found, searched
+    return found, retrieved
 
 
 def start_tasks(study: Study, folder: Path) -> list[sweep.Task]:
@@ -95,40 +88,108 @@ def table_tasks(study: Study, folder: Path) -> list[sweep.Task]:
     return [sweep.Task(entry.experiment, folder / entry.experiment.name) for entry in study.entries]
 
 
-def search_tasks(study: Study, folder: Path) -> list[sweep.Task]:
-    """The tries of the search."""
-    return [
-        sweep.Task(experiment, folder / SEARCH_FOLDER / _try_name(experiment))
-        for tries in study.candidates().values()
-        for experiment in tries.values()
-    ]
+def tune(
+    study: Study,
+    folder: Path,
+    work: Callable[[Sequence[sweep.Task]], sweep.Outcome],
+    say: sweep.Say,
+) -> list[dict[str, Any]]:
+    """Choose the learning rates that are open, and say what was chosen.
 
-
-def choices(study: Study, folder: Path) -> list[dict[str, Any]]:
-    """What the finished tries say: for each cell the best learning rate, and all of them.
-
-    The best is the one of the highest validation accuracy, of these the one of the lowest loss;
-    of hash nets mAP is in the place of accuracy.
-    ``at_edge`` says that it is the largest or smallest tried: a better one may lie outside.
+    Args: work: does tasks, as ``sweep.sweep`` does.
+    Returns: as ``searched`` does.
+    Raises: ValueError if tries broke off for another reason than that they diverged.
     """
-    found = []
-    for (setting, rule), tries in study.candidates().items():
-        rows = [_tried(lr, experiment, folder) for lr, experiment in tries.items()]
-        done = [row for row in rows if "val_acc" in row]
-        if not done:
-            raise ValueError(f"{setting}, {rule}: every learning rate tried diverged")
-        best = max(done, key=lambda row: (row.get("val_map", row["val_acc"]), -row["val_loss"]))
-        rates = sorted(tries)
-        found.append(
-            {
-                "setting": setting,
-                "rule": rule,
-                "lr": best["lr"],
-                "at_edge": best["lr"] in (rates[0], rates[-1]),
-                "tries": rows,
-            }
-        )
+    found, left = searched(study, folder)
+    while left:
+        say(f"choosing learning rates: {len(left)} short runs on a validation split")
+        outcome = work(left)
+        broken = [f"{p.name}: {why}" for p, why in outcome.failed.items() if not _diverged(p)]
+        if broken:
+            raise ValueError("the search could not be finished: " + "; ".join(broken))
+        found, left = searched(study, folder)
+    for choice in found:
+        edge = ", at the edge of what was tried" if choice["at_edge"] else ""
+        say(f"learning rate of {choice['rule']} ({choice['setting']}): {choice['lr']:g}{edge}")
     return found
+
+
+def searched(study: Study, folder: Path) -> tuple[list[dict[str, Any]], list[sweep.Task]]:
+    """What the finished tries say, and the tries still to be done.
+
+    Returns: for each cell that is decided its choice, as study.json holds it: ``lr``, the rate
+        chosen by `selection.choose`; ``at_edge``, whether it is the smallest or the largest tried
+        although the grid was extended; ``extended``, the rates by which it was; and ``tries``, by
+        rising rate: the validation ``errors`` of its ``seeds``, by ``metric`` (``val_map`` for
+        hash nets, else ``val_acc``), their mean ``error`` and its standard error ``se``,
+        ``losses`` (null where a try diverged), ``diverged``, how many did, ``reason`` of the first
+        of them, ``folders``, and the means ``val_acc``, ``val_map`` and ``val_loss``.
+    Raises: ValueError if no try of a cell came to its end.
+    """
+    found, left = [], []
+    for cell in study.cells:
+        search = study.search_of(cell)
+        if search is None:
+            continue
+        rates, extended = list(search.values), []
+        while True:
+            tasks = {rate: _try_tasks(study, cell, rate, folder) for rate in rates}
+            open_tasks = [task for each in tasks.values() for task in each if task.ended() is None]
+            if open_tasks:
+                left += open_tasks
+                break
+            rows = [_tried(rate, each, search, folder) for rate, each in tasks.items()]
+            lr = selection.choose(
+                [selection.Tried(r["lr"], tuple(r["errors"]), r["examples"]) for r in rows]
+            ).rate
+            further = selection.beyond(rates, lr)
+            if further is None or len(extended) == search.extensions:
+                if all(row["diverged"] == len(search.seeds) for row in rows):
+                    raise ValueError(f"{', '.join(cell)}: every learning rate tried diverged")
+                found.append(
+                    {
+                        "setting": cell[0],
+                        "rule": cell[1],
+                        "lr": lr,
+                        "at_edge": further is not None,
+                        "extended": extended,
+                        "tries": sorted(rows, key=lambda row: row["lr"]),
+                    }
+                )
+                break
+            rates.append(further)
+            extended.append(further)
+    return found, left
+
+
+def left(study: Study, folder: Path) -> tuple[list[sweep.Task], list[sweep.Task]]:
+    """All tasks of a study but for attacks, and the tries that extending grids may add.
+
+    Where a learning rate is still open, the runs of the table stand for those that it will have.
+    """
+    found, tries = searched(study, folder) if study.search is not None else ([], [])
+    table = table_tasks(study.chosen(rates(found)), folder)
+    return start_tasks(study, folder) + tries + table, possible_extensions(study, folder)
+
+
+def rates(found: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
+    """The rates chosen, by cell."""
+    return {(choice["setting"], choice["rule"]): choice["lr"] for choice in found}
+
+
+def possible_extensions(study: Study, folder: Path) -> list[sweep.Task]:
+    """Tries that come on top of the others if every open choice falls at an edge of its grid as
+    often as grids may grow; the rates that they name stand for any."""
+    decided = rates(searched(study, folder)[0])
+    tasks: list[sweep.Task] = []
+    for cell in study.cells:
+        search = study.search_of(cell)
+        if search is None or cell in decided:
+            continue
+        for step in range(1, search.extensions + 1):
+            further = selection.half_decade(max(search.values), step)
+            tasks += [t for t in _try_tasks(study, cell, further, folder) if t.ended() is None]
+    return tasks
 
 
 def data_notes(study: Study, execution: Execution) -> list[str]:
@@ -188,19 +249,43 @@ def _run(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _try_name(experiment: Experiment) -> str:
-    return f"lr{experiment.lr:g}-{experiment.name}"
+def _try_tasks(study: Study, cell: Choice, rate: float, folder: Path) -> list[sweep.Task]:
+    place = folder / SEARCH_FOLDER
+    return [
+        sweep.Task(experiment, place / f"lr{experiment.lr:g}-{experiment.name}")
+        for experiment in study.tries(cell, rate)
+    ]
 
 
-def _tried(lr: float, experiment: Experiment, folder: Path) -> dict[str, Any]:
-    name = f"{SEARCH_FOLDER}/{_try_name(experiment)}"
-    row = run_folder.end(folder / name)
-    if row is None:
-        raise ValueError(f"{folder / name} is not finished")
-    kept = {
-        key: row[key] for key in ("val_acc", "val_map", "val_loss", "reason", "epoch") if key in row
+def _tried(
+    rate: float, tasks: Sequence[sweep.Task], search: Search, folder: Path
+) -> dict[str, Any]:
+    """What study.json says of a rate all of whose tries ended."""
+    ends = [task.ended() or {} for task in tasks]
+    done = [end for end in ends if end["kind"] == "final"]
+    metric = "val_map" if any("val_map" in end for end in done) else "val_acc"
+    errors = [1 - end[metric] if end in done else search.chance for end in ends]
+    examples = min((end["val_count"] for end in done), default=search.validation)
+    tried = selection.Tried(rate, tuple(errors), examples)
+    row: dict[str, Any] = {
+        "lr": rate,
+        "metric": metric,
+        "seeds": list(search.seeds),
+        "errors": errors,
+        "error": tried.mean,
+        "se": tried.standard_error,
+        "examples": examples,
+        "losses": [end.get("val_loss") for end in ends],
+        "diverged": len(ends) - len(done),
+        "folders": [f"{SEARCH_FOLDER}/{task.folder.name}" for task in tasks],
     }
-    return {"lr": lr, "folder": name} | kept
+    if len(done) < len(ends):
+        row["reason"] = next(end["reason"] for end in ends if end["kind"] != "final")
+    if done:  # the form that one try a rate had
+        row["val_loss"] = fmean(end["val_loss"] for end in done)
+        row["val_acc"] = fmean(end["val_acc"] for end in done)
+        row[metric] = 1 - tried.mean
+    return row
 
 
 def _diverged(folder: Path) -> bool:

@@ -19,14 +19,20 @@ from apical.sweep import Task
 WARM_STEPS, TIMED_STEPS = 2, 5
 OVERHEAD = 1.1
 """Evaluation, probes and checkpoints beside the steps; a rough factor."""
+RUN_SECONDS = 0.1
+"""Of a run, whatever its length: building it, its folder, its last row; a rough value."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimated seconds of work left, and where they go: (what, runs, seconds)."""
+    """Estimated seconds of work left, and where they go: (what, runs, seconds).
+
+    Args: extensions: seconds more at most, if grids of learning rates are extended.
+    """
 
     seconds: float
     parts: tuple[tuple[str, int, float], ...]
+    extensions: float = 0.0
 
     def text(self, jobs: int) -> str:
         """One paragraph for the terminal."""
@@ -35,33 +41,42 @@ class Cost:
     def told(self, jobs: int) -> str:
         """The numbers."""
         each = "; ".join(f"{n} x {what} {_time(s)}" for what, n, s in self.parts)
+        more = ""
+        if self.extensions:
+            most = (self.seconds + self.extensions) / jobs
+            more = f", up to {_time(most)} if every search of a learning rate is extended"
         return (
             f"{_time(self.seconds)} of one worker, {_time(self.seconds / jobs)} with --jobs {jobs}"
-            f" ({each})"
+            f"{more} ({each})"
         )
 
 
-def estimate(tasks: Sequence[Task], execution: Execution) -> Cost:
+def estimate(tasks: Sequence[Task], execution: Execution, extensions: Sequence[Task] = ()) -> Cost:
     """Time what is not finished, one net and rule at a time.
 
+    Args: extensions: tasks that may come on top.
     Raises: whatever building an experiment raises: a study that cannot run says so before it
         starts.
     """
     step_seconds: dict[str, tuple[float, int]] = {}
-    parts: dict[str, tuple[int, float]] = {}
-    for task in tasks:
-        left = _epochs_left(task)
-        if not left:
-            continue
+
+    def seconds_of(task: Task) -> float:
+        epochs = _epochs_left(task)
+        if not epochs:
+            return 0.0
         kind = _kind(task.experiment)
         if kind not in step_seconds:
             step_seconds[kind] = _measure(task.experiment, execution)
         each, steps = step_seconds[kind]
-        runs, seconds = parts.get(kind, (0, 0.0))
-        parts[kind] = (runs + 1, seconds + left * steps * each * OVERHEAD)
-    total = sum(seconds for _, seconds in parts.values())
+        return RUN_SECONDS + epochs * steps * each * OVERHEAD
+
+    parts: dict[str, tuple[int, float]] = {}
+    for task in tasks:
+        if seconds := seconds_of(task):
+            runs, before = parts.get(kind := _kind(task.experiment), (0, 0.0))
+            parts[kind] = (runs + 1, before + seconds)
     rows = tuple((kind, runs, seconds) for kind, (runs, seconds) in parts.items())
-    return Cost(total, rows)
+    return Cost(sum(s for _, _, s in rows), rows, sum(map(seconds_of, extensions)))
 
 
 def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:

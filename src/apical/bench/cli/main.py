@@ -145,7 +145,8 @@ def _study(words: list[str]) -> int:
     parser.add_argument(
         "--tier", default=None, type=str, help="smoke, short (default) or full (published)"
     )
-    parser.add_argument("--seeds", default=3, type=int, help="runs of each cell of the table")
+    parser.add_argument("--seeds", default=None, type=int,
+                        help="runs of each cell of the table (default: the study's own)")  # fmt: skip
     parser.add_argument("--only", default=None, type=str,
                         help="settings to run, a pattern as 'LeNet *'")  # fmt: skip
     parser.add_argument("--jobs", default=None, type=int,
@@ -163,9 +164,8 @@ def _study(words: list[str]) -> int:
     root, folder = Path(values["runs"]), Path(values["runs"]) / study.folder
     print(f"{study.title}, tier {study.tier}: {len(study.entries)} runs in {folder}", flush=True)
     if values["estimate"]:
-        tasks = conduct.start_tasks(study, folder) + conduct.search_tasks(study, folder)
-        tasks += conduct.table_tasks(study, folder)
-        print(cost.estimate(tasks, execution).text(jobs), flush=True)
+        tasks, extensions = conduct.left(study, folder)
+        print(cost.estimate(tasks, execution, extensions).text(jobs), flush=True)
         if study.evaluations or study.retrievals:
             most = attack_cost.most(study, folder, execution)
             print(f"attacks on the trained nets: at most {most.told(jobs)}", flush=True)

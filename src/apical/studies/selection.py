@@ -1,0 +1,100 @@
+"""Which learning rate a row of a table gets: one procedure, the same for every row.
+
+Rates are tried in half decades with several seeds, none of them reported, and judged on a
+validation split. The smallest rate whose mean error lies within one standard error of the lowest
+is chosen: of rates that cannot be distinguished the most stable one. A choice at an edge of the
+grid extends the grid in that direction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What one learning rate gave.
+
+    Args: errors: validation error of each seed, in [0, 1].     examples: behind each (>= 1).
+    """
+
+    rate: float
+    errors: tuple[float, ...]
+    examples: int
+
+    @property
+    def mean(self) -> float:
+        """Mean error over seeds, in [0, 1]."""
+        return float(np.mean(self.errors))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean. At least that of a binomial variable of all examples that were judged: equal
+        values of a few seeds are not certainty.
+
+        >>> Tried(0.1, (0.25, 0.25, 0.25), 400).standard_error
+        0.0125
+        """
+        seeds = len(self.errors)
+        spread = float(np.std(self.errors, ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
+        return max(spread, math.sqrt(self.mean * (1 - self.mean) / (self.examples * seeds)))
+
+
+def choose(tried: Sequence[Tried]) -> Tried:
+    """The smallest rate whose mean error is within one standard error of the lowest mean.
+
+    The standard error is that of the rate with the lowest mean.
+    """
+    best = min(tried, key=lambda one: (one.mean, one.rate))
+    limit = best.mean + best.standard_error
+    return min((one for one in tried if one.mean <= limit), key=lambda one: one.rate)
+
+
+def beyond(rates: Sequence[float], chosen: float) -> float | None:
+    """The rate by which a grid is extended, half a decade below or above; None for a choice that
+    does not lie at an edge.
+
+    >>> beyond((0.01, 0.03, 0.1), 0.1), beyond((0.01, 0.03, 0.1), 0.01)
+    (0.3, 0.003)
+    """
+    if chosen == min(rates):
+        return half_decade(chosen, -1)
+    return half_decade(chosen, 1) if chosen == max(rates) else None
+
+
+def half_decade(rate: float, steps: int) -> float:
+    """The rate so many half decades above, negative: below.
+
+    Args: rate: 1 or 3 times a power of ten.
+    Raises: ValueError for any other.
+    >>> [half_decade(0.03, steps) for steps in (-2, -1, 0, 1, 2)]
+    [0.003, 0.01, 0.03, 0.1, 0.3]
+    """
+    place = round(2 * math.log10(rate))
+    if not math.isclose(rate, _at(place)):
+        raise ValueError(
+            f"learning rate {rate:g} is not on a grid of half decades: use 1 or 3 times a power of "
+            "ten, such as 0.01 or 0.03"
+        )
+    return _at(place + steps)
+
+
+def half_decades(low: float, high: float) -> tuple[float, ...]:
+    """All rates of the grid from ``low`` to ``high``, rising.
+
+    >>> half_decades(0.003, 0.1)
+    (0.003, 0.01, 0.03, 0.1)
+    """
+    rates = [half_decade(low, 0)]
+    while rates[-1] < high:
+        rates.append(half_decade(rates[-1], 1))
+    return tuple(rates)
+
+
+def _at(place: int) -> float:
+    digit = 3 if place % 2 else 1
+    return float(f"{digit}e{place // 2}")

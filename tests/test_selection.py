@@ -1,0 +1,200 @@
+"""The choice of learning rates, on planted curves, and that all rows of all studies are tuned alike."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apical import studies, sweep
+from apical.bench.experiment.experiment import Experiment, Schedule
+from apical.studies import STUDIES, TIERS, Entry, Search, Study, conduct
+from apical.studies.base import CONTROLS
+from apical.studies.selection import Tried, beyond, choose, half_decade, half_decades
+
+ALL = [(name, tier) for name in STUDIES for tier in (("smoke",) if name == "smoke" else TIERS)]
+GRID = (0.01, 0.03, 0.1)
+EXPERIMENT = Experiment(net_options={"hidden": [8]}, epochs=1, probe_every=0)
+
+
+def tried(rate: float, *errors: float, examples: int = 1000) -> Tried:
+    return Tried(rate, errors, examples)
+
+
+def test_of_a_tie_within_one_standard_error_the_smaller_rate_is_chosen() -> None:
+    best = tried(0.1, 0.10, 0.12, 0.14)  # 0.12, standard error 0.02 / sqrt(3) = 0.0115
+    assert best.standard_error == pytest.approx(0.02 / math.sqrt(3))
+    assert choose([tried(0.01, 0.2, 0.2, 0.2), tried(0.03, 0.13, 0.13, 0.13), best]).rate == 0.03
+    assert choose([tried(0.01, 0.2, 0.2, 0.2), tried(0.03, 0.132, 0.132, 0.132), best]).rate == 0.1
+
+
+def test_the_standard_error_is_that_of_the_lowest_mean_not_of_the_others() -> None:
+    noisy = tried(0.01, 0.0, 0.3, 0.3)
+    assert choose([noisy, tried(0.1, 0.1, 0.1, 0.1)]).rate == 0.1
+
+
+def test_three_equal_values_are_no_certainty() -> None:
+    """Of 3 x 100 examples at 10 % error the binomial standard error is 0.0173."""
+    best = tried(0.1, 0.1, 0.1, 0.1, examples=100)
+    assert best.standard_error == pytest.approx(math.sqrt(0.09 / 300))
+    assert choose([tried(0.03, 0.11, 0.11, 0.11, examples=100), best]).rate == 0.03
+    assert choose([tried(0.03, 0.12, 0.12, 0.12, examples=100), best]).rate == 0.1
+
+
+def test_half_decades() -> None:
+    assert half_decades(0.001, 0.3) == (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    assert half_decade(1e-4, -1) == 3e-5 and half_decade(3.0, 1) == 10.0
+    with pytest.raises(ValueError, match="0.02 is not on a grid of half decades"):
+        half_decade(0.02, 1)
+    assert (beyond(GRID, 0.01), beyond(GRID, 0.03), beyond(GRID, 0.1)) == (0.003, None, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"values": (0.01, 0.1)}, "not half decades without a gap"),
+        ({"values": (0.02,)}, "0.02 is not on a grid of half decades"),
+        ({"values": ()}, "not half decades without a gap"),
+        ({"seeds": (1000, 1001)}, "needs at least 3 seeds"),
+    ],
+)
+def test_searches_that_are_refused(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Search(**{"values": GRID, "epochs": 1, "schedule": Schedule(), "validation": 300} | changed)
+
+
+# The whole course, with planted errors in the place of training.
+
+DIVERGED = None
+
+
+def planted(
+    monkeypatch: pytest.MonkeyPatch, errors: dict[float, Any], extensions: int = 2
+) -> tuple[dict[str, Any], list[float]]:
+    """The choice of a row whose tries end with these errors, for each seed; and rates in the order
+    tried."""
+    done: dict[Path, dict[str, Any]] = {}
+    order: list[float] = []
+
+    def end(task: sweep.Task) -> dict[str, Any]:
+        values = errors[task.experiment.lr]
+        error = values[task.experiment.seed - 1000] if isinstance(values, tuple) else values
+        if error is DIVERGED:
+            return {"kind": "stopped", "reason": "non-finite loss", "epoch": 1}
+        return {"kind": "final", "val_acc": 1 - error, "val_loss": 3 * error, "val_count": 1000}
+
+    def work(tasks: Any) -> sweep.Outcome:
+        for task in tasks:
+            done[task.folder] = end(task)
+            if task.experiment.lr not in order:
+                order.append(task.experiment.lr)
+        return sweep.Outcome()
+
+    monkeypatch.setattr(sweep.Task, "ended", lambda task: done.get(task.folder))
+    search = Search(GRID, 1, Schedule(), 300, extensions=extensions)
+    study = Study("s", "S", "full", (Entry("digits", "bp", EXPERIMENT),), search=search)
+    (choice,) = conduct.tune(study, Path("study"), work, lambda text: None)
+    assert conduct.searched(study, Path("study")) == ([choice], [])
+    return choice, order
+
+
+def test_a_choice_inside_the_grid_extends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice, order = planted(monkeypatch, {0.01: 0.5, 0.03: (0.1, 0.2, 0.3), 0.1: 0.4})
+    assert (choice["lr"], choice["at_edge"], choice["extended"]) == (0.03, False, [])
+    assert order == [0.01, 0.03, 0.1]
+    row = choice["tries"][1]
+    assert row["errors"] == pytest.approx([0.1, 0.2, 0.3]) and row["seeds"] == [1000, 1001, 1002]
+    assert row["error"] == pytest.approx(0.2) and row["se"] == pytest.approx(0.1 / math.sqrt(3))
+    assert row["losses"] == pytest.approx([0.3, 0.6, 0.9]) and row["val_acc"] == pytest.approx(0.8)
+    assert len(set(row["folders"])) == 3
+
+
+def test_an_edge_extends_the_grid_until_the_choice_lies_inside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choice, order = planted(monkeypatch, {0.01: 0.5, 0.03: 0.4, 0.1: 0.3, 0.3: 0.1, 1.0: 0.4})
+    assert (choice["lr"], choice["at_edge"], choice["extended"]) == (0.3, False, [0.3, 1.0])
+    assert [row["lr"] for row in choice["tries"]] == [0.01, 0.03, 0.1, 0.3, 1.0]
+    choice, order = planted(monkeypatch, {0.003: 0.4, 0.01: 0.2, 0.03: 0.4, 0.1: 0.5})
+    assert (choice["lr"], choice["at_edge"], order[-1]) == (0.01, False, 0.003)
+
+
+def test_what_is_still_at_an_edge_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    falling = {0.01: 0.5, 0.03: 0.4, 0.1: 0.3, 0.3: 0.2, 1.0: 0.1}
+    choice, order = planted(monkeypatch, falling)
+    assert (choice["lr"], choice["at_edge"], choice["extended"]) == (1.0, True, [0.3, 1.0])
+    choice, order = planted(monkeypatch, falling, extensions=0)
+    assert (choice["lr"], choice["at_edge"], choice["extended"]) == (0.1, True, [])
+
+
+def test_a_diverged_try_counts_as_an_error_of_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {0.01: 0.2, 0.03: 0.15, 0.1: (0.0, 0.0, DIVERGED), 0.003: 0.6}
+    choice, _ = planted(monkeypatch, errors)
+    assert choice["lr"] == 0.03  # without the third seed, 0.1 would have no error at all
+    row = choice["tries"][-1]
+    assert row["errors"] == [0.0, 0.0, 0.9] and row["diverged"] == 1 and row["losses"][2] is None
+    assert row["reason"] == "non-finite loss" and row["val_acc"] == pytest.approx(0.7)
+
+
+def test_rates_that_all_diverge_send_the_grid_down_before_it_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates = dict.fromkeys((*GRID, 0.003), DIVERGED)
+    choice, _ = planted(monkeypatch, rates | {0.001: 0.2})
+    assert (choice["lr"], choice["at_edge"]) == (0.001, True)
+    assert "val_acc" not in choice["tries"][-1]
+    with pytest.raises(ValueError, match="digits, bp: every learning rate tried diverged"):
+        planted(monkeypatch, rates | {0.001: DIVERGED})
+
+
+# All studies.
+
+
+@pytest.mark.parametrize(("name", "tier"), ALL)
+def test_every_row_of_every_study_has_the_same_budget_and_reads_no_test_image(
+    name: str, tier: str
+) -> None:
+    study = studies.build(name, tier=tier, seeds=3)
+    reported = {entry.experiment.seed for entry in study.entries}
+    budgets: dict[str, set[Any]] = {}
+    for (setting, rule), by_rate in study.candidates().items():
+        tries = [one for each in by_rate.values() for one in each]
+        assert all(one.validation and not one.test and not one.test_at for one in tries)
+        assert all(len({one.seed for one in each}) >= 3 for each in by_rate.values())
+        assert not {one.seed for one in tries} & reported, rule
+        spent = [(one.lr, one.seed, one.epochs, one.validation) for one in tries]
+        same = {(one.schedule, one.batch_size, one.train_images, one.batches) for one in tries}
+        search = study.search_of((setting, rule))
+        assert search is not None
+        budgets.setdefault(setting, set()).add(
+            (tuple(spent), frozenset(same), search.extensions, search.chance)
+        )
+    assert all(len(each) == 1 for each in budgets.values()), budgets
+    untuned = {c for c in study.cells if c[0] in budgets and study.search_of(c) is None}
+    for _, rule in untuned:  # said in the row itself
+        assert "published rate" in rule or rule in study.follows or rule == "start", rule
+
+
+@pytest.mark.parametrize(("name", "tier"), ALL)
+def test_every_study_with_a_search_has_both_controls_tuned(name: str, tier: str) -> None:
+    study = studies.build(name, tier=tier, seeds=3)
+    tuned: dict[str, set[str]] = {}
+    for setting, rule in study.candidates():
+        tuned.setdefault(setting, set()).add(rule)
+    for setting, rules_of in tuned.items():
+        assert CONTROLS.keys() <= rules_of, (setting, rules_of)
+
+
+def test_rates_of_rows_without_a_search_stay() -> None:
+    entries = tuple(
+        Entry("s", rule, dataclasses.replace(EXPERIMENT, lr=lr))
+        for rule, lr in (("bp", 1.0), ("bp, published rate", 0.5), ("bp again", 2.0))
+    )
+    study = Study(
+        "s", "S", "full", entries, search=Search(GRID, 1, Schedule(), 300),
+        follows={"bp again": "bp"}, fixed=("bp, published rate",),
+    )  # fmt: skip
+    assert list(study.candidates()) == [("s", "bp")]
+    rates = [e.experiment.lr for e in study.chosen({("s", "bp"): 0.03}).entries]
+    assert rates == [0.03, 0.5, 0.03]
