@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import KEY_DIGITS, differing
+from apical.bench.experiment.experiment import KEY_DIGITS
+from apical.bench.experiment.settings import differing
 from apical.naming import check_literals
 
 from . import attacks, claims, evaluation_folder, progress, records, rules, training
