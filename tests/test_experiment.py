@@ -3,17 +3,27 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from apical import rules
-from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
+from apical import records, rules
+from apical.bench.experiment.data_settings import DataSettings
+from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict, to_dict
 from apical.bench.experiment.hashing_settings import Hashing
-from apical.bench.experiment.learner_settings import learner_values
-from apical.bench.experiment.rule_settings import rule_assignment, rule_label
+from apical.bench.experiment.learner_settings import LearnerSettings, learner_values
+from apical.bench.experiment.loss_settings import LossSettings
+from apical.bench.experiment.net_settings import NetSettings
+from apical.bench.experiment.probe_settings import ProbeSettings
+from apical.bench.experiment.rule_settings import RuleSettings, rule_assignment, rule_label
 from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.settings import Settings, setting
+from apical.bench.experiment.task_settings import TaskSettings
+from apical.bench.experiment.training_settings import TrainingSettings
 from apical.starts import Start
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 FULL = Experiment(
     data="mnist",
@@ -150,28 +160,36 @@ def test_a_switch_is_a_value() -> None:
     ("values", "told"),
     [
         ({"epochs": 0, "batch_size": 0}, "epochs=0: must be at least 1; batch_size=0"),
-        ({"lr": 0.0}, "lr=0.0: must be positive"),
-        ({"lr": math.inf}, "lr=inf"),
+        ({"lr": 0.0}, "lr=0.0: must be above 0"),
+        ({"lr": math.inf}, "lr=inf: must be above 0 and finite"),
+        ({"lr": math.nan}, "lr=nan: must be above 0 and finite"),
+        ({"lr": "fast"}, "lr='fast': must be a number"),
+        ({"epochs": 1.5}, "epochs=1.5: must be a whole number"),
+        ({"epochs": None}, "epochs=None: must be a whole number"),
+        ({"rule": "faa"}, "rule: unknown rule 'faa'; did you mean"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0: must lie in \[0, 1\)"),
-        ({"clip_norm": 0.0}, "clip_norm=0.0: must be positive"),
-        ({"init": "xavir"}, "init='xavir': allowed are net, default, normal, xavier"),
-        ({"augment": "crop"}, "augment='crop': allowed are"),
-        ({"autocast": "fp8"}, "autocast='fp8': allowed are off, bf16, fp16"),
+        ({"clip_norm": 0.0}, "clip_norm=0.0: must be above 0"),
+        ({"init": "xavir"}, "init='xavir' is not one of 'net', 'default', 'normal', 'xavier'"),
+        ({"augment": "crop"}, "augment='crop' is not one of"),
+        ({"autocast": "fp8"}, "autocast='fp8' is not one of 'off', 'bf16', 'fp16'"),
         ({"accumulate": 65}, "accumulate=65: exceeds batch_size=64"),
         ({"test": False}, "nothing would be measured"),
         ({"seed": -1}, "seed=-1: must be at least 0"),
-        ({"loss": "hinge"}, "loss='hinge': allowed are binary_cross_entropy, cross_entropy"),
+        ({"loss": "hinge"}, "loss='hinge' is not one of 'cross_entropy'"),
         (
             {"loss": "binary_cross_entropy", "label_smoothing": 0.1},
-            "label_smoothing has no effect with loss='binary_cross_entropy'",
+            "label_smoothing=0.1 cannot be combined with loss='binary_cross_entropy'",
         ),
-        ({"pixels": "raw"}, "pixels='raw': allowed are standard, unit"),
-        ({"shuffle": False, "augment": "flip_crop"}, "draws anew for every epoch: needs shuffle"),
+        ({"pixels": "raw"}, "pixels='raw' is not one of 'standard', 'unit'"),
+        (
+            {"shuffle": False, "augment": "flip_crop"},
+            "shuffle=False cannot be combined with augment='flip_crop'",
+        ),
         ({"test_at": (2, 1)}, r"test_at=\(2, 1\): must rise, within 1 to 10 epochs"),
         ({"test_at": (11,)}, r"test_at=\(11,\): must rise, within 1 to 10 epochs"),
-        ({"test_at": (1,), "test": False, "validation": 9}, "test=False forbids it"),
-        ({"switch": {0: "fa"}}, "switch at 0: must be a whole number .* below epochs=10"),
-        ({"switch": {10: "fa"}}, "switch at 10: must be a whole number"),
+        ({"test_at": (1,), "test": False, "validation": 9}, "cannot be combined with test=False"),
+        ({"switch": {0: "fa"}}, "switch at 0: must be a whole number of epochs, at least 1"),
+        ({"switch": {10: "fa"}}, "switch at 10: must be below epochs=10"),
         ({"switch": {"x": "fa"}}, "switch at 'x': must be a whole number"),
         ({"switch": {2: "faa", 3: "fb"}}, "epoch 2: unknown rule 'faa'.*epoch 3: unknown rule"),
     ],
@@ -200,9 +218,9 @@ def test_unknown_keys(values: dict[str, Any], told: str) -> None:
         ({"kind": "multistep"}, "needs milestones"),
         ({"kind": "multistep", "milestones": (5, 3)}, "must rise"),
         ({"kind": "multistep", "milestones": (0,)}, "each at least 1"),
-        ({"kind": "step"}, "allowed are constant, multistep, cosine"),
+        ({"kind": "step"}, "kind='step' is not one of 'constant', 'multistep', 'cosine'"),
         ({"gamma": 0.0}, "gamma=0.0: must lie in"),
-        ({"warmup": -1.0}, "warmup=-1.0: must be 0 or more"),
+        ({"warmup": -1.0}, "warmup=-1.0: must be at least 0"),
     ],
 )
 def test_schedule_refuses(values: dict[str, Any], told: str) -> None:
@@ -217,3 +235,104 @@ def test_schedule_factors() -> None:
     assert [cosine.factor(e, 5) for e in (0, 0.5, 1)] == [0, 0.5, 1]
     assert cosine.factor(3, 5) == pytest.approx(0.5)  # halfway from 1 to 5
     assert cosine.factor(5, 5) == pytest.approx(0)
+
+
+# groups
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_is_complete_and_checked_alone(group: type[Settings]) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Planted(Settings):
+        label = "planted"
+
+        def problems(self) -> list[str]:
+            return ["a planted problem"]
+
+    @dataclasses.dataclass(frozen=True)
+    class Both(group, Planted):  # type: ignore[misc, valid-type]
+        """Fails unless the group hands on to the one behind it."""
+
+    assert group() == group()
+    with pytest.raises(ValueError, match=f"{group.label}: a planted problem"):
+        Both()
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "told"),
+    [
+        (DataSettings, {"test": False}, "data: test=False without validation"),
+        (TaskSettings, {"length": 9}, "task: length=9 has no effect without a task"),
+        (NetSettings, {"init": "xavir"}, "net: init='xavir' is not one of"),
+        (RuleSettings, {"rule": {"fc*": "faa"}}, "rule: rule: unknown rule 'faa'"),
+        (LearnerSettings, {"learner": "lara"}, "learner: learner: unknown learner 'lara'"),
+        (LossSettings, {"label_smoothing": 1}, "loss: label_smoothing=1: must lie in"),
+        (TrainingSettings, {"accumulate": 99}, "training: accumulate=99: exceeds batch_size=64"),
+        (ProbeSettings, {"probe_share": 0}, r"probes: probe_share=0: must lie in \(0, 1\]"),
+    ],
+)
+def test_each_group_refuses_what_does_not_fit(
+    group: type[Settings], values: dict[str, Any], told: str
+) -> None:
+    for kind in (group, Experiment):
+        with pytest.raises(ValueError, match=told.partition(": ")[2]):
+            kind(**values)
+    with pytest.raises(ValueError, match=told):
+        group(**values)
+
+
+def test_every_field_is_explained_where_it_stands() -> None:
+    for group in (*GROUPS, Schedule, Hashing):
+        text = (group.__doc__ or "").partition("Args:")[2]
+        own = [name for name in group.__annotations__ if name != "label"]
+        assert own and not [name for name in own if f"\n        {name}: " not in text]
+
+
+def test_what_excludes_another_setting_names_one_that_there_is() -> None:
+    names = {option.name for option in dataclasses.fields(Experiment)}
+    for option in dataclasses.fields(Experiment):
+        about = option.metadata
+        assert {*about.get("not_with", ()), about.get("needs") or option.name} <= names
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside", "told"),
+    [
+        ("[1, inf)", [1, 2], [0, math.inf, math.nan], "must be at least 1"),
+        ("(0, inf)", [1e-9], [0, -1, math.inf], "must be above 0 and finite"),
+        ("[0, 1)", [0, 0.9], [1, -0.1], r"must lie in \[0, 1\)"),
+        ("(0, 1]", [1, 0.1], [0, 1.1], r"must lie in \(0, 1\]"),
+    ],
+)
+def test_intervals(interval: str, inside: list[float], outside: list[float], told: str) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Group(Settings):
+        x: float = setting(inside[0], interval)
+        label = "group"
+
+    assert [Group(x).x for x in inside] == inside
+    for x in outside:
+        with pytest.raises(ValueError, match=f"group: x={x}: {told}"):
+            Group(x)
+
+
+# kept experiments
+
+
+def kept_experiments() -> list[dict[str, Any]]:
+    """What describes each kept run: its key, versions and experiment. Studies lie in results as
+    folders of runs or packed."""
+    found = [records.read_json(file) for file in sorted(RESULTS.rglob("experiment.json"))]
+    for file in sorted(RESULTS.rglob("runs.jsonl")):
+        found += [row for row in records.read(file) if "experiment" in row]
+    return found
+
+
+def test_every_kept_experiment_has_its_stored_key_and_json_form() -> None:
+    kept = kept_experiments()
+    assert len(kept) > 500
+    for described in kept:
+        experiment, values = from_dict(described["experiment"]), described["experiment"]
+        assert experiment.key == described["key"]
+        form = to_dict(experiment)  # fields that were added later are left out
+        assert {name: form[name] for name in values} == values

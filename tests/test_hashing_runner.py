@@ -155,13 +155,13 @@ def test_rules_learn_codes(tmp_path: Path, rule: str, loss: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"bits": 1}, "bits=1 must be at least 2"),
-        ({"k": 0}, "k=0 must be at least 1"),
+        ({"bits": 1}, "bits=1: must be at least 2"),
+        ({"k": 0}, "k=0: must be at least 1"),
         ({"bits": 12, "loss": "csq"}, "CSQ: codes of 12 bits are not supported"),
         ({"bits": 7, "loss": "dpn"}, "DPN: codes of 7 bits are not supported"),
         ({"loss": "dsph"}, "unknown loss of hashing 'dsph'; did you mean "),
         ({"loss": {"loss": "csq", "margn": 1}}, "unknown option of the loss csq 'margn'"),
-        ({"loss": {"loss": "csq", "classes": 3}}, "classes=3 is that of the data set"),
+        ({"loss": {"loss": "csq", "classes": 3}}, "classes=3 follows from the data"),
         ({"loss": {"loss": "dsh", "pair_weight": "even"}}, "pair_weight='even' is not one of"),
         ({"loss": {"margin": 1.0}}, "unknown loss of hashing"),
         ({"continuation": {"rate": -1.0}}, "rate=-1.0 must be at least 0"),
@@ -175,9 +175,15 @@ def test_options_that_cannot_be_meant(options: dict[str, Any], told: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"loss": "binary_cross_entropy"}, "loss='binary_cross_entropy' has no effect with hash"),
-        ({"label_smoothing": 0.1}, "label_smoothing=0.1 has no effect with hashing"),
-        ({"learner": {"learner": "backprop", "clip_norm": 1.0}}, "knows class scores, no hashing"),
+        (
+            {"loss": "binary_cross_entropy"},
+            "loss='binary_cross_entropy' cannot be combined with hash",
+        ),
+        ({"label_smoothing": 0.1}, "label_smoothing=0.1 cannot be combined with hashing"),
+        (
+            {"learner": {"learner": "backprop", "clip_norm": 1.0}},
+            "learner=.* cannot be combined with hashing",
+        ),
         ({"rule": "drtp"}, "rule='drtp' learns from one label for each output: codes have none"),
         ({"accumulate": 2}, "a batch of hashing is compared with itself"),
     ],

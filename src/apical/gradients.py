@@ -31,7 +31,7 @@ def function(
     """
     if learner_settings.is_default(experiment.learner):
         return _backward(experiment, parts, at)
-    learner = learner_settings.learner_of(experiment)
+    learner = experiment.build_learner()
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         assert share == 1.0  # an experiment with a learner splits no batches

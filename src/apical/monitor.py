@@ -121,13 +121,21 @@ class Monitor:
             if self.watch is not None:
                 rows += measure(model, self.parts.objective.loss, *probe, self.watch.start)
             else:
-                rows += of_weights(model, learner_settings.learner_of(self.experiment), probe)
+                rows += of_weights(
+                    model,
+                    self.experiment.build_learner(),
+                    probe,
+                )
             if has_spikes(model):
                 rows += of_spikes(model, probe[0])
             if isinstance(model, nets.Traced):
                 rows += self._traced(model, epoch)
             elif self.experiment.task is not None:
-                rows += of_steps(model, learner_settings.learner_of(self.experiment), probe)
+                rows += of_steps(
+                    model,
+                    self.experiment.build_learner(),
+                    probe,
+                )
         return [_finite(row, epoch) for row in rows]
 
     def _traced(self, model: nets.Traced, epoch: float) -> list[Row]:

@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LISTED = 60  # names up to which all are listed
@@ -104,7 +104,8 @@ def _literals(kind: type) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def type_hints(kind: type) -> dict[str, Any]:
+@functools.cache
+def type_hints(kind: type) -> Mapping[str, Any]:
     """The annotations of a class and its bases as objects. A class is left out where one of its
     annotations names something that is imported for type checking only."""
     found: dict[str, Any] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apical import data, learners, mnm, nets, objectives, splits, starts, tasks
-from apical.bench.experiment import learner_settings, optimizers
+from apical.bench.experiment import learner_settings, optimizers, task_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.core.convert import convert
 from apical.core.switch import check, switch
@@ -125,7 +125,7 @@ def load(experiment: Experiment, *, data_root: str | None = None, download: bool
 
     Warns: of sequences so short that they are no evidence.
     """
-    task = learner_settings.task_of(experiment, data_root)
+    task = task_settings.task_of(experiment, data_root)
     if task is not None:
         return task
     return data.load(experiment.data, root=data_root, size=experiment.size, download=download)
@@ -158,7 +158,11 @@ def build_model(
     applied.limit(model, experiment.start)
     if learner_settings.is_default(experiment.learner):
         return model
-    return learners.attach(model, learner_settings.learner_of(experiment), seed=experiment.seed)
+    return learners.attach(
+        model,
+        experiment.build_learner(),
+        seed=experiment.seed,
+    )
 
 
 def _net(experiment: Experiment, source: Source) -> nn.Module:
@@ -278,7 +282,7 @@ def _check_learner(experiment: Experiment, model: nn.Module, train: Split) -> No
         )
     twin = copy.deepcopy(model)
     x, y = next(iter(train.epoch(0)))
-    learner_settings.learner_of(experiment).gradients(twin, (x[:2], y[:2]))
+    experiment.build_learner().gradients(twin, (x[:2], y[:2]))
 
 
 def _check_switches(
@@ -321,7 +325,7 @@ def other_tests(experiment: Experiment, parts: Parts) -> dict[str, tasks.Stream]
     """Test splits at other lengths than a net was trained at, by the name of their scores."""
     if not isinstance(parts.source, tasks.Task):
         return {}
-    others = learner_settings.other_lengths(experiment, parts.source)
+    others = task_settings.other_lengths(experiment, parts.source)
     return {
         f"test_{length}": tasks.Stream(
             task, TEST_SEQUENCES, EVALUATION_BATCH, seed=0, purpose="test", device=parts.device

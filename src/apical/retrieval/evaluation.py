@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from apical.attacks.ball import Norm
 from apical.attacks.checks import check_eps
-from apical.bench.experiment.experiment import KEY_DIGITS, differing
+from apical.bench.experiment.experiment import KEY_DIGITS
+from apical.bench.experiment.settings import differing
 from apical.hashing.attack import SHARPNESS
 from apical.names import check_literals
 

@@ -88,13 +88,16 @@ def _list(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
+    from dataclasses import fields
+
     from apical import claims, training
     from apical.bench.experiment.execution import Execution
-    from apical.bench.experiment.experiment import Experiment, from_dict
+    from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict
 
     parser = make_parser("train", "Train one net. Killed at any moment, the same command goes on.")
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    parser.add_class_arguments(Experiment, None)
+    for group in GROUPS:
+        parser.add_class_arguments(group, None)
     parser.add_class_arguments(Execution, None)
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_argument("--folder", default=None, type=str,
@@ -102,7 +105,7 @@ def _train(words: list[str]) -> int:
     add_keep_memory(parser)
     values = parse(parser, words)
     execution = execution_of(values)
-    experiment = from_dict({name: values[name] for name in Experiment.__dataclass_fields__})
+    experiment = from_dict({field.name: values[field.name] for field in fields(Experiment)})
     folder = values["folder"] or f"{values['runs']}/train/{experiment.name}"
     try:
         row = training.run(experiment, folder, execution)

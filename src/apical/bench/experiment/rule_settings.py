@@ -1,33 +1,77 @@
-"""Rules as experiments write them: by name, with options, or by patterns of layers."""
+"""Settings of the learning rule: by name, with options, or by patterns of layers."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from apical import rules
+from apical.bench.experiment.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class RuleSettings(Settings):
+    """The learning rule of each layer.
+
+    Args:
+        rule: a rule's name or package.module:Class, its fields ``{"rule": "fa", ...}``, or a
+            mapping from layer name patterns to rules, the first match winning.
+        switch: rules that take over later: ``{5: "fa"}`` trains five epochs by ``rule``, then by
+            FA. Weights and the state of the optimizer stay (see ``apical.switch``). Epochs
+            finished from 1 to ``epochs - 1``, each with a rule as for ``rule``.
+    """
+
+    rule: str | dict[str, Any] = "bp"
+    switch: dict[int, str | dict[str, Any]] = setting(factory=dict, not_with=("learner",))
+
+    label: ClassVar[str] = "rule"
+
+    def __post_init__(self) -> None:
+        numbered = {  # JSON has the epochs as text
+            int(epoch) if isinstance(epoch, str) and epoch.isdecimal() else epoch: rule
+            for epoch, rule in self.switch.items()
+        }
+        in_order = dict(sorted(numbered.items(), key=lambda item: str(item[0]).zfill(9)))
+        object.__setattr__(self, "switch", in_order)
+        super().__post_init__()
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        for epoch in self.switch:
+            if type(epoch) is not int or epoch < 1:
+                found.append(f"switch at {epoch!r}: must be a whole number of epochs, at least 1")
+        places = {f"switch at epoch {epoch}": rule for epoch, rule in self.switch.items()}
+        for place, rule in {"rule": self.rule, **places}.items():
+            try:
+                rule_assignment(rule)
+            except ValueError as error:
+                found.append(f"{place}: {error}")
+        return found
+
+    def rule_at(self, epoch: int) -> str | dict[str, Any]:
+        """The rule in force once so many epochs (>= 0) are finished."""
+        return {0: self.rule, **self.switch}[max(e for e in (0, *self.switch) if e <= epoch)]
 
 
 def rule_assignment(rule: str | dict[str, Any], *, norm: bool = False) -> Any:
     """What ``apical.convert`` takes: a rule, or a mapping from patterns to rules.
 
-    Args: norm: rules that do not name their scale get the scale ``norm``.
+    Args: norm: rules without an explicit scale get the scale ``norm``.
     """
     if isinstance(rule, str) or "rule" in rule:
         return _normed(rules.build(rule), rule) if norm else rules.build(rule)
     return {pattern: rule_assignment(value, norm=norm) for pattern, value in rule.items()}
 
 
-def _normed(rule: rules.Rule, said: Any) -> rules.Rule:
-    """The rule, and any within, at the scale ``norm`` where none was said."""
-    known = said if isinstance(said, Mapping) else {}
-    if isinstance(inner := getattr(rule, "inner", None), rules.Rule):
-        return rules.build(rule, inner=_normed(inner, known.get("inner")))
-    if "scale" in known or getattr(rule, "scale", None) != "init":
-        return rule
-    return rules.build(rule, scale="norm")
+def rules_of(rule: str | dict[str, Any]) -> list[rules.Rule]:
+    """All rules of an assignment."""
+    assigned = rule_assignment(rule)
+    return list(assigned.values()) if isinstance(assigned, dict) else [assigned]
 
 
 def rule_values(rule: str | dict[str, Any], *, norm: bool = False) -> dict[str, Any]:
-    """The rule in one form, however it was given, for the key. Args: norm: as above."""
+    """The rule in one form, however it was written, for the key. Args: norm: as above."""
     assignment = rule_assignment(rule, norm=norm)
     if not isinstance(assignment, dict):
         return rules.to_dict(assignment)
@@ -40,3 +84,13 @@ def rule_label(rule: str | dict[str, Any]) -> str:
     if isinstance(rule, str):
         return rule
     return str(rule["rule"]) if "rule" in rule else "mixed"
+
+
+def _normed(rule: rules.Rule, given: Any) -> rules.Rule:
+    """The rule, and the one it wraps, at the scale ``norm`` where no scale was given."""
+    options = given if isinstance(given, Mapping) else {}
+    if isinstance(inner := getattr(rule, "inner", None), rules.Rule):
+        return rules.build(rule, inner=_normed(inner, options.get("inner")))
+    if "scale" in options or getattr(rule, "scale", None) != "init":
+        return rule
+    return rules.build(rule, scale="norm")

@@ -1,13 +1,15 @@
-"""How the learning rate moves over a run."""
+"""Settings of the learning rate schedule."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from apical.bench.experiment.settings import Settings, setting
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How the learning rate moves over a run.
+class Schedule(Settings):
+    """How the learning rate changes over a run.
 
     Args:
         kind: ``constant``; ``multistep``: times ``gamma`` from each milestone on;
@@ -19,28 +21,21 @@ class Schedule:
 
     kind: Literal["constant", "multistep", "cosine"] = "constant"
     milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    warmup: float = 0.0
+    gamma: float = setting(0.1, "(0, 1]")
+    warmup: float = setting(0.0, "[0, inf)")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        problems = []
-        if self.kind not in ("constant", "multistep", "cosine"):
-            problems.append(f"kind={self.kind!r}: allowed are constant, multistep, cosine")
+    label: ClassVar[str] = "schedule"
+
+    def problems(self) -> list[str]:
+        found = super().problems()
         if self.kind != "multistep" and self.milestones:
-            problems.append(f"milestones have no effect with kind={self.kind!r}; use multistep")
+            found.append(f"milestones have no effect with kind={self.kind!r}; use multistep")
         if self.kind == "multistep" and not self.milestones:
-            problems.append("kind='multistep' needs milestones, for example (50, 75)")
-        if any(m < 1 for m in self.milestones) or list(self.milestones) != sorted(
-            set(self.milestones)
-        ):
-            problems.append(f"milestones={self.milestones}: must rise, each at least 1")
-        if not 0 < self.gamma <= 1:
-            problems.append(f"gamma={self.gamma}: must lie in (0, 1]")
-        if self.warmup < 0:
-            problems.append(f"warmup={self.warmup}: must be 0 or more epochs")
-        if problems:
-            raise ValueError("schedule: " + "; ".join(problems))
+            found.append("kind='multistep' needs milestones, for example (50, 75)")
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        if not rising or any(milestone < 1 for milestone in self.milestones):
+            found.append(f"milestones={self.milestones}: must rise, each at least 1")
+        return found
 
     def factor(self, done: float, epochs: int) -> float:
         """Factor on the learning rate of the step that begins after ``done`` epochs.

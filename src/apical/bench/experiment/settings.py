@@ -1,0 +1,168 @@
+"""What all groups of settings share: dataclasses that check themselves and have a JSON form.
+
+Everything about one setting stands in one place: its field says its type, its default, its range
+and what it cannot be combined with; the docstring of its class says what it means. Flags, JSON,
+YAML and keys follow from the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
+
+from apical.names import literal_problems, type_hints, unknown
+
+S = TypeVar("S")
+
+SHORT = 60
+"""Characters up to which a message repeats the value of a setting."""
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    interval: str | None = None,
+    *,
+    factory: Callable[[], Any] | None = None,
+    needs: str | None = None,
+    not_with: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that says what it accepts.
+
+    Args:
+        default: of the field.     factory: makes the default where that is mutable.
+        interval: of a number, as ``"[1, inf)"``; a default of None is allowed beside it.
+        needs: another setting without which this one has no effect.
+        not_with: other settings that this one cannot be combined with.
+    """
+    about = {"interval": interval, "needs": needs, "not_with": not_with}
+    if factory is not None:
+        return field(default_factory=factory, metadata=about)
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A group of settings. It is complete and checked alone, and composed by inheritance.
+
+    A class that overrides `__post_init__` or `problems` calls `super()`, so that every group of a
+    composition takes part.
+
+    Raises: ValueError naming everything that does not fit.
+    """
+
+    label: ClassVar[str]
+    """How errors call the group."""
+
+    def __post_init__(self) -> None:
+        hints = type_hints(type(self))
+        for option in dataclasses.fields(self):
+            if get_origin(hints[option.name]) is tuple:  # JSON gives back a list
+                object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
+        alone = [*literal_problems(self), *self._number_problems(hints)]
+        if problems := alone or [*self.problems(), *self._combination_problems()]:
+            raise ValueError(f"{self.label}: " + "; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """What cannot be combined, a sentence each. Every value alone is valid by then."""
+        return []
+
+    def differs(self, name: str) -> bool:
+        """Whether a setting means something else than its default."""
+        return getattr(self, name) != default_of(type(self), name)
+
+    def _number_problems(self, hints: Mapping[str, Any]) -> list[str]:
+        """A sentence for each value that is no number of its interval."""
+        found = []
+        for option in dataclasses.fields(self):
+            interval = option.metadata.get("interval")
+            value = getattr(self, option.name)
+            if interval is None or (value is None and option.default is None):
+                continue
+            whole = int in (hints[option.name], *get_args(hints[option.name]))
+            if not isinstance(value, Integral if whole else Real):
+                kind = "a whole number" if whole else "a number"
+                found.append(f"{option.name}={value!r}: must be {kind}")
+            elif not _inside(value, interval):
+                found.append(f"{option.name}={value}: must {_in_words(interval)}")
+        return found
+
+    def _combination_problems(self) -> list[str]:
+        """A sentence for each pair of settings that their fields exclude. Settings of groups that
+        are not part of this composition count as unset."""
+        found = []
+        names = {option.name for option in dataclasses.fields(self)}
+        for option in dataclasses.fields(self):
+            if not self.differs(option.name):
+                continue
+            needs = option.metadata.get("needs")
+            if needs in names and not self.differs(needs):
+                found.append(f"{self._shown(option.name)} has no effect without a {needs}")
+            found += [
+                f"{self._shown(option.name)} cannot be combined with {self._shown(other)}"
+                for other in option.metadata.get("not_with", ())
+                if other in names and self.differs(other)
+            ]
+        return found
+
+    def _shown(self, name: str) -> str:
+        """A setting in a message: with its value where that is short."""
+        text = f"{name}={getattr(self, name)!r}"
+        return text if len(text) <= SHORT else name
+
+
+def default_of(kind: type, name: str) -> Any:
+    """The default of a dataclass field."""
+    option = kind.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    made = option.default_factory is not dataclasses.MISSING
+    return option.default_factory() if made else option.default
+
+
+def differing(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from its defaults, nested ones likewise: for keys."""
+    result = {}
+    for option in dataclasses.fields(value):
+        own = getattr(value, option.name)
+        if own != default_of(type(value), option.name):
+            result[option.name] = differing(own) if dataclasses.is_dataclass(own) else own
+    return result
+
+
+def from_json(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+    """The dataclass of a JSON object, nested dataclasses likewise; absent keys take their
+    defaults.
+
+    Args: where: what errors call the object.
+    Raises: ValueError for an unknown key, with similar names, or a value out of range.
+    """
+    hints = type_hints(kind)
+    names = [option.name for option in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if problems := [str(unknown("key", key, names)) for key in values if key not in names]:
+        raise ValueError(f"{where}: " + "; ".join(problems))
+    made = dict(values)
+    for name, value in values.items():
+        nested = [t for t in (hints[name], *get_args(hints[name])) if dataclasses.is_dataclass(t)]
+        if nested and isinstance(value, Mapping):
+            made[name] = from_json(nested[0], value, name)
+    return kind(**made)
+
+
+def _bounds(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
+
+
+def _inside(value: Any, interval: str) -> bool:
+    low, high = _bounds(interval)
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
+def _in_words(interval: str) -> str:
+    low, high = _bounds(interval)
+    if high != float("inf"):
+        return f"lie in {interval}"
+    return f"be at least {low:g}" if interval[0] == "[" else f"be above {low:g} and finite"
