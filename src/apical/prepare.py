@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import data, learners, mnm, nets, objectives, optimizers, splits, starts, tasks, teaching
-from .convert import convert, feedback_modules
 from .assignment import rule_label
+from .convert import convert, feedback_modules
 from .experiment import Experiment
 from .splits import EVALUATION_BATCH
 from .starts import applied
