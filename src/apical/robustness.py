@@ -28,7 +28,7 @@ from apical.attacks.evaluation import AUDITED
 from apical.attacks.pictures import pictures
 from apical.attacks.trials import Trial
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import KEY_DIGITS, differing
+from apical.bench.experiment.experiment import KEY_DIGITS
 from apical.bench.experiment.settings import differing
 from apical.names import check_literals
 from apical.trained import Trained
