@@ -28,7 +28,7 @@ CORE = [
     {"diagnostics", "flow"},
 ]
 LEAVES = [{"nets", "data"}, {"tasks"}, {"mnm"}]
-RESULTS = [{"records"}, {"phases", "stats"}, {"report"}]
+RESULTS = [{"records"}, {"packing"}, {"phases", "stats"}, {"report"}]
 RUNNING = [
     {"attacks", "learners", "losses", "starts"},
     {"hashing"},

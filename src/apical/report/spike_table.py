@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apical import records
 from apical.report import robust_section, robust_stats, robust_table
 from apical.report import robust_words as words
 from apical.report.escape import for_markdown
@@ -88,7 +87,7 @@ def _share(groups: Iterable[str], eps: float) -> Callable[[Evaluation], float | 
     def share(net: Evaluation) -> float | None:
         rows = [
             row
-            for row in records.read(net.folder / "trials.jsonl")
+            for row in net.trials
             if row["group"] in groups and row["on"] == "all" and row["eps"] == eps
             and row["role"] in ("usual", "single step")
         ]  # fmt: skip

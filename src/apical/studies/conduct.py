@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from apical import data, pretraining, records, run_folder, sweep, workers
+from apical import data, packing, pretraining, records, run_folder, sweep, workers
 from apical.bench.experiment.execution import Execution
 from apical.studies import assess, retrieve, selection
 from apical.studies.base import Choice, Entry, Search, Study
@@ -231,6 +231,11 @@ def check(study: Study, folder: Path) -> None:
     """Raises: ValueError if the folder holds another study or tier."""
     if not (folder / "study.json").exists():
         return
+    if packing.is_packed(folder):
+        raise ValueError(
+            f"{folder} is packed: its runs have no checkpoints to go on from. Run the study in "
+            "another folder with --runs"
+        )
     there = records.read_json(folder / "study.json")
     if (there.get("name"), there.get("tier")) != (study.name, study.tier):
         raise ValueError(
