@@ -1,0 +1,1 @@
+"""Attacks on trained nets, as runs of their own."""

@@ -1,0 +1,1 @@
+"""Many runs: processes, claims, retries."""

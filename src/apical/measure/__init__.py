@@ -1,0 +1,1 @@
+"""Measurements of a model: probes, diagnostics, statistics."""
