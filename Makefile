@@ -70,11 +70,11 @@ format: $(VENV)/.made-dev
 # Checkpoints and pictures stay behind: what a table needs is the settings and the rows.
 keep: $(VENV)/.made-bench
 	@test -n "$(STUDY)" -a -d "runs/$(STUDY)" || { echo "give STUDY=, a folder in runs/"; exit 1; }
-	@$(BIN)/python -c 'from apical.packing import pack; pack("runs/$(STUDY)", "results/$(STUDY)")'
+	@$(BIN)/python -c 'from apical.bench.storage.packing import pack; pack("runs/$(STUDY)", "results/$(STUDY)")'
 	@$(MAKE) --no-print-directory tables
 
 tables: $(VENV)/.made-bench
-	@$(BIN)/python -c 'from apical.report import refresh; [refresh(f, "results") for f in "$(TABLES)".split()]'
+	@$(BIN)/python -c 'from apical.bench.report import refresh; [refresh(f, "results") for f in "$(TABLES)".split()]'
 	@$(BIN)/python benchmarks/speed_page.py README.md docs/speed.md
 
 clean:

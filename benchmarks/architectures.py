@@ -149,7 +149,7 @@ def sweep(names: Iterable[str], out: Path) -> None:
 
 def save(out: Path, rows: list[dict[str, Any]]) -> None:
     """Whole file or old file; one row a line."""
-    from apical.environment import environment
+    from apical.bench.storage.environment import environment
 
     lines = ",\n".join(json.dumps(row) for row in rows)
     header = json.dumps(environment(Path(__file__).resolve().parents[1]))

@@ -23,8 +23,6 @@ import torch
 from pairs import compare
 from torch import Tensor
 
-from apical import hashing
-
 _ROWS = 40
 """Queries in a block, as the library takes them for 50,000 codes."""
 
@@ -37,17 +35,17 @@ def by_floats(queries: Tensor, database: Tensor) -> Tensor:
     return order
 
 
-def by_bits(queries: hashing.Codes, database: hashing.Codes) -> Tensor:
+def by_bits(queries: retrieval.Codes, database: retrieval.Codes) -> Tensor:
     """The same; codes are packed before, as a database is."""
     order = torch.empty(0)
-    for _, block in hashing.rankings(queries, database):
+    for _, block in retrieval.rankings(queries, database):
         order = block
     return order
 
 
-def check(signs: Tensor, codes: hashing.Codes, held: Tensor, database: hashing.Codes) -> None:
+def check(signs: Tensor, codes: retrieval.Codes, held: Tensor, database: retrieval.Codes) -> None:
     """Raises: AssertionError if the two rank by different distances, or ties are not in order."""
-    order = hashing.rank(codes, database)
+    order = retrieval.rank(codes, database)
     products = signs @ held.T
     expected = products.sort(dim=1, descending=True, stable=True).indices
     assert torch.equal(order, expected)
@@ -77,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.randn(count, options.bits, generator=generator).sign()
         for count in (options.queries, options.database)
     )
-    queries, database = hashing.pack(signs), hashing.pack(held)
+    queries, database = retrieval.pack(signs), retrieval.pack(held)
     check(signs[:50], queries[:50], held, database)
     few = min(400, options.queries)
     times = compare(

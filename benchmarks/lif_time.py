@@ -26,7 +26,8 @@ from controlled import headline, parser, verdict
 from pairs import compare
 from torch import Tensor, nn
 
-from apical import nets, spiking
+from apical import nets
+from apical.nets import spiking
 
 CONTROL = "snnTorch again (control)"
 OURS = "ours, all steps at once"

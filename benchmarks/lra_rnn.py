@@ -24,7 +24,8 @@ import torch
 from controlled import headline, parser, verdict
 from pairs import compare
 
-from apical import learners, nets, tasks
+from apical import learners, nets
+from apical.data import sequences as tasks
 from apical.learners import LRA, TPTT, Backprop, EProp, Learner, ReadOut
 
 HIDDEN, BATCH, SEEDS = 100, 20, 16

@@ -33,9 +33,10 @@ from subjects import training_step
 from torch import nn
 
 import apical
-from apical import diagnostics, nets
+from apical import nets
 from apical.bench.experiment.experiment import Experiment
-from apical.monitor import FIXED_STEPS, epochs_to_measure
+from apical.bench.training.monitor import FIXED_STEPS, epochs_to_measure
+from apical.measure import diagnostics
 
 CONTROL = "step (control)"
 RULES = ("bp", "brsf", "dfa", "fa", "kp", "usf")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apical.environment import environment
+from apical.bench.storage.environment import environment
 
 
 def write(path: Path | None, tables: Sequence[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apical import records
+from apical.bench.storage import records
 
 IMAGES = 200
 EPS = (0.05, 0.1, 0.2)

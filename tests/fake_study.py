@@ -4,7 +4,7 @@ import math
 import random
 from pathlib import Path
 
-from apical import records
+from apical.bench.storage import records
 
 ERRORS = {"bp": 0.91, "fa": 1.75, "dfa": 1.62, "usf": 0.95, "brsf": 0.94, "frsf": 1.0}
 PUBLISHED = {"bp": 0.91, "fa": 1.7, "dfa": 2.6, "usf": 0.94, "brsf": 0.91, "frsf": 0.97}

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apical import attacks, stats
+from apical import attacks
 from apical.attacks import evaluation, sanity
 from apical.attacks.ball import Ball
 from apical.attacks.trials import Step, Trial, run
+from apical.measure import statistics
 from unusual_nets import Detached, Noisy, Quantised, Rounded, Scaled, Stepped
 from victims import convolutional, correct, digits, perceptron, trained
 
@@ -59,7 +60,7 @@ def test_the_worst_case_is_below_every_attack() -> None:
         assert len(trials) == 9
         assert worst.accuracy <= min(trial.accuracy(report.clean) for trial in trials)
         assert worst.accuracy == sum(worst.robust) / len(X)
-        assert (worst.low, worst.high) == stats.wilson(sum(worst.robust), len(X))
+        assert (worst.low, worst.high) == statistics.wilson(sum(worst.robust), len(X))
     small, wide = (worst.robust for worst in report.worst)
     assert all(a or not b for a, b in zip(small, wide, strict=True))
 

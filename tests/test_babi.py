@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apical import tasks, training
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.training import loop
+from apical.data import sequences
 from apical.data.errors import DamagedFile, MissingData
-from apical.tasks import NOTHING, Babi, Stream
-from apical.tasks.babi import errors
-from apical.tasks.babi_files import load, read
+from apical.data.sequences import NOTHING, Babi, Stream
+from apical.data.sequences.babi import errors
+from apical.data.sequences.babi_files import load, read
 
 REAL = Path(os.environ.get("APICAL_DATA", "nowhere"))
 ONE = """1 Mary moved to the hall.
@@ -204,7 +205,7 @@ def test_a_run_counts_test_questions_not_stories(folder: Path, tmp_path: Path) -
         probe_every=0,
     )
     execution = Execution(data_root=str(folder))
-    row = training.run(experiment, tmp_path / "run", execution)
+    row = loop.run(experiment, tmp_path / "run", execution)
     assert row["test_count"] == 4
     assert row["test_acc"] * 5 == pytest.approx(round(row["test_acc"] * 5))  # of five questions
     with pytest.raises(ValueError, match="'root' is where, not what"):
@@ -216,5 +217,5 @@ def test_the_published_stories() -> None:
     stories = load(str(REAL))
     assert sum(story.questions for story in stories.train) == 20_000
     assert sum(story.questions for story in stories.test) == 20_000
-    task = tasks.build("babi", 20, root=str(REAL))
+    task = sequences.build("babi", 20, root=str(REAL))
     assert (task.inputs, task.outputs) == (2 * 145 + 1, 57 + 1)

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import data, nets, probes, records, training
+from apical import data, nets
 from apical.attacks import FGSM, Normalised
 from apical.bench.cli import main as cli
 from apical.bench.experiment.experiment import Experiment, from_dict
+from apical.bench.storage import records
+from apical.bench.training import loop
 from apical.core.layers import converted_layers
+from apical.measure import probes
 from apical.rules import BP, DFA, FA, SignSymmetric
 
 SIX = ("bp", "brsf", "dfa", "fa", "frsf", "usf")
@@ -49,7 +52,7 @@ def gradients(
 def trained(tmp_path: Path, **values: Any) -> list[dict[str, Any]]:
     folder = tmp_path / "run"
     values = {"net_options": {"hidden": [8]}, "epochs": 1, "batch_size": 512, **values}
-    training.run(Experiment(**values), folder)
+    loop.run(Experiment(**values), folder)
     return list(records.read(folder / "records.jsonl"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apical import checkpoint
+from apical.bench.storage import checkpoint
 
 
 class _Interrupting:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from apical import records, studies
+from apical.bench import studies
 from apical.bench.cli import main as cli
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict
-from apical.studies import Entry, Study
+from apical.bench.storage import records
+from apical.bench.studies import Entry, Study
 
 SMALL = ["--net_options.hidden", "[8]", "--epochs", "1", "--batch_size", "512"]
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from apical import records, training
 from apical.bench.cli import main as cli
 from apical.bench.cli.parsing import UsageError
 from apical.bench.cli.robustness import print_rows, radii
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.storage import records
+from apical.bench.training import loop
 
 QUICK = ["--images", "40", "--effort.steps", "2", "--effort.adaptive_steps", "2"]
 QUICK += ["--effort.queries", "4", "--quiet", "true"]
@@ -24,7 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for rule in ("bp", "fa"):
         experiment = Experiment(net_options={"hidden": [16]}, rule=rule, epochs=3, probe_every=0)
         found[rule] = root / experiment.name
-        training.run(experiment, found[rule], Execution(quiet=True))
+        loop.run(experiment, found[rule], Execution(quiet=True))
     return found
 
 

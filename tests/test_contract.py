@@ -1,4 +1,4 @@
-"""Every rule keeps the contract, and the contract refuses rules that are broken."""
+"""Every rule keeps the testing, and the contract refuses rules that are broken."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import apical
-from apical import contract
-from apical.contract import CHECKS, ContractError
 from apical.rules import (
     BP,
     DFA,
@@ -35,6 +33,7 @@ from apical.rules import (
 )
 from apical.rules.base import Geometry, Local, Update, bound, fans, uniform
 from apical.rules.mirror import RELEASED
+from apical.testing import CHECKS, ContractError
 
 VARIANTS = [
     BP(constrain_weights=True),
@@ -271,7 +270,7 @@ def test_a_broken_rule_is_named_with_what_was_seen(
     rule: Rule, check: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = {name: function for name, function in CHECKS.items() if name == check}
-    monkeypatch.setattr(contract, "CHECKS", kept)  # the others would only take time
+    monkeypatch.setattr(testing, "CHECKS", kept)  # the others would only take time
     with pytest.raises(ContractError) as raised:
         apical.check_rule(rule)
     failed = [line for line in str(raised.value).splitlines() if line.startswith(f"  - {check}:")]

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import diagnostics, hashing, learners, monitor, nets, prepare, probes, records, training
+from apical import learners, nets, retrieval
 from apical.bench.experiment.experiment import Experiment
-from apical.linear_probe import RIDGES, _ridge
+from apical.bench.storage import records
+from apical.bench.training import build as prepare
+from apical.bench.training import loop, monitor
+from apical.measure import diagnostics, probes
+from apical.measure.linear_probe import RIDGES, _ridge
+from apical.nets.pretrained import Start, applied
 from apical.rules import FA, TransportRule
-from apical.starts import Start, applied
 
 Y = torch.arange(6) % 3
 
@@ -40,7 +44,7 @@ class Attending(nn.Module):
 
 def hash_net() -> nn.Module:
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-    hashing.hash_head(net, 8)
+    retrieval.hash_head(net, 8)
     return net
 
 
@@ -53,7 +57,9 @@ def recurrent(name: str) -> Callable[[], nn.Module]:
 
 
 def memory_net() -> nn.Module:
-    return apical.mnm.build("mnm", inputs=4, outputs=3, output="last", hidden=6, width=5, layers=2)
+    return apical.nets.memory.build(
+        "mnm", inputs=4, outputs=3, output="last", hidden=6, width=5, layers=2
+    )
 
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
@@ -377,8 +383,8 @@ RUN = Experiment(net_options={"hidden": [32, 32]}, rule="fa", epochs=10, lr=0.05
 
 
 def test_a_run_records_linear_probes_before_and_after_training(tmp_path: Path) -> None:
-    training.run(RUN, tmp_path / "fa")
-    training.run(dataclasses.replace(RUN, rule="frozen"), tmp_path / "frozen")
+    loop.run(RUN, tmp_path / "fa")
+    loop.run(dataclasses.replace(RUN, rule="frozen"), tmp_path / "frozen")
     found = {}
     for rule in ("fa", "frozen"):
         linear = [

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import apical
-from apical import probes, signals
 from apical.core.convert import feedback_modules
+from apical.measure import probes, signals
 from apical.rules import DFA, RULES
 
 X = torch.linspace(-1, 1, 32, dtype=torch.float64).view(8, 4).sin()

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical import diagnostics, records, training
 from apical.bench.experiment.experiment import Experiment
-from apical.diagnostics import Start, Thresholds, Watch, check, findings, measure
-from apical.monitor import LearningWarning
-from apical.report.read import read_study
+from apical.bench.report.read import read_study
+from apical.bench.storage import records
+from apical.bench.studies.smoke import smoke
+from apical.bench.training import loop as training
+from apical.bench.training.monitor import LearningWarning
+from apical.measure import diagnostics
+from apical.measure.diagnostics import Start, Thresholds, Watch, check, findings, measure
 from apical.rules import FA, KolenPollack
-from apical.studies.smoke import smoke
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import apical
-from apical import report, rules, training
+from apical import rules
+from apical.bench import report
 from apical.bench.cli import main as cli
-from apical.studies import conduct
+from apical.bench.studies import conduct
+from apical.bench.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,16 +33,18 @@ def commands(document: Path) -> list[list[str]]:
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = types.SimpleNamespace(finished=[], failed=[])
-    monkeypatch.setattr(training, "run", lambda *_, **__: {})
+    monkeypatch.setattr(loop, "run", lambda *_, **__: {})
     monkeypatch.setattr(conduct, "conduct", lambda *_, **__: done)
-    monkeypatch.setattr("apical.studies.cost.estimate", lambda *_: types.SimpleNamespace(text=str))
+    monkeypatch.setattr(
+        "apical.bench.studies.cost.estimate", lambda *_: types.SimpleNamespace(text=str)
+    )
     most = types.SimpleNamespace(told=str)
-    monkeypatch.setattr("apical.studies.attack_cost.most", lambda *_: most)
+    monkeypatch.setattr("apical.bench.studies.attack_cost.most", lambda *_: most)
     net = types.SimpleNamespace(digest="", name="net")
-    monkeypatch.setattr("apical.trained.from_run", lambda *_, **__: net)
-    monkeypatch.setattr("apical.trained.from_model", lambda *_, **__: net)
-    monkeypatch.setattr("apical.robustness.evaluate", lambda *_, **__: [])
-    monkeypatch.setattr("apical.robustness.audits", lambda *_, **__: [])
+    monkeypatch.setattr("apical.bench.evaluate.trained_net.from_run", lambda *_, **__: net)
+    monkeypatch.setattr("apical.bench.evaluate.trained_net.from_model", lambda *_, **__: net)
+    monkeypatch.setattr("apical.bench.evaluate.robustness.evaluate", lambda *_, **__: [])
+    monkeypatch.setattr("apical.bench.evaluate.robustness.audits", lambda *_, **__: [])
     for name in ("print_rows", "print_audits"):
         monkeypatch.setattr(f"apical.bench.cli.robustness.{name}", lambda *_: None)
     monkeypatch.setattr(report, "write", lambda *_: ["page"])

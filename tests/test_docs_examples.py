@@ -49,7 +49,7 @@ def test_the_examples_of_a_document_run(
 
 def test_the_tables_of_the_documents_come_from_the_records(tmp_path: Path) -> None:
     """`make tables` has nothing to change."""
-    from apical.report import refresh
+    from apical.bench.report import refresh
 
     documents = [d for d in DOCUMENTS if "<!-- table:" in d.read_text()]
     assert ROOT / "README.md" in documents

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import apical
-from apical import nets, starts
+from apical import nets
+from apical.nets import pretrained
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (3, 224, 160), (3, 50, 33)])
@@ -17,7 +18,7 @@ def test_it_computes_what_the_package_computes_from_the_same_weights(shape):
         if "running" in name:
             value.uniform_(0.5, 1.5)
     model = nets.build("efficientnet_lite0", in_shape=shape, num_classes=1000, seed=1)
-    assert starts.load(model, oracle.state_dict()) == []
+    assert pretrained.load(model, oracle.state_dict()) == []
     assert sum(p.numel() for p in model.parameters()) == 4_652_008
     x = torch.randn(2, *shape)
     with torch.no_grad():
@@ -28,8 +29,8 @@ def test_it_computes_what_the_package_computes_from_the_same_weights(shape):
 
 def test_rules_convert_all_of_it_and_its_head_is_found():
     model = nets.build("efficientnet_lite0", in_shape=(3, 32, 32), num_classes=1000, seed=0)
-    head = starts.replace_head(model, 4)
-    assert head == "_fc" and len(starts.norm_statistics(model, "frozen")) == 49
+    head = pretrained.replace_head(model, 4)
+    assert head == "_fc" and len(pretrained.norm_statistics(model, "frozen")) == 49
     apical.convert(model, {head: "bp", "*": "usf"}, example=torch.zeros(1, 3, 32, 32))
     model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())

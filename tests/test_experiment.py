@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from apical import records, rules
+from apical import rules
 from apical.bench.experiment.data_settings import DataSettings
 from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict, to_dict
 from apical.bench.experiment.hashing_settings import Hashing
@@ -21,7 +21,8 @@ from apical.bench.experiment.schedule import Schedule
 from apical.bench.experiment.settings import Settings, setting
 from apical.bench.experiment.task_settings import TaskSettings
 from apical.bench.experiment.training_settings import TrainingSettings
-from apical.starts import Start
+from apical.bench.storage import records
+from apical.nets.pretrained import Start
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

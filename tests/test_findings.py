@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from apical.findings import KINDS, Finding, Thresholds, findings
+from apical.measure.findings import KINDS, Finding, Thresholds, findings
 
 HEALTHY = {
     "gradient_angle_deg": 60.0,

@@ -11,14 +11,19 @@ import torch
 from torch import nn
 
 import apical
-from apical import data, nets, prepare, records, rules, starts, training, tuning
+from apical import data, nets, rules
 from apical.bench.cli.main import main
+from apical.bench.evaluate.trained_net import experiment_of, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
 from apical.bench.experiment.schedule import Schedule
-from apical.starts import Start
-from apical.studies import Entry, Search, Study, build, conduct
-from apical.trained import experiment_of, from_run
+from apical.bench.storage import records
+from apical.bench.studies import Entry, Search, Study, build, conduct
+from apical.bench.training import build as prepare
+from apical.bench.training import loop
+from apical.measure import fine_tuning
+from apical.nets import pretrained
+from apical.nets.pretrained import Start
 from test_resume import Killed, interrupted_at, kill_test
 
 NET: dict[str, Any] = {"net": "vgg", "net_options": {"widths": [4, 6]}}
@@ -52,7 +57,7 @@ def tuned(source: str | Path | dict[str, Any], rule: Any = "usf", **options: Any
 def model_of(experiment: Experiment, path: Path) -> nn.Module:
     torch.manual_seed(experiment.seed)
     images = data.load("digits")
-    return prepare.build_model(experiment, images, weights=starts.read(path))
+    return prepare.build_model(experiment, images, weights=pretrained.read(path))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_the_content_of_a_start_is_part_of_the_key_not_its_place(
     weights: Path, tmp_path: Path
 ) -> None:
     here = tuned(weights)
-    assert here.start.digest == starts.digest(starts.read(weights))
+    assert here.start.digest == pretrained.digest(pretrained.read(weights))
     assert from_dict(to_dict(here)) == here
     state = torch.load(weights)
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "elsewhere.pt")
@@ -132,7 +137,7 @@ def test_feedback_of_trained_weights_has_their_norm_unless_said_otherwise(weight
 
 
 def test_all_tensors_but_the_heads_come_from_the_start(weights: Path) -> None:
-    model, found = model_of(tuned(weights), weights), starts.read(weights)
+    model, found = model_of(tuned(weights), weights), pretrained.read(weights)
     torch.manual_seed(BASE.seed)
     fresh = nets.build("vgg", in_shape=(1, 8, 8), num_classes=10, widths=[4, 6]).state_dict()
     for name, value in model.state_dict().items():
@@ -168,7 +173,7 @@ def test_an_uncertain_head_names_its_candidates(tmp_path: Path) -> None:
     unsure = Experiment(net="test_fine_tuning:TwoHeads", start=Start(str(tmp_path / "two.pt")))
     told = "start: the head of TwoHeads is not certain; candidates: 'head', 'head_aux'"
     with pytest.raises(ValueError, match=f"{told}. Say which: start.head"):
-        training.run(unsure, tmp_path / "run", QUIET)
+        loop.run(unsure, tmp_path / "run", QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -177,14 +182,14 @@ def test_a_file_that_changed_is_noticed(weights: Path, tmp_path: Path) -> None:
         tuned(weights), start=dataclasses.replace(tuned(weights).start, digest="0123")
     )
     with pytest.raises(ValueError, match="holds the weights .* the experiment was described with"):
-        training.run(experiment, tmp_path / "run", QUIET)
+        loop.run(experiment, tmp_path / "run", QUIET)
 
 
 def test_what_learns_and_how_fast_is_as_the_start_says(weights: Path) -> None:
     experiment = tuned(
         weights, rates={"fc.*": 10.0}, freeze=("conv1_1.*",), norms="frozen", head_by="bp"
     )
-    parts = prepare.build(experiment, weights=starts.read(weights))
+    parts = prepare.build(experiment, weights=pretrained.read(weights))
     frozen = [name for name, p in parts.model.named_parameters() if not p.requires_grad]
     assert frozen == ["conv1_1.weight"]
     rates = {group["rate"]: sorted(group["names"]) for group in parts.optimizer.param_groups}
@@ -198,19 +203,19 @@ def test_the_schedule_keeps_the_rates_apart(weights: Path, tmp_path: Path) -> No
     experiment = dataclasses.replace(
         tuned(weights, rates={"*": 0.0}), probe_every=0, optimizer_options={}
     )
-    training.run(experiment, tmp_path / "run", QUIET)
+    loop.run(experiment, tmp_path / "run", QUIET)
     model = from_run(tmp_path / "run").model.state_dict()
-    for name, value in starts.read(weights).items():
+    for name, value in pretrained.read(weights).items():
         if "conv" in name or (name.startswith("norm") and name.endswith(("weight", "bias"))):
             assert torch.equal(model[f"model.{name}"], value), name
 
 
 def test_tuned_rows_tell_how_far_and_along_what(weights: Path, tmp_path: Path) -> None:
-    row = training.run(tuned(weights), tmp_path / "run", QUIET)
+    row = loop.run(tuned(weights), tmp_path / "run", QUIET)
     rows = {r["layer"]: r for r in records.read(tmp_path / "run" / "records.jsonl") if is_tuned(r)}
     assert row["kind"] == "final" and list(rows) == ["conv1_1", "conv2_1", "fc"]
     assert [r["head"] for r in rows.values()] == [False, False, True]
-    before = starts.read(weights)
+    before = pretrained.read(weights)
     after = from_run(tmp_path / "run").model.state_dict()
     for name in ("conv1_1", "conv2_1"):
         start, end = before[f"{name}.weight"], after[f"model.{name}.weight"]
@@ -225,7 +230,7 @@ def is_tuned(row: dict[str, Any]) -> bool:
 
 
 def test_the_head_alone_leaves_the_trunk(weights: Path, tmp_path: Path) -> None:
-    training.run(tuned(weights, "bp", train_only=("fc.*",)), tmp_path / "run", QUIET)
+    loop.run(tuned(weights, "bp", train_only=("fc.*",)), tmp_path / "run", QUIET)
     rows = {r["layer"]: r for r in records.read(tmp_path / "run" / "records.jsonl") if is_tuned(r)}
     assert rows["conv2_1"]["weight_change"] == 0 and rows["conv2_1"]["frozen"]
     assert "update_cosine" not in rows["conv2_1"]
@@ -242,7 +247,7 @@ def test_the_cosine_of_an_update_equals_its_formula() -> None:
     h = torch.tanh(x @ model[0].weight.T + model[0].bias)
     e = 2 * (h @ model[2].weight.T + model[2].bias - y) / y.numel()
     ours, exact = (((e @ b) * (1 - h**2)).T @ x for b in (feedback, model[2].weight))
-    found = tuning.update_cosines(model, nn.functional.mse_loss, x, y)
+    found = fine_tuning.update_cosines(model, nn.functional.mse_loss, x, y)
     expected = (ours * exact).sum() / ours.norm() / exact.norm()
     assert found["0"] == pytest.approx(expected.item(), abs=1e-12)
     assert found["2"] == pytest.approx(1, abs=1e-12)
@@ -255,12 +260,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ) -> None:
     experiment = tuned(weights, "brsf", norms="frozen", rates={"fc.*": 3.0})
     execution = Execution(checkpoint_steps=2, quiet=True)
-    training.run(experiment, tmp_path / "whole", execution)
+    loop.run(experiment, tmp_path / "whole", execution)
     with monkeypatch.context() as patch:
         interrupted_at(saves, patch, after=after)
         with pytest.raises(Killed):
-            training.run(experiment, tmp_path / "killed", execution)
-    training.run(experiment, tmp_path / "killed", execution)
+            loop.run(experiment, tmp_path / "killed", execution)
+    loop.run(experiment, tmp_path / "killed", execution)
     assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
@@ -271,14 +276,14 @@ def test_another_experiment_is_trained_first_once_and_resumes(
     with monkeypatch.context() as patch:
         interrupted_at(2, patch, after=True)  # while the start is trained
         with pytest.raises(Killed):
-            training.run(experiment, tmp_path / "one", QUIET)
+            loop.run(experiment, tmp_path / "one", QUIET)
     assert not (tmp_path / "one").exists()
-    training.run(experiment, tmp_path / "one", QUIET)
+    loop.run(experiment, tmp_path / "one", QUIET)
     (place,) = (tmp_path / "starts").iterdir()
     before = (place / "records.jsonl").read_bytes()
     first = from_run(place).model.state_dict()
     untouched = dataclasses.replace(experiment, start=Start(BEFORE, train_only=("fc.*",)))
-    training.run(untouched, tmp_path / "search" / "two", QUIET)
+    loop.run(untouched, tmp_path / "search" / "two", QUIET)
     assert (place / "records.jsonl").read_bytes() == before
     assert not (tmp_path / "search" / "starts").exists(), "the study's own start is used"
     model = from_run(tmp_path / "search" / "two").model.state_dict()
@@ -354,7 +359,7 @@ def test_the_command_line_takes_every_field(weights: Path, tmp_path: Path) -> No
 
 def test_a_part_of_the_test_split_is_the_same_for_every_net(tmp_path: Path) -> None:
     few = dataclasses.replace(BASE, epochs=1, probe_every=0, test_images=40)
-    row = training.run(few, tmp_path / "run", QUIET)
+    row = loop.run(few, tmp_path / "run", QUIET)
     assert row["test_count"] == 40 and (40 * row["test_acc"]) % 1 == pytest.approx(0)
     one, other = (prepare.build(dataclasses.replace(few, seed=seed)).test for seed in (0, 1))
     assert torch.equal(one.split.images, other.split.images)

@@ -11,7 +11,7 @@ from apical import attacks
 from apical.attacks import Effort, Flips, RandomFlips, robust_report
 from apical.attacks.ball import FewFlips
 from apical.attacks.pictures import laid_out
-from apical.robustness import Evaluation
+from apical.bench.evaluate.robustness import Evaluation
 
 VALUES = 6
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from apical import flow, records, training
 from apical.bench.experiment.experiment import Experiment
-from apical.monitor import LearningWarning
+from apical.bench.storage import records
+from apical.bench.training import loop
+from apical.bench.training.monitor import LearningWarning
+from apical.measure import gradient_over_time
 
 
 def rows(signals: list[float | None], epoch: float = 0) -> list[dict[str, Any]]:
@@ -19,7 +21,7 @@ def rows(signals: list[float | None], epoch: float = 0) -> list[dict[str, Any]]:
 
 
 def test_a_signal_that_is_zero_to_the_last_bit_is_told_with_its_steps() -> None:
-    (found,) = flow.Watch().add(rows([0.0, 0.0, 1e-9, 1e-4, 1.0]))
+    (found,) = gradient_over_time.Watch().add(rows([0.0, 0.0, 1e-9, 1e-4, 1.0]))
     assert (found.kind, found.layer, found.value, found.epoch) == (
         "signal vanishes", "cell.recurrent", 0.0, 0,
     )  # fmt: skip
@@ -28,7 +30,7 @@ def test_a_signal_that_is_zero_to_the_last_bit_is_told_with_its_steps() -> None:
 
 
 def test_a_signal_that_is_only_weak_is_told_with_its_strength() -> None:
-    (found,) = flow.Watch().add(rows([3e-8, 1e-3, 1.0]))
+    (found,) = gradient_over_time.Watch().add(rows([3e-8, 1e-3, 1.0]))
     assert found.value == 3e-8
     assert "3e-08 of the strongest at step 1 of 3" in found.message
 
@@ -46,25 +48,25 @@ def test_a_signal_that_is_only_weak_is_told_with_its_strength() -> None:
 def test_a_signal_that_arrives_or_is_cut_off_on_purpose_is_no_reason_to_warn(
     signals: list[float | None],
 ) -> None:
-    assert flow.Watch().add(rows(signals)) == []
+    assert gradient_over_time.Watch().add(rows(signals)) == []
 
 
 def test_what_is_finite_no_more_is_told_even_where_no_step_has_it() -> None:
-    watch = flow.Watch()
+    watch = gradient_over_time.Watch()
     assert watch.add(rows([1.0, 1.0])) == []
     (found,) = watch.add(rows([None, None], epoch=2))
     assert (found.kind, found.value, found.epoch) == ("not finite", 2, 2)
     assert found.message.startswith("signal is not finite at steps 1 to 2 of 2. Try: a smaller")
-    (found,) = flow.Watch().add(rows([1.0, None, 1.0]))
+    (found,) = gradient_over_time.Watch().add(rows([1.0, None, 1.0]))
     assert "at step 2 of 3" in found.message
-    assert flow.Watch().add(rows([None, None])) == []  # a learner without signals
+    assert gradient_over_time.Watch().add(rows([None, None])) == []  # a learner without signals
 
 
 def test_each_is_told_once_also_after_an_interruption() -> None:
-    watch, before = flow.Watch(), rows([0.0, 1e-9, 1.0])
+    watch, before = gradient_over_time.Watch(), rows([0.0, 1e-9, 1.0])
     (found,) = watch.add(before)
     assert watch.add(rows([0.0, 1e-9, 1.0], epoch=1)) == []
-    resumed = flow.Watch()
+    resumed = gradient_over_time.Watch()
     resumed.recall([*before, found.row()])
     assert resumed.add(rows([0.0, 1e-9, 1.0], epoch=1)) == []
     (later,) = resumed.add(rows([None, None, None], epoch=2))
@@ -78,7 +80,7 @@ def test_a_run_records_that_its_signal_vanished_and_that_it_is_no_evidence(tmp_p
         validation=20, batch_size=20, probe_images=20,
     )  # fmt: skip
     with pytest.warns((LearningWarning, UserWarning)) as told:
-        training.run(experiment, tmp_path)
+        loop.run(experiment, tmp_path)
     written = [r for r in records.read(tmp_path / "records.jsonl") if r["kind"] == "warning"]
     assert [row["finding"] for row in written] == ["signal vanishes", "no evidence"]
     assert "temporal_order with 12 steps is no evidence" in written[1]["message"]

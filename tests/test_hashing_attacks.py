@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 import apical
-from apical import attacks, hashing
+from apical import attacks
 from apical.attacks.ball import Ball
-from apical.hashing import HAG, SDHA, Database, relax
+from apical.retrieval import HAG, SDHA, Database, relax
 
 N, K, CLASSES = 6, 8, 3
 
@@ -39,7 +39,7 @@ def database(model: nn.Module, *, several: bool = False) -> Database:
     if several:
         labels = nn.functional.one_hot(labels, CLASSES + 1)
         labels[::4, 0] = 1
-    return Database(hashing.encode(model, x), labels)
+    return Database(retrieval.encode(model, x), labels)
 
 
 MODEL = net()
@@ -202,8 +202,8 @@ def test_an_example_does_not_depend_on_its_neighbours(name):
 
 
 def bits_turned(model: nn.Module, x: Tensor, points: Tensor) -> float:
-    codes, moved = hashing.encode(model, x), hashing.encode(model, points)
-    return hashing.pairwise_distances(codes, moved).double().mean().item()
+    codes, moved = retrieval.encode(model, x), retrieval.encode(model, points)
+    return retrieval.pairwise_distances(codes, moved).double().mean().item()
 
 
 def test_they_do_what_they_are_for():
@@ -215,7 +215,7 @@ def test_they_do_what_they_are_for():
     centre = KNOWN.codes.signs().double()
 
     def distance(points: Tensor) -> Tensor:
-        now = hashing.encode(MODEL, points).signs().double()
+        now = retrieval.encode(MODEL, points).signs().double()
         return torch.stack(
             [
                 (K - centre[KNOWN.labels == t] @ c).mean() / 2
@@ -257,7 +257,7 @@ def test_a_transfer_is_made_on_the_other_net_with_its_codes():
 def test_sizes_of_changes():
     x = torch.zeros(2, 1, 2, 2)
     moved = torch.tensor([[0.3, 0, 0, 0.4], [0, 0, 0, 1.0]]).view(2, 1, 2, 2)
-    seen = hashing.perceptibility(x, moved)
+    seen = retrieval.perceptibility(x, moved)
     assert (seen.linf, seen.l2) == pytest.approx((0.7, 0.75))
     assert seen.mse == pytest.approx((0.25 / 4 + 1 / 4) / 2)
 
@@ -293,7 +293,7 @@ def test_labels_in_tables_tell_attacks_apart():
             lambda: SDHA(0.1, database=KNOWN)(nn.Sequential(MODEL, nn.MaxPool1d(2)).eval(), X, Y),
             "codes of 8 bits, the model gives 4",
         ),
-        (lambda: hashing.perceptibility(X, X[1:]), "the same examples"),
+        (lambda: retrieval.perceptibility(X, X[1:]), "the same examples"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(make, message):
@@ -309,4 +309,4 @@ def test_an_empty_batch_and_no_room_change_nothing():
 
 def test_relaxation_tends_to_the_code():
     h = MODEL(X).detach()
-    torch.testing.assert_close(relax(h, 1e6), hashing.pack(h).signs().double())
+    torch.testing.assert_close(relax(h, 1e6), retrieval.pack(h).signs().double())

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apical import hashing
-from apical.hashing import CSQ, DPH, DPN, DPSH, DSH, LOSSES, Bank, Continuation, HashNet, Memory
+from apical.retrieval import CSQ, DPH, DPN, DPSH, DSH, LOSSES, Bank, Continuation, HashNet, Memory
 from victims import digits
 
 B, N, K, C = 5, 7, 8, 3
@@ -136,7 +135,7 @@ def test_saturated_bits_and_autocast_leave_a_loss_finite(name):
     loss = kind(C) if name in ("csq", "dpn") else kind()
     h = torch.tensor([[40.0, -40.0] * 4, [-40.0, 40.0] * 4, [0.1, -0.1] * 4], requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        value = loss(hashing.relax(h), torch.tensor([0, 1, 2]))
+        value = loss(retrieval.relax(h), torch.tensor([0, 1, 2]))
     value.backward()
     assert value.isfinite() and h.grad.isfinite().all() and h.grad[2].any()
 
@@ -193,19 +192,19 @@ def test_descending_a_loss_gives_each_class_its_code(name):
     h = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     optimizer = torch.optim.Adam([h], 0.05)
     for step in range(150):
-        u = hashing.relax(h, Continuation(every=20, rate=0.1).sharpness(step))
+        u = retrieval.relax(h, Continuation(every=20, rate=0.1).sharpness(step))
         optimizer.zero_grad()
         loss(u, y).backward()
         optimizer.step()
-    distance = hashing.distances(hashing.pack(h), hashing.pack(h))
-    same = hashing.relevant(y, y)
+    distance = retrieval.distances(retrieval.pack(h), retrieval.pack(h))
+    same = retrieval.relevant(y, y)
     assert distance[same].float().mean() < 0.3 and distance[~same].min() >= 2
 
 
 def test_balanced_weights_make_both_kinds_of_pairs_count_half():
     u, y, bank = example()
     u.requires_grad_()
-    same = hashing.relevant(y, bank.labels)
+    same = retrieval.relevant(y, bank.labels)
     share = same.double().mean()
     term = DPH().pairs(u, bank.codes, same.double())
     halves = term[same].mean() + term[~same].mean()
@@ -222,11 +221,11 @@ def constant_bits_after_training(loss, images: Tensor, labels: Tensor) -> int:
     memory, generator = Memory(labels, 16), torch.Generator().manual_seed(0)
     for _ in range(5):
         for rows in torch.randperm(len(images), generator=generator).split(64):
-            u = hashing.relax(net(images[rows]))
+            u = retrieval.relax(net(images[rows]))
             optimizer.zero_grad()
             loss(u, labels[rows], memory.renew(rows, u)).backward()
             optimizer.step()
-    return len(hashing.encode(net.eval(), images).constant_bits())
+    return len(retrieval.encode(net.eval(), images).constant_bits())
 
 
 @pytest.mark.parametrize("name", ["dpsh", "dsh", "hashnet"])
@@ -268,7 +267,7 @@ def test_the_continuation_of_deephash_counts_epochs():
 
 def test_a_hash_head_has_small_weights_and_learns():
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-    assert hashing.hash_head(net, 16) == "2"
+    assert retrieval.hash_head(net, 16) == "2"
     assert net(torch.randn(2, 4)).shape == (2, 16)
     assert 0.003 < net[2].weight.std() < 0.03 and (net[2].bias == 0).all()
 
@@ -293,8 +292,8 @@ def test_a_hash_head_has_small_weights_and_learns():
             "same number of bits",
         ),
         (lambda: Continuation(every=0), "every=0 at least 1"),
-        (lambda: hashing.relax(torch.zeros(1), 0.0), "sharpness=0.0 must be above 0"),
-        (lambda: hashing.hash_head(nn.Linear(2, 2), 1), "bits=1 must be at least 2"),
+        (lambda: retrieval.relax(torch.zeros(1), 0.0), "sharpness=0.0 must be above 0"),
+        (lambda: retrieval.hash_head(nn.Linear(2, 2), 1), "bits=1 must be at least 2"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(build, message):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apical import hashing
-from apical.hashing import ConstantBitWarning, Database, ranking
+from apical.retrieval import ConstantBitWarning, Database, ranking
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -9,25 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from apical import (
-    checkpoint,
-    data,
-    hashing,
-    objectives,
-    prepare,
-    records,
-    robustness,
-    trained,
-    training,
-)
+from apical import data, retrieval
 from apical.attacks import Effort
 from apical.bench.cli import main as cli
+from apical.bench.evaluate import robustness, trained_net
+from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, differing, from_dict, to_dict
 from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.experiment.schedule import Schedule
-from apical.hashing import Continuation
-from apical.robustness import Evaluation
+from apical.bench.storage import checkpoint, records
+from apical.bench.training import build as prepare
+from apical.bench.training import loop, objectives
+from apical.retrieval import Continuation
 
 BALANCED = {"loss": "dpsh", "pair_weight": "balanced"}
 BASE = Experiment(
@@ -40,13 +34,13 @@ BASE = Experiment(
     optimizer_options={"momentum": 0.9},
 )
 QUIET = Execution(quiet=True)
-pytestmark = pytest.mark.filterwarnings("ignore::apical.hashing.ConstantBitWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::apical.retrieval.ConstantBitWarning")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hashed") / "run"
-    training.run(dataclasses.replace(BASE, validation=100), folder, QUIET)
+    loop.run(dataclasses.replace(BASE, validation=100), folder, QUIET)
     return folder
 
 
@@ -72,18 +66,18 @@ def test_records_of_a_run(run: Path) -> None:
     assert course[-1]["recall"] == 1.0
     assert final["test_count"] == 360
     # the same by hand: codes of the whole training split less the validation split, and of the test
-    net = trained.from_run(run)
+    net = trained_net.from_run(run)
     assert net.bits == 8
     images = data.load("digits")
     kept = data.split_validation(images.train, 100, 0)[0]
     unit: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
     x, y = next(iter(data.Batches(kept, 2000, **unit).epoch(0)))
-    database = hashing.Database(hashing.encode(net.model, x), y)
+    database = retrieval.Database(retrieval.encode(net.model, x), y)
     queries, labels = next(iter(data.Batches(images.test, 360, **unit).epoch(0)))
-    codes = hashing.encode(net.model, queries)
-    found = hashing.average_precision(codes, labels, database, ties="expected").mean().item()
+    codes = retrieval.encode(net.model, queries)
+    found = retrieval.average_precision(codes, labels, database, ties="expected").mean().item()
     assert final["test_map"] == pytest.approx(found, abs=1e-3)  # pixels are scaled in other order
-    nearest = hashing.average_precision(codes, labels, database, k=1, ties="expected")
+    nearest = retrieval.average_precision(codes, labels, database, k=1, ties="expected")
     assert final["test_acc"] == pytest.approx(nearest.mean().item(), abs=1e-2)
 
 
@@ -94,7 +88,7 @@ def test_the_loss_is_that_of_the_library_and_steepens_with_the_step() -> None:
     loss = parts.objective.training(lambda: done[0])
     outputs = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 1, 2, 0, 1, 2])
-    plain = hashing.DPSH(pair_weight="balanced")
+    plain = retrieval.DPSH(pair_weight="balanced")
     for done[0], alpha in ((1, 1.0), (3, 7**0.5)):
         assert torch.equal(loss(outputs, y), plain(torch.tanh(alpha * outputs), y))
     assert torch.equal(parts.objective.loss(outputs, y, reduction="sum"), 6 * plain(
@@ -122,7 +116,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         BASE, hashing=options, rule="fa", augment="flip_crop", schedule=Schedule("cosine")
     )
     often = Execution(checkpoint_steps=3, quiet=True)
-    training.run(experiment, tmp_path / "whole", often)
+    loop.run(experiment, tmp_path / "whole", often)
     original, count = checkpoint.save, 0
 
     def save(*args: Any, **kwargs: Any) -> None:
@@ -134,8 +128,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
     monkeypatch.setattr(checkpoint, "save", save)
     with pytest.raises(KeyboardInterrupt):
-        training.run(experiment, tmp_path / "killed", often)
-    training.run(experiment, tmp_path / "killed", often)
+        loop.run(experiment, tmp_path / "killed", often)
+    loop.run(experiment, tmp_path / "killed", often)
     states = [checkpoint.read(tmp_path / n / "checkpoint.pt")[0] for n in ("whole", "killed")]
     for name, tensor in states[0]["model"].items():
         assert torch.equal(tensor, states[1]["model"][name]), name
@@ -148,7 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 def test_rules_learn_codes(tmp_path: Path, rule: str, loss: Any) -> None:
     options = Hashing(16, loss)
     experiment = dataclasses.replace(BASE, hashing=options, rule=rule, epochs=4, probe_every=4)
-    final = training.run(experiment, tmp_path, QUIET)
+    final = loop.run(experiment, tmp_path, QUIET)
     assert final["test_map"] > 0.15  # chance finds one in ten
 
 
@@ -206,7 +200,7 @@ def test_what_the_data_do_not_allow_stops_a_run_before_it_writes(
     tmp_path: Path, options: Hashing, told: str
 ) -> None:
     with pytest.raises(ValueError, match=told):
-        training.run(dataclasses.replace(BASE, hashing=options), tmp_path / "run", QUIET)
+        loop.run(dataclasses.replace(BASE, hashing=options), tmp_path / "run", QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -224,7 +218,7 @@ def test_a_bit_that_never_changes_is_warned_of_and_counted() -> None:
     parts = prepare.build(dataclasses.replace(BASE, hashing=Hashing(8, "dpsh")))
     with torch.no_grad():
         list(parts.model.parameters())[-1][[2, 5]] = 100.0
-    with pytest.warns(hashing.ConstantBitWarning, match=r"2 of 8 bits .* \(2, 5\)"):
+    with pytest.warns(retrieval.ConstantBitWarning, match=r"2 of 8 bits .* \(2, 5\)"):
         parts.objective.course(parts.model, parts.test, torch.enable_grad)
     found = parts.objective.scores(parts.model, parts.test, torch.enable_grad)
     assert found["constant_bits"] == 2
@@ -243,14 +237,14 @@ def test_a_bit_that_the_loss_keeps_constant_is_no_surprise() -> None:
 
 
 def test_attacks_on_classes_refuse_a_hash_net(run: Path, tmp_path: Path) -> None:
-    net = trained.from_run(run)
+    net = trained_net.from_run(run)
     with pytest.raises(ValueError, match="hash codes of 8 bits, no scores of classes"):
         robustness.evaluate(net, Evaluation((0.1,), images=9, effort=Effort(steps=1)), tmp_path)
 
 
 def test_train_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
-    words = ["train", "--hashing.bits", "8", "--hashing.loss.loss", "dpsh"]
-    words += ["--hashing.loss.pair_weight", "balanced", "--epochs", "1", "--train_images", "300"]
+    words = ["train", "--retrieval.bits", "8", "--retrieval.loss.loss", "dpsh"]
+    words += ["--retrieval.loss.pair_weight", "balanced", "--epochs", "1", "--train_images", "300"]
     words += ["--probe_every", "0", "--quiet", "true", "--folder", str(tmp_path / "run")]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
@@ -258,5 +252,5 @@ def test_train_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert "nearest item right " in out
     found = json.loads((tmp_path / "run" / "experiment.json").read_text())["experiment"]
     assert found["hashing"]["loss"] == BALANCED
-    assert cli.main(["train", "--hashing.bits", "12", "--folder", str(tmp_path / "no")]) == 1
+    assert cli.main(["train", "--retrieval.bits", "12", "--folder", str(tmp_path / "no")]) == 1
     assert "codes of 12 bits are not supported" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apical.bench.experiment.experiment import from_dict
-from apical.report.read import read_study
+from apical.bench.report.read import read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = sorted(path for path in (ROOT / "results").iterdir() if path.is_dir())

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import learners, nets, tasks
+from apical import learners, nets
+from apical.data import sequences
 from apical.learners import (
     LRA,
     LRAE,
@@ -624,11 +625,11 @@ def test_every_learner_has_a_row_in_its_document() -> None:
 
 
 def solved(learner: Learner, iterations: int) -> float:
-    task = tasks.TemporalOrder(20)
+    task = sequences.TemporalOrder(20)
     cell = nets.SRN(task.inputs, 100)
     model = nets.Recurrent(cell, task.outputs, generator=generator(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for number, data in enumerate(tasks.batches(task, 20, seed=0)):
+    for number, data in enumerate(sequences.batches(task, 20, seed=0)):
         if number == iterations:
             break
         optimizer.zero_grad()

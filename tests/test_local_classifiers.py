@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import data, learners, nets, spiking, training
+from apical import data, learners, nets
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.training import loop
 from apical.learners import LocalClassifiers
+from apical.nets import spiking
 from test_resume import Killed, interrupted_at
 
 T, N, K, DECAY, RATE = 5, 4, 3, 0.7, 0.5
@@ -353,7 +355,7 @@ def experiment(form: str) -> Experiment:
 
 
 def test_the_runner_is_a_loop_with_updates_in_between(tmp_path: Path) -> None:
-    training.run(experiment("ell"), tmp_path, QUIET)
+    loop.run(experiment("ell"), tmp_path, QUIET)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
     steps = {int(each["step"]) for each in state["optimizer"]["state"].values()}
     assert steps == {2 * 3 * 3}  # epochs, batches, steps
@@ -365,13 +367,13 @@ def test_it_resumes_to_the_same_bits(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    training.run(experiment(form), straight, QUIET)
+    loop.run(experiment(form), straight, QUIET)
     within = Execution(quiet=True, checkpoint_steps=1)
     with monkeypatch.context() as patch:
         interrupted_at(3, patch, after=True)
         with pytest.raises(Killed):
-            training.run(experiment(form), broken, within)
-    training.run(experiment(form), broken, within)
+            loop.run(experiment(form), broken, within)
+    loop.run(experiment(form), broken, within)
     one, other = (
         torch.load(place / "checkpoint.pt", weights_only=True)["state"]
         for place in (straight, broken)

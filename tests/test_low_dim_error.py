@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import apical
-from apical import nets, studies
+from apical import nets
+from apical.bench import studies
 from apical.bench.experiment import optimizers
 from apical.bench.experiment.rule_settings import rule_assignment
+from apical.bench.studies.low_dim_error import OUTPUT, losing, settings
 from apical.nets import build
-from apical.studies.low_dim_error import OUTPUT, losing, settings
 
 
 def test_every_rule_converts_its_net_at_the_rank_it_names() -> None:
@@ -74,8 +75,9 @@ def test_fixed_and_learned_feedback_of_equal_norm_stand_beside_each_other() -> N
 
 
 def test_a_part_of_the_training_split_is_the_same_for_every_seed() -> None:
-    from apical import data, prepare
+    from apical import data
     from apical.bench.experiment.experiment import Experiment
+    from apical.bench.training import build as prepare
 
     parts = [
         prepare.build(Experiment(train_images=100, validation=50, batch_size=100, seed=seed))

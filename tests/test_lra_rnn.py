@@ -2,9 +2,9 @@
 
 import pytest
 
-from apical import studies
+from apical.bench import studies
 from apical.bench.experiment import learner_settings
-from apical.studies.lra_rnn import arms
+from apical.bench.studies.lra_rnn import arms
 
 
 @pytest.mark.parametrize("tier", ["smoke", "short", "full"])

@@ -11,12 +11,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from apical import gradients, mnm, monitor, prepare, records, report, studies, tasks, training
+from apical.bench import report, studies
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
-from apical.report import memory as report_memory
-from apical.report import solved
-from apical.report.read import read_study
+from apical.bench.report import memory as report_memory
+from apical.bench.report import solved
+from apical.bench.report.read import read_study
+from apical.bench.storage import records
+from apical.bench.training import batch_step, monitor
+from apical.bench.training import build as prepare
+from apical.bench.training import loop as training
+from apical.data import sequences as tasks
+from apical.nets import memory as mnm
 from test_resume import Killed, interrupted_at, kill_test
 
 BASE = Experiment(
@@ -129,8 +135,8 @@ def test_a_reconstruction_that_collapses_is_warned_of_once(
     with warnings.catch_warnings():
         warnings.simplefilter("error", monitor.LearningWarning)
         training.run(BASE, tmp_path / "sound")
-    monkeypatch.setattr("apical.mnm.net.COLLAPSED", 10.0)
-    monkeypatch.setattr("apical.mnm.net.LEARNED", 1.0)
+    monkeypatch.setattr("apical.nets.memory.net.COLLAPSED", 10.0)
+    monkeypatch.setattr("apical.nets.memory.net.LEARNED", 1.0)
     with monkeypatch.context() as patch:
         interrupted_at(3, patch, after=True)
         with pytest.raises(Killed), pytest.warns(monitor.LearningWarning, match="constants"):
@@ -199,7 +205,7 @@ def test_keys_of_old_experiments_stay_and_new_fields_enter_them() -> None:
 
 
 def test_the_loop_and_the_gradients_name_no_net() -> None:
-    for module in (training, gradients, monitor):
+    for module in (training, batch_step, monitor):
         assert module.__file__ is not None
         words = {
             node.value if isinstance(node, ast.Constant) else getattr(node, "id", None)

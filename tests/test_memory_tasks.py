@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apical import losses, tasks
-from apical.tasks import NOTHING, Dictionary, DoubleCopy, PrioritySort
+from apical.bench.training import losses
+from apical.data import sequences as tasks
+from apical.data.sequences import NOTHING, Dictionary, DoubleCopy, PrioritySort
 
 COUNT = 400
 

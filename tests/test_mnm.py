@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import mnm, nets
-from apical.mnm import ACTIVATIONS, Gradient, Local, MemoryNet, activations, recall
+from apical import nets
+from apical.nets import memory as mnm
+from apical.nets.memory import ACTIVATIONS, Gradient, Local, MemoryNet, activations, recall
 
 N, H, D, LAYERS = 3, 2, 5, 3
 EXACT = {"rtol": 1e-12, "atol": 1e-14}

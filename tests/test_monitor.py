@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from apical import packing, records, training
 from apical.bench.experiment.experiment import Experiment, from_dict
-from apical.monitor import FIXED_STEPS, epochs_to_measure
+from apical.bench.storage import packing, records
+from apical.bench.training import loop
+from apical.bench.training.monitor import FIXED_STEPS, epochs_to_measure
 from test_resume import Killed, interrupted_at, kill_test
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,7 @@ def test_epochs_of_test_at_are_measured_too() -> None:
 
 def test_steps_within_an_epoch(tmp_path: Path) -> None:
     experiment = dataclasses.replace(BASE, probe_steps=(1, 3, 6, 9))
-    training.run(experiment, tmp_path)
+    loop.run(experiment, tmp_path)
     rows = records.read(tmp_path / "records.jsonl")
     assert measured(tmp_path) == [0, round(1 / 6, 6), 0.5, 1, 1.5, 2]
     steps = [row.get("step") for row in rows if row["kind"] == "probe"]
@@ -74,7 +75,7 @@ def test_steps_within_an_epoch(tmp_path: Path) -> None:
 
 def test_an_epoch_that_was_left_out_is_measured_if_its_last_step_is_named(tmp_path: Path) -> None:
     experiment = dataclasses.replace(BASE, epochs=3, probe_every=3, probe_steps=(6,))
-    training.run(experiment, tmp_path)
+    loop.run(experiment, tmp_path)
     assert measured(tmp_path) == [0, 1, 3]
 
 
@@ -85,7 +86,7 @@ def test_measuring_leaves_no_trace_in_the_net(tmp_path: Path) -> None:
         ("all", {"probe_steps": (2, 7)}),
     ):
         options: dict[str, Any] = {"rule": "brsf", **changes}
-        training.run(dataclasses.replace(BASE, **options), tmp_path / name)
+        loop.run(dataclasses.replace(BASE, **options), tmp_path / name)
         state = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
         states.append(state["state"]["model"] if "state" in state else state["model"])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -100,17 +101,17 @@ WRONG = dataclasses.replace(
 """A net so deep that no error reaches its bottom: warnings in the third epoch."""
 
 
-@pytest.mark.filterwarnings("ignore::apical.monitor.LearningWarning")
+@pytest.mark.filterwarnings("ignore::apical.bench.training.monitor.LearningWarning")
 @pytest.mark.parametrize("saves", [2, 5, 7, 9])
 def test_resumes_with_the_same_rows_and_the_same_warnings(
     saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training.run(WRONG, tmp_path / "whole")
+    loop.run(WRONG, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupted_at(saves, patch, after=bool(saves % 2))
         with pytest.raises(Killed):
-            training.run(WRONG, tmp_path / "killed")
-    training.run(WRONG, tmp_path / "killed")
+            loop.run(WRONG, tmp_path / "killed")
+    loop.run(WRONG, tmp_path / "killed")
     assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
     warned = [
         (row["layer"], row["finding"])
@@ -121,7 +122,7 @@ def test_resumes_with_the_same_rows_and_the_same_warnings(
 
 
 def test_backprop_is_measured_at_the_output_alone(tmp_path: Path) -> None:
-    training.run(dataclasses.replace(BASE, rule="bp"), tmp_path)
+    loop.run(dataclasses.replace(BASE, rule="bp"), tmp_path)
     rows = [r for r in records.read(tmp_path / "records.jsonl") if r["kind"] != "epoch"]
     assert [row["kind"] for row in rows] == ["activation", "probe"] * 3 + ["final"]
     assert all(1 < row["error_rank"] < 9 for row in rows if row["kind"] == "probe")

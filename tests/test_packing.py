@@ -11,20 +11,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apical import packing, records, report, retrieval, training
 from apical.attacks import Effort
+from apical.bench import report
+from apical.bench.evaluate import retrieval
+from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.hashing import Hashing
-from apical.packing import LooseFolder, PackedFolder, open_folder, pack
-from apical.report.read import read_study
-from apical.robustness import Evaluation
-from apical.studies import Entry, Study, conduct
-from apical.studies.base import Search
+from apical.bench.report.read import read_study
+from apical.bench.storage import packing, records
+from apical.bench.storage.packing import LooseFolder, PackedFolder, open_folder, pack
+from apical.bench.studies import Entry, Study, conduct
+from apical.bench.studies.base import Search
+from apical.bench.training import loop
+from apical.retrieval import Hashing
 from fake_study import make_study
 
 PACKED_FILES = ["records.parquet", "runs.jsonl", "study.json"]
-EXECUTION = training.Execution(quiet=True)
+EXECUTION = loop.Execution(quiet=True)
 
 
 def small_study() -> Study:
@@ -79,7 +82,7 @@ def json_files(folder: Path) -> list[str]:
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*.json*")]
 
 
-@pytest.mark.filterwarnings("ignore::apical.hashing.ConstantBitWarning")
+@pytest.mark.filterwarnings("ignore::apical.retrieval.ConstantBitWarning")
 def test_a_study_reads_the_same_packed_and_loose(loose: Path, packed: Path) -> None:
     assert sorted(path.name for path in packed.iterdir()) == PACKED_FILES
     before, after = open_folder(loose), open_folder(packed)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from apical.phases import Phase, alignment, phases
-from apical.report.read import read_study
+from apical.bench.report.read import read_study
+from apical.measure.alignment_phases import Phase, alignment, phases
 
 ROOT = Path(__file__).resolve().parents[1]
 

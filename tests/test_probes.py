@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import probes
+from apical.measure import probes
 from apical.rules import BP, FA, RULES, SignSymmetric
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from apical import records
-from apical.environment import _installed_commit, environment
+from apical.bench.storage import records
+from apical.bench.storage.environment import _installed_commit, environment
 
 ROWS = [{"kind": "epoch", "epoch": e, "train_loss": 1 / e} for e in (1, 2, 3)]
 

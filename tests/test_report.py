@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from apical import records, report, stats
-from apical.report import figures, looks, order, page, protocol, read, table
+from apical.bench import report
+from apical.bench.report import figures, looks, order, page, protocol, read, table
+from apical.bench.storage import records
+from apical.measure import statistics
 from fake_study import make_study, rewrite
 
 SMALL = {"rules": ("bp", "fa", "dfa"), "epochs": 3, "layers": ("conv", "fc")}
@@ -58,8 +60,8 @@ def test_numbers_of_the_page_are_those_of_the_records(study, html):
     for run in read.read_study(study).runs:
         last = records.read(study / run.folder / "records.jsonl")[-1]
         errors.setdefault(run.rule, {})[run.seed] = 100 - 100 * last["test_acc"]
-    fa, bp = (stats.summarize(list(errors[rule].values())) for rule in ("fa", "bp"))
-    gap = stats.summarize([errors["fa"][seed] - errors["bp"][seed] for seed in (1, 2, 3)])
+    fa, bp = (statistics.summarize(list(errors[rule].values())) for rule in ("fa", "bp"))
+    gap = statistics.summarize([errors["fa"][seed] - errors["bp"][seed] for seed in (1, 2, 3)])
     assert rows["FA"] == [
         "FA",
         "3",
@@ -67,7 +69,7 @@ def test_numbers_of_the_page_are_those_of_the_records(study, html):
         f"{fa.low:.2f} to {fa.high:.2f}",
         f"+{gap.mean:.2f}",
         f"{gap.low:+.2f} to {gap.high:+.2f}",
-        stats.tie_groups(errors)["fa"],
+        statistics.tie_groups(errors)["fa"],
         "1.70",
         f"{fa.mean - 1.70:+.2f}",
         "agrees",
@@ -345,7 +347,7 @@ def test_refresh_refuses_broken_markers_and_leaves_the_file(study, tmp_path, tex
 
 def _cell(rule, error, published, setting="s"):
     source = read.Published(setting, rule, published, "paper")
-    summary = stats.Summary(1, error, None, None, None)
+    summary = statistics.Summary(1, error, None, None, None)
     return table.Cell(setting, rule, 1, 0, (), summary=summary, published=source)
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from apical import report
+from apical.bench import report
 from browser import Browser, find_browser
 from fake_study import make_study
 from test_report import HOSTILE

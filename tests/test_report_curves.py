@@ -5,9 +5,10 @@ import io
 
 import pytest
 
-from apical import records, report
-from apical.report import curves, figures, read
-from apical.report.looks import looks
+from apical.bench import report
+from apical.bench.report import curves, figures, read
+from apical.bench.report.looks import looks
+from apical.bench.storage import records
 from fake_study import make_study
 
 SOURCE = "Somebody 2019, logs"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from apical import records, report
-from apical.report import diagnostics
-from apical.report.looks import looks
-from apical.report.read import read_study
+from apical.bench import report
+from apical.bench.report import diagnostics
+from apical.bench.report.looks import looks
+from apical.bench.report.read import read_study
+from apical.bench.storage import records
 from browser import Browser, find_browser
 from fake_study import make_study
 from test_report import HOSTILE

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from apical import records, report
-from apical.report import flow, flow_table
-from apical.report.looks import looks
-from apical.report.read import read_study
+from apical.bench import report
+from apical.bench.report import flow, flow_table
+from apical.bench.report.looks import looks
+from apical.bench.report.read import read_study
+from apical.bench.storage import records
 
 LRA: dict[str, Any] = {"learner": "lra", "reduction": "sum"}
 LEARNERS: dict[str, Any] = {

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apical import records, report
-from apical.report import hash_csv, hash_pictures, hash_table, hash_words
-from apical.report.read import read_study
+from apical.bench import report
+from apical.bench.report import hash_csv, hash_pictures, hash_table, hash_words
+from apical.bench.report.read import read_study
+from apical.bench.storage import records
 from fake_study import make_study
 
 CLEAN = {"bp": 0.98, "usf": 0.97, "fa": 0.9}

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from apical import records
-from apical.report import (
+from apical.bench.report import (
     read,
     robust_figures,
     robust_published,
@@ -16,7 +15,8 @@ from apical.report import (
     robust_stats,
     robust_table,
 )
-from apical.report import robust_words as words
+from apical.bench.report import robust_words as words
+from apical.bench.storage import records
 from fake_robust import add_robustness
 from fake_study import make_study
 

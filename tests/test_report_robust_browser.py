@@ -2,7 +2,7 @@
 
 import pytest
 
-from apical import report
+from apical.bench import report
 from fake_robust import add_robustness
 from fake_study import make_study
 from test_report_browser import CLICK, COLUMN, browser  # noqa: F401

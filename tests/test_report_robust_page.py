@@ -9,8 +9,8 @@ from html import unescape
 import numpy as np
 import pytest
 
-from apical import records, report
-from apical.report import (
+from apical.bench import report
+from apical.bench.report import (
     read,
     robust_examples,
     robust_figures,
@@ -18,7 +18,8 @@ from apical.report import (
     robust_section,
     robust_table,
 )
-from apical.report import robust_words as words
+from apical.bench.report import robust_words as words
+from apical.bench.storage import records
 from fake_robust import add_robustness, make_evaluation, make_examples
 from fake_study import make_study
 from test_report import HOSTILE

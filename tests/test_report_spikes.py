@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apical import records
-from apical.report import spike_table, write
-from apical.report.markdown import table_markdown
-from apical.report.read import read_study
+from apical.bench.report import spike_table, write
+from apical.bench.report.markdown import table_markdown
+from apical.bench.report.read import read_study
+from apical.bench.storage import records
 from fake_robust import EPS, IMAGES, add_robustness
 from fake_study import make_study
 

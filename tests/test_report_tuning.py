@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from apical import records, report
-from apical.report import tuning
-from apical.report.markdown import table_markdown
-from apical.report.read import read_study
+from apical.bench import report
+from apical.bench.report import tuning
+from apical.bench.report.markdown import table_markdown
+from apical.bench.report.read import read_study
+from apical.bench.storage import records
 from fake_robust import EXACT, OWN, add_robustness
 from fake_study import make_study
 

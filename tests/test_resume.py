@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from apical import checkpoint, records, training
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
+from apical.bench.storage import checkpoint, records
+from apical.bench.training import loop
 from apical.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,13 +67,13 @@ def test_resumes_to_the_same_bits(
 ) -> None:
     experiment = dataclasses.replace(BASE, rule=rule)
     execution = Execution(checkpoint_steps=2)
-    whole = training.run(experiment, tmp_path / "whole", execution)
+    whole = loop.run(experiment, tmp_path / "whole", execution)
     for saves in (1, 2, 3, 1):
         with monkeypatch.context() as patch:
             interrupted_at(saves, patch, after=saves % 2 == 0)
             with pytest.raises(Killed):
-                training.run(experiment, tmp_path / "killed", execution)
-    resumed = training.run(experiment, tmp_path / "killed", execution)
+                loop.run(experiment, tmp_path / "killed", execution)
+    resumed = loop.run(experiment, tmp_path / "killed", execution)
     assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
     assert resumed["test_loss"] == whole["test_loss"]
 
@@ -92,8 +93,8 @@ def test_switched_rules_resume_to_the_same_bits(
     with monkeypatch.context() as patch:
         interrupted_at(saves, patch, after=after)
         with pytest.raises(Killed):
-            training.run(SWITCHED, tmp_path, execution)
-    training.run(SWITCHED, tmp_path, execution)
+            loop.run(SWITCHED, tmp_path, execution)
+    loop.run(SWITCHED, tmp_path, execution)
     assert kill_test.differences(switched, tmp_path) == []
 
 
@@ -101,7 +102,7 @@ def test_switched_rules_resume_to_the_same_bits(
 def switched(tmp_path_factory: Any) -> Path:
     """An undisturbed run: one checkpoint at the start, three in each of four epochs."""
     folder = tmp_path_factory.mktemp("switched")
-    training.run(SWITCHED, folder, Execution(checkpoint_steps=2))
+    loop.run(SWITCHED, folder, Execution(checkpoint_steps=2))
     return folder
 
 
@@ -111,10 +112,10 @@ def test_rows_beyond_the_checkpoint_are_repeated_once(
     with monkeypatch.context() as patch:
         interrupted_at(2, patch, after=False)  # the first epoch's rows are written already
         with pytest.raises(Killed):
-            training.run(BASE, tmp_path)
+            loop.run(BASE, tmp_path)
     written = records.read(tmp_path / "records.jsonl")
     assert [r["epoch"] for r in written if r["kind"] == "epoch"] == [1]
-    training.run(BASE, tmp_path)
+    loop.run(BASE, tmp_path)
     rows = records.read(tmp_path / "records.jsonl")
     assert [r["epoch"] for r in rows if r["kind"] == "epoch"] == [1, 2]
     assert rows[-1]["kind"] == "final"
@@ -122,13 +123,13 @@ def test_rows_beyond_the_checkpoint_are_repeated_once(
 
 def test_dropout_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = dataclasses.replace(BASE, net="test_resume:with_dropout", net_options={})
-    training.run(experiment, tmp_path / "whole")
+    loop.run(experiment, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupted_at(2, patch, after=True)
         with pytest.raises(Killed):
-            training.run(experiment, tmp_path / "killed")
+            loop.run(experiment, tmp_path / "killed")
     torch.rand(7)  # the caller's random numbers are not the run's
-    training.run(experiment, tmp_path / "killed")
+    loop.run(experiment, tmp_path / "killed")
     assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
@@ -147,8 +148,8 @@ def test_random_kills(tmp_path: Path) -> None:
 
 
 def test_same_finds_a_single_changed_bit(tmp_path: Path) -> None:
-    training.run(BASE, tmp_path / "one")
-    training.run(BASE, tmp_path / "two")
+    loop.run(BASE, tmp_path / "one")
+    loop.run(BASE, tmp_path / "two")
     assert kill_test.differences(tmp_path / "one", tmp_path / "two") == []
     path = tmp_path / "two" / "checkpoint.pt"
     content = torch.load(path, weights_only=True)
@@ -159,9 +160,9 @@ def test_same_finds_a_single_changed_bit(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_not_touched(tmp_path: Path) -> None:
-    row = training.run(BASE, tmp_path)
+    row = loop.run(BASE, tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert training.run(BASE, tmp_path) == row
+    assert loop.run(BASE, tmp_path) == row
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -174,7 +175,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         interrupted_at(2, patch, after=True)
         with pytest.raises(Killed):
-            training.run(BASE, tmp_path)
+            loop.run(BASE, tmp_path)
     return tmp_path
 
 
@@ -184,27 +185,27 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_other_settings_never_touch_the_folder(begun: Path, name: str, value: Any) -> None:
     before = {p.name: p.read_bytes() for p in begun.iterdir()}
     with pytest.raises(ValueError, match=rf"{name}: .* there, .* here.*left untouched"):
-        training.run(dataclasses.replace(BASE, **{name: value}), begun)
+        loop.run(dataclasses.replace(BASE, **{name: value}), begun)
     assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
 
 
 def test_a_checkpoint_of_another_run_is_refused(begun: Path, tmp_path_factory: Any) -> None:
     other = tmp_path_factory.mktemp("other")
-    training.run(dataclasses.replace(BASE, seed=5, epochs=1), other)
+    loop.run(dataclasses.replace(BASE, seed=5, epochs=1), other)
     (begun / "checkpoint.pt").write_bytes((other / "checkpoint.pt").read_bytes())
     with pytest.raises(ValueError, match="belongs to another run .experiment: "):
-        training.run(BASE, begun)
+        loop.run(BASE, begun)
 
 
 def test_other_threads_are_refused(begun: Path) -> None:
     with pytest.raises(ValueError, match="threads: 1, not 2"):
-        training.run(BASE, begun, Execution(threads=2))
+        loop.run(BASE, begun, Execution(threads=2))
 
 
 def test_another_format_is_refused(begun: Path) -> None:
     torch.save({"format": 0, "belongs_to": {}, "state": {}}, begun / "checkpoint.pt")
     with pytest.raises(ValueError, match="checkpoint format 0.*reads 1"):
-        training.run(BASE, begun)
+        loop.run(BASE, begun)
 
 
 @pytest.mark.parametrize("kept", [0, 100, 5000])
@@ -212,7 +213,7 @@ def test_a_truncated_checkpoint_is_refused(begun: Path, kept: int) -> None:
     path = begun / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match="no readable checkpoint"):
-        training.run(BASE, begun)
+        loop.run(BASE, begun)
 
 
 class Malicious:
@@ -226,7 +227,7 @@ def test_code_in_a_checkpoint_is_never_run(
     monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     (begun / "checkpoint.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
     with pytest.raises(ValueError, match="no readable checkpoint"):
-        training.run(BASE, begun)
+        loop.run(BASE, begun)
     assert not Path("executed").exists()
 
 
@@ -241,7 +242,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.os, "fsync", full)
         with pytest.raises(OSError, match="No space left on device.*start"):
-            training.run(BASE, begun)
+            loop.run(BASE, begun)
     assert (begun / "checkpoint.pt").read_bytes() == before
     assert not list(begun.glob("*.part"))
-    assert training.run(BASE, begun)["kind"] == "final"
+    assert loop.run(BASE, begun)["kind"] == "final"

@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from apical import attacks, hashing, records, retrieval, training
+from apical import attacks
+from apical import retrieval as hashing
 from apical.bench.cli import main as cli
+from apical.bench.evaluate import retrieval
+from apical.bench.evaluate.retrieval import Evaluation, evaluation, trials
+from apical.bench.evaluate.retrieval.rows import report
+from apical.bench.evaluate.retrieval.trials import Trial
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
-from apical.retrieval import Evaluation, evaluation, trials
-from apical.retrieval.rows import report
-from apical.retrieval.trials import Trial
+from apical.bench.storage import records
+from apical.bench.training import loop
 
-pytestmark = pytest.mark.filterwarnings("ignore::apical.hashing.ConstantBitWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::apical.retrieval.ConstantBitWarning")
 QUIET = Execution(quiet=True)
 SMALL = Evaluation(eps=(0.3, 0.1), queries=24, known=50, steps=3)
 
@@ -35,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     for rule in ("bp", "fa"):
         found[rule] = root / rule
-        training.run(dataclasses.replace(base, rule=rule), found[rule], QUIET)
+        loop.run(dataclasses.replace(base, rule=rule), found[rule], QUIET)
     return found
 
 
@@ -210,7 +214,7 @@ def test_what_the_attacker_knows_holds_every_class(nets: dict[str, retrieval.Sea
 
 
 def test_a_run_that_learned_classes_is_refused(tmp_path: Path) -> None:
-    training.run(Experiment(net_options={"hidden": [4]}, epochs=1, probe_every=0), tmp_path, QUIET)
+    loop.run(Experiment(net_options={"hidden": [4]}, epochs=1, probe_every=0), tmp_path, QUIET)
     with pytest.raises(ValueError, match="learned classes, no codes"):
         retrieval.from_run(tmp_path)
 

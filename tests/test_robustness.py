@@ -15,13 +15,16 @@ import numpy
 import pytest
 import torch
 
-from apical import attacks, claims, records, robustness, training
+from apical import attacks
 from apical.attacks import Effort
 from apical.attacks.trials import Trial
+from apical.bench.evaluate import robustness
+from apical.bench.evaluate.robustness import Evaluation, evaluate, place, rows
+from apical.bench.evaluate.trained_net import Trained, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.robustness import Evaluation, evaluate, place, rows
-from apical.trained import Trained, from_run
+from apical.bench.storage import claims, records
+from apical.bench.training import loop
 
 QUICK = Evaluation(
     eps=(0.05, 0.2), images=60, effort=Effort(steps=3, adaptive_steps=2, queries=5, redraws=2)
@@ -33,7 +36,7 @@ QUIET = Execution(quiet=True)
 def run_folder(root: Path, rule: str) -> Path:
     experiment = Experiment(net_options={"hidden": [16]}, rule=rule, epochs=3, probe_every=0)
     folder = root / experiment.name
-    training.run(experiment, folder, QUIET)
+    loop.run(experiment, folder, QUIET)
     return folder
 
 
@@ -134,8 +137,8 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, nets: Any) -> None:
     net = from_run(run)
     folder = place(run, longer, net.digest)
     code = (
-        "from apical.attacks import Effort\nfrom apical.robustness import *\n"
-        "from apical.trained import from_run\n"
+        "from apical.attacks import Effort\nfrom apical.bench.evaluate.robustness import *\n"
+        "from apical.bench.evaluate.trained_net import from_run\n"
         f"evaluate(from_run({str(run)!r}), {longer!r}, {str(folder)!r})\n"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as process:

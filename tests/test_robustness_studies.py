@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
-from apical import records, retrieval, robustness, studies
 from apical.attacks import Effort, protocol
+from apical.bench import studies
+from apical.bench.evaluate import retrieval, robustness
+from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
-from apical.report.read import read_study
-from apical.robustness import Evaluation
-from apical.studies import Entry, Study, assess, attack_cost, conduct, search_cost
-from apical.studies import robustness as protocols
-from apical.studies.base import RULES, PublishedRobustness
+from apical.bench.report.read import read_study
+from apical.bench.storage import records
+from apical.bench.studies import Entry, Study, assess, attack_cost, conduct, search_cost
+from apical.bench.studies import robustness as protocols
+from apical.bench.studies.base import RULES, PublishedRobustness
 
 EXECUTION = Execution(quiet=True)
 TINY = Experiment(net_options={"hidden": [16]}, epochs=3, batch_size=64, probe_every=0)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from apical import records, studies
+from apical.bench import studies
 from apical.bench.experiment.rule_settings import rule_assignment
-from apical.report import overview, refresh, table_markdown
-from apical.report.read import read_study
+from apical.bench.report import overview, refresh, table_markdown
+from apical.bench.report.read import read_study
+from apical.bench.storage import records
+from apical.bench.studies import conduct
+from apical.bench.studies.rules_overview import CIFAR10, DIGITS, MNIST
 from apical.rules import RULES
-from apical.studies import conduct
-from apical.studies.rules_overview import CIFAR10, DIGITS, MNIST
 from fake_study import make_run
 
 

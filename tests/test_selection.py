@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from apical import studies, sweep
+from apical.bench import studies
 from apical.bench.experiment.experiment import Experiment, Schedule
-from apical.studies import STUDIES, TIERS, Entry, Search, Study, conduct
-from apical.studies.base import CONTROLS
-from apical.studies.selection import Tried, beyond, choose, half_decade, half_decades
+from apical.bench.studies import STUDIES, TIERS, Entry, Search, Study, conduct
+from apical.bench.studies.base import CONTROLS
+from apical.bench.studies.selection import Tried, beyond, choose, half_decade, half_decades
+from apical.bench.sweep import sweep
 
 ALL = [(name, tier) for name in STUDIES for tier in (("smoke",) if name == "smoke" else TIERS)]
 GRID = (0.01, 0.03, 0.1)

@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from apical import attacks, nets, records, spiking, trained, training
+from apical import attacks, nets
+from apical.bench.evaluate import trained_net
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.monitor import LearningWarning
-from apical.spiking.neurons import RESETS
-from apical.spiking.surrogates import SURROGATES
+from apical.bench.storage import records
+from apical.bench.training import loop
+from apical.bench.training.monitor import LearningWarning
+from apical.nets import spiking
+from apical.nets.spiking.neurons import RESETS
+from apical.nets.spiking.surrogates import SURROGATES
 
 T, N, UNITS = 7, 3, 5
 QUIET = Execution(quiet=True)
@@ -303,8 +307,8 @@ def experiment(**changes: Any) -> Experiment:
     ids=["dfa", "trained local errors", "detached", "e-prop"],
 )
 def test_every_training_runs_and_its_net_is_attacked(changes: Any, tmp_path: Path) -> None:
-    training.run(experiment(probe_every=0, **changes), tmp_path, QUIET)
-    found = trained.from_run(tmp_path)
+    loop.run(experiment(probe_every=0, **changes), tmp_path, QUIET)
+    found = trained_net.from_run(tmp_path)
     x, y = found.examples(20)
     own, exact = (attacks.FGSM(0.2)(found.model, x, y, gradient=g) for g in ("own", "exact"))
     assert torch.equal(own, exact) == ("learner" in changes and "rule" not in changes)
@@ -313,7 +317,7 @@ def test_every_training_runs_and_its_net_is_attacked(changes: Any, tmp_path: Pat
 def test_a_run_records_what_neurons_fire_and_warns_of_silence(tmp_path: Path) -> None:
     quiet = experiment(net_options={"gain": 1e-3}, data="digits")
     with pytest.warns(LearningWarning, match="lif1: 100% of its neurons never fire"):
-        training.run(quiet, tmp_path, QUIET)
+        loop.run(quiet, tmp_path, QUIET)
     rows = records.read(tmp_path / "records.jsonl")
     spikes = [row for row in rows if row["kind"] == "spikes"]
     assert [row["epoch"] for row in spikes] == [0, 1]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import attacks, learners, nets, spiking
+from apical import attacks, learners, nets
+from apical.nets import spiking
 from apical.rules import DFA, LocalError
 
 T, N, CLASSES = 6, 5, 3

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import apical
-from apical import nets, starts
-from apical.starts import weights
+from apical import nets
+from apical.nets import pretrained as starts
+from apical.nets.pretrained import weights
 
 PACKAGED = "package:pyautoattack/examples/model_test.pt"
 

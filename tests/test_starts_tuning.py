@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import apical
-from apical import attacks, nets, starts
+from apical import attacks, nets
+from apical.nets import pretrained
 
 
 class Named(nn.Module):
@@ -33,8 +34,8 @@ X = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize("name", ["fc", "classifier", "head", "heads", "last_linear", "output"])
 def test_a_head_is_found_by_its_name(name):
     model = Named(name)
-    assert starts.find_head(model) == starts.find_head(model, example=X) == name
-    assert starts.replace_head(model, 7) == name
+    assert pretrained.find_head(model) == pretrained.find_head(model, example=X) == name
+    assert pretrained.replace_head(model, 7) == name
     assert model(X).shape == (3, 7)
 
 
@@ -48,12 +49,12 @@ def test_a_head_is_found_by_its_name(name):
     ],
 )
 def test_the_last_layer_of_a_container_is_the_head(head, place):
-    assert starts.find_head(Named("classifier", head)) == place
+    assert pretrained.find_head(Named("classifier", head)) == place
 
 
 def test_a_convolution_may_be_the_head():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 10, 1), nn.Flatten())
-    assert starts.replace_head(model, 6, example=torch.zeros(1, 3, 3, 3)) == "2"
+    assert pretrained.replace_head(model, 6, example=torch.zeros(1, 3, 3, 3)) == "2"
     assert model(torch.zeros(2, 3, 3, 3)).shape == (2, 6)
     assert model[2].kernel_size == (1, 1)
 
@@ -63,10 +64,10 @@ def test_heads_of_our_nets_by_name_and_by_running(name):
     size = 32
     model = nets.build(name, in_shape=(3, size, size), num_classes=4, seed=0)
     example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    assert starts.find_head(model) == starts.find_head(model, example=example)
+    assert pretrained.find_head(model) == pretrained.find_head(model, example=example)
     whole = attacks.Normalised(model, (0.5,) * 3, (0.5,) * 3)
-    assert starts.find_head(whole) == "model." + starts.find_head(model)
-    starts.replace_head(whole, 9)
+    assert pretrained.find_head(whole) == "model." + pretrained.find_head(model)
+    pretrained.replace_head(whole, 9)
     assert whole(example).shape == (2, 9)
 
 
@@ -84,7 +85,7 @@ def test_heads_of_our_nets_by_name_and_by_running(name):
 def test_heads_of_torchvision(torchvision, name, head):
     with torch.device("meta"):
         model = torchvision.models.get_model(name)
-    assert starts.find_head(model) == head
+    assert pretrained.find_head(model) == head
 
 
 @pytest.mark.parametrize(
@@ -93,28 +94,28 @@ def test_heads_of_torchvision(torchvision, name, head):
 def test_heads_of_timm(vision, name, head):
     with torch.device("meta"):
         model = vision.create_model(name)
-    assert starts.find_head(model) == head
+    assert pretrained.find_head(model) == head
 
 
 def test_an_uncertain_head_is_an_error_that_names_the_candidates():
     two = Named("head", head_dist=nn.Linear(4, 3))
     with pytest.raises(ValueError, match="candidates: 'head', 'head_dist'"):
-        starts.find_head(two)
-    assert starts.find_head(two, example=X) == "head"
+        pretrained.find_head(two)
+    assert pretrained.find_head(two, example=X) == "head"
     three = Named("last", fc2=nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"candidates: 'last', 'body', 'fc2'.*example=x"):
-        starts.replace_head(three, 4)
-    assert starts.replace_head(three, 4, example=X) == "last"
-    assert starts.replace_head(three, 6, head="fc2") == "fc2"
+        pretrained.replace_head(three, 4)
+    assert pretrained.replace_head(three, 4, example=X) == "last"
+    assert pretrained.replace_head(three, 6, head="fc2") == "fc2"
     with pytest.raises(ValueError, match="has no linear layer"):
-        starts.find_head(nn.Sequential(nn.Conv2d(1, 2, 3)))
+        pretrained.find_head(nn.Sequential(nn.Conv2d(1, 2, 3)))
 
 
 def test_looking_for_a_head_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
     model[1].eval()
     before = copy.deepcopy(model.state_dict())
-    starts.find_head(model, example=X)
+    pretrained.find_head(model, example=X)
     assert model.training and not model[1].training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
@@ -123,34 +124,34 @@ def test_looking_for_a_head_leaves_the_model_as_it_was():
 def test_a_new_head_is_like_the_old_one_and_repeats():
     model = Named("fc", nn.Linear(4, 3, bias=False, dtype=torch.float64)).double().eval()
     state = torch.get_rng_state()
-    starts.replace_head(model, 50, seed=3)
+    pretrained.replace_head(model, 50, seed=3)
     assert torch.equal(state, torch.get_rng_state())
     assert model.fc.weight.dtype == torch.float64 and model.fc.bias is None
     assert not model.fc.training and model.fc.weight.requires_grad
     first = model.fc.weight.detach().clone()
     assert first.abs().max() <= 1 / math.sqrt(4)  # PyTorch's own law
     for seed, alike in [(3, True), (4, False)]:
-        starts.replace_head(model, 50, seed=seed)
+        pretrained.replace_head(model, 50, seed=seed)
         assert torch.equal(model.fc.weight, first) == alike
-    starts.replace_head(model, 2000, std=0.01)
+    pretrained.replace_head(model, 2000, std=0.01)
     assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
 
 
 def test_heads_that_cannot_be_replaced_are_refused():
     with pytest.raises(ValueError, match="replace the head first, then convert"):
-        starts.replace_head(apical.convert(Named("fc"), "fa"), 4)
+        pretrained.replace_head(apical.convert(Named("fc"), "fa"), 4)
     with pytest.raises(ValueError, match=r"no layer 'fx' to replace; layers with weights: 'fc'"):
-        starts.replace_head(Named("fc"), 4, head="fx")
+        pretrained.replace_head(Named("fc"), 4, head="fx")
     with pytest.raises(ValueError, match=r"conv \(Conv2d\) is no Linear and no 1x1"):
-        starts.replace_head(Named("fc", conv=nn.Conv2d(1, 1, 3)), 4, head="conv")
+        pretrained.replace_head(Named("fc", conv=nn.Conv2d(1, 1, 3)), 4, head="conv")
     with pytest.raises(ValueError, match="not initialised yet"):
-        starts.replace_head(Named("fc", nn.LazyLinear(3)), 4)
+        pretrained.replace_head(Named("fc", nn.LazyLinear(3)), 4)
     with pytest.raises(ValueError, match="outputs=0"):
-        starts.replace_head(Named("fc"), 0)
+        pretrained.replace_head(Named("fc"), 0)
     shared = Named("fc")
     shared.again = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
     with pytest.raises(ValueError, match="is parametrized"):
-        starts.replace_head(shared, 4, head="again")
+        pretrained.replace_head(shared, 4, head="again")
 
 
 def small() -> nn.Module:
@@ -163,21 +164,21 @@ def small() -> nn.Module:
 
 def test_freezing_by_pattern():
     model = small()
-    assert starts.freeze(model, "0.*", "1.bias") == ["0.weight", "0.bias", "1.bias"]
-    assert starts.freeze(model, "3.weight") == ["0.weight", "0.bias", "1.bias", "3.weight"]
-    assert starts.train_only(model, "4.*")[-1] == "3.bias"
+    assert pretrained.freeze(model, "0.*", "1.bias") == ["0.weight", "0.bias", "1.bias"]
+    assert pretrained.freeze(model, "3.weight") == ["0.weight", "0.bias", "1.bias", "3.weight"]
+    assert pretrained.train_only(model, "4.*")[-1] == "3.bias"
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["4.weight", "4.bias"]
     with pytest.raises(ValueError, match=r"unknown parameter, or pattern of parameters, '5.\*'"):
-        starts.freeze(model, "5.*")
+        pretrained.freeze(model, "5.*")
     with pytest.raises(ValueError, match="no parameter would be left"):
-        starts.freeze(model, "*")
+        pretrained.freeze(model, "*")
     assert model[4].weight.requires_grad
 
 
 def test_learning_rates_by_layer_move_layers_by_so_much():
     model = small()
-    starts.freeze(model, "1.*")
-    groups = starts.parameter_groups(model, 0.1, {"0.weight": 0.5, "0.*": 0.0, "4.*": 10})
+    pretrained.freeze(model, "1.*")
+    groups = pretrained.parameter_groups(model, 0.1, {"0.weight": 0.5, "0.*": 0.0, "4.*": 10})
     assert {g["lr"]: g["names"] for g in groups} == {
         0.05: ["0.weight"],
         0.0: ["0.bias"],
@@ -194,11 +195,11 @@ def test_learning_rates_by_layer_move_layers_by_so_much():
         moved = before[name] - now.detach()
         expected = rates[name] * gradients[name] if name in rates else torch.zeros_like(moved)
         torch.testing.assert_close(moved, expected, atol=1e-6, rtol=1e-4)
-    changes = starts.weight_change(model, before)
+    changes = pretrained.weight_change(model, before)
     assert changes["0.bias"] == 0 and "1.weight" not in changes
     expected = (model[4].weight - before["4.weight"]).norm() / before["4.weight"].norm()
     assert changes["4.weight"] == pytest.approx(expected.item(), rel=1e-5)
-    assert starts.weight_change(small(), {"4.bias": torch.zeros(2)}) == {"4.bias": math.inf}
+    assert pretrained.weight_change(small(), {"4.bias": torch.zeros(2)}) == {"4.bias": math.inf}
 
 
 @pytest.mark.parametrize(
@@ -211,15 +212,15 @@ def test_learning_rates_by_layer_move_layers_by_so_much():
 )
 def test_bad_rates_are_named(rates, message):
     with pytest.raises(ValueError, match=message):
-        starts.parameter_groups(small(), 0.1, rates)
+        pretrained.parameter_groups(small(), 0.1, rates)
     with pytest.raises(ValueError, match="lr=0 must be above 0"):
-        starts.parameter_groups(small(), 0, {})
+        pretrained.parameter_groups(small(), 0, {})
 
 
 def test_frozen_statistics_stay_through_training_and_live_ones_move():
     model = small().train()
     model[1].running_mean.fill_(0.3)
-    assert starts.norm_statistics(model, "frozen") == ["1"]
+    assert pretrained.norm_statistics(model, "frozen") == ["1"]
     assert model.train().training and not model[1].training
     keys, stored = set(model.state_dict()), model[1].running_mean.clone()
     expected = (model[0](X) - 0.3) / math.sqrt(1 + 1e-5)
@@ -228,8 +229,8 @@ def test_frozen_statistics_stay_through_training_and_live_ones_move():
     model(X).sum().backward()
     assert model[1].weight.grad is not None, "weights of norms still learn"
     assert isinstance(pickle.loads(pickle.dumps(model))[1], nn.BatchNorm2d | nn.BatchNorm1d)
-    starts.norm_statistics(model, "frozen")
-    starts.norm_statistics(model, "live")
+    pretrained.norm_statistics(model, "frozen")
+    pretrained.norm_statistics(model, "live")
     assert type(model[1]) is nn.BatchNorm1d and model[1].training
     assert set(model.state_dict()) == keys == set(small().state_dict())
     model(X)
@@ -238,7 +239,7 @@ def test_frozen_statistics_stay_through_training_and_live_ones_move():
 
 def test_frozen_statistics_go_with_conversion_and_attack():
     model = small()
-    starts.norm_statistics(model, "frozen")
+    pretrained.norm_statistics(model, "frozen")
     apical.convert(model, {"4": "bp", "*": "usf"})
     torch.nn.functional.cross_entropy(model.train()(X), torch.tensor([0, 1, 0])).backward()
     x = torch.rand(3, 5)
@@ -247,8 +248,8 @@ def test_frozen_statistics_go_with_conversion_and_attack():
 
 def test_norms_that_cannot_be_frozen_are_named():
     with pytest.raises(ValueError, match="no batch norm with stored statistics"):
-        starts.norm_statistics(nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), "frozen")
+        pretrained.norm_statistics(nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), "frozen")
     with pytest.raises(ValueError, match=r"0 \(SyncBatchNorm\)"):
-        starts.norm_statistics(nn.Sequential(nn.SyncBatchNorm(3)), "frozen")
+        pretrained.norm_statistics(nn.Sequential(nn.SyncBatchNorm(3)), "frozen")
     with pytest.raises(ValueError, match="'off' is not one of 'frozen', 'live'"):
-        starts.norm_statistics(small(), "off")
+        pretrained.norm_statistics(small(), "off")

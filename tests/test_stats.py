@@ -7,15 +7,15 @@ import math
 import pytest
 import scipy.stats
 
-from apical import stats
-from apical.stats import Summary, Verdict
+from apical.measure import statistics
+from apical.measure.statistics import Summary, Verdict
 
 T2 = 4.302652729911275  # 97.5 % quantile of Student's t with 2 degrees of freedom (printed tables)
 
 
 def test_summary_by_hand():
     """1, 2, 3: sd 1, half width 4.3027 / sqrt(3) = 2.4841."""
-    summary = stats.summarize([1, 2, 3])
+    summary = statistics.summarize([1, 2, 3])
     assert (summary.n, summary.mean, summary.sd) == (3, 2.0, 1.0)
     assert summary.low == pytest.approx(2 - T2 / math.sqrt(3))
     assert summary.high == pytest.approx(4.4841, abs=1e-4)
@@ -24,45 +24,45 @@ def test_summary_by_hand():
 
 def test_two_runs_by_hand():
     """4, 6: sd sqrt(2), half width 12.706 * sqrt(2) / sqrt(2) = 12.706."""
-    summary = stats.summarize([4.0, 6.0])
+    summary = statistics.summarize([4.0, 6.0])
     assert summary.sd == pytest.approx(math.sqrt(2))
     assert summary.high == pytest.approx(5 + 12.7062, abs=1e-4)
     assert "two runs" in summary.note
 
 
 def test_one_run_has_no_interval():
-    assert stats.summarize([0.5]) == Summary(1, 0.5, None, None, None)
-    assert "no interval" in stats.summarize([0.5]).note
+    assert statistics.summarize([0.5]) == Summary(1, 0.5, None, None, None)
+    assert "no interval" in statistics.summarize([0.5]).note
 
 
 def test_an_interval_is_cut_off_where_the_quantity_ends():
-    wide = stats.summarize([4.0, 6.0])
+    wide = statistics.summarize([4.0, 6.0])
     assert wide.within(0, 10) == Summary(2, 5.0, wide.sd, 0, 10)
     assert wide.within(-100, 100) == wide
-    one = stats.summarize([0.5])
+    one = statistics.summarize([0.5])
     assert one.within(0, 100) is one
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
 def test_nothing_or_non_finite_is_refused(values):
     with pytest.raises(ValueError, match=r"values"):
-        stats.summarize(values)
+        statistics.summarize(values)
 
 
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match=r"level=95"):
-        stats.summarize([1, 2], level=95)
+        statistics.summarize([1, 2], level=95)
     with pytest.raises(ValueError, match=r"'t' and 'bootstrap'"):
-        stats.summarize([1, 2], method="jackknife")
+        statistics.summarize([1, 2], method="jackknife")
 
 
 def test_bootstrap_stays_within_the_values_and_repeats():
     values = [1.013, 2.171, 4.529, 7.307, 8.888, 9.404]
-    first = stats.summarize(values, method="bootstrap")
+    first = statistics.summarize(values, method="bootstrap")
     assert min(values) <= first.low < first.mean < first.high <= max(values)
-    assert first == stats.summarize(values, method="bootstrap")
-    assert first != stats.summarize(values, method="bootstrap", seed=1)
-    assert first.sd == stats.summarize(values).sd
+    assert first == statistics.summarize(values, method="bootstrap")
+    assert first != statistics.summarize(values, method="bootstrap", seed=1)
+    assert first.sd == statistics.summarize(values).sd
 
 
 def test_the_t_interval_covers_at_its_level():
@@ -71,46 +71,46 @@ def test_the_t_interval_covers_at_its_level():
     Binomial sd of the share is 0.49 %; three of them are allowed.
     """
     draws = scipy.stats.norm.rvs(size=(2000, 3), random_state=1)
-    hits = sum(s.low < 0 < s.high for s in map(stats.summarize, draws.tolist()))
+    hits = sum(s.low < 0 < s.high for s in map(statistics.summarize, draws.tolist()))
     assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
 
 def test_wilson_by_hand():
     """8 of 10, z = 1.96: centre (0.8 + 0.19207) / 1.38415, half 0.22664."""
-    low, high = stats.wilson(8, 10)
+    low, high = statistics.wilson(8, 10)
     assert (low, high) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert stats.wilson(0, 10)[0] == pytest.approx(0.0)
-    assert stats.wilson(10, 10)[1] == pytest.approx(1.0)
+    assert statistics.wilson(0, 10)[0] == pytest.approx(0.0)
+    assert statistics.wilson(10, 10)[1] == pytest.approx(1.0)
     with pytest.raises(ValueError, match=r"11 of 10"):
-        stats.wilson(11, 10)
+        statistics.wilson(11, 10)
 
 
 def test_paired_difference_uses_shared_seeds_only():
     values, baseline = {1: 5.0, 2: 7.0, 3: 9.0, 4: 100.0}, {0: 0.0, 1: 4.0, 2: 5.0, 3: 6.0}
-    assert stats.paired_difference(values, baseline) == stats.summarize([1, 2, 3])
-    assert stats.paired_difference({1: 1.0}, {2: 1.0}) is None
+    assert statistics.paired_difference(values, baseline) == statistics.summarize([1, 2, 3])
+    assert statistics.paired_difference({1: 1.0}, {2: 1.0}) is None
 
 
 def test_difference_p_agrees_with_scipy():
     a, b = {1: 1.0, 2: 2.5, 3: 2.9}, {1: 1.4, 2: 3.1, 3: 3.2}
     paired = scipy.stats.ttest_rel(list(a.values()), list(b.values())).pvalue
-    assert stats.difference_p(a, b) == pytest.approx(paired)
+    assert statistics.difference_p(a, b) == pytest.approx(paired)
     other = {7: 1.4, 8: 3.1, 9: 3.2, 10: 4.0}
     welch = scipy.stats.ttest_ind(list(a.values()), list(other.values()), equal_var=False).pvalue
-    assert stats.difference_p(a, other) == pytest.approx(welch)
+    assert statistics.difference_p(a, other) == pytest.approx(welch)
 
 
 def test_difference_p_without_spread_or_runs():
-    assert stats.difference_p({1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0}) == 1.0
-    assert stats.difference_p({1: 1.0, 2: 2.0}, {1: 2.0, 2: 3.0}) == 0.0
-    assert stats.difference_p({1: 1.0}, {1: 2.0}) is None
+    assert statistics.difference_p({1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0}) == 1.0
+    assert statistics.difference_p({1: 1.0, 2: 2.0}, {1: 2.0, 2: 3.0}) == 0.0
+    assert statistics.difference_p({1: 1.0}, {1: 2.0}) is None
 
 
 def test_holm_by_hand():
     """Sorted .01, .03, .04 times 3, 2, 1 = .03, .06, .04, then made non-decreasing."""
-    assert stats.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert stats.holm([0.9, 0.9]) == [1.0, 1.0]
-    assert stats.holm([]) == []
+    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert statistics.holm([0.9, 0.9]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
 
 
 def _sample(centre):
@@ -119,20 +119,20 @@ def _sample(centre):
 
 def test_tie_groups_separate_what_differs_and_join_what_does_not():
     samples = {"fa": _sample(46.0), "bp": _sample(14.0), "usf": {1: 14.1, 2: 13.8, 3: 14.3}}
-    assert stats.tie_groups(samples) == {"fa": "b", "bp": "a", "usf": "a"}
+    assert statistics.tie_groups(samples) == {"fa": "b", "bp": "a", "usf": "a"}
 
 
 def test_a_label_between_two_others_gets_both_letters():
     low = dict(enumerate([1.0, 1.2, 0.8, 1.1, 0.9]))
     middle = dict(enumerate([1.9, 0.9, 2.1, 0.8, 2.0]))
     high = dict(enumerate([2.1, 2.0, 1.9, 2.2, 2.05]))
-    groups = stats.tie_groups({"low": low, "high": high, "middle": middle})
+    groups = statistics.tie_groups({"low": low, "high": high, "middle": middle})
     assert groups == {"low": "a", "middle": "ab", "high": "b"}
 
 
 def test_single_runs_get_no_letter():
-    assert stats.tie_groups({"a": {1: 1.0}, "b": _sample(2.0)}) == {"a": "", "b": "a"}
-    assert stats.tie_groups({}) == {}
+    assert statistics.tie_groups({"a": {1: 1.0}, "b": _sample(2.0)}) == {"a": "", "b": "a"}
+    assert statistics.tie_groups({}) == {}
 
 
 def test_letters_say_exactly_which_pairs_differ():
@@ -142,7 +142,7 @@ def test_letters_say_exactly_which_pairs_differ():
     for seed in range(40):
         flips = scipy.stats.bernoulli.rvs(0.5, size=len(pairs), random_state=seed)
         apart = [pair for pair, flip in zip(pairs, flips, strict=True) if flip]
-        columns = stats._letter_columns(labels, apart)
+        columns = statistics._letter_columns(labels, apart)
         for a, b in pairs:
             share = any(a in column and b in column for column in columns)
             assert share == ((a, b) not in apart)
@@ -150,42 +150,42 @@ def test_letters_say_exactly_which_pairs_differ():
 
 def test_verdict_by_hand():
     """m 2, s 1, n 3: 4.3027 * sqrt(1 + 1/3) = 4.9683, plus 10 % of the published 7.5 = 5.7183."""
-    ours = stats.summarize([1, 2, 3])
-    agrees = stats.verdict(ours, 7.5)
+    ours = statistics.summarize([1, 2, 3])
+    agrees = statistics.verdict(ours, 7.5)
     assert agrees.word == "agrees"
     assert agrees.high == pytest.approx(2 + T2 * math.sqrt(4 / 3) + 0.75)
-    assert stats.verdict(ours, 7.8).word == "differs"
-    assert stats.verdict(ours, 7.5, allowance=0).word == "differs"
-    assert stats.verdict(ours, 7.5, published_n=3).word == "differs"
-    assert "7.8 is outside" in stats.verdict(ours, 7.8).why
+    assert statistics.verdict(ours, 7.8).word == "differs"
+    assert statistics.verdict(ours, 7.5, allowance=0).word == "differs"
+    assert statistics.verdict(ours, 7.5, published_n=3).word == "differs"
+    assert "7.8 is outside" in statistics.verdict(ours, 7.8).why
 
 
 def test_a_least_allowance_holds_where_the_relative_one_is_smaller():
     """A published 0 has a relative allowance of 0."""
-    ours = stats.summarize([0.4, 0.4, 0.4])
-    assert stats.verdict(ours, 0.0).word == "differs"
-    assert stats.verdict(ours, 0.0, least=0.5).word == "agrees"
-    assert stats.verdict(ours, 4.0, least=0.5).word == "differs"
-    assert stats.verdict(ours, 40.0, least=0.5) == stats.verdict(ours, 40.0)
+    ours = statistics.summarize([0.4, 0.4, 0.4])
+    assert statistics.verdict(ours, 0.0).word == "differs"
+    assert statistics.verdict(ours, 0.0, least=0.5).word == "agrees"
+    assert statistics.verdict(ours, 4.0, least=0.5).word == "differs"
+    assert statistics.verdict(ours, 40.0, least=0.5) == statistics.verdict(ours, 40.0)
 
 
 def test_verdict_withholds_judgement():
-    ours = stats.summarize([1, 2, 3])
-    assert stats.verdict(ours, 2.0, other_scale="20 of 100 epochs") == Verdict(
+    ours = statistics.summarize([1, 2, 3])
+    assert statistics.verdict(ours, 2.0, other_scale="20 of 100 epochs") == Verdict(
         "other scale", "20 of 100 epochs"
     )
-    assert stats.verdict(stats.summarize([1, 2]), 1.5).word == "too few runs"
-    assert stats.verdict(stats.summarize([1]), 1.0).word == "too few runs"
+    assert statistics.verdict(statistics.summarize([1, 2]), 1.5).word == "too few runs"
+    assert statistics.verdict(statistics.summarize([1]), 1.0).word == "too few runs"
 
 
 def test_a_published_run_of_our_own_protocol_agrees_at_the_level():
     """Coverage of the prediction interval without allowance: 95 % of fourth draws lie inside."""
     draws = scipy.stats.norm.rvs(loc=50, size=(2000, 4), random_state=2).tolist()
-    words = [stats.verdict(stats.summarize(d[:3]), d[3], allowance=0).word for d in draws]
+    words = [statistics.verdict(statistics.summarize(d[:3]), d[3], allowance=0).word for d in draws]
     assert words.count("agrees") / 2000 == pytest.approx(0.95, abs=0.015)
 
 
 def test_examples_in_docstrings():
-    result = doctest.testmod(stats, optionflags=doctest.ELLIPSIS)
+    result = doctest.testmod(statistics, optionflags=doctest.ELLIPSIS)
     assert result.attempted >= 4
     assert result.failed == 0

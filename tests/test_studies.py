@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from apical import records, run_folder, studies, training, workers
+from apical.bench import studies
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.report.read import read_study
-from apical.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
+from apical.bench.report.read import read_study
+from apical.bench.storage import records, run_folder
+from apical.bench.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
+from apical.bench.sweep import workers
+from apical.bench.training import loop
 
 EXECUTION = Execution()
 SIX = {"bp", "fa", "dfa", "usf", "brsf", "frsf"}
@@ -220,7 +223,7 @@ def test_the_estimate_counts_what_is_left(tmp_path: Path, monkeypatch: pytest.Mo
         ("digits mlp sgd bp", 2),
         ("digits mlp sgd fa", 2),
     ]
-    training.run(tasks[0].experiment, tasks[0].folder)
+    loop.run(tasks[0].experiment, tasks[0].folder)
     assert cost.estimate(tasks, EXECUTION).seconds == pytest.approx(whole.seconds * 3 / 4)
     assert "with --jobs 2" in whole.text(2)
     assert whole.text(1).startswith("estimate, from 5 timed steps") and "up to" not in whole.text(1)

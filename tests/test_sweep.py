@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from apical import claims, records, run_folder, sweep, training, workers
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.storage import claims, records, run_folder
+from apical.bench.sweep import sweep, workers
+from apical.bench.training import loop
 
 BASE = Experiment(net_options={"hidden": [8]}, epochs=1, batch_size=512, probe_every=0)
 EXECUTION = Execution()
@@ -259,7 +261,7 @@ STUDY_RUNS = 12
 
 def work_and_log(root: str, log: str) -> None:
     """What each process does; every run it ends itself is appended to its log."""
-    original = training.classification
+    original = loop.classification
 
     def classification(experiment: Experiment, *args: Any) -> Any:
         row = original(experiment, *args)
@@ -268,7 +270,7 @@ def work_and_log(root: str, log: str) -> None:
         time.sleep(0.2)  # so that both get their share
         return row
 
-    training.classification = classification
+    loop.classification = classification
     outcome = sweep.sweep(tasks(Path(root), STUDY_RUNS, epochs=2), EXECUTION)
     sys.exit(len(outcome.finished) != STUDY_RUNS)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from apical import tasks
-from apical.tasks import Addition, RandomPermutation, TemporalOrder, TemporalOrder3
+from apical.data import sequences as tasks
+from apical.data.sequences import Addition, RandomPermutation, TemporalOrder, TemporalOrder3
 
 COUNT = 500
 

@@ -10,11 +10,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from apical import learners, nets, prepare, records, report, rules, tasks, training
+from apical import learners, nets, rules
+from apical.bench import report
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
+from apical.bench.storage import records
+from apical.bench.training import build as prepare
+from apical.bench.training import loop as training
+from apical.data import sequences as tasks
+from apical.data.sequences import Stream
 from apical.learners import LRA, TPTT
-from apical.tasks import Stream
 from test_resume import Killed, interrupted_at, kill_test
 
 RATE = 0.01  # of loops compared number by number: at ten times as much TPTT runs away
@@ -138,7 +143,9 @@ def test_accuracy_is_the_share_of_solved_sequences(tmp_path: Path) -> None:
     assert (row["val_count"], row["test_count"]) == (30, 600)
 
 
-@pytest.mark.filterwarnings("ignore::apical.monitor.LearningWarning")  # few units, weak signals
+@pytest.mark.filterwarnings(
+    "ignore::apical.bench.training.monitor.LearningWarning"
+)  # few units, weak signals
 @pytest.mark.parametrize("form", [LRA_SUM, TPTT_SUM])
 @pytest.mark.parametrize("saves", [(1, 2, 3), (2, 4, 1), (3, 1, 1)])
 def test_resumes_to_the_same_bits(
@@ -220,7 +227,9 @@ def test_a_learner_without_targets_has_no_local_losses(tmp_path: Path) -> None:
     assert {row["layer"] for row in rows if row["kind"] == "layer"} >= {"cell.recurrent"}
 
 
-@pytest.mark.filterwarnings("ignore::apical.monitor.LearningWarning")  # few units, weak signals
+@pytest.mark.filterwarnings(
+    "ignore::apical.bench.training.monitor.LearningWarning"
+)  # few units, weak signals
 def test_measurements_leave_no_trace(tmp_path: Path) -> None:
     training.run(changed(learner=TPTT_SUM), tmp_path / "measured")
     training.run(changed(learner=TPTT_SUM, probe_every=0), tmp_path / "not")
@@ -384,11 +393,11 @@ def test_a_length_that_is_no_evidence_warns_when_it_is_trained(recwarn: Any) -> 
 
 
 def test_a_run_on_sequences_has_no_images_to_attack(tmp_path: Path) -> None:
-    from apical import trained
+    from apical.bench.evaluate import trained_net
 
     training.run(BASE, tmp_path)
     with pytest.raises(ValueError, match="trained on sequences .task='temporal_order'., not on im"):
-        trained.from_run(tmp_path)
+        trained_net.from_run(tmp_path)
 
 
 def test_json_round_trip() -> None:

@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from apical import attacks, data, records, trained, training
+from apical import attacks, data
+from apical.bench.evaluate import trained_net
+from apical.bench.evaluate.trained_net import from_model, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_assignment
+from apical.bench.storage import records
+from apical.bench.training import loop
 from apical.core import convert
 from apical.core.convert import feedback_modules
-from apical.trained import from_model, from_run
 
 MODULE = """
 import torch
@@ -30,7 +33,7 @@ ready = small()
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = Experiment(net_options={"hidden": [16]}, rule="brsf", epochs=2, probe_every=0)
     folder = tmp_path_factory.mktemp("runs") / experiment.name
-    training.run(experiment, folder, Execution(quiet=True))
+    loop.run(experiment, folder, Execution(quiet=True))
     return folder
 
 
@@ -43,7 +46,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def accuracy(net: trained.Trained) -> float:
+def accuracy(net: trained_net.Trained) -> float:
     x, y = net.examples(360)
     with torch.no_grad():
         return (net.model(x).argmax(1) == y).float().mean().item()
@@ -54,7 +57,7 @@ def test_the_net_of_a_run_scores_on_pixels_what_the_run_says(run: Path) -> None:
     net = from_run(run)
     assert accuracy(net) == pytest.approx(final["test_acc"], abs=1e-6)
     assert not net.model.training and net.name == run.name
-    assert from_run(run / "checkpoint.pt").digest == net.digest == trained.digest_of_run(run)
+    assert from_run(run / "checkpoint.pt").digest == net.digest == trained_net.digest_of_run(run)
 
 
 def test_its_own_gradient_is_that_of_its_feedback(run: Path) -> None:
@@ -69,7 +72,7 @@ def test_a_run_that_switched_its_rule_has_the_last_one(tmp_path: Path) -> None:
     experiment = Experiment(
         net_options={"hidden": [16]}, switch={1: "fa"}, epochs=2, probe_every=0, batch_size=256
     )
-    training.run(experiment, tmp_path, Execution(quiet=True))
+    loop.run(experiment, tmp_path, Execution(quiet=True))
     rules = {str(f.rule.name) for f in feedback_modules(from_run(tmp_path).model)}
     assert rules == {"fa"}
 
@@ -117,7 +120,7 @@ def saved(model: nn.Module, path: Path) -> Path:
     return path
 
 
-def plain(name: str = "their_nets:small", **options: Any) -> trained.Trained:
+def plain(name: str = "their_nets:small", **options: Any) -> trained_net.Trained:
     known: dict[str, Any] = {"weights": None, "data_name": "digits"}
     return from_model(name, **known | options)
 

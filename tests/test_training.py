@@ -14,11 +14,16 @@ import torch
 from torch.nn import functional as F
 
 import apical
-from apical import data, nets, observe, prepare, progress, records, run_folder, training
+from apical import data, nets
 from apical.bench.experiment import optimizers
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
+from apical.bench.storage import records, run_folder
+from apical.bench.training import build as prepare
+from apical.bench.training import evaluate as observe
+from apical.bench.training import loop as training
+from apical.bench.training import progress
 from apical.core.convert import feedback_modules
 from apical.data import Batches
 

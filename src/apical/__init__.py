@@ -1,7 +1,6 @@
 """Apical: any PyTorch model, any biologically motivated learning rule, results you can believe."""
 
-from apical import diagnostics, probes, rules
-from apical.contract import check_rule
+from apical import rules
 from apical.core.convert import (
     cite,
     convert,
@@ -15,6 +14,8 @@ from apical.core.convert import (
 from apical.core.describe import describe
 from apical.core.plan import plan
 from apical.core.switch import switch
+from apical.measure import diagnostics, probes
+from apical.testing import check_rule
 
 __version__ = "0.1.0"
 

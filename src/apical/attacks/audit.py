@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from apical import stats
 from apical.attacks import checks, slopes
 from apical.attacks.ball import Ball, lengths
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import FEWEST_CLASSES, against
 from apical.attacks.names import source as named_source
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
+from apical.measure import statistics
 
 Word = Literal["faithful", "masked", "random", "vanishing"]
 
@@ -156,7 +156,9 @@ def _measured(
     found = sloping(oracle.model, gradient, x, y, name)
     some = len(found.rising) > 0
     rising = found.rising.double().mean().item() if some else None
-    low, high = stats.wilson(float(found.rising.sum()), len(found.rising)) if some else (None,) * 2
+    low, high = (
+        statistics.wilson(float(found.rising.sum()), len(found.rising)) if some else (None,) * 2
+    )
     return {
         "examples": len(x),
         "rising": rising,

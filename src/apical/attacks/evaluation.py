@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from apical import stats
 from apical.attacks import checks as input_checks
 from apical.attacks import sanity, schedule, twins
 from apical.attacks.audit import Audit, Word, audit
@@ -22,6 +21,7 @@ from apical.attacks.sanity import Check, Gap
 from apical.attacks.schedule import Effort, Setting
 from apical.attacks.trials import Step, Trial, run
 from apical.core.convert import feedback_modules
+from apical.measure import statistics
 
 AUDITED = 128
 """Most examples on which the gradient is audited."""
@@ -252,7 +252,7 @@ def _worst(trials: Sequence[Trial], clean: tuple[bool, ...], eps: float) -> Wors
     """A point found within a smaller radius lies within this one too."""
     inside = [t for t in trials if t.eps <= eps and _counts(t)]
     robust = sanity.together(inside, clean)
-    low, high = stats.wilson(sum(robust), len(robust))
+    low, high = statistics.wilson(sum(robust), len(robust))
     return Worst(eps, robust, sum(robust) / len(robust), low, high)
 
 

@@ -16,7 +16,7 @@ from apical.attacks.noise import Noise
 from apical.attacks.sources import NoGradientWarning
 from apical.attacks.square import Square
 from apical.attacks.steps import PGD
-from apical.spiking import has_spikes, spikes
+from apical.nets.spiking import has_spikes, spikes
 
 STEPS, QUERIES = 20, 200
 

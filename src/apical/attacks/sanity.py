@@ -9,8 +9,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from apical import stats
 from apical.attacks.trials import Group, Trial
+from apical.measure import statistics
 
 GAP = 0.05
 """Own minus exact robust accuracy from which a net counts as masked, with an interval above 0."""
@@ -51,7 +51,7 @@ def gap(trials: Sequence[Trial], clean: Sequence[bool], eps: float) -> Gap:
     """The masking gap at one radius."""
     own, exact = (together(_full(trials, group, eps), clean) for group in ("own", "exact"))
     differences = [float(a) - float(b) for a, b in zip(own, exact, strict=True)]
-    found = stats.summarize(differences)
+    found = statistics.summarize(differences)
     low, high = (found.mean if bound is None else bound for bound in (found.low, found.high))
     return Gap(eps, sum(own) / len(clean), sum(exact) / len(clean), found.mean, low, high)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from apical.attacks.ball import lengths, per_example, unit
 from apical.attacks.losses import Loss, against
-from apical.spiking import has_spikes
+from apical.nets.spiking import has_spikes
 
 STEPS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
 """Lengths of the steps tried, as root mean square over the inputs' values, in ranges."""

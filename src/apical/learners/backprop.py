@@ -15,7 +15,7 @@ from apical.core.convert import exact_gradients, labels
 from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.learners.unrolled import exact_norms, signal_norms
 from apical.nets.recurrent import Recurrent, Step
-from apical.spiking import has_spikes, within_steps
+from apical.nets.spiking import has_spikes, within_steps
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from apical.learners.unrolled import (
     summed,
     unroll,
 )
-from apical.spiking import SpikingNet
+from apical.nets.spiking import SpikingNet
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from apical.learners.spiking_steps import (
     neurons,
     synapses,
 )
-from apical.spiking import LIF, Count, DoubleExponential, Membrane, OverTime, SpikingNet
+from apical.nets.spiking import LIF, Count, DoubleExponential, Membrane, OverTime, SpikingNet
 
 REACH: dict[str, Reach] = {"bell": "time", "decolle": "traces", "ell": "step", "fell": "traces"}
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.learners.memory import memory_of
-from apical.spiking import LIF, SURROGATES, Membrane, SpikingNet
-from apical.spiking.neurons import over_steps
+from apical.nets.spiking import LIF, SURROGATES, Membrane, SpikingNet
+from apical.nets.spiking.neurons import over_steps
 
 
 class _Layer(NamedTuple):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from apical.core.layers import is_converted
 from apical.learners.base import Learner
-from apical.spiking import LIF, DoubleExponential, OverTime, SpikingNet
-from apical.spiking.neurons import over_steps
-from apical.spiking.surrogates import fired
+from apical.nets.spiking import LIF, DoubleExponential, OverTime, SpikingNet
+from apical.nets.spiking.neurons import over_steps
+from apical.nets.spiking.surrogates import fired
 
 Reach = Literal["step", "time", "traces"]
 """What errors meet: the inputs of the step alone, the steps before as well, or their traces."""

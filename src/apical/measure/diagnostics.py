@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical import probes, signals
 from apical.core import updates
-from apical.findings import KINDS, Finding, Row, Thresholds, findings
+from apical.measure import probes, signals
+from apical.measure.findings import KINDS, Finding, Row, Thresholds, findings
 
 __all__ = ["KINDS", "Finding", "Start", "Thresholds", "Watch", "check", "findings", "measure"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical import signals
 from apical.core.convert import exact_gradients, labels
+from apical.measure import signals
 
 LEAST = 2
 """Axes of a weight from which on it counts: those of norms scale channels, they mix none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from apical.findings import Finding, Row
+from apical.measure.findings import Finding, Row
 
 FADED = 1e-6
 """Of the strongest signal: what arrives weaker than this moves no weight by a digit of its own

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical import signals
 from apical.core.layers import mixin_for, modules
+from apical.measure import signals
 from apical.names import unknown
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

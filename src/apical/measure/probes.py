@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical import signals
-from apical.linear_probe import linear_probe as linear_probe
+from apical.measure import signals
+from apical.measure.linear_probe import linear_probe as linear_probe
 from apical.rules import TransportRule
 
 FLOOR = 1e-12

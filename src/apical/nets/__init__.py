@@ -23,7 +23,7 @@ from apical.nets.mlp import mlp
 from apical.nets.offers import OwnLoss, Problem, Traced
 from apical.nets.recurrent import GRU, LSTM, SRN, Cell, Recurrent
 from apical.nets.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
-from apical.nets.spiking import spiking_conv, spiking_mlp
+from apical.nets.spiking.networks import spiking_conv, spiking_mlp
 from apical.nets.vgg import vgg
 from apical.nets.vit import vit
 

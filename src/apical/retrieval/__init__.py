@@ -4,25 +4,25 @@ A hash net is any net with K outputs h. Its code is sign h, packed into bits; wh
 attack differentiates is u = tanh(alpha h).
 """
 
-from apical.hashing.attack import RetrievalAttack
-from apical.hashing.centres import CSQ, DPN, CentreLoss
-from apical.hashing.codes import Codes, ConstantBitWarning, encode, pack
-from apical.hashing.database import Database, relevant
-from apical.hashing.hag import HAG
-from apical.hashing.heads import hash_head
-from apical.hashing.losses import DPH, DPSH, DSH, Bank, HashLoss, HashNet, PairLoss
-from apical.hashing.measures import (
+from apical.retrieval.attacks.attack import RetrievalAttack
+from apical.retrieval.attacks.hag import HAG
+from apical.retrieval.attacks.perceptibility import Perceptibility, perceptibility
+from apical.retrieval.attacks.sdha import SDHA
+from apical.retrieval.centres import CSQ, DPN, CentreLoss
+from apical.retrieval.codes import Codes, ConstantBitWarning, encode, pack
+from apical.retrieval.database import Database, relevant
+from apical.retrieval.heads import hash_head
+from apical.retrieval.losses import DPH, DPSH, DSH, Bank, HashLoss, HashNet, PairLoss
+from apical.retrieval.measures import (
     PrecisionRecall,
     average_precision,
     mean_average_precision,
     precision_recall,
     precision_within,
 )
-from apical.hashing.memory import Memory
-from apical.hashing.perceptibility import Perceptibility, perceptibility
-from apical.hashing.ranking import distances, pairwise_distances, rank, rankings
-from apical.hashing.relaxation import Continuation, relax
-from apical.hashing.sdha import SDHA
+from apical.retrieval.memory import Memory
+from apical.retrieval.ranking import distances, pairwise_distances, rank, rankings
+from apical.retrieval.relaxation import Continuation, relax
 
 __all__ = [
     "CSQ",

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apical.hashing.database import check_labels
-from apical.hashing.losses import HashLoss
+from apical.retrieval.database import check_labels
+from apical.retrieval.losses import HashLoss
 
 
 @dataclass(frozen=True)

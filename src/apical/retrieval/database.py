@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apical.hashing.codes import Codes, warn_of_constant_bits
+from apical.retrieval.codes import Codes, warn_of_constant_bits
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

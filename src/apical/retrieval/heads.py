@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from apical.starts import replace_head
+from apical.nets.pretrained import replace_head
 
 INITIAL_STD = 0.01
 """Of the new layer's weights: small outputs, so that no bit begins saturated."""

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.hashing.database import check_labels, relevant
 from apical.names import check_literals
+from apical.retrieval.database import check_labels, relevant
 
 PairWeight = Literal["balanced", "none"]
 

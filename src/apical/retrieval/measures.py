@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apical.hashing.codes import Codes
-from apical.hashing.database import Database, check_labels, relevant
-from apical.hashing.expected import expected_precision
-from apical.hashing.ranking import blocks, check_k, rankings
+from apical.retrieval.codes import Codes
+from apical.retrieval.database import Database, check_labels, relevant
+from apical.retrieval.expected import expected_precision
+from apical.retrieval.ranking import blocks, check_k, rankings
 
 Ties = Literal["stable", "expected"]
 

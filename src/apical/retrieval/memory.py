@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from apical.hashing.database import check_labels
-from apical.hashing.losses import Bank
+from apical.retrieval.database import check_labels
+from apical.retrieval.losses import Bank
 
 
 class Memory(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apical.hashing.codes import Codes
+from apical.retrieval.codes import Codes
 
 _BLOCK = 2_000_000  # distances held at a time: they stay in the cache of the processor
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from apical import rules
-from apical.contract import fields, gradients, state
-from apical.contract.specimen import Broken
 from apical.rules import Rule
+from apical.testing import fields, gradients, state
+from apical.testing.specimen import Broken
 
 Check = Callable[[Rule], str | None]
 """Returns None, or why it does not apply to this rule; raises Broken."""

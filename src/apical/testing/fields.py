@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from apical.contract.specimen import Broken, Tensors, batch, converted, difference, gradients, train
 from apical.rules import FA, KolenPollack, Rule
+from apical.testing.specimen import Broken, Tensors, batch, converted, difference, gradients, train
 
 OBSERVABLE = 1e-9
 """Relative; changes below are rounding."""

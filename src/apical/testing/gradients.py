@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.contract.specimen import (
+from apical.core.convert import convert, exact_gradients, feedback_modules, labels
+from apical.rules import Rule, TransportRule
+from apical.testing.specimen import (
     LAST,
     Broken,
     Tensors,
@@ -21,8 +23,6 @@ from apical.contract.specimen import (
     net,
     train,
 )
-from apical.core.convert import convert, exact_gradients, feedback_modules, labels
-from apical.rules import Rule, TransportRule
 
 ROUNDING = 1e-12
 """Relative to the largest entry: two orders of summation in float64 agree to this."""

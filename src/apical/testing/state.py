@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical import rules
-from apical.contract.specimen import (
+from apical.core.convert import convert, feedback_modules, learn, revert
+from apical.core.layers import converted_layers
+from apical.rules import Rule
+from apical.testing.specimen import (
     Broken,
     Tensors,
     batch,
@@ -23,9 +26,6 @@ from apical.contract.specimen import (
     net,
     train,
 )
-from apical.core.convert import convert, feedback_modules, learn, revert
-from apical.core.layers import converted_layers
-from apical.rules import Rule
 
 
 def describes_itself(rule: Rule) -> None:

@@ -63,8 +63,11 @@ def _list(words: list[str]) -> int:
         "list", "Show the names of studies, rules, learners, nets, data sets, tasks and attacks."
     )
     parse(parser, words)
-    from apical import attacks, data, hashing, learners, mnm, nets, rules, studies, tasks
+    from apical import attacks, data, learners, nets, retrieval, rules
+    from apical.bench import studies
     from apical.bench.experiment import optimizers
+    from apical.data import sequences as tasks
+    from apical.nets import memory as mnm
 
     _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
     _show("rules (--rule), also around one another, as sparse(kp), or package.module:Class",
@@ -78,8 +81,8 @@ def _list(words: list[str]) -> int:
           {n: _summary(f) for n, f in tasks.TASKS.items()})  # fmt: skip
     _show("learners (--learner), or package.module:Class",
           {n: _summary(f) for n, f in learners.LEARNERS.items()})  # fmt: skip
-    _show("losses of hash codes (--hashing.loss)",
-          {n: _summary(f) for n, f in hashing.LOSSES.items()})  # fmt: skip
+    _show("losses of hash codes (--retrieval.loss)",
+          {n: _summary(f) for n, f in retrieval.LOSSES.items()})  # fmt: skip
     _show("data sets (--data)", {n: _summary(f) for n, f in data.DATA.items()})
     _show("optimizers (--optimizer), or package.module:Class",
           dict.fromkeys(optimizers.OPTIMIZERS, ""))  # fmt: skip
@@ -90,9 +93,10 @@ def _list(words: list[str]) -> int:
 def _train(words: list[str]) -> int:
     from dataclasses import fields
 
-    from apical import claims, training
     from apical.bench.experiment.execution import Execution
     from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict
+    from apical.bench.storage import claims
+    from apical.bench.training import loop
 
     parser = make_parser("train", "Train one net. Killed at any moment, the same command goes on.")
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
@@ -108,7 +112,7 @@ def _train(words: list[str]) -> int:
     experiment = from_dict({field.name: values[field.name] for field in fields(Experiment)})
     folder = values["folder"] or f"{values['runs']}/train/{experiment.name}"
     try:
-        row = training.run(experiment, folder, execution)
+        row = loop.run(experiment, folder, execution)
     except claims.Held as held:
         raise ValueError(str(held)) from held
     if not row:  # another process of the group tells
@@ -134,9 +138,10 @@ def _train(words: list[str]) -> int:
 def _study(words: list[str]) -> int:
     from pathlib import Path
 
-    from apical import studies, workers
+    from apical.bench import studies
     from apical.bench.experiment.execution import Execution
-    from apical.studies import attack_cost, conduct, cost
+    from apical.bench.studies import attack_cost, conduct, cost
+    from apical.bench.sweep import workers
 
     parser = make_parser(
         "study",
@@ -195,7 +200,7 @@ def _report(words: list[str]) -> int:
     parser.add_argument("folder", help="folder of a study, of several, or of one run")
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
     values = parse(parser, words)
-    from apical import report
+    from apical.bench import report
 
     page = report.write(values["folder"])
     print(page)

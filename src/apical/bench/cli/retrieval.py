@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apical.retrieval import Evaluation
+    from apical.bench.evaluate.retrieval import Evaluation
 
 Row = dict[str, Any]
 
@@ -17,7 +17,8 @@ def search(run: str, evaluation: "Evaluation", transfer: Mapping[str, str], exec
 
     Args: transfer: folders of the hash nets to transfer attacks from, by name.
     """
-    from apical import claims, retrieval
+    from apical.bench.evaluate import retrieval
+    from apical.bench.storage import claims
 
     where = {
         "device": execution.device,

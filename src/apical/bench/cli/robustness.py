@@ -9,9 +9,9 @@ from apical.bench.cli.parsing import UsageError, add_keep_memory, execution_of, 
 from apical.bench.cli.robustness_tables import print_audits, print_rows
 
 if TYPE_CHECKING:
-    from apical import retrieval
-    from apical.robustness import Evaluation
-    from apical.trained import Trained
+    from apical.bench.evaluate import retrieval
+    from apical.bench.evaluate.robustness import Evaluation
+    from apical.bench.evaluate.trained_net import Trained
 
 _OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
     ("eps", "4/255,8/255,16/255", str, "radii, in units of pixels in [0, 1], as 8/255,0.1"),
@@ -38,8 +38,8 @@ _OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
 
 def robustness(words: list[str]) -> int:
     """Attack a trained net, print what survives, and leave the records in its folder."""
-    from apical import claims
-    from apical import robustness as library
+    from apical.bench.evaluate import robustness as library
+    from apical.bench.storage import claims
 
     values = parse(_options(), words)
     execution = execution_of(values)
@@ -110,7 +110,7 @@ def radii(text: str) -> tuple[float, ...]:
 
 def _evaluation(values: dict[str, Any]) -> "Evaluation":
     from apical.attacks import Effort
-    from apical.robustness import Evaluation
+    from apical.bench.evaluate.robustness import Evaluation
 
     pixels = values["pixels"]
     if not re.fullmatch(r"[\d, ]*", pixels):
@@ -130,7 +130,7 @@ def _evaluation(values: dict[str, Any]) -> "Evaluation":
 
 def _learned_codes(run: str | None) -> bool:
     """Whether a run trained a hash net, which has no classes to attack but a retrieval."""
-    from apical.trained import experiment_of
+    from apical.bench.evaluate.trained_net import experiment_of
 
     path = Path(run or "")
     folder = path.parent if path.is_file() else path
@@ -143,8 +143,8 @@ def _of_codes(values: dict[str, Any], evaluation: "Evaluation") -> "retrieval.Ev
 
     Raises: UsageError for options that have no meaning there.
     """
-    from apical import retrieval
     from apical.attacks import Effort
+    from apical.bench.evaluate import retrieval
 
     plain = {name: default for name, default, _, _ in (*_OF_THE_ATTACK, *_OF_A_MODEL)}
     plain |= {"audit_only": False}
@@ -172,7 +172,7 @@ def _names(options: Sequence[tuple[str, Any, Any, str]]) -> list[str]:
 
 def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
     """The net, and the folder its evaluations belong to."""
-    from apical import trained
+    from apical.bench.evaluate import trained_net
 
     if (values["run"] is None) == (values["model"] is None):
         raise UsageError("give a run folder, or a model of your own with --model; one of the two")
@@ -185,7 +185,7 @@ def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
         return net, path.parent if path.is_file() else path
     if values["data"] is None:
         raise UsageError("--model needs --data, the data set its images come from")
-    net = trained.from_model(
+    net = trained_net.from_model(
         values["model"],
         weights=values["weights"],
         data_name=values["data"],
@@ -199,9 +199,9 @@ def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
 
 
 def _run(path: str, execution: Any) -> "Trained":
-    from apical import trained
+    from apical.bench.evaluate import trained_net
 
-    return trained.from_run(path, **_where(execution))
+    return trained_net.from_run(path, **_where(execution))
 
 
 def _where(execution: Any) -> dict[str, Any]:

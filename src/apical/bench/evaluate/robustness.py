@@ -20,18 +20,20 @@ from typing import Any
 
 import torch
 
-from apical import attacks, claims, evaluation_folder, progress, records, rules, training
+from apical import attacks, rules
 from apical.attacks import Audit, Effort, RobustReport, audit, robust_report
 from apical.attacks.ball import Threat
 from apical.attacks.checks import check_eps
 from apical.attacks.evaluation import AUDITED
 from apical.attacks.pictures import pictures
 from apical.attacks.trials import Trial
+from apical.bench.evaluate.trained_net import Trained
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import KEY_DIGITS
 from apical.bench.experiment.settings import differing
+from apical.bench.storage import claims, evaluation_folder, records
+from apical.bench.training import loop, progress
 from apical.names import check_literals
-from apical.trained import Trained
 
 VERSION = 1
 """Raised when a change of the attacks alters what an evaluation finds."""
@@ -151,7 +153,7 @@ def evaluate(
     evaluation_folder.check(folder, key)
     if found := rows(folder):
         return found
-    with training.settings(execution), claims.hold(folder) as claim:
+    with loop.settings(execution), claims.hold(folder) as claim:
         if found := rows(folder):
             return found
         x, y = net.examples(evaluation.images, execution.device)
@@ -175,7 +177,7 @@ def audits(net: Trained, evaluation: Evaluation, execution: Execution | None = N
     _check_classes(net)
     x, y = net.examples(min(evaluation.images, AUDITED), execution.device)
     sources = ["own", "exact", *(f"rule:{rule}" for rule in evaluation.rules)]
-    with training.settings(execution):
+    with loop.settings(execution):
         return [audit(net.model, x, y, gradient=s, seed=evaluation.seed) for s in sources]
 
 
@@ -232,7 +234,7 @@ def _check_classes(*nets: Trained) -> None:
         if net.bits is not None:
             raise ValueError(
                 f"{net.name} gives hash codes of {net.bits} bits, no scores of classes: attack its "
-                "retrieval (apical.retrieval)"
+                "retrieval (apical.bench.evaluate.retrieval)"
             )
 
 

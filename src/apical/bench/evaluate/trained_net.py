@@ -9,12 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from apical import checkpoint, data, nets, prepare, records, rules, run_folder, splits, starts
+from apical import data, nets, rules
 from apical.attacks import Normalised
 from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.bench.experiment.rule_settings import rule_assignment
+from apical.bench.storage import checkpoint, records, run_folder
+from apical.bench.training import build as prepare
+from apical.bench.training import splits
 from apical.core.convert import convert, feedback_modules
 from apical.names import from_path
+from apical.nets import pretrained
 
 CHOICE = 0
 """Seed by which the images are chosen: the same ones for every net."""
@@ -101,7 +105,7 @@ def experiment_of(folder: Path) -> Experiment:
 def digest_of_run(folder: Path) -> str:
     """The digest of a finished run's net, without building it."""
     experiment = experiment_of(folder)
-    return starts.digest(_weights_of_run(folder, experiment), told=f"run {experiment.key}")
+    return pretrained.digest(_weights_of_run(folder, experiment), told=f"run {experiment.key}")
 
 
 def from_model(
@@ -136,12 +140,12 @@ def from_model(
     if rule is not None:
         made = convert(made, rule_assignment(rule), example=torch.zeros(2, *images.shape))
     if weights is not None:
-        starts.load(made, weights)
+        pretrained.load(made, weights)
     experiment = Experiment(data=data_name, size=size, pixels=pixels)
     whole = Normalised(made.eval(), *splits.normalisation(experiment, images))
     layers = [(f.layer, rules.spell(f.rule)) for f in feedback_modules(made)]
     told = f"model {model} {dict(options or {})} {data_name} {images.shape} {layers}"
-    digest = starts.digest(whole.state_dict(), told=told)
+    digest = pretrained.digest(whole.state_dict(), told=told)
     return Trained(whole.to(device), images, digest, model.replace(":", "."))
 
 

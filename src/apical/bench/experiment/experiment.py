@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from apical import mnm, nets
+from apical import nets
 from apical.bench.experiment.data_settings import DataSettings
 from apical.bench.experiment.learner_settings import (
     LearnerSettings,
@@ -31,6 +31,7 @@ from apical.bench.experiment.settings import Settings, differing, from_json
 from apical.bench.experiment.task_settings import TaskSettings
 from apical.bench.experiment.training_settings import TrainingSettings
 from apical.core.feedback import FEEDBACK_VERSION
+from apical.nets import memory as mnm
 
 if TYPE_CHECKING:
     from apical.learners import Learner
@@ -110,7 +111,7 @@ class Experiment(
         ]
         if self.test_lengths and not self.test:
             found.append(f"test_lengths={self.test_lengths} cannot be combined with test=False")
-        from apical import tasks
+        from apical.data import sequences as tasks
 
         kind = tasks.TASKS.get(self.task)
         if kind is not None and kind.answers == "every" and self.differs("learner"):
@@ -159,7 +160,7 @@ class Experiment(
             return self.hashing.loss_name
         if self.task is None:
             return self.loss
-        from apical import tasks
+        from apical.data import sequences as tasks
 
         return tasks.TASKS[self.task].loss
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from apical.bench.experiment.settings import Settings, setting
-from apical.hashing import LOSSES, CentreLoss, Continuation, HashLoss
 from apical.names import unknown
+from apical.retrieval import LOSSES, CentreLoss, Continuation, HashLoss
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from apical.bench.experiment.settings import Settings, setting
-from apical.starts import Start
+from apical.nets.pretrained import Start
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from apical.bench.experiment.settings import Settings, setting
 from apical.names import unknown
 
 if TYPE_CHECKING:
-    from apical.tasks import Task
+    from apical.data.sequences import Task
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TaskSettings(Settings):
         found = super().problems()
         if self.task is None:
             return found
-        from apical import tasks
+        from apical.data import sequences as tasks
 
         lengths = self.test_lengths
         if list(lengths) != sorted(set(lengths)) or self.length in lengths:
@@ -73,7 +73,7 @@ def task_of(settings: TaskSettings, root: str | None = None) -> Task | None:
     """
     if settings.task is None or settings.length is None:
         return None
-    from apical import tasks
+    from apical.data import sequences as tasks
 
     options = dict(settings.task_options)
     if root is not None and tasks.TASKS[settings.task].from_files:

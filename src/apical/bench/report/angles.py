@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from apical import stats
-from apical.report.escape import for_markdown, for_spreadsheet
-from apical.report.names import display_name
-from apical.report.read import Run, Study
+from apical.bench.report.escape import for_markdown, for_spreadsheet
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Run, Study
+from apical.measure import statistics as stats
 
 KEY = "delta_angle_deg"
 MOVES = 0.01

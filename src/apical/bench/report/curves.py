@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from apical import stats
-from apical.report.figures import Series, draw_curves, series
-from apical.report.looks import Look
-from apical.report.names import display_name
-from apical.report.read import Curve, Study
-from apical.report.render import Group, Panel
+from apical.bench.report.figures import Series, draw_curves, series
+from apical.bench.report.looks import Look
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Curve, Study
+from apical.bench.report.render import Group, Panel
+from apical.measure import statistics
 
 KINDS = {"test_acc": "test", "angle_deg": "layer", "gradient_angle_deg": "layer"}
 """Kind of the rows that hold a metric."""
@@ -30,7 +30,7 @@ class Point:
 
     curve: Curve
     epoch: int
-    ours: stats.Summary
+    ours: statistics.Summary
 
     @property
     def published(self) -> float:
@@ -48,7 +48,7 @@ class Point:
     @property
     def word(self) -> str:
         """Agrees: within the allowance, or within our interval where that is wider."""
-        if self.ours.n < stats.FEWEST:
+        if self.ours.n < statistics.FEWEST:
             return "too few runs"
         half = (self.ours.high or 0.0) - self.ours.mean
         return "agrees" if abs(self.difference) <= max(self.curve.allowance, half) else "differs"
@@ -65,7 +65,7 @@ def points(study: Study) -> list[Point]:
     for curve in study.curves:
         ours = _ours(study, curve, [curve.rule]).get(curve.rule, {})
         found += [
-            Point(curve, epoch, stats.summarize(ours[epoch]))
+            Point(curve, epoch, statistics.summarize(ours[epoch]))
             for epoch in curve.values
             if epoch in ours
         ]

@@ -6,11 +6,11 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from apical.phases import Phase, phases
-from apical.report import angles, figures
-from apical.report.looks import Look
-from apical.report.read import Run, Study
-from apical.report.render import Group, Panel
+from apical.bench.report import angles, figures
+from apical.bench.report.looks import Look
+from apical.bench.report.read import Run, Study
+from apical.bench.report.render import Group, Panel
+from apical.measure.alignment_phases import Phase, phases
 
 NAMED_LAYERS = 3
 """Layers of a warning that are named; more are counted."""

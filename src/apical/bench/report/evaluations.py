@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from apical import packing
+from apical.bench.storage import packing
 
 Status = Literal["finished", "unfinished", "failed", "not started"]
 Row = Mapping[str, Any]

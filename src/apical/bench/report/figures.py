@@ -5,11 +5,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from apical.report.looks import INK, LINE, SOFT, Look, line_style
-from apical.report.names import display_name
-from apical.report.read import Run, Study
-from apical.report.render import Group, Panel
-from apical.report.table import Cell, test_error
+from apical.bench.report.looks import INK, LINE, SOFT, Look, line_style
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Run, Study
+from apical.bench.report.render import Group, Panel
+from apical.bench.report.table import Cell, test_error
 
 CURVES = (
     ("train_acc", "Training error, %"),

@@ -5,10 +5,10 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from apical.report.figures import log_axis
-from apical.report.looks import SOFT, Look, line_style
-from apical.report.read import Run, Study
-from apical.report.render import Group, Panel
+from apical.bench.report.figures import log_axis
+from apical.bench.report.looks import SOFT, Look, line_style
+from apical.bench.report.read import Run, Study
+from apical.bench.report.render import Group, Panel
 
 DECADES = 12
 """Below the largest value that are drawn; what is smaller lies on the lower edge with the zeros."""

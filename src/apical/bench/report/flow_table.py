@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from apical import stats
-from apical.report import solved
-from apical.report.escape import for_markdown
-from apical.report.names import display_name
-from apical.report.read import Run, Study
-from apical.report.table import interval, number, share, signed
+from apical.bench.report import solved
+from apical.bench.report.escape import for_markdown
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Run, Study
+from apical.bench.report.table import interval, number, share, signed
+from apical.measure import statistics as stats
 
 READOUT, BACKPROP = "readout", "backprop"
 REGULARISER = ("alpha_weights", "alpha_targets", "omega_per")

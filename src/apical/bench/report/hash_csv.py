@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apical.report.hash_table import MEASURES, Section, lines, measures
-from apical.report.robust_csv import to_csv
+from apical.bench.report.hash_table import MEASURES, Section, lines, measures
+from apical.bench.report.robust_csv import to_csv
 
 
 def numbers(sections: Iterable[Section]) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from apical.report.looks import Look, line_style
-from apical.report.read import Run, Study
-from apical.report.render import Group, Panel
+from apical.bench.report.looks import Look, line_style
+from apical.bench.report.read import Run, Study
+from apical.bench.report.render import Group, Panel
 
 Points = Mapping[str, Sequence[tuple[float, float, float]]]
 """Rule -> (radius, precision %, recall %) at each radius, means over seeds."""

@@ -1,12 +1,12 @@
 """The table of a study of attacked retrieval for Markdown files."""
 
-from apical.report import hash_table
-from apical.report import robust_words as words
-from apical.report.escape import for_markdown
-from apical.report.hash_table import Line, Section
-from apical.report.names import display_name
-from apical.report.read import Study
-from apical.report.robust_stats import Difference, Estimate
+from apical.bench.report import hash_table
+from apical.bench.report import robust_words as words
+from apical.bench.report.escape import for_markdown
+from apical.bench.report.hash_table import Line, Section
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Study
+from apical.bench.report.robust_stats import Difference, Estimate
 
 HEAD = ("rule", "radius", "n", "clean", "HAG own", "HAG exact", "SDHA own", "SDHA exact")
 LAST = ("**worst case**", "own minus exact", "worst minus BP", "t-MAP own", "t-MAP exact")

@@ -4,12 +4,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from apical.records import write_bytes
-from apical.report import hash_csv, hash_pictures, hash_table, hash_words
-from apical.report import robust_words as words
-from apical.report.hash_table import Line, Section
-from apical.report.protocol import flatten, text
-from apical.report.read import Study
+from apical.bench.report import hash_csv, hash_pictures, hash_table, hash_words
+from apical.bench.report import robust_words as words
+from apical.bench.report.hash_table import Line, Section
+from apical.bench.report.protocol import flatten, text
+from apical.bench.report.read import Study
+from apical.bench.storage.records import write_bytes
 
 
 def write(study: Study, out: Path) -> Any:

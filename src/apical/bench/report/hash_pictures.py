@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apical.report.hash_read import Evaluation
-from apical.report.hash_table import Section
-from apical.report.names import display_name
-from apical.report.robust_examples import Shown, arrays, picture
+from apical.bench.report.hash_read import Evaluation
+from apical.bench.report.hash_table import Section
+from apical.bench.report.names import display_name
+from apical.bench.report.robust_examples import Shown, arrays, picture
 
 MOST_QUERIES, MOST_FOUND = 2, 6
 """Shown of each rule: enough to see what an attack does to an answer."""

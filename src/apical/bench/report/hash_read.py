@@ -5,7 +5,7 @@ attack, map, gap, targeted and, last, end; average precisions are means over que
 95 % intervals over them. examples.npz holds a few queries and what is found with them.
 """
 
-from apical.report.evaluations import Evaluated
+from apical.bench.report.evaluations import Evaluated
 
 
 class Evaluation(Evaluated):

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apical import stats
-from apical.report import robust_stats
-from apical.report.evaluations import Row
-from apical.report.hash_read import Evaluation
-from apical.report.names import is_baseline
-from apical.report.robust_stats import Difference, Estimate
+from apical.bench.report import robust_stats
+from apical.bench.report.evaluations import Row
+from apical.bench.report.hash_read import Evaluation
+from apical.bench.report.names import is_baseline
+from apical.bench.report.robust_stats import Difference, Estimate
+from apical.measure import statistics
 
 COLUMNS = {
     "noise": ("attack", {"attack": "noise"}),
@@ -89,7 +89,7 @@ class Section:
         rows = [row for each in self.of(rule).values() if (row := find(each))]
         if not rows:
             return None
-        found = stats.summarize([100 * row["map"] for row in rows])
+        found = statistics.summarize([100 * row["map"] for row in rows])
         if found.low is None or found.high is None:
             low, high = (100 * rows[0].get(key, rows[0]["map"]) for key in ("low", "high"))
             return Estimate(1, found.mean, low, high, "images")
@@ -193,9 +193,9 @@ def _told_apart(section: Section, found: Sequence[Line]) -> list[Line]:
         return section.shares(rule, _finder("worst", eps))
 
     p_values = [
-        stats.difference_p(worst(line.rule, line.eps), worst(section.baseline, line.eps))
+        statistics.difference_p(worst(line.rule, line.eps), worst(section.baseline, line.eps))
         for line in others
     ]
-    corrected = stats.holm([1.0 if p is None else p for p in p_values])
+    corrected = statistics.holm([1.0 if p is None else p for p in p_values])
     apart = {line.rule for line, p in zip(others, corrected, strict=True) if p < 0.05}
     return [replace(line, told_apart=line.rule in apart) for line in found]

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from apical.report.hash_table import Line, Section
-from apical.report.names import display_name
-from apical.report.robust_stats import MASKED
-from apical.report.robust_words import NORMS, points, radius
+from apical.bench.report.hash_table import Line, Section
+from apical.bench.report.names import display_name
+from apical.bench.report.robust_stats import MASKED
+from apical.bench.report.robust_words import NORMS, points, radius
 
 
 def conclusion(lines: Sequence[Line]) -> str:

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from apical.records import write_bytes
-from apical.report import (
+from apical.bench.report import (
     angles,
     curves,
     flow_table,
@@ -19,10 +18,11 @@ from apical.report import (
     spike_table,
     tuning,
 )
-from apical.report.escape import for_markdown
-from apical.report.names import display_name
-from apical.report.read import Study, is_study, read_study
-from apical.report.table import Cell, cells, count, interval, number, share, signed
+from apical.bench.report.escape import for_markdown
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Study, is_study, read_study
+from apical.bench.report.table import Cell, cells, count, interval, number, share, signed
+from apical.bench.storage.records import write_bytes
 
 Pathlike = str | os.PathLike[str]
 

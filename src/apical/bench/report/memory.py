@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from apical.report.figures import Series, draw_curves
-from apical.report.looks import Look
-from apical.report.read import Run, Study
-from apical.report.render import Group, Panel
+from apical.bench.report.figures import Series, draw_curves
+from apical.bench.report.looks import Look
+from apical.bench.report.read import Run, Study
+from apical.bench.report.render import Group, Panel
 
 QUANTITIES = {
     "beta": "Rate of writing, β",

@@ -4,8 +4,8 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from apical.report.names import display_name
-from apical.report.table import Cell, number
+from apical.bench.report.names import display_name
+from apical.bench.report.table import Cell, number
 
 FEWEST = 3
 """Rules of a setting with published values, below which an order says nothing."""

@@ -13,10 +13,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from apical import records, stats
-from apical.report.escape import for_markdown
-from apical.report.names import display_name, is_baseline
-from apical.report.read import Run, Study
+from apical.bench.report.escape import for_markdown
+from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.read import Run, Study
+from apical.bench.storage import records
+from apical.measure import statistics as stats
 
 RULE_TIMES = "step_time_rules.json"
 """Beside the study's folder: what `COMMAND` wrote."""

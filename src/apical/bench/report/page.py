@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apical.records import StorageError, write_bytes
-from apical.report import (
+from apical.bench.report import (
     angles,
     curves,
     diagnostics,
@@ -28,11 +27,12 @@ from apical.report import (
     table,
     tuning,
 )
-from apical.report.looks import Look, css_variables, looks
-from apical.report.names import display_name
-from apical.report.read import FULL_TIER, Study, is_run, is_study, read_run, read_study
-from apical.report.render import Group, legend_svg, to_svg, write_png
-from apical.stats import ALLOWANCE
+from apical.bench.report.looks import Look, css_variables, looks
+from apical.bench.report.names import display_name
+from apical.bench.report.read import FULL_TIER, Study, is_run, is_study, read_run, read_study
+from apical.bench.report.render import Group, legend_svg, to_svg, write_png
+from apical.bench.storage.records import StorageError, write_bytes
+from apical.measure.statistics import ALLOWANCE
 
 TEMPLATES = Path(__file__).parent / "templates"
 PNG_COLUMNS = 4

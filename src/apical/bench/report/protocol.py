@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apical.report.names import display_name
-from apical.report.read import FULL_TIER, Run, Study
-from apical.report.table import Cell, number
+from apical.bench.report.names import display_name
+from apical.bench.report.read import FULL_TIER, Run, Study
+from apical.bench.report.table import Cell, number
 
 PER_RUN = ("key", "seed")
 """Fields of an experiment that the list of runs shows."""

@@ -1,6 +1,6 @@
 """A study folder as values: study.json and, per run, experiment.json, records, environment.
 
-Loose folders, as runs leave them, and packed studies (see `apical.packing`) read alike.
+Loose folders, as runs leave them, and packed studies (see `apical.bench.storage.packing`) read alike.
 
 study.json:
     name, title, tier, command   text; the command regenerates the study
@@ -34,11 +34,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from apical import packing
-from apical.report import hash_read, robust_read
-from apical.report.evaluations import Status
-from apical.report.names import display_name
-from apical.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
+from apical.bench.report import hash_read, robust_read
+from apical.bench.report.evaluations import Status
+from apical.bench.report.names import display_name
+from apical.bench.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
+from apical.bench.storage import packing
 
 __all__ = ["FULL_TIER", "Curve", "Published", "Run", "Study", "is_study", "read_study"]
 

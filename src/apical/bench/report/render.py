@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apical.report.looks import INK, LINE, SOFT, Look, line_style, variables
+from apical.bench.report.looks import INK, LINE, SOFT, Look, line_style, variables
 
 XLINK = "http://www.w3.org/1999/xlink"
 FONT = {"font.size": 8, "font.family": "DejaVu Sans", "axes.unicode_minus": True}
@@ -95,7 +95,7 @@ def write_png(
     import matplotlib
     from matplotlib.figure import Figure
 
-    from apical.records import write_bytes
+    from apical.bench.storage.records import write_bytes
 
     columns = min(columns, len(group.panels))
     rows = -(-len(group.panels) // columns)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from apical.report.escape import for_spreadsheet
-from apical.report.robust_read import Evaluation
-from apical.report.robust_section import Section
-from apical.report.robust_table import headlines_of_rule, verdict
+from apical.bench.report.escape import for_spreadsheet
+from apical.bench.report.robust_read import Evaluation
+from apical.bench.report.robust_section import Section
+from apical.bench.report.robust_table import headlines_of_rule, verdict
 
 ATTACK = ("eps", "group", "attack", "source", "role")
 """Keys that tell one attack of an evaluation from another."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apical.report.looks import INK, SOFT
-from apical.report.names import display_name
-from apical.report.robust_read import Evaluation
-from apical.report.robust_section import Section
+from apical.bench.report.looks import INK, SOFT
+from apical.bench.report.names import display_name
+from apical.bench.report.robust_read import Evaluation
+from apical.bench.report.robust_section import Section
 
 MOST_IMAGES, MOST_ATTACKS = 3, 3
 """Shown of each rule: enough to see what a radius looks like."""
@@ -186,8 +186,8 @@ def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from apical.records import write_bytes
-    from apical.report.render import FONT
+    from apical.bench.report.render import FONT
+    from apical.bench.storage.records import write_bytes
 
     image, across = _telling(found), max(len(each.columns) for each in found)
     size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(found))

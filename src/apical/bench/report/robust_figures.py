@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from apical.report.looks import INK, LOOKS, SOFT, SPARE, Look, line_style
-from apical.report.names import display_name, is_baseline
-from apical.report.render import Group, Panel
-from apical.report.robust_section import Section, attack_share
-from apical.report.robust_stats import MASKED, Estimate
-from apical.report.robust_table import LINES, Lines, lines, verdict
+from apical.bench.report.looks import INK, LOOKS, SOFT, SPARE, Look, line_style
+from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.render import Group, Panel
+from apical.bench.report.robust_section import Section, attack_share
+from apical.bench.report.robust_stats import MASKED, Estimate
+from apical.bench.report.robust_table import LINES, Lines, lines, verdict
 
 LOOK = {
     "own": Look(LOOKS["fa"].light, LOOKS["fa"].dark, (5, 1.5), "s"),

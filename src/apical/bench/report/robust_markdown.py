@@ -1,14 +1,14 @@
 """The table of a robustness study for Markdown files."""
 
-from apical.report import robust_figures, robust_published, robust_section, robust_table
-from apical.report import robust_words as words
-from apical.report.escape import for_markdown
-from apical.report.names import display_name
-from apical.report.read import Study
-from apical.report.robust_figures import Heat
-from apical.report.robust_section import Section
-from apical.report.robust_stats import Difference, Estimate
-from apical.report.robust_table import Headline
+from apical.bench.report import robust_figures, robust_published, robust_section, robust_table
+from apical.bench.report import robust_words as words
+from apical.bench.report.escape import for_markdown
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Study
+from apical.bench.report.robust_figures import Heat
+from apical.bench.report.robust_section import Section
+from apical.bench.report.robust_stats import Difference, Estimate
+from apical.bench.report.robust_table import Headline
 
 HEAD = ("rule", "n", "clean", "noise", "own gradient", "exact gradient", "**worst case**")
 APART = ("own minus exact", "worst minus BP", "verdict")

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apical.records import write_bytes
-from apical.report import (
+from apical.bench.report import (
     figures,
     protocol,
     robust_csv,
@@ -15,12 +14,13 @@ from apical.report import (
     robust_section,
     robust_table,
 )
-from apical.report import robust_words as words
-from apical.report.evaluations import Row
-from apical.report.names import display_name
-from apical.report.read import Study
-from apical.report.render import Group, legend_svg, to_svg, write_png
-from apical.report.robust_section import Section
+from apical.bench.report import robust_words as words
+from apical.bench.report.evaluations import Row
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Study
+from apical.bench.report.render import Group, legend_svg, to_svg, write_png
+from apical.bench.report.robust_section import Section
+from apical.bench.storage.records import write_bytes
 
 PNG_COLUMNS = 3
 

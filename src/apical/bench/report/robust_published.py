@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from functools import partial
 
-from apical import stats
-from apical.report import robust_stats
-from apical.report.robust_read import FULL_TIER, PublishedRobustness
-from apical.report.robust_section import Section, attack_row, attack_share
-from apical.report.robust_stats import Estimate
+from apical.bench.report import robust_stats
+from apical.bench.report.robust_read import FULL_TIER, PublishedRobustness
+from apical.bench.report.robust_section import Section, attack_row, attack_share
+from apical.bench.report.robust_stats import Estimate
+from apical.measure import statistics
 
 READ = 1.0
 """Points to which published values are known: most were read off curves."""
@@ -21,7 +21,7 @@ class Beside:
     published: PublishedRobustness
     ours: Estimate
     exact: Estimate | None
-    verdict: stats.Verdict
+    verdict: statistics.Verdict
 
     @property
     def difference(self) -> float:
@@ -42,8 +42,8 @@ def beside(section: Section, tier: str) -> list[Beside]:
         scale = row.other_scale
         if not scale and tier != FULL_TIER:
             scale = f"tier {tier}, not the published protocol"
-        word = stats.verdict(
-            stats.summarize([100 * share for share in shares.values()]),
+        word = statistics.verdict(
+            statistics.summarize([100 * share for share in shares.values()]),
             row.accuracy,
             other_scale=scale,
             published_n=row.n,

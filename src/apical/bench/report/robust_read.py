@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apical.report.evaluations import Evaluated, Row
+from apical.bench.report.evaluations import Evaluated, Row
 
 FULL_TIER = "full"
 """The tier of a published protocol; every other one is on another scale."""

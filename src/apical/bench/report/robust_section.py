@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from apical.report import robust_stats
-from apical.report.evaluations import Row
-from apical.report.robust_read import Evaluation, PublishedRobustness
-from apical.report.robust_stats import Estimate
+from apical.bench.report import robust_stats
+from apical.bench.report.evaluations import Row
+from apical.bench.report.robust_read import Evaluation, PublishedRobustness
+from apical.bench.report.robust_stats import Estimate
 
 SAME_RADIUS = 1e-3
 """Relative difference up to which a published radius is taken for ours."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from apical import stats
+from apical.measure import statistics
 
 MASKED = 5.0
 """Points of own minus exact robust accuracy above which a rule counts as masked, with an interval
@@ -69,16 +69,16 @@ def estimate(shares: Mapping[int, float], images: int) -> Estimate | None:
     """
     if not shares:
         return None
-    found = stats.summarize([100 * share for share in shares.values()]).within(0, 100)
+    found = statistics.summarize([100 * share for share in shares.values()]).within(0, 100)
     if found.low is None or found.high is None:
-        low, high = stats.wilson(found.mean / 100 * images, images)
+        low, high = statistics.wilson(found.mean / 100 * images, images)
         return Estimate(1, found.mean, 100 * low, 100 * high, "images")
     return Estimate(found.n, found.mean, found.low, found.high, "nets")
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
     """First minus second on the seeds both have, fractions in, points out; None without any."""
-    found = stats.paired_difference(first, second)
+    found = statistics.paired_difference(first, second)
     if found is None:
         return None
     low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
@@ -119,7 +119,7 @@ def verdict(
     masked = [_apart(apart, gaps)] if apart else []
     misled = [row for row in audits if row["misleading"]]
     if 2 * len(misled) > len(audits):
-        shares = stats.summarize([row["rising"] for row in misled]).mean
+        shares = statistics.summarize([row["rising"] for row in misled]).mean
         masked.append(
             f"a small step along the own gradient raises the loss for {100 * shares:.0f} % of "
             f"the examples only (chance gives half){_in_nets(len(misled), len(audits))}"

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from apical import stats
-from apical.report import robust_stats
-from apical.report.names import is_baseline
-from apical.report.robust_read import Evaluation, PublishedRobustness
-from apical.report.robust_section import Section, Value, attack_share, near
-from apical.report.robust_stats import Difference, Estimate, RuleVerdict
+from apical.bench.report import robust_stats
+from apical.bench.report.names import is_baseline
+from apical.bench.report.robust_read import Evaluation, PublishedRobustness
+from apical.bench.report.robust_section import Section, Value, attack_share, near
+from apical.bench.report.robust_stats import Difference, Estimate, RuleVerdict
+from apical.measure import statistics
 
 LINES = ("own", "averaged", "exact", "transfer", "black box", "noise", "worst")
 """Kinds of attack that are followed over the radius, the protocol of the papers first."""
@@ -158,8 +158,8 @@ def _compared(section: Section, rows: Sequence[Headline]) -> list[Headline]:
         return section.shares(row.rule, lambda each: each.at("worst", row.eps).get("accuracy"))
 
     others = [row for row in rows if row is not baseline]
-    found = [stats.difference_p(worst(row), worst(baseline)) for row in others]
-    corrected = stats.holm([1.0 if p is None else p for p in found])
+    found = [statistics.difference_p(worst(row), worst(baseline)) for row in others]
+    corrected = statistics.holm([1.0 if p is None else p for p in found])
     apart = {row.rule for row, p in zip(others, corrected, strict=True) if p < 0.05}
     return [replace(row, told_apart=row.rule in apart) for row in rows]
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from apical.report.names import display_name, is_baseline
-from apical.report.robust_read import PublishedRobustness
-from apical.report.robust_section import Section
-from apical.report.robust_stats import Difference, Estimate, radius
-from apical.report.robust_table import Headline
+from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.robust_read import PublishedRobustness
+from apical.bench.report.robust_section import Section
+from apical.bench.report.robust_stats import Difference, Estimate, radius
+from apical.bench.report.robust_table import Headline
 
 KINDS = {
     "own": "own gradient, the papers' protocol",

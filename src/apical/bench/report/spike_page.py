@@ -5,14 +5,14 @@ import io
 from pathlib import Path
 from typing import Any
 
-from apical.records import write_bytes
-from apical.report import robust_table, spike_table
-from apical.report import robust_words as words
-from apical.report.looks import INK, SOFT
-from apical.report.names import display_name
-from apical.report.read import Study
-from apical.report.robust_examples import arrays
-from apical.report.robust_section import Section
+from apical.bench.report import robust_table, spike_table
+from apical.bench.report import robust_words as words
+from apical.bench.report.looks import INK, SOFT
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Study
+from apical.bench.report.robust_examples import arrays
+from apical.bench.report.robust_section import Section
+from apical.bench.storage.records import write_bytes
 
 MOST_NEURONS = 60
 """Shown of each layer, the first ones."""
@@ -49,7 +49,7 @@ def _rasters(section: Section, out: Path, png: str) -> dict[str, Any] | None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from apical.report.render import FONT
+    from apical.bench.report.render import FONT
 
     nets = [next(iter(section.of(rule).values())) for rule in section.rules]
     shown = [(net.rule, _read(net.folder / "examples.npz")) for net in nets]

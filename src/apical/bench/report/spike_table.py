@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apical.report import robust_section, robust_stats, robust_table
-from apical.report import robust_words as words
-from apical.report.escape import for_markdown
-from apical.report.names import display_name
-from apical.report.read import Study
-from apical.report.robust_read import Evaluation
-from apical.report.robust_section import Section
-from apical.report.robust_stats import Difference, Estimate
+from apical.bench.report import robust_section, robust_stats, robust_table
+from apical.bench.report import robust_words as words
+from apical.bench.report.escape import for_markdown
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Study
+from apical.bench.report.robust_read import Evaluation
+from apical.bench.report.robust_section import Section
+from apical.bench.report.robust_stats import Difference, Estimate
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "noise": ("noise",),

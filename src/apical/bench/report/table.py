@@ -8,10 +8,10 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from apical import stats
-from apical.report.escape import for_spreadsheet
-from apical.report.names import is_baseline
-from apical.report.read import FULL_TIER, Published, Run, Study
+from apical.bench.report.escape import for_spreadsheet
+from apical.bench.report.names import is_baseline
+from apical.bench.report.read import FULL_TIER, Published, Run, Study
+from apical.measure import statistics
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Cell:
     planned: int
     failed: int
     runs: tuple[Run, ...]
-    summary: stats.Summary | None = None
+    summary: statistics.Summary | None = None
     one_net: tuple[float, float] | None = None
-    difference: stats.Summary | None = None
+    difference: statistics.Summary | None = None
     ties: str = ""
     published: Published | None = None
-    verdict: stats.Verdict | None = None
+    verdict: statistics.Verdict | None = None
 
     @property
     def n(self) -> int:
@@ -68,7 +68,7 @@ def _setting_cells(study: Study, setting: str) -> list[Cell]:
     samples = {
         rule: {run.seed: test_error(run) for run in study.finished(setting, rule)} for rule in rules
     }
-    letters = stats.tie_groups(samples)
+    letters = statistics.tie_groups(samples)
     baseline = next((rule for rule in rules if is_baseline(rule)), None)
     return [
         _cell(study, setting, rule, samples[rule], samples.get(baseline or "", {}), letters[rule])
@@ -87,14 +87,14 @@ def _cell(
     planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
     runs = tuple(study.finished(setting, rule))
     published = study.find_published(setting, rule)
-    summary = stats.summarize(list(sample.values())) if sample else None
-    difference = None if is_baseline(rule) else stats.paired_difference(sample, baseline)
+    summary = statistics.summarize(list(sample.values())) if sample else None
+    difference = None if is_baseline(rule) else statistics.paired_difference(sample, baseline)
     verdict = None
     if summary is not None and published is not None:
         scale = published.other_scale
         if not scale and study.tier != FULL_TIER:
             scale = f"tier {study.tier}, not the published protocol"
-        verdict = stats.verdict(
+        verdict = statistics.verdict(
             summary, published.error, other_scale=scale, published_n=published.n
         )
     return Cell(
@@ -117,7 +117,7 @@ def _one_net(runs: tuple[Run, ...]) -> tuple[float, float] | None:
     if len(runs) != 1 or "test_count" not in runs[0].final:
         return None
     count = runs[0].final["test_count"]
-    low, high = stats.wilson(count * test_error(runs[0]) / 100, count)
+    low, high = statistics.wilson(count * test_error(runs[0]) / 100, count)
     return 100 * low, 100 * high
 
 
@@ -173,12 +173,12 @@ def signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def share(summary: stats.Summary | None) -> str:
+def share(summary: statistics.Summary | None) -> str:
     """The interval of a percentage, cut off at 0 and 100."""
     return interval(summary and summary.within(0, 100))
 
 
-def interval(summary: stats.Summary | None, *, sign: bool = False) -> str:
+def interval(summary: statistics.Summary | None, *, sign: bool = False) -> str:
     """ "0.83 to 0.97"; "" without an interval."""
     if summary is None or summary.low is None:
         return ""

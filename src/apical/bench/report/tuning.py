@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
-from apical import stats
-from apical.report import robust_figures, robust_section, robust_stats, robust_table
-from apical.report.escape import for_markdown, for_spreadsheet
-from apical.report.names import display_name, is_baseline
-from apical.report.read import Run, Study
-from apical.report.robust_section import Section
-from apical.report.robust_stats import Difference, Estimate
-from apical.report.robust_words import percent, points, radius, span
+from apical.bench.report import robust_figures, robust_section, robust_stats, robust_table
+from apical.bench.report.escape import for_markdown, for_spreadsheet
+from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.read import Run, Study
+from apical.bench.report.robust_section import Section
+from apical.bench.report.robust_stats import Difference, Estimate
+from apical.bench.report.robust_words import percent, points, radius, span
+from apical.measure import statistics as stats
 
 Row = Mapping[str, Any]
 

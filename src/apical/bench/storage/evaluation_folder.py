@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from apical import records
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import versions
-from apical.environment import environment
+from apical.bench.storage import records
+from apical.bench.storage.environment import environment
 
 
 def rows(folder: Path, last: str) -> list[dict[str, Any]]:

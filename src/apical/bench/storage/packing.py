@@ -27,7 +27,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from apical import records
+from apical.bench.storage import records
 
 FORMAT = 1
 """Raised when files packed before can no longer be read."""

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from apical import records
 from apical.bench.experiment.experiment import Experiment, to_dict, versions
-from apical.environment import environment
+from apical.bench.storage import records
+from apical.bench.storage.environment import environment
 
 ENDS = ("final", "stopped")
 """Kinds of the row that closes a run: trained to the end, or ended by a non-finite loss."""

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 
+from apical.bench.studies import biotorch, robustness
+from apical.bench.studies.base import TIERS, Curve, Entry, Published, Search, Study
+from apical.bench.studies.low_dim_error import low_dim_error
+from apical.bench.studies.lra_rnn import lra_rnn
+from apical.bench.studies.mnm import mnm
+from apical.bench.studies.rules_overview import rules_overview
+from apical.bench.studies.sign_symmetry_finetune import sign_symmetry_finetune
+from apical.bench.studies.sign_symmetry_hashing import sign_symmetry_hashing
+from apical.bench.studies.smoke import smoke
+from apical.bench.studies.snn_robustness import snn_robustness
+from apical.bench.studies.weight_transport import weight_transport
 from apical.names import unknown
-from apical.studies import biotorch, robustness
-from apical.studies.base import TIERS, Curve, Entry, Published, Search, Study
-from apical.studies.low_dim_error import low_dim_error
-from apical.studies.lra_rnn import lra_rnn
-from apical.studies.mnm import mnm
-from apical.studies.rules_overview import rules_overview
-from apical.studies.sign_symmetry_finetune import sign_symmetry_finetune
-from apical.studies.sign_symmetry_hashing import sign_symmetry_hashing
-from apical.studies.smoke import smoke
-from apical.studies.snn_robustness import snn_robustness
-from apical.studies.weight_transport import weight_transport
 
 __all__ = ["STUDIES", "TIERS", "Curve", "Entry", "Published", "Search", "Study", "build"]
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apical import records, robustness, run_folder
+from apical.bench.evaluate import robustness
+from apical.bench.evaluate.robustness import Evaluation
+from apical.bench.evaluate.trained_net import digest_of_run, from_run
 from apical.bench.experiment.execution import Execution
-from apical.report import robust_stats
-from apical.robustness import Evaluation
-from apical.studies.base import Choice, Entry, Study
-from apical.trained import digest_of_run, from_run
+from apical.bench.report import robust_stats
+from apical.bench.storage import records, run_folder
+from apical.bench.studies.base import Choice, Entry, Study
 
 
 @dataclass(frozen=True)

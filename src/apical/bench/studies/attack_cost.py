@@ -6,21 +6,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from apical import data, prepare, training
+from apical import data
 from apical.attacks import PGD, NoGradient, OwnAveraged
 from apical.attacks import schedule as planning
 from apical.attacks.trials import Step
 from apical.attacks.twins import random_feedback
+from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
+from apical.bench.studies import search_cost
+from apical.bench.studies.assess import assessments
+from apical.bench.studies.base import Choice, Entry, Study
+from apical.bench.studies.cost import Cost
+from apical.bench.studies.retrieve import searches
+from apical.bench.studies.timed import timed
+from apical.bench.sweep.sweep import Job
+from apical.bench.training import build, loop
 from apical.core.convert import feedback_modules, labels
-from apical.robustness import Evaluation
-from apical.studies import search_cost
-from apical.studies.assess import assessments
-from apical.studies.base import Choice, Entry, Study
-from apical.studies.cost import Cost
-from apical.studies.retrieve import searches
-from apical.studies.timed import timed
-from apical.sweep import Job
 
 PASSES, BATCH = 4, 256
 BESIDE = 0.6
@@ -57,8 +58,8 @@ def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
     load = partial(data.load, root=execution.data_root, download=execution.download)
     images = load(experiment.data, size=experiment.size)
     count = min(evaluation.images, len(images.test))
-    with training.settings(execution):
-        model = prepare.build_model(experiment, images).to(execution.device).eval()
+    with loop.settings(execution):
+        model = build.build_model(experiment, images).to(execution.device).eval()
         forward, gradient = _pass_seconds(model, images, min(count, BATCH), execution.device)
     total = 0.0
     for step in _planned(model, evaluation, images, study.surrogate):

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from apical import retrieval
+from apical.bench.evaluate import retrieval
+from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
+from apical.bench.studies import selection
 from apical.names import unknown
-from apical.robustness import Evaluation
-from apical.studies import selection
 
 Tier = Literal["smoke", "short", "full"]
 TIERS: tuple[Tier, ...] = ("smoke", "short", "full")

@@ -7,10 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from apical import data, packing, pretraining, records, run_folder, sweep, workers
+from apical import data
 from apical.bench.experiment.execution import Execution
-from apical.studies import assess, retrieve, selection
-from apical.studies.base import Choice, Entry, Search, Study
+from apical.bench.storage import packing, records, run_folder
+from apical.bench.studies import assess, retrieve, selection
+from apical.bench.studies.base import Choice, Entry, Search, Study
+from apical.bench.sweep import sweep, workers
+from apical.bench.training import pretraining
 
 SEARCH_FOLDER = "search"
 """Where the tries of a search lie, beside the runs of the table."""

@@ -8,13 +8,15 @@ from statistics import median
 
 import torch
 
-from apical import gradients, prepare, records, resume, training
 from apical.bench.experiment import learner_settings
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
+from apical.bench.storage import records
+from apical.bench.sweep.sweep import Task
+from apical.bench.training import batch_step, loop, resume
+from apical.bench.training import build as prepare
 from apical.core.convert import learn
-from apical.sweep import Task
 
 WARM_STEPS, TIMED_STEPS = 2, 5
 OVERHEAD = 1.1
@@ -82,7 +84,7 @@ def estimate(tasks: Sequence[Task], execution: Execution, extensions: Sequence[T
 def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
     """Seconds of a step, steps of an epoch."""
     plain = dataclasses.replace(experiment, compile=False, probe_every=0)
-    with training.settings(execution):
+    with loop.settings(execution):
         parts = prepare.build(
             plain,
             device=execution.device,
@@ -94,7 +96,7 @@ def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
             parts.optimizer.step()
             parts.optimizer.zero_grad()
 
-        teach = gradients.function(plain, parts, resume.Position(), update)
+        teach = batch_step.function(plain, parts, resume.Position(), update)
         seconds = []
         batches = parts.train.epoch(0)
         for _, (x, y) in zip(range(WARM_STEPS + TIMED_STEPS), batches, strict=False):

@@ -10,10 +10,10 @@ Every row's learning rate is chosen by the same procedure.
 import dataclasses
 from typing import Any
 
-from apical import tasks
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.studies.base import FROZEN, REDRAWN, Entry, Search, Study
+from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
+from apical.data import sequences as tasks
 
 TITLE = "Learning through time by local targets"
 ORDER, ORDER3, PERMUTATION = "temporal_order", "temporal_order_3bit", "random_permutation"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.studies.base import Entry, Study
+from apical.bench.studies.base import Entry, Study
 
 Arms = dict[str, tuple[str, dict[str, Any]]]
 """Net and its options, by label."""

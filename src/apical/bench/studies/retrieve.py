@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apical import records, retrieval
+from apical.bench.evaluate import retrieval
 from apical.bench.experiment.execution import Execution
-from apical.studies import assess
-from apical.studies.base import Entry, Study
+from apical.bench.storage import records
+from apical.bench.studies import assess
+from apical.bench.studies.base import Entry, Study
 
 
 @dataclass(frozen=True)

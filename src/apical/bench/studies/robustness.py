@@ -15,11 +15,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apical.attacks import Effort
+from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.robustness import Evaluation
-from apical.studies import biotorch
-from apical.studies.base import RULES, Entry, PublishedRobustness, Study
+from apical.bench.studies import biotorch
+from apical.bench.studies.base import RULES, Entry, PublishedRobustness, Study
 
 SOURCE = "BioTorch, notebooks (2021)"
 DIGITS, MNIST = "digits MLP", "MNIST LeNet"

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical import data, hashing, prepare, training
+from apical import data
+from apical import retrieval as hashing
+from apical.bench.evaluate.retrieval.evaluation import NOISE, Evaluation
 from apical.bench.experiment.execution import Execution
+from apical.bench.studies.base import Entry, Study
+from apical.bench.studies.timed import timed
+from apical.bench.training import build, loop
 from apical.core.convert import feedback_modules
-from apical.retrieval.evaluation import NOISE, Evaluation
-from apical.studies.base import Entry, Study
-from apical.studies.timed import timed
 
 STEPS, BATCH = 4, 64
 
@@ -21,11 +23,11 @@ def seconds(study: Study, entry: Entry, execution: Execution) -> float:
     experiment, evaluation = entry.experiment, study.retrievals[entry.setting]
     load = partial(data.load, root=execution.data_root, download=execution.download)
     images = load(experiment.data, size=experiment.size)
-    searched = prepare.database(experiment, images, torch.device(execution.device))
+    searched = build.database(experiment, images, torch.device(execution.device))
     assert searched is not None
     count = min(evaluation.queries, len(images.test))
-    with training.settings(execution):
-        model = prepare.build_model(experiment, images).to(execution.device).eval()
+    with loop.settings(execution):
+        model = build.build_model(experiment, images).to(execution.device).eval()
         forward, step = _of_one_query(
             model, images, evaluation, min(count, BATCH), execution.device
         )

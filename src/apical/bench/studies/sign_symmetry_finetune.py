@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from apical.attacks import Effort
+from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.robustness import Evaluation
-from apical.starts import Start
-from apical.studies.base import Entry, Search, Study
+from apical.bench.studies.base import Entry, Search, Study
+from apical.nets.pretrained import Start
 
 TITLE = "Fine-tuning by sign-symmetric rules"
 SURROGATE, HEAD_ONLY, AT_RATE = "bp", "head only", "BP, uSF's rate"

@@ -10,12 +10,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from apical.bench.evaluate.retrieval import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.experiment.schedule import Schedule
-from apical.retrieval import Evaluation
-from apical.starts import Start
-from apical.studies.base import Entry, Search, Study
+from apical.bench.studies.base import Entry, Search, Study
+from apical.nets.pretrained import Start
 
 TITLE = "Hash nets fine-tuned by sign-symmetric rules, under attack"
 RULES = ("bp", "usf", "brsf", "frsf", "fa")

@@ -4,7 +4,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.studies.base import CONTROLS, RULES, Entry, Search, Study
+from apical.bench.studies.base import CONTROLS, RULES, Entry, Search, Study
 
 TITLE = "Learning rules on 8x8 handwritten digits"
 SETTING = "digits MLP"

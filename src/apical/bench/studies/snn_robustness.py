@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from apical.attacks import Effort
+from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
-from apical.robustness import Evaluation
-from apical.studies.base import Entry, Study
+from apical.bench.studies.base import Entry, Study
 
 TITLE = "Spiking nets by four trainings, under attack"
 DIGITS, DIGITS_MLP = "digits SNN", "digits MLP"

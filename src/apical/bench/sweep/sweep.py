@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from apical import claims, run_folder, training, workers
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.storage import claims, run_folder
+from apical.bench.sweep import workers
+from apical.bench.training import loop
 
 WAIT_SECONDS = 1.0
 """Between two looks at runs that other processes hold."""
@@ -58,7 +60,7 @@ class Task:
         return run_folder.end(self.folder)
 
     def do(self, execution: Execution) -> dict[str, Any]:
-        return training.run(self.experiment, self.folder, execution)
+        return loop.run(self.experiment, self.folder, execution)
 
     def told(self, row: dict[str, Any]) -> str:
         told = [f"test {row['test_acc']:.2%}"] if "test_acc" in row else []

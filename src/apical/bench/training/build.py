@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical import data, learners, mnm, nets, objectives, splits, starts, tasks
+from apical import data, learners, nets
 from apical.bench.experiment import learner_settings, optimizers, task_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
+from apical.bench.training import objectives, splits
+from apical.bench.training.splits import EVALUATION_BATCH
 from apical.core.convert import convert, feedback_modules
 from apical.core.switch import check, switch
-from apical.splits import EVALUATION_BATCH
-from apical.starts import applied
+from apical.data import sequences as tasks
+from apical.nets import memory, pretrained
+from apical.nets.pretrained import applied
 
 TEST_SEQUENCES = 10_000
 """Sequences of the test split of a task; like those for validation, alike for all seeds."""
@@ -81,7 +84,7 @@ def build(
     device: str = "cpu",
     data_root: str | None = None,
     download: bool = True,
-    weights: starts.State | None = None,
+    weights: pretrained.State | None = None,
 ) -> Parts:
     """Build everything an experiment names; consumes the global random numbers of its seed.
 
@@ -138,7 +141,7 @@ def build_model(
     source: Source,
     *,
     epoch: int = 0,
-    weights: starts.State | None = None,
+    weights: pretrained.State | None = None,
 ) -> nn.Module:
     """The converted net of an experiment on the CPU, with what its learner remembers; its weights
     use the global generator.
@@ -170,7 +173,7 @@ def build_model(
 def _net(experiment: Experiment, source: Source) -> nn.Module:
     options = experiment.net_options
     if isinstance(source, tasks.Task):
-        build: Any = mnm.build if experiment.net in mnm.NETS else nets.build_recurrent
+        build: Any = memory.build if experiment.net in memory.NETS else nets.build_recurrent
         sizes = {"inputs": source.inputs, "outputs": source.outputs, "output": source.answers}
         return build(experiment.net, **sizes, **options)
     return nets.build(

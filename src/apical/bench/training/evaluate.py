@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical.bench.training.losses import Loss
 from apical.core.convert import forward_parameters
 from apical.core.describe import describe
 from apical.data import Batches
+from apical.data.sequences import Stream
 from apical.learners.memory import Memory
-from apical.losses import Loss
-from apical.tasks import Stream
 
 
 @torch.no_grad()

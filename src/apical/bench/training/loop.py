@@ -12,23 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical import (
-    checkpoint,
-    claims,
-    gradients,
-    observe,
-    prepare,
-    pretraining,
-    progress,
-    records,
-    resume,
-    run_folder,
-)
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
-from apical.monitor import Monitor
-from apical.prepare import Split
+from apical.bench.storage import checkpoint, claims, records, run_folder
+from apical.bench.training import batch_step, evaluate, pretraining, progress, resume
+from apical.bench.training import build as prepare
+from apical.bench.training.build import Split
+from apical.bench.training.monitor import Monitor
 
 LOOK_STEPS = 50
 """Steps between two looks at the loss where each look waits for a GPU or other processes."""
@@ -139,7 +130,7 @@ def _train_epoch(
     group, device = parts.group, parts.device
     per_epoch = len(parts.train)
     look = 1 if device.type == "cpu" and group.size == 1 else LOOK_STEPS
-    teach = gradients.function(experiment, parts, at, lambda: _update(experiment, parts))
+    teach = batch_step.function(experiment, parts, at, lambda: _update(experiment, parts))
     parts.net.train()
     clock = _Clock(at)
     for x, y in itertools.islice(parts.train.epoch(at.epoch), at.epoch_step, None):
@@ -158,7 +149,7 @@ def _train_epoch(
         at.epoch_step += 1
         if at.epoch_step % look == 0 or at.epoch_step == per_epoch:
             if group.agree(not math.isfinite(sums[0].item()), device):
-                return _stopped(at, observe.first_nonfinite(parts.model, x))
+                return _stopped(at, evaluate.first_nonfinite(parts.model, x))
         _update(experiment, parts)
         at.step += 1
         measure = monitor.within(at.step)
@@ -212,7 +203,7 @@ def _epoch_rows(
     if parts.group.rank == 0:
         if parts.validation is not None:
             row |= _scores(experiment, parts, "val", parts.validation)
-        row["memory_mb"] = observe.memory_mb(parts.device)
+        row["memory_mb"] = evaluate.memory_mb(parts.device)
     tests = []
     if at.epoch in experiment.test_at and parts.group.rank == 0:
         scores = _scores(experiment, parts, "test", parts.test)
@@ -225,7 +216,7 @@ def _scores(
     experiment: Experiment, parts: prepare.Parts, name: str, split: Split
 ) -> dict[str, float]:
     """Loss, accuracy and the like on a split, under its name."""
-    autocast = gradients.autocasting(experiment, parts.device)
+    autocast = batch_step.autocasting(experiment, parts.device)
     found = parts.objective.scores(parts.model, split, autocast)
     return {f"{name}_{key}": value for key, value in found.items()}
 
@@ -248,7 +239,7 @@ def _final_rows(
     row: dict[str, Any] = {"kind": "final", "epoch": at.epoch}
     splits = {"val": parts.validation, "test": parts.test if experiment.test else None}
     splits |= prepare.other_tests(experiment, parts)
-    autocast, courses = gradients.autocasting(experiment, parts.device), []
+    autocast, courses = batch_step.autocasting(experiment, parts.device), []
     for name, split in splits.items():
         if split is not None:
             row |= _scores(experiment, parts, name, split)
@@ -261,8 +252,8 @@ def _final_rows(
         "seconds": round(at.seconds, 3),
         "step_ms": round(median(at.step_ms), 4),
         "step_cpu_ms": round(median(1000 * r["cpu_seconds"] / steps for r in epochs), 4),
-        "parameters": observe.parameter_count(parts.model),
-        "feedback_bytes": observe.feedback_bytes(parts.model),
+        "parameters": evaluate.parameter_count(parts.model),
+        "feedback_bytes": evaluate.feedback_bytes(parts.model),
     }
     return [*courses, row]
 

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical import data, flow, learners, nets, splits, tasks, tuning
+from apical import data, learners, nets
 from apical.bench.experiment import learner_settings
 from apical.bench.experiment.experiment import Experiment
-from apical.diagnostics import Watch, measure
-from apical.findings import Finding
-from apical.linear_probe import linear_probe
-from apical.prepare import Parts
-from apical.spiking import activity, has_spikes
-from apical.starts import applied
+from apical.bench.training import splits
+from apical.bench.training.build import Parts
+from apical.data import sequences
+from apical.measure import fine_tuning, gradient_over_time
+from apical.measure.diagnostics import Watch, measure
+from apical.measure.findings import Finding
+from apical.measure.linear_probe import linear_probe
+from apical.nets.pretrained import applied
+from apical.nets.spiking import activity, has_spikes
 
 FIXED_STEPS = 4
 """Training steps that a measurement takes beside its passes: comparing, ranking, waiting."""
@@ -60,7 +63,7 @@ class Monitor:
         self.probe = None if parts.group.rank else parts.probe
         by_rules = learner_settings.is_default(experiment.learner)
         self.watch = Watch(parts.model) if self.probe is not None and by_rules else None
-        self.steps = flow.Watch()
+        self.steps = gradient_over_time.Watch()
         self.epochs = epochs_to_measure(experiment, self.per_epoch)
         self.before = _before(experiment, parts)
         self.linear_count = 0 if self.probe is None else _linear_count(experiment, parts)
@@ -128,7 +131,7 @@ class Monitor:
         task, length = self.experiment.task, self.experiment.length
         if task is None or length is None or any(row["epoch"] for row in rows):
             return []
-        finding = flow.too_short(task, length, tasks.TASKS[task].evidence_from)
+        finding = gradient_over_time.too_short(task, length, sequences.TASKS[task].evidence_from)
         return [] if finding is None else [finding]
 
     def _rows(self, epoch: float) -> list[Row]:
@@ -221,12 +224,12 @@ def _linear_count(experiment: Experiment, parts: Parts) -> int:
     return count if count >= LINEAR_IMAGES[0] else 0
 
 
-def _before(experiment: Experiment, parts: Parts) -> tuning.Before | None:
+def _before(experiment: Experiment, parts: Parts) -> fine_tuning.Before | None:
     start = experiment.start
     if not start.source or parts.group.rank:
         return None
     known = start.new_head or start.head_by == "bp"
-    return tuning.Before(parts.model, applied.head_name(parts.model, start) if known else "")
+    return fine_tuning.Before(parts.model, applied.head_name(parts.model, start) if known else "")
 
 
 def of_weights(model: nn.Module, learner: learners.Learner, batch: learners.Batch) -> list[Row]:

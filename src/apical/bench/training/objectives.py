@@ -11,13 +11,15 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from apical import data, hashing, observe, tasks
+from apical import data, retrieval
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
-from apical.hashing.ranking import check_k
-from apical.losses import LOSSES, Loss, training_loss
+from apical.bench.training import evaluate as observe
+from apical.bench.training.losses import LOSSES, Loss, training_loss
+from apical.data import sequences
+from apical.retrieval.ranking import check_k
 
-Split = data.Batches | tasks.Stream
+Split = data.Batches | sequences.Stream
 
 RADIUS = 2
 """Hamming radius within which precision is measured."""
@@ -46,7 +48,7 @@ class Objective(Protocol):
 def build(experiment: Experiment, train: Split, database: data.Batches | None) -> Objective:
     """The objective of an experiment. Args: database: what hash codes are searched in.
 
-    Raises: ValueError if the classes or the database do not fit the options of hashing.
+    Raises: ValueError if the classes or the database do not fit the options of retrieval.
     """
     if experiment.hashing is None or database is None:
         return OfScores(experiment.objective, experiment.label_smoothing, train)
@@ -87,7 +89,7 @@ class OfCodes:
     split among the database, ties at their mean. mAP and precision are in [0, 1], too."""
 
     options: Hashing
-    learned: hashing.HashLoss
+    learned: retrieval.HashLoss
     database: data.Batches
 
     @property
@@ -110,12 +112,12 @@ class OfCodes:
     def scores(self, model: nn.Module, split: Split, autocast: Any) -> dict[str, float]:
         loss, queries, labels = self._encoded(model, split, autocast)
         database = self._database(model, autocast)
-        mean = partial(hashing.mean_average_precision, queries, labels, database, ties="expected")
+        mean = partial(retrieval.mean_average_precision, queries, labels, database, ties="expected")
         return {
             "loss": loss,
             "acc": mean(k=1),
             "map": mean(k=self.options.k),
-            "precision2": hashing.precision_within(queries, labels, database, self._radius),
+            "precision2": retrieval.precision_within(queries, labels, database, self._radius),
             "constant_bits": len(database.codes.constant_bits()),
         }
 
@@ -132,10 +134,10 @@ class OfCodes:
                 f"{len(idle)} of {self.options.bits} bits are the same in all {len(database)} codes"
                 f" of the database ({', '.join(map(str, sorted(idle)))}), so they find nothing: a"
                 " smaller learning rate or balanced pair weights may help",
-                hashing.ConstantBitWarning,
+                retrieval.ConstantBitWarning,
                 stacklevel=2,
             )
-        found = hashing.precision_recall(queries, labels, database)
+        found = retrieval.precision_recall(queries, labels, database)
         pairs = zip(found.precision.tolist(), found.recall.tolist(), strict=True)
         return [{"radius": r, "precision": p, "recall": c} for r, (p, c) in enumerate(pairs)]
 
@@ -152,25 +154,25 @@ class OfCodes:
         reduction: Literal["mean", "sum"] = "mean",
     ) -> Tensor:
         # pairs are a mean over a batch: summed over batches it counts each by its images
-        mean: Tensor = self.learned(hashing.relax(outputs.float(), sharpness), targets)
+        mean: Tensor = self.learned(retrieval.relax(outputs.float(), sharpness), targets)
         return mean if reduction == "mean" else mean * len(targets)
 
-    def _database(self, model: nn.Module, autocast: Any) -> hashing.Database:
+    def _database(self, model: nn.Module, autocast: Any) -> retrieval.Database:
         _, codes, labels = self._encoded(model, self.database, autocast)
         with warnings.catch_warnings():  # said at the end of a run, of what the loss did not ask
-            warnings.simplefilter("ignore", hashing.ConstantBitWarning)
-            return hashing.Database(codes, labels)
+            warnings.simplefilter("ignore", retrieval.ConstantBitWarning)
+            return retrieval.Database(codes, labels)
 
     def _asked_constant(self) -> list[int]:
         """Bits that are the same for all classes in what the loss aims at."""
-        if not isinstance(self.learned, hashing.CentreLoss):
+        if not isinstance(self.learned, retrieval.CentreLoss):
             return []
-        return hashing.pack(self.learned.centres(self.options.bits)).constant_bits()
+        return retrieval.pack(self.learned.centres(self.options.bits)).constant_bits()
 
     @torch.no_grad()
     def _encoded(
         self, model: nn.Module, split: Split, autocast: Any
-    ) -> tuple[float, hashing.Codes, Tensor]:
+    ) -> tuple[float, retrieval.Codes, Tensor]:
         """Loss, codes and labels of a split, in eval mode."""
         training = model.training
         model.eval()
@@ -185,4 +187,4 @@ class OfCodes:
         if not labels:
             raise ValueError("a split without images cannot be evaluated")
         targets = torch.cat(labels)
-        return loss / len(targets), hashing.pack(torch.cat(outputs)), targets
+        return loss / len(targets), retrieval.pack(torch.cat(outputs)), targets

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apical import checkpoint, claims, run_folder, starts
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.storage import checkpoint, claims, run_folder
+from apical.nets import pretrained
 
 FOLDER = "starts"
 """Beside the runs that start from them: the runs of the experiments they start from."""
@@ -16,7 +17,7 @@ Train = Callable[[Experiment, Path], dict[str, Any]]
 """Trains an experiment in a folder, or goes on with it; returns the row that closes it."""
 
 
-def weights(experiment: Experiment, folder: Path, train: Train) -> starts.State | None:
+def weights(experiment: Experiment, folder: Path, train: Train) -> pretrained.State | None:
     """The weights that the start of an experiment names, None without one.
 
     Args: folder: of the run that is to start from them.
@@ -28,8 +29,8 @@ def weights(experiment: Experiment, folder: Path, train: Train) -> starts.State 
         return _trained(before, place(before, folder), train)
     if not start.source:
         return None
-    found = starts.read(start.source, entry=start.entry or None)
-    if (here := starts.digest(found)) != start.digest:
+    found = pretrained.read(start.source, entry=start.entry or None)
+    if (here := pretrained.digest(found)) != start.digest:
         raise ValueError(
             f"start: {start.source} holds the weights {here}, the experiment was described with "
             f"{start.digest}. Restore the file, or describe a new experiment without a digest"
@@ -46,7 +47,7 @@ def place(before: Experiment, folder: Path) -> Path:
     return above if run_folder.state(here) == "new" and above.exists() else here
 
 
-def _trained(before: Experiment, folder: Path, train: Train) -> starts.State:
+def _trained(before: Experiment, folder: Path, train: Train) -> pretrained.State:
     """The weights of another run's net, which is trained if it was not yet."""
     if run_folder.end(folder) is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -68,7 +69,7 @@ def _trained(before: Experiment, folder: Path, train: Train) -> starts.State:
     return _plain(state["model"])
 
 
-def _plain(found: starts.State) -> starts.State:
+def _plain(found: pretrained.State) -> pretrained.State:
     """Without what rules and learners remembered: a start is weights."""
     memory = (".feedback.", "learner.")
     return {k: v for k, v in found.items() if memory[0] not in k and not k.startswith(memory[1])}

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical import checkpoint, prepare, records
 from apical.bench.experiment.experiment import Experiment, versions
+from apical.bench.storage import checkpoint, records
+from apical.bench.training import build
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Position:
 
 
 def restore(
-    experiment: Experiment, parts: prepare.Parts, folder: Path, belongs_to: dict[str, Any]
+    experiment: Experiment, parts: build.Parts, folder: Path, belongs_to: dict[str, Any]
 ) -> tuple[Position, Tensor, int]:
     """Take up what the folder's checkpoint holds, if there is one; else the beginning.
 
@@ -48,7 +49,7 @@ def restore(
         state = checkpoint.load(path, belongs_to=belongs_to)
         at, rows = Position(**state["position"]), state["rows"]
         for epoch in range(1, at.epoch + 1):
-            prepare.follow_switch(experiment, parts, epoch)
+            build.follow_switch(experiment, parts, epoch)
         parts.model.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.scaler.load_state_dict(state["scaler"])
@@ -63,7 +64,7 @@ def restore(
     return at, sums, rows
 
 
-def state(parts: prepare.Parts, at: Position, sums: Tensor, rows: int) -> dict[str, Any]:
+def state(parts: build.Parts, at: Position, sums: Tensor, rows: int) -> dict[str, Any]:
     """What ``restore`` needs, as a checkpoint keeps it. Every process of the group must call."""
     return {
         "model": parts.model.state_dict(),
@@ -75,7 +76,7 @@ def state(parts: prepare.Parts, at: Position, sums: Tensor, rows: int) -> dict[s
     }
 
 
-def belongs_to(experiment: Experiment, parts: prepare.Parts, threads: int) -> dict[str, Any]:
+def belongs_to(experiment: Experiment, parts: build.Parts, threads: int) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
     return {
         "experiment": experiment.key,
@@ -87,7 +88,7 @@ def belongs_to(experiment: Experiment, parts: prepare.Parts, threads: int) -> di
     }
 
 
-def _process_states(parts: prepare.Parts, sums: Tensor) -> list[dict[str, Tensor]]:
+def _process_states(parts: build.Parts, sums: Tensor) -> list[dict[str, Tensor]]:
     """What differs between processes: random generators and sums, one entry each."""
     mine = {"sums": sums.cpu(), "random": torch.get_rng_state()}
     if parts.device.type == "cuda":

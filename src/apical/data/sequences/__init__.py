@@ -8,17 +8,17 @@
 
 import inspect
 
+from apical.data.sequences.addition import Addition
+from apical.data.sequences.asked import NOTHING, AskedTask
+from apical.data.sequences.babi import Babi
+from apical.data.sequences.base import Task, batches
+from apical.data.sequences.copy import DoubleCopy
+from apical.data.sequences.dictionary import Dictionary
+from apical.data.sequences.order import TemporalOrder, TemporalOrder3
+from apical.data.sequences.permutation import RandomPermutation
+from apical.data.sequences.sort import PrioritySort
+from apical.data.sequences.stream import Stream
 from apical.names import unknown
-from apical.tasks.addition import Addition
-from apical.tasks.asked import NOTHING, AskedTask
-from apical.tasks.babi import Babi
-from apical.tasks.base import Task, batches
-from apical.tasks.copy import DoubleCopy
-from apical.tasks.dictionary import Dictionary
-from apical.tasks.order import TemporalOrder, TemporalOrder3
-from apical.tasks.permutation import RandomPermutation
-from apical.tasks.sort import PrioritySort
-from apical.tasks.stream import Stream
 
 __all__ = [
     "NOTHING",

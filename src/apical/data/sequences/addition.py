@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from apical.tasks.base import Task, whole
+from apical.data.sequences.base import Task, whole
 
 CLOSE = 0.04  # squared error up to which a sequence counts as solved
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.tasks.base import Task
+from apical.data.sequences.base import Task
 
 NOTHING = -100
 """Target of steps at which nothing is asked; PyTorch's losses leave it out by themselves."""

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from apical.tasks import babi_files
-from apical.tasks.asked import NOTHING, AskedTask
-from apical.tasks.babi_files import Story
-from apical.tasks.base import Fixed
+from apical.data.sequences import babi_files
+from apical.data.sequences.asked import NOTHING, AskedTask
+from apical.data.sequences.babi_files import Story
+from apical.data.sequences.base import Fixed
 
 HELD_OUT = 20
 """Of so many training stories, one is for validation."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apical.tasks.asked import SymbolTask
-from apical.tasks.base import whole
+from apical.data.sequences.asked import SymbolTask
+from apical.data.sequences.base import whole
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.tasks.asked import NOTHING, AskedTask, option
-from apical.tasks.base import whole
+from apical.data.sequences.asked import NOTHING, AskedTask, option
+from apical.data.sequences.base import whole
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.tasks.base import Task, whole
+from apical.data.sequences.base import Task, whole
 
 SYMBOLS = 6  # two that matter, four that do not
 EVIDENCE_FROM = 20  # below, a tenth of the length is one step: every position is fixed

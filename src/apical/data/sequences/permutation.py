@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.tasks.base import Task, whole
+from apical.data.sequences.base import Task, whole
 
 SYMBOLS = 100
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from apical.tasks.base import Task, batches
+from apical.data.sequences.base import Task, batches
 
 
 class Stream:

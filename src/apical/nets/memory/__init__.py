@@ -10,10 +10,10 @@ import inspect
 
 from torch import nn
 
-from apical.mnm.memory import ACTIVATIONS, Memory, activations, begin, recall
-from apical.mnm.net import COLLAPSED, WRITES, MemoryNet
-from apical.mnm.writes import Gradient, Local, Write
 from apical.names import unknown
+from apical.nets.memory.memory import ACTIVATIONS, Memory, activations, begin, recall
+from apical.nets.memory.net import COLLAPSED, WRITES, MemoryNet
+from apical.nets.memory.writes import Gradient, Local, Write
 
 __all__ = [
     "ACTIVATIONS",

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.mnm import writes
-from apical.mnm.memory import ACTIVATIONS, Memory, begin, norm, recall
 from apical.names import unknown
 from apical.nets import Problem
+from apical.nets.memory import writes
+from apical.nets.memory.memory import ACTIVATIONS, Memory, begin, norm, recall
 from apical.nets.recurrent import LSTM, State
 
 COLLAPSED = 0.01

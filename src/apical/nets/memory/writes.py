@@ -11,7 +11,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
-from apical.mnm.memory import ACTIVATIONS, Memory, activations, moved
+from apical.nets.memory.memory import ACTIVATIONS, Memory, activations, moved
 
 
 class Write(nn.Module, abc.ABC):

@@ -3,13 +3,13 @@
 Everything works on plain torch objects, before or without converting the model.
 """
 
-from apical.starts.change import weight_change
-from apical.starts.heads import find_head, replace_head
-from apical.starts.loading import load
-from apical.starts.norms import norm_statistics
-from apical.starts.start import Start
-from apical.starts.tuning import freeze, parameter_groups, train_only
-from apical.starts.weights import State, digest, locate, read
+from apical.nets.pretrained.change import weight_change
+from apical.nets.pretrained.heads import find_head, replace_head
+from apical.nets.pretrained.loading import load
+from apical.nets.pretrained.norms import norm_statistics
+from apical.nets.pretrained.start import Start
+from apical.nets.pretrained.tuning import freeze, parameter_groups, train_only
+from apical.nets.pretrained.weights import State, digest, locate, read
 
 __all__ = [
     "Start",

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from apical.names import unknown
+from apical.nets.pretrained.heads import find_head
+from apical.nets.pretrained.loading import load
+from apical.nets.pretrained.norms import norm_statistics
+from apical.nets.pretrained.start import Start
+from apical.nets.pretrained.tuning import freeze, parameter_groups, train_only
+from apical.nets.pretrained.weights import State
 from apical.rules import Rule
-from apical.starts.heads import find_head
-from apical.starts.loading import load
-from apical.starts.norms import norm_statistics
-from apical.starts.start import Start
-from apical.starts.tuning import freeze, parameter_groups, train_only
-from apical.starts.weights import State
 
 
 def begin(model: nn.Module, start: Start, weights: State | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.names import unknown
-from apical.starts.weights import State, read
+from apical.nets.pretrained.weights import State, read
 
 _LISTED = 8
 

@@ -6,7 +6,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 from apical.names import literal_problems
-from apical.starts.weights import digest, read
+from apical.nets.pretrained.weights import digest, read
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@
 [0.0, 1.0, 0.0]
 """
 
-from apical.spiking.double_exponential import DoubleExponential
-from apical.spiking.encodings import Delta, Direct, Frames, Latency, Poisson
-from apical.spiking.net import (
+from apical.nets.spiking.double_exponential import DoubleExponential
+from apical.nets.spiking.encodings import Delta, Direct, Frames, Latency, Poisson
+from apical.nets.spiking.net import (
     Activity,
     Count,
     Membrane,
@@ -20,8 +20,8 @@ from apical.spiking.net import (
     spikes,
     within_steps,
 )
-from apical.spiking.neurons import LIF, OverTime
-from apical.spiking.surrogates import SURROGATES
+from apical.nets.spiking.neurons import LIF, OverTime
+from apical.nets.spiking.surrogates import SURROGATES
 
 __all__ = [
     "ENCODINGS",

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.spiking.neurons import check_decay
-from apical.spiking.surrogates import fired
+from apical.nets.spiking.neurons import check_decay
+from apical.nets.spiking.surrogates import fired
 
 
 class Filtered(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from apical.spiking.neurons import check_steps
+from apical.nets.spiking.neurons import check_steps
 
 
 class Encoding(nn.Module):

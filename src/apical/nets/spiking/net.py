@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.spiking.neurons import LIF, OverTime, check_decay, check_steps, over_steps
+from apical.nets.spiking.neurons import LIF, OverTime, check_decay, check_steps, over_steps
 
 
 class Membrane(nn.Module):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from apical.names import unknown
-from apical.spiking import ENCODINGS, LIF, Count, Membrane, SpikingNet
-from apical.spiking.neurons import Reset
+from apical.nets.spiking import ENCODINGS, LIF, Count, Membrane, SpikingNet
+from apical.nets.spiking.neurons import Reset
 
 Shape = tuple[int, int, int]
 Layers = dict[str, nn.Module]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from apical.names import unknown
-from apical.spiking.surrogates import SURROGATES
+from apical.nets.spiking.surrogates import SURROGATES
 
 Reset = Literal["none", "subtract", "zero"]
 RESETS = ("none", "subtract", "zero")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from apical.attacks import Source
 from apical.attacks.losses import Loss
-from apical.hashing.attack import RetrievalAttack
-from apical.hashing.relaxation import relax
+from apical.retrieval.attacks.attack import RetrievalAttack
+from apical.retrieval.relaxation import relax
 
 
 @dataclass(frozen=True, eq=False)

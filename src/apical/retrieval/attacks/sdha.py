@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from apical.attacks.losses import Loss
-from apical.hashing.attack import RetrievalAttack
-from apical.hashing.database import Database, check_alike, check_labels, relevant
-from apical.hashing.relaxation import relax
+from apical.retrieval.attacks.attack import RetrievalAttack
+from apical.retrieval.database import Database, check_alike, check_labels, relevant
+from apical.retrieval.relaxation import relax
 
 FACTOR = 25.0
 """Of the distance over K, against the mean squared change of the input."""

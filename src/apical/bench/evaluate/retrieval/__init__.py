@@ -1,12 +1,12 @@
 """Attacking trained hash nets: what an attacker leaves of their retrieval, and by which gradient.
 
-The counterpart of `apical.robustness` for nets that give codes in place of class scores.
+The counterpart of `apical.bench.evaluate.robustness` for nets that give codes in place of class scores.
 """
 
-from apical.retrieval.evaluation import VERSION, Evaluation
-from apical.retrieval.folder import FOLDER, evaluate, place, rows
-from apical.retrieval.searched import Searched, from_run
-from apical.retrieval.trials import Trial, run
+from apical.bench.evaluate.retrieval.evaluation import VERSION, Evaluation
+from apical.bench.evaluate.retrieval.folder import FOLDER, evaluate, place, rows
+from apical.bench.evaluate.retrieval.searched import Searched, from_run
+from apical.bench.evaluate.retrieval.trials import Trial, run
 
 __all__ = [
     "FOLDER",

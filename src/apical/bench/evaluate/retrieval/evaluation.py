@@ -13,8 +13,8 @@ from apical.attacks.ball import Norm
 from apical.attacks.checks import check_eps
 from apical.bench.experiment.experiment import KEY_DIGITS
 from apical.bench.experiment.settings import differing
-from apical.hashing.attack import SHARPNESS
 from apical.names import check_literals
+from apical.retrieval.attacks.attack import SHARPNESS
 
 VERSION = 1
 """Raised when a change of the attacks alters what an evaluation finds."""

@@ -16,14 +16,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from apical import claims, evaluation_folder, progress, records, training
+from apical.bench.evaluate.retrieval import trials
+from apical.bench.evaluate.retrieval.evaluation import VERSION, Evaluation, described
+from apical.bench.evaluate.retrieval.pictures import pictures
+from apical.bench.evaluate.retrieval.rows import report
+from apical.bench.evaluate.retrieval.searched import Searched
+from apical.bench.evaluate.retrieval.trials import Queries, Trial
 from apical.bench.experiment.execution import Execution
-from apical.retrieval import trials
-from apical.retrieval.evaluation import VERSION, Evaluation, described
-from apical.retrieval.pictures import pictures
-from apical.retrieval.rows import report
-from apical.retrieval.searched import Searched
-from apical.retrieval.trials import Queries, Trial
+from apical.bench.storage import claims, evaluation_folder, records
+from apical.bench.training import loop, progress
 
 FOLDER = "retrieval"
 """Where the evaluations of a hash net lie in the folder of its run."""
@@ -63,7 +64,7 @@ def evaluate(
     evaluation_folder.check(folder, key)
     if found := rows(folder):
         return found
-    with training.settings(execution), claims.hold(folder) as claim:
+    with loop.settings(execution), claims.hold(folder) as claim:
         if found := rows(folder):
             return found
         _describe(folder, key, net, evaluation, list(others), execution)

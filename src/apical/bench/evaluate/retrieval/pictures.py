@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from apical import hashing
-from apical.retrieval.evaluation import ATTACKS, Evaluation, Step
-from apical.retrieval.searched import Searched
-from apical.retrieval.trials import Queries, Trial, points, precision
+from apical.bench.evaluate.retrieval.evaluation import ATTACKS, Evaluation, Step
+from apical.bench.evaluate.retrieval.searched import Searched
+from apical.bench.evaluate.retrieval.trials import Queries, Trial, points, precision
 
 SHOWN, NEAREST = 4, 8
 """Queries, the first of each class in their order, and items found by each."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from apical import hashing, stats
-from apical.retrieval.evaluation import ATTACKS, NOISE, TARGETED, Evaluation
-from apical.retrieval.searched import Searched
-from apical.retrieval.trials import Queries, Trial, precision
+from apical import retrieval as hashing
+from apical.bench.evaluate.retrieval.evaluation import ATTACKS, NOISE, TARGETED, Evaluation
+from apical.bench.evaluate.retrieval.searched import Searched
+from apical.bench.evaluate.retrieval.trials import Queries, Trial, precision
+from apical.measure import statistics
 
 Row = dict[str, Any]
 Values = Sequence[float]
@@ -117,7 +118,7 @@ def _mean(kind: str, values: Values, **told: Any) -> Row:
 
 def _interval(kind: str, values: Values) -> Row:
     """A single query has no interval: its bounds are the value."""
-    found = stats.summarize(values)
+    found = statistics.summarize(values)
     low, high = (found.mean if b is None else b for b in (found.low, found.high))
     return {"kind": kind, "mean": found.mean, "low": low, "high": high}
 

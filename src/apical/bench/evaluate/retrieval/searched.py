@@ -10,9 +10,12 @@ from pathlib import Path
 
 import torch
 
-from apical import data, hashing, prepare, trained
+from apical import data
+from apical import retrieval as hashing
+from apical.bench.evaluate import trained_net
+from apical.bench.training import build
 from apical.core.convert import feedback_modules
-from apical.hashing.ranking import check_k
+from apical.retrieval.ranking import check_k
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,7 @@ class Searched:
         None for the whole database.
     """
 
-    net: trained.Trained
+    net: trained_net.Trained
     images: data.Batches
     k: int | None
 
@@ -55,7 +58,7 @@ class Searched:
                 f"known={count} codes: there are {len(classes)} classes, of each of which the"
                 " attacker needs one"
             )
-        generator = torch.Generator().manual_seed(trained.CHOICE)
+        generator = torch.Generator().manual_seed(trained_net.CHOICE)
         order = torch.randperm(len(whole), generator=generator).tolist()
         labels = whole.labels.tolist()
         first = {labels[row]: row for row in reversed(order)}  # of each class the first drawn
@@ -71,13 +74,13 @@ def from_run(
 
     Raises: ValueError as `trained.from_run`, and for a run that learned no codes.
     """
-    net = trained.from_run(path, device=device, data_root=data_root, download=download)
+    net = trained_net.from_run(path, device=device, data_root=data_root, download=download)
     folder = Path(path)
-    experiment = trained.experiment_of(folder.parent if folder.is_file() else folder)
+    experiment = trained_net.experiment_of(folder.parent if folder.is_file() else folder)
     if experiment.hashing is None:
         raise ValueError(f"{folder} learned classes, no codes: there is no retrieval to attack")
     unit = dataclasses.replace(experiment, pixels="unit")
-    images = prepare.database(unit, net.images, torch.device(device))
+    images = build.database(unit, net.images, torch.device(device))
     assert images is not None
     return Searched(net, images, experiment.hashing.k)
 

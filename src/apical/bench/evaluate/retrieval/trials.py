@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from apical import attacks, hashing
-from apical.retrieval.evaluation import NOISE, TANHS, TARGETED, Evaluation, Step
-from apical.retrieval.searched import Searched
+from apical.bench.evaluate.retrieval.evaluation import NOISE, TANHS, TARGETED, Evaluation, Step
+from apical.bench.evaluate.retrieval.searched import Searched
 
 DIGITS = 5
 """Decimals of an average precision in a record."""
