@@ -25,7 +25,7 @@ from controlled import headline, parser, verdict
 from pairs import compare
 
 from apical import learners, nets
-from apical.data import sequences as tasks
+from apical.data import sequences
 from apical.learners import LRA, TPTT, Backprop, EProp, Learner, ReadOut
 
 HIDDEN, BATCH, SEEDS = 100, 20, 16
@@ -48,19 +48,19 @@ LEARNERS: dict[str, Learner | None] = {
 Step = Callable[[], None]
 
 
-def build(task: tasks.Task, seed: int, hidden: int = HIDDEN) -> nets.Recurrent:
+def build(task: sequences.Task, seed: int, hidden: int = HIDDEN) -> nets.Recurrent:
     """The net of every learner: the same weights for the same seed."""
     cell = nets.SRN(task.inputs, hidden)
     return nets.Recurrent(cell, task.outputs, generator=torch.Generator().manual_seed(seed))
 
 
-def step(learner: Learner | None, task: tasks.Task) -> Step:
+def step(learner: Learner | None, task: sequences.Task) -> Step:
     """A training step; without a learner, the loop of clipped backprop that anyone would write."""
     net = build(task, 0)
     if learner is not None:
         learners.attach(net, learner)
     optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
-    x, y = next(tasks.batches(task, BATCH, seed=0))
+    x, y = next(sequences.batches(task, BATCH, seed=0))
 
     def run() -> None:
         optimizer.zero_grad()
@@ -76,7 +76,7 @@ def step(learner: Learner | None, task: tasks.Task) -> Step:
 
 def of_learners(name: str, length: int, rounds: int) -> dict[str, Any]:
     """The table of one task: every learner's step over the plain loop's."""
-    task = tasks.build(name, length)
+    task = sequences.build(name, length)
     others = {label: step(learner, task) for label, learner in LEARNERS.items()}
     table = _table(f"{name}, {length} steps", step(None, task), others, rounds)
     table["ways"]["LRA"] |= {"target": TARGET}
@@ -85,18 +85,18 @@ def of_learners(name: str, length: int, rounds: int) -> dict[str, Any]:
 
 def of_many(learner: Learner, hidden: int, rounds: int) -> dict[str, Any]:
     """The table of one learner: a step of SEEDS nets in one over SEEDS steps of one net each."""
-    alone, together = steps_of_many(learner, tasks.TemporalOrder(20), hidden)
+    alone, together = steps_of_many(learner, sequences.TemporalOrder(20), hidden)
     title = f"{SEEDS} nets of {hidden} units in one, {type(learner).__name__}"
     return _table(title, alone, {CONTROL: alone, "Many": together}, rounds)
 
 
-def steps_of_many(learner: Learner, task: tasks.Task, hidden: int) -> tuple[Step, Step]:
+def steps_of_many(learner: Learner, task: sequences.Task, hidden: int) -> tuple[Step, Step]:
     """The same training step of SEEDS nets, one after the other and in one."""
     alone = [build(task, seed, hidden) for seed in range(SEEDS)]
     many = learners.Many(alone)
     own = [torch.optim.SGD(net.parameters(), lr=RATE) for net in alone]
     shared = torch.optim.SGD(many.parameters(), lr=RATE)
-    data = [next(tasks.batches(task, BATCH, seed=seed)) for seed in range(SEEDS)]
+    data = [next(sequences.batches(task, BATCH, seed=seed)) for seed in range(SEEDS)]
     x, y = (torch.stack(part) for part in zip(*data, strict=True))
 
     def separately() -> None:

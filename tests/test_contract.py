@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import apical
+from apical import testing
 from apical.rules import (
     BP,
     DFA,

@@ -14,7 +14,7 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.bench.studies.smoke import smoke
-from apical.bench.training import loop as training
+from apical.bench.training import loop
 from apical.bench.training.monitor import LearningWarning
 from apical.measure import diagnostics
 from apical.measure.diagnostics import Start, Thresholds, Watch, check, findings, measure
@@ -213,7 +213,7 @@ def test_no_false_alarm_on_the_nets_of_the_smoke_study(rule: str, tmp_path: Path
     """The first epochs, in which a premature alarm would come; two seconds in all."""
     base = next(e.experiment for e in smoke("smoke", 1).entries if e.rule == rule)
     experiment = dataclasses.replace(base, epochs=5, probe_share=1.0)
-    training.run(experiment, tmp_path)
+    loop.run(experiment, tmp_path)
     rows = records.read(tmp_path / "records.jsonl")
     assert len({row["epoch"] for row in rows if row["kind"] == "probe"}) == 6
     assert not [row for row in rows if row["kind"] == "warning"]
@@ -229,7 +229,7 @@ def test_a_run_that_goes_wrong_says_so_once_and_keeps_it(tmp_path: Path) -> None
         probe_share=1.0,
     )
     with pytest.warns(LearningWarning) as caught:
-        training.run(experiment, tmp_path)
+        loop.run(experiment, tmp_path)
     rows = [r for r in records.read(tmp_path / "records.jsonl") if r["kind"] == "warning"]
     told = [(row["layer"], row["finding"]) for row in rows]
     assert ("fc1", "does not move") in told or ("fc1", "no signal") in told

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 import apical
-from apical import attacks
+from apical import attacks, retrieval
 from apical.attacks.ball import Ball
 from apical.retrieval import HAG, SDHA, Database, relax
 

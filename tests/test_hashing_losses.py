@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from apical import retrieval
 from apical.retrieval import CSQ, DPH, DPN, DPSH, DSH, LOSSES, Bank, Continuation, HashNet, Memory
 from victims import digits
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from apical import hashing
+from apical import retrieval
 from apical.retrieval import ConstantBitWarning, Database, ranking
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -63,8 +63,8 @@ class Case:
         self.q, self.d = random_signs(queries, bits, 1), random_signs(size, bits, 2)
         self.y = random_labels(queries, 4, 3, several=several)
         self.z = random_labels(size, 4, 4, several=several)
-        self.queries = hashing.pack(self.q)
-        self.database = Database(hashing.pack(self.d), self.z)
+        self.queries = retrieval.pack(self.q)
+        self.database = Database(retrieval.pack(self.d), self.z)
         self.loops = by_loops(self.q, self.d)
 
 
@@ -75,20 +75,20 @@ def test_distances_and_rankings_are_those_of_loops(bits):
     assert case.queries.packed.shape == (13, math.ceil(bits / 8))
     assert ranking.distances(case.queries, case.database.codes).tolist() == case.loops
     for k in (None, 60, 1, 17):
-        order = hashing.rank(case.queries, case.database.codes, k=k)
+        order = retrieval.rank(case.queries, case.database.codes, k=k)
         assert order.dtype == torch.int64
         assert order.tolist() == [brute_force_order(row)[:k] for row in case.loops]
 
 
 def test_rankings_come_in_blocks_that_fit_together(monkeypatch):
     case = Case(6)
-    whole = hashing.rank(case.queries, case.database.codes, k=20)
-    precisions = hashing.average_precision(case.queries, case.y, case.database)
+    whole = retrieval.rank(case.queries, case.database.codes, k=20)
+    precisions = retrieval.average_precision(case.queries, case.y, case.database)
     monkeypatch.setattr(ranking, "_BLOCK", 240)  # 4 queries at a time, the last alone
     parts = list(ranking.rankings(case.queries, case.database.codes, k=20))
     assert [rows.stop - rows.start for rows, _ in parts] == [4, 4, 4, 1]
     assert torch.equal(torch.cat([order for _, order in parts]), whole)
-    again = hashing.average_precision(case.queries, case.y, case.database)
+    again = retrieval.average_precision(case.queries, case.y, case.database)
     assert torch.equal(again, precisions)
 
 
@@ -102,9 +102,9 @@ def test_average_precision_is_that_of_a_loop_over_ties(bits, k, several):
         order = brute_force_order(row)[:k]
         expected.append(brute_force_precision([alike(label, case.z[i]) for i in order]))
     assert len(set(itertools.chain(*case.loops))) < 20, "else there are no ties"
-    found = hashing.average_precision(case.queries, case.y, case.database, k=k)
+    found = retrieval.average_precision(case.queries, case.y, case.database, k=k)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
-    mean = hashing.mean_average_precision(case.queries, case.y, case.database, k=k)
+    mean = retrieval.mean_average_precision(case.queries, case.y, case.database, k=k)
     assert mean == pytest.approx(sum(expected) / 13)
 
 
@@ -123,19 +123,19 @@ def test_expected_precision_is_the_mean_over_all_orders_of_ties(k):
         expected = sum(
             brute_force_precision([int(z[i]) == label for i in order[:k]]) for order in orders
         ) / len(orders)
-        query, database = hashing.pack(torch.ones(1, 2)), Database(hashing.pack(signs), z)
+        query, database = retrieval.pack(torch.ones(1, 2)), Database(retrieval.pack(signs), z)
         labels = torch.tensor([label])
-        found = hashing.average_precision(query, labels, database, k=k, ties="expected")
+        found = retrieval.average_precision(query, labels, database, k=k, ties="expected")
         assert found.item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_expected_precision_does_not_depend_on_the_order_of_the_database():
     case, order = Case(4), torch.randperm(60, generator=torch.Generator().manual_seed(5))
-    mixed = Database(hashing.pack(case.d[order]), case.z[order])
+    mixed = Database(retrieval.pack(case.d[order]), case.z[order])
     for k in (None, 25):
         values = {
             ties: [
-                hashing.mean_average_precision(case.queries, case.y, base, k=k, ties=ties)
+                retrieval.mean_average_precision(case.queries, case.y, base, k=k, ties=ties)
                 for base in (case.database, mixed)
             ]
             for ties in ("expected", "stable")
@@ -147,24 +147,24 @@ def test_expected_precision_does_not_depend_on_the_order_of_the_database():
 def test_the_divisor_is_what_is_relevant_among_the_k():
     # ranks 1..4 hold: right, wrong, right, wrong; a fifth, right, is outside k
     signs = torch.tensor([[1.0, 1, 1], [1, 1, -1], [1, -1, -1], [-1, -1, -1], [-1, -1, -1]])
-    database = Database(hashing.pack(signs), torch.tensor([0, 1, 0, 1, 0]))
-    query, label = hashing.pack(torch.ones(1, 3)), torch.tensor([0])
-    found = hashing.average_precision(query, label, database, k=4)
+    database = Database(retrieval.pack(signs), torch.tensor([0, 1, 0, 1, 0]))
+    query, label = retrieval.pack(torch.ones(1, 3)), torch.tensor([0])
+    found = retrieval.average_precision(query, label, database, k=4)
     assert found.item() == pytest.approx((1 + 2 / 3) / 2)
-    assert hashing.average_precision(query, torch.tensor([2]), database).item() == 0
+    assert retrieval.average_precision(query, torch.tensor([2]), database).item() == 0
 
 
 def test_with_target_labels_it_is_t_map_and_turned_bits_are_the_bound():
     centres = random_signs(12, 16, 0)
     z = random_labels(120, 12, 1)
-    database = Database(hashing.pack(centres[z]), z)
+    database = Database(retrieval.pack(centres[z]), z)
     y, target = torch.tensor([0, 1, 2]), torch.tensor([3, 3, 3])
-    clean, hit = hashing.pack(centres[y]), hashing.pack(centres[target])
-    assert hashing.mean_average_precision(clean, y, database) == 1
-    assert hashing.mean_average_precision(hit, target, database) == 1
-    assert hashing.mean_average_precision(hit, y, database) < 0.6
-    worst = hashing.mean_average_precision(clean.inverted(), y, database)
-    assert worst < hashing.mean_average_precision(hit, y, database)
+    clean, hit = retrieval.pack(centres[y]), retrieval.pack(centres[target])
+    assert retrieval.mean_average_precision(clean, y, database) == 1
+    assert retrieval.mean_average_precision(hit, target, database) == 1
+    assert retrieval.mean_average_precision(hit, y, database) < 0.6
+    worst = retrieval.mean_average_precision(clean.inverted(), y, database)
+    assert worst < retrieval.mean_average_precision(hit, y, database)
     assert ranking.pairwise_distances(clean, clean.inverted()).tolist() == [16] * 3
 
 
@@ -182,31 +182,31 @@ def test_precision_and_recall_over_radii_are_those_of_loops(several):
                 parts.append(sum(found) / sum(right))
         precision.append(sum(shares) / len(shares))
         recall.append(sum(parts) / len(parts))
-    curve = hashing.precision_recall(case.queries, case.y, case.database)
+    curve = retrieval.precision_recall(case.queries, case.y, case.database)
     torch.testing.assert_close(curve.precision, torch.tensor(precision, dtype=torch.float64))
     torch.testing.assert_close(curve.recall, torch.tensor(recall, dtype=torch.float64))
-    within = hashing.precision_within(case.queries, case.y, case.database)
+    within = retrieval.precision_within(case.queries, case.y, case.database)
     assert within == pytest.approx(precision[2])
 
 
 def test_encoding_is_packing_what_the_model_gives():
     torch.manual_seed(0)
     model, x = torch.nn.Linear(3, 9).eval(), torch.randn(25, 3)
-    codes = hashing.encode(model, x, batch=10)
-    assert torch.equal(codes.packed, hashing.pack(model(x)).packed)
+    codes = retrieval.encode(model, x, batch=10)
+    assert torch.equal(codes.packed, retrieval.pack(model(x)).packed)
     assert torch.equal(codes[3:5].packed, codes.packed[3:5])
     with pytest.raises(ValueError, match="training mode"):
-        hashing.encode(model.train(), x)
+        retrieval.encode(model.train(), x)
 
 
 def test_a_bit_that_never_changes_is_said():
     signs = random_signs(40, 6, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Database(hashing.pack(signs), torch.zeros(40, dtype=torch.int64))
+        Database(retrieval.pack(signs), torch.zeros(40, dtype=torch.int64))
     signs[:, 4] = 1
     with pytest.warns(ConstantBitWarning, match=r"1 of 6 bits.*\(4\)"):
-        Database(hashing.pack(signs), torch.zeros(40, dtype=torch.int64))
+        Database(retrieval.pack(signs), torch.zeros(40, dtype=torch.int64))
 
 
 def test_bad_input_is_named():
@@ -214,32 +214,32 @@ def test_bad_input_is_named():
     broken = torch.ones(5, 8)
     broken[3, 2] = float("nan")
     with pytest.raises(ValueError, match="1 of 5 codes hold NaN, first row 3"):
-        hashing.pack(broken)
+        retrieval.pack(broken)
     for k in (0, 61):
         with pytest.raises(ValueError, match=f"k={k}: the database holds 60 codes"):
-            hashing.average_precision(case.queries, case.y, case.database, k=k)
+            retrieval.average_precision(case.queries, case.y, case.database, k=k)
         with pytest.raises(ValueError, match=f"k={k}"):
-            hashing.rank(case.queries, case.database.codes, k=k)
+            retrieval.rank(case.queries, case.database.codes, k=k)
     with pytest.raises(ValueError, match="ties='random'"):
-        hashing.average_precision(case.queries, case.y, case.database, ties="random")
+        retrieval.average_precision(case.queries, case.y, case.database, ties="random")
     with pytest.raises(ValueError, match="queries of 9 bits against a database of 8"):
-        hashing.rank(hashing.pack(random_signs(3, 9, 0)), case.database.codes)
+        retrieval.rank(retrieval.pack(random_signs(3, 9, 0)), case.database.codes)
     with pytest.raises(ValueError, match=r"labels of type torch.int64 and shape \(12,\) for 13"):
-        hashing.average_precision(case.queries, case.y[1:], case.database)
+        retrieval.average_precision(case.queries, case.y[1:], case.database)
     several = random_labels(13, 4, 0, several=True)
     with pytest.raises(ValueError, match="cannot be compared"):
-        hashing.average_precision(case.queries, several, case.database)
+        retrieval.average_precision(case.queries, several, case.database)
     with pytest.raises(ValueError, match="radius=9 must be 0 to 8"):
-        hashing.precision_within(case.queries, case.y, case.database, 9)
-    with pytest.raises(ValueError, match="use hashing.pack"):
-        hashing.Codes(torch.ones(3, 8), 8)
+        retrieval.precision_within(case.queries, case.y, case.database, 9)
+    with pytest.raises(ValueError, match="use retrieval.pack"):
+        retrieval.Codes(torch.ones(3, 8), 8)
     with pytest.raises(ValueError, match="no query shares a label"):
-        hashing.precision_recall(case.queries, case.y + 9, case.database)
+        retrieval.precision_recall(case.queries, case.y + 9, case.database)
 
 
 def test_the_benchmark_runs_and_checks_that_both_rank_alike(capsys):
     hamming_rank.main(["--quick"])
     assert "times faster" in capsys.readouterr().out
-    codes = hashing.pack(random_signs(20, 8, 0))
+    codes = retrieval.pack(random_signs(20, 8, 0))
     with pytest.raises(AssertionError):
         hamming_rank.check(random_signs(5, 8, 1), codes[:5], random_signs(20, 8, 0), codes)

@@ -19,8 +19,7 @@ from apical.bench.experiment.experiment import Experiment, differing, from_dict,
 from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.storage import checkpoint, records
-from apical.bench.training import build as prepare
-from apical.bench.training import loop, objectives
+from apical.bench.training import build, loop, objectives
 from apical.retrieval import Continuation
 
 BALANCED = {"loss": "dpsh", "pair_weight": "balanced"}
@@ -83,7 +82,7 @@ def test_records_of_a_run(run: Path) -> None:
 
 def test_the_loss_is_that_of_the_library_and_steepens_with_the_step() -> None:
     options = Hashing(4, BALANCED, continuation=Continuation(3.0, 2))
-    parts = prepare.build(dataclasses.replace(BASE, hashing=options))
+    parts = build.build(dataclasses.replace(BASE, hashing=options))
     done = [0]
     loss = parts.objective.training(lambda: done[0])
     outputs = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -97,7 +96,7 @@ def test_the_loss_is_that_of_the_library_and_steepens_with_the_step() -> None:
 
 
 def test_right_in_training_is_whose_nearest_neighbour_in_the_batch_is_alike() -> None:
-    objective = prepare.build(BASE).objective
+    objective = build.build(BASE).objective
     outputs = torch.tensor([[1.0, 1, 1], [1, 1, -1], [-1, -1, -1], [-1, -1, 1]])
     y = torch.tensor([0, 0, 1, 0])
     assert objective.correct(outputs, y).tolist() == [True, True, False, False]
@@ -205,7 +204,7 @@ def test_what_the_data_do_not_allow_stops_a_run_before_it_writes(
 
 
 def test_codes_that_hold_nan_are_refused() -> None:
-    parts = prepare.build(BASE)
+    parts = build.build(BASE)
     with torch.no_grad():
         next(parts.model.parameters()).fill_(torch.nan)
     objective = parts.objective
@@ -215,7 +214,7 @@ def test_codes_that_hold_nan_are_refused() -> None:
 
 
 def test_a_bit_that_never_changes_is_warned_of_and_counted() -> None:
-    parts = prepare.build(dataclasses.replace(BASE, hashing=Hashing(8, "dpsh")))
+    parts = build.build(dataclasses.replace(BASE, hashing=Hashing(8, "dpsh")))
     with torch.no_grad():
         list(parts.model.parameters())[-1][[2, 5]] = 100.0
     with pytest.warns(retrieval.ConstantBitWarning, match=r"2 of 8 bits .* \(2, 5\)"):
@@ -225,7 +224,7 @@ def test_a_bit_that_never_changes_is_warned_of_and_counted() -> None:
 
 
 def test_a_bit_that_the_loss_keeps_constant_is_no_surprise() -> None:
-    parts = prepare.build(dataclasses.replace(BASE, hashing=Hashing(16, "csq")))
+    parts = build.build(dataclasses.replace(BASE, hashing=Hashing(16, "csq")))
     weight, bias = list(parts.model.parameters())[-2:]
     with torch.no_grad():
         weight.normal_(generator=torch.Generator().manual_seed(0))

@@ -18,9 +18,7 @@ from apical.bench.report import memory as report_memory
 from apical.bench.report import solved
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
-from apical.bench.training import batch_step, monitor
-from apical.bench.training import build as prepare
-from apical.bench.training import loop as training
+from apical.bench.training import batch_step, build, loop, monitor
 from apical.data import sequences as tasks
 from apical.nets import memory as mnm
 from test_resume import Killed, interrupted_at, kill_test
@@ -45,7 +43,7 @@ BASE = Experiment(
 
 @pytest.fixture(autouse=True)
 def few_test_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "TEST_SEQUENCES", 60)
+    monkeypatch.setattr(build, "TEST_SEQUENCES", 60)
 
 
 def changed(**changes: Any) -> Experiment:
@@ -85,7 +83,7 @@ def by_hand(**options: Any) -> mnm.MemoryNet:
     "options", [{"write": "p"}, {"write": "g"}, {"write": "none", "reconstruction": 0.0}], ids=str
 )
 def test_equals_a_loop_of_ones_own(tmp_path: Path, options: dict[str, Any]) -> None:
-    training.run(changed(net_options=BASE.net_options | options), tmp_path)
+    loop.run(changed(net_options=BASE.net_options | options), tmp_path)
     expected = dict(by_hand(**options).state_dict())
     # float32 sums in another order in torch's fused step
     torch.testing.assert_close(weights(tmp_path), expected, rtol=1e-4, atol=1e-5)
@@ -93,22 +91,22 @@ def test_equals_a_loop_of_ones_own(tmp_path: Path, options: dict[str, Any]) -> N
 
 def test_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     execution = Execution(checkpoint_steps=2)
-    training.run(BASE, tmp_path / "whole", execution)
+    loop.run(BASE, tmp_path / "whole", execution)
     for number, after in ((2, False), (2, True)):
         with monkeypatch.context() as patch:
             interrupted_at(number, patch, after=after)
             with pytest.raises(Killed):
-                training.run(BASE, tmp_path / "killed", execution)
-    training.run(BASE, tmp_path / "killed", execution)
+                loop.run(BASE, tmp_path / "killed", execution)
+    loop.run(BASE, tmp_path / "killed", execution)
     assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
 def test_a_trained_net_is_tested_at_other_lengths_too(tmp_path: Path) -> None:
-    row = training.run(BASE, tmp_path)
+    row = loop.run(BASE, tmp_path)
     net = net_at_start()
     net.load_state_dict(weights(tmp_path))
     for name, length in (("test", 4), ("test_6", 6), ("test_8", 8)):
-        x, y = next(tasks.batches(task(length), prepare.EVALUATION_BATCH, seed=0, purpose="test"))
+        x, y = next(tasks.batches(task(length), build.EVALUATION_BATCH, seed=0, purpose="test"))
         scores, y = net(x[:60]), y[:60]
         right = (scores.argmax(2) == y)[:, length // 2 :]
         assert row[f"{name}_acc"] == pytest.approx(right.double().mean().item())
@@ -118,7 +116,7 @@ def test_a_trained_net_is_tested_at_other_lengths_too(tmp_path: Path) -> None:
 
 
 def test_rows_tell_what_the_memory_does_at_every_step(tmp_path: Path) -> None:
-    training.run(BASE, tmp_path)
+    loop.run(BASE, tmp_path)
     rows = [row for row in records.read(tmp_path / "records.jsonl") if row["kind"] == "step"]
     assert [(row["epoch"], row["t"]) for row in rows] == [
         (epoch, t) for epoch in (0, 1, 2) for t in (1, 2, 3, 4)
@@ -134,16 +132,16 @@ def test_a_reconstruction_that_collapses_is_warned_of_once(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", monitor.LearningWarning)
-        training.run(BASE, tmp_path / "sound")
+        loop.run(BASE, tmp_path / "sound")
     monkeypatch.setattr("apical.nets.memory.net.COLLAPSED", 10.0)
     monkeypatch.setattr("apical.nets.memory.net.LEARNED", 1.0)
     with monkeypatch.context() as patch:
         interrupted_at(3, patch, after=True)
         with pytest.raises(Killed), pytest.warns(monitor.LearningWarning, match="constants"):
-            training.run(BASE, tmp_path / "run", Execution(checkpoint_steps=2))
+            loop.run(BASE, tmp_path / "run", Execution(checkpoint_steps=2))
     with warnings.catch_warnings():
         warnings.simplefilter("error", monitor.LearningWarning)
-        training.run(BASE, tmp_path / "run", Execution(checkpoint_steps=2))
+        loop.run(BASE, tmp_path / "run", Execution(checkpoint_steps=2))
     rows = [r for r in records.read(tmp_path / "run" / "records.jsonl") if r["kind"] == "warning"]
     assert [(row["finding"], row["epoch"], row["threshold"]) for row in rows] == [
         ("collapsed", 1, 10.0)
@@ -151,7 +149,7 @@ def test_a_reconstruction_that_collapses_is_warned_of_once(
 
 
 def test_a_recurrent_net_answers_at_every_step(tmp_path: Path) -> None:
-    row = training.run(changed(net="lstm", net_options={"hidden": 6}), tmp_path)
+    row = loop.run(changed(net="lstm", net_options={"hidden": 6}), tmp_path)
     assert 0 <= row["test_acc"] <= 1 and "test_8_acc" in row
 
 
@@ -159,7 +157,7 @@ def test_a_memory_for_tasks_that_ask_at_the_end(tmp_path: Path) -> None:
     experiment = changed(
         task="temporal_order", length=20, task_options={}, test_lengths=(), epochs=1
     )
-    assert 0 <= training.run(experiment, tmp_path)["test_acc"] <= 1
+    assert 0 <= loop.run(experiment, tmp_path)["test_acc"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -194,7 +192,7 @@ def test_a_learner_that_would_ignore_the_nets_own_loss_is_refused(tmp_path: Path
         learner={"learner": "backprop", "clip_norm": 1.0},
     )
     with pytest.raises(ValueError, match="net='mnm' has a loss of its own: leave out the learner"):
-        training.run(experiment, tmp_path / "run")
+        loop.run(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -205,7 +203,7 @@ def test_keys_of_old_experiments_stay_and_new_fields_enter_them() -> None:
 
 
 def test_the_loop_and_the_gradients_name_no_net() -> None:
-    for module in (training, batch_step, monitor):
+    for module in (loop, batch_step, monitor):
         assert module.__file__ is not None
         words = {
             node.value if isinstance(node, ast.Constant) else getattr(node, "id", None)

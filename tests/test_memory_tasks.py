@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apical.bench.training import losses
-from apical.data import sequences as tasks
+from apical.data import sequences
 from apical.data.sequences import NOTHING, Dictionary, DoubleCopy, PrioritySort
 
 COUNT = 400
 
 
-def draw(task: tasks.Task) -> tuple[Tensor, Tensor]:
+def draw(task: sequences.Task) -> tuple[Tensor, Tensor]:
     return task.draw(COUNT, torch.Generator().manual_seed(0))
 
 
@@ -85,4 +85,4 @@ def test_the_loss_of_a_sequence_is_the_mean_over_its_questions() -> None:
 )
 def test_bad_values_are_told(name: str, length: int, options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        tasks.build(name, length, **options)
+        sequences.build(name, length, **options)

@@ -16,6 +16,7 @@ from apical.bench import report
 from apical.bench.evaluate import retrieval
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.report.read import read_study
 from apical.bench.storage import packing, records
@@ -23,7 +24,6 @@ from apical.bench.storage.packing import LooseFolder, PackedFolder, open_folder,
 from apical.bench.studies import Entry, Study, conduct
 from apical.bench.studies.base import Search
 from apical.bench.training import loop
-from apical.retrieval import Hashing
 from fake_study import make_study
 
 PACKED_FILES = ["records.parquet", "runs.jsonl", "study.json"]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from apical.bench import studies
-from apical.bench.experiment.experiment import Experiment, Schedule
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.bench.studies import STUDIES, TIERS, Entry, Search, Study, conduct
 from apical.bench.studies.base import CONTROLS
 from apical.bench.studies.selection import Tried, beyond, choose, half_decade, half_decades

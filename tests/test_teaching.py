@@ -15,8 +15,7 @@ from apical.bench import report
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
 from apical.bench.storage import records
-from apical.bench.training import build as prepare
-from apical.bench.training import loop as training
+from apical.bench.training import build, loop
 from apical.data import sequences as tasks
 from apical.data.sequences import Stream
 from apical.learners import LRA, TPTT
@@ -45,7 +44,7 @@ BASE = Experiment(
 
 @pytest.fixture(autouse=True)
 def few_test_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "TEST_SEQUENCES", 600)
+    monkeypatch.setattr(build, "TEST_SEQUENCES", 600)
 
 
 def changed(**changes: Any) -> Experiment:
@@ -103,7 +102,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_equals_a_loop_of_ones_own(
     tmp_path: Path, form: Any, learner: learners.Learner | None
 ) -> None:
-    training.run(changed(learner=form, lr=RATE), tmp_path)
+    loop.run(changed(learner=form, lr=RATE), tmp_path)
     # float32 sums in another order in torch's fused step: last places, over twelve steps
     expected = dict(by_hand(learner).state_dict())
     torch.testing.assert_close(weights(tmp_path), expected, rtol=1e-4, atol=1e-5)
@@ -130,10 +129,10 @@ def test_gradients_of_many_nets_lie_as_their_stacks() -> None:
 
 def test_accuracy_is_the_share_of_solved_sequences(tmp_path: Path) -> None:
     experiment = changed(task="addition", learner="backprop", net="gru", batches=20)
-    row = training.run(experiment, tmp_path)
+    row = loop.run(experiment, tmp_path)
     net = net_at_start("gru", inputs=2, outputs=1)
     net.load_state_dict(weights(tmp_path))
-    stream = tasks.batches(tasks.Addition(20), prepare.EVALUATION_BATCH, seed=0, purpose="test")
+    stream = tasks.batches(tasks.Addition(20), build.EVALUATION_BATCH, seed=0, purpose="test")
     (x, y), (more_x, more_y) = next(stream), next(stream)
     x, y = torch.cat([x, more_x[:100]]), torch.cat([y, more_y[:100]])
     distance = (net(x) - y).square().squeeze(1)
@@ -151,15 +150,15 @@ def test_accuracy_is_the_share_of_solved_sequences(tmp_path: Path) -> None:
 def test_resumes_to_the_same_bits(
     form: Any, saves: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two checkpoints within each of two epochs, one at its end and one before training."""
+    """Two checkpoints within each of two epochs, one at its end and one before loop."""
     experiment, execution = changed(learner=form), Execution(checkpoint_steps=2)
-    whole = training.run(experiment, tmp_path / "whole", execution)
+    whole = loop.run(experiment, tmp_path / "whole", execution)
     for number, after in zip(saves, (False, True, False), strict=True):
         with monkeypatch.context() as patch:
             interrupted_at(number, patch, after=after)
             with pytest.raises(Killed):
-                training.run(experiment, tmp_path / "killed", execution)
-    resumed = training.run(experiment, tmp_path / "killed", execution)
+                loop.run(experiment, tmp_path / "killed", execution)
+    resumed = loop.run(experiment, tmp_path / "killed", execution)
     assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
     assert resumed["test_loss"] == whole["test_loss"]
 
@@ -169,8 +168,8 @@ def test_an_image_net_by_a_learner_is_that_of_the_loop(tmp_path: Path) -> None:
         net_options={"hidden": [16]}, epochs=1, batch_size=128, rule="fa", probe_images=16
     )
     clipped = {"learner": "backprop", "clip_norm": 0.5}
-    training.run(dataclasses.replace(base, clip_norm=0.5), tmp_path / "loop")
-    training.run(dataclasses.replace(base, learner=clipped), tmp_path / "learner")
+    loop.run(dataclasses.replace(base, clip_norm=0.5), tmp_path / "loop")
+    loop.run(dataclasses.replace(base, learner=clipped), tmp_path / "learner")
     assert same(weights(tmp_path / "loop"), weights(tmp_path / "learner"))
 
 
@@ -178,13 +177,13 @@ def test_an_image_net_by_a_learner_is_that_of_the_loop(tmp_path: Path) -> None:
 
 
 def test_what_a_learner_remembers_is_no_parameter_of_the_net(tmp_path: Path) -> None:
-    row = training.run(changed(learner=TPTT_SUM, epochs=1), tmp_path)
+    row = loop.run(changed(learner=TPTT_SUM, epochs=1), tmp_path)
     assert row["parameters"] == 12 * 6 + 12 + 12 * 12 + 12 * 4 + 4
     assert row["feedback_bytes"] == 4 * (12 * 12 + 12)
 
 
 def test_rows_tell_of_every_step_at_the_measured_epochs(tmp_path: Path) -> None:
-    training.run(changed(probe_every=2), tmp_path)
+    loop.run(changed(probe_every=2), tmp_path)
     rows = records.read(tmp_path / "records.jsonl")
     steps = [row for row in rows if row["kind"] == "step"]
     assert [(row["epoch"], row["t"]) for row in steps] == [
@@ -207,7 +206,7 @@ def test_rows_tell_of_every_step_at_the_measured_epochs(tmp_path: Path) -> None:
 
 
 def test_layer_rows_of_a_learner_compare_it_with_backprop(tmp_path: Path) -> None:
-    training.run(changed(epochs=1), tmp_path)
+    loop.run(changed(epochs=1), tmp_path)
     rows = [row for row in records.read(tmp_path / "records.jsonl") if row["kind"] == "layer"]
     first = {row["layer"]: row["gradient_angle_deg"] for row in rows if row["epoch"] == 0}
     batch = next(tasks.batches(tasks.TemporalOrder(20), 16, seed=0, purpose="probe"))
@@ -219,7 +218,7 @@ def test_layer_rows_of_a_learner_compare_it_with_backprop(tmp_path: Path) -> Non
 
 
 def test_a_learner_without_targets_has_no_local_losses(tmp_path: Path) -> None:
-    training.run(changed(learner="backprop", rule="fa", epochs=1), tmp_path)
+    loop.run(changed(learner="backprop", rule="fa", epochs=1), tmp_path)
     rows = records.read(tmp_path / "records.jsonl")
     steps = [row for row in rows if row["kind"] == "step"]
     assert len(steps) == 40 and all("signal" in row and "norm" in row for row in steps)
@@ -231,14 +230,14 @@ def test_a_learner_without_targets_has_no_local_losses(tmp_path: Path) -> None:
     "ignore::apical.bench.training.monitor.LearningWarning"
 )  # few units, weak signals
 def test_measurements_leave_no_trace(tmp_path: Path) -> None:
-    training.run(changed(learner=TPTT_SUM), tmp_path / "measured")
-    training.run(changed(learner=TPTT_SUM, probe_every=0), tmp_path / "not")
+    loop.run(changed(learner=TPTT_SUM), tmp_path / "measured")
+    loop.run(changed(learner=TPTT_SUM, probe_every=0), tmp_path / "not")
     assert same(weights(tmp_path / "measured"), weights(tmp_path / "not"))
 
 
 def test_the_report_of_a_run_on_sequences_names_its_task(tmp_path: Path) -> None:
     folder = tmp_path / BASE.name
-    training.run(BASE, folder)
+    loop.run(BASE, folder)
     page = report.write(folder).read_text()
     assert "srn on temporal_order, 20 steps" in page
     assert "digits" not in page
@@ -261,7 +260,7 @@ def test_epochs_of_a_stream_follow_one_another() -> None:
 
 
 def test_what_is_evaluated_is_alike_for_all_seeds_and_never_trained_on() -> None:
-    one, two = prepare.build(BASE), prepare.build(changed(seed=8))
+    one, two = build.build(BASE), build.build(changed(seed=8))
     (x_one, _), (x_two, _) = next(one.train.epoch(0)), next(two.train.epoch(0))
     assert not torch.equal(x_one, x_two)
     firsts = []
@@ -327,13 +326,13 @@ def test_what_cannot_be_built_leaves_no_folder(
     tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ValueError, match=told):
-        training.run(changed(**changes), tmp_path / "run")
+        loop.run(changed(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_learner_in_time_is_refused_on_an_image_net(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"LRA: .*SRN"):
-        training.run(Experiment(learner=LRA_SUM), tmp_path / "run")
+        loop.run(Experiment(learner=LRA_SUM), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -350,9 +349,9 @@ def test_a_learner_in_time_is_refused_on_an_image_net(tmp_path: Path) -> None:
 def test_several_processes_are_refused(
     experiment: Experiment, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "join_group", lambda device: prepare.Group(0, 2))
+    monkeypatch.setattr(build, "join_group", lambda device: build.Group(0, 2))
     with pytest.raises(ValueError, match=told):
-        prepare.build(experiment)
+        build.build(experiment)
 
 
 HALF = """
@@ -379,7 +378,7 @@ def test_a_learner_of_ones_own_is_one_file_and_one_name_to_the_runner(
     monkeypatch.syspath_prepend(str(tmp_path))
     plain = changed(learner="backprop", lr=0.1, epochs=2)
     own = changed(learner="my_half:Half", lr=0.2, epochs=2)  # a half of the gradient, exactly
-    ends = [training.run(each, tmp_path / each.key) for each in (plain, own)]
+    ends = [loop.run(each, tmp_path / each.key) for each in (plain, own)]
     same = [{k: end[k] for k in ("test_loss", "test_acc", "train_loss")} for end in ends]
     assert same[0] == same[1]
     assert "my_half:Half" in report.write(tmp_path / own.key).read_text()
@@ -389,13 +388,13 @@ def test_a_length_that_is_no_evidence_warns_when_it_is_trained(recwarn: Any) -> 
     short = changed(length=12)
     assert not recwarn.list
     with pytest.warns(UserWarning, match="length=12 a random recurrent net"):
-        prepare.build(short)
+        build.build(short)
 
 
 def test_a_run_on_sequences_has_no_images_to_attack(tmp_path: Path) -> None:
     from apical.bench.evaluate import trained_net
 
-    training.run(BASE, tmp_path)
+    loop.run(BASE, tmp_path)
     with pytest.raises(ValueError, match="trained on sequences .task='temporal_order'., not on im"):
         trained_net.from_run(tmp_path)
 
@@ -407,6 +406,6 @@ def test_json_round_trip() -> None:
 def test_the_loop_names_no_rule_learner_or_task() -> None:
     words = {
         node.value if isinstance(node, ast.Constant) else getattr(node, "id", None)
-        for node in ast.walk(ast.parse(Path(training.__file__).read_text()))
+        for node in ast.walk(ast.parse(Path(loop.__file__).read_text()))
     }
     assert not words & {*rules.RULES, *learners.LEARNERS, *tasks.TASKS}

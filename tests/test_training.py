@@ -20,10 +20,8 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.storage import records, run_folder
-from apical.bench.training import build as prepare
+from apical.bench.training import build, loop, progress
 from apical.bench.training import evaluate as observe
-from apical.bench.training import loop as training
-from apical.bench.training import progress
 from apical.core.convert import feedback_modules
 from apical.data import Batches
 
@@ -43,7 +41,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def trained(tmp_path: Path, **changes: Any) -> dict[str, torch.Tensor]:
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
-    training.run(dataclasses.replace(BASE, **changes), folder)
+    loop.run(dataclasses.replace(BASE, **changes), folder)
     return weights(folder)
 
 
@@ -137,7 +135,7 @@ def test_rows(tmp_path: Path) -> None:
     experiment = dataclasses.replace(
         BASE, rule="fa", epochs=3, probe_every=2, validation=100, schedule=HALVED
     )
-    training.run(experiment, tmp_path)
+    loop.run(experiment, tmp_path)
     rows = records.read(tmp_path / "records.jsonl")
     layers = [(r["epoch"], r["layer"]) for r in rows if r["kind"] == "layer"]
     assert layers == [(e, layer) for e in (0, 2, 3) for layer in ("fc1", "fc2")]
@@ -157,7 +155,7 @@ def test_rows(tmp_path: Path) -> None:
 
 
 def test_reported_accuracy_is_that_of_the_last_weights(tmp_path: Path) -> None:
-    row = training.run(BASE, tmp_path)
+    row = loop.run(BASE, tmp_path)
     images = data.load("digits")
     model = nets.build("mlp", in_shape=images.shape, num_classes=10, hidden=[16])
     model.load_state_dict(weights(tmp_path))
@@ -180,7 +178,7 @@ def test_the_test_split_is_read_once(
         return original(model, batches, *rest)
 
     monkeypatch.setattr(observe, "evaluate", evaluate)
-    row = training.run(dataclasses.replace(BASE, validation=100, test=test), tmp_path)
+    row = loop.run(dataclasses.replace(BASE, validation=100, test=test), tmp_path)
     assert sizes.count(360) == reads
     assert ("test_acc" in row) == test
 
@@ -188,7 +186,7 @@ def test_the_test_split_is_read_once(
 def test_the_callers_settings_return(tmp_path: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    training.run(BASE, tmp_path, Execution(threads=2))
+    loop.run(BASE, tmp_path, Execution(threads=2))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.get_num_threads() == 1
 
@@ -228,7 +226,7 @@ def test_a_switch_leaves_a_row_and_the_rule_in_force_is_the_last(tmp_path: Path)
     experiment = dataclasses.replace(
         BASE, epochs=3, switch={1: {"rule": "kp", "decay": 1e-3}, 2: {"fc1": "fa"}}
     )
-    row = training.run(experiment, tmp_path)
+    row = loop.run(experiment, tmp_path)
     rows = records.read(tmp_path / "records.jsonl")
     assert [r for r in rows if r["kind"] == "switch"] == [
         {"kind": "switch", "epoch": 1, "rule": "kp", "before": "bp"},
@@ -239,7 +237,7 @@ def test_a_switch_leaves_a_row_and_the_rule_in_force_is_the_last(tmp_path: Path)
     assert row["feedback_bytes"] == 4 * 64 * 16
     images = data.load("digits")
     for epoch, layers in ((0, 0), (1, 2), (3, 1)):
-        model = prepare.build_model(experiment, images, epoch=epoch)
+        model = build.build_model(experiment, images, epoch=epoch)
         assert len(list(feedback_modules(model))) == layers
     model.load_state_dict(weights(tmp_path))
 
@@ -248,7 +246,7 @@ def test_a_switch_that_could_not_happen_stops_the_run_before_it_starts(tmp_path:
     switch: Any = {1: {"fc9": "fa", "*": "bp"}, 2: {"rule": "ldfa", "rank": 12}}
     experiment = dataclasses.replace(BASE, epochs=3, switch=switch)
     with pytest.raises(ValueError) as caught:
-        training.run(experiment, tmp_path / "run")
+        loop.run(experiment, tmp_path / "run")
     told = str(caught.value)
     assert "switch at epoch 1: nothing was converted" in told
     assert "'fc9' matches no layer; near: 'fc2', 'fc1'" in told
@@ -261,13 +259,13 @@ def test_a_switch_that_could_not_happen_stops_the_run_before_it_starts(tmp_path:
 
 def test_a_nonfinite_loss_ends_the_run_and_says_where(tmp_path: Path) -> None:
     experiment = dataclasses.replace(BASE, lr=1e30)
-    row = training.run(experiment, tmp_path)
+    row = loop.run(experiment, tmp_path)
     assert (row["kind"], row["reason"], row["epoch"]) == ("stopped", "non-finite loss", 1)
     assert 1 < row["step"] < 5
     assert "of layer fc" in row["where"]
     assert run_folder.state(tmp_path) == "stopped"
     before = (tmp_path / "records.jsonl").read_bytes()
-    assert training.run(experiment, tmp_path) == row
+    assert loop.run(experiment, tmp_path) == row
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
@@ -303,7 +301,7 @@ def test_first_nonfinite_output() -> None:
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"not empty \(thesis.tex\).*choose another folder"):
-        training.run(BASE, tmp_path)
+        loop.run(BASE, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -324,14 +322,14 @@ def test_what_cannot_be_built_leaves_no_folder(
     tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ValueError, match=told):
-        training.run(dataclasses.replace(BASE, **changes), tmp_path / "run")
+        loop.run(dataclasses.replace(BASE, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_device_is_refused() -> None:
     missing = "cuda:99"
     with pytest.raises(ValueError, match=r"device 'cuda:99'.*This machine has: .*cpu"):
-        prepare.check_device(missing, BASE)
+        build.check_device(missing, BASE)
 
 
 @pytest.mark.parametrize("values", [{"threads": 0}, {"checkpoint_steps": -1}])
@@ -384,7 +382,7 @@ def test_a_frozen_net_is_refused() -> None:
 
 
 def test_quiet_where_there_is_no_terminal(tmp_path: Path, capfd: Any) -> None:
-    training.run(BASE, tmp_path)
+    loop.run(BASE, tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -418,7 +416,7 @@ def test_two_processes_train_the_same_net(
     )
     assert done.returncode == 0, done.stderr
     alone = dataclasses.replace(BASE, rule=rule, switch=switch, accumulate=2, validation=29)
-    training.run(alone, tmp_path / "one")
+    loop.run(alone, tmp_path / "one")
     close(weights(tmp_path / "one"), weights(tmp_path / "two"))
     one, two = (records.read(tmp_path / name / "records.jsonl") for name in ("one", "two"))
     kinds = functools.partial(map, lambda row: (row["kind"], row.get("epoch"), row.get("layer")))
@@ -429,8 +427,8 @@ def test_two_processes_train_the_same_net(
 def test_the_test_split_is_followed_at_the_epochs_asked_for(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     followed = dataclasses.replace(BASE, rule="fa", epochs=3, test_at=(1, 3), probe_every=2)
-    last = training.run(followed, one)
-    plain = training.run(dataclasses.replace(BASE, rule="fa", epochs=3, probe_every=2), other)
+    last = loop.run(followed, one)
+    plain = loop.run(dataclasses.replace(BASE, rule="fa", epochs=3, probe_every=2), other)
     rows = [row for row in records.read(one / "records.jsonl") if row["kind"] == "test"]
     assert [row["epoch"] for row in rows] == [1, 3]
     assert rows[-1]["test_acc"] == last["test_acc"] == plain["test_acc"]
@@ -447,11 +445,11 @@ def test_binary_cross_entropy_of_unit_pixels_in_the_order_of_the_split(tmp_path:
     options = {"net_options": {"hidden": []}, "optimizer_options": {}, "init": "normal"}
     folder = tmp_path / "run"
     experiment = dataclasses.replace(BASE, **changes, **options)  # type: ignore[arg-type]
-    training.run(experiment, folder)
+    loop.run(experiment, folder)
     images = data.load("digits")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = prepare.build_model(experiment, images)
+        model = build.build_model(experiment, images)
     weight, bias = (p.detach().double() for p in model.parameters())
     x_all = images.train.images.flatten(1).double() / 255
     pairs = zip(x_all.split(128), images.train.labels.split(128), strict=True)
@@ -466,11 +464,11 @@ def test_binary_cross_entropy_of_unit_pixels_in_the_order_of_the_split(tmp_path:
 def test_images_that_fill_no_batch_are_refused_alone(tmp_path: Path) -> None:
     experiment = dataclasses.replace(BASE, batch_size=2000, drop_last=True)
     with pytest.raises(ValueError, match="the 1437 training images fill no batch"):
-        training.run(experiment, tmp_path / "run")
+        loop.run(experiment, tmp_path / "run")
 
 
 def test_the_recorded_loss_is_the_one_trained_on(tmp_path: Path) -> None:
-    row = training.run(dataclasses.replace(BASE, loss="binary_cross_entropy", epochs=1), tmp_path)
+    row = loop.run(dataclasses.replace(BASE, loss="binary_cross_entropy", epochs=1), tmp_path)
     images = data.load("digits")
     model = nets.build("mlp", in_shape=images.shape, num_classes=10, hidden=[16])
     model.load_state_dict(weights(tmp_path))

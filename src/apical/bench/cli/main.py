@@ -66,8 +66,8 @@ def _list(words: list[str]) -> int:
     from apical import attacks, data, learners, nets, retrieval, rules
     from apical.bench import studies
     from apical.bench.experiment import optimizers
-    from apical.data import sequences as tasks
-    from apical.nets import memory as mnm
+    from apical.data import sequences
+    from apical.nets import memory
 
     _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
     _show("rules (--rule), also around one another, as sparse(kp), or package.module:Class",
@@ -76,9 +76,9 @@ def _list(words: list[str]) -> int:
           {n: _summary(f) for n, f in nets.NETS.items()})  # fmt: skip
     _show("recurrent nets (--net, with --task)", {n: _summary(f) for n, f in nets.CELLS.items()})
     _show("nets with a memory (--net, with --task)",
-          {n: _summary(f) for n, f in mnm.NETS.items()})  # fmt: skip
+          {n: _summary(f) for n, f in memory.NETS.items()})  # fmt: skip
     _show("tasks of sequences (--task, with --length)",
-          {n: _summary(f) for n, f in tasks.TASKS.items()})  # fmt: skip
+          {n: _summary(f) for n, f in sequences.TASKS.items()})  # fmt: skip
     _show("learners (--learner), or package.module:Class",
           {n: _summary(f) for n, f in learners.LEARNERS.items()})  # fmt: skip
     _show("losses of hash codes (--retrieval.loss)",
@@ -172,8 +172,8 @@ def _study(words: list[str]) -> int:
     root, folder = Path(values["runs"]), Path(values["runs"]) / study.folder
     print(f"{study.title}, tier {study.tier}: {len(study.entries)} runs in {folder}", flush=True)
     if values["estimate"]:
-        tasks, extensions = conduct.left(study, folder)
-        print(cost.estimate(tasks, execution, extensions).text(jobs), flush=True)
+        sequences, extensions = conduct.left(study, folder)
+        print(cost.estimate(sequences, execution, extensions).text(jobs), flush=True)
         if study.evaluations or study.retrievals:
             most = attack_cost.most(study, folder, execution)
             print(f"attacks on the trained nets: at most {most.told(jobs)}", flush=True)

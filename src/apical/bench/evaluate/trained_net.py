@@ -14,8 +14,7 @@ from apical.attacks import Normalised
 from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.bench.experiment.rule_settings import rule_assignment
 from apical.bench.storage import checkpoint, records, run_folder
-from apical.bench.training import build as prepare
-from apical.bench.training import splits
+from apical.bench.training import build, splits
 from apical.core.convert import convert, feedback_modules
 from apical.names import from_path
 from apical.nets import pretrained
@@ -70,11 +69,11 @@ def from_run(
             f"{folder} is {state}: there is no trained net yet. The command that started it "
             "goes on where it stopped"
         )
-    images = prepare.load(experiment, data_root=data_root, download=download)
+    images = build.load(experiment, data_root=data_root, download=download)
     if not isinstance(images, data.ImageData):
         raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
     with torch.random.fork_rng(devices=[]):
-        model = prepare.build_model(experiment, images, epoch=experiment.epochs)
+        model = build.build_model(experiment, images, epoch=experiment.epochs)
     model.load_state_dict(_weights_of_run(folder, experiment))
     whole = Normalised(model.eval(), *splits.normalisation(experiment, images))
     bits = None if experiment.hashing is None else experiment.hashing.bits

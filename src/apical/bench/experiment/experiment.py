@@ -31,7 +31,7 @@ from apical.bench.experiment.settings import Settings, differing, from_json
 from apical.bench.experiment.task_settings import TaskSettings
 from apical.bench.experiment.training_settings import TrainingSettings
 from apical.core.feedback import FEEDBACK_VERSION
-from apical.nets import memory as mnm
+from apical.nets import memory
 
 if TYPE_CHECKING:
     from apical.learners import Learner
@@ -41,7 +41,7 @@ VERSION = 1
 
 KEY_DIGITS = 10
 
-SEQUENCE_NETS = (*nets.CELLS, *mnm.NETS)
+SEQUENCE_NETS = (*nets.CELLS, *memory.NETS)
 """Nets that take sequences: recurrent ones, and those with a memory."""
 
 OF_THE_TASK = ("inputs", "outputs", "output")

@@ -14,7 +14,7 @@ from apical.bench.report.escape import for_markdown
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Run, Study
 from apical.bench.report.table import interval, number, share, signed
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 READOUT, BACKPROP = "readout", "backprop"
 REGULARISER = ("alpha_weights", "alpha_targets", "omega_per")
@@ -34,10 +34,10 @@ class Line:
     rule: str
     runs: tuple[Run, ...]
     planned: int
-    test: stats.Summary | None
-    best: stats.Summary | None
-    over_readout: stats.Summary | None
-    over_plain: stats.Summary | None
+    test: statistics.Summary | None
+    best: statistics.Summary | None
+    over_readout: statistics.Summary | None
+    over_plain: statistics.Summary | None
     silent: float | None
     length: int
 
@@ -104,12 +104,12 @@ def _best(run: Run) -> float | None:
     return max(found, default=None)
 
 
-def _summary(values: Sequence[float]) -> stats.Summary | None:
-    return stats.summarize(values) if values else None
+def _summary(values: Sequence[float]) -> statistics.Summary | None:
+    return statistics.summarize(values) if values else None
 
 
-def _over(runs: Sequence[Run], others: Sequence[Run]) -> stats.Summary | None:
-    return stats.paired_difference(_tests(runs), _tests(others))
+def _over(runs: Sequence[Run], others: Sequence[Run]) -> statistics.Summary | None:
+    return statistics.paired_difference(_tests(runs), _tests(others))
 
 
 def _others(
@@ -183,7 +183,7 @@ def cells_of(row: Line) -> list[str]:
     ]
 
 
-def paired(gap: stats.Summary | None) -> str:
+def paired(gap: statistics.Summary | None) -> str:
     """ "+3.10 [+1.02 to +5.18]"."""
     if gap is None:
         return ""

@@ -17,7 +17,7 @@ from apical.bench.report.read import Run, Study
 from apical.bench.report.robust_section import Section
 from apical.bench.report.robust_stats import Difference, Estimate
 from apical.bench.report.robust_words import percent, points, radius, span
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 Row = Mapping[str, Any]
 
@@ -63,7 +63,7 @@ class Line:
     rule: str
     planned: int
     measure: str
-    accuracy: stats.Summary | None
+    accuracy: statistics.Summary | None
     layers: tuple[Layer, ...]
     attacked: Attacked | None
 
@@ -134,7 +134,7 @@ def _line(study: Study, setting: str, rule: str, section: Section | None) -> Lin
         rule,
         len(planned),
         "mAP" if key == "test_map" else "accuracy",
-        stats.summarize([100 * run.final[key] for run in runs]),
+        statistics.summarize([100 * run.final[key] for run in runs]),
         tuple(_layer(name, [each[name] for each in rows]) for name in rows[0]),
         None if section is None else _attacked(section, rule, _at_rate(study, setting, rule)),
     )
@@ -254,14 +254,14 @@ def _cells(line: Line, attacked: bool) -> list[str]:
     return [*row, *map(robust, found), difference(a.same_rate if a else None)]
 
 
-def accuracy(found: stats.Summary | None) -> str:
+def accuracy(found: statistics.Summary | None) -> str:
     """ "98.1 [97.0 to 99.2]"; "" for none."""
     if found is None:
         return ""
     return f"{found.mean:.1f} [{between(found)}]" if between(found) else f"{found.mean:.1f}"
 
 
-def between(found: stats.Summary | None) -> str:
+def between(found: statistics.Summary | None) -> str:
     """ "97.0 to 99.2", cut off at 0 and 100; "" without an interval."""
     if found is None or found.low is None:
         return ""

@@ -14,8 +14,7 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.storage import records
 from apical.bench.sweep.sweep import Task
-from apical.bench.training import batch_step, loop, resume
-from apical.bench.training import build as prepare
+from apical.bench.training import batch_step, build, loop, resume
 from apical.core.convert import learn
 
 WARM_STEPS, TIMED_STEPS = 2, 5
@@ -85,7 +84,7 @@ def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
     """Seconds of a step, steps of an epoch."""
     plain = dataclasses.replace(experiment, compile=False, probe_every=0)
     with loop.settings(execution):
-        parts = prepare.build(
+        parts = build.build(
             plain,
             device=execution.device,
             data_root=execution.data_root,

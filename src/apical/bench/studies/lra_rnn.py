@@ -13,7 +13,7 @@ from typing import Any
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
-from apical.data import sequences as tasks
+from apical.data import sequences
 
 TITLE = "Learning through time by local targets"
 ORDER, ORDER3, PERMUTATION = "temporal_order", "temporal_order_3bit", "random_permutation"
@@ -107,10 +107,10 @@ def arms(tier: str, kind: str, length: int) -> dict[str, Experiment]:
 
     Raises: ValueError for sequences so short that they are no evidence.
     """
-    if length < tasks.TASKS[kind].evidence_from:
+    if length < sequences.TASKS[kind].evidence_from:
         raise ValueError(
             f"lra-rnn: {kind} at length={length} is no evidence of learning through time, a random "
-            f"net solves it or nearly so: use at least {tasks.TASKS[kind].evidence_from} steps"
+            f"net solves it or nearly so: use at least {sequences.TASKS[kind].evidence_from} steps"
         )
     base = base_of(tier, kind, length)
     chosen = FEWER if tier == "smoke" else ARMS

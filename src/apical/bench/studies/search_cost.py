@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical import data
-from apical import retrieval as hashing
+from apical import data, retrieval
 from apical.bench.evaluate.retrieval.evaluation import NOISE, Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.studies.base import Entry, Study
@@ -46,12 +45,12 @@ def _of_one_query(
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(count, *images.shape, generator=generator).to(device)
     y = torch.randint(images.num_classes, (count,), generator=generator).to(device)
-    bits = hashing.encode(model, x[:1]).bits
+    bits = retrieval.encode(model, x[:1]).bits
     known = torch.randn(min(evaluation.known, len(images.train)), bits, generator=generator)
     labels = torch.randint(images.num_classes, (len(known),), generator=generator)
-    database = hashing.Database(hashing.pack(known), labels)
+    database = retrieval.Database(retrieval.pack(known), labels)
     common: dict[str, Any] = {"eps": evaluation.eps[0], "norm": evaluation.norm}
-    attack = hashing.SDHA(**common, steps=STEPS, database=database)
-    forward = timed(lambda: hashing.encode(model, x), device)
+    attack = retrieval.SDHA(**common, steps=STEPS, database=database)
+    forward = timed(lambda: retrieval.encode(model, x), device)
     whole = timed(lambda: attack(model, x, y, gradient="own"), device)
     return forward / count, whole / STEPS / count

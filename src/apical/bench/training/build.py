@@ -16,15 +16,15 @@ from apical.bench.training import objectives, splits
 from apical.bench.training.splits import EVALUATION_BATCH
 from apical.core.convert import convert, feedback_modules
 from apical.core.switch import check, switch
-from apical.data import sequences as tasks
+from apical.data import sequences
 from apical.nets import memory, pretrained
 from apical.nets.pretrained import applied
 
 TEST_SEQUENCES = 10_000
 """Sequences of the test split of a task; like those for validation, alike for all seeds."""
 
-Split = data.Batches | tasks.Stream
-Source = data.ImageData | tasks.Task
+Split = data.Batches | sequences.Stream
+Source = data.ImageData | sequences.Task
 Splits = tuple[tuple[Split, Split | None, Split], tuple[Tensor, Tensor] | None]
 """Training, validation, test; and the batch that is measured."""
 
@@ -172,7 +172,7 @@ def build_model(
 
 def _net(experiment: Experiment, source: Source) -> nn.Module:
     options = experiment.net_options
-    if isinstance(source, tasks.Task):
+    if isinstance(source, sequences.Task):
         build: Any = memory.build if experiment.net in memory.NETS else nets.build_recurrent
         sizes = {"inputs": source.inputs, "outputs": source.outputs, "output": source.answers}
         return build(experiment.net, **sizes, **options)
@@ -268,7 +268,7 @@ def _sends_nothing(model: nn.Module) -> bool:
 
 
 def _example(source: Source, device: torch.device) -> Tensor:
-    if isinstance(source, tasks.Task):
+    if isinstance(source, sequences.Task):
         return torch.zeros(2, source.length, source.inputs, device=device)
     return torch.zeros(2, *source.shape, device=device)
 
@@ -328,11 +328,11 @@ def _check_switches(
         raise ValueError("\n".join(problems))
 
 
-def _streams(experiment: Experiment, task: tasks.Task, device: torch.device) -> Splits:
+def _streams(experiment: Experiment, task: sequences.Task, device: torch.device) -> Splits:
     """The same of a task: unrelated streams of sequences."""
 
-    def stream(count: int, size: int, purpose: str, seed: int = 0) -> tasks.Stream:
-        return tasks.Stream(task, count, size, seed=seed, purpose=purpose, device=device)
+    def stream(count: int, size: int, purpose: str, seed: int = 0) -> sequences.Stream:
+        return sequences.Stream(task, count, size, seed=seed, purpose=purpose, device=device)
 
     size, wanted = experiment.batch_size, experiment.validation
     train = stream(experiment.batches * size, size, "train", experiment.seed)
@@ -344,13 +344,13 @@ def _streams(experiment: Experiment, task: tasks.Task, device: torch.device) -> 
     return (train, validation, test), next(stream(count, count, "probe").epoch(0))
 
 
-def other_tests(experiment: Experiment, parts: Parts) -> dict[str, tasks.Stream]:
+def other_tests(experiment: Experiment, parts: Parts) -> dict[str, sequences.Stream]:
     """Test splits at other lengths than a net was trained at, by the name of their scores."""
-    if not isinstance(parts.source, tasks.Task):
+    if not isinstance(parts.source, sequences.Task):
         return {}
     others = task_settings.other_lengths(experiment, parts.source)
     return {
-        f"test_{length}": tasks.Stream(
+        f"test_{length}": sequences.Stream(
             task, TEST_SEQUENCES, EVALUATION_BATCH, seed=0, purpose="test", device=parts.device
         )
         for length, task in others.items()

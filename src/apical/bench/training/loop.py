@@ -16,8 +16,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.storage import checkpoint, claims, records, run_folder
-from apical.bench.training import batch_step, evaluate, pretraining, progress, resume
-from apical.bench.training import build as prepare
+from apical.bench.training import batch_step, build, evaluate, pretraining, progress, resume
 from apical.bench.training.build import Split
 from apical.bench.training.monitor import Monitor
 
@@ -41,10 +40,10 @@ def run(
     ended = run_folder.end(folder)
     if ended is not None:
         return ended
-    prepare.check_device(execution.device, experiment)
+    build.check_device(execution.device, experiment)
     weights = pretraining.weights(experiment, folder, lambda e, place: run(e, place, execution))
     with settings(execution):
-        parts = prepare.build(
+        parts = build.build(
             experiment,
             device=execution.device,
             data_root=execution.data_root,
@@ -68,7 +67,7 @@ def run(
 
 def classification(
     experiment: Experiment,
-    parts: prepare.Parts,
+    parts: build.Parts,
     folder: Path,
     execution: Execution,
     still_mine: Callable[[], None],
@@ -119,7 +118,7 @@ def classification(
 
 def _train_epoch(
     experiment: Experiment,
-    parts: prepare.Parts,
+    parts: build.Parts,
     at: resume.Position,
     sums: Tensor,
     monitor: Monitor,
@@ -162,7 +161,7 @@ def _train_epoch(
     return None
 
 
-def _update(experiment: Experiment, parts: prepare.Parts) -> None:
+def _update(experiment: Experiment, parts: build.Parts) -> None:
     """One optimizer step; rules that act on it hear of it themselves."""
     if experiment.clip_norm is not None:
         parts.scaler.unscale_(parts.optimizer)
@@ -180,7 +179,7 @@ def _unsynchronised(net: torch.nn.Module, skip: bool) -> Any:
 
 
 def _epoch_rows(
-    experiment: Experiment, parts: prepare.Parts, at: resume.Position, sums: Tensor
+    experiment: Experiment, parts: build.Parts, at: resume.Position, sums: Tensor
 ) -> list[dict[str, Any]]:
     """The rows of the epoch just finished."""
     at.seconds += at.epoch_seconds
@@ -213,7 +212,7 @@ def _epoch_rows(
 
 
 def _scores(
-    experiment: Experiment, parts: prepare.Parts, name: str, split: Split
+    experiment: Experiment, parts: build.Parts, name: str, split: Split
 ) -> dict[str, float]:
     """Loss, accuracy and the like on a split, under its name."""
     autocast = batch_step.autocasting(experiment, parts.device)
@@ -221,16 +220,16 @@ def _scores(
     return {f"{name}_{key}": value for key, value in found.items()}
 
 
-def _switch_rows(experiment: Experiment, parts: prepare.Parts, epoch: int) -> list[dict[str, Any]]:
+def _switch_rows(experiment: Experiment, parts: build.Parts, epoch: int) -> list[dict[str, Any]]:
     """Switch the rule if that is due after this epoch, and tell of it."""
-    if not prepare.follow_switch(experiment, parts, epoch):
+    if not build.follow_switch(experiment, parts, epoch):
         return []
     rule, before = (rule_label(experiment.rule_at(e)) for e in (epoch, epoch - 1))
     return [{"kind": "switch", "epoch": epoch, "rule": rule, "before": before}]
 
 
 def _final_rows(
-    experiment: Experiment, parts: prepare.Parts, at: resume.Position, folder: Path
+    experiment: Experiment, parts: build.Parts, at: resume.Position, folder: Path
 ) -> list[dict[str, Any]]:
     """The row that closes a run, behind those of kind ``course`` where its objective has some. The
     test split is read here and at ``test_at``, nowhere else."""
@@ -238,7 +237,7 @@ def _final_rows(
     steps = at.step / len(epochs)
     row: dict[str, Any] = {"kind": "final", "epoch": at.epoch}
     splits = {"val": parts.validation, "test": parts.test if experiment.test else None}
-    splits |= prepare.other_tests(experiment, parts)
+    splits |= build.other_tests(experiment, parts)
     autocast, courses = batch_step.autocasting(experiment, parts.device), []
     for name, split in splits.items():
         if split is not None:

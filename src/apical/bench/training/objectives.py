@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from apical import data, retrieval
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
-from apical.bench.training import evaluate as observe
+from apical.bench.training import evaluate
 from apical.bench.training.losses import LOSSES, Loss, training_loss
 from apical.data import sequences
 from apical.retrieval.ranking import check_k
@@ -76,7 +76,7 @@ class OfScores:
         return self.train.correct(outputs, targets)
 
     def scores(self, model: nn.Module, split: Split, autocast: Any) -> dict[str, float]:
-        loss, accuracy = observe.evaluate(model, split, autocast, self.loss)
+        loss, accuracy = evaluate.evaluate(model, split, autocast, self.loss)
         return {"loss": loss, "acc": accuracy}
 
     def course(self, model: nn.Module, split: Split, autocast: Any) -> list[dict[str, float]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical import hashing
+from apical import retrieval
 from apical.bench.evaluate.retrieval.evaluation import ATTACKS, Evaluation, Step
 from apical.bench.evaluate.retrieval.searched import Searched
 from apical.bench.evaluate.retrieval.trials import Queries, Trial, points, precision
@@ -30,9 +30,9 @@ def pictures(
     few = Queries(asked.x[chosen], asked.y[chosen], asked.targets[chosen], asked.codes[chosen])
     steps = _strongest(evaluation, trials)
     adv = [points(net, step, few, evaluation, {}) for step in steps.values()]
-    codes = [few.codes, *(hashing.encode(net.net.model, x) for x in adv)]
+    codes = [few.codes, *(retrieval.encode(net.net.model, x) for x in adv)]
     nearest = min(NEAREST, len(net.database))
-    orders = [hashing.rank(each, net.database.codes, k=nearest) for each in codes]
+    orders = [retrieval.rank(each, net.database.codes, k=nearest) for each in codes]
     return {
         "x": few.x.cpu().numpy(),
         "labels": few.y.cpu().numpy(),

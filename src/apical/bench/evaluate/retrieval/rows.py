@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from apical import retrieval as hashing
+from apical import retrieval
 from apical.bench.evaluate.retrieval.evaluation import ATTACKS, NOISE, TARGETED, Evaluation
 from apical.bench.evaluate.retrieval.searched import Searched
 from apical.bench.evaluate.retrieval.trials import Queries, Trial, precision
@@ -60,7 +60,7 @@ def _clean(net: Searched, asked: Queries, evaluation: Evaluation, found: Values)
         "constant_bits": len(database.codes.constant_bits()),
         "inverted_map": _average(precision(net, codes.inverted(), asked.y)),
         "target_map": _average(precision(net, codes, asked.targets)),
-        "precision2": hashing.precision_within(codes, asked.y, database, radius),
+        "precision2": retrieval.precision_within(codes, asked.y, database, radius),
     }
 
 

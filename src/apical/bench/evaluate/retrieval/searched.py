@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from apical import data
-from apical import retrieval as hashing
+from apical import data, retrieval
 from apical.bench.evaluate import trained_net
 from apical.bench.training import build
 from apical.core.convert import feedback_modules
@@ -31,22 +30,22 @@ class Searched:
     k: int | None
 
     @cached_property
-    def database(self) -> hashing.Database:
+    def database(self) -> retrieval.Database:
         """The codes of the images. Of bits that never change whoever trained the net was warned.
 
         Raises: ValueError for codes that hold NaN, or a k that the database does not hold.
         """
         check_k(self.k, len(self.images.split))
-        codes = [hashing.encode(self.net.model, x).packed for x, _ in self.images.epoch(0)]
+        codes = [retrieval.encode(self.net.model, x).packed for x, _ in self.images.epoch(0)]
         assert self.net.bits is not None
-        return _silent(hashing.Codes(torch.cat(codes), self.net.bits), self.images.split.labels)
+        return _silent(retrieval.Codes(torch.cat(codes), self.net.bits), self.images.split.labels)
 
     @property
     def feedback(self) -> bool:
         """Whether the net has a gradient of its own, other than the exact one."""
         return any(True for _ in feedback_modules(self.net.model))
 
-    def known(self, count: int) -> hashing.Database:
+    def known(self, count: int) -> retrieval.Database:
         """A random part of the database with something of every class, the same for every net of
         these data.
 
@@ -85,7 +84,7 @@ def from_run(
     return Searched(net, images, experiment.hashing.k)
 
 
-def _silent(codes: hashing.Codes, labels: torch.Tensor) -> hashing.Database:
+def _silent(codes: retrieval.Codes, labels: torch.Tensor) -> retrieval.Database:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", hashing.ConstantBitWarning)
-        return hashing.Database(codes, labels)
+        warnings.simplefilter("ignore", retrieval.ConstantBitWarning)
+        return retrieval.Database(codes, labels)

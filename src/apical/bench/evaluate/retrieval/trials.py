@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical import attacks, hashing
+from apical import attacks, retrieval
 from apical.bench.evaluate.retrieval.evaluation import NOISE, TANHS, TARGETED, Evaluation, Step
 from apical.bench.evaluate.retrieval.searched import Searched
 
@@ -57,7 +57,7 @@ class Queries:
     x: Tensor
     y: Tensor
     targets: Tensor
-    codes: hashing.Codes
+    codes: retrieval.Codes
 
 
 def queries(net: Searched, evaluation: Evaluation, device: str) -> Queries:
@@ -71,7 +71,7 @@ def queries(net: Searched, evaluation: Evaluation, device: str) -> Queries:
     shift = torch.randint(1, len(classes), (len(y),), generator=generator)
     own = torch.searchsorted(classes, y.cpu()).clamp(max=len(classes) - 1)
     targets = classes[(own + shift) % len(classes)].to(y)
-    return Queries(x, y, targets, hashing.encode(net.net.model, x))
+    return Queries(x, y, targets, retrieval.encode(net.net.model, x))
 
 
 def run(
@@ -83,10 +83,10 @@ def run(
 ) -> Trial:
     """Attack all queries, and search with what came of them."""
     x = points(net, step, asked, evaluation, others)
-    codes = hashing.encode(net.net.model, x)
+    codes = retrieval.encode(net.net.model, x)
     labels = asked.targets if step.attack == TARGETED else asked.y
-    seen = hashing.perceptibility(asked.x, x)
-    turned = hashing.pairwise_distances(codes, asked.codes).double().mean().item()
+    seen = retrieval.perceptibility(asked.x, x)
+    turned = retrieval.pairwise_distances(codes, asked.codes).double().mean().item()
     return Trial(
         *step,
         precision=precision(net, codes, labels),
@@ -97,9 +97,9 @@ def run(
     )
 
 
-def precision(net: Searched, codes: hashing.Codes, labels: Tensor) -> tuple[float, ...]:
+def precision(net: Searched, codes: retrieval.Codes, labels: Tensor) -> tuple[float, ...]:
     """Average precision of each query, ties at their mean."""
-    found = hashing.average_precision(codes, labels, net.database, k=net.k, ties="expected")
+    found = retrieval.average_precision(codes, labels, net.database, k=net.k, ties="expected")
     return tuple(round(value, DIGITS) for value in found.tolist())
 
 
@@ -118,12 +118,12 @@ def points(
     common |= {"steps": evaluation.steps, "sharpness": TANHS[step.tanh]}
     kind, _, name = step.source.partition(":")
     attacked = others[name] if kind == "transfer" else net
-    attack: hashing.RetrievalAttack
+    attack: retrieval.RetrievalAttack
     if step.attack == "HAG":
-        attack = hashing.HAG(**common)
+        attack = retrieval.HAG(**common)
     else:
         known = attacked.known(evaluation.known)
-        attack = hashing.SDHA(**common, database=known, targeted=step.attack == TARGETED)
+        attack = retrieval.SDHA(**common, database=known, targeted=step.attack == TARGETED)
     labels = asked.targets if step.attack == TARGETED else asked.y
     gradient = "exact" if kind == "transfer" else kind
     # bits of two nets mean different things: a transferred attack is made on the other net alone
