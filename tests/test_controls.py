@@ -64,7 +64,7 @@ def memory_net() -> nn.Module:
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "mlp": (image_net("mlp", hidden=[7, 6]), (1, 8, 8), "fc3"),
-    "lenet": (image_net("lenet", 32), (1, 32, 32), "fc3"),
+    "lenet": (image_net("lenet", 32), (1, 32, 32), "fc2"),
     "resnet": (image_net("resnet20"), (1, 8, 8), "fc"),
     "vit": (image_net("vit"), (1, 8, 8), "head"),
     "attention": (Attending, (3, 4), "readout"),
