@@ -1,4 +1,4 @@
-"""The choice of learning rates, on planted curves, and that all rows of all studies are tuned alike."""
+"""The choice of learning rates, on planted curves; all rows of all studies are tuned alike."""
 
 import dataclasses
 import math
@@ -140,7 +140,7 @@ def test_a_diverged_try_counts_as_an_error_of_chance(monkeypatch: pytest.MonkeyP
 def test_rates_that_all_diverge_send_the_grid_down_before_it_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rates = {rate: DIVERGED for rate in (*GRID, 0.003)}
+    rates = dict.fromkeys((*GRID, 0.003), DIVERGED)
     choice, _ = planted(monkeypatch, rates | {0.001: 0.2})
     assert (choice["lr"], choice["at_edge"]) == (0.001, True)
     assert "val_acc" not in choice["tries"][-1]
