@@ -1,4 +1,4 @@
-"""The choice of learning rates, on planted curves, and that all rows of all studies are tuned alike."""
+"""The choice of learning rates, on planted curves; all rows of all studies are tuned alike."""
 
 import dataclasses
 import math

@@ -18,6 +18,7 @@ from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation
 from apical.data.letters import load_letters
 from apical.data.mnist import load_fashion_mnist, load_mnist
+from apical.data.parts import load_cifar10_first5, load_cifar10_unseen
 from apical.data.saccades import load_event_mnist
 from apical.names import unknown
 
@@ -67,6 +68,8 @@ def load(
 
 DATA: dict[str, Callable[..., ImageData]] = {
     "cifar10": load_cifar10,
+    "cifar10_first5": load_cifar10_first5,
+    "cifar10_unseen": load_cifar10_unseen,
     "cifar100": load_cifar100,
     "digits": load_digits,
     "drifting_bars": load_drifting_bars,

@@ -154,7 +154,7 @@ def _study(words: list[str]) -> int:
         "--tier", default=None, type=str, help="smoke, short (default) or full (published)"
     )
     parser.add_argument("--seeds", default=None, type=int,
-                        help="runs of each cell of the table (default: the study's own)")  # fmt: skip
+                        help="runs of each cell (default: the study's own)")  # fmt: skip
     parser.add_argument("--only", default=None, type=str,
                         help="settings to run, a pattern as 'LeNet *'")  # fmt: skip
     parser.add_argument("--jobs", default=None, type=int,

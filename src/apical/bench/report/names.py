@@ -25,8 +25,13 @@ NAMES = {
 
 
 def display_name(rule: str) -> str:
-    """The rule as its paper writes it; labels that are no rule's name stay as they are."""
-    return NAMES.get(rule.lower(), rule)
+    """The rule as its paper writes it, before a comma too; other labels stay as they are.
+
+    >>> display_name("dfa"), display_name("dfa, published rate"), display_name("LRA sum, no clip")
+    ('DFA', 'DFA, published rate', 'LRA sum, no clip')
+    """
+    name, comma, rest = rule.partition(", ")
+    return NAMES.get(name.lower(), name) + comma + rest
 
 
 def is_baseline(rule: str) -> bool:

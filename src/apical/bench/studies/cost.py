@@ -8,14 +8,17 @@ from statistics import median
 
 import torch
 
+from apical import records, resume
 from apical.bench.experiment import learner_settings
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
+from apical.bench.experiment.schedule import Schedule
 from apical.bench.storage import records
 from apical.bench.sweep.sweep import Task
 from apical.bench.training import batch_step, build, loop, resume
 from apical.core.convert import learn
+from apical.sweep import Task
 
 WARM_STEPS, TIMED_STEPS = 2, 5
 OVERHEAD = 1.1
@@ -65,10 +68,10 @@ def estimate(tasks: Sequence[Task], execution: Execution, extensions: Sequence[T
         epochs = _epochs_left(task)
         if not epochs:
             return 0.0
-        kind = _kind(task.experiment)
-        if kind not in step_seconds:
-            step_seconds[kind] = _measure(task.experiment, execution)
-        each, steps = step_seconds[kind]
+        alike = _alike(task.experiment)
+        if alike not in step_seconds:
+            step_seconds[alike] = _measure(task.experiment, execution)
+        each, steps = step_seconds[alike]
         return RUN_SECONDS + epochs * steps * each * OVERHEAD
 
     parts: dict[str, tuple[int, float]] = {}
@@ -115,6 +118,24 @@ def _epochs_left(task: Task) -> int:
         return 0
     done = [row["epoch"] for row in rows if row.get("kind") == "epoch"]
     return task.experiment.epochs - max(done, default=0)
+
+
+def _alike(experiment: Experiment) -> str:
+    """The same for experiments whose steps cost the same, and whose epochs have nearly as many."""
+    return dataclasses.replace(
+        experiment,
+        lr=1.0,
+        epochs=1,
+        schedule=Schedule(),
+        switch={},
+        seed=0,
+        validation=experiment.validation if experiment.task else 0,
+        test=True,
+        test_at=(),
+        test_lengths=(),
+        probe_every=0,
+        probe_steps=(),
+    ).key
 
 
 def _kind(experiment: Experiment) -> str:

@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.bench.studies.base import Entry, Study
+from apical.studies.base import CONTROLS, FROZEN, REDRAWN, Entry, Search, Study
 
 Arms = dict[str, tuple[str, dict[str, Any]]]
-"""Net and its options, by label."""
+"""Net and its options, by label; the label of a control is its rule as well."""
 
 TITLE = "Metalearned neural memory"
 
@@ -31,11 +33,13 @@ ARMS: Arms = {
     GRADIENT: ("mnm", _MEMORY | {"write": "g"}),
     NONE: ("mnm", _MEMORY | {"write": "none"}),
     PLAIN: ("lstm", {"hidden": 64, "init": "uniform"}),
+    FROZEN: ("mnm", _MEMORY | {"write": "p"}),
+    REDRAWN: ("mnm", _MEMORY | {"write": "p"}),
     RANDOM: ("mnm", _MEMORY | {"write": "random"}),
     COLLAPSE: ("mnm", _MEMORY | {"write": "p", "reconstruction": 1.0}),
 }
 """Only the last has a loss for reconstruction (λ)."""
-_MAIN = {label: ARMS[label] for label in (LOCAL, GRADIENT, NONE, PLAIN)}
+_MAIN = {label: ARMS[label] for label in (LOCAL, GRADIENT, NONE, PLAIN, FROZEN, REDRAWN)}
 
 DICTIONARY = Experiment(
     task="dictionary",
@@ -75,12 +79,19 @@ BABI_ARMS: Arms = {
 BABI_SETTING = "bAbI, 20 tasks together"
 BABI_SEEDS = {"short": 1, "full": 3}
 
+RATES = (1e-3, 3e-3, 1e-2)
+"""Of Adam, for every row but those of bAbI, which would take too long."""
+
 LONGER = {"smoke": 1, "short": 1, "full": 4}
 """Times as many iterations."""
 
 NOTES = (
-    "Adam at 3e-3, gradients clipped to the norm 10, alike for every row; 48 units, width 48 and "
-    "one head with a memory, 64 units without. Initial weights and batches are those of the seed.",
+    "Adam, gradients clipped to the norm 10, alike for every row; 48 units, width 48 and one head "
+    "with a memory, 64 units without. Initial weights and batches are those of the seed. The "
+    "learning rate of every row is chosen alike, from 0.001, 0.003 and 0.01 and beyond where a "
+    "choice lies at an edge.",
+    "Frozen: MNM-p of which the output layer alone learns. Redrawn: MNM-p with feedback that is "
+    "new at every update.",
     "No write: the same controller and memory, whose weights stay random. λ is the weight of the "
     "loss for reconstructing what was written; it is 0 but where it is named.",
     "The result tables of the source could not be read: these are small forms of its tasks, and "
@@ -100,7 +111,10 @@ def mnm(tier: str, seeds: int) -> Study:
     """Metalearned memory: dictionary inference, double copy, priority sort, against LSTM."""
     if tier == "smoke":
         entries = list(_entries("dictionary, 2 pairs", DICTIONARY, _MAIN, tier, seeds))
-        return Study("mnm", TITLE, tier, tuple(entries), notes=NOTES, solved=SOLVED)
+        return Study(
+            "mnm", TITLE, tier, tuple(entries), notes=NOTES, search=_searches(entries),
+            solved=SOLVED,
+        )  # fmt: skip
     entries = [
         *_entries(BABI_SETTING, BABI, BABI_ARMS, tier, min(seeds, BABI_SEEDS[tier])),
         *_entries("dictionary, 4 pairs", FOUR, ARMS, tier, seeds),
@@ -113,14 +127,31 @@ def mnm(tier: str, seeds: int) -> Study:
         tier,
         tuple(entries),
         notes=(*NOTES, *BABI_NOTES),
+        search=_searches(entries),
         solved=SOLVED,
     )
+
+
+def _searches(entries: Iterable[Entry]) -> dict[str, Search]:
+    """By setting; an error of 1, that of no right answer, stands for a try that diverged."""
+    return {
+        entry.setting: Search(
+            RATES, entry.experiment.epochs, Schedule(), entry.experiment.validation, chance=1.0
+        )
+        for entry in entries
+        if entry.setting != BABI_SETTING
+    }
 
 
 def _entries(setting: str, base: Experiment, arms: Arms, tier: str, seeds: int) -> Iterable[Entry]:
     for seed in range(seeds):
         for label, (net, options) in arms.items():
             experiment = dataclasses.replace(
-                base, net=net, net_options=options, epochs=LONGER[tier] * base.epochs, seed=seed
+                base,
+                net=net,
+                net_options=options,
+                rule=label if label in CONTROLS else "bp",
+                epochs=LONGER[tier] * base.epochs,
+                seed=seed,
             )
             yield Entry(setting, label, experiment)

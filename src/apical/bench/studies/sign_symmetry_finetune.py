@@ -18,19 +18,24 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.studies.base import Entry, Search, Study
 from apical.nets.pretrained import Start
+from apical.robustness import Evaluation
+from apical.starts import Start
+from apical.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 
 TITLE = "Fine-tuning by sign-symmetric rules"
-SURROGATE, HEAD_ONLY, AT_RATE = "bp", "head only", "BP, uSF's rate"
+SURROGATE, START, AT_RATE = "bp", "start", "BP, uSF's rate"
 RULES = {
     "bp": "bp",
-    HEAD_ONLY: "bp",
+    FROZEN: "bp",
     AT_RATE: "bp",
     "usf": "usf",
     "brsf": "brsf",
     "frsf": "frsf",
     "fa": "fa",
+    REDRAWN: "redrawn",
 }
-"""All layers by backprop, the head alone, all by backprop at the rate of a rule, then the rules."""
+"""All layers by backprop, the head alone, all by backprop at the rate of a rule, then the rules.
+Where the packaged net has a head for the classes, a row for the net as it comes is added."""
 
 TRIED = ("usf", "brsf", "frsf", "fa")
 """Whose backward pass is put on the nets tuned by backprop."""
@@ -48,13 +53,16 @@ NOTES = (
     "budgets are presets of this library, not the paper's.",
     "All nets of a setting start from the same trained weights and a new head; feedback has the "
     "norm of the weights. Seeds draw the head, the order of the images and the feedback.",
-    "Learning rates are chosen for every row with the same budget on held-out training images, "
-    "which may leave several rates equally good. Robustness depends on the rate as well: the row "
-    f"'{AT_RATE}' is backprop at the rate that was chosen for uSF.",
+    "Frozen: only the new head learns.",
+    "Learning rates are chosen for every row with the same budget on held-out training images: the "
+    "smallest rate within one standard error of the best. Robustness depends on the rate as well: "
+    f"the row '{AT_RATE}' is backprop at the rate that was chosen for uSF.",
 )
 CIFAR_NOTE = (
-    "The packaged CIFAR-10 ResNet-18 has seen the whole training split, so that its head alone "
-    "reaches nearly all of its accuracy: read its rows for the gradients, not for the accuracies."
+    "The packaged CIFAR-10 ResNet-18 was trained on the whole training split. It is tuned, and its "
+    "rates are chosen, on images of the first half of the test split, which it has not seen; all "
+    f"results are of the second half. Row '{START}': the packaged net as it comes, with its own "
+    "head."
 )
 LETTERS: dict[str, Any] = {
     "data": "letters",
@@ -72,13 +80,20 @@ LETTERS: dict[str, Any] = {
 class Setting:
     """A start and what it is tuned for: how it is trained, searched and attacked.
 
-    Args: head: pattern of the parameters of the last layer.
+    Args: head: pattern of the parameters of the last layer.     own_head: the start has a head for
+        these classes.
     """
 
     experiment: Experiment
     head: str
     search: Search
     evaluation: Evaluation
+    own_head: bool = False
+
+    @property
+    def rows(self) -> Mapping[str, str]:
+        """Rules by label."""
+        return RULES | ({START: "bp"} if self.own_head else {})
 
 
 def sign_symmetry_finetune(tier: str, seeds: int) -> Study:
@@ -88,7 +103,7 @@ def sign_symmetry_finetune(tier: str, seeds: int) -> Study:
         Entry(name, label, _tuned(setting, label, rule, seed))
         for seed in range(seeds)  # the first seed of every rule comes first: a table early on
         for name, setting in chosen.items()
-        for label, rule in RULES.items()
+        for label, rule in setting.rows.items()
     ]
     notes = [*NOTES, *([CIFAR_NOTE] if CIFAR10 in chosen else [])]
     return Study(
@@ -102,6 +117,7 @@ def sign_symmetry_finetune(tier: str, seeds: int) -> Study:
         surrogate=SURROGATE,
         crossed=TRIED,
         follows={AT_RATE: "usf"},
+        fixed=(START,),
     )
 
 
@@ -122,8 +138,10 @@ def settings(tier: str) -> Mapping[str, Setting]:
 
 def _tuned(setting: Setting, label: str, rule: str, seed: int) -> Experiment:
     start = setting.experiment.start
-    if label == HEAD_ONLY:
+    if label == FROZEN:
         start = dataclasses.replace(start, train_only=(setting.head,))
+    if label == START:  # an epoch at a learning rate of zero for every parameter
+        start = dataclasses.replace(start, new_head=False, rates={"*": 0.0})
     return dataclasses.replace(setting.experiment, start=start, rule=rule, seed=seed)
 
 
@@ -133,7 +151,7 @@ def _digits() -> Setting:
         data="digits", size=16, **net, start=Start(LETTERS | net), epochs=8, batch_size=32,
         optimizer_options={"momentum": 0.9}, schedule=Schedule("cosine"), probe_every=4,
     )  # fmt: skip
-    search = Search((0.2, 0.06, 0.02, 0.006), 8, Schedule("cosine"), 300)
+    search = Search((0.01, 0.03, 0.1, 0.3), 8, Schedule("cosine"), 300)
     evaluation = Evaluation((0.03, 0.05), images=360, effort=Effort(adaptive_steps=20, queries=200))
     return Setting(experiment, "fc.*", search, evaluation)
 
@@ -146,7 +164,7 @@ def _mnist(data: str, images: int | None, epochs: int) -> Setting:
         epochs=epochs, batch_size=32, optimizer_options={"momentum": 0.9},
         schedule=Schedule("cosine"), probe_every=2,
     )  # fmt: skip
-    search = Search((0.2, 0.06, 0.02, 0.006), min(epochs, 4), Schedule("cosine"), 1000)
+    search = Search((0.01, 0.03, 0.1, 0.3), min(epochs, 4), Schedule("cosine"), 1000)
     effort = Effort(adaptive_steps=20, queries=200)
     evaluation = Evaluation((0.05, 0.1), images=200 if images else 1000, effort=effort)
     return Setting(experiment, "fc.*", search, evaluation)
@@ -155,28 +173,29 @@ def _mnist(data: str, images: int | None, epochs: int) -> Setting:
 def _cifar10() -> Setting:
     """What two processor cores can do: 1,000 images twice, 100 attacked."""
     experiment = Experiment(
-        data="cifar10", pixels="unit", train_images=1000, test_images=1000,
+        data="cifar10_unseen", pixels="unit", train_images=1000, test_images=1000,
         net="pyautoattack.examples.resnet:ResNet18",
         start=Start(RESNET18, DIGESTS[RESNET18], norms="frozen", rates={"linear.*": 10.0}),
         epochs=2, batch_size=32, optimizer_options={"momentum": 0.9}, schedule=Schedule("cosine"),
         autocast="bf16", channels_last=True, probe_every=2, probe_images=32,
     )  # fmt: skip
-    search = Search((0.03, 0.01, 0.003), 1, Schedule("cosine"), 500)
+    search = Search((0.003, 0.01, 0.03), 1, Schedule("cosine"), 1000)
     effort = Effort(steps=10, adaptive_steps=10, queries=50)
     evaluation = Evaluation((2 / 255,), images=100, effort=effort)
-    return Setting(experiment, "linear.*", search, evaluation)
+    return Setting(experiment, "linear.*", search, evaluation, own_head=True)
 
 
 def _full(name: str, source: str, net: str, head: str) -> Setting:
     """Comparable work: SGD, rate 0.01, momentum 0.9, decay 5e-4, batch 32 to 64, 8/255."""
     lite = name == LITE
     experiment = Experiment(
-        data="cifar10", size=64 if lite else None, pixels="standard" if lite else "unit", net=net,
+        data="cifar10" if lite else "cifar10_unseen", size=64 if lite else None,
+        pixels="standard" if lite else "unit", net=net,
         start=Start(source, DIGESTS[source], norms="frozen", rates={head: 10.0}), epochs=10,
         batch_size=64, optimizer_options={"momentum": 0.9, "weight_decay": 5e-4},
         schedule=Schedule("cosine"), augment="flip_crop", autocast="bf16", channels_last=True,
         probe_every=2,
     )  # fmt: skip
-    search = Search((0.03, 0.01, 0.003, 0.001), 2, Schedule("cosine"), 5000)
+    search = Search((0.003, 0.01, 0.03), 2, Schedule("cosine"), 5000 if lite else 1000)
     evaluation = Evaluation((1 / 255, 2 / 255, 4 / 255, 8 / 255), images=1000)
-    return Setting(experiment, head, search, evaluation)
+    return Setting(experiment, head, search, evaluation, own_head=not lite)

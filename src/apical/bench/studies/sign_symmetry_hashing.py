@@ -15,10 +15,14 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.studies.base import Entry, Search, Study
+from apical.hashing import Hashing
 from apical.nets.pretrained import Start
+from apical.retrieval import Evaluation
+from apical.starts import Start
+from apical.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 
 TITLE = "Hash nets fine-tuned by sign-symmetric rules, under attack"
-RULES = ("bp", "usf", "brsf", "frsf", "fa")
+RULES = ("bp", "usf", "brsf", "frsf", "fa", FROZEN, REDRAWN)
 LOSSES: dict[str, str | dict[str, Any]] = {
     "CSQ": "csq",
     "DPSH": {"loss": "dpsh", "pair_weight": "balanced"},
@@ -27,11 +31,11 @@ LOSSES: dict[str, str | dict[str, Any]] = {
     "DSH": {"loss": "dsh", "pair_weight": "balanced"},
     "DPN": "dpn",
 }
-LENGTHS: dict[str, tuple[int, ...]] = {"smoke": (16,), "short": (16, 32), "full": (16, 32, 64)}
+LENGTHS: dict[str, tuple[int, ...]] = {"smoke": (16,), "short": (32,), "full": (16, 32, 64)}
 """Bits of the codes, by tier."""
 SMALL = {"net": "vgg", "net_options": {"widths": [16, 32, 64]}}
 MOMENTUM = {"momentum": 0.9}
-SEARCHED = (0.02, 0.05, 0.1, 0.2)
+SEARCHED = (0.01, 0.03, 0.1, 0.3)
 """Learning rates tried for every rule and loss."""
 
 
@@ -69,7 +73,7 @@ def _data(tier: str) -> Iterator[tuple[str, Experiment, Evaluation]]:
         )
         return
     cifar = {"net": "resnet20", "augment": "flip_crop"}
-    if tier == "short":
+    if tier == "full":
         wide = {"net": "vgg", "net_options": {"widths": [16, 32, 64, 128]}}
         yield (
             "MNIST",
@@ -142,7 +146,7 @@ def _notes(tier: str) -> tuple[str, ...]:
         "Every net starts from a classifier that backprop trained, one for each seed "
         f"({'capital letters' if tier == 'smoke' else 'MNIST: Fashion-MNIST; CIFAR-10: itself'}); "
         "its last layer is new. Rules take the size of their feedback from the weights (scale "
-        "norm) and hold for all layers, the last one too.",
+        "norm) and hold for all layers, the last one too. Frozen: the last layer alone learns.",
         "Queries are test images, the database is the training split. Average precision over the "
         "whole ranking, ties at their mean.",
         "DPSH is balanced (alike and other pairs count half each).",

@@ -16,9 +16,12 @@ from typing import Any
 from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
 from apical.bench.studies.base import Entry, Study
+from apical.robustness import Evaluation
+from apical.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 
-TITLE = "Spiking nets by four trainings, under attack"
+TITLE = "Spiking nets by local and global trainings, under attack"
 DIGITS, DIGITS_MLP = "digits SNN", "digits MLP"
 EVENTS, EVENTS_MLP = "drifting bars SNN", "drifting bars MLP"
 MNIST, EVENT_MNIST = "MNIST SNN", "event MNIST SNN"
@@ -31,8 +34,17 @@ NOTES = (
     "own; own is the gradient that the net learns by.",
     "The first synapses send the exact gradient on in all nets, so that the own gradient of DFA "
     "and LE at the image comes from the local signal of the first layer.",
-    "No values of the paper stand beside: its tables could not be read.",
+    "ELL (Ma et al. 2022) and DECOLLE (Kaiser, Mostafa and Neftci 2020) train each layer by a "
+    "local classifier; dense spiking nets only. Frozen: the hidden layers keep their initial weights.",
+    "The learning rate of every row is chosen alike, from 0.001, 0.003 and 0.01 and beyond where a "
+    "choice lies at an edge, on held-out training images.",
+    "No values of the paper stand beside: its tables could not be read. Which nets it transfers "
+    "attacks from is not known from its abstract.",
 )
+LOCAL = {"ELL": ("ell", "count"), "DECOLLE": ("decolle", "membrane")}
+"""Local classifiers on dense spiking nets, by label: their form, and what the net gives out."""
+RATES = (1e-3, 3e-3, 1e-2)
+"""Of Adam."""
 FRAMES, RECORDINGS = 8_000, 3_000
 """Of the training split of MNIST, as frames and as events, below tier full."""
 
@@ -46,7 +58,8 @@ EVENT_NOTE = (
 
 
 def snn_robustness(tier: str, seeds: int) -> Study:
-    """Four trainings, frames and events, attacked by own, exact and transferred gradients."""
+    """Global and local trainings, frames and events, attacked by own, exact and transferred
+    gradients."""
     nets = settings(tier)
     entries = [
         Entry(setting, label, experiment)
@@ -62,6 +75,7 @@ def snn_robustness(tier: str, seeds: int) -> Study:
         notes=(*NOTES, EVENT_NOTE, *[SHORT_NOTE] * (tier == "short")),
         evaluations=evaluations(tier),
         surrogate="bp",
+        search={setting: _search(base) for setting, base in nets.items()},
     )
 
 
@@ -73,6 +87,8 @@ def trainings(*, spiking: bool, first: str) -> dict[str, str | dict[str, Any]]:
         "fa": {first: "bp", "*": "fa"},
         "dfa": {first: "bp", "*": {"rule": "dfa", **steps}},
         "le": {first: "bp", "*": {"rule": "le", "magnitude": "one", **steps}},
+        FROZEN: {first: "bp", "*": "frozen"},
+        REDRAWN: {first: "bp", "*": "redrawn"},
     }
 
 
@@ -140,6 +156,16 @@ def _trainings(base: Experiment) -> Iterator[tuple[str, Experiment]]:
     spiking, first = base.net != "mlp", "conv1" if base.net == "spiking_conv" else "fc1"
     for label, rule in trainings(spiking=spiking, first=first).items():
         yield label, _with(base, rule=rule)
+    if base.net == "spiking_mlp":
+        for label, (form, output) in LOCAL.items():
+            learner = {"learner": "local_classifiers", "form": form}
+            options = {**base.net_options, "output": output}
+            yield label, _with(base, learner=learner, net_options=options)
+
+
+def _search(base: Experiment) -> Search:
+    held_out = 300 if base.data in ("digits", "drifting_bars") else 1000
+    return Search(RATES, base.epochs, Schedule(), held_out)
 
 
 def _seeded(experiment: Experiment, seeds: int) -> Iterator[Experiment]:

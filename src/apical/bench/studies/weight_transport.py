@@ -12,6 +12,7 @@ from apical import rules
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.studies.base import Curve, Entry, Published, Study
 from apical.rules.mirror import RELEASED
+from apical.studies.base import FROZEN, REDRAWN, Curve, Entry, Published, Study
 
 SETTING = "MNIST 784-500-10"
 SOURCE = "Akrout et al. 2019, the authors' logs"
@@ -31,9 +32,13 @@ RULES: dict[str, tuple[str | dict[str, Any], float]] = {
     "wm released": (rules.to_dict(RELEASED), 0.05),
     "wm": (MIRROR, 0.05),
     "wm fast": (MIRROR, 0.2),
+    "usf": ("usf", 0.2),
+    FROZEN: ("frozen", 0.2),
+    REDRAWN: ({"rule": "redrawn", **NORMAL}, 0.2),
 }
 """What each row of the table trains with: rule and learning rate. The first three and "wm
-released" are the authors' runs."""
+released" are the authors' runs. The paper compares with sign symmetry (usf) as well, without a log
+of it on this net; it and the controls have the rate of BP: nothing is chosen here."""
 EARLY = "wm fast"
 """Asks how soon the mirror is as good as BP at BP's rate. After 400 epochs there is no such
 question left: tier full goes without."""
@@ -121,7 +126,7 @@ def _notes(epochs: int) -> tuple[str, ...]:
         "released is the mirror of the released code, wm the linear one with unit noise and a "
         "matched decay at the same learning rate (0.05)"
         + f", {EARLY} at that of BP (0.2)" * short
-        + ".",
+        + "; usf is sign symmetry, frozen and redrawn the controls, all at the rate of BP.",
         "Gradient angles are those of one image, the first of the training split: for one image "
         "the angle of a weight gradient is that of the layer's signal, which the source logs.",
         "As in the source, images come in the order of the training split in every epoch, and the "
