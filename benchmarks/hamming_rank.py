@@ -23,6 +23,8 @@ import torch
 from pairs import compare
 from torch import Tensor
 
+from apical import retrieval
+
 _ROWS = 40
 """Queries in a block, as the library takes them for 50,000 codes."""
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.bench.studies.base import RULES, Entry, Published, Search, Study
-from apical.studies.base import CONTROLS, RULES, Entry, Published, Search, Study
+from apical.bench.studies.base import CONTROLS, RULES, Entry, Published, Search, Study
 
 SOURCE = "BioTorch, Benchmarks.md (2021)"
 LABELS = ("bp", "fa", "dfa", "usf", "brsf", "frsf")

@@ -8,7 +8,6 @@ from statistics import median
 
 import torch
 
-from apical import records, resume
 from apical.bench.experiment import learner_settings
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
@@ -18,7 +17,6 @@ from apical.bench.storage import records
 from apical.bench.sweep.sweep import Task
 from apical.bench.training import batch_step, build, loop, resume
 from apical.core.convert import learn
-from apical.sweep import Task
 
 WARM_STEPS, TIMED_STEPS = 2, 5
 OVERHEAD = 1.1

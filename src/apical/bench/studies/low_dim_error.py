@@ -11,8 +11,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.bench.studies.base import Entry, Study
-from apical.studies.base import CONTROLS, Entry, Search, Study
+from apical.bench.studies.base import CONTROLS, Entry, Search, Study
 
 TITLE = "Low-dimensional error feedback: ranks below, at and above the number of classes"
 CLASSES = 10

@@ -10,8 +10,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.bench.studies.base import Entry, Study
-from apical.studies.base import CONTROLS, FROZEN, REDRAWN, Entry, Search, Study
+from apical.bench.studies.base import CONTROLS, FROZEN, REDRAWN, Entry, Search, Study
 
 Arms = dict[str, tuple[str, dict[str, Any]]]
 """Net and its options, by label; the label of a control is its rule as well."""

@@ -16,11 +16,8 @@ from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.bench.studies.base import Entry, Search, Study
+from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 from apical.nets.pretrained import Start
-from apical.robustness import Evaluation
-from apical.starts import Start
-from apical.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 
 TITLE = "Fine-tuning by sign-symmetric rules"
 SURROGATE, START, AT_RATE = "bp", "start", "BP, uSF's rate"

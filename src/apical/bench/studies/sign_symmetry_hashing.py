@@ -14,12 +14,8 @@ from apical.bench.evaluate.retrieval import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.experiment.schedule import Schedule
-from apical.bench.studies.base import Entry, Search, Study
-from apical.hashing import Hashing
+from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 from apical.nets.pretrained import Start
-from apical.retrieval import Evaluation
-from apical.starts import Start
-from apical.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 
 TITLE = "Hash nets fine-tuned by sign-symmetric rules, under attack"
 RULES = ("bp", "usf", "brsf", "frsf", "fa", FROZEN, REDRAWN)

@@ -17,9 +17,7 @@ from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
-from apical.bench.studies.base import Entry, Study
-from apical.robustness import Evaluation
-from apical.studies.base import FROZEN, REDRAWN, Entry, Search, Study
+from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 
 TITLE = "Spiking nets by local and global trainings, under attack"
 DIGITS, DIGITS_MLP = "digits SNN", "digits MLP"

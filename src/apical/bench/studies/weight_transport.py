@@ -10,9 +10,8 @@ from typing import Any
 
 from apical import rules
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.studies.base import Curve, Entry, Published, Study
+from apical.bench.studies.base import FROZEN, REDRAWN, Curve, Entry, Published, Study
 from apical.rules.mirror import RELEASED
-from apical.studies.base import FROZEN, REDRAWN, Curve, Entry, Published, Study
 
 SETTING = "MNIST 784-500-10"
 SOURCE = "Akrout et al. 2019, the authors' logs"
