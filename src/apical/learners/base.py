@@ -125,6 +125,11 @@ class Learner(abc.ABC):
         """The loss, and its gradient at the outputs."""
         return OBJECTIVES[self.loss]
 
+    @property
+    def version(self) -> int:
+        """Part of the key of an experiment; raised where a change alters what it learns."""
+        return 1
+
     def error(self, problem: str) -> ValueError:
         """The error for a problem, in this learner's name; the caller raises it."""
         return ValueError(f"{type(self).__name__}: {problem}")

@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from apical.learners.regulariser import Per, omega
+from apical.learners.regulariser import Per, omega, vanished
 from apical.learners.simple import Gradients
 from apical.learners.targets import Pairs, TargetLearner, local_gradients
 from apical.learners.unrolled import Run, SimpleNet, activate, bend_of, slope_of, summed
+
+
+class _Above(NamedTuple):
+    """The loss above a step, as a search descends it.
+
+    Attributes: weight: from the step to that loss.     delta: gradient of the loss behind it.
+        terms: what delta is a difference of, as in `vanished`.
+        again: activation of the step -> delta there.
+    """
+
+    weight: Tensor
+    delta: Tensor
+    terms: Tensor
+    again: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,11 +46,13 @@ class LRA(TargetLearner):
         gamma: their size (> 0); from 1 on the search diverges with reduction="sum", inner=1.
         gamma_output: size for the last target; absent: gamma.
         clip: "clip": gradients of weights, and of a search over the whole batch, are shortened to
-            the norm `limit`; "force": they always have it; "none".
+            the norm `limit`; "force": they always have it, unless the signal has vanished; "none".
         limit: that norm (> 0).
         alpha_weights: weight (>= 0) of the regulariser Omega in the gradients of the recurrent
             weight and the read-out. It is not clipped.
         alpha_targets: the same in the target searches.
+            Omega does not depend on the size of a signal. One whose norm has fallen to sqrt(eps)
+            times that of the numbers it is the difference of is rounding noise, and Omega is 0.
         omega_per: norms in Omega over the whole "batch", or of each "sample": then it is a
             sum over samples in searches and a mean in weight gradients under reduction="sum".
     Raises: ValueError for a reduction that is not stated, a value out of range, an option
@@ -88,6 +104,11 @@ class LRA(TargetLearner):
         if not (self.alpha_weights or self.alpha_targets) and self.omega_per != "batch":
             raise self.error(f"omega_per={self.omega_per!r} has no effect: both alphas are 0")
 
+    @property
+    def version(self) -> int:
+        # 2: the regulariser and clip="force" leave alone a signal that has vanished
+        return 2 if self.alpha_weights or self.alpha_targets or self.clip == "force" else 1
+
     def local_loss(self, z: Tensor, target: Tensor) -> Tensor:
         distance = (target - z).square_()
         return distance.log1p_() if self.local == "log" else distance
@@ -107,7 +128,8 @@ class LRA(TargetLearner):
         def again(z: Tensor) -> Tensor:
             return self.objective.error(torch.addmm(bias, z, weight.t()), y)
 
-        return self._search(net, run, len(run.z) - 1, weight, error, again, gamma, scale)
+        above = _Above(weight, error, self.objective.minuend(run.scores), again)
+        return self._search(net, run, len(run.z) - 1, above, gamma, scale)
 
     def earlier_target(
         self, net: SimpleNet, run: Run, t: int, target: Tensor, signal: Tensor
@@ -118,26 +140,15 @@ class LRA(TargetLearner):
             later = activate(net, torch.addmm(run.drive[t], z, weight.t()))
             return self.local_error(later, target).mul_(slope_of(net, later))
 
-        scale = self.search_scale(target)
-        return self._search(net, run, t - 1, weight, signal, again, self.gamma, scale)
+        above = _Above(weight, signal, 2 * run.z[t] * run.slope[t], again)
+        return self._search(net, run, t - 1, above, self.gamma, self.search_scale(target))
 
     def _search(
-        self,
-        net: SimpleNet,
-        run: Run,
-        t: int,
-        weight: Tensor,
-        delta: Tensor,
-        again: Callable[[Tensor], Tensor],
-        gamma: float,
-        scale: float,
+        self, net: SimpleNet, run: Run, t: int, above: _Above, gamma: float, scale: float
     ) -> Tensor:
-        """The target of step t: `inner` steps down the loss above it.
-
-        Args: delta: gradient of that loss behind `weight`, at what the net did.
-            again: the same for another activation of step t.
-        """
+        """The target of step t: `inner` steps down the loss above it."""
         h, z, slope = run.h[t], run.z[t], run.slope[t]
+        weight, delta, terms, again = above
         for number in range(self.inner):
             if number:
                 slope, delta = slope_of(net, z), again(z)
@@ -145,8 +156,11 @@ class LRA(TargetLearner):
             if scale != 1:
                 down.mul_(scale)
             if self.alpha_targets:
-                pull = omega(delta, weight, slope, bend_of(net, z), self.omega_per).to_below
+                bend = bend_of(net, z)
+                pull = omega(delta, weight, slope, bend, self.omega_per, terms).to_below
                 down.add_(pull, alpha=self.alpha_targets * self._omega_share(pull))
+            if self.clip == "force":
+                down.masked_fill_(vanished(delta, terms, (0, 1)), 0)
             if self.clip == "none":
                 h = torch.sub(h, down, alpha=gamma)
             else:
@@ -157,16 +171,28 @@ class LRA(TargetLearner):
 
     def weights(self, net: SimpleNet, run: Run, pairs: Pairs) -> Gradients:
         factor = None if self.clip == "none" else self._factor
+        samples = run.z[0].shape[0]
+        mean_of = samples if self.reduction == "sum" else run.z[0].numel()
+        terms_of = {
+            "cell.recurrent.weight": 2 / mean_of * run.z_TNH * run.slope_TNH,
+            "readout.weight": self.objective.minuend(run.scores)[None] / samples,
+        }
+        terms_of["cell.input.weight"] = terms_of["cell.recurrent.weight"]
+        if self.clip == "force":
+            pairs = {
+                name: (weight, delta.masked_fill(vanished(delta, terms_of[name], (-2, -1)), 0), z)
+                for name, (weight, delta, z) in pairs.items()
+            }
         gradients = local_gradients(net, pairs, factor)
         if self.alpha_weights:
-            last, first = slice(-1, None), slice(1, None)  # the first step hears of no state
+            last, first = slice(-1, None), slice(1, None)  # step 1 has no state before it
             for name, above, below in (
                 ("readout.weight", slice(None), last),
                 ("cell.recurrent.weight", first, slice(-1)),
             ):
                 weight, delta = pairs[name][0], pairs[name][1][above]
-                bend = bend_of(net, run.z_TNH[below])
-                found = omega(delta, weight, run.slope_TNH[below], bend, self.omega_per)
+                bend, terms = bend_of(net, run.z_TNH[below]), terms_of[name][above]
+                found = omega(delta, weight, run.slope_TNH[below], bend, self.omega_per, terms)
                 share = 1.0 if self.omega_per == "batch" else 1 / delta.shape[1]
                 extra = summed(delta, found.to_weight)
                 gradients[weight].add_(extra, alpha=self.alpha_weights * share)

@@ -20,10 +20,12 @@ class Objective(NamedTuple):
         value: (scores, targets) -> the mean loss, a number that autograd can follow.
         error: (scores, targets) -> gradient of each sample's own loss at the scores, without the
             1 / N of the mean; shaped as the scores.
+        minuend: scores -> the first term of the difference that `error` is; shaped as the scores.
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor]
+    minuend: Callable[[Tensor], Tensor]
 
 
 def _cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
@@ -50,6 +52,8 @@ def _squared_error_error(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "cross_entropy": Objective(_cross_entropy, _cross_entropy_error),
-    "squared_error": Objective(_squared_error, _squared_error_error),
+    "cross_entropy": Objective(
+        _cross_entropy, _cross_entropy_error, lambda scores: torch.softmax(scores, -1)
+    ),
+    "squared_error": Objective(_squared_error, _squared_error_error, lambda scores: 2 * scores),
 }

@@ -8,6 +8,7 @@ Shapes: ... any leading axes, such as steps; N samples, O and I sizes above and 
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,15 +33,35 @@ class Omega(NamedTuple):
     to_below: Tensor
 
 
-def omega(delta: Tensor, weight: Tensor, slope: Tensor, bend: Tensor, per: Per) -> Omega:
+def vanished(delta: Tensor, terms: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Where a difference is too small to have a direction: its norm is at most sqrt(eps) times
+    that of its terms.
+
+    Subtraction leaves a rounding error of up to eps * |terms| in delta, so that a direction above
+    this floor is accurate to sqrt(eps), and one far below it is rounding noise alone.
+
+    Args: delta: the difference.     terms: one of the two numbers subtracted, times what
+            multiplies the difference; shaped like delta.     axes: of the norms.
+    Shapes: the result has the axes of delta, with size 1 where a norm was taken.
+    """
+    floor = math.sqrt(torch.finfo(delta.dtype).eps)
+    size, scale = (torch.linalg.vector_norm(t, dim=axes, keepdim=True) for t in (delta, terms))
+    return size <= floor * scale
+
+
+def omega(
+    delta: Tensor, weight: Tensor, slope: Tensor, bend: Tensor, per: Per, terms: Tensor
+) -> Omega:
     """The regulariser of one weight.
 
-    Where delta, or what arrives of it, is zero, the value and the gradients are zero: there is no
-    direction to keep.
+    The value and the gradients do not depend on the size of delta. Where delta has vanished (see
+    `vanished`), or the weight cancels it down to rounding, they are zero: there is no direction
+    to keep, and the gradients would be amplified rounding noise.
 
     Args: delta: signal above, (..., N, O).     slope, bend: first and second derivative of the
             activation below, (..., N, I).
         per: norms over the whole "batch" at a step, or of each "sample".
+        terms: what delta is a difference of, as in `vanished`, (..., N, O).
     Source: lra2_reg.py of the LRA-RNN paper's authors says which norms; the gradients follow.
     """
     axes = (-2, -1) if per == "batch" else (-1,)
@@ -48,7 +69,8 @@ def omega(delta: Tensor, weight: Tensor, slope: Tensor, bend: Tensor, per: Per) 
     back = arriving * slope
     above = torch.linalg.vector_norm(delta, dim=axes, keepdim=True)
     below = torch.linalg.vector_norm(back, dim=axes, keepdim=True)
-    there = (above > 0) & (below > 0)
+    cancelled = vanished(arriving, above * torch.linalg.vector_norm(weight), axes)
+    there = (below > 0) & ~(vanished(delta, terms, axes) | cancelled)
     above, below = torch.where(there, above, 1.0), torch.where(there, below, 1.0)
     excess = below / above - 1  # zero where one of them is
     pull = 2 * excess / (above * below) * back

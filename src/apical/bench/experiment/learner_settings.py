@@ -49,10 +49,12 @@ def is_default(learner: str | dict[str, Any]) -> bool:
 
 
 def learner_values(learner: str | dict[str, Any]) -> dict[str, Any]:
-    """The learner in one form, however it was written, for the key."""
+    """The learner in one form, however it was written, with its version, for the key."""
     from apical import learners
 
-    return learners.to_dict(learners.build(learner))
+    built = learners.build(learner)
+    version = {} if built.version == 1 else {"version": built.version}
+    return learners.to_dict(built) | version
 
 
 def learner_label(learner: str | dict[str, Any]) -> str:
