@@ -1,9 +1,11 @@
-"""Names and values that are not allowed: what was given, what is similar, what is allowed."""
+"""Names: errors that say what is allowed, and public names that are imported when used."""
 
 import dataclasses
 import difflib
 import functools
+import importlib
 import itertools
+import sys
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -84,6 +86,40 @@ def type_hints(kind: type) -> Mapping[str, Any]:
         except NameError:
             continue
     return found
+
+
+def import_on_use(package: str, homes: Mapping[str, str]) -> None:
+    """Let a package import its public names when they are first used: importing it stays cheap,
+    and what is not used is not loaded.
+
+    Args:
+        package: its ``__name__``.
+        homes: for each public name the object that it stands for, as ``module:object``, or a whole
+            module as ``module``.
+    """
+
+    class Package(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name not in homes:
+                raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            module, _, attribute = homes[name].partition(":")
+            value: Any = importlib.import_module(module)
+            if attribute:
+                value = getattr(value, attribute)
+            setattr(self, name, value)
+            return value
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # Importing a file of a package binds it to its name. Where a public function has the
+            # same name, as apical.convert in convert.py, that name means the function.
+            if ":" in homes.get(name, "") and isinstance(value, types.ModuleType):
+                return
+            super().__setattr__(name, value)
+
+        def __dir__(self) -> list[str]:
+            return sorted({*super().__dir__(), *homes})
+
+    sys.modules[package].__class__ = Package
 
 
 def _near(given: str, names: list[str]) -> list[str]:

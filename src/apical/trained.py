@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,33 @@ class Trained:
         return torch.cat(x).clamp_(0, 1), torch.cat(y)
 
 
+class Run(NamedTuple):
+    """A finished run.
+
+    Attributes: experiment: its settings. records: its rows, as ``records.jsonl`` has them. model:
+        the trained net in eval mode, with its feedback; it takes inputs as in training
+        (``experiment.pixels``), where the net of `from_run` takes pixels in [0, 1].
+    """
+
+    experiment: Experiment
+    records: list[dict[str, Any]]
+    model: nn.Module
+
+
+def load_run(
+    path: str | Path, *, device: str = "cpu", data_root: str | None = None, download: bool = True
+) -> Run:
+    """Experiment, records and trained net of a finished run, of images or of sequences.
+
+    Args: path: of the run's folder, or of the checkpoint in it.
+        data_root, download: where its data set lies, which decides the shape of the net.
+    Raises: ValueError if there is no run, it is not finished, or this version cannot build it.
+    """
+    folder = _folder(Path(path))
+    experiment, _, model = _finished(folder, data_root=data_root, download=download)
+    return Run(experiment, records.read(folder / "records.jsonl"), model.to(device))
+
+
 def from_run(
     path: str | Path, *, device: str = "cpu", data_root: str | None = None, download: bool = True
 ) -> Trained:
@@ -60,20 +87,10 @@ def from_run(
     Raises: ValueError if there is no run, it is not finished, or this version cannot build it.
     """
     folder = _folder(Path(path))
-    experiment = experiment_of(folder)
-    state = run_folder.state(folder)
-    if state != "finished":
-        raise ValueError(
-            f"{folder} is {state}: there is no trained net yet. The command that started it "
-            "goes on where it stopped"
-        )
-    images = prepare.load(experiment, data_root=data_root, download=download)
+    experiment, images, model = _finished(folder, data_root=data_root, download=download)
     if not isinstance(images, data.ImageData):
         raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
-    with torch.random.fork_rng(devices=[]):
-        model = prepare.build_model(experiment, images, epoch=experiment.epochs)
-    model.load_state_dict(_weights_of_run(folder, experiment))
-    whole = Normalised(model.eval(), *splits.normalisation(experiment, images))
+    whole = Normalised(model, *splits.normalisation(experiment, images))
     bits = None if experiment.hashing is None else experiment.hashing.bits
     return Trained(whole.to(device), images, digest_of_run(folder), folder.name, bits)
 
@@ -152,6 +169,24 @@ def _folder(path: Path) -> Path:
     if not path.exists():
         raise ValueError(f"there is no {path}: give a run folder or a checkpoint in one")
     return path
+
+
+def _finished(
+    folder: Path, *, data_root: str | None, download: bool
+) -> tuple[Experiment, prepare.Source, nn.Module]:
+    """Settings, data and trained net, in eval mode, of a finished run."""
+    experiment = experiment_of(folder)
+    state = run_folder.state(folder)
+    if state != "finished":
+        raise ValueError(
+            f"{folder} is {state}: there is no trained net yet. The command that started it "
+            "goes on where it stopped"
+        )
+    source = prepare.load(experiment, data_root=data_root, download=download)
+    with torch.random.fork_rng(devices=[]):
+        model = prepare.build_model(experiment, source, epoch=experiment.epochs)
+    model.load_state_dict(_weights_of_run(folder, experiment))
+    return experiment, source, model.eval()
 
 
 def _weights_of_run(folder: Path, experiment: Experiment) -> dict[str, Tensor]:

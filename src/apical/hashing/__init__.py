@@ -4,11 +4,11 @@ A hash net is any net with K outputs h. Its code is sign h, packed into bits; wh
 attack differentiates is u = tanh(alpha h).
 """
 
-from apical.hashing.attack import RetrievalAttack
+from typing import TYPE_CHECKING
+
 from apical.hashing.centres import CSQ, DPN, CentreLoss
 from apical.hashing.codes import Codes, ConstantBitWarning, encode, pack
 from apical.hashing.database import Database, relevant
-from apical.hashing.hag import HAG
 from apical.hashing.heads import hash_head
 from apical.hashing.losses import DPH, DPSH, DSH, Bank, HashLoss, HashNet, PairLoss
 from apical.hashing.measures import (
@@ -19,10 +19,15 @@ from apical.hashing.measures import (
     precision_within,
 )
 from apical.hashing.memory import Memory
-from apical.hashing.perceptibility import Perceptibility, perceptibility
 from apical.hashing.ranking import distances, pairwise_distances, rank, rankings
 from apical.hashing.relaxation import Continuation, relax
-from apical.hashing.sdha import SDHA
+from apical.naming import import_on_use
+
+if TYPE_CHECKING:
+    from apical.hashing.attack import RetrievalAttack
+    from apical.hashing.hag import HAG
+    from apical.hashing.perceptibility import Perceptibility, perceptibility
+    from apical.hashing.sdha import SDHA
 
 __all__ = [
     "CSQ",
@@ -70,3 +75,14 @@ LOSSES: dict[str, type[HashLoss]] = {
     "dsh": DSH,
     "hashnet": HashNet,
 }
+
+import_on_use(  # attacks are loaded by those who attack
+    __name__,
+    {
+        "HAG": "apical.hashing.hag:HAG",
+        "Perceptibility": "apical.hashing.perceptibility:Perceptibility",
+        "RetrievalAttack": "apical.hashing.attack:RetrievalAttack",
+        "SDHA": "apical.hashing.sdha:SDHA",
+        "perceptibility": "apical.hashing.perceptibility:perceptibility",
+    },
+)
