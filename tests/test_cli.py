@@ -45,6 +45,23 @@ def test_help(capsys: Any) -> None:
     assert cli.main(["--version"]) == 0
 
 
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_no_torch_and_cost_little(option: str) -> None:
+    code = (
+        "import sys; from apical.bench.cli.main import main; import time; "
+        f"main([{option!r}]); print('torch' in sys.modules, time.process_time())"
+    )
+    seconds = []
+    for _ in range(3):
+        command = [sys.executable, "-c", code]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        loaded, cost = out.splitlines()[-1].split()
+        assert loaded == "False"
+        seconds.append(float(cost))
+    # Processor time of the whole process; on a busy machine the smallest is that of the command.
+    assert min(seconds) < 0.3
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_verbs(verb: str, capsys: Any) -> None:
     with pytest.raises(SystemExit, match="0"):

@@ -5,6 +5,7 @@ The modules of the package stand in ORDER, lowest first. A module may import fro
 """
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def in_a_new_process(code: str) -> str:
 
 
 def test_importing_brings_in_torch_and_nothing_heavy() -> None:
-    code = "import sys, torch; before = set(sys.modules); import apical; "
+    code = "import sys, torch; before = set(sys.modules); from apical import *; "
     more = in_a_new_process(code + "print(*(set(sys.modules) - before))").split()
     assert "apical.core.convert" in more
     assert {name.split(".")[0] for name in more} & HEAVY == set()
@@ -189,7 +190,7 @@ def test_importing_brings_in_torch_and_nothing_heavy() -> None:
 
 def test_importing_costs_little_over_torch() -> None:
     code = (
-        "import time, torch; start = time.process_time(); import apical; "
+        "import time, torch; start = time.process_time(); from apical import *; "
         "print(time.process_time() - start)"
     )
     seconds = [float(in_a_new_process(code)) for _ in range(3)]
@@ -198,9 +199,55 @@ def test_importing_costs_little_over_torch() -> None:
     assert min(seconds) < 0.2
 
 
+@pytest.mark.parametrize("package", ["apical", "apical.bench"])
+def test_public_names_are_all_there_and_alike_for_type_checkers(package: str) -> None:
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(module.__file__ or "").read_text())
+    typed: dict[str, str] = {}
+    for block in filter(is_for_type_checking, tree.body):
+        for node in ast.walk(block):
+            if isinstance(node, ast.ImportFrom):
+                typed |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    assert sorted(typed) == sorted(module.__all__)
+    for name, place in typed.items():
+        owner, _, last = place.rpartition(".")
+        expected = sys.modules.get(place) if owner == "apical" else None
+        assert getattr(module, name) is (
+            expected or getattr(importlib.import_module(owner), last)
+        ), name
+    assert set(typed) <= set(dir(module))
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'convrt'"):
+        module.convrt
+
+
+def test_a_function_wins_over_the_file_of_its_name() -> None:
+    code = "import apical.convert, apical.plan, apical; print(apical.convert.__name__, apical.plan)"
+    assert in_a_new_process(code).startswith("convert <function plan")
+
+
+def test_an_experiment_loads_no_attack_data_set_or_learner() -> None:
+    code = (
+        "import sys; from apical.bench import Experiment; Experiment(rule='fa').key; "
+        "print(*(name for name in sys.modules if name.startswith('apical.')))"
+    )
+    loaded = {".".join(name.split(".")[:2]) for name in in_a_new_process(code).split()}
+    assert "apical.rules" in loaded
+    assert (
+        loaded & {"apical.attacks", "apical.data", "apical.learners", "apical.data.sequences"}
+        == set()
+    )
+
+
+def test_the_runner_loads_each_of_its_names_alone() -> None:
+    code = (
+        "import sys; from apical.bench import Execution; "
+        "print(*(name for name in sys.modules if name == 'torch' or name.startswith('apical.')))"
+    )
+    assert "torch" not in in_a_new_process(code).split()
+
+
 def classes_defined_in(package: object) -> set[type]:
     """Concrete public classes that the files of a package define."""
-    import importlib
     import inspect
     import pkgutil
 

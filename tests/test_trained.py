@@ -1,5 +1,6 @@
 """Nets as an attacker meets them: from runs, from checkpoints, and made elsewhere."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ from torch import nn
 
 from apical import attacks, data
 from apical.bench.evaluate import trained_net
-from apical.bench.evaluate.trained_net import from_model, from_run
+from apical.bench.evaluate import trained_net as trained
+from apical.bench.evaluate.trained_net import from_model, from_run, load_run
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment, to_dict
 from apical.bench.experiment.rule_settings import rule_assignment
 from apical.bench.storage import records
+from apical.bench.training import build as prepare
 from apical.bench.training import loop
+from apical.bench.training import loop as training
 from apical.core import convert
 from apical.core.convert import feedback_modules
 
@@ -58,6 +62,42 @@ def test_the_net_of_a_run_scores_on_pixels_what_the_run_says(run: Path) -> None:
     assert accuracy(net) == pytest.approx(final["test_acc"], abs=1e-6)
     assert not net.model.training and net.name == run.name
     assert from_run(run / "checkpoint.pt").digest == net.digest == trained_net.digest_of_run(run)
+
+
+def test_load_run_gives_experiment_records_and_the_net_as_trained(run: Path) -> None:
+    experiment, rows, model = load_run(run)
+    assert experiment == trained.experiment_of(run)
+    assert rows == records.read(run / "records.jsonl") and rows[-1]["kind"] == "final"
+    state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]["model"]
+    assert not model.training and model.state_dict().keys() == state.keys()
+    x, y = prepare.build(experiment).test.split.images, prepare.build(experiment).test.split.labels
+    pixels = x.float() / 255
+    net = from_run(run).model  # the same, for pixels
+    with torch.no_grad():
+        normalised = (pixels - net.mean) / net.std
+        torch.testing.assert_close(model(normalised), net(pixels))
+        right = (model(normalised).argmax(1) == y).double().mean().item()
+    assert right == pytest.approx(rows[-1]["test_acc"])
+
+
+def test_load_run_reads_runs_on_sequences(tmp_path: Path) -> None:
+    experiment = Experiment(
+        task="temporal_order", length=20, net="srn", batches=2, epochs=1, probe_every=0
+    )
+    training.run(experiment, tmp_path, Execution(quiet=True))
+    loaded = load_run(tmp_path)
+    assert loaded.experiment == experiment
+    assert loaded.model(torch.zeros(3, 20, 6)).shape == (3, 4)
+    with pytest.raises(ValueError, match="trained on sequences"):
+        from_run(tmp_path)
+
+
+def test_load_run_of_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    (tmp_path / "experiment.json").write_text(
+        json.dumps({"key": Experiment().key, "experiment": to_dict(Experiment())})
+    )
+    with pytest.raises(ValueError, match="is new: there is no trained net yet"):
+        load_run(tmp_path)
 
 
 def test_its_own_gradient_is_that_of_its_feedback(run: Path) -> None:

@@ -1,21 +1,26 @@
 """Apical: any PyTorch model, any biologically motivated learning rule, results you can believe."""
 
-from apical import rules
-from apical.core.convert import (
-    cite,
-    convert,
-    exact_gradients,
-    feedback_parameters,
-    forward_parameters,
-    labels,
-    learn,
-    revert,
-)
-from apical.core.describe import describe
-from apical.core.plan import plan
-from apical.core.switch import switch
-from apical.measure import diagnostics, probes
-from apical.testing import check_rule
+from typing import TYPE_CHECKING
+
+from apical.names import import_on_use
+
+if TYPE_CHECKING:
+    from apical import rules
+    from apical.core.convert import (
+        cite,
+        convert,
+        exact_gradients,
+        feedback_parameters,
+        forward_parameters,
+        labels,
+        learn,
+        revert,
+    )
+    from apical.core.describe import describe
+    from apical.core.plan import plan
+    from apical.core.switch import switch
+    from apical.measure import diagnostics, probes
+    from apical.testing import check_rule
 
 __version__ = "0.1.0"
 
@@ -36,3 +41,24 @@ __all__ = [
     "rules",
     "switch",
 ]
+
+import_on_use(
+    __name__,
+    {
+        "check_rule": "apical.testing:check_rule",
+        "cite": "apical.core.convert:cite",
+        "convert": "apical.core.convert:convert",
+        "describe": "apical.core.describe:describe",
+        "diagnostics": "apical.measure.diagnostics",
+        "exact_gradients": "apical.core.convert:exact_gradients",
+        "feedback_parameters": "apical.core.convert:feedback_parameters",
+        "forward_parameters": "apical.core.convert:forward_parameters",
+        "labels": "apical.core.convert:labels",
+        "learn": "apical.core.convert:learn",
+        "plan": "apical.core.plan:plan",
+        "probes": "apical.measure.probes",
+        "revert": "apical.core.convert:revert",
+        "rules": "apical.rules",
+        "switch": "apical.core.switch:switch",
+    },
+)

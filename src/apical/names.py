@@ -1,4 +1,4 @@
-"""Names and values that users write: what is not allowed, what is similar; look-up by path."""
+"""Names and values that users write: errors that say what is allowed; look-up by path, on use."""
 
 import dataclasses
 import difflib
@@ -115,6 +115,40 @@ def type_hints(kind: type) -> Mapping[str, Any]:
         except NameError:
             continue
     return found
+
+
+def import_on_use(package: str, homes: Mapping[str, str]) -> None:
+    """Let a package import its public names when they are first used: importing it stays cheap,
+    and what is not used is not loaded.
+
+    Args:
+        package: its ``__name__``.
+        homes: for each public name the object that it stands for, as ``module:object``, or a whole
+            module as ``module``.
+    """
+
+    class Package(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name not in homes:
+                raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            module, _, attribute = homes[name].partition(":")
+            value: Any = importlib.import_module(module)
+            if attribute:
+                value = getattr(value, attribute)
+            setattr(self, name, value)
+            return value
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # Importing a file of a package binds it to its name. Where a public function has the
+            # same name, as apical.convert in convert.py, that name means the function.
+            if ":" in homes.get(name, "") and isinstance(value, types.ModuleType):
+                return
+            super().__setattr__(name, value)
+
+        def __dir__(self) -> list[str]:
+            return sorted({*super().__dir__(), *homes})
+
+    sys.modules[package].__class__ = Package
 
 
 def _near(given: str, names: list[str]) -> list[str]:

@@ -1,1 +1,60 @@
-"""The runner: experiments, studies, reports and the command line; needs ``apical[bench]``."""
+"""The runner: experiments as values, runs that resume, studies and reports.
+
+Needs ``pip install apical[bench]``.
+
+    Experiment, Execution   what is trained, and where it runs
+    Schedule, Start, Hashing   values that some fields of an experiment take
+    run       train an experiment in a folder, or continue a run that was killed
+    load_run  experiment, records and trained net of a finished run
+    Study     the experiments behind one table
+    sweep     do many runs, each once, by however many processes
+    report    write the page of a study or a run
+
+>>> Experiment(data="digits", net="mlp", rule="fa", epochs=2).name
+'digits-mlp-fa-s0-339fba4d4d'
+"""
+
+from typing import TYPE_CHECKING
+
+from apical.names import import_on_use
+
+if TYPE_CHECKING:
+    from apical.bench.evaluate.trained_net import load_run
+    from apical.bench.experiment.execution import Execution
+    from apical.bench.experiment.experiment import Experiment
+    from apical.bench.experiment.hashing_settings import Hashing
+    from apical.bench.experiment.schedule import Schedule
+    from apical.bench.report import write as report
+    from apical.bench.studies import Study
+    from apical.bench.sweep.sweep import sweep
+    from apical.bench.training.loop import run
+    from apical.nets.pretrained import Start
+
+__all__ = [
+    "Execution",
+    "Experiment",
+    "Hashing",
+    "Schedule",
+    "Start",
+    "Study",
+    "load_run",
+    "report",
+    "run",
+    "sweep",
+]
+
+import_on_use(
+    __name__,
+    {
+        "Execution": "apical.bench.experiment.execution:Execution",
+        "Experiment": "apical.bench.experiment.experiment:Experiment",
+        "Hashing": "apical.bench.experiment.hashing_settings:Hashing",
+        "Schedule": "apical.bench.experiment.schedule:Schedule",
+        "Start": "apical.nets.pretrained:Start",
+        "Study": "apical.bench.studies:Study",
+        "load_run": "apical.bench.evaluate.trained_net:load_run",
+        "report": "apical.bench.report:write",
+        "run": "apical.bench.training.loop:run",
+        "sweep": "apical.bench.sweep.sweep:sweep",
+    },
+)

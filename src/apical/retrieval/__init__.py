@@ -4,10 +4,9 @@ A hash net is any net with K outputs h. Its code is sign h, packed into bits; wh
 attack differentiates is u = tanh(alpha h).
 """
 
-from apical.retrieval.attacks.attack import RetrievalAttack
-from apical.retrieval.attacks.hag import HAG
-from apical.retrieval.attacks.perceptibility import Perceptibility, perceptibility
-from apical.retrieval.attacks.sdha import SDHA
+from typing import TYPE_CHECKING
+
+from apical.names import import_on_use
 from apical.retrieval.centres import CSQ, DPN, CentreLoss
 from apical.retrieval.codes import Codes, ConstantBitWarning, encode, pack
 from apical.retrieval.database import Database, relevant
@@ -23,6 +22,12 @@ from apical.retrieval.measures import (
 from apical.retrieval.memory import Memory
 from apical.retrieval.ranking import distances, pairwise_distances, rank, rankings
 from apical.retrieval.relaxation import Continuation, relax
+
+if TYPE_CHECKING:
+    from apical.retrieval.attacks.attack import RetrievalAttack
+    from apical.retrieval.attacks.hag import HAG
+    from apical.retrieval.attacks.perceptibility import Perceptibility, perceptibility
+    from apical.retrieval.attacks.sdha import SDHA
 
 __all__ = [
     "CSQ",
@@ -70,3 +75,14 @@ LOSSES: dict[str, type[HashLoss]] = {
     "dsh": DSH,
     "hashnet": HashNet,
 }
+
+import_on_use(  # attacks are loaded by those who attack
+    __name__,
+    {
+        "HAG": "apical.retrieval.attacks.hag:HAG",
+        "Perceptibility": "apical.retrieval.attacks.perceptibility:Perceptibility",
+        "RetrievalAttack": "apical.retrieval.attacks.attack:RetrievalAttack",
+        "SDHA": "apical.retrieval.attacks.sdha:SDHA",
+        "perceptibility": "apical.retrieval.attacks.perceptibility:perceptibility",
+    },
+)

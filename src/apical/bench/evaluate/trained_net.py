@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,33 @@ class Trained:
         return torch.cat(x).clamp_(0, 1), torch.cat(y)
 
 
+class Run(NamedTuple):
+    """A finished run.
+
+    Attributes: experiment: its settings. records: its rows, as ``records.jsonl`` has them. model:
+        the trained net in eval mode, with its feedback; it takes inputs as in training
+        (``experiment.pixels``), where the net of `from_run` takes pixels in [0, 1].
+    """
+
+    experiment: Experiment
+    records: list[dict[str, Any]]
+    model: nn.Module
+
+
+def load_run(
+    path: str | Path, *, device: str = "cpu", data_root: str | None = None, download: bool = True
+) -> Run:
+    """Experiment, records and trained net of a finished run, of images or of sequences.
+
+    Args: path: of the run's folder, or of the checkpoint in it.
+        data_root, download: where its data set lies, which decides the shape of the net.
+    Raises: ValueError if there is no run, it is not finished, or this version cannot build it.
+    """
+    folder = _folder(Path(path))
+    experiment, _, model = _finished(folder, data_root=data_root, download=download)
+    return Run(experiment, records.read(folder / "records.jsonl"), model.to(device))
+
+
 def from_run(
     path: str | Path, *, device: str = "cpu", data_root: str | None = None, download: bool = True
 ) -> Trained:
@@ -62,20 +89,10 @@ def from_run(
     Raises: ValueError if there is no run, it is not finished, or this version cannot build it.
     """
     folder = _folder(Path(path))
-    experiment = experiment_of(folder)
-    state = run_folder.state(folder)
-    if state != "finished":
-        raise ValueError(
-            f"{folder} is {state}: there is no trained net yet. The command that started it "
-            "goes on where it stopped"
-        )
-    images = build.load(experiment, data_root=data_root, download=download)
+    experiment, images, model = _finished(folder, data_root=data_root, download=download)
     if not isinstance(images, data.ImageData):
         raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
-    with torch.random.fork_rng(devices=[]):
-        model = build.build_model(experiment, images, epoch=experiment.epochs)
-    model.load_state_dict(_weights_of_run(folder, experiment))
-    whole = Normalised(model.eval(), *splits.normalisation(experiment, images))
+    whole = Normalised(model, *splits.normalisation(experiment, images))
     bits = None if experiment.hashing is None else experiment.hashing.bits
     return Trained(whole.to(device), images, digest_of_run(folder), folder.name, bits)
 
@@ -125,7 +142,7 @@ def from_model(
     Args:
         model: `package.module:name` of a module or of a callable that makes one, `timm:NAME`,
             `torchvision:NAME`, or a name of `nets.NETS`.
-        weights: what `starts.load` takes, such as the file of its state dict; None: as it comes.
+        weights: what `pretrained.load` takes, such as the file of its state dict; None: as it comes.
         data_name, size: of the images.
         pixels: what it takes: "standard", less the mean and over the standard deviation of the
             data, or "unit", in [0, 1] (a model that normalises by itself).
@@ -154,6 +171,24 @@ def _folder(path: Path) -> Path:
     if not path.exists():
         raise ValueError(f"there is no {path}: give a run folder or a checkpoint in one")
     return path
+
+
+def _finished(
+    folder: Path, *, data_root: str | None, download: bool
+) -> tuple[Experiment, build.Source, nn.Module]:
+    """Settings, data and trained net, in eval mode, of a finished run."""
+    experiment = experiment_of(folder)
+    state = run_folder.state(folder)
+    if state != "finished":
+        raise ValueError(
+            f"{folder} is {state}: there is no trained net yet. The command that started it "
+            "goes on where it stopped"
+        )
+    source = build.load(experiment, data_root=data_root, download=download)
+    with torch.random.fork_rng(devices=[]):
+        model = build.build_model(experiment, source, epoch=experiment.epochs)
+    model.load_state_dict(_weights_of_run(folder, experiment))
+    return experiment, source, model.eval()
 
 
 def _weights_of_run(folder: Path, experiment: Experiment) -> dict[str, Tensor]:

@@ -151,7 +151,8 @@ class Experiment(
         """The learner, with the loss of the experiment."""
         from apical import learners
 
-        return learners.build(learner_values(self.learner), loss=self.objective)
+        form = learners.to_dict(learners.build(self.learner))
+        return learners.build(form, loss=self.objective)
 
     @property
     def objective(self) -> str:
