@@ -20,7 +20,7 @@ from torch.testing import assert_close
 import apical
 from apical import cli, data, nets, probes, records, training
 from apical.attacks import FGSM, Normalised
-from apical.core.layers import converted_layers
+from apical.core.converted import converted_layers
 from apical.experiment import Experiment, from_dict
 from apical.rules import BP, DFA, FA, SignSymmetric
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import apical
 from apical import probes, signals
-from apical.core.convert import feedback_modules
+from apical.core.converted import feedback_modules
 from apical.rules import DFA, RULES
 
 X = torch.linspace(-1, 1, 32, dtype=torch.float64).view(8, 4).sin()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from apical import attacks, convert, data, records, trained, training
-from apical.core.convert import feedback_modules
+from apical.core.converted import feedback_modules
 from apical.experiment import Experiment, rule_assignment
 from apical.trained import from_model, from_run
 

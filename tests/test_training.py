@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import apical
 from apical import data, nets, observe, optimizers, prepare, progress, records, run_folder, training
-from apical.core.convert import feedback_modules
+from apical.core.converted import feedback_modules
 from apical.data import Batches
 from apical.experiment import Experiment, Schedule
 

@@ -2,15 +2,14 @@
 
 from apical import diagnostics, probes, rules
 from apical.contract import check_rule
-from apical.core.convert import (
+from apical.core.convert import convert, revert
+from apical.core.converted import (
     cite,
-    convert,
     exact_gradients,
     feedback_parameters,
     forward_parameters,
     labels,
     learn,
-    revert,
 )
 from apical.core.describe import describe
 from apical.core.plan import plan

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import nets, teaching
-from .core.convert import labels
+from .core.converted import labels
 from .experiment import Experiment
 from .prepare import Parts
 from .resume import Position

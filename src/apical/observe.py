@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core.convert import forward_parameters
+from .core.converted import forward_parameters
 from .core.describe import describe
 from .data import Batches
 from .learners.memory import Memory

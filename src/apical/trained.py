@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from . import checkpoint, data, nets, prepare, records, rules, run_folder, splits, starts
 from .assignment import rule_assignment
 from .attacks import Normalised
-from .core.convert import convert, feedback_modules
+from .core.convert import convert
+from .core.converted import feedback_modules
 from .experiment import Experiment, from_dict
 from .names import from_path
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import signals
-from .core.convert import exact_gradients, labels
+from .core.converted import exact_gradients, labels
 
 LEAST = 2
 """Axes of a weight from which on it counts: those of norms scale channels, they mix none."""

@@ -21,7 +21,7 @@ from apical.attacks.protocols import Protocol
 from apical.attacks.sanity import Check, Gap
 from apical.attacks.schedule import Effort, Setting
 from apical.attacks.trials import Step, Trial, run
-from apical.core.convert import feedback_modules
+from apical.core.converted import feedback_modules
 
 AUDITED = 128
 """Most examples on which the gradient is audited."""

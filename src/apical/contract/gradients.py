@@ -21,7 +21,8 @@ from apical.contract.specimen import (
     net,
     train,
 )
-from apical.core.convert import convert, exact_gradients, feedback_modules, labels
+from apical.core.convert import convert
+from apical.core.converted import exact_gradients, feedback_modules, labels
 from apical.rules import Rule, TransportRule
 
 ROUNDING = 1e-12

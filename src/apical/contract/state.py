@@ -23,8 +23,8 @@ from apical.contract.specimen import (
     net,
     train,
 )
-from apical.core.convert import convert, feedback_modules, learn, revert
-from apical.core.layers import converted_layers
+from apical.core.convert import convert, revert
+from apical.core.converted import converted_layers, feedback_modules, learn
 from apical.rules import Rule
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from apical import data, hashing, prepare, trained
-from apical.core.convert import feedback_modules
+from apical.core.converted import feedback_modules
 from apical.hashing.ranking import check_k
 
 

@@ -11,7 +11,7 @@ from apical.attacks import PGD, NoGradient, OwnAveraged
 from apical.attacks import schedule as planning
 from apical.attacks.trials import Step
 from apical.attacks.twins import random_feedback
-from apical.core.convert import feedback_modules, labels
+from apical.core.converted import feedback_modules, labels
 from apical.robustness import Evaluation
 from apical.studies import search_cost
 from apical.studies.assess import assessments

@@ -10,7 +10,7 @@ import torch
 
 from apical import gradients, prepare, records, resume, teaching, training
 from apical.assignment import rule_label
-from apical.core.convert import learn
+from apical.core.converted import learn
 from apical.experiment import Experiment
 from apical.sweep import Task
 

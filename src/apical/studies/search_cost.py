@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from apical import data, hashing, prepare, training
-from apical.core.convert import feedback_modules
+from apical.core.converted import feedback_modules
 from apical.retrieval.evaluation import NOISE, Evaluation
 from apical.studies.base import Entry, Study
 from apical.studies.timed import timed
