@@ -124,7 +124,7 @@ def _change(model: nn.Module, rule: Assignment, options: Mapping[str, Any]) -> N
         for slot in updates.slots(layer):
             if old := stays.get(id(slot.feedback)):
                 owner, name = (layer.feedback, slot.name) if slot.name else (layer, "feedback")
-                owner.add_module(name, old)  # type: ignore[union-attr,operator]
+                owner.add_module(name, old)  # type: ignore[union-attr]
 
 
 def _places(model: nn.Module) -> Iterator[tuple[tuple[str, str], Slot]]:
