@@ -142,8 +142,8 @@ def test_every_rule_is_measured_and_left_as_it_was(rule: str) -> None:
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     random = torch.get_rng_state()
     found = probes.delta_alignment(model, F.cross_entropy, X, Y)
-    assert list(found) == ([] if rule == "bp" else ["0", "4", "6"])
-    if found:
+    assert list(found) == {"bp": [], "frozen": ["6"]}.get(rule, ["0", "4", "6"])
+    if len(found) > 1:
         assert 1 < found["0"]["angle_deg"] < 180
         assert found["6"]["angle_deg"] < 1e-5  # the error itself
     assert torch.equal(torch.get_rng_state(), random)
@@ -151,7 +151,7 @@ def test_every_rule_is_measured_and_left_as_it_was(rule: str) -> None:
     now = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert_close(now, grads, rtol=0, atol=0)
     for feedback in feedback_modules(model):
-        assert "apply_op" not in vars(feedback)
+        assert not feedback.listeners
 
 
 def test_a_measurement_is_no_pass_that_an_update_belongs_to() -> None:

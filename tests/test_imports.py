@@ -22,6 +22,7 @@ CORE = [
     {"rules"},
     {"core"},
     {"signals"},
+    {"linear_probe"},
     {"probes"},
     {"contract", "findings"},
     {"diagnostics", "flow"},

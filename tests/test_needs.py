@@ -51,7 +51,8 @@ def first_gradient(model: nn.Module, scale: float = 1.0) -> Tensor:
     model.zero_grad()
     with apical.labels(model, Y):
         (scale * F.cross_entropy(model(X), Y)).backward()
-    return model[0].weight.grad.clone()
+    gradient = model[0].weight.grad
+    return torch.zeros_like(model[0].weight) if gradient is None else gradient.clone()
 
 
 def needs(rule: Rule) -> Needs:
@@ -73,6 +74,7 @@ def test_what_hidden_layers_wait_for(name: str) -> None:
     model = net(rule, nn.Tanh())
     follows = not torch.equal(first_gradient(model), first_gradient(model, scale=3.0))
     seen = {(False, True): "layers above", (True, True): "output", (True, False): "nothing"}
+    seen[False, False] = "nothing"  # frozen: hidden layers do not learn at all
     assert seen[bool(through), follows] == needs(rule).waits_for
 
 

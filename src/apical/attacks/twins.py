@@ -11,7 +11,7 @@ from torch import nn
 from apical.core import updates
 from apical.core.convert import convert, revert
 from apical.core.converted import converted_layers, feedback_modules
-from apical.rules import SignSymmetric, build, spell
+from apical.rules import Redrawn, SignSymmetric, build, spell
 from apical.rules.base import Update
 
 
@@ -66,6 +66,8 @@ def random_feedback(model: nn.Module) -> bool:
 def _is_fresh(rule: object) -> bool:
     while (inner := getattr(rule, "inner", None)) is not None:  # of a rule around another
         rule = inner
+    if isinstance(rule, Redrawn):
+        return True
     return isinstance(rule, SignSymmetric) and rule.magnitude == "fresh"
 
 

@@ -23,6 +23,8 @@ def apply(feedback: Feedback, op: Op, x: Tensor, weight: Tensor, bias: Tensor | 
         cut = feedback.broadcast.cut(feedback, op, x, weight)
         output = autograd.exact(op, op.prepare(cut), weight, bias)
     elif acts:
+        if feedback.rule.sends_nothing:
+            x = x.detach()
         output = autograd.transport(op, op.prepare(x), weight, bias, feedback)
     else:
         output = autograd.exact(op, op.prepare(x), weight, bias)

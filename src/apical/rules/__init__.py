@@ -13,11 +13,13 @@ from apical.rules.bp import BP
 from apical.rules.dfa import DFA
 from apical.rules.direct import DRTP, DirectKolenPollack, DirectLowDimensional, SignDFA
 from apical.rules.fa import FA
+from apical.rules.frozen import Frozen
 from apical.rules.kolen_pollack import KolenPollack
 from apical.rules.local import LocalError
 from apical.rules.low_dimensional import LowDimensional
 from apical.rules.mirror import WeightMirror
 from apical.rules.product import ProductFeedback
+from apical.rules.redrawn import Redrawn
 from apical.rules.sign import SignSymmetric
 from apical.rules.wrappers import Quantised, Sparse
 
@@ -31,12 +33,14 @@ __all__ = [
     "BroadcastRule",
     "DirectKolenPollack",
     "DirectLowDimensional",
+    "Frozen",
     "KolenPollack",
     "LocalError",
     "LowDimensional",
     "Needs",
     "ProductFeedback",
     "Quantised",
+    "Redrawn",
     "Rule",
     "SignDFA",
     "SignSymmetric",
@@ -58,6 +62,7 @@ RULES: dict[str, Rule] = {
     "dldfa": DirectLowDimensional(),
     "drtp": DRTP(),
     "fa": FA(),
+    "frozen": Frozen(),
     "frsf": SignSymmetric("fixed"),
     "ia": AlignmentLoss("information", null=1e-3),
     "kp": KolenPollack(),
@@ -65,6 +70,7 @@ RULES: dict[str, Rule] = {
     "le": LocalError(),
     "pfa": ProductFeedback(),
     "quantised(fa)": Quantised(FA()),
+    "redrawn": Redrawn(),
     "sa": AlignmentLoss("symmetric"),
     "sdfa": SignDFA(),
     "sparse(fa)": Sparse(FA()),

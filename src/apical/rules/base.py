@@ -95,6 +95,11 @@ class Rule(abc.ABC):
         """
         return False
 
+    @property
+    def sends_nothing(self) -> bool:
+        """Whether the layer's input is detached: below it gradients are absent, not zero."""
+        return False
+
     def after_update(self, update: Update, *memory: Tensor) -> None:
         """Change the memory in place; called once after each update of the weight that counts.
 

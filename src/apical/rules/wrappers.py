@@ -34,10 +34,10 @@ class _Wrapper(TransportRule, abc.ABC):
             from apical.rules import build  # the table of names, which holds this class too
 
             object.__setattr__(self, "inner", build(self.inner))
-        if not isinstance(self.inner, TransportRule):
+        if not isinstance(self.inner, TransportRule) or self.inner.sends_nothing:
             raise ValueError(
-                f"{type(self).__name__}: {self.inner!r} is no transport rule; only those have a"
-                " matrix for each layer"
+                f"{type(self).__name__}: {self.inner!r} is no transport rule that sends through a"
+                " matrix; those have one for each layer (fa, usf, kp)"
             )
         if self._rule.constrain_weights:
             raise ValueError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
 from apical.names import unknown
+from apical.rules import Rule
 from apical.starts.heads import find_head
 from apical.starts.loading import load
 from apical.starts.norms import norm_statistics
@@ -39,7 +41,11 @@ def assigned(model: nn.Module, start: Start, rule: Any) -> Any:
     if start.head_by == "rule":
         return rule
     rest = rule if isinstance(rule, Mapping) else {"*": rule}
-    return {head_name(model, start): "bp", **rest}
+    head = head_name(model, start)
+    of_head = next((r for pattern, r in rest.items() if fnmatchcase(head, pattern)), None)
+    if isinstance(of_head, Rule) and of_head.sends_nothing:  # exact in the head itself, too
+        return rule
+    return {head: "bp", **rest}
 
 
 def limit(model: nn.Module, start: Start) -> None:

@@ -1,0 +1,68 @@
+"""The second control: feedback that changes at every update, so no weight can align with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from apical.rules.base import (
+    Law,
+    Needs,
+    Scale,
+    TransportRule,
+    Update,
+    bound,
+    drawn,
+    fans,
+    with_norm_of,
+)
+
+
+@dataclass(frozen=True)
+class Redrawn(TransportRule):
+    """Feedback alignment with a new B after every update: movement without credit.
+
+    Hidden layers move as far as under FA, but in directions that are unrelated from one update to
+    the next, so weights cannot align with B. What FA gains over this control is due to alignment.
+    Evaluation, attacks and repeated passes draw nothing. The numbers depend only on the seed, the
+    layer's name and the number of the update, so that a resumed run draws the same.
+
+    Args: init, scale: as in `FA`.
+
+    Source: no learning rule; `FA` of Lillicrap et al. 2016, redrawn as `SignSymmetric("fresh")`.
+    """
+
+    init: Law = "xavier"
+    scale: Scale = "init"
+
+    reference: ClassVar[str] = """@article{lillicrap2016,
+  title = {Random synaptic feedback weights support error backpropagation for deep learning},
+  author = {Lillicrap, Timothy P. and Cownden, Daniel and Tweed, Douglas B. and
+            Akerman, Colin J.},
+  journal = {Nature Communications}, volume = {7}, pages = {13276}, year = {2016}
+}"""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs("nothing", "layers above")
+
+    @property
+    def acts_after_update(self) -> bool:
+        return True
+
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"matrix": drawn(self.init, weight.shape, generator)}
+
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix if self.scale == "init" else with_norm_of(matrix, weight)
+
+    def after_update(self, update: Update, matrix: Tensor) -> None:
+        fan_in, fan_out = fans(matrix.shape)
+        if self.init == "normal":
+            matrix.normal_(0, (fan_in + fan_out) ** -0.5, generator=update.generator())
+            return
+        half_width = bound(self.init, fan_in, fan_out)
+        matrix.uniform_(-half_width, half_width, generator=update.generator())
