@@ -171,7 +171,8 @@ def _reduced(read: Tensor, count: int, features: int, seed: int) -> Tensor:
         return read.new_full((count, 1), torch.nan, dtype=torch.float64)
     if read[0].numel() > features and read.dim() == 4:
         side = max(1, int((features / read.shape[1]) ** 0.5))
-        read = F.adaptive_avg_pool2d(read, tuple(min(side, size) for size in read.shape[2:]))
+        height, width = read.shape[2:]
+        read = F.adaptive_avg_pool2d(read, (min(side, height), min(side, width)))
     flat = read.reshape(count, -1)
     if flat.shape[1] > features:
         generator = torch.Generator().manual_seed(seed)
