@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import apical
 from apical import nets
-from apical.core.convert import feedback_modules, labels
+from apical.core.converted import feedback_modules, labels
 from apical.rules import BP, DFA, RULES, BroadcastRule, Rule, SignSymmetric
 
 CONTROL = "bp (control)"

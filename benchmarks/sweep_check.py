@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.core.layers import converted_layers, is_converted, mixin_for
+from apical.core.converted import converted_layers, is_converted
+from apical.core.layers import mixin_for
 from apical.core.plan import Assignment
 
 STEPS = 2

@@ -132,7 +132,7 @@ class Trace:
         self.modes = [module.training for module in net.modules()]
         self.torch, self.python = torch.get_rng_state(), random.getstate()
         self.numpy = numpy.random.get_state()[1].copy()
-        self.heard = [f.history.heard for f in net.modules() if hasattr(f, "history")]
+        self.heard = [f.history.took_part for f in net.modules() if hasattr(f, "history")]
 
     def same(self, other: "Trace") -> None:
         for name, (identity, required, value, grad) in self.parameters.items():

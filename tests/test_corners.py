@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import apical
-from apical.core.layers import converted_layers, is_converted
+from apical.core.converted import converted_layers, is_converted
 from apical.rules import DFA
 
 TRAINED = ("brsf", "dfa", "fa", "frsf", "kp", "usf")
@@ -368,7 +368,7 @@ def test_two_parts_converted_apart_have_stars_of_their_own() -> None:
     apical.convert(model.features, "dfa", example=X)
     apical.convert(model, {"head": "dfa", "features.*": "bp"}, example=X)
     assert len(list(converted_layers(model))) == 3
-    assert model.head.feedback.star is not model.features[0].feedback.star
+    assert model.head.feedback.broadcast is not model.features[0].feedback.broadcast
     for _ in range(2):
         y = model(X)
         y.retain_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
+from apical.core import forward
 from apical.rules import (
     FA,
     AlignmentLoss,
@@ -172,8 +173,9 @@ def test_a_replica_of_data_parallel_is_heard_for_its_original() -> None:
     model = apical.convert(net(), "brsf")
     replica = model[2].feedback._replicate_for_data_parallel()
     weight = model[2].weight
-    replica.apply_op(model[2].operation(), torch.ones(1, 5).double().requires_grad_(), weight, None)
-    assert model[2].feedback.history.heard
+    x = torch.ones(1, 5).double().requires_grad_()
+    forward.apply(replica, model[2].operation(), x, weight, None)
+    assert model[2].feedback.history.took_part
 
 
 # Frozen weights ---------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_the_angle_settles_where_the_docstring_says(layer: nn.Module) -> None:
     model = apical.convert(nn.Sequential(nn.Identity(), layer).double(), WeightMirror(rate=0.05))
     feedback = model[1].feedback
     for _ in range(200):
-        feedback.history.heard = True
+        feedback.history.took_part = True
         apical.learn(model)
     seen = apical.probes.alignment(model)["1"]
     assert seen["norm_ratio"] == pytest.approx(1, abs=0.1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.core.layers import converted_layers
+from apical.core.converted import converted_layers
 from apical.rules import (
     DRTP,
     RULES,

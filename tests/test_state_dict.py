@@ -37,7 +37,6 @@ def test_a_converted_checkpoint_restores_its_feedback() -> None:
     assert torch.equal(model[2].feedback.matrix, other[2].feedback.matrix)
 
 
-@pytest.mark.filterwarnings("ignore:the checkpoint holds no feedback")  # true up to layer 0
 @pytest.mark.parametrize("layer", ["0", "4"])
 def test_feedback_for_some_layers_only_is_an_error(layer: str) -> None:
     model = apical.convert(_net(), "fa")

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical.core.convert import feedback_parameters
-from apical.core.layers import is_converted
+from apical.core.converted import feedback_parameters, is_converted
 from apical.rules import DFA, FA, RULES, KolenPollack, SignSymmetric
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(3)).double()
@@ -167,8 +166,11 @@ def test_broadcast_feedback_that_stays_goes_on_under_the_new_star() -> None:
     model = apical.convert(net(), "dfa", example=X)
     kept = model[2].feedback.matrix
     apical.switch(model, {"4": "fa", "*": "dfa"})
-    assert model[2].feedback.matrix is kept and model[2].feedback.star is model[0].feedback.star
-    assert model[0].feedback.star.error_shape == (3,)  # an output of another size is refused
+    assert (
+        model[2].feedback.matrix is kept
+        and model[2].feedback.broadcast is model[0].feedback.broadcast
+    )
+    assert model[0].feedback.broadcast.error_shape == (3,)  # an output of another size is refused
     F.cross_entropy(model(X), Y).backward()
     # layer 2 gets its input's signal from the error; 0 learns from it
     model[0].weight.grad.zero_()

@@ -13,8 +13,7 @@ from apical.bench.evaluate import trained_net
 from apical.bench.evaluate import trained_net as trained
 from apical.bench.evaluate.trained_net import from_model, from_run, load_run
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import Experiment, to_dict
-from apical.bench.experiment.rule_settings import rule_assignment
+from apical.bench.experiment.experiment import Experiment, rule_assignment, to_dict
 from apical.bench.storage import records
 from apical.bench.training import build as prepare
 from apical.bench.training import loop

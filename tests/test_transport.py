@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import apical
 from apical.core import autograd
-from apical.core.feedback import Feedback
+from apical.core.feedback import TransportFeedback
 from apical.rules import BP, FA, Rule, SignSymmetric
 from apical.rules.base import bound, fans
 from apical.rules.ops import LinearOp, Local
@@ -368,9 +368,8 @@ def test_a_function_per_kind_saves_the_weight_of_its_forward() -> None:
 
 
 def test_transport_is_a_function_of_its_own() -> None:
-    feedback = Feedback(FA(), "layer", seed=0)
     weight, x = (torch.randn(rows, 3, dtype=torch.float64, requires_grad=True) for rows in (2, 4))
-    feedback.create(weight.detach())
+    feedback = TransportFeedback(FA(), "layer", 0, weight.detach())
     y = autograd.transport(LinearOp(), x, weight, None, feedback)
     assert torch.equal(y, F.linear(x, weight))
     y.sum().backward()

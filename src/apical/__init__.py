@@ -6,15 +6,14 @@ from apical.names import import_on_use
 
 if TYPE_CHECKING:
     from apical import rules
-    from apical.core.convert import (
+    from apical.core.convert import convert, revert
+    from apical.core.converted import (
         cite,
-        convert,
         exact_gradients,
         feedback_parameters,
         forward_parameters,
         labels,
         learn,
-        revert,
     )
     from apical.core.describe import describe
     from apical.core.plan import plan
@@ -46,15 +45,15 @@ import_on_use(
     __name__,
     {
         "check_rule": "apical.testing:check_rule",
-        "cite": "apical.core.convert:cite",
+        "cite": "apical.core.converted:cite",
         "convert": "apical.core.convert:convert",
         "describe": "apical.core.describe:describe",
         "diagnostics": "apical.measure.diagnostics",
-        "exact_gradients": "apical.core.convert:exact_gradients",
-        "feedback_parameters": "apical.core.convert:feedback_parameters",
-        "forward_parameters": "apical.core.convert:forward_parameters",
-        "labels": "apical.core.convert:labels",
-        "learn": "apical.core.convert:learn",
+        "exact_gradients": "apical.core.converted:exact_gradients",
+        "feedback_parameters": "apical.core.converted:feedback_parameters",
+        "forward_parameters": "apical.core.converted:forward_parameters",
+        "labels": "apical.core.converted:labels",
+        "learn": "apical.core.converted:learn",
         "plan": "apical.core.plan:plan",
         "probes": "apical.measure.probes",
         "revert": "apical.core.convert:revert",

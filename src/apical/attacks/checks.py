@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from apical.attacks.ball import Ball
-from apical.core.convert import feedback_modules
+from apical.core.converted import feedback_modules
 
 _COMPARED = 8  # examples on which two forward passes are compared
 

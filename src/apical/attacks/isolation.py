@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical.core.convert import feedback_modules
+from apical.core.converted import feedback_modules
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
     saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    heard = [(f.history, f.history.heard) for f in feedback_modules(model)]
+    heard = [(f.history, f.history.took_part) for f in feedback_modules(model)]
     try:
         yield
     finally:
@@ -59,7 +59,7 @@ def _buffers(model: nn.Module) -> Iterator[None]:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
         for history, before in heard:
-            history.heard = before
+            history.took_part = before
 
 
 @contextmanager

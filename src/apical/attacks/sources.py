@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from apical.attacks import twins
 from apical.attacks.losses import Loss
-from apical.core.convert import exact_gradients, feedback_modules, labels
+from apical.core.converted import exact_gradients, feedback_modules, labels
 
 
 class Answer(NamedTuple):

@@ -10,7 +10,7 @@ from torch import nn
 
 from apical.core import updates
 from apical.core.convert import convert, feedback_modules, revert
-from apical.core.layers import converted_layers
+from apical.core.converted import converted_layers
 from apical.rules import Redrawn, SignSymmetric, build, spell
 from apical.rules.base import Update
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apical.core.forward import apply
+from apical.core.updates import Slot
 from apical.rules.ops import LinearOp
 
 PROJECTIONS = ("q", "k", "v", "out")
@@ -23,11 +25,11 @@ PROJECTIONS = ("q", "k", "v", "out")
 class AttentionMixin:
     """The forward of `nn.MultiheadAttention`, equal to it within rounding."""
 
-    def slots(self: Any) -> Iterator[tuple[Any, ...]]:
-        """The fields of an `updates.Slot` for each projection."""
+    def slots(self: Any) -> Iterator[Slot]:
+        """The weight of each projection with its feedback."""
         for name, (weight, bias) in projections(self).items():
             owner = self.in_proj_weight if self._qkv_same_embed_dim and name != "out" else weight
-            yield name, self.feedback[name], LinearOp(), weight, bias, (owner,)
+            yield Slot(name, self.feedback[name], LinearOp(), weight, bias, (owner,))
 
     def forward(
         self: Any,
@@ -40,8 +42,8 @@ class AttentionMixin:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        waits = any(feedback.pending for feedback in self.feedback.values())
-        if not (torch.is_grad_enabled() or waits):  # what waits must see the shapes
+        pending = any(feedback.pending for feedback in self.feedback.values())
+        if not (torch.is_grad_enabled() or pending):  # pending feedback needs the shapes
             return super().forward(  # type: ignore[misc]
                 query, key, value, key_padding_mask, need_weights, attn_mask,
                 average_attn_weights, is_causal,
@@ -55,7 +57,7 @@ class AttentionMixin:
         parts = projections(self)
 
         def project(name: str, x: Tensor) -> Tensor:
-            return self.feedback[name].apply_op(LinearOp(), x, *parts[name])
+            return apply(self.feedback[name], LinearOp(), x, *parts[name])
 
         def heads(name: str, x: Tensor) -> Tensor:
             return project(name, x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -1,171 +1,152 @@
-"""The star of the broadcast rules: from the model's output straight to every tapped activation.
+"""The broadcast rules: from the model's output directly to the input of every converted layer.
 
-A converted layer runs on `x.detach()`, and `x` itself becomes a tap. A pre-hook on the model
-opens a call, the layers add their taps to it, and a hook on the output joins them: the gradient
-of the output, the error, then reaches every tap as the teaching signal of its rule.
+A converted layer runs on `x.detach()`, and `x` itself is tapped. A pre-hook on the model opens a
+call, the layers add their taps to it, and a hook on the output joins them: the gradient of the
+output, the error, then reaches every tapped input as the signal of the layer's rule.
 
-Hooks, not a class of its own for the model: its type and name, which other libraries save and
-dispatch on, stay what they were, and a replica or a copy runs its own star.
+These are hooks, not a class for the model: its type and name, which other libraries save and
+dispatch on, stay what they were, and a replica or a copy of the model broadcasts its own error.
 """
 
 from __future__ import annotations
 
+import inspect
 import operator
-import sys
 import threading
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakSet
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from apical.core import autograd, outputs
-from apical.rules.base import BroadcastRule, Geometry
-from apical.rules.ops import Op
-
-if TYPE_CHECKING:
-    from apical.core.feedback import Feedback
+from apical.core.feedback import Feedback
+from apical.rules.base import BroadcastRule
+from apical.rules.ops import Geometry, Op
 
 
-class _Tap(NamedTuple):
-    """What a layer reads, which is to hear of the error."""
+class BroadcastFeedback(Feedback):
+    """The feedback of a rule that broadcasts; its memory is sized by a first forward pass.
 
-    feedback: Feedback
-    op: Op
-    x: Tensor
-    weight: Tensor
-    teaches: bool  # whether x takes part in a backward pass, or only shows its shape
-
-    @property
-    def rule(self) -> BroadcastRule:
-        assert isinstance(self.feedback.rule, BroadcastRule)
-        return self.feedback.rule
-
-    def geometry(self, samples: int) -> Geometry:
-        x, shape = self.x, self.x.shape
-        channels_last = x.dim() == 4 and not x.is_contiguous() and x.stride(1) == 1
-        if torch.compiler.is_compiling():  # one graph for all batch sizes, but for one image size
-            shape = torch.Size([shape[0], *map(operator.index, shape[1:])])
-        return Geometry(shape, samples, self.weight.shape, self.op, channels_last)
-
-
-class _Call:
-    """A forward pass under way: the tokens of its taps, and taps that wait for the output.
-
-    `part` says how each layer takes part: "tapped", "late" as it waits for the output, or "hidden"
-    from autograd in a pass that others take part in.
+    Attributes:
+        broadcast: from whose output the error comes;
+        unchecked: whether the memory was loaded before its shapes were known.
     """
 
-    def __init__(self, caller: FrameType | None) -> None:
-        self.caller, self.trains = caller, torch.is_grad_enabled()
-        self.tokens: list[tuple[str, Tensor]] = []
-        self.late: list[_Tap] = []
-        self.part: dict[str, str] = {}
+    rule: BroadcastRule
 
-    def note(self, layer: str, part: str) -> None:
-        """Remember the layer's part; of a layer called several times that it was hidden."""
-        if self.part.get(layer) != "hidden" and not torch.compiler.is_compiling():
-            self.part[layer] = part
+    def __init__(self, rule: BroadcastRule, layer: str, seed: int, broadcast: Broadcast) -> None:
+        super().__init__(rule, layer, seed)
+        self.broadcast = broadcast
+        self.unchecked = False
+        broadcast.layers += 1
 
-    def runs(self) -> bool:
-        """Whether the pass goes on: hooks do not hear of an interrupt, which may have ended it."""
-        try:
-            if self.caller is not None:
-                self.caller.clear()  # frames that run refuse this
-        except RuntimeError:
-            return True
-        return self.caller is None
+    @property
+    def pending(self) -> bool:
+        return self.memory_names is None or self.unchecked
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def create(self, weight: Tensor, geometry: Geometry, error_size: int) -> None:
+        """Make the memory, or compare what was loaded with what would be made.
+
+        Raises: ValueError if what was loaded has other names or shapes.
+        """
+        name = "shared" if self.rule.shared else self.layer
+        made = self.rule.create(geometry, error_size, self.generator(name))
+        if not self.unchecked:
+            self.store(made, weight)
+            return
+        loaded = {name: tuple(getattr(self, name).shape) for name in self.memory_names or ()}
+        expected = {name: tuple(tensor.shape) for name, tensor in made.items()}
+        if loaded != expected:
+            raise ValueError(
+                f"{self.layer}: the checkpoint's feedback is {loaded}, but"
+                f" {type(self.rule).__name__} here is {expected}; it is of another rule, model or"
+                " size of input"
+            )
+        self.memory_names = tuple(made)  # a file may have sorted them
+        self.unchecked = False
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+        names = [name for name in names if name not in ("updates", "weight_norm")]
+        if names and self.pending:
+            if self.rule.trains_memory:
+                raise ValueError(
+                    f"{self.layer}: its feedback has no size yet, and what of it is trained is not"
+                    " known; give convert(..., example=x) before loading"
+                )
+            for name in (*(self.memory_names or ()), *self.note_names):
+                delattr(self, name)  # of an earlier load
+            for name in names:
+                self.register_tensor(name, torch.empty_like(state_dict[prefix + name]))
+            self.memory_names = tuple(name for name in names if not name.startswith("note_"))
+            self.note_names = tuple(name for name in names if name.startswith("note_"))
+            self.unchecked = True
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class _Calls(threading.local):
-    """The forward passes under way, those of each thread apart (`nn.DataParallel` has many)."""
-
-    def __init__(self) -> None:
-        self.stack: list[_Call] = []
-
-    def __reduce__(self) -> tuple[type[_Calls], tuple[()]]:
-        return _Calls, ()  # a copy of the model is not running
-
-
-class Star:
-    """The taps of one converted model. Its methods `open` and `close` are the model's hooks.
+class Broadcast:
+    """Sends the error of one converted model. Its methods `open` and `close` are the model's hooks.
 
     Attributes:
         output: which tensor of the model's output carries the error;
         error_shape: that of one sample; None until a first forward pass;
-        feedbacks: of the layers that it taps;
+        layers: number of feedback modules that receive the error;
         labels: given by `apical.labels`;
-        last: how each layer took part in the last forward pass with gradients, which a
+        last_part: how each layer took part in the last forward pass with gradients, which a
             recomputation has to repeat.
     """
 
     def __init__(self, output: outputs.OutputKey = None) -> None:
         self.output = output
         self.error_shape: tuple[int, ...] | None = None
-        self.feedbacks: WeakSet[Feedback] = WeakSet()
+        self.layers = 0
         self.labels: Tensor | None = None
-        self.last: dict[str, str] = {}
-        self.running = _Calls()
-        self.handles: list[Any] = []
+        self.last_part: dict[str, str] = {}
+        self._shares = True  # until a forward pass has found nothing to share
+        self._open = _OpenCalls()
+        self._handles: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "labels": None, "last": {}}
-        del state["feedbacks"]  # their copies join the copy by themselves
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, feedbacks=WeakSet())
+        return {**self.__dict__, "labels": None, "last_part": {}}
 
     def attach(self, model: nn.Module) -> None:
-        """Hook the star to the model whose output carries the error."""
-        self.handles = [
+        """Register the hooks on the model whose output carries the error."""
+        self._handles = [
             model.register_forward_pre_hook(self.open, prepend=True),
             model.register_forward_hook(self.close, always_call=True),
         ]
 
-    def add(self, feedback: Feedback) -> None:
-        """Tap the layer of this feedback, wherever that was tapped before."""
-        feedback.star = self
-        self.feedbacks.add(feedback)
-
-    def release(self, feedback: Feedback) -> None:
-        """Tap one layer less; the last one takes the hooks along."""
-        self.feedbacks.discard(feedback)
-        if not self.feedbacks:
-            for handle in self.handles:
+    def release(self) -> None:
+        """A layer was reverted; with the last one the hooks are removed."""
+        self.layers -= 1
+        if not self.layers:
+            for handle in self._handles:
                 handle.remove()
-
-    def share(self) -> None:
-        """Let rules with one matrix for all use the storage of the longest: the others are
-        beginnings of the same numbers."""
-        groups: dict[Any, list[tuple[Tensor, Feedback]]] = {}
-        for feedback in self.feedbacks:
-            rule = feedback.rule
-            if isinstance(rule, BroadcastRule) and rule.shared and not feedback.pending:
-                name, tensor = (feedback.memory_names or ("",))[0], feedback.memory()[0]
-                alike = type(rule), name, tensor.dtype, tensor.device
-                groups.setdefault(alike, []).append((tensor, feedback))
-        for (_, name, *_), members in groups.items():
-            longest = max((tensor for tensor, _ in members), key=len)
-            for tensor, feedback in members:
-                setattr(feedback, name, longest[: len(tensor)])
 
     def open(self, model: nn.Module, args: Any) -> None:
         """Forward pre-hook: taps from here on belong to this call."""
-        self._call()  # drops what was interrupted
-        caller = None if torch.compiler.is_compiling() else sys._getframe(1)
-        self.running.stack.append(_Call(caller))
+        if torch.compiler.is_compiling():
+            self._open.calls.append(_Call(None))
+            return
+        self._current()  # removes calls that were interrupted
+        if self._shares:
+            self._shares = _share_storage(model, self)
+        caller = inspect.currentframe()
+        self._open.calls.append(_Call(caller.f_back if caller else None))
 
     def close(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook, also after an exception: join the call's taps to the output."""
-        call = self.running.stack.pop()
-        if call.trains and not torch.compiler.is_compiling():
-            self.last = call.part
+        call = self._open.calls.pop()
+        if call.grad_enabled and not torch.compiler.is_compiling():
+            self.last_part = call.part
         if output is None or not (call.tokens or call.late):
             return output
+        # A model in evaluation may return the one tensor alone.
         alone = isinstance(output, Tensor) and self.error_shape is not None
-        error = outputs.find(output, None if alone else self.output)  # in evaluation, for example
+        error = outputs.find(output, None if alone else self.output)
         if error.dim() == 0:
             raise ValueError("the model's output is a single number; it must be (samples, ...)")
         shape = tuple(error.shape[1:])
@@ -175,7 +156,7 @@ class Star:
                 " feedback is sized for the former. Revert and convert again to change it"
             )
         self.error_shape = shape
-        tokens = call.tokens + self._at_output(call.late, error)
+        tokens = call.tokens + self._tokens_of_late_taps(model, call.late, error)
         for layer, token in tokens:
             if token.shape[0] != error.shape[0]:
                 raise _samples_differ(layer, token.shape[0], error.shape[0])
@@ -184,15 +165,16 @@ class Star:
         joined = autograd.join(error, [token for _, token in tokens])
         return outputs.replaced(output, self.output, joined)
 
-    def pass_on(self, feedback: Feedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
-        """What the layer runs on: `x` cut from what is below it, which hears from the tap."""
+    def cut(self, feedback: BroadcastFeedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+        """What the layer runs on: `x` detached from the layers below, which receive the signal of
+        the rule through the tap."""
         tap = _Tap(feedback, op, x, weight, torch.is_grad_enabled() and x.requires_grad)
-        call = self._call()
+        call = self._current()
         if call is None:
-            return self._outside(tap) if tap.teaches else x
-        if call.trains and not torch.is_grad_enabled():
+            return self._cut_outside(tap) if tap.differentiated else x
+        if call.grad_enabled and not torch.is_grad_enabled():
             call.note(feedback.layer, "hidden")
-        if not (tap.teaches or feedback.pending):
+        if not (tap.differentiated or feedback.pending):
             return x
         if feedback.pending and torch.compiler.is_compiling():
             raise RuntimeError(
@@ -206,79 +188,170 @@ class Star:
             )
         samples = None
         if self.error_shape is not None and not feedback.pending:
-            samples = tap.rule.samples(x.shape, self.error_shape)
+            samples = feedback.rule.samples(x.shape, self.error_shape)
         if samples is None:
             call.late.append(tap)
             call.note(feedback.layer, "late")
         else:
             call.tokens.append((feedback.layer, self._token(tap, samples)))
             call.note(feedback.layer, "tapped")
-        return x.detach() if tap.teaches else x
+        return x.detach() if tap.differentiated else x
 
-    def _call(self) -> _Call | None:
-        """The call under way in this thread; those that an interrupt ended are dropped."""
-        stack = self.running.stack
-        while stack and not (torch.compiler.is_compiling() or stack[-1].runs()):
-            stack.pop()
-        return stack[-1] if stack else None
+    def _current(self) -> _Call | None:
+        """The call under way in this thread; calls that were interrupted are removed."""
+        calls = self._open.calls
+        while calls and not (torch.compiler.is_compiling() or calls[-1].is_running()):
+            calls.pop()
+        return calls[-1] if calls else None
 
     def _token(self, tap: _Tap, samples: int) -> Tensor:
         assert self.error_shape is not None
         targets = None
-        if tap.rule.needs_labels:
+        rule = tap.feedback.rule
+        if rule.needs_labels:
             if self.labels is None:
                 raise ValueError(
-                    f"{tap.feedback.layer}: {type(tap.rule).__name__} learns from labels; run the"
+                    f"{tap.feedback.layer}: {type(rule).__name__} learns from labels; run the"
                     " forward and backward pass inside `with apical.labels(model, targets):`"
                 )
             targets = outputs.targets(self.labels, samples, self.error_shape)
         geometry = tap.geometry(samples)
         return autograd.tap(tap.x, tap.feedback, geometry, self.error_shape, targets)
 
-    def _at_output(self, late: list[_Tap], error: Tensor) -> list[tuple[str, Tensor]]:
-        """Size the memory that waited for a first call; tokens of the taps that wait for one."""
-        tokens, created = [], False
+    def _tokens_of_late_taps(
+        self, model: nn.Module, late: list[_Tap], error: Tensor
+    ) -> list[tuple[str, Tensor]]:
+        """Create the memory that waited for a first call, and the tokens that waited for the
+        number of samples."""
+        assert self.error_shape is not None
+        tokens = []
+        created = False
         for tap in late:
-            samples = self._samples(tap, error.shape[0])
-            if tap.feedback.pending:
-                tap.feedback.create(tap.weight, tap.geometry(samples), error.shape[1:].numel())
+            feedback = tap.feedback
+            rows = tap.x.shape[0]
+            samples = feedback.rule.samples(tap.x.shape, self.error_shape)
+            if samples is None and error.shape[0] and rows % error.shape[0] == 0:
+                samples = error.shape[0]
+            if samples != error.shape[0]:
+                raise _samples_differ(feedback.layer, samples or rows, error.shape[0])
+            if feedback.pending:
+                feedback.create(tap.weight, tap.geometry(samples), error.shape[1:].numel())
                 created = True
-            if tap.teaches:
-                tokens.append((tap.feedback.layer, self._token(tap, samples)))
+            if tap.differentiated:
+                tokens.append((feedback.layer, self._token(tap, samples)))
         if created:
-            self.share()
+            self._shares = _share_storage(model, self)
         return tokens
 
-    def _samples(self, tap: _Tap, expected: int) -> int:
-        assert self.error_shape is not None
-        rows, samples = tap.x.shape[0], tap.rule.samples(tap.x.shape, self.error_shape)
-        if samples is None and expected and rows % expected == 0:
-            samples = expected
-        if samples != expected:
-            raise _samples_differ(tap.feedback.layer, samples or rows, expected)
-        return samples
-
-    def _outside(self, tap: _Tap) -> Tensor:
+    def _cut_outside(self, tap: _Tap) -> Tensor:
         """A layer that runs while no call is open: recomputed by checkpointing, or bypassed."""
         layer = tap.feedback.layer
+        rule = tap.feedback.rule
         recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
         if not recomputing:
             raise RuntimeError(
                 f"{layer}: called outside a forward pass of the model that was converted."
-                f" {type(tap.rule).__name__} sends the error from that model's output: call the"
+                f" {type(rule).__name__} sends the error from that model's output: call the"
                 " whole model, as model(x), or convert the part you call, or use exact_gradients"
             )
-        part = self.last.get(layer)
+        part = self.last_part.get(layer)
         if part == "hidden":
             raise RuntimeError(
                 f"{layer}: reentrant activation checkpointing hides the layer from the error;"
                 " use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
         if part != "late" and self.error_shape is not None:
-            samples = tap.rule.samples(tap.x.shape, self.error_shape)
+            samples = rule.samples(tap.x.shape, self.error_shape)
             if samples is not None:
                 self._token(tap, samples)  # saves again what the first run saved
         return tap.x.detach()
+
+
+class _Tap(NamedTuple):
+    """The input of a layer in a forward pass. `differentiated`: whether it requires a gradient;
+    otherwise it only shows its shape."""
+
+    feedback: BroadcastFeedback
+    op: Op
+    x: Tensor
+    weight: Tensor
+    differentiated: bool
+
+    def geometry(self, samples: int) -> Geometry:
+        x = self.x
+        shape = x.shape
+        channels_last = x.dim() == 4 and not x.is_contiguous() and x.stride(1) == 1
+        if torch.compiler.is_compiling():  # one graph for all batch sizes, but for one image size
+            shape = torch.Size([shape[0], *map(operator.index, shape[1:])])
+        return Geometry(shape, samples, self.weight.shape, self.op, channels_last)
+
+
+class _Call:
+    """A forward pass of the model.
+
+    Attributes:
+        tokens: layer and token of each tap;
+        late: taps whose number of samples, or whose memory, is only known at the output;
+        part: how each layer takes part: "tapped", "late", or "hidden" from autograd in a pass that
+            others take part in.
+    """
+
+    def __init__(self, caller: FrameType | None) -> None:
+        self.grad_enabled = torch.is_grad_enabled()
+        self.tokens: list[tuple[str, Tensor]] = []
+        self.late: list[_Tap] = []
+        self.part: dict[str, str] = {}
+        self._caller = caller
+
+    def note(self, layer: str, part: str) -> None:
+        """Remember the layer's part; of a layer called several times that it was hidden."""
+        if self.part.get(layer) != "hidden" and not torch.compiler.is_compiling():
+            self.part[layer] = part
+
+    def is_running(self) -> bool:
+        """Whether the function that called the hooks is still running, that is, among the callers.
+
+        torch calls no hook after KeyboardInterrupt, so the call may have ended without `close`.
+        """
+        frame = inspect.currentframe() if self._caller is not None else None
+        while frame is not self._caller and frame is not None:
+            frame = frame.f_back
+        return frame is self._caller
+
+
+class _OpenCalls(threading.local):
+    """The open calls of each thread (`nn.DataParallel` runs many threads)."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+
+    def __reduce__(self) -> tuple[type[_OpenCalls], tuple[()]]:
+        return _OpenCalls, ()  # in a copy of the model no call is open
+
+
+def _share_storage(model: nn.Module, broadcast: Broadcast) -> bool:
+    """Let rules with one matrix for all layers use the storage of the longest, of which the others
+    are slices. Moving or casting the model gives every layer a copy of its own.
+
+    Returns: whether the model has such rules, or feedback that waits for its size.
+    """
+    groups: dict[Any, list[BroadcastFeedback]] = {}
+    waits = False
+    for module in model.modules():
+        if isinstance(module, BroadcastFeedback) and module.broadcast is broadcast:
+            waits = waits or module.pending
+            if module.rule.shared and not module.pending:
+                tensor = module.memory()[0]
+                key = (type(module.rule), tensor.dtype, tensor.device)
+                groups.setdefault(key, []).append(module)
+    for members in groups.values():
+        longest = max((feedback.memory()[0] for feedback in members), key=len)
+        for feedback in members:
+            assert feedback.memory_names is not None
+            tensor = feedback.memory()[0]
+            if tensor.data_ptr() != longest.data_ptr():
+                setattr(feedback, feedback.memory_names[0], longest[: len(tensor)])
+    return waits or bool(groups)
 
 
 def _samples_differ(layer: str, given: int, expected: int) -> ValueError:

@@ -1,24 +1,23 @@
-"""Converting a model, and everything one does with a converted one."""
+"""Converting a model to another learning rule, and reverting it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import Parameter
 
 from apical.core import updates
 from apical.core.attention import projections
-from apical.core.broadcast import Star
-from apical.core.feedback import Feedback
-from apical.core.layers import converted_class, converted_layers, mixin_for, modules
+from apical.core.broadcast import Broadcast, BroadcastFeedback
+from apical.core.converted import converted_layers, feedback_modules
+from apical.core.feedback import Feedback, TransportFeedback, check_checkpoint
+from apical.core.layers import converted_class, mixin_for
 from apical.core.outputs import OutputKey
 from apical.core.plan import Assignment, Row, plan
-from apical.rules import BroadcastRule, Rule
+from apical.rules import BroadcastRule, Rule, TransportRule
 
 
 def convert(
@@ -62,14 +61,13 @@ def convert(
         listed = "".join(f"\n  - {problem}" for problem in planned.problems)
         raise ValueError(f"nothing was converted:{listed}")
     rows = [row for row in planned.rows if row.action == "convert"]
-    star = Star(output)
     if not any(isinstance(row.rule, BroadcastRule) for row in rows) and output is not None:
         raise ValueError(f"output={output!r} has no effect: no layer has a rule that broadcasts")
-    tied: dict[Any, Feedback] = {}
+    conversion = _Conversion(seed, output)
     for row in rows:
-        _convert_layer(row, seed, star, tied)
-    if star.feedbacks:
-        star.attach(model)
+        conversion.convert(row)
+    if conversion.broadcast.layers:
+        conversion.broadcast.attach(model)
     if example is not None:
         try:
             _try_out(model, rows, example, on_unsupported)
@@ -78,6 +76,9 @@ def convert(
                 revert(row.module)
             error.add_note("apical.convert ran the model on its example; nothing was converted")
             raise
+    if any(feedback_modules(model)):
+        _stop_checking_checkpoints(model)  # of parts that were converted before
+        model.register_load_state_dict_pre_hook(check_checkpoint)
     return model
 
 
@@ -96,124 +97,61 @@ def revert(model: nn.Module) -> nn.Module:
     for _, layer in layers:
         updates.unwatch(layer)
         for slot in updates.slots(layer):
-            if slot.feedback.star is not None:
-                slot.feedback.star.release(slot.feedback)
+            if isinstance(slot.feedback, BroadcastFeedback):
+                slot.feedback.broadcast.release()
         layer.__class__ = type(layer).plain_class  # type: ignore[attr-defined]
         del layer.feedback
+    _stop_checking_checkpoints(model)
     return model
 
 
-@contextmanager
-def exact_gradients(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block every converted layer backpropagates exactly; weights are not copied.
+class _Conversion:
+    """One call of `convert`: what its layers have in common."""
 
-    The forward pass must run inside the block too: the backward of a graph built outside raises
-    RuntimeError, since it would deliver the gradient of the rule (compiled graphs do not check).
-    Blocks may be nested.
-    """
-    found = list(feedback_modules(model))
-    for feedback in found:
-        feedback.exact += 1
-    try:
-        yield model
-    finally:
-        for feedback in found:
-            feedback.exact -= 1
+    def __init__(self, seed: int, output: OutputKey) -> None:
+        self.seed = seed
+        self.broadcast = Broadcast(output)
+        self._of_weight: dict[Any, Feedback] = {}
 
+    def convert(self, row: Row) -> None:
+        """Change the class of a layer, and add its feedback."""
+        layer = row.module
+        mixin = mixin_for(layer)
+        assert mixin is not None and row.rule is not None
+        layer.__class__ = converted_class(mixin, type(layer))  # type: ignore[arg-type]
+        if isinstance(layer, nn.MultiheadAttention):
+            layer.feedback = nn.ModuleDict(
+                {
+                    name: self._feedback(row.rule, f"{row.layer}.{name}", weight)
+                    for name, (weight, _) in projections(layer).items()
+                }
+            )
+        else:
+            layer.feedback = self._feedback(row.rule, row.layer, layer.weight)
+        layer.feedback.train(layer.training)
+        updates.watch(layer)
 
-@contextmanager
-def labels(model: nn.Module, targets: torch.Tensor) -> Iterator[nn.Module]:
-    """Within the block, rules that learn from labels instead of the error are given these.
-
-    Forward and backward pass belong inside. For models without such rules it does nothing.
-
-    Shapes: targets (N,) class numbers, or numbers shaped as the model's output.
-    Raises: ValueError if they are no tensor.
-    """
-    if not isinstance(targets, torch.Tensor):
-        raise ValueError(f"labels are a tensor, not a {type(targets).__name__}")
-    stars = list({id(f.star): f.star for f in feedback_modules(model) if f.star}.values())
-    before = [star.labels for star in stars]
-    for star in stars:
-        star.labels = targets
-    try:
-        yield model
-    finally:
-        for star, old in zip(stars, before, strict=True):
-            star.labels = old
-
-
-def learn(model: nn.Module) -> None:
-    """Let rules act on an update of the weights that was made by hand.
-
-    Torch optimizers announce their steps, and what was announced is not done twice: after
-    `optimizer.step()` this does nothing. Rules without anything to do after an update ignore it.
-    """
-    updates.updated_by_hand(layer for _, layer in converted_layers(model))
-
-
-def feedback_modules(model: nn.Module) -> Iterator[Feedback]:
-    """Every feedback module of the model, once."""
-    return (module for _, module in modules(model) if isinstance(module, Feedback))
-
-
-def feedback_parameters(model: nn.Module) -> Iterator[Parameter]:
-    """The parameters that learning feedback adds; none for rules with fixed feedback."""
-    for feedback in feedback_modules(model):
-        yield from feedback.parameters(recurse=False)
-
-
-def forward_parameters(model: nn.Module) -> Iterator[Parameter]:
-    """The parameters of the model itself, without those of its feedback."""
-    feedback = {id(parameter) for parameter in feedback_parameters(model)}
-    return (parameter for parameter in model.parameters() if id(parameter) not in feedback)
-
-
-def cite(model: nn.Module) -> str:
-    """BibTeX of the rules that the model uses, each once, separated by blank lines."""
-    used = {feedback.rule.reference for feedback in feedback_modules(model)}
-    return "\n\n".join(sorted({entry for text in used for entry in text.split("\n\n")}))
-
-
-def _convert_layer(row: Row, seed: int, star: Star, tied: dict[Any, Feedback]) -> None:
-    layer, rule, mixin = row.module, row.rule, mixin_for(row.module)
-    assert rule is not None and mixin is not None
-    layer.__class__ = converted_class(mixin, type(layer))  # type: ignore[arg-type]
-    if isinstance(layer, nn.MultiheadAttention):
-        layer.feedback = nn.ModuleDict(
-            {
-                name: _feedback(rule, f"{row.layer}.{name}", seed, star, weight, tied)
-                for name, (weight, _) in projections(layer).items()
-            }
-        )
-    else:
-        layer.feedback = _feedback(rule, row.layer, seed, star, layer.weight, tied)
-    layer.feedback.train(layer.training)
-    updates.watch(layer)
-
-
-def _feedback(
-    rule: Rule, name: str, seed: int, star: Star, weight: Any, tied: dict[Any, Feedback]
-) -> Feedback:
-    """New feedback; under transport rules, layers that share a weight share its feedback."""
-    owner, place = weight, 0
-    if weight._base is not None:  # attention packs three weights
-        owner, place = weight._base, weight.storage_offset()
-    key, broadcasts = (owner, place, rule), isinstance(rule, BroadcastRule)
-    if key in tied and not broadcasts:
-        return tied[key]
-    feedback = tied[key] = Feedback(rule, name, seed, star if broadcasts else None)
-    if not broadcasts:
-        feedback.create(weight)
-    if rule.constrain_weights:
-        feedback.constrain(weight)
-    return feedback
+    def _feedback(self, rule: Rule, name: str, weight: Any) -> Feedback:
+        feedback: Feedback
+        if isinstance(rule, BroadcastRule):
+            feedback = BroadcastFeedback(rule, name, self.seed, self.broadcast)
+        else:
+            assert isinstance(rule, TransportRule)
+            packed = weight._base is not None  # attention packs three weights
+            owner, place = (weight._base, weight.storage_offset()) if packed else (weight, 0)
+            if (owner, place, rule) in self._of_weight:  # layers share a weight: they share this
+                return self._of_weight[owner, place, rule]
+            feedback = TransportFeedback(rule, name, self.seed, weight)
+            self._of_weight[owner, place, rule] = feedback
+        if rule.constrain_weights:
+            feedback.constrain(weight)
+        return feedback
 
 
 def _try_out(
     model: nn.Module, rows: list[Row], example: Any, on_unsupported: Literal["error", "keep"]
 ) -> None:
-    """Run a copy of the model on the example: size its feedback, find layers nobody calls."""
+    """Run a copy of the model on the example: size its feedback, find layers it never calls."""
     twin = copy.deepcopy(model)
     called: set[str] = set()
     for name, layer in converted_layers(twin):
@@ -222,11 +160,12 @@ def _try_out(
     with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
         call_with(twin, example)
     for original, sized in zip(feedback_modules(model), feedback_modules(twin), strict=True):
-        original.memory_names, original.note_names = sized.memory_names, sized.note_names
+        original.memory_names = sized.memory_names
+        original.note_names = sized.note_names
         original._buffers.update(sized._buffers)
         original._parameters.update(sized._parameters)
-        if original.star is not None and sized.star is not None:
-            original.star.error_shape = sized.star.error_shape
+        if isinstance(original, BroadcastFeedback) and isinstance(sized, BroadcastFeedback):
+            original.broadcast.error_shape = sized.broadcast.error_shape
     idle = [row for row in rows if row.layer not in called]
     if idle and on_unsupported == "error":
         listed = ", ".join(repr(row.layer) for row in idle)
@@ -244,3 +183,11 @@ def call_with(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)
+
+
+def _stop_checking_checkpoints(model: nn.Module) -> None:
+    for module in model.modules():
+        hooks = module._load_state_dict_pre_hooks
+        for key, wrapped in list(hooks.items()):
+            if getattr(wrapped, "hook", None) is check_checkpoint:
+                del hooks[key]

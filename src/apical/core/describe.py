@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,10 @@ from torch import Tensor, nn
 
 from apical import rules
 from apical.core import updates
-from apical.core.broadcast import Star
-from apical.core.convert import call_with, feedback_modules
-from apical.core.feedback import Feedback
-from apical.core.layers import converted_layers, is_converted
+from apical.core.broadcast import BroadcastFeedback
+from apical.core.convert import call_with
+from apical.core.converted import converted_layers, feedback_modules, is_converted
 from apical.core.plan import plan, table
-from apical.rules.ops import Op
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,10 @@ def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]
     layers = dict(converted_layers(twin))
     for name, layer in layers.items():
         layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
-    taps = _count_taps(twin)
+    taps: Counter[str] = Counter()
+    for feedback in feedback_modules(twin):
+        if isinstance(feedback, BroadcastFeedback):
+            feedback.listeners.append(partial(_count_tap, taps, feedback.layer))
     with torch.random.fork_rng(), torch.enable_grad():
         tensors = list(_tensors(call_with(twin, example)))
         total = sum((t.float().sum() for t in tensors if t.requires_grad), torch.zeros(()))
@@ -125,23 +127,8 @@ def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]
     return result
 
 
-def _count_taps(model: nn.Module) -> Counter[str]:
-    """A counter of taps per layer, filled while the model (a copy, to be thrown away) runs."""
-    taps: Counter[str] = Counter()
-
-    def counting(star: Star) -> Callable[..., Tensor]:
-        pass_on = star.pass_on
-
-        def count(feedback: Feedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
-            taps[feedback.layer] += x.requires_grad
-            return pass_on(feedback, op, x, weight)
-
-        return count
-
-    stars = {id(f.star): f.star for f in feedback_modules(model) if f.star is not None}
-    for star in stars.values():
-        star.pass_on = counting(star)  # type: ignore[method-assign]
-    return taps
+def _count_tap(taps: Counter[str], layer: str, x: Tensor, output: Tensor) -> None:
+    taps[layer] += x.requires_grad
 
 
 def _trained_weights(layer: nn.Module) -> list[Tensor]:

@@ -1,72 +1,129 @@
-"""What a converted layer carries: its rule, the rule's memory, and the switch to exactness."""
+"""What a converted layer remembers: its rule, the rule's memory, and a history of its updates."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
-from functools import partial
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from apical import rules
-from apical.core import autograd
-from apical.core.broadcast import Star
-from apical.core.history import History
-from apical.rules.base import BroadcastRule, Geometry, Rule, TransportRule, Update
-from apical.rules.ops import Op
+from apical.rules.base import Rule, TransportRule
 
 FEEDBACK_VERSION = 1
-"""Part of the seed of every draw; raised when a change alters the numbers."""
+"""Part of the seed of all feedback; raised when a change alters the numbers."""
+
+
+class History:
+    """What happened to one weight since the last update that its rule acted on.
+
+    Optimizers announce their steps by a hook, `apical.learn` announces updates made by hand. An
+    update counts if the rule took part in a pass since the one before. One that both announced
+    counts once, since no pass lies between.
+
+    Attributes:
+        count: updates that counted, saved with the model: the rule's random numbers depend on it.
+        took_part: whether the rule took part in a pass since the last of them.
+        observes: whether the rule observes the passes before the next of them.
+        weight_replaced: whether a checkpoint of the plain model has replaced the weight, which is
+            no update.
+        missed_steps: steps of optimizers that train the weight but not its trained feedback.
+        optimizers_checked: whether the rule was asked for its objection to the optimizers.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.took_part = False
+        self.observes = True  # a plain bool: code is compiled once for each of its values
+        self.weight_replaced = False
+        self.missed_steps = 0
+        self.optimizers_checked = False
+        self._optimizer: ref[Optimizer] | None = None
+        self._versions: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has weights of its own, and no optimizer yet.
+        return {**self.__dict__, "_optimizer": None, "_versions": None}
+
+    def counts(self, weight: Iterable[Tensor | None], *, by_hand: bool) -> bool:
+        """Whether an update counts; `by_hand`: announced by `learn`, perhaps a second time.
+
+        An update by hand may follow an announced one without a pass between. Then the version
+        counters of the weight's parameters differ (fused optimizers do not change these, but they
+        announce their steps).
+        """
+        if self.took_part:
+            return True
+        return by_hand and self._versions is not None and self._versions != _versions(weight)
+
+    def close(self, weight: Iterable[Tensor | None]) -> None:
+        """An update is done, counted or not, with all that rules changed about the weight."""
+        self.took_part = False
+        self._versions = _versions(weight) if self.count else None
+
+    def loaded(self, *, plain: bool) -> None:
+        """The weight came from a checkpoint; `plain`: one without its feedback."""
+        self.took_part = False
+        self.weight_replaced = plain
+        self._versions = None
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The one that trains the weight, while it is alive."""
+        return None if self._optimizer is None else self._optimizer()
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer) -> None:
+        self._optimizer = ref(optimizer)
 
 
 class Feedback(nn.Module):
-    """The child module `feedback` of a converted layer.
+    """The child module `feedback` of a converted layer: `TransportFeedback` or, under a rule that
+    broadcasts, `apical.core.broadcast.BroadcastFeedback`.
+
+    What a rule remembers are its buffers and parameters, saved with the model.
 
     Attributes:
         rule: the rule; layer: the layer's full name at conversion; seed: of the conversion;
-        star: the taps of the model (broadcast rules only);
         exact: above 0 inside `exact_gradients`;
-        history: which updates of the weight count for the rule.
+        history: which updates of the weight count for the rule;
+        listeners: functions called with input and output of each operation, while measuring.
     """
 
-    def __init__(self, rule: Rule, layer: str, seed: int, star: Star | None = None) -> None:
+    rule: Rule
+
+    def __init__(self, rule: Rule, layer: str, seed: int) -> None:
         super().__init__()
-        self.rule, self.layer, self.seed, self.star = rule, layer, seed, star
+        self.rule = rule
+        self.layer = layer
+        self.seed = seed
         self.exact = 0
         self.history = History()
-        self._count(0)
+        self.count_updates(0)
         self.memory_names: tuple[str, ...] | None = None
         self.note_names: tuple[str, ...] = ()
-        self.unproved = False  # loaded before anything was known of its shapes
-        if star is not None:
-            star.add(self)
+        self.listeners: list[Callable[[Tensor, Tensor], None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "exact": 0}  # a copy outlives the block it was made in
+        return {**self.__dict__, "exact": 0, "listeners": []}  # of the block it is copied in
 
     def extra_repr(self) -> str:
         return rules.spell(self.rule)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.star is not None:
-            self.star.add(self)
-            self.star.share()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        if self.star is not None:
-            self.star.share()  # each layer's slice was moved apart
-        return self
-
     @property
     def pending(self) -> bool:
-        """Whether the memory still waits for the shapes of a first forward pass, to be made for
-        them or, where it was loaded, compared with them."""
-        return self.memory_names is None or self.unproved
+        """Whether the memory waits for the shapes of a first forward pass."""
+        return self.memory_names is None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the memory has parameters that an optimizer trains."""
+        return any(parameter.requires_grad for parameter in self.parameters(recurse=False))
 
     def memory(self) -> tuple[Tensor, ...]:
         """The rule's tensors, in the order in which the rule made them."""
@@ -78,106 +135,31 @@ class Feedback(nn.Module):
         return tuple([getattr(self, name) for name in self.note_names])
 
     def observes(self) -> bool:
-        """Whether the rule wants to see this backward pass."""
-        return bool(self.note_names) and self.training and self.history.attends
+        """Whether the rule observes this backward pass."""
+        return bool(self.note_names) and self.training and self.history.observes
 
-    @property
-    def trained(self) -> bool:
-        """Whether the memory has parameters that an optimizer trains."""
-        return any(parameter.requires_grad for parameter in self.parameters(recurse=False))
+    def takes_part(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the rule acts in the backward pass of this input; if so, the update counts."""
+        if self.history.weight_replaced:
+            self.adopt(weight)
+        acts = x.requires_grad or self.trained
+        if self.rule.acts_after_update and (acts or self.rule.follows_weight):
+            self.history.took_part = True
+        return acts
 
-    def apply_op(self, op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """`op` on x with the rule's backward; plain `op` where nothing is differentiated."""
-        takes_part = not self.exact and torch.is_grad_enabled() and self._takes_part(x, weight)
-        if self.star is not None and not self.exact:
-            x = self.star.pass_on(self, op, x, weight)
-        elif takes_part:
-            if self.rule.sends_nothing:
-                x = x.detach()
-            return autograd.transport(op, op.prepare(x), weight, bias, self)
-        return autograd.exact(op, op.prepare(x), weight, bias)
+    def count_updates(self, count: int) -> None:
+        """Set the number of updates that counted."""
+        self.history.count = count
+        self.history.observes = self.rule.observes_before(count + 1)
 
-    def _takes_part(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether the rule has something to do in this backward pass; if so, updates count."""
-        if self.history.outdated:
-            self._adopt(weight)
-        rule, takes_part = self.rule, x.requires_grad or self.trained
-        if rule.acts_after_update and (takes_part or rule.follows_weight):
-            self.history.heard = True
-        return takes_part
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def create(self, weight: Tensor, geometry: Geometry | None = None, error_size: int = 0) -> None:
-        """Make the memory: a transport rule's from the weight, a broadcast rule's from its tap."""
-        if isinstance(self.rule, TransportRule):
-            made = self.rule.create(weight, self._generator())
-        else:
-            assert isinstance(self.rule, BroadcastRule) and geometry is not None
-            name = "shared" if self.rule.shared else self.layer
-            made = self.rule.create(geometry, error_size, self._generator(name))
-        if self.unproved:
-            self._prove(made)
-            return
-        for name, tensor in made.items():
-            self._remember(name, _placed(tensor, weight))
-        self.memory_names = tuple(made)
-        for name, tensor in self.rule.note(*self.memory()).items():
-            self.register_buffer(f"note_{name}", _placed(tensor, weight))
-            self.note_names += (f"note_{name}",)
-
-    def _prove(self, made: Mapping[str, Tensor]) -> None:
-        """Raise ValueError unless what was loaded has the names and shapes of what is made here."""
-        loaded = {name: tuple(getattr(self, name).shape) for name in self.memory_names or ()}
-        expected = {name: tuple(tensor.shape) for name, tensor in made.items()}
-        if loaded != expected:
-            kind = type(self.rule).__name__
-            raise ValueError(
-                f"{self.layer}: the checkpoint's feedback is {loaded}, but {kind} here is"
-                f" {expected}; it is of another rule, model or size of input"
-            )
-        self.memory_names = tuple(made)  # a file may have sorted them
-        self.unproved = False
+    def constrain(self, weight: Tensor) -> None:
+        """Store the norm that `constrain_weights` keeps."""
+        self.register_buffer("weight_norm", torch.linalg.vector_norm(weight.detach()))
 
     @torch.no_grad()
-    def after_update(
-        self, weight: Tensor, bias: Tensor | None, op: Op, *, counts: bool, told: bool = False
-    ) -> None:
-        """Restore the weight's norm after an update; if it `counts`, let the rule act on it."""
-        if self.history.outdated:
-            self._adopt(weight)
-        before = weight.clone() if _is_computed(weight) else None
-        if self.rule.constrain_weights:
-            self._restore_norm(weight, told=told)
-        if counts and self.rule.acts_after_update and not self.pending:
-            self._count(self.history.count + 1)
-            generator = partial(self._generator, device=weight.device)
-            update = Update(weight.detach(), bias, op, self.history.count, generator)
-            self.rule.after_update(update, *self.memory(), *self.notes)
-        if before is not None and not torch.equal(before, weight):
-            raise RuntimeError(
-                f"{self.layer}: {type(self.rule).__name__} changes the weight itself after an"
-                " update (a decay, or constrain_weights), but this weight is computed from other"
-                " parameters and the change would be lost; remove the parametrization, or that"
-                " option"
-            )
-
-    def _count(self, updates: int) -> None:
-        self.history.count = updates
-        self.history.attends = self.rule.attends(updates + 1)
-
-    def _restore_norm(self, weight: Tensor, *, told: bool) -> None:
-        norm = torch.linalg.vector_norm(weight)  # of a weight that may have begun at zero
-        limits = torch.finfo(norm.dtype)
-        factor = self.weight_norm / norm.clamp_min(limits.tiny)
-        if told:  # perhaps of what an optimizer has announced: then not a bit changes
-            factor = torch.where((factor - 1).abs() > 16 * limits.eps, factor, 1)
-        weight.mul_(factor)
-
-    @torch.no_grad()
-    def _adopt(self, weight: Tensor) -> None:
-        """Take a weight from a plain checkpoint for the one known all along: it was no update."""
-        self.history.outdated = False
+    def adopt(self, weight: Tensor) -> None:
+        """Bring up to date what depends on a weight that a plain checkpoint has replaced."""
+        self.history.weight_replaced = False
         if self.rule.constrain_weights:
             self.get_buffer("weight_norm").copy_(torch.linalg.vector_norm(weight))
         if not self.pending:
@@ -185,18 +167,27 @@ class Feedback(nn.Module):
         for note in self.notes:
             note.zero_()
 
-    def constrain(self, weight: Tensor) -> None:
-        """Remember the norm that `constrain_weights` keeps."""
-        self.register_buffer("weight_norm", torch.linalg.vector_norm(weight.detach()))
-
-    def _generator(
+    def generator(
         self, name: str | None = None, *, device: torch.device | str = "cpu"
     ) -> torch.Generator:
+        """Its numbers depend on the seed, the name (default: the layer's) and the update count."""
         key = f"{FEEDBACK_VERSION}/{self.seed}/{name or self.layer}/{self.history.count}"
         digest = hashlib.sha256(key.encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def _remember(self, name: str, tensor: Tensor) -> None:
+    def store(self, memory: dict[str, Tensor], weight: Tensor) -> None:
+        """Keep what the rule created, in the dtype, on the device and, where shapes are equal, in
+        the memory layout of the weight; and the rule's notes."""
+        for name, tensor in memory.items():
+            self.register_tensor(name, _placed(tensor, weight))
+        self.memory_names = tuple(memory)
+        notes = self.rule.note(*self.memory())
+        for name, tensor in notes.items():
+            self.register_buffer(f"note_{name}", _placed(tensor, weight))
+        self.note_names = tuple(f"note_{name}" for name in notes)
+
+    def register_tensor(self, name: str, tensor: Tensor) -> None:
+        """As a parameter or as a buffer."""
         if isinstance(tensor, nn.Parameter):
             self.register_parameter(name, tensor)
         else:
@@ -207,89 +198,59 @@ class Feedback(nn.Module):
         if self.rule.acts_after_update:
             destination[prefix + "updates"] = torch.tensor(self.history.count)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         saved = [key for key in state_dict if key.startswith(prefix)]
-        problem = self._in_this_load(bool(saved), missing_keys)
-        if problem:
-            error_msgs.append(problem)
         self.history.loaded(plain=not saved)
-        if not saved:  # a checkpoint of the plain model
+        if not saved:  # a checkpoint of the plain model, as `check_checkpoint` has found
             return
         if prefix + "updates" in state_dict and self.rule.acts_after_update:
-            self._count(int(state_dict.pop(prefix + "updates")))
-        if self.pending:
-            assert isinstance(self.rule, BroadcastRule)  # only these wait for shapes
-            if self.rule.trains_memory:
-                raise ValueError(
-                    f"{self.layer}: its feedback has no size yet, and what of it is trained is not"
-                    " known; give convert(..., example=x) before loading"
-                )
-            names = [key.removeprefix(prefix) for key in saved]
-            names = [name for name in names if name not in ("updates", "weight_norm")]
-            for name in (*(self.memory_names or ()), *self.note_names):
-                delattr(self, name)  # of an earlier load
-            for name in names:
-                self._remember(name, torch.empty_like(state_dict[prefix + name]))
-            self.memory_names = tuple(n for n in names if not n.startswith("note_"))
-            self.note_names = tuple(n for n in names if n.startswith("note_"))
-            self.unproved = True
-        super()._load_from_state_dict(
-            state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
+            self.count_updates(int(state_dict.pop(prefix + "updates")))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class TransportFeedback(Feedback):
+    """The feedback of a rule that sends the gradient of a layer to the layer below."""
+
+    rule: TransportRule
+
+    def __init__(self, rule: TransportRule, layer: str, seed: int, weight: Tensor) -> None:
+        super().__init__(rule, layer, seed)
+        with torch.inference_mode(False), torch.no_grad():
+            self.store(rule.create(weight, self.generator()), weight)
+
+
+def check_checkpoint(model: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
+    """Hook of a converted model that runs before it loads a checkpoint (the arguments are those of
+    `torch.nn.Module.register_load_state_dict_pre_hook`).
+
+    A checkpoint without any feedback is one of the plain model: a warning. One with feedback for
+    some layers only is incomplete, or of another conversion: an error.
+    """
+    *_, error_messages = args
+    modules_with_keys = {key.rpartition(".")[0] for key in state_dict}
+    present: list[str] = []
+    absent: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, Feedback) and (module.pending or module.state_dict()):
+            found = prefix + name in modules_with_keys
+            (present if found else absent).append(module.layer)
+    if present and absent:
+        error_messages.append(
+            f"the checkpoint has feedback for {present[0]} but not for {absent[0]}: it is"
+            " incomplete, or of another conversion"
+        )
+    elif absent:
+        warnings.warn(
+            "the checkpoint holds no feedback; the converted model keeps its own", stacklevel=2
         )
 
-    def _in_this_load(self, present: bool, missing_keys: list[str]) -> str:
-        """What is wrong with the checkpoint, as far as the layers loaded up to here can tell.
 
-        A checkpoint without any feedback is one of the plain model: a warning. One with feedback
-        for some layers only is damaged, or of another conversion.
-        """
-        if not (self.pending or self.state_dict()):
-            return ""  # a rule that keeps nothing
-        if _LOADS[-1].missing_keys is not missing_keys:
-            _LOADS[:] = [_Load(missing_keys)]
-        load = _LOADS[-1]
-        first = not load.layers[present]
-        load.layers[present].append(self.layer)
-        if first and load.layers[not present]:
-            return (
-                f"the checkpoint has feedback for {load.layers[True][0]} but not for"
-                f" {load.layers[False][0]}: it is incomplete, or of another conversion"
-            )
-        if first and not present:
-            warnings.warn(
-                "the checkpoint holds no feedback; the converted model keeps its own", stacklevel=3
-            )
-        return ""
-
-
-class _Load:
-    """One call of `load_state_dict`, known by the list that torch passes to every module in it."""
-
-    def __init__(self, missing_keys: list[str]) -> None:
-        self.missing_keys = missing_keys
-        self.layers: dict[bool, list[str]] = {True: [], False: []}
-
-
-_LOADS = [_Load([])]  # the call under way, or the last one
-
-
-def _is_computed(weight: Tensor) -> bool:
-    """Whether a parametrization or a hook makes the weight, so that changing it has no effect."""
-    owner = weight._base if weight._is_view() else weight  # attention packs three weights
-    return not isinstance(owner, nn.Parameter)
+def _versions(weight: Iterable[Tensor | None]) -> tuple[int, ...]:
+    """Version counters of the parameters that a weight is made of."""
+    return tuple([p._version for p in weight if p is not None and not p.is_inference()])
 
 
 def _placed(tensor: Tensor, weight: Tensor) -> Tensor:
-    """The tensor in the dtype, on the device and, if alike, in the memory layout of the weight."""
     if tensor.shape == weight.shape:
         placed = torch.empty_like(weight, memory_format=torch.preserve_format).copy_(tensor)
     else:

@@ -1,4 +1,5 @@
-"""The classes that converted layers are given: their own class, with the rule's backward.
+"""The classes of converted layers: each a subclass of the layer's own class that computes the same
+output, with the backward pass of the rule.
 
 Conversion assigns `layer.__class__`. Parameters, hooks, names and `isinstance` stay as they are;
 the only addition is the child module `feedback`.
@@ -7,7 +8,6 @@ the only addition is the child module `feedback`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apical.core import updates
 from apical.core.attention import AttentionMixin, projections
+from apical.core.forward import apply
 from apical.rules.ops import ConvOp, LinearOp, Op
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -25,7 +26,7 @@ class LinearMixin:
     """The forward of `nn.Linear` through the layer's feedback."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
-        return self.feedback.apply_op(LinearOp(), input, self.weight, self.bias)
+        return apply(self.feedback, LinearOp(), input, self.weight, self.bias)
 
     def operation(self) -> LinearOp:
         """What the layer computes."""
@@ -39,7 +40,7 @@ class ConvMixin:
         axes = weight.dim() - 2
         batched = input.dim() == axes + 2
         x = input if batched else input.unsqueeze(0)
-        output = self.feedback.apply_op(self.operation(), x, weight, bias)
+        output = apply(self.feedback, self.operation(), x, weight, bias)
         return output if batched else output.squeeze(0)
 
     def operation(self: Any) -> ConvOp:
@@ -71,7 +72,7 @@ class ConvTransposeMixin:
             x, output_size, self.stride, self.padding, self.kernel_size, axes, self.dilation
         )
         op = self.operation()._replace(output_padding=tuple(output_padding))
-        output = self.feedback.apply_op(op, x, self.weight, self.bias)
+        output = apply(self.feedback, op, x, self.weight, self.bias)
         return output if batched else output.squeeze(0)
 
     def operation(self: Any) -> ConvOp:
@@ -104,7 +105,10 @@ def operations(layer: nn.Module) -> list[tuple[Op, Tensor]]:
 
 @cache
 def converted_class(mixin: type, plain: type) -> type:
-    """The class of a converted layer: `Feedback<Name>`, a subclass of its plain class."""
+    """The class of a converted layer: `Feedback<Name>`, a subclass of its plain class.
+
+    It is made by `type` because any subclass of `nn.Linear` and the like may be converted.
+    """
     names = {
         "plain_class": plain,
         "__module__": plain.__module__,
@@ -116,41 +120,13 @@ def converted_class(mixin: type, plain: type) -> type:
     return type(f"Feedback{plain.__name__}", (mixin, plain), names)
 
 
-def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of all of a model, each module once.
-
-    Raises: ValueError if it is no model.
-    """
-    if isinstance(model, type):
-        raise ValueError(
-            f"{model.__name__} is a class; a model is an instance of one: {model.__name__}(...)"
-        )
-    if not isinstance(model, nn.Module):
-        given = repr(model)
-        shown = given if len(given) <= 40 else f"a {type(model).__name__}"
-        raise ValueError(f"the model is a torch.nn.Module, not {shown}")
-    return model.named_modules()
-
-
-def is_converted(layer: nn.Module) -> bool:
-    """Whether `apical.convert` has converted this layer."""
-    return "feedback" in layer._modules and hasattr(type(layer), "plain_class")
-
-
-def converted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every converted layer, each module once."""
-    for name, module in modules(model):
-        if is_converted(module):
-            yield name, module
-
-
 def _rebuild(mixin: type, plain: type) -> nn.Module:
     layer_class = converted_class(mixin, plain)
     return layer_class.__new__(layer_class)  # type: ignore[call-overload]
 
 
 def _reduce(layer: Any, protocol: int) -> Any:
-    """A class made on the fly cannot be found by name: name what it is made of instead."""
+    """Pickle cannot find the class of a converted layer by name, only what it is made of."""
     layer_class = type(layer)
     mixin = layer_class.__mro__[1]
     return _rebuild, (mixin, layer_class.plain_class), layer.__getstate__()
@@ -166,6 +142,6 @@ def _copy(layer: Any, memo: dict[int, Any]) -> Any:
 
 
 def _restore(layer: Any, state: dict[str, Any]) -> None:
-    """A copy hears of updates as its original does."""
+    """The rule of a copy acts on the updates of the copy."""
     super(type(layer), layer).__setstate__(state)
     updates.watch(layer)

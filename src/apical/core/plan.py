@@ -13,7 +13,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from apical import rules
-from apical.core.layers import is_converted, mixin_for, modules, operations
+from apical.core.converted import is_converted, modules
+from apical.core.layers import mixin_for, operations
 from apical.rules import BP, Rule
 
 Predicate = Callable[[str, nn.Module], bool]

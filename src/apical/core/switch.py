@@ -12,9 +12,10 @@ from torch.nn import Parameter
 from torch.optim import LBFGS, SGD, Optimizer
 
 from apical.core import updates
-from apical.core.convert import convert, feedback_modules, feedback_parameters, revert
+from apical.core.broadcast import BroadcastFeedback
+from apical.core.convert import convert, revert
+from apical.core.converted import converted_layers, feedback_modules, feedback_parameters
 from apical.core.feedback import Feedback
-from apical.core.layers import converted_layers
 from apical.core.outputs import OutputKey
 from apical.core.plan import Assignment
 from apical.core.updates import Slot
@@ -114,15 +115,16 @@ def _change(model: nn.Module, rule: Assignment, options: Mapping[str, Any]) -> N
     for place, slot in _places(model):
         old, new = before.get(place), slot.feedback
         if old is not None and not old.pending and old.rule == new.rule:
-            if id(new) not in stays and old.star is not None and new.star is not None:
-                new.star.error_shape = old.star.error_shape
+            if isinstance(old, BroadcastFeedback) and isinstance(new, BroadcastFeedback):
+                if id(new) not in stays:
+                    new.broadcast.error_shape = old.broadcast.error_shape
+                    old.broadcast = new.broadcast
             stays.setdefault(id(new), old)
     for _, layer in converted_layers(model):
         for slot in updates.slots(layer):
             if old := stays.get(id(slot.feedback)):
-                if slot.feedback.star is not None:
-                    slot.feedback.star.add(old)
-                _put(layer, slot.name, old)
+                owner, name = (layer.feedback, slot.name) if slot.name else (layer, "feedback")
+                owner.add_module(name, old)  # type: ignore[union-attr]
 
 
 def _places(model: nn.Module) -> Iterator[tuple[tuple[str, str], Slot]]:
@@ -130,13 +132,6 @@ def _places(model: nn.Module) -> Iterator[tuple[tuple[str, str], Slot]]:
     for name, layer in converted_layers(model):
         for slot in updates.slots(layer):
             yield (name, slot.name), slot
-
-
-def _put(layer: Any, name: str, feedback: Feedback) -> None:
-    if name:
-        layer.feedback[name] = feedback
-    else:
-        layer.feedback = feedback
 
 
 def _regroup(model: nn.Module, before: list[Parameter], optimizers: list[Optimizer]) -> None:

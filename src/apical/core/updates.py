@@ -1,22 +1,30 @@
-"""When a weight was updated, its rule may act: redraw magnitudes, restore a norm, learn.
+"""What follows an update of a weight: its rule may resample magnitudes, restore a norm, learn.
 
-Torch optimizers tell of their steps by a hook that is registered with the first layer that
-wants to know; it also hears fused optimizers, which leave a tensor's version counter untouched.
-Whoever updates weights by hand calls `apical.learn(model)`.
+Torch optimizers announce their steps by a hook, which is registered with the first layer whose
+rule acts after updates; fused optimizers, which leave a tensor's version counter alone, call it
+too. Whoever updates weights by hand calls `apical.learn(model)`. An optimizer under which feedback
+does not learn as its rule says is warned of once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from apical.core import advice
 from apical.core.feedback import Feedback
+from apical.rules.base import Update
 from apical.rules.ops import Op
+
+PATIENCE = 3
+"""Steps after which feedback that no optimizer trains is worth a warning."""
 
 _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
 _HOOKS: list[Any] = []
@@ -35,16 +43,20 @@ class Slot(NamedTuple):
 
 def slots(layer: Any) -> Iterator[Slot]:
     """The weights of a converted layer that have feedback; attention has four, others one."""
-    if isinstance(layer.feedback, Feedback):
-        own = _own_parameters(layer)
-        yield Slot("", layer.feedback, layer.operation(), layer.weight, layer.bias, own)
-    else:
-        yield from (Slot(*parts) for parts in layer.slots())
+    if not isinstance(layer.feedback, Feedback):
+        yield from layer.slots()
+        return
+    parameters = tuple(  # the weight itself, or what its hooks or parametrization compute it from
+        parameter
+        for name, parameter in layer.named_parameters()
+        if not name.startswith("feedback.") and not name.endswith("bias")
+    )
+    yield Slot("", layer.feedback, layer.operation(), layer.weight, layer.bias, parameters)
 
 
 def watch(layer: nn.Module) -> None:
-    """Let the layer's rule act after every update, if it has something to do."""
-    if not any(wants_updates(slot.feedback) for slot in slots(layer)):
+    """Let the layer's rule act after every update, if it does anything then."""
+    if not any(_acts(slot.feedback) for slot in slots(layer)):
         return
     _WATCHED[layer] = None
     if not _HOOKS:
@@ -56,18 +68,17 @@ def unwatch(layer: nn.Module) -> None:
     _WATCHED.pop(layer, None)
 
 
-def wants_updates(feedback: Feedback) -> bool:
-    """Whether an update of the weight means anything to this rule."""
-    rule = feedback.rule
-    return rule.acts_after_update or rule.constrain_weights or feedback.trained or feedback.pending
-
-
 def updated_by_hand(layers: Iterable[nn.Module]) -> None:
     """Act on updates that no torch optimizer announced; after one that did, do nothing."""
-    _act([slot for slot in _distinct(layers) if not _rests(slot)], told=True)
+    updated = []
+    for slot in _distinct(layers):
+        trained = any(p is not None and p.requires_grad for p in slot.parameters)
+        if trained or not slot.feedback.rule.follows_weight:
+            updated.append(slot)
+    _act(updated, by_hand=True)
 
 
-def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not _WATCHED:
         return
     stepped = {
@@ -76,49 +87,131 @@ def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
         for parameter in group["params"]
         if parameter.grad is not None
     }
-    near = [layer for layer in _WATCHED if not stepped.isdisjoint(map(id, _all_parameters(layer)))]
-    found = list(_distinct(near))
-    advice.give(found, optimizer, stepped)
-    _act([slot for slot in found if not stepped.isdisjoint(map(id, slot.parameters))], told=False)
+    layers = [layer for layer in _WATCHED if not stepped.isdisjoint(map(id, _parameters(layer)))]
+    candidates = list(_distinct(layers))
+    _warn_of_optimizer(candidates, optimizer, stepped)
+    updated = [s for s in candidates if not stepped.isdisjoint(map(id, s.parameters))]
+    _act(updated, by_hand=False)
 
 
-def _act(found: list[Slot], *, told: bool) -> None:
+def _act(updated: list[Slot], *, by_hand: bool) -> None:
     """Let the rules act on an update of these weights."""
-    counted = [slot.feedback.history.counts(slot.parameters, told=told) for slot in found]
-    for slot, counts in zip(found, counted, strict=True):
-        slot.feedback.after_update(slot.weight, slot.bias, slot.op, counts=counts, told=told)
-    for slot in found:  # when all are done: weights may be parts of one parameter
+    counted = [s.feedback.history.counts(s.parameters, by_hand=by_hand) for s in updated]
+    for slot, counts in zip(updated, counted, strict=True):
+        _after_update(slot, counts=counts, by_hand=by_hand)
+    for slot in updated:  # when all are done: weights may be parts of one parameter
         slot.feedback.history.close(slot.parameters)
 
 
-def _rests(slot: Slot) -> bool:
-    """Whether the weight is frozen, and with it the feedback that follows it."""
-    trained = any(p is not None and p.requires_grad for p in slot.parameters)
-    return slot.feedback.rule.follows_weight and not trained
+@torch.no_grad()
+def _after_update(slot: Slot, *, counts: bool, by_hand: bool) -> None:
+    """Restore the weight's norm after an update; if it `counts`, let the rule act on it."""
+    _, feedback, op, weight, bias, _ = slot
+    rule = feedback.rule
+    if feedback.history.weight_replaced:
+        feedback.adopt(weight)
+    # A weight that a parametrization or a hook computes loses what is changed about it.
+    owner = weight._base if weight._is_view() else weight  # attention packs three weights
+    before = None if isinstance(owner, nn.Parameter) else weight.clone()
+    if rule.constrain_weights:
+        norm = torch.linalg.vector_norm(weight)  # of a weight that may have been zero at first
+        limits = torch.finfo(norm.dtype)
+        factor = feedback.get_buffer("weight_norm") / norm.clamp_min(limits.tiny)
+        if by_hand:  # perhaps a second time: then not a bit changes
+            factor = torch.where((factor - 1).abs() > 16 * limits.eps, factor, 1)
+        weight.mul_(factor)
+    if counts and rule.acts_after_update and not feedback.pending:
+        feedback.count_updates(feedback.history.count + 1)
+        generator = partial(feedback.generator, device=weight.device)
+        update = Update(weight.detach(), bias, op, feedback.history.count, generator)
+        rule.after_update(update, *feedback.memory(), *feedback.notes)
+    if before is not None and not torch.equal(before, weight):
+        raise RuntimeError(
+            f"{feedback.layer}: {type(rule).__name__} changes the weight itself after an"
+            " update (a decay, or constrain_weights), but this weight is computed from other"
+            " parameters and the change would be lost; remove the parametrization, or that"
+            " option"
+        )
+
+
+def _acts(feedback: Feedback) -> bool:
+    """Whether the rule does anything after an update of the weight."""
+    rule = feedback.rule
+    return rule.acts_after_update or rule.constrain_weights or feedback.trained or feedback.pending
 
 
 def _distinct(layers: Iterable[nn.Module]) -> Iterator[Slot]:
-    """One slot for each feedback that an update means something to; tied layers share theirs."""
+    """One slot for each feedback whose rule acts after updates; tied layers share theirs."""
     done = set()
     for layer in layers:
         for slot in slots(layer):
-            if id(slot.feedback) not in done and wants_updates(slot.feedback):
+            if id(slot.feedback) not in done and _acts(slot.feedback):
                 done.add(id(slot.feedback))
                 yield slot
 
 
-def _all_parameters(layer: nn.Module) -> Iterator[Tensor | None]:
+def _parameters(layer: nn.Module) -> Iterator[Tensor | None]:
     """The parameters of a layer and of what it contains; ten times as fast as `parameters()`."""
     yield from layer._parameters.values()
     for child in layer._modules.values():
         if child is not None:
-            yield from _all_parameters(child)
+            yield from _parameters(child)
 
 
-def _own_parameters(layer: nn.Module) -> tuple[Tensor | None, ...]:
-    """What the layer's weight is made of: itself, or what its hooks or parametrization use."""
-    return tuple(
-        parameter
-        for name, parameter in layer.named_parameters()
-        if not name.startswith("feedback.") and not name.endswith("bias")
-    )
+def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set[int]) -> None:
+    """Warn, once for each layer, of feedback that is not trained or not trained as it must be.
+
+    Weight and feedback may have an optimizer each.
+
+    Args: stepped: the `id` of every parameter that the optimizer has just stepped.
+    """
+    untrained: list[str] = []
+    objections: dict[str, list[str]] = {}
+    for slot in slots:
+        feedback = slot.feedback
+        history = feedback.history
+        if history.optimizers_checked:
+            continue
+        parameters = feedback.named_parameters(recurse=False)
+        memory = {name: p for name, p in parameters if p.grad is not None}
+        if not memory:  # nothing to train, or no layer below that receives the signal
+            continue
+        steps_weight = not stepped.isdisjoint(map(id, slot.parameters))
+        steps_memory = not stepped.isdisjoint(map(id, memory.values()))
+        if steps_weight:
+            history.optimizer = optimizer
+        if steps_memory and history.optimizer is not None:
+            history.optimizers_checked = True
+            for text in _objections(slot, memory.values(), optimizer, history.optimizer):
+                objections.setdefault(text, []).append(feedback.layer)
+        elif steps_weight:
+            history.missed_steps += 1
+            if history.missed_steps == PATIENCE:
+                untrained += [f"{feedback.layer}.feedback.{name}" for name in memory]
+    if untrained:
+        warnings.warn(
+            f"the optimizer trains the weights but not their feedback: {', '.join(untrained)}."
+            " Build the optimizer after convert(..., example=x), by when all of it exists, or add"
+            " apical.feedback_parameters(model)",
+            stacklevel=4,
+        )
+    for text, layers in objections.items():
+        warnings.warn(f"{', '.join(dict.fromkeys(layers))}: {text}", stacklevel=4)
+
+
+def _objections(
+    slot: Slot, memory: Iterable[Tensor], optimizer: Optimizer, of_weight: Optimizer
+) -> set[str]:
+    """What the rule objects to in the way its memory is trained."""
+    of_weights = (_group_of(parameter, of_weight) for parameter in slot.parameters)
+    own = next((group for group in of_weights if group), {})
+    groups = [group for p in memory if (group := _group_of(p, optimizer))]
+    texts = (slot.feedback.rule.objection(optimizer, own, group) for group in groups)
+    return {text for text in texts if text}
+
+
+def _group_of(parameter: Tensor | None, optimizer: Optimizer) -> Mapping[str, Any] | None:
+    for group in optimizer.param_groups:
+        if any(member is parameter for member in group["params"]):
+            return group
+    return None

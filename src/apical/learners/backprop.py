@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from apical.core.convert import exact_gradients, labels
+from apical.core.converted import exact_gradients, labels
 from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.learners.unrolled import exact_norms, signal_norms
 from apical.nets.recurrent import Recurrent, Step

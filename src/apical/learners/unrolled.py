@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.core.layers import converted_layers, is_converted
+from apical.core.converted import converted_layers, is_converted
 from apical.learners.base import Learner
 from apical.nets.recurrent import SRN, Recurrent
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.core.convert import exact_gradients, labels
+from apical.core.converted import exact_gradients, labels
 from apical.measure import signals
 
 LEAST = 2

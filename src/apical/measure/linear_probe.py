@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.core.layers import mixin_for, modules
+from apical.core.converted import modules
+from apical.core.layers import mixin_for
 from apical.measure import signals
 from apical.names import unknown
 

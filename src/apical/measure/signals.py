@@ -18,9 +18,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from apical.core import outputs, updates
-from apical.core.convert import exact_gradients, feedback_modules, labels
+from apical.core.converted import (
+    broadcasts,
+    converted_layers,
+    exact_gradients,
+    feedback_modules,
+    labels,
+)
 from apical.core.feedback import Feedback
-from apical.core.layers import converted_layers
 from apical.rules.ops import ConvOp
 
 Pair = tuple[Tensor, Tensor]
@@ -135,7 +140,7 @@ def unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
         if "feedback" not in name.split(".") or name.split(".")[-1].startswith("note_")
     }
     histories = [feedback.history for feedback in feedback_modules(model)]
-    heard = [history.heard for history in histories]
+    heard = [history.took_part for history in histories]
     cuda = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     with torch.random.fork_rng(devices=list(cuda)):
         states = torch.get_rng_state(), [(d, torch.cuda.get_rng_state(d)) for d in cuda]
@@ -153,7 +158,7 @@ def unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
         finally:
             again()
             for history, before in zip(histories, heard, strict=True):
-                history.heard = before  # these passes are not the ones an update belongs to
+                history.took_part = before  # these passes are not the ones an update belongs to
 
 
 def _send(
@@ -189,29 +194,23 @@ def _listening(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
     A place in the graph, not a tensor: an in-place activation behind the layer may change that.
     """
     calls: dict[str, list[_Call]] = {}
-    wrapped: dict[int, Feedback] = {}
+    observed: dict[int, Feedback] = {}
     try:
         for name, slot in slots(model):
             feedback = slot.feedback
-            if id(feedback) in wrapped:  # tied layers share it: their calls count as its own
+            if id(feedback) in observed:  # tied layers share it: their calls count as its own
                 continue
-            wrapped[id(feedback)] = feedback
-            made = calls.setdefault(name, [])
-            sends = not feedback.rule.sends_nothing
-            feedback.apply_op = partial(_noted, feedback.apply_op, made, sends)  # type: ignore[method-assign]
+            observed[id(feedback)] = feedback
+            feedback.listeners.append(partial(_note, calls.setdefault(name, [])))
         yield calls
     finally:
-        for feedback in wrapped.values():
-            del feedback.apply_op  # the method of its class is back
+        for feedback in observed.values():
+            feedback.listeners.pop()
 
 
-def _noted(
-    apply_op: Callable[..., Tensor], calls: list[_Call], sends: bool, op: Any, x: Tensor, *rest: Any
-) -> Tensor:
-    output = apply_op(op, x, *rest)
+def _note(calls: list[_Call], x: Tensor, output: Tensor) -> None:
     place = get_gradient_edge(output) if output.requires_grad else None
-    calls.append(_Call(place, sends and x.requires_grad))
-    return output
+    calls.append(_Call(place, x.requires_grad))
 
 
 @contextmanager
@@ -253,9 +252,9 @@ def _mean_square(tensor: Tensor) -> Tensor:
 
 def _error_edge(model: nn.Module, output: Any) -> GradientEdge | None:
     """Where the error enters: at the output, or at the one named to `convert`."""
-    stars = [feedback.star for feedback in feedback_modules(model) if feedback.star is not None]
-    if stars:
-        output = outputs.find(output, stars[0].output)
+    sources = broadcasts(model)
+    if sources:
+        output = outputs.find(output, sources[0].output)
     if not isinstance(output, Tensor) or not output.requires_grad:
         return None
     return get_gradient_edge(output)

@@ -107,7 +107,7 @@ class Rule(abc.ABC):
         backward pass."""
         return {}
 
-    def attends(self, number: int) -> bool:
+    def observes_before(self, number: int) -> bool:
         """Whether `observe` is wanted in the passes before this update, counted as in `Update`."""
         return True
 

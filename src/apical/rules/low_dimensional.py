@@ -128,7 +128,7 @@ class LowDimensional(Follower):
     def send(self, local: Local, *memory: Tensor) -> Tensor | None:
         return factors.send(local, memory[0].t(), self._scaled(local.weight, *memory))
 
-    def attends(self, number: int) -> bool:
+    def observes_before(self, number: int) -> bool:
         return (number - 1) % self.every == 0
 
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
@@ -146,7 +146,7 @@ class LowDimensional(Follower):
         if self.follows == "update":
             factor.add_(factors.through(rows, update.weight) - memory[2])
         super().after_update(update, *memory)
-        if self.projection == "oja" and self.attends(update.number):
+        if self.projection == "oja" and self.observes_before(update.number):
             oja.turn(rows, *memory[-2:], rate=self.rate, decay=self.projection_decay)
         if self.orthonormalise and update.number % self.orthonormalise == 0:
             rows.copy_(oja.orthonormalised(rows))

@@ -79,8 +79,8 @@ class _Wrapper(TransportRule, abc.ABC):
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
         self._rule.observe(local, *memory_and_notes)
 
-    def attends(self, number: int) -> bool:
-        return self._rule.attends(number)
+    def observes_before(self, number: int) -> bool:
+        return self._rule.observes_before(number)
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
         return self._rule.memory_gradients(local, *memory)

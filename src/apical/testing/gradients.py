@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.core.convert import convert, exact_gradients, feedback_modules, labels
+from apical.core.convert import convert, feedback_modules
+from apical.core.converted import exact_gradients, labels
 from apical.rules import Rule, TransportRule
 from apical.testing.specimen import (
     LAST,

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.core.convert import convert, labels
+from apical.core.convert import convert
+from apical.core.converted import labels
 from apical.rules import Rule
 
 Tensors = dict[str, Tensor]

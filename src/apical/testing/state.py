@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical import rules
-from apical.core.convert import convert, feedback_modules, learn, revert
-from apical.core.layers import converted_layers
+from apical.core.convert import convert, feedback_modules, revert
+from apical.core.converted import converted_layers, learn
 from apical.rules import Rule
 from apical.testing.specimen import (
     Broken,

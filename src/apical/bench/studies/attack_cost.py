@@ -21,7 +21,8 @@ from apical.bench.studies.retrieve import searches
 from apical.bench.studies.timed import timed
 from apical.bench.sweep.sweep import Job
 from apical.bench.training import build, loop
-from apical.core.convert import feedback_modules, labels
+from apical.core.convert import feedback_modules
+from apical.core.converted import labels
 
 PASSES, BATCH = 4, 256
 BESIDE = 0.6

@@ -16,7 +16,7 @@ from apical.bench.experiment.schedule import Schedule
 from apical.bench.storage import records
 from apical.bench.sweep.sweep import Task
 from apical.bench.training import batch_step, build, loop, resume
-from apical.core.convert import learn
+from apical.core.converted import learn
 
 WARM_STEPS, TIMED_STEPS = 2, 5
 OVERHEAD = 1.1

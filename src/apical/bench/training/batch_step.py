@@ -14,7 +14,7 @@ from apical.bench.experiment import learner_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.training.build import Parts
 from apical.bench.training.resume import Position
-from apical.core.convert import labels
+from apical.core.converted import labels
 
 Gradients = Callable[..., tuple[Tensor, Tensor]]
 """(inputs, targets, share of the batch) -> loss, a mean, and scores, both without a graph."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.bench.training.losses import Loss
-from apical.core.convert import forward_parameters
+from apical.core.converted import forward_parameters
 from apical.core.describe import describe
 from apical.data import Batches
 from apical.data.sequences import Stream

@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from apical.core.convert import call_with
-from apical.core.layers import converted_layers
+from apical.core.converted import converted_layers
 from apical.nets import initialise
 
 NAMES = ("classifier", "fc", "head", "heads", "last_linear", "logits", "output")

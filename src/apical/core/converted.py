@@ -1,0 +1,123 @@
+"""A converted model: its layers and feedback, exact gradients, labels, updates by hand, sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from apical.core import updates
+from apical.core.broadcast import Broadcast, BroadcastFeedback
+from apical.core.feedback import Feedback
+
+
+def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of all modules of a model, each module once.
+
+    Raises: ValueError if it is no model.
+    """
+    if isinstance(model, type):
+        raise ValueError(
+            f"{model.__name__} is a class; a model is an instance of one: {model.__name__}(...)"
+        )
+    if not isinstance(model, nn.Module):
+        given = repr(model)
+        shown = given if len(given) <= 40 else f"a {type(model).__name__}"
+        raise ValueError(f"the model is a torch.nn.Module, not {shown}")
+    return model.named_modules()
+
+
+def is_converted(layer: nn.Module) -> bool:
+    """Whether `apical.convert` has converted this layer."""
+    return "feedback" in layer._modules and hasattr(type(layer), "plain_class")
+
+
+def converted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every converted layer, each module once."""
+    for name, module in modules(model):
+        if is_converted(module):
+            yield name, module
+
+
+def feedback_modules(model: nn.Module) -> Iterator[Feedback]:
+    """Every feedback module of the model, once."""
+    return (module for _, module in modules(model) if isinstance(module, Feedback))
+
+
+def broadcasts(model: nn.Module) -> list[Broadcast]:
+    """What sends errors from outputs to the layers of the model; empty for transport rules."""
+    found: dict[int, Broadcast] = {}
+    for feedback in feedback_modules(model):
+        if isinstance(feedback, BroadcastFeedback):
+            found[id(feedback.broadcast)] = feedback.broadcast
+    return list(found.values())
+
+
+def feedback_parameters(model: nn.Module) -> Iterator[Parameter]:
+    """The parameters that learning feedback adds; none for rules with fixed feedback."""
+    for feedback in feedback_modules(model):
+        yield from feedback.parameters(recurse=False)
+
+
+def forward_parameters(model: nn.Module) -> Iterator[Parameter]:
+    """The parameters of the model itself, without those of its feedback."""
+    feedback = {id(parameter) for parameter in feedback_parameters(model)}
+    return (parameter for parameter in model.parameters() if id(parameter) not in feedback)
+
+
+@contextmanager
+def exact_gradients(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block every converted layer backpropagates exactly; weights are not copied.
+
+    The forward pass must run inside the block too: the backward of a graph built outside raises
+    RuntimeError, since it would deliver the gradient of the rule (compiled graphs do not check).
+    Blocks may be nested.
+    """
+    changed = list(feedback_modules(model))
+    for feedback in changed:
+        feedback.exact += 1
+    try:
+        yield model
+    finally:
+        for feedback in changed:
+            feedback.exact -= 1
+
+
+@contextmanager
+def labels(model: nn.Module, targets: torch.Tensor) -> Iterator[nn.Module]:
+    """Within the block, rules that learn from labels instead of the error are given these.
+
+    Forward and backward pass belong inside. For models without such rules it does nothing.
+
+    Shapes: targets (N,) class numbers, or numbers shaped as the model's output.
+    Raises: ValueError if they are no tensor.
+    """
+    if not isinstance(targets, torch.Tensor):
+        raise ValueError(f"labels are a tensor, not a {type(targets).__name__}")
+    changed = broadcasts(model)
+    before = [broadcast.labels for broadcast in changed]
+    for broadcast in changed:
+        broadcast.labels = targets
+    try:
+        yield model
+    finally:
+        for broadcast, old in zip(changed, before, strict=True):
+            broadcast.labels = old
+
+
+def learn(model: nn.Module) -> None:
+    """Let rules act on an update of the weights that was made by hand.
+
+    Torch optimizers announce their steps, and what was announced is not done twice: after
+    `optimizer.step()` this does nothing. Rules without anything to do after an update ignore it.
+    """
+    updates.updated_by_hand(layer for _, layer in converted_layers(model))
+
+
+def cite(model: nn.Module) -> str:
+    """BibTeX of the rules that the model uses, each once, separated by blank lines."""
+    used = {feedback.rule.reference for feedback in feedback_modules(model)}
+    return "\n\n".join(sorted({entry for text in used for entry in text.split("\n\n")}))

@@ -1,0 +1,33 @@
+"""Applying the operation of a converted layer with the backward pass of its rule."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apical.core import autograd
+from apical.core.broadcast import BroadcastFeedback
+from apical.core.feedback import Feedback
+from apical.rules.ops import Op
+
+
+def apply(feedback: Feedback, op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`op(x, weight) + bias` with the backward pass of the rule.
+
+    Where nothing is differentiated, and inside `exact_gradients`, it is the plain operation.
+    Shapes: as `F.linear` or the convolution of `op`.
+    """
+    exact = bool(feedback.exact)
+    acts = not exact and torch.is_grad_enabled() and feedback.takes_part(x, weight)
+    if isinstance(feedback, BroadcastFeedback) and not exact:
+        cut = feedback.broadcast.cut(feedback, op, x, weight)
+        output = autograd.exact(op, op.prepare(cut), weight, bias)
+    elif acts:
+        if feedback.rule.sends_nothing:
+            x = x.detach()
+        output = autograd.transport(op, op.prepare(x), weight, bias, feedback)
+    else:
+        output = autograd.exact(op, op.prepare(x), weight, bias)
+    for listener in feedback.listeners:
+        listener(x, output)
+    return output
