@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import apical
-from apical import testing
+from apical import rules, testing
 from apical.rules import (
     BP,
     DFA,
@@ -61,7 +61,7 @@ VARIANTS = [
     LowDimensional(rank=0.75, follows="update", orthonormalise=2),
     ProductFeedback(expansion=1.0, decay=0, constrain_weights=True),
     Quantised(LowDimensional(), bits=1),
-    Quantised("brsf"),
+    Quantised(rules.build("brsf")),
     SignDFA(layout="channel"),
     Sparse(KolenPollack()),
     AlignmentLoss("mirror"),

@@ -84,14 +84,14 @@ def test_the_message_passes_through_the_thinned_matrix() -> None:
 
 NESTED = [
     (Sparse(), "sparse(fa)", {"rule": "sparse(fa)"}),
-    (Sparse("kp"), "sparse(kp)", {"rule": "sparse(kp)"}),
+    (Sparse(rules.build("kp")), "sparse(kp)", {"rule": "sparse(kp)"}),
     (
         Sparse(KolenPollack(decay=0), density=0.25),
         "sparse(kp(decay=0), density=0.25)",
         {"rule": "sparse(kp)", "inner": {"rule": "kp", "decay": 0}, "density": 0.25},
     ),
     (
-        Quantised(Sparse("usf"), bits=1),
+        Quantised(Sparse(rules.build("usf")), bits=1),
         "quantised(sparse(usf), bits=1)",
         {"rule": "quantised(sparse(usf))", "bits": 1},
     ),
@@ -112,7 +112,11 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="from 1 to 16"):
         Quantised(bits=17)
     with pytest.raises(ValueError, match="is no transport rule"):
-        Sparse("dfa")
+        Sparse(rules.build("dfa"))
+    with pytest.raises(
+        ValueError, match=r"inner='kp' is not a rule.*rules.build\('sparse\(fa\)'\)"
+    ):
+        Sparse("kp")
     with pytest.raises(ValueError, match="constrain_weights to the wrapper"):
         Sparse(FA(constrain_weights=True))
     with pytest.raises(ValueError, match="'spares'.*sparse"):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from apical.measure import diagnostics, probes
     from apical.testing import check_rule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "check_rule",

@@ -104,6 +104,8 @@ def build(rule: str | Rule | Mapping[str, Any], **options: Any) -> Rule:
     for option in options:
         if option not in known:
             raise unknown(f"option of {type(rule).__name__}", option, known)
+    if "inner" in options:
+        options["inner"] = build(options["inner"])
     return replace(rule, **options)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from apical.rules.base import Group, Needs, Rule, TransportRule, Update
+from apical.rules.fa import FA
 from apical.rules.ops import Local, Op
 
 
@@ -20,10 +21,10 @@ class _Wrapper(TransportRule, abc.ABC):
     """A transport rule around another, which keeps its memory, its learning and its demands.
 
     Args:
-        inner: the rule within, or what names one.
+        inner: the rule within. By name, write ``rules.build("sparse(kp)")``.
     """
 
-    inner: Rule | str = "fa"
+    inner: Rule = field(default_factory=FA)
 
     source: ClassVar[str] = ""
     """BibTeX of the wrapper, beside that of the rule within."""
@@ -31,9 +32,11 @@ class _Wrapper(TransportRule, abc.ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.inner, Rule):
-            from apical.rules import build  # the table of names, which holds this class too
-
-            object.__setattr__(self, "inner", build(self.inner))
+            kind = type(self).__name__
+            raise ValueError(
+                f"{kind}: inner={self.inner!r} is not a rule. Write {kind}(rules.FA()), or by name"
+                f" rules.build('{kind.lower()}(fa)')"
+            )
         if not isinstance(self.inner, TransportRule) or self.inner.sends_nothing:
             raise ValueError(
                 f"{type(self).__name__}: {self.inner!r} is no transport rule that sends through a"
