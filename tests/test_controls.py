@@ -17,11 +17,11 @@ import apical
 from apical import learners, nets, retrieval
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.storage import records
+from apical.bench.training import apply_start, loop, monitor
 from apical.bench.training import build as prepare
-from apical.bench.training import loop, monitor
 from apical.measure import diagnostics, probes
 from apical.measure.linear_probe import RIDGES, _ridge
-from apical.nets.pretrained import Start, applied
+from apical.nets.pretrained import Start
 from apical.rules import FA, TransportRule
 
 Y = torch.arange(6) % 3
@@ -212,7 +212,7 @@ def test_fine_tuning_learns_by_the_head(head_by: str, tmp_path: Path) -> None:
     model, x, _ = made("mlp")
     torch.save(model.state_dict(), tmp_path / "start.pt")
     start = Start(str(tmp_path / "start.pt"), new_head=True, head="fc3", head_by=head_by)
-    apical.convert(model, applied.assigned(model, start, apical.rules.build("frozen")))
+    apical.convert(model, apply_start.assigned(model, start, apical.rules.build("frozen")))
     before = values(model)
     train(model, x)
     assert_only_moved(model, before, "fc3")

@@ -142,7 +142,7 @@ def from_model(
     Args:
         model: `package.module:name` of a module or of a callable that makes one, `timm:NAME`,
             `torchvision:NAME`, or a name of `nets.NETS`.
-        weights: what `pretrained.load` takes, such as the file of its state dict; None: as it comes.
+        weights: what `pretrained.load` takes, as the file of its state dict; None: as it comes.
         data_name, size: of the images.
         pixels: what it takes: "standard", less the mean and over the standard deviation of the
             data, or "unit", in [0, 1] (a model that normalises by itself).

@@ -1,6 +1,6 @@
 """A study folder as values: study.json and, per run, experiment.json, records, environment.
 
-Loose folders, as runs leave them, and packed studies (see `apical.bench.storage.packing`) read alike.
+Folders as runs leave them and packed studies (`apical.bench.storage.packing`) are read alike.
 
 study.json:
     name, title, tier, command   text; the command regenerates the study

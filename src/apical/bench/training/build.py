@@ -12,13 +12,12 @@ from apical import data, learners, nets
 from apical.bench.experiment import learner_settings, optimizers, task_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
-from apical.bench.training import objectives, splits
+from apical.bench.training import apply_start, objectives, splits
 from apical.bench.training.splits import EVALUATION_BATCH
 from apical.core.convert import convert, feedback_modules
 from apical.core.switch import check, switch
 from apical.data import sequences
 from apical.nets import memory, pretrained
-from apical.nets.pretrained import applied
 
 TEST_SEQUENCES = 10_000
 """Sequences of the test split of a task; like those for validation, alike for all seeds."""
@@ -111,7 +110,7 @@ def build(
     model = build_model(experiment, source, weights=weights).to(where)
     optimizer = optimizers.build(
         experiment.optimizer,
-        applied.parameters(model, experiment.start, experiment.lr),
+        apply_start.parameters(model, experiment.start, experiment.lr),
         lr=experiment.lr,
         options=experiment.optimizer_options,
     )
@@ -156,11 +155,11 @@ def build_model(
     if experiment.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if experiment.start.source:
-        applied.begin(model, experiment.start, weights)
+        apply_start.begin(model, experiment.start, weights)
     rule = _assignment(experiment, model, epoch)
     example = _example(source, torch.device("cpu"))
     model = convert(model, rule, example=example, seed=experiment.seed)
-    applied.limit(model, experiment.start)
+    apply_start.limit(model, experiment.start)
     if learner_settings.is_default(experiment.learner):
         return model
     return learners.attach(
@@ -202,7 +201,7 @@ def database(experiment: Experiment, source: Source, device: torch.device) -> da
 
 def _assignment(experiment: Experiment, model: nn.Module, epoch: int) -> Any:
     """What ``convert`` takes for this net after so many epochs."""
-    return applied.assigned(model, experiment.start, experiment.assignment(epoch))
+    return apply_start.assigned(model, experiment.start, experiment.assignment(epoch))
 
 
 def follow_switch(experiment: Experiment, parts: Parts, epoch: int) -> bool:

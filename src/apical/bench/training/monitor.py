@@ -14,14 +14,13 @@ from torch import nn
 from apical import data, learners, nets
 from apical.bench.experiment import learner_settings
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.training import splits
+from apical.bench.training import apply_start, splits
 from apical.bench.training.build import Parts
 from apical.data import sequences
 from apical.measure import fine_tuning, gradient_over_time
 from apical.measure.diagnostics import Watch, measure
 from apical.measure.findings import Finding
 from apical.measure.linear_probe import linear_probe
-from apical.nets.pretrained import applied
 from apical.nets.spiking import activity, has_spikes
 
 FIXED_STEPS = 4
@@ -229,7 +228,9 @@ def _before(experiment: Experiment, parts: Parts) -> fine_tuning.Before | None:
     if not start.source or parts.group.rank:
         return None
     known = start.new_head or start.head_by == "bp"
-    return fine_tuning.Before(parts.model, applied.head_name(parts.model, start) if known else "")
+    return fine_tuning.Before(
+        parts.model, apply_start.head_name(parts.model, start) if known else ""
+    )
 
 
 def of_weights(model: nn.Module, learner: learners.Learner, batch: learners.Batch) -> list[Row]:

@@ -1,6 +1,6 @@
 """Attacking trained hash nets: what an attacker leaves of their retrieval, and by which gradient.
 
-The counterpart of `apical.bench.evaluate.robustness` for nets that give codes in place of class scores.
+The counterpart of `apical.bench.evaluate.robustness` for nets that give codes, not class scores.
 """
 
 from apical.bench.evaluate.retrieval.evaluation import VERSION, Evaluation
