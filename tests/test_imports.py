@@ -70,7 +70,7 @@ def test_autograd_functions_are_those_of_the_mechanism_and_of_spikes() -> None:
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ClassDef)
-        and any("autograd.Function" in ast.unparse(base) for base in node.bases)
+        and any(ast.unparse(base) in ("Function", "torch.autograd.Function") for base in node.bases)
     }
     assert with_functions == {"core/autograd.py", "nets/spiking/neurons.py"}
 
