@@ -24,7 +24,8 @@ from apical.bench.storage.packing import LooseFolder, PackedFolder, open_folder,
 from apical.bench.studies import Entry, Study, conduct
 from apical.bench.studies.base import Search
 from apical.bench.training import loop
-from fake_study import make_study
+from fake_robust import add_robustness
+from fake_study import make_study, rewrite
 
 PACKED_FILES = ["records.parquet", "runs.jsonl", "study.json"]
 EXECUTION = loop.Execution(quiet=True)
@@ -226,6 +227,25 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_written(fake: Path, tmp_p
     with pytest.raises(ValueError, match="has no entry 'experiment'"):
         pack(loose, out)
     assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torn last line")
+def test_unfinished_runs_and_evaluations_stay_so(tmp_path: Path) -> None:
+    study = add_robustness(make_study(tmp_path / "s", rules=("bp", "fa"), seeds=(1, 2), epochs=3))
+    runs = [run.folder for run in read_study(study).runs]
+    shutil.rmtree(study / runs[0])
+    rewrite(study / runs[1], records.read(study / runs[1] / "records.jsonl")[:-1])
+    with open(study / runs[1] / "records.jsonl", "a") as file:
+        file.write('{"kind": "fin')  # a kill
+    place = study / runs[2] / "robustness" / "linf-0a1b2c"
+    (place / "records.jsonl").rename(place / "trials.jsonl")
+    pack(study, tmp_path / "packed")
+    before, after = read_study(study), read_study(tmp_path / "packed")
+    assert before.runs == after.runs
+    assert [run.status for run in after.runs] == ["not started", "unfinished"] + 2 * ["finished"]
+    told = [(net.status, net.reason, net.rows) for net in after.robustness]
+    assert told == [(net.status, net.reason, net.rows) for net in before.robustness]
+    assert [status for status, *_ in told] == ["not started", "finished", "unfinished", "finished"]
 
 
 def test_a_packed_study_is_not_gone_on_with(packed: Path) -> None:
