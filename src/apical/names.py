@@ -84,7 +84,7 @@ def literal_problems(value: Any) -> list[str]:
     """
     return [
         f"{name}={getattr(value, name)!r} is not one of {', '.join(map(repr, allowed))}"
-        for name, allowed in _literals(type(value)).items()
+        for name, allowed in _literals(type(value)).items()  # type: ignore[arg-type]
         if getattr(value, name) not in allowed
     ]
 
@@ -104,10 +104,14 @@ def _literals(kind: type) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-@functools.cache
 def type_hints(kind: type) -> Mapping[str, Any]:
     """The annotations of a class and its bases as objects. A class is left out where one of its
     annotations names something that is imported for type checking only."""
+    return _type_hints(kind)
+
+
+@functools.cache
+def _type_hints(kind: type) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         try:

@@ -143,9 +143,10 @@ def from_json(kind: type[S], values: Mapping[str, Any], where: str) -> S:
         raise ValueError(f"{where}: " + "; ".join(problems))
     made = dict(values)
     for name, value in values.items():
-        nested = [t for t in (hints[name], *get_args(hints[name])) if dataclasses.is_dataclass(t)]
-        if nested and isinstance(value, Mapping):
-            made[name] = from_json(nested[0], value, name)
+        for hint in (hints[name], *get_args(hints[name])):
+            if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+                if isinstance(value, Mapping):
+                    made[name] = from_json(hint, value, name)
     return kind(**made)
 
 
