@@ -204,8 +204,8 @@ def _without_rule(module: nn.Module) -> tuple[Action, str]:
     if all(sum(size > 1 for size in shape) <= 1 for shape in held.values()):
         return "keep", f"elementwise, exact gradient: {listed}"
     return "refuse", (
-        f"holds weights ({listed}) but is of no kind Apical knows; use Linear, a convolution or"
-        " MultiheadAttention, or keep its exact gradient with on_unsupported='keep'"
+        f"holds weights ({listed}) but is of no kind that Apical converts; use Linear, a"
+        " convolution or MultiheadAttention, or keep its exact gradient with on_unsupported='keep'"
     )
 
 
@@ -213,7 +213,7 @@ def _obstacle(module: nn.Module) -> str:
     """Why a layer of a supported kind cannot be converted; empty if it can."""
     plain = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn"))
     if is_converted(module):
-        return "is converted already; apical.revert(model) first, then convert anew"
+        return "is converted already; apical.revert(model) first, then convert again"
     if hasattr(module, "feedback"):
         return (
             "has a 'feedback' of its own, the name of what conversion adds; rename that, or keep"
@@ -228,7 +228,7 @@ def _obstacle(module: nn.Module) -> str:
         kind = type(module)
         if own is not base and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
             return (
-                f"overrides {method} of {plain.__name__}, so what it computes is not known; use"
+                f"overrides {method} of {plain.__name__}, so it may compute something else; use"
                 f" the plain {plain.__name__}, or keep it with on_unsupported='keep'"
             )
     if any(p.is_meta for p in module.parameters()):
@@ -252,7 +252,7 @@ def _wrappers(model: nn.Module) -> Iterator[str]:
 
 
 def _followed_in_part(rows: list[Row]) -> Iterator[str]:
-    """Layers whose feedback is to follow a weight that something else updates as well."""
+    """Layers whose feedback is to follow a weight that another layer updates as well."""
     holders: dict[Any, list[Row]] = {}
     for row in rows:
         for owner in _weights(row.module):
