@@ -327,7 +327,7 @@ def test_what_was_tried_out_does_not_act_on_updates_of_the_weights_it_shared() -
         (lambda m: torch.optim.SGD([m[0].weight], lr=0.1), r"2\.feedback\.matrix would be trained"),
         (lambda m: torch.optim.LBFGS(m.parameters()), "LBFGS keeps one memory"),
         (lambda m: Sliced(m.parameters(), lr=0.1), "has distributed its parameters"),
-        (lambda m: "sgd", "optimizer: str is no torch.optim.Optimizer"),
+        (lambda m: "sgd", "optimizer: str is not a torch.optim.Optimizer"),
     ],
 )
 def test_bad_optimizers_change_nothing(make: Any, told: str) -> None:

@@ -135,7 +135,7 @@ def _places(model: nn.Module) -> Iterator[tuple[tuple[str, str], Slot]]:
 
 
 def _regroup(model: nn.Module, before: list[Parameter], optimizers: list[Optimizer]) -> None:
-    """Take feedback that is removed out of the optimizers, and put in what is new."""
+    """Remove from the optimizers the feedback that is gone, and add what is new."""
     if not optimizers:
         return
     removed = _removed(model, before)
