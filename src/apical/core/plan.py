@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from apical import rules
 from apical.core.converted import is_converted, modules
-from apical.core.layers import mixin_for, operations
+from apical.core.layers import kind_of, mixin_for, operations
 from apical.rules import BP, Rule
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -211,7 +211,6 @@ def _without_rule(module: nn.Module) -> tuple[Action, str]:
 
 def _obstacle(module: nn.Module) -> str:
     """Why a layer of a supported kind cannot be converted; empty if it can."""
-    plain = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn"))
     if is_converted(module):
         return "is converted already; apical.revert(model) first, then convert again"
     if hasattr(module, "feedback"):
@@ -223,10 +222,12 @@ def _obstacle(module: nn.Module) -> str:
         return "is not initialised; run one forward pass of the model first"
     if parametrize.is_parametrized(module):
         return "is parametrized; convert first, then register the parametrization"
+    plain = kind_of(module)
+    assert plain is not None
+    kind = type(module)
     for method in ("forward", "_conv_forward"):
-        own, base = getattr(type(module), method, None), getattr(plain, method, None)
-        kind = type(module)
-        if own is not base and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
+        overrides = getattr(kind, method, None) is not getattr(plain, method, None)
+        if overrides and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
             return (
                 f"overrides {method} of {plain.__name__}, so it may compute something else; use"
                 f" the plain {plain.__name__}, or keep it with on_unsupported='keep'"
