@@ -326,8 +326,8 @@ def test_what_was_tried_out_does_not_act_on_updates_of_the_weights_it_shared() -
     [
         (lambda m: torch.optim.SGD([m[0].weight], lr=0.1), r"2\.feedback\.matrix would be trained"),
         (lambda m: torch.optim.LBFGS(m.parameters()), "LBFGS keeps one memory"),
-        (lambda m: Sliced(m.parameters(), lr=0.1), "has dealt its parameters out"),
-        (lambda m: "sgd", "optimizer: str is no torch.optim.Optimizer"),
+        (lambda m: Sliced(m.parameters(), lr=0.1), "has distributed its parameters"),
+        (lambda m: "sgd", "optimizer: str is not a torch.optim.Optimizer"),
     ],
 )
 def test_bad_optimizers_change_nothing(make: Any, told: str) -> None:
@@ -348,10 +348,10 @@ def test_lbfgs_may_stay_where_no_feedback_is_trained() -> None:
 def test_wrapped_models_are_refused_with_what_to_do() -> None:
     model = net()
     compiled = torch.compile(model, backend="eager")
-    with pytest.raises(ValueError, match=r"compiled\._orig_mod.*compile it anew"):
+    with pytest.raises(ValueError, match=r"compiled\._orig_mod.*compile it again"):
         apical.switch(compiled, "fa")
     shell = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
-    with pytest.raises(ValueError, match=r"Switch model\.module on every process.*wrap it anew"):
+    with pytest.raises(ValueError, match=r"Switch model\.module on every process.*wrap it again"):
         apical.switch(shell, "fa")
     with pytest.raises(ValueError, match="convert the model first, then compile it"):
         apical.switch(nn.Sequential(compiled), "fa")

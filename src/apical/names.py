@@ -16,10 +16,10 @@ NEAR = 0.5  # likeness (difflib ratio) from which a name is suggested
 
 
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> ValueError:
-    """The error for an unknown name; the caller raises it.
+    """The error for a name that is not allowed; the caller raises it.
 
     Args: kind: what was looked up, singular ("rule", "net", "data set").
-        given: what the user wrote.     allowed: every name that would have worked.
+        given: what the user wrote.     allowed: every valid name.
     Returns: a ValueError naming the given word, up to three near names, and all allowed ones
         (their number, where there are more than 60).
     >>> str(unknown("rule", "bpp", ["fa", "bp"]))
@@ -28,7 +28,7 @@ def unknown(kind: str, given: object, allowed: Iterable[str]) -> ValueError:
     names = sorted(allowed)
     near = " or ".join(repr(name) for name in _near(str(given), names))
     hint = f"; did you mean {near}?" if near else "."
-    listed = ", ".join(names) if names else "nothing (no name is known)"
+    listed = ", ".join(names) if names else "nothing (there are no names)"
     if len(names) > LISTED:
         listed = f"{len(names)} names, from {names[0]} to {names[-1]}"
     return ValueError(f"unknown {kind} {given!r}{hint} Allowed: {listed}")

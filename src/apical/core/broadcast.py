@@ -357,7 +357,7 @@ def _share_storage(model: nn.Module, broadcast: Broadcast) -> bool:
 def _samples_differ(layer: str, given: int, expected: int) -> ValueError:
     return ValueError(
         f"{layer}: its input counts {given} samples, the model's output {expected}. If another"
-        " axis counts samples, or axis 0 holds several rows of each sample, tell the rule:"
+        " axis counts samples, or axis 0 holds several rows of each sample, give that to the rule:"
         " DFA(sample_axis=...), for spiking nets sample_axis='steps'. If it holds no samples (a"
         " table of positions), give the layer rule BP by its name"
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from apical.core import updates
 from apical.core.attention import projections
 from apical.core.broadcast import Broadcast, BroadcastFeedback
 from apical.core.converted import converted_layers, feedback_modules
+from apical.core.example import size_feedback
 from apical.core.feedback import Feedback, TransportFeedback, check_checkpoint
 from apical.core.layers import converted_class, mixin_for
 from apical.core.outputs import OutputKey
@@ -70,7 +68,7 @@ def convert(
         conversion.broadcast.attach(model)
     if example is not None:
         try:
-            _try_out(model, rows, example, on_unsupported)
+            _handle_idle(rows, size_feedback(model, example), on_unsupported)
         except BaseException as error:
             for row in rows:  # not the whole model: parts may have been converted before
                 revert(row.module)
@@ -148,24 +146,10 @@ class _Conversion:
         return feedback
 
 
-def _try_out(
-    model: nn.Module, rows: list[Row], example: Any, on_unsupported: Literal["error", "keep"]
+def _handle_idle(
+    rows: list[Row], called: set[str], on_unsupported: Literal["error", "keep"]
 ) -> None:
-    """Run a copy of the model on the example: size its feedback, find layers it never calls."""
-    twin = copy.deepcopy(model)
-    called: set[str] = set()
-    for name, layer in converted_layers(twin):
-        layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-        call_with(twin, example)
-    for original, sized in zip(feedback_modules(model), feedback_modules(twin), strict=True):
-        original.memory_names = sized.memory_names
-        original.note_names = sized.note_names
-        original._buffers.update(sized._buffers)
-        original._parameters.update(sized._parameters)
-        if isinstance(original, BroadcastFeedback) and isinstance(sized, BroadcastFeedback):
-            original.broadcast.error_shape = sized.broadcast.error_shape
+    """Refuse layers that the model never called, or make them plain again."""
     idle = [row for row in rows if row.layer not in called]
     if idle and on_unsupported == "error":
         listed = ", ".join(repr(row.layer) for row in idle)
@@ -176,13 +160,6 @@ def _try_out(
         )
     for row in idle:
         revert(row.module)
-
-
-def call_with(model: nn.Module, example: Any) -> Any:
-    """Call the model with an example: a tensor, a tuple of arguments, or keyword arguments."""
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
 
 
 def _stop_checking_checkpoints(model: nn.Module) -> None:

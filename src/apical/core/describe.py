@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from apical import rules
 from apical.core import updates
 from apical.core.broadcast import BroadcastFeedback
-from apical.core.convert import call_with
 from apical.core.converted import converted_layers, feedback_modules, is_converted
+from apical.core.example import call_with
 from apical.core.plan import plan, table
 
 

@@ -18,9 +18,6 @@ from apical.core.attention import AttentionMixin, projections
 from apical.core.forward import apply
 from apical.rules.ops import ConvOp, LinearOp, Op
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
 
 class LinearMixin:
     """The forward of `nn.Linear` through the layer's feedback."""
@@ -82,17 +79,28 @@ class ConvTransposeMixin:
         )
 
 
+KINDS: dict[type[nn.Module], type] = {
+    nn.Conv1d: ConvMixin,
+    nn.Conv2d: ConvMixin,
+    nn.Conv3d: ConvMixin,
+    nn.ConvTranspose1d: ConvTransposeMixin,
+    nn.ConvTranspose2d: ConvTransposeMixin,
+    nn.ConvTranspose3d: ConvTransposeMixin,
+    nn.Linear: LinearMixin,
+    nn.MultiheadAttention: AttentionMixin,
+}
+"""The layers that can be converted (subclasses too that keep the forward), and what converts them."""
+
+
+def kind_of(layer: nn.Module) -> type[nn.Module] | None:
+    """The class of `KINDS` that this layer belongs to, or None."""
+    return next((kind for kind in KINDS if isinstance(layer, kind)), None)
+
+
 def mixin_for(layer: nn.Module) -> type | None:
     """The mixin that converts this kind of layer, or None."""
-    for kinds, mixin in (
-        ((nn.Linear,), LinearMixin),
-        (CONVOLUTIONS, ConvMixin),
-        (TRANSPOSED, ConvTransposeMixin),
-        ((nn.MultiheadAttention,), AttentionMixin),
-    ):
-        if isinstance(layer, kinds):
-            return mixin
-    return None
+    kind = kind_of(layer)
+    return None if kind is None else KINDS[kind]
 
 
 def operations(layer: nn.Module) -> list[tuple[Op, Tensor]]:

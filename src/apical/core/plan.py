@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from apical import rules
 from apical.core.converted import is_converted, modules
-from apical.core.layers import mixin_for, operations
+from apical.core.layers import kind_of, mixin_for, operations
 from apical.rules import BP, Rule
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -90,10 +90,8 @@ def plan(
     if on_unsupported not in ("error", "keep"):
         raise ValueError(f"on_unsupported={on_unsupported!r} is neither 'error' nor 'keep'")
     choices = _choices(rule)
-    seen: dict[Any, list[str]] = {pattern: [] for pattern, _ in choices}
-    won = dict.fromkeys(seen, 0)
     for name, module in _layers(model):
-        row = _decide(name, module, choices, seen, won)
+        row = _decide(name, module, choices)
         if row.action == "refuse":
             if on_unsupported == "keep":
                 reason = row.why.partition(";")[0]  # without the remedy
@@ -102,18 +100,36 @@ def plan(
                 problems.append(f"{name or '(root)'} ({row.kind}): {row.why}")
         rows.append(row)
     problems += _followed_in_part(rows)
-    problems += _useless_patterns(rows, seen, won)
+    problems += _useless_patterns(rows, choices)
     if not any(mixin_for(row.module) for row in rows):
         problems.append("the model has no layer that a rule could convert")
     return Plan(tuple(rows), tuple(problems))
 
 
-def _choices(rule: Assignment) -> list[tuple[Any, Rule]]:
+@dataclass
+class _Choice:
+    """A pattern with its rule; the layers it matches, and whether one of them follows it."""
+
+    pattern: str | Predicate
+    rule: Rule
+    matched: list[str] = field(default_factory=list)
+    used: bool = False
+
+    def matches(self, name: str, module: nn.Module) -> bool:
+        if callable(self.pattern):
+            return bool(self.pattern(name, module))
+        return fnmatchcase(name, self.pattern)
+
+    def __str__(self) -> str:
+        return getattr(self.pattern, "__name__", repr(self.pattern))
+
+
+def _choices(rule: Assignment) -> list[_Choice]:
     if isinstance(rule, Mapping) and "rule" not in rule:
         if not rule:
             raise ValueError("an empty mapping assigns no rule; give {'*': rule} or a rule")
-        return [(_pattern(key), rules.build(value)) for key, value in rule.items()]
-    return [("*", rules.build(rule))]
+        return [_Choice(_pattern(key), rules.build(value)) for key, value in rule.items()]
+    return [_Choice("*", rules.build(rule))]
 
 
 def _pattern(key: Any) -> str | Predicate:
@@ -140,71 +156,63 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _decide(
-    name: str,
-    module: nn.Module,
-    choices: list[tuple[Any, Rule]],
-    seen: dict[Any, list[str]],
-    won: dict[Any, int],
-) -> Row:
+def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     kind = type(module).__name__
-    matches = [(pattern, rule) for pattern, rule in choices if _matches(pattern, name, module)]
-    for pattern, _ in matches:
-        seen[pattern].append(name)
+    matching = [choice for choice in choices if choice.matches(name, module)]
+    for choice in matching:
+        choice.matched.append(name)
+    first = matching[0] if matching else None
+    unnamed = "no pattern names it: exact gradient"
     if mixin_for(module) is None:
-        action, _, why = _without_rule(module)
-        if action == "refuse" and not matches:
-            action, why = "keep", "no pattern names it: exact gradient"
-        elif action == "refuse" and isinstance(matches[0][1], BP):
-            won[matches[0][0]] += 1
+        action, why = _without_rule(module)
+        if action == "refuse" and first is None:
+            action, why = "keep", unnamed
+        elif action == "refuse" and first is not None and isinstance(first.rule, BP):
+            first.used = True
             action, why = "keep", "rule BP: exact gradient"
         return Row(name, kind, action, None, why, module)
-    if not matches:
-        return Row(name, kind, "keep", None, "no pattern names it: exact gradient", module)
-    pattern, rule = matches[0]
-    won[pattern] += 1
+    if first is None:
+        return Row(name, kind, "keep", None, unnamed, module)
+    first.used = True
+    rule = first.rule
     if isinstance(rule, BP) and not rule.constrain_weights:
         return Row(name, kind, "keep", None, "rule BP: exact gradient", module)
-    obstacle = _obstacle(module) or _obstacle_of_rule(module, rule)
+    obstacle = _obstacle(module)
+    if not obstacle:
+        of_rule = (rule.obstacle(op, weight) for op, weight in operations(module))
+        obstacle = next((text for text in of_rule if text), "")
     if obstacle:
         return Row(name, kind, "refuse", None, obstacle, module)
-    why = "every layer" if pattern == "*" else f"matches {_label(pattern)}"
+    why = "every layer" if first.pattern == "*" else f"matches {first}"
     return Row(name, kind, "convert", rule, why, module)
 
 
-def _without_rule(module: nn.Module) -> tuple[Action, None, str]:
+def _without_rule(module: nn.Module) -> tuple[Action, str]:
     """What happens to a module for which no rule is defined."""
     if isinstance(module, _NORMS):
-        return "keep", None, "norm: scales each unit, exact gradient"
+        return "keep", "norm: scales each unit, exact gradient"
     if isinstance(module, _EMBEDDINGS):
-        return "keep", None, "embedding: its input has no gradient to replace"
+        return "keep", "embedding: its input has no gradient to replace"
     if isinstance(module, _RECURRENT):
-        return (
-            "refuse",
-            None,
-            "recurrent layers are not supported yet; keep it knowingly with on_unsupported='keep'",
+        return "refuse", (
+            "recurrent layers are not supported yet; keep it knowingly with on_unsupported='keep'"
         )
     held = {name: tuple(p.shape) for name, p in module._parameters.items() if p is not None}
     listed = ", ".join(f"{name} {shape}" for name, shape in held.items())
     if any(module.children()):
-        return "keep", None, f"parameters of its own, exact gradient: {listed}"
+        return "keep", f"parameters of its own, exact gradient: {listed}"
     if all(sum(size > 1 for size in shape) <= 1 for shape in held.values()):
-        return "keep", None, f"elementwise, exact gradient: {listed}"
-    return (
-        "refuse",
-        None,
-        (
-            f"holds weights ({listed}) but is of no kind Apical knows; use Linear, a convolution or"
-            " MultiheadAttention, or keep its exact gradient with on_unsupported='keep'"
-        ),
+        return "keep", f"elementwise, exact gradient: {listed}"
+    return "refuse", (
+        f"holds weights ({listed}) but is of no kind that Apical converts; use Linear, a"
+        " convolution or MultiheadAttention, or keep its exact gradient with on_unsupported='keep'"
     )
 
 
 def _obstacle(module: nn.Module) -> str:
     """Why a layer of a supported kind cannot be converted; empty if it can."""
-    plain = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn"))
     if is_converted(module):
-        return "is converted already; apical.revert(model) first, then convert anew"
+        return "is converted already; apical.revert(model) first, then convert again"
     if hasattr(module, "feedback"):
         return (
             "has a 'feedback' of its own, the name of what conversion adds; rename that, or keep"
@@ -214,11 +222,14 @@ def _obstacle(module: nn.Module) -> str:
         return "is not initialised; run one forward pass of the model first"
     if parametrize.is_parametrized(module):
         return "is parametrized; convert first, then register the parametrization"
+    plain = kind_of(module)
+    assert plain is not None
+    kind = type(module)
     for method in ("forward", "_conv_forward"):
-        own, base = getattr(type(module), method, None), getattr(plain, method, None)
-        if own is not base and _full_name(type(module)) not in _SAME_FORWARD:
+        overrides = getattr(kind, method, None) is not getattr(plain, method, None)
+        if overrides and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
             return (
-                f"overrides {method} of {plain.__name__}, so what it computes is not known; use"
+                f"overrides {method} of {plain.__name__}, so it may compute something else; use"
                 f" the plain {plain.__name__}, or keep it with on_unsupported='keep'"
             )
     if any(p.is_meta for p in module.parameters()):
@@ -226,16 +237,6 @@ def _obstacle(module: nn.Module) -> str:
     if any(p.is_complex() for p in module.parameters()):
         return "has complex weights, for which no rule is defined"
     return ""
-
-
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _obstacle_of_rule(module: nn.Module, rule: Rule) -> str:
-    """What the rule itself has against one of the layer's weights."""
-    texts = (rule.obstacle(op, weight) for op, weight in operations(module))
-    return next((text for text in texts if text), "")
 
 
 def _wrappers(model: nn.Module) -> Iterator[str]:
@@ -251,26 +252,22 @@ def _wrappers(model: nn.Module) -> Iterator[str]:
             yield f"{name or '(root)'} ({kind}): its forward is fixed; convert the original module"
 
 
-def _matches(pattern: Any, name: str, module: nn.Module) -> bool:
-    return bool(pattern(name, module)) if callable(pattern) else fnmatchcase(name, pattern)
-
-
 def _followed_in_part(rows: list[Row]) -> Iterator[str]:
-    """Layers whose feedback is to follow a weight that something else updates as well."""
+    """Layers whose feedback is to follow a weight that another layer updates as well."""
     holders: dict[Any, list[Row]] = {}
     for row in rows:
         for owner in _weights(row.module):
             holders.setdefault(owner, []).append(row)
-    told: set[str] = set()
+    reported: set[str] = set()
     for row in rows:
         if row.action != "convert" or row.rule is None or not row.rule.follows_weight:
             continue
         shared = (other for owner in _weights(row.module) for other in holders[owner])
         for other in shared:
             alike = other.action == "convert" and other.rule == row.rule
-            if alike or other.layer in told:
+            if alike or other.layer in reported:
                 continue
-            told.add(row.layer)
+            reported.add(row.layer)
             yield (
                 f"{row.layer} ({row.kind}): shares its weight with {other.layer} ({other.kind}),"
                 f" and the feedback of {rules.spell(row.rule)} would not follow what that layer"
@@ -288,28 +285,20 @@ def _weights(module: nn.Module) -> list[Any]:
     return [weight if weight._base is None else weight._base for weight in found]
 
 
-def _useless_patterns(
-    rows: list[Row], seen: dict[Any, list[str]], won: dict[Any, int]
-) -> Iterator[str]:
+def _useless_patterns(rows: list[Row], choices: list[_Choice]) -> Iterator[str]:
     names = [row.layer for row in rows if mixin_for(row.module)]
-    for pattern, matched in seen.items():
-        if pattern == "*" or won[pattern]:
+    for choice in choices:
+        if choice.pattern == "*" or choice.used:
             continue
-        if not matched:
-            near = difflib.get_close_matches(str(pattern), names, n=3, cutoff=0.3) or names[:3]
-            listed = ", ".join(map(repr, near))
-            yield f"pattern {_label(pattern)} matches no layer; near: {listed}"
-        elif any(name in names for name in matched):
+        listed = ", ".join(map(repr, choice.matched[:3]))
+        if not choice.matched:
+            near = difflib.get_close_matches(str(choice.pattern), names, n=3, cutoff=0.3)
+            listed = ", ".join(map(repr, near or names[:3]))
+            yield f"pattern {choice} matches no layer; near: {listed}"
+        elif any(name in names for name in choice.matched):
             yield (
-                f"pattern {_label(pattern)} comes too late: earlier patterns already take"
-                f" {', '.join(map(repr, matched[:3]))}; put it first"
+                f"pattern {choice} comes too late: earlier patterns already take {listed}; put it"
+                " first"
             )
         else:
-            yield (
-                f"pattern {_label(pattern)} matches only layers that no rule converts:"
-                f" {', '.join(map(repr, matched[:3]))}"
-            )
-
-
-def _label(pattern: Any) -> str:
-    return getattr(pattern, "__name__", repr(pattern)) if callable(pattern) else repr(pattern)
+            yield f"pattern {choice} matches only layers that no rule converts: {listed}"

@@ -1,4 +1,4 @@
-"""Another rule for a model that is being trained: weights and optimizer state stay."""
+"""Switching the rule of a model that is being trained: weights and optimizer state stay."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def switch(
     output: OutputKey = None,
     on_unsupported: Literal["error", "keep"] = "error",
 ) -> nn.Module:
-    """Let a model go on learning by another rule, with its optimizer as it is. In place.
+    """Let a model continue learning by another rule, with its optimizer as it is. In place.
 
-    Weights stay, and so does all that the optimizer remembers of them (momentum). A layer whose
+    Weights stay, and so does all that the optimizer stores for them (momentum). A layer whose
     rule does not change keeps its feedback, with what that has learned and what the optimizer
-    remembers of it; every other layer gets fresh feedback. Of feedback that is gone, the optimizer
+    stores of it; every other layer gets fresh feedback. Of feedback that is removed, the optimizer
     forgets the parameters and their state; fresh feedback that is trained joins the group in which
     its weight stands. No group comes or goes, so schedules of the learning rate stay valid.
 
@@ -135,19 +135,19 @@ def _places(model: nn.Module) -> Iterator[tuple[tuple[str, str], Slot]]:
 
 
 def _regroup(model: nn.Module, before: list[Parameter], optimizers: list[Optimizer]) -> None:
-    """Take feedback that is gone out of the optimizers, and put in what is new."""
+    """Remove from the optimizers the feedback that is gone, and add what is new."""
     if not optimizers:
         return
-    gone = _gone(model, before)
+    removed = _removed(model, before)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            _remove(group, gone)
-        for parameter in gone.values():
+            _remove(group, removed)
+        for parameter in removed.values():
             optimizer.state.pop(parameter, None)
     for name, parameter, slot in _untrained(model, optimizers):
-        home = _home(slot, optimizers)
-        assert home is not None
-        _add(*home, name, parameter)
+        group = _group_of_weight(slot, optimizers)
+        assert group is not None
+        _add(*group, name, parameter)
 
 
 def _add(optimizer: Optimizer, group: dict[str, Any], name: str, parameter: Parameter) -> None:
@@ -160,9 +160,9 @@ def _add(optimizer: Optimizer, group: dict[str, Any], name: str, parameter: Para
         group["param_names"].append(name)
 
 
-def _remove(group: dict[str, Any], gone: Mapping[int, Parameter]) -> None:
+def _remove(group: dict[str, Any], removed: Mapping[int, Parameter]) -> None:
     """In place: wrappers of an optimizer may share the list."""
-    kept = [place for place, member in enumerate(group["params"]) if id(member) not in gone]
+    kept = [place for place, member in enumerate(group["params"]) if id(member) not in removed]
     for key in ("params", "param_names"):
         if key in group:
             group[key][:] = [group[key][place] for place in kept]
@@ -171,53 +171,55 @@ def _remove(group: dict[str, Any], gone: Mapping[int, Parameter]) -> None:
 def _problems(
     model: nn.Module, before: list[Parameter], optimizers: list[Optimizer]
 ) -> Iterator[str]:
-    """What speaks against `_regroup`."""
+    """Why `_regroup` would fail."""
     if not optimizers:
         return
     fresh = list(_untrained(model, optimizers))
     for name, _, slot in fresh:
-        if _home(slot, optimizers) is None:
+        if _group_of_weight(slot, optimizers) is None:
             yield (
                 f"{name} would be trained with its weight, but that is in no group of the"
                 " optimizer; add it there, or give the layer a rule without trained feedback (fa)"
             )
-    gone = _gone(model, before)
+    removed = _removed(model, before)
     for optimizer in optimizers:
         kind = type(optimizer)
-        if not (fresh or any(_knows(optimizer, parameter) for parameter in gone.values())):
+        if not (fresh or any(_trains(optimizer, parameter) for parameter in removed.values())):
             continue
         if isinstance(optimizer, LBFGS):
             yield (
-                "LBFGS keeps one memory of all parameters together, and trained feedback comes or"
-                " goes; switch without it and build a new one"
+                "LBFGS keeps one memory of all parameters together, and trained feedback is added"
+                " or removed; switch without it and build a new one"
             )
         if any(parent.__name__ == "ZeroRedundancyOptimizer" for parent in kind.__mro__):
             yield (
-                f"{kind.__name__} has dealt its parameters out to processes, and trained feedback"
-                " comes or goes; switch without it and build a new one"
+                f"{kind.__name__} has distributed its parameters over processes, and trained"
+                " feedback is added or removed; switch without it and build a new one"
             )
 
 
 def _untrained(
     model: nn.Module, optimizers: list[Optimizer]
 ) -> Iterator[tuple[str, Parameter, Slot]]:
-    """Name, parameter and slot of trained feedback that no optimizer knows, each once."""
+    """Name, parameter and slot of trained feedback that no optimizer trains, each once."""
     seen: set[int] = set()
     for (layer, part), slot in _places(model):
         path = [layer, "feedback", part]
         for name, parameter in slot.feedback.named_parameters(recurse=False):
-            known = any(_knows(optimizer, parameter) for optimizer in optimizers)
+            known = any(_trains(optimizer, parameter) for optimizer in optimizers)
             if parameter.requires_grad and not known and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield ".".join(word for word in (*path, name) if word), parameter, slot
 
 
-def _gone(model: nn.Module, before: list[Parameter]) -> dict[int, Parameter]:
+def _removed(model: nn.Module, before: list[Parameter]) -> dict[int, Parameter]:
     still = set(map(id, feedback_parameters(model)))
     return {id(parameter): parameter for parameter in before if id(parameter) not in still}
 
 
-def _home(slot: Slot, optimizers: list[Optimizer]) -> tuple[Optimizer, dict[str, Any]] | None:
+def _group_of_weight(
+    slot: Slot, optimizers: list[Optimizer]
+) -> tuple[Optimizer, dict[str, Any]] | None:
     """The optimizer, and the group of it, that trains the slot's weight."""
     wanted = {id(parameter) for parameter in slot.parameters}
     for optimizer in optimizers:
@@ -227,7 +229,7 @@ def _home(slot: Slot, optimizers: list[Optimizer]) -> tuple[Optimizer, dict[str,
     return None
 
 
-def _knows(optimizer: Optimizer, parameter: Parameter) -> bool:
+def _trains(optimizer: Optimizer, parameter: Parameter) -> bool:
     groups = optimizer.param_groups
     return any(member is parameter for group in groups for member in group["params"])
 
@@ -238,19 +240,19 @@ def _listed(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer
     found = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     for one in found:
         if not isinstance(one, Optimizer):
-            raise ValueError(f"optimizer: {type(one).__name__} is no torch.optim.Optimizer")
+            raise ValueError(f"optimizer: {type(one).__name__} is not a torch.optim.Optimizer")
     return found
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
-    """A wrapper has looked at the model already: it must be made anew around the switched one."""
+    """A wrapper keeps what it found in the model: it must be made again around the switched one."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError(
-            "a model in DistributedDataParallel cannot be switched: its feedback would not be"
-            " shared out. Switch model.module on every process, then wrap it anew"
+            "a model in DistributedDataParallel cannot be switched: its processes would not"
+            " agree on the feedback. Switch model.module on every process, then wrap it again"
         )
     if type(model).__name__ == "OptimizedModule":
         raise ValueError(
             "a compiled model cannot be switched: switch the model you compiled"
-            " (compiled._orig_mod), then compile it anew"
+            " (compiled._orig_mod), then compile it again"
         )

@@ -1,4 +1,4 @@
-"""What a learning rule is: the teaching signal that a layer passes to the layer below.
+"""What a learning rule is: the signal that the layer below receives in the place of a gradient.
 
 A rule is a frozen dataclass, and its fields are its configuration. What it remembers for one
 layer (its *memory*: feedback matrices, magnitudes) is made by `create` and kept by the layer.
@@ -27,14 +27,14 @@ Group = Mapping[str, Any]
 
 
 class Needs(NamedTuple):
-    """What a rule asks of the tissue or the chip that it runs on.
+    """What a rule requires of the tissue or the chip that it runs on.
 
-    weights: what the way back reads of the forward weights: their "values" (weight transport),
-        their "signs", or "nothing"; what a layer does, its responses and updates, it may see.
+    weights: what the backward path reads of the forward weights: their "values" (weight transport),
+        their "signs", or "nothing"; the responses and updates of a layer are always available.
     waits_for: what a hidden layer waits for until it can learn: the backward pass through all
         "layers above", the error at the model's "output", or "nothing" beyond its own response.
-    labels: whether hidden layers are taught by labels.
-    phase: whether it learns in a phase of its own, beside the passes of training.
+    labels: whether hidden layers learn from labels.
+    phase: whether it learns in a separate phase, in addition to the passes of training.
     """
 
     weights: Literal["values", "signs", "nothing"]
@@ -64,25 +64,26 @@ class Rule(abc.ABC):
 
     @property
     def name(self) -> str:
-        """How tables and plans call the rule."""
+        """The name of the rule in tables and plans."""
         return type(self).__name__.lower()
 
     @property
     def needs(self) -> Needs | None:
-        """What the rule asks of where it runs; None: it does not say."""
+        """What the rule requires of where it runs; None: not stated."""
         return None
 
     @property
     def acts_after_update(self) -> bool:
-        """Whether `after_update` has something to do."""
+        """Whether `after_update` does anything."""
         return False
 
     @property
     def follows_weight(self) -> bool:
         """Whether the memory gets each update of the weight, as in Kolen-Pollack's rule.
 
-        Then every update counts, also where no layer below wants a message; memory that is trained
-        rests while the weight is frozen; and one weight cannot have two such rules.
+        Then every update counts, also where no layer below receives a signal; memory that is
+        trained does not change while the weight is frozen; and one weight cannot have two such
+        rules.
         """
         return False
 
@@ -94,11 +95,11 @@ class Rule(abc.ABC):
     def after_update(self, update: Update, *memory: Tensor) -> None:
         """Change the memory in place; called once after each update of the weight that counts.
 
-        A rule with notes gets them behind its memory.
+        A rule with notes receives them after its memory.
         """
 
     def adopt(self, weight: Tensor, *memory: Tensor) -> None:
-        """Bring up to date, in place, what the memory holds of the weight's value: a checkpoint of
+        """Bring up to date, in place, what the memory stores of the weight's value: a checkpoint of
         the plain model has replaced the weight, which is no update of it."""
 
     def note(self, *memory: Tensor) -> dict[str, Tensor]:
@@ -125,10 +126,10 @@ class Rule(abc.ABC):
 
 
 class Update(NamedTuple):
-    """What a rule may know when the weight of a layer was updated.
+    """What a rule is given when the weight of a layer was updated.
 
     `number` counts from 1 the updates that the rule acts on: those before which it took part in a
-    pass (a layer below wanted a message, or the memory learns). `generator()` gives a fresh
+    pass (a layer below received a signal, or the memory learns). `generator()` returns a new
     generator on the weight's device, whose numbers depend only on the conversion's seed, the
     layer's name and `number`.
     """
@@ -156,7 +157,7 @@ class TransportRule(Rule):
         """The feedback matrix B, in the layout of `weight`: B = W would be backprop."""
 
     def send(self, local: Local, *memory: Tensor) -> Tensor | None:
-        """The message to the layer below, where it can be formed without B; None: from `matrix`.
+        """The signal for the layer below, where it can be formed without B; None: from `matrix`.
 
         Shapes: the result as `local.x`.
         """
@@ -164,7 +165,7 @@ class TransportRule(Rule):
 
     def observe(self, local: Local, *memory_and_notes: Tensor) -> None:
         """Write into the notes, in place, what a backward pass shows. Called in training mode
-        only, as a norm layer keeps its statistics, and where a layer below hears the message."""
+        only, as a norm layer keeps its statistics, and where a layer below receives a signal."""
 
     def memory_gradients(self, local: Local, *memory: Tensor) -> Sequence[Tensor | None]:
         """The gradient of each memory tensor that is a parameter; never `grad_weight` itself."""
@@ -172,12 +173,12 @@ class TransportRule(Rule):
 
 
 class BroadcastRule(Rule):
-    """Sends a function of the error at the model's output, wherever the layer stands."""
+    """Sends a function of the error at the model's output to the input of every layer."""
 
     @property
     def shared(self) -> bool:
-        """Whether all layers use slices of one tensor: `create` then draws, for every layer, a
-        longer or shorter beginning of the same tensor, and the layers share its storage."""
+        """Whether all layers use slices of one tensor: `create` then returns, for every layer, the
+        first rows of the same tensor, and the layers share its storage."""
         return False
 
     @abc.abstractmethod
@@ -196,9 +197,9 @@ class BroadcastRule(Rule):
         """The gradient that the layer's input receives.
 
         Shapes: error (N, error_size), the loss's gradient at the output, reduction included;
-            result: `geometry.input_shape`. Rules that need labels get the targets behind their
-            memory, shaped like the error, one-hot for class labels; rules that need it get the
-            layer's input behind these.
+            result: `geometry.input_shape`. Rules that need labels receive the targets after
+            their memory, shaped like the error, one-hot for class labels; rules that need the
+            layer's input receive it after these.
         """
 
     @property
@@ -208,7 +209,7 @@ class BroadcastRule(Rule):
 
     @property
     def needs_input(self) -> bool:
-        """Whether the signal depends on what the layer read, which is then kept until the backward
+        """Whether the signal depends on the layer's input, which is then kept until the backward
         pass."""
         return False
 
@@ -220,8 +221,8 @@ class BroadcastRule(Rule):
     ) -> Sequence[Tensor | None]:
         """The gradient of each memory tensor that is a parameter.
 
-        Shapes: error (N, error_size); x `geometry.input_shape`, what the layer read. Rules whose
-            signal needs the input get the targets, where they need these, behind their memory.
+        Shapes: error (N, error_size); x `geometry.input_shape`, the layer's input. Rules whose
+            signal needs the input receive the targets, where they need these, after their memory.
         """
         return (None,) * len(memory)
 
@@ -231,8 +232,8 @@ class BroadcastRule(Rule):
         return type(self).memory_gradients is not BroadcastRule.memory_gradients
 
     def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
-        """Number of samples in a layer input of this shape; None where only the model's output
-        can tell."""
+        """Number of samples in a layer input of this shape; None where that is only known
+        at the model's output."""
         return shape[0]
 
 

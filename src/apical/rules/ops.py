@@ -70,12 +70,12 @@ Op = LinearOp | ConvOp
 
 
 class Local(NamedTuple):
-    """What meets in one layer during the backward pass.
+    """What a transport rule is given of a layer during the backward pass.
 
-    Shapes: x the layer's input, grad that of its output: the teaching signal from above;
-        weight and grad_weight alike. `grad_weight` is empty where it is not formed yet, or not
-        at all because the weight is frozen. In `scratch`, if there is one, a rule may keep what
-        it needs again in the same backward pass.
+    Shapes: x the layer's input; grad as the layer's output, what the layer above sent; weight and
+        grad_weight alike. `grad_weight` is None where it is not formed yet, or not at all because
+        the weight is frozen. In `scratch`, if there is one, a rule may store what it needs again
+        in the same backward pass.
     """
 
     op: Op
@@ -87,7 +87,7 @@ class Local(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What a broadcast rule may know of the layer whose input it teaches."""
+    """What a broadcast rule is given of the layer whose input receives its signal."""
 
     input_shape: torch.Size
     samples: int
