@@ -68,9 +68,9 @@ def load(
 
 DATA: dict[str, Callable[..., ImageData]] = {
     "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
     "cifar10_first5": load_cifar10_first5,
     "cifar10_unseen": load_cifar10_unseen,
-    "cifar100": load_cifar100,
     "digits": load_digits,
     "drifting_bars": load_drifting_bars,
     "event_mnist": load_event_mnist,

@@ -33,7 +33,7 @@ NOTES = (
     "The first synapses send the exact gradient on in all nets, so that the own gradient of DFA "
     "and LE at the image comes from the local signal of the first layer.",
     "ELL (Ma et al. 2022) and DECOLLE (Kaiser, Mostafa and Neftci 2020) train each layer by a "
-    "local classifier; dense spiking nets only. Frozen: the hidden layers keep their initial weights.",
+    "local classifier; dense spiking nets only. Frozen: hidden layers keep their initial weights.",
     "The learning rate of every row is chosen alike, from 0.001, 0.003 and 0.01 and beyond where a "
     "choice lies at an edge, on held-out training images.",
     "No values of the paper stand beside: its tables could not be read. Which nets it transfers "
