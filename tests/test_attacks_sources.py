@@ -169,7 +169,7 @@ def test_attacks_leave_no_trace(source: str) -> None:
     before.same(Trace(net))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SENDING)
 def test_own_attacks_leave_no_trace_whatever_the_rule(rule: str) -> None:
     net = after_a_backward_pass(rule)
     before = Trace(net)

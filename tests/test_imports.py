@@ -29,6 +29,7 @@ CORE = [
     {"plan"},
     {"convert"},
     {"describe", "signals", "switch"},
+    {"linear_probe"},
     {"probes"},
     {"contract", "findings"},
     {"diagnostics", "flow"},

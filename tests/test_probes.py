@@ -113,7 +113,15 @@ def test_gradient_alignment_by_hand() -> None:
     found = probes.gradient_alignment(model, F.cross_entropy, X, Y)
     assert found["0"]["angle_deg"] == pytest.approx(math.degrees(math.acos(cosine)), abs=1e-9)
     assert found["0"]["norm_ratio"] == pytest.approx((a.norm() / b.norm()).item(), rel=1e-12)
-    assert found["2"] == {"angle_deg": pytest.approx(0, abs=1e-5), "norm_ratio": pytest.approx(1)}
+    hidden = torch.tanh(plain[0](X))
+    assert found["2"] == {
+        "angle_deg": pytest.approx(0, abs=1e-5),
+        "norm_ratio": pytest.approx(1),
+        "reference_norm": pytest.approx(plain[2].weight.grad.norm().item()),
+        "growth": pytest.approx(
+            (plain[2](hidden).square().mean() / hidden.square().mean()).sqrt().item()
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", ["brsf", "dfa", "fa", "frsf", "usf"])
@@ -138,7 +146,9 @@ def test_frozen_layers_and_vanishing_gradients_are_left_out() -> None:
     model[4].requires_grad_(False)
     assert list(probes.gradient_alignment(model, F.cross_entropy, X, Y)) == ["0", "6"]
     flat = probes.gradient_alignment(model, lambda y, _: 0 * y.sum(), X, Y)
-    assert flat["0"] == {} and flat["6"] == {}
+    for layer in ("0", "6"):
+        assert flat[layer].keys() == {"reference_norm", "growth"}  # no angle to nothing
+        assert flat[layer]["reference_norm"] == 0
 
 
 @pytest.mark.parametrize("name", ["bp", "brsf", "fa", "frsf", "kp", "usf"])

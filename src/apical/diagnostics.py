@@ -158,8 +158,10 @@ def measure(
     with _activations(model) as saturated:
         found, whole = probes.measured(model, loss_fn, x, y)
     if start is not None:
+        frozen = any(slot.feedback.rule.sends_nothing for _, slot in signals.slots(model))
         for layer, values in start.changes(model).items():
-            found.setdefault(layer, {}).update(values)
+            if not frozen or layer in found:  # nothing is to move where no signal is sent
+                found.setdefault(layer, {}).update(values)
     rows: list[dict[str, Any]] = [
         {"kind": "layer", "layer": layer, **values} for layer, values in found.items() if values
     ]

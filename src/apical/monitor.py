@@ -11,16 +11,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import flow, learners, nets, tasks, teaching, tuning
+from . import data, flow, learners, nets, splits, tasks, teaching, tuning
 from .diagnostics import Watch, measure
 from .experiment import Experiment
 from .findings import Finding
+from .linear_probe import linear_probe
 from .prepare import Parts
 from .spiking import activity, has_spikes
 from .starts import applied
 
 FIXED_STEPS = 4
 """Training steps that a measurement takes beside its passes: comparing, ranking, waiting."""
+
+LINEAR_SHARE = 0.03
+"""Most of a run's steps that both linear probes, before and after training, may cost together."""
+LINEAR_FIT_STEPS = 5
+"""Training steps that the closed forms of one linear probe take, beside its forward pass, which
+takes a third of a step for each batch."""
+LINEAR_IMAGES = (100, 1000)
+"""Fewest training images from which a linear probe is recorded, and the most that it uses."""
+LINEAR_VALUES = 1 << 25
+"""Most numbers in these images together, 128 MiB."""
+LINEAR_FEATURES = 128
+"""Of its classifiers: activations with more numbers are reduced to these."""
 
 DUMB_SHARE = 0.5
 """Share of a layer's spiking neurons that say nothing from which on it is worth a warning."""
@@ -49,6 +62,7 @@ class Monitor:
         self.steps = flow.Watch()
         self.epochs = epochs_to_measure(experiment, self.per_epoch)
         self.before = _before(experiment, parts)
+        self.linear_count = 0 if self.probe is None else _linear_count(experiment, parts)
         self.told: set[str] = set()
 
     def recall(self, rows: Iterable[Row]) -> None:
@@ -62,7 +76,8 @@ class Monitor:
     def at_epoch(self, epoch: int) -> list[Row]:
         """The rows due when so many epochs are finished; 0 is before training."""
         step = epoch * self.per_epoch
-        return self._rows(epoch) if epoch in self.epochs or self.within(step) else []
+        rows = self._rows(epoch) if epoch in self.epochs or self.within(step) else []
+        return rows + (self._linear(0) if epoch == 0 else [])
 
     def within(self, step: int) -> bool:
         """Whether the experiment names this step."""
@@ -73,10 +88,13 @@ class Monitor:
         return [{**row, "step": step} for row in self._rows(round(step / self.per_epoch, 6))]
 
     def at_end(self) -> list[Row]:
-        """What became of the weights that the run started from, one row for each layer."""
+        """The linear probes of the trained net, and what became of the weights that the run started
+        from, one row for each layer."""
+        rows = self._linear(self.experiment.epochs)
         if self.before is None:
-            return []
-        return self.before.rows(self.parts.model, self.parts.objective.loss, self.probe)
+            return rows
+        loss = self.parts.objective.loss
+        return rows + self.before.rows(self.parts.model, loss, self.probe)
 
     def warnings(self, rows: Sequence[Row]) -> list[Row]:
         """What these new rows give reason to warn of, once for each layer and reason: warned of
@@ -129,6 +147,32 @@ class Monitor:
                 rows += of_steps(model, teaching.learner_of(self.experiment), probe)
         return [_finite(row, epoch) for row in rows]
 
+    def _linear(self, epoch: int) -> list[Row]:
+        """Rows of kind ``linear``, one for each layer and, with the name "", the output:
+        ``accuracy`` of a linear probe on what it reads, on ``images`` of the training split that
+        its fit has not seen."""
+        count, parts = self.linear_count, self.parts
+        if not count:
+            return []
+        assert isinstance(parts.train, data.Batches) and isinstance(parts.source, data.ImageData)
+        split = parts.train.split
+        # evenly spaced, as image folders are sorted by class
+        chosen = split.take(torch.linspace(0, len(split) - 1, count).long())
+        shared = splits.common(self.experiment, parts.source, parts.device)
+        x, y = next(iter(data.Batches(chosen, count, **shared).epoch(0)))
+        held_out = torch.arange(count, device=y.device) % 4 == 3
+        found = linear_probe(
+            parts.model,
+            train=(x[~held_out], y[~held_out]),
+            test=(x[held_out], y[held_out]),
+            features=LINEAR_FEATURES,
+        )
+        images = int(held_out.sum())
+        return [
+            {"kind": "linear", "epoch": epoch, "layer": name, "accuracy": value, "images": images}
+            for name, value in found.items()
+        ]
+
     def _traced(self, model: nets.Traced, epoch: float) -> list[Row]:
         """Rows of kind ``step`` of a net that tells what it does; what is wrong, told once."""
         assert self.probe is not None
@@ -143,6 +187,29 @@ class Monitor:
                 warnings.warn(problem.message, LearningWarning, stacklevel=2)
                 rows.append(Finding("", *problem[:3], epoch, problem.message).row())
         return rows
+
+
+def linear_images(experiment: Experiment, steps: int) -> int:
+    """Training images for the linear probes of a run of so many steps; 0 where they cost too much.
+
+    As many as `LINEAR_SHARE` of the steps pays for, and no more than `probe_share` does. It depends
+    on the experiment alone, not on the machine.
+    """
+    share = min(LINEAR_SHARE, experiment.probe_share)
+    batches = 3 * (share * steps / 2 - LINEAR_FIT_STEPS)
+    fewest, most = LINEAR_IMAGES
+    images = min(most, int(batches * experiment.batch_size))
+    return images if experiment.probe_every and images >= fewest else 0
+
+
+def _linear_count(experiment: Experiment, parts: Parts) -> int:
+    """Images of this run's training split for its linear probes; 0 for none."""
+    if not isinstance(parts.train, data.Batches):
+        return 0
+    split = parts.train.split
+    wanted = linear_images(experiment, experiment.epochs * len(parts.train))
+    count = min(wanted, len(split), LINEAR_VALUES // math.prod(split.shape))
+    return count if count >= LINEAR_IMAGES[0] else 0
 
 
 def _before(experiment: Experiment, parts: Parts) -> tuning.Before | None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import data, learners, mnm, nets, objectives, optimizers, splits, starts, tasks, teaching
-from .convert import convert
+from .assignment import rule_label
+from .convert import convert, feedback_modules
 from .experiment import Experiment
 from .splits import EVALUATION_BATCH
 from .starts import applied
@@ -112,6 +113,7 @@ def build(
     )
     _check_switches(experiment, model, optimizer, _example(source, where))
     _check_learner(experiment, model, train)
+    _check_own_loss(experiment, model)
     torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
     net = _as_called(experiment, model, group)
     scaler = torch.amp.GradScaler(where.type, enabled=experiment.autocast == "fp16")
@@ -246,7 +248,15 @@ def join_group(device: torch.device) -> Group:
 def _as_called(experiment: Experiment, model: nn.Module, group: Group) -> nn.Module:
     """The model as the loop calls it."""
     net: Any = torch.compile(model) if experiment.compile else model
-    return nn.parallel.DistributedDataParallel(net) if group.size > 1 else net
+    if group.size == 1:
+        return net
+    absent = _sends_nothing(model)  # DDP would wait for the gradients that stay absent
+    return nn.parallel.DistributedDataParallel(net, find_unused_parameters=absent)
+
+
+def _sends_nothing(model: nn.Module) -> bool:
+    """Whether a layer has a rule that leaves gradients below it absent."""
+    return any(feedback.rule.sends_nothing for feedback in feedback_modules(model))
 
 
 def _example(source: Source, device: torch.device) -> Tensor:
@@ -278,6 +288,16 @@ def _check_learner(experiment: Experiment, model: nn.Module, train: Split) -> No
     twin = copy.deepcopy(model)
     x, y = next(iter(train.epoch(0)))
     teaching.learner_of(experiment).gradients(twin, (x[:2], y[:2]))
+
+
+def _check_own_loss(experiment: Experiment, model: nn.Module) -> None:
+    """A loss that enters below the output layer would train what the rule is to keep."""
+    if isinstance(model, nets.OwnLoss) and model.has_own_loss and _sends_nothing(model):
+        raise ValueError(
+            f"rule={rule_label(experiment.rule)!r} keeps hidden layers as they were, but net="
+            f"{experiment.net!r} has a loss of its own that would train them: leave out what gives"
+            " the net that loss (net_options: reconstruction)"
+        )
 
 
 def _check_switches(

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from apical import signals
+from apical.linear_probe import linear_probe as linear_probe
 from apical.rules import TransportRule
 
 FLOOR = 1e-12
 """Norms below this times the square root of the number of entries count as zero: an angle to
 them would be an angle to rounding errors, and is left out."""
+
+NOISE = 100
+"""A gradient below so many eps of the largest among the layers may be rounding noise."""
+
+GROWN = 50.0
+"""Growth of activations through a layer or a block from which on angles are not shown."""
 
 RANK_ROWS = 2048
 """Most rows from which an effective rank is computed; more are thinned out evenly."""
@@ -30,7 +37,8 @@ def alignment(model: nn.Module) -> Rows:
     """Angle and norm ratio of the feedback matrix B to the weight W, for each transport layer.
 
     B is the matrix the rule really uses (for sign symmetry: with the sign of the current W).
-    Rules that broadcast the error have no such matrix; their layers are not in the result.
+    Rules that broadcast the error, or send nothing, have no such matrix; their layers are not in
+    the result.
 
     Returns: layer -> {"angle_deg": 0 to 180, 90 is unrelated; "norm_ratio": |B| / |W|}. An entry
         is left out where a norm is below `FLOOR`.
@@ -40,7 +48,7 @@ def alignment(model: nn.Module) -> Rows:
     with torch.no_grad():
         for layer, slot in signals.slots(model):
             rule = slot.feedback.rule
-            if isinstance(rule, TransportRule):
+            if isinstance(rule, TransportRule) and not rule.sends_nothing:
                 pairs[layer] = (rule.matrix(slot.weight, *slot.feedback.memory()), slot.weight)
         return _compared(pairs)
 
@@ -57,10 +65,18 @@ def gradient_alignment(
         loss_fn: `loss_fn(model(x), y)` is a number.
         x: one batch of inputs, at most as large as memory allows; y: its targets.
 
-    Returns: layer -> {"angle_deg": 0 to 180, 0 is backprop; "norm_ratio": |rule's| / |exact|},
-        without entries where a norm is below `FLOOR`. Frozen layers are not in the result.
+    Returns: layer -> {"angle_deg": 0 to 180, 0 is backprop; "norm_ratio": |rule's| / |exact|;
+        "reference_norm": |exact|; "growth": root mean square of the output over that of the input,
+        the largest of the layer and of the modules that contain it, but for the model itself}. The
+        first two are left out where a norm is below `FLOOR`; whether the angle means anything:
+        `no_angle_reason`. Frozen layers, and those that receive nothing, are not in the result.
     """
-    return _compared(signals.send(model, loss_fn, x, y).gradients)
+    sent = signals.send(model, loss_fn, x, y)
+    rows = _gradient_rows(sent)
+    for layer, growth in _growths(sent).items():
+        if layer in rows:
+            rows[layer]["growth"] = growth
+    return rows
 
 
 def delta_alignment(
@@ -89,6 +105,34 @@ def delta_alignment(
     return _delta_rows(signals.send(model, loss_fn, x, y).deltas)
 
 
+def no_angle_reason(
+    row: Mapping[str, Any], largest: float, *, dtype: torch.dtype = torch.float32
+) -> str:
+    """Why the angle of a gradient says nothing, to be shown in its place; "" where it does.
+
+    A reference below `NOISE` eps of the largest among the layers may be rounding noise: residual
+    sums and norm layers subtract numbers as large as the largest gradient, and each leaves an error
+    of about eps of it. At `NOISE` eps the reference is thus to 1 % noise, which turns it by 0.6
+    degrees. Activations that grow more than `GROWN`-fold through a layer or a block make
+    gradients explode or units saturate, whatever the rule.
+
+    Args: row: of one layer, from `gradient_alignment` or a record of kind `layer`; what it does
+            not say (records of older runs) is no reason.
+        largest: the largest reference norm among the layers of the same measurement.
+        dtype: that the net computes in.
+
+    >>> no_angle_reason({"angle_deg": 88.0, "reference_norm": 1e-9, "growth": 1.0}, 0.5)
+    'gradient 1e-09 is rounding noise beside 0.5'
+    """
+    norm = row.get("gradient_reference_norm", row.get("reference_norm"))
+    growth = row.get("growth", 0.0)
+    if norm is not None and norm <= NOISE * torch.finfo(dtype).eps * largest:
+        return f"gradient {norm:.2g} is rounding noise beside {largest:.2g}"
+    if growth > GROWN:
+        return f"activations grew {growth:.3g}-fold"
+    return ""
+
+
 @torch.no_grad()
 def effective_rank(rows: Tensor) -> float:
     """How many directions vectors spread over: the participation ratio of their covariance.
@@ -114,7 +158,8 @@ def measured(
     """Everything above from one pair of passes, as records of a run name it.
 
     Returns: layer -> {angle_deg, norm_ratio: of feedback to weights; gradient_angle_deg,
-        gradient_norm_ratio; delta_angle_deg, delta_norm_ratio; delta_rank: effective rank of the
+        gradient_norm_ratio, gradient_reference_norm, growth: see `gradient_alignment`;
+        delta_angle_deg, delta_norm_ratio; delta_rank: effective rank of the
         layer's signal by output units; signal: its norm over that of the error at the model's
         output; heard: whether a layer below hears its feedback}. And of the whole model {loss;
         error_rank: effective rank of the error}.
@@ -124,7 +169,7 @@ def measured(
     whole = {"loss": sent.loss.item()}
     found = {
         "": alignment(model),
-        "gradient_": _compared(sent.gradients),
+        "gradient_": _gradient_rows(sent),
         "delta_": _delta_rows(sent.deltas),
     }
     for prefix, of_layers in found.items():
@@ -133,6 +178,9 @@ def measured(
             rows.setdefault(layer, {}).update(named)
     for layer in sent.deltas:
         rows.setdefault(layer, {})["heard"] = layer in sent.heard
+    for layer, growth in _growths(sent).items():
+        if layer in rows:
+            rows[layer]["growth"] = growth
     if sent.error is not None:
         whole["error_rank"] = _add_signal(rows, model, sent, sent.error)
     return rows, whole
@@ -225,6 +273,26 @@ def listed(tensors: Sequence[Tensor]) -> list[Any]:
     if not tensors:
         return []
     return torch.stack([tensor.to(tensors[0].device) for tensor in tensors]).tolist()
+
+
+def _gradient_rows(sent: signals.Signals) -> Rows:
+    """Angle and norm ratio of every layer's gradient, and the norm of its reference."""
+    rows = _compared(sent.gradients)
+    norms = listed([_norm(exact) for _, exact in sent.gradients.values()])
+    for row, norm in zip(rows.values(), norms, strict=True):
+        row["reference_norm"] = norm
+    return rows
+
+
+def _growths(sent: signals.Signals) -> dict[str, float]:
+    """The largest growth of each layer, or weight of attention, and the modules around it."""
+    of_module = dict(zip(sent.growth, listed(list(sent.growth.values())), strict=True))
+    found = {}
+    for name in {**sent.gradients, **sent.deltas}:
+        parts = name.split(".")
+        around = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        found[name] = max((of_module[n] for n in around if n in of_module), default=math.nan)
+    return {name: growth for name, growth in found.items() if math.isfinite(growth)}
 
 
 def _compared(pairs: Mapping[str, signals.Pair]) -> Rows:

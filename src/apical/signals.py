@@ -37,6 +37,9 @@ class Signals(NamedTuple):
         heard: the weights whose feedback a layer below hears; nobody hears the first layer's.
         error: the gradient of the loss at the model's output; None where that is not one tensor.
         loss: the loss of the batch.
+        growth: module that is converted, or contains such a layer -> root mean square of its
+            output over that of its input; the largest of several calls. The model itself, and
+            what takes or gives no tensor, is left out.
     """
 
     gradients: dict[str, Pair]
@@ -44,6 +47,7 @@ class Signals(NamedTuple):
     heard: set[str]
     error: Tensor | None
     loss: Tensor
+    growth: dict[str, Tensor]
 
 
 class _Pass(NamedTuple):
@@ -77,10 +81,10 @@ def send(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
     groups = {name: parameters for name, parameters in groups.items() if parameters}
     flat = [parameter for parameters in groups.values() for parameter in parameters]
     with unchanged(model) as again:
-        with labels(model, y):
+        with labels(model, y), _growing(model) as growth:
             by_rule = _send(model, loss_fn, x, y, flat)
         if not any(by_rule.deltas.values()):
-            return Signals({}, {}, set(), by_rule.error, by_rule.loss)
+            return Signals({}, {}, set(), by_rule.error, by_rule.loss, growth)
         again()
         with exact_gradients(model):
             exact = _send(model, loss_fn, x, y, flat)
@@ -100,7 +104,7 @@ def send(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
         for name, calls in by_rule.deltas.items()
     }
     deltas = {name: pairs for name, pairs in deltas.items() if pairs}
-    return Signals(gradients, deltas, by_rule.heard, by_rule.error, by_rule.loss)
+    return Signals(gradients, deltas, by_rule.heard, by_rule.error, by_rule.loss, growth)
 
 
 def slots(model: nn.Module) -> Iterator[tuple[str, updates.Slot]]:
@@ -193,7 +197,8 @@ def _listening(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
                 continue
             wrapped[id(feedback)] = feedback
             made = calls.setdefault(name, [])
-            feedback.apply_op = partial(_noted, feedback.apply_op, made)  # type: ignore[method-assign]
+            sends = not feedback.rule.sends_nothing
+            feedback.apply_op = partial(_noted, feedback.apply_op, made, sends)  # type: ignore[method-assign]
         yield calls
     finally:
         for feedback in wrapped.values():
@@ -201,12 +206,49 @@ def _listening(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
 
 
 def _noted(
-    apply_op: Callable[..., Tensor], calls: list[_Call], op: Any, x: Tensor, *rest: Any
+    apply_op: Callable[..., Tensor], calls: list[_Call], sends: bool, op: Any, x: Tensor, *rest: Any
 ) -> Tensor:
     output = apply_op(op, x, *rest)
     place = get_gradient_edge(output) if output.requires_grad else None
-    calls.append(_Call(place, x.requires_grad))
+    calls.append(_Call(place, sends and x.requires_grad))
     return output
+
+
+@contextmanager
+def _growing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """`Signals.growth` of the passes within the block."""
+    found: dict[str, Tensor] = {}
+    names = [name.split(".") for name, _ in converted_layers(model)]
+    watched = {".".join(parts[:depth]) for parts in names for depth in range(1, len(parts) + 1)}
+    handles = [
+        module.register_forward_hook(partial(_note_growth, found, name))
+        for name, module in model.named_modules()
+        if name and name in watched
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _note_growth(
+    found: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any
+) -> None:
+    first = output[0] if isinstance(output, tuple) and output else output  # of attention
+    if not (inputs and isinstance(inputs[0], Tensor) and isinstance(first, Tensor)):
+        return
+    if not (inputs[0].is_floating_point() and first.is_floating_point()):
+        return
+    before, after = _mean_square(inputs[0]), _mean_square(first)
+    growth = torch.where(before > 0, after / before, 0).sqrt()
+    found[name] = torch.maximum(found[name], growth) if name in found else growth
+
+
+def _mean_square(tensor: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)
+    return norm.square() / max(tensor.numel(), 1)
 
 
 def _error_edge(model: nn.Module, output: Any) -> GradientEdge | None:

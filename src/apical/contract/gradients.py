@@ -30,7 +30,7 @@ CONTROLS = {
     "frozen": "only the output layer learns, on features that stay random",
     "redrawn": "hidden layers move at random below the output layer, which alone learns",
 }
-"""Rules under which thirty steps need not take a fifth off the loss, as any fall will do; and why."""
+"""Rules under which any fall of the loss will do, where others take a fifth off it; and why."""
 _NOTHING_SENT = "the rule sends nothing, and every gradient below is absent"
 RATES = (0.1, 0.03, 0.3, 0.01, 0.003, 0.001)
 

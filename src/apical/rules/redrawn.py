@@ -1,4 +1,4 @@
-"""The second control: feedback that changes at every update, so that no weight can align with it."""
+"""The second control: feedback that changes at every update, so no weight can align with it."""
 
 from __future__ import annotations
 
