@@ -78,7 +78,8 @@ NOTES = (
     "No tables of the source could be read. Direction claimed by its abstract: with the "
     "regulariser LRA is considerably better on these tasks; clipping changes little; gradients "
     "vanish.",
-    f"At {LONG} steps and more LRA mean is left out for its cost. No run stops early. Initial weights and batches are the same for every row of a seed.",
+    f"At {LONG} steps and more LRA mean is left out for its cost.",
+    "No run stops early. Initial weights and batches are the same for every row of a seed.",
     "Lengths of 10 steps are no evidence and left out: there a random net with a trained readout "
     "solves temporal order.",
 )
