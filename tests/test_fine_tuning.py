@@ -307,7 +307,7 @@ def test_the_study_has_the_rows_that_keep_it_honest() -> None:
 
 
 def test_the_packaged_net_is_tuned_and_chosen_on_images_it_has_not_seen(tmp_path: Path) -> None:
-    study = build("sign-symmetry-finetune", tier="short", seeds=1).restricted("CIFAR-10 *")
+    study = build("sign-symmetry-finetune", tier="short", seeds=1).restricted("CIFAR-10*")
     assert {entry.experiment.data for entry in study.entries} == {"cifar10_unseen"}
     assert study.cells[-1][1] == "start" and study.cells[-1] not in study.candidates()
     start = study.entries[-1].experiment.start
