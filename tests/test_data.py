@@ -53,7 +53,7 @@ def test_a_misspelt_set_gets_near_names_and_all_names():
         data.load("fasion-mnist")
     text = str(caught.value)
     assert "did you mean 'fashion_mnist'" in text
-    assert "cifar10, cifar100, digits, drifting_bars, event_mnist, fashion_mnist" in text
+    assert "cifar10, cifar100, cifar10_first5, cifar10_unseen, digits, drifting_bars" in text
 
 
 def test_places_come_in_order_and_a_named_one_must_exist(tmp_path, monkeypatch):
@@ -95,3 +95,23 @@ def test_the_real_files(name, size):
         assert float(channel.mean()) == pytest.approx(mean, abs=1e-3)
         assert float(channel.std()) == pytest.approx(std, abs=3e-3)
     assert found.note in (["", "JPEG re-compressed"] if name == "cifar10" else [""])
+
+
+def test_parts_of_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five classes of ten; and two halves of the test split, none of them trained on before."""
+    from apical.data import Split, parts
+
+    def split(count: int) -> Split:
+        numbers = torch.arange(count)
+        images = numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+        return Split(images.clone(), numbers % 10)
+
+    whole = data.ImageData("cifar10", split(40), split(20), 10, (0.5,) * 3, (0.2,) * 3, "told")
+    monkeypatch.setattr(parts, "load_cifar10", lambda root, *, download: whole)
+    five = data.load("cifar10_first5")
+    assert five.num_classes == 5 and five.note == "told; the first five of ten classes"
+    assert five.train.labels.unique().tolist() == [0, 1, 2, 3, 4] and len(five.train) == 20
+    assert five.train.images[5:10, 0, 0, 0].tolist() == [10, 11, 12, 13, 14]
+    halves = data.load("cifar10_unseen")
+    seen = [part.images[:, 0, 0, 0].tolist() for part in (halves.train, halves.test)]
+    assert seen == [list(range(10)), list(range(10, 20))] and halves.num_classes == 10

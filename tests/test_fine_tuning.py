@@ -302,10 +302,10 @@ def test_sequences_and_other_programs_refuse_by_name() -> None:
 def test_the_study_has_the_rows_that_keep_it_honest() -> None:
     study = build("sign-symmetry-finetune", tier="smoke", seeds=2)
     follower, rules_of = "BP, uSF's rate", [rule for _, rule in study.cells]
-    assert rules_of == ["bp", "head only", follower, "usf", "brsf", "frsf", "fa"]
+    assert rules_of == ["bp", "frozen", follower, "usf", "brsf", "frsf", "fa", "redrawn"]
     assert len(conduct.start_tasks(study, Path("x"))) == 1
     by_rule = {entry.rule: entry for entry in study.entries}
-    assert by_rule["head only"].experiment.start.train_only == ("fc.*",)
+    assert by_rule["frozen"].experiment.start.train_only == ("fc.*",)
     assert study.evaluation_of(by_rule["bp"]).rules == ("usf", "brsf", "frsf", "fa")
     assert study.evaluation_of(by_rule["usf"]).rules == ()
     tries = study.candidates()
@@ -314,6 +314,25 @@ def test_the_study_has_the_rows_that_keep_it_honest() -> None:
     chosen = study.chosen({cell: 0.1 * number for number, cell in enumerate(tries, 1)})
     rates = {entry.rule: entry.experiment.lr for entry in chosen.entries}
     assert rates[follower] == rates["usf"] != rates["bp"]
+
+
+def test_the_packaged_net_is_tuned_and_chosen_on_images_it_has_not_seen(tmp_path: Path) -> None:
+    study = build("sign-symmetry-finetune", tier="short", seeds=1).restricted("CIFAR-10*")
+    assert {entry.experiment.data for entry in study.entries} == {"cifar10_unseen"}
+    assert study.cells[-1][1] == "start" and study.cells[-1] not in study.candidates()
+    start = study.entries[-1].experiment.start
+    assert not start.new_head and start.rates == {"*": 0.0} and start.norms == "frozen"
+    assert all(entry.rule == "start" or entry.experiment.start.new_head for entry in study.entries)
+
+
+def test_a_rate_of_zero_leaves_the_start_as_it_comes(tmp_path: Path) -> None:
+    start = Start(BEFORE, new_head=False, norms="frozen", rates={"*": 0.0})
+    untouched = dataclasses.replace(BASE, data="letters", start=start, epochs=1)
+    training.run(untouched, tmp_path / "run", QUIET)
+    (place,) = (tmp_path / "starts").iterdir()
+    first = from_run(place).model.state_dict()
+    for name, value in from_run(tmp_path / "run").model.state_dict().items():
+        assert "feedback" in name or torch.equal(value, first[name]), name
 
 
 def test_a_study_trains_its_start_once_for_tries_and_runs(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from apical import nets
 from apical.bench import studies
 from apical.bench.experiment import optimizers
 from apical.bench.experiment.rule_settings import rule_assignment
-from apical.bench.studies.low_dim_error import OUTPUT, losing, settings
+from apical.bench.studies.low_dim_error import FIVE, OUTPUT, TEN, losing, settings
 from apical.nets import build
 
 
@@ -23,23 +23,28 @@ def test_every_rule_converts_its_net_at_the_rank_it_names() -> None:
             channels = 1 if experiment.data == "mnist" else 3
             shape = (channels, 32, 32) if channels == 3 else (1, 28, 28)
             options = experiment.net_options
-            model = build(experiment.net, in_shape=shape, num_classes=10, **options)
+            classes = 5 if experiment.data == "cifar10_first5" else 10
+            model = build(experiment.net, in_shape=shape, num_classes=classes, **options)
             apical.convert(model, rule_assignment(experiment.rule))
             if not entry.rule.startswith("r="):
                 continue
             rank = int(entry.rule.split("=")[1].split()[0].rstrip(","))
             for name, slot in model.named_modules():
                 if name.endswith("feedback") and hasattr(slot, "projection"):
-                    own = min(rank, 10) if name.startswith(OUTPUT[experiment.net] + ".") else rank
+                    own = (
+                        min(rank, classes)
+                        if name.startswith(OUTPUT[experiment.net] + ".")
+                        else rank
+                    )
                     assert len(slot.projection) == own, (entry.cell, name)
             done.add(entry.setting)
-        assert len(done) == 4
+        assert len(done) == (4 if tier == "smoke" else 6)
     assert nets.NETS.keys() >= OUTPUT.keys()
 
 
 def test_rows_of_a_setting_share_everything_but_rule_and_named_decay() -> None:
     study = studies.build("low-dim-error", seeds=2)
-    for setting in {entry.setting for entry in study.entries}:
+    for setting in settings("short"):
         own = [(e.rule, e.experiment) for e in study.entries if e.setting == setting]
         same = [dataclasses.replace(e, rule="bp", seed=0) for _, e in own]
         plain = {e.key for (row, _), e in zip(own, same, strict=True) if not row.endswith(" decay")}
@@ -87,3 +92,17 @@ def test_a_part_of_the_training_split_is_the_same_for_every_seed() -> None:
     seen = [next(iter(p.train.epoch(0)))[1].sort().values for p in parts]
     assert torch.equal(*seen) and len(seen[0]) == 100 < len(whole)
     assert Experiment().key == Experiment(train_images=None).key
+
+
+def test_five_classes_are_a_task_of_five_dimensions_with_the_same_rows_and_budget() -> None:
+    study = studies.build("low-dim-error", tier="short", seeds=1)
+    tries = study.candidates()
+    rows = {"bp", "fa", "frozen", "redrawn"}
+    rows |= {f"r={rank} {label}" for rank in (5, 10) for label in ("learned", "fixed")}
+    for setting in (TEN, FIVE):
+        assert {rule for where, rule in tries if where == setting} == rows
+    assert {where for where, _ in tries} == {TEN, FIVE}
+    five = {e.rule: e.experiment for e in study.entries if e.setting == FIVE}
+    assert {e.data for e in five.values()} == {"cifar10_first5"}
+    assert five["r=10 learned"].rule["fc"]["rank"] == 5 and "fc" not in five["r=5 learned"].rule
+    assert study.search_of((FIVE, "bp")).chance == 0.8

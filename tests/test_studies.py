@@ -46,15 +46,15 @@ def test_every_study_and_tier(name: str, tier: str) -> None:
         return
     study = studies.build(name, tier=tier, seeds=3)
     if name == "smoke" or name.startswith("biotorch"):
-        assert {entry.rule for entry in study.entries} >= SIX
+        assert {entry.rule.removesuffix(", published rate") for entry in study.entries} >= SIX
     counts = [len(v) for c, v in by_cell(study).items() if (tier, c[0]) not in SINGLE]
     assert all(count >= 3 for count in counts)
-    assert name == "lra-rnn" or all(count == 3 for count in counts)
+    assert all(count == 3 for count in counts)
     own = [entry for entry in study.entries if entry.rule not in study.follows]
     keys = [entry.experiment.key for entry in own]
     assert len(set(keys)) == len(keys)
     if study.published and name != "weight-transport":
-        assert {(p.setting, p.rule) for p in study.published} == set(study.cells)
+        assert {(p.setting, p.rule) for p in study.published} <= set(study.cells)
     for cell in by_cell(study).values():  # the same but for the seed
         assert {entry.experiment.seed for entry in cell} == set(range(len(cell)))
         assert len({without_seed(e.experiment).key for e in cell}) == 1
@@ -91,17 +91,18 @@ def test_the_published_protocol_of_mnist() -> None:
 def test_the_published_protocol_of_cifar10() -> None:
     study = studies.build("biotorch-cifar10", tier="full", seeds=1)
     rates = {entry.cell: entry.experiment.lr for entry in study.entries}
-    assert rates["LeNet SGD", "fa"] == 0.001
-    assert rates["LeNet Adam", "dfa"] == 1e-4
-    assert rates["ResNet-20 SGD", "dfa"] == 0.001
-    assert rates["ResNet-20 Adam", "bp"] == 0.001
+    assert rates["LeNet SGD", "fa, published rate"] == 0.001
+    assert rates["LeNet Adam", "dfa, published rate"] == 1e-4
+    assert rates["ResNet-20 SGD", "dfa, published rate"] == 0.001
+    assert rates["ResNet-20 Adam", "bp, published rate"] == 0.001
+    assert not {cell for cell in study.candidates() if "published rate" in cell[1]}
     adam = next(e.experiment for e in study.entries if e.setting == "ResNet-20 Adam")
     assert (adam.optimizer, adam.optimizer_options) == ("adam", {"weight_decay": 1e-4})
     assert (adam.epochs, adam.schedule.milestones) == (250, (100, 150, 200))
     short = studies.build("biotorch-cifar10", tier="short").entries[0].experiment
     assert (short.epochs, short.schedule.milestones) == (20, (8, 12, 16))
     values = {(row.setting, row.rule): row.value for row in study.published}
-    assert values["ResNet-20 SGD", "frsf"] == 11.2
+    assert values["ResNet-20 SGD", "frsf, published rate"] == 11.2
 
 
 def test_imagenet_trains_dfa_with_adam() -> None:
