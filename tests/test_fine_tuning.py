@@ -328,7 +328,7 @@ def test_the_packaged_net_is_tuned_and_chosen_on_images_it_has_not_seen(tmp_path
 def test_a_rate_of_zero_leaves_the_start_as_it_comes(tmp_path: Path) -> None:
     start = Start(BEFORE, new_head=False, norms="frozen", rates={"*": 0.0})
     untouched = dataclasses.replace(BASE, data="letters", start=start, epochs=1)
-    training.run(untouched, tmp_path / "run", QUIET)
+    loop.run(untouched, tmp_path / "run", QUIET)
     (place,) = (tmp_path / "starts").iterdir()
     first = from_run(place).model.state_dict()
     for name, value in from_run(tmp_path / "run").model.state_dict().items():
