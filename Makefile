@@ -1,12 +1,14 @@
 # make demo   environment, the smoke study on real digits, its report        (needs Python 3.11 and make only)
 # make test   environment, all tests
-# make check  what .ci/run does besides the tests: lint, formatting, types, documentation
+# make test-fast   the tests of the core alone, in a minute
+# make check  what .ci/run does besides the tests: lint, formatting, direction of imports, types, documentation
+# make house  the health figures of the code base: floors, circles, lines
 # make keep   STUDY=smoke: the records of a finished study into results/, the documents' tables from there
 # Variables: PYTHON (the interpreter to start from), VENV (where the environment goes), PYTEST_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs format keep tables clean
+.PHONY: help demo test test-fast check lint types docs house format keep tables clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 VENV ?= .venv
@@ -14,6 +16,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 PYTEST_ARGS ?= -n 2
 TABLES := README.md docs/fine_tuning.md docs/hashing.md docs/memory.md docs/reproduce_biotorch.md docs/robustness.md docs/spiking.md docs/weight_transport.md docs/low_dim_error.md docs/learners.md
+
+FAST := names transport broadcast conversion corners controls describe updates history state_dict outputs attention \
+	kolen_pollack mirror low_dimensional direct wrappers spiking_rules alignment_losses product probes imports house
 
 # One thread a process: on a shared machine two threads can be many times slower than one.
 export OMP_NUM_THREADS ?= 1
@@ -50,11 +55,15 @@ demo: $(VENV)/.made-bench
 test: $(VENV)/.made-dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-fast: $(VENV)/.made-dev
+	@$(BIN)/python -m pytest -n 2 -m "not slow" $(FAST:%=tests/test_%.py)
+
 check: lint types docs
 
 lint: $(VENV)/.made-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 
 types: $(VENV)/.made-dev
 	@$(BIN)/mypy
@@ -62,6 +71,9 @@ types: $(VENV)/.made-dev
 docs: $(VENV)/.made-dev
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "documentation: docs/_build/html/index.html"
+
+house: $(VENV)/.made-dev
+	@$(BIN)/python tools/house.py --check
 
 format: $(VENV)/.made-dev
 	@$(BIN)/ruff format .
