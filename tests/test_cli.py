@@ -324,5 +324,5 @@ def test_interrupted_runs_end_cleanly_and_go_on(number: int, jobs: int, tmp_path
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED
-    assert "interrupted. Nothing is lost: the same command goes on" in error.decode()
+    assert "interrupted. Nothing is lost: the same command resumes" in error.decode()
     assert "Traceback" not in error.decode()

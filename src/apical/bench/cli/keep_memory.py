@@ -10,8 +10,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def keep_memory() -> None:
     """Keep freed memory for the next step, in this process and those it starts.
 
-    Large nets give back and get their activations at every step, and the system clears every
-    page anew. Whether it pays depends on net and machine: measure. No number of a run changes.
+    Otherwise large nets return the memory of their activations to the system at every step, which
+    clears each page before it is used again. Whether this option is faster depends on net and
+    machine: measure it. No number of a run changes.
 
     Raises: ValueError where the C library is not glibc.
     """
@@ -21,7 +22,7 @@ def keep_memory() -> None:
             _M_TRIM_THRESHOLD, TRIM_THRESHOLD
         )
     except (OSError, AttributeError) as error:
-        raise ValueError(f"--keep-memory needs glibc, which this system lacks: {error}") from error
+        raise ValueError(f"--keep-memory needs glibc, not found here: {error}") from error
     if not done:
         raise ValueError("--keep-memory: the C library refused the settings")
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(MMAP_THRESHOLD)

@@ -10,12 +10,12 @@ USAGE = """usage: apical VERB [options]
 
 Train networks with biologically motivated learning rules, and compare them.
 
-  apical list                       what there is: studies, rules, nets, data sets
-  apical train --rule fa            train one net; any setting is a flag
-  apical study smoke                all runs behind a table; start it again and it goes on
+  apical list                       show the names of studies, rules, nets and data sets
+  apical train --rule fa            train one net; every setting is a flag
+  apical study smoke                do all runs behind a table; the same command resumes it
   apical robustness RUN_FOLDER      attack a trained net: worst case, verdict, sanity checks
-  apical report runs/smoke --open   the table and its figures as a page
-  apical check my_module:MyRule     does a rule of your own keep the contract?
+  apical report runs/smoke --open   write the table and its figures as a page
+  apical check my_module:MyRule     test a rule of your own against the contract
 
 apical VERB --help explains the options of a verb."""
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _verb(words[0])(words[1:])
-    except BrokenPipeError:  # whoever read the output, as ``head`` does, has enough
+    except BrokenPipeError:  # the reader of the output, as ``head``, has closed it
         sys.stderr.close()
         return 0
     except (ValueError, OSError) as error:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print(
-            "\ninterrupted. Nothing is lost: the same command goes on at the last checkpoint",
+            "\ninterrupted. Nothing is lost: the same command resumes at the last checkpoint",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -98,7 +98,7 @@ def _train(words: list[str]) -> int:
     from apical.bench.storage import claims
     from apical.bench.training import loop
 
-    parser = make_parser("train", "Train one net. Killed at any moment, the same command goes on.")
+    parser = make_parser("train", "Train one net. If it is killed, the same command resumes it.")
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     for group in GROUPS:
         parser.add_class_arguments(group, None)
@@ -115,7 +115,7 @@ def _train(words: list[str]) -> int:
         row = loop.run(experiment, folder, execution)
     except claims.Held as held:
         raise ValueError(str(held)) from held
-    if not row:  # another process of the group tells
+    if not row:  # another process of the group reports
         return 0
     if row["kind"] == "stopped":
         where = f"epoch {row['epoch']}, step {row['step']}, at {row['where']}"
@@ -145,8 +145,8 @@ def _study(words: list[str]) -> int:
 
     parser = make_parser(
         "study",
-        "Do all runs behind a table. Finished runs are skipped and interrupted ones go on, so the "
-        "same command may be started again, also twice at once.",
+        "Do all runs behind a table. Finished runs are skipped, interrupted ones are resumed, so "
+        "the same command may be started again, also several times at once.",
         "NAME",
     )
     parser.add_argument("name", help="name of the study; apical list shows them")
@@ -161,7 +161,7 @@ def _study(words: list[str]) -> int:
                         help="runs at once, a process each (default: cores / threads)")  # fmt: skip
     parser.add_argument("--runs", default="runs", help="folder that holds all studies")
     parser.add_argument("--estimate", default=True, type=bool,
-                        help="time a few steps first and say how long all will take")  # fmt: skip
+                        help="time a few steps first and print how long all will take")  # fmt: skip
     parser.add_class_arguments(Execution, None)
     add_keep_memory(parser)
     values = parse(parser, words)
@@ -238,7 +238,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _command(name: str, values: dict[str, Any]) -> str:
-    """What regenerates a study, without what concerns this machine only."""
+    """The command that regenerates a study, without options of this machine."""
     words = ["apical", "study", name]
     for option in ("tier", "seeds", "only"):
         if values[option] is not None:
@@ -261,7 +261,7 @@ def _show(title: str, rows: dict[str, str]) -> None:
 
 
 def _kind(rule: Any) -> str:
-    """What tells a named rule from the others of its class."""
+    """The options by which a named rule differs from the others of its class."""
     from dataclasses import fields
 
     from apical.rules import RULES

@@ -1,4 +1,4 @@
-"""Options of the command line, and what is said where they cannot be understood."""
+"""Options of the command line, and the errors where they cannot be understood."""
 
 import re
 import signal
@@ -10,7 +10,7 @@ class UsageError(ValueError):
 
 
 def make_parser(verb: str, description: str, operand: str = "") -> Any:
-    """The parser of a verb. Args: operand: what stands behind its options."""
+    """The parser of a verb. Args: operand: name of the argument after its options."""
     from jsonargparse import ArgumentParser
 
     return ArgumentParser(
@@ -39,13 +39,13 @@ def parse(parser: Any, words: list[str]) -> dict[str, Any]:
 
 
 def add_keep_memory(parser: Any) -> None:
-    """The option that every verb which trains or attacks has."""
+    """The option of every verb that trains or attacks."""
     parser.add_argument("--keep_memory", default=False, action="store_true",
                         help="keep freed memory (glibc); measure whether it is faster")  # fmt: skip
 
 
 def execution_of(values: dict[str, Any]) -> Any:
-    """The options of ``Execution``; also what holds for the whole process."""
+    """The ``Execution`` of the options; also sets the allocator and the signals of the process."""
     from apical.bench.cli.keep_memory import keep_memory
     from apical.bench.experiment.execution import Execution
 
@@ -68,7 +68,7 @@ def _underscored(word: str) -> str:
 
 
 def _explained(message: str, names: list[str]) -> str:
-    """jsonargparse's message on one line, with the nearest names where one is misspelt."""
+    """jsonargparse's message on one line, with similar names where one is misspelt."""
     known = [name for name in names if name.startswith("--")]
     if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
         return _misspelt(f"--{found[1]}.{found[2]}", known)
@@ -89,7 +89,7 @@ def _explained(message: str, names: list[str]) -> str:
 
 
 def _misspelt(option: str, known: list[str]) -> str:
-    """Near names only: all would fill the screen."""
+    """Similar names only: all would fill the screen."""
     from apical.names import unknown
 
     bare = unknown("option", option[2:], [name[2:] for name in known])

@@ -72,8 +72,8 @@ def _options() -> Any:
     parser = make_parser(
         "robustness",
         "Attack a trained net by every source of gradients, and say what to believe. The headline "
-        "is the worst case per example. Of a hash net the retrieval is attacked. Killed at any "
-        "moment, the same command goes on.",
+        "is the worst case per example. Of a hash net the retrieval is attacked. If it is killed, "
+        "the same command resumes it.",
         "[RUN]",
     )
     about = "folder of a finished run, or its checkpoint; or give --model"

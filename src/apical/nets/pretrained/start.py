@@ -1,4 +1,4 @@
-"""What a run starts from, and what of it learns, as a value."""
+"""Trained weights that a run starts from, and which of them learn, as a value."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from apical.nets.pretrained.weights import digest, read
 
 @dataclass(frozen=True)
 class Start:
-    """The trained weights that a net starts from, and what of it learns.
+    """The trained weights that a net starts from, and which parameters learn.
 
-    Rules of transport then take the scale ``norm`` unless they name another: feedback in the size
-    of the trained weights.
+    Transport rules without an explicit scale then use ``norm``: feedback of the norm of the
+    trained weights.
 
     Args:
         source: a file, ``package:DISTRIBUTION/PATH``, ``torchvision:NAME`` or ``timm:NAME`` (see
             ``starts.read``); or the fields of another experiment, which is trained first. Empty:
-            the net's own initial weights. Of a checkpoint of Apical's only weights are taken,
-            never feedback.
-        digest: of the tensors, as ``starts.digest`` gives it; empty: of what the source holds now.
-            It stands for the source in the key of an experiment.
+            the net's own initial weights. Of a checkpoint of Apical only the weights are used, not
+            the feedback.
+        digest: of the tensors, as ``starts.digest`` computes it; empty: that of the source as it
+            is now. It represents the source in the key of an experiment.
         entry: key of the state dict in a file that holds several.
-        rename: beginnings of names in the source, and what stands for them in the net.
+        rename: prefixes of names in the source, and the prefixes of the same names in the net.
         skip: patterns of tensors that the net keeps as they are.
-        new_head: leave the last layer as the net comes with it: its outputs are others now.
+        new_head: keep the initial weights of the last layer, as its outputs are other classes.
         head: name of the last layer; empty: found by name.
         head_by: ``rule``: the last layer learns as all others; ``bp``: by its exact gradient.
         norms: ``frozen``: batch norms keep their statistics; ``live``: those of each batch.
         freeze: patterns of parameters that keep their values.
         train_only: patterns of the only parameters that learn.
         rates: patterns of parameters and factors of the learning rate (>= 0), the first match wins.
-    Raises: ValueError naming every value that does not fit, or a source that is not there.
+    Raises: ValueError naming every value that does not fit, or a source that does not exist.
     """
 
     source: str | dict[str, Any] = ""
