@@ -89,7 +89,7 @@ KINDS: dict[type[nn.Module], type] = {
     nn.Linear: LinearMixin,
     nn.MultiheadAttention: AttentionMixin,
 }
-"""The layers that can be converted (subclasses too that keep the forward), and what converts them."""
+"""The layers that can be converted, and what converts them; subclasses must keep the forward."""
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module] | None:
