@@ -134,9 +134,10 @@ def searched(study: Study, folder: Path) -> tuple[list[dict[str, Any]], list[swe
         search = study.search_of(cell)
         if search is None:
             continue
-        rates, extended = list(search.values), []
+        grid = list(search.values)
+        extended: list[float] = []
         while True:
-            tasks = {rate: _try_tasks(study, cell, rate, folder) for rate in rates}
+            tasks = {rate: _try_tasks(study, cell, rate, folder) for rate in grid}
             open_tasks = [task for each in tasks.values() for task in each if task.ended() is None]
             if open_tasks:
                 left += open_tasks
@@ -145,7 +146,7 @@ def searched(study: Study, folder: Path) -> tuple[list[dict[str, Any]], list[swe
             lr = selection.choose(
                 [selection.Tried(r["lr"], tuple(r["errors"]), r["examples"]) for r in rows]
             ).rate
-            further = selection.beyond(rates, lr)
+            further = selection.beyond(grid, lr)
             if further is None or len(extended) == search.extensions:
                 if all(row["diverged"] == len(search.seeds) for row in rows):
                     raise ValueError(f"{', '.join(cell)}: every learning rate tried diverged")
@@ -160,7 +161,7 @@ def searched(study: Study, folder: Path) -> tuple[list[dict[str, Any]], list[swe
                     }
                 )
                 break
-            rates.append(further)
+            grid.append(further)
             extended.append(further)
     return found, left
 
