@@ -6,8 +6,8 @@ import io
 import pytest
 
 from apical import records, report
-from apical.report import curves, figures, read
-from apical.report.looks import looks
+from apical.report import curves, figures, lines, read
+from apical.report.colours import colours
 from fake_study import make_study
 
 SOURCE = "Somebody 2019, logs"
@@ -94,10 +94,10 @@ def test_a_switch_of_the_rule_is_marked_in_the_curves(tmp_path) -> None:
         records.append(run / "records.jsonl", row)
     study = read.read_study(folder)
     runs = {rule: study.finished("MNIST LeNet SGD", rule) for rule in ("bp", "fa")}
-    assert figures.switches(runs) == {"fa": [3]}
-    groups = figures.of_runs(runs, looks(("bp", "fa")))
+    assert lines.switches(runs) == {"fa": [3]}
+    groups = figures.learning(runs, colours(("bp", "fa")))
     assert all("another rule takes over" in group.caption for group in groups)
     axes = Figure().add_subplot()
     groups[0].panels[0].draw(axes)
     upright = [line for line in axes.lines if list(line.get_xdata()) == [3, 3]]
-    assert [line.get_color() for line in upright] == [looks(("bp", "fa"))["fa"].light]
+    assert [line.get_color() for line in upright] == [colours(("bp", "fa"))["fa"].light]

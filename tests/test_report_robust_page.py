@@ -11,14 +11,15 @@ import pytest
 
 from apical import records, report
 from apical.report import (
+    pictures,
     read,
-    robust_examples,
-    robust_figures,
     robust_read,
-    robust_section,
-    robust_table,
+    robustness,
+    sections,
 )
-from apical.report import robust_words as words
+from apical.report import robustness_words as words
+from apical.report.robust_stats import radius
+from apical.report.table import percent, points, span
 from fake_robust import add_robustness, make_evaluation, make_examples
 from fake_study import make_study
 from test_report import HOSTILE
@@ -36,7 +37,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def section(study):
     found = read.read_study(study)
-    (only,) = robust_section.sections(found.robustness, found.robust_published)
+    (only,) = sections.sections(found.robustness, found.robust_published)
     return only
 
 
@@ -81,7 +82,7 @@ def test_of_two_evaluations_of_a_net_the_later_counts_and_the_other_is_named(tmp
 
 def test_numbers_of_the_page_are_those_of_the_rows(html, section):
     table = _table(html)
-    (row,) = [r for r in robust_table.headlines(section, 0.1) if r.rule == "fa"]
+    (row,) = [r for r in robustness.headlines(section, 0.1) if r.rule == "fa"]
     assert table["FA"] == [
         "FA",
         "3",
@@ -91,7 +92,7 @@ def test_numbers_of_the_page_are_those_of_the_rows(html, section):
         f"{row.exact.mean:.1f} {row.exact.low:.1f} to {row.exact.high:.1f}",
         f"{row.worst.mean:.1f} {row.worst.low:.1f} to {row.worst.high:.1f}",
         f"+{row.gap.mean:.1f} +{row.gap.low:.1f} to +{row.gap.high:.1f}",
-        f"{words.points(row.against_bp.mean)} {words.span(row.against_bp, sign=True)}",
+        f"{points(row.against_bp.mean)} {span(row.against_bp, points)}",
         "masked",
         "90.0",
     ]
@@ -110,7 +111,7 @@ def test_the_page_says_what_to_conclude(html):
 
 def test_a_gap_at_another_radius_only_is_said_to_be_there(section):
     """uSF is masked from 0.1 on; at 0.05 its gap is below 5 points."""
-    rows = [row for row in robust_table.headlines(section, 0.05) if row.rule == "usf"]
+    rows = [row for row in robustness.headlines(section, 0.05) if row.rule == "usf"]
     assert not rows[0].gap.masked
     assert words.conclusion(section, rows) == [
         "uSF is masked: attacked by its own gradient, as in earlier papers, it looks more robust "
@@ -126,7 +127,7 @@ def test_csv_holds_every_number_in_full_precision(study, html, section):
         for row in rows
         if (row["rule"], row["eps"], row["group"]) == ("fa", "0.1", "worst case")
     ]
-    expected = robust_table.lines(section, "fa")["worst"][0.1]
+    expected = robustness.lines(section, "fa")["worst"][0.1]
     assert float(worst["mean"]) == expected.mean and float(worst["low"]) == expected.low
     assert {row["group"] for row in rows} >= {"clean", "rule", "transfer", "own minus exact"}
     checks = (study / "report" / "robust-checks.csv").read_text().splitlines()
@@ -162,12 +163,12 @@ def test_flags_are_listed_with_their_reason(tmp_path):
     [(0.1, "0.1"), (8 / 255, "8/255"), (0.03103448, "0.031"), (0.2, "0.2"), (1 / 255, "1/255")],
 )
 def test_radii_are_written_as_in_papers(eps, text):
-    assert words.radius(eps) == text
+    assert radius(eps) == text
 
 
 def test_zero_has_no_sign_and_minus_is_one():
-    assert [words.points(x) for x in (-0.04, 0.04, -1.25, 3)] == ["0.0", "0.0", "−1.2", "+3.0"]
-    assert words.percent(-0.01) == "0.0"
+    assert [points(x) for x in (-0.04, 0.04, -1.25, 3)] == ["0.0", "0.0", "−1.2", "+3.0"]
+    assert percent(-0.01) == "0.0"
 
 
 def test_text_from_files_is_escaped(tmp_path):
@@ -211,7 +212,7 @@ def test_text_from_files_is_escaped(tmp_path):
 def _pixels(shown):
     from matplotlib.image import imread
 
-    data = base64.b64decode(shown.source.removeprefix("data:image/png;base64,"))
+    data = base64.b64decode(shown.shown("").image.removeprefix("data:image/png;base64,"))
     return imread(io.BytesIO(data), format="png")[..., :3]
 
 
@@ -220,10 +221,8 @@ def test_pictures_are_the_arrays(tmp_path, channels):
     folder = tmp_path / "run" / "robustness" / "a"
     make_evaluation(folder, "fa", 1)
     make_examples(folder, channels=channels, eps=0.1)
-    (section,) = robust_section.sections(
-        robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1)
-    )
-    (found,), problems = robust_examples.of_section(section)
+    (section,) = sections.sections(robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1))
+    ((_, found),), problems = pictures.of_section(section, pictures.examples)
     assert problems == []
     assert found.columns == (
         "original",
@@ -259,14 +258,12 @@ def test_examples_that_cannot_be_shown_are_named(tmp_path, change, message):
     make_examples(folder)
     arrays = {**np.load(folder / "examples.npz")} | change
     np.savez(folder / "examples.npz", **{k: v for k, v in arrays.items() if v is not None})
-    (section,) = robust_section.sections(
-        robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1)
-    )
-    found, (problem,) = robust_examples.of_section(section)
+    (section,) = sections.sections(robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1))
+    found, (problem,) = pictures.of_section(section, pictures.examples)
     assert found == [] and re.search(message, problem)
     assert str(tmp_path) not in problem
     (folder / "examples.npz").write_text("no archive")
-    _, (problem,) = robust_examples.of_section(section)
+    _, (problem,) = pictures.of_section(section, pictures.examples)
     assert "cannot be read" in problem
 
 
@@ -283,12 +280,12 @@ def plain(tmp_path_factory):
 
 def test_markdown_holds_the_headline_and_the_published_values(plain, tmp_path):
     text = report.table_markdown(plain)
-    (section,) = robust_section.sections(read.read_study(plain).robustness)
-    (row,) = [r for r in robust_table.headlines(section, 0.1) if r.rule == "fa"]
+    (section,) = sections.sections(read.read_study(plain).robustness)
+    (row,) = [r for r in robustness.headlines(section, 0.1) if r.rule == "fa"]
     assert text.startswith("| rule | radius | n | clean | noise | own gradient | exact gradient |")
     assert (
         f"| FA | 0.1 | 3 | {row.clean.mean:.1f} | {row.noise.mean:.1f} | {row.own.mean:.1f} | "
-        f"{row.exact.mean:.1f} | **{row.worst.mean:.1f}** [{words.span(row.worst)}] |"
+        f"{row.exact.mean:.1f} | **{row.worst.mean:.1f}** [{span(row.worst, percent)}] |"
     ) in text
     assert "| FA | PGD-20 ce | 0.1 | 3 |" in text
     readme = tmp_path / "README.md"
@@ -300,7 +297,7 @@ def test_markdown_holds_the_headline_and_the_published_values(plain, tmp_path):
 
 def test_markdown_of_crossed_rules_is_their_table(study, section):
     text = report.table_markdown(study)
-    (heat,) = robust_figures.heats(section, 0.1)
+    (heat,) = robustness.heats(section, 0.1)
     assert text.startswith("| trained by ↓ gradient of → | BP (exact) | FA | uSF |")
     cells = [heat.cells["usf", column].mean for column in RULES]
     assert f"| uSF | {cells[0]:.1f} | {cells[1]:.1f} | **{cells[2]:.1f}** |" in text
