@@ -67,12 +67,10 @@ format: $(VENV)/.made-dev
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-# Checkpoints stay behind: what a table needs is the settings and the rows (and a page its pictures).
+# Checkpoints and pictures stay behind: what a table needs is the settings and the rows.
 keep: $(VENV)/.made-bench
 	@test -n "$(STUDY)" -a -d "runs/$(STUDY)" || { echo "give STUDY=, a folder in runs/"; exit 1; }
-	@cd runs && find $(STUDY) -name search -prune -o -name '*.json' -print -o -name '*.jsonl' -print \
-		-o -name examples.npz -print | \
-		while read -r file; do install -D -m 644 "$$file" "../results/$$file"; done
+	@$(BIN)/python -c 'from apical.packing import pack; pack("runs/$(STUDY)", "results/$(STUDY)")'
 	@$(MAKE) --no-print-directory tables
 
 tables: $(VENV)/.made-bench

@@ -152,7 +152,7 @@ def save(out: Path, rows: list[dict[str, Any]]) -> None:
     from apical.environment import environment
 
     lines = ",\n".join(json.dumps(row) for row in rows)
-    header = json.dumps(environment(Path(__file__).parent))
+    header = json.dumps(environment(Path(__file__).resolve().parents[1]))
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = out.with_suffix(".tmp")
     fresh.write_text(f'{{"environment": {header},\n"rows": [\n{lines}\n]}}\n')

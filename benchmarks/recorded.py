@@ -15,5 +15,5 @@ def write(path: Path | None, tables: Sequence[dict[str, Any]]) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = {"environment": environment(Path(__file__).resolve().parent), "tables": list(tables)}
+    made = {"environment": environment(Path(__file__).resolve().parents[1]), "tables": list(tables)}
     path.write_text(json.dumps(made, indent=1) + "\n")

@@ -14,6 +14,7 @@ from apical import diagnostics, records, training
 from apical.diagnostics import Start, Thresholds, Watch, check, findings, measure
 from apical.experiment import Experiment
 from apical.monitor import LearningWarning
+from apical.report.read import read_study
 from apical.rules import FA, KolenPollack
 from apical.studies.smoke import smoke
 
@@ -196,12 +197,12 @@ def test_a_layer_that_is_the_whole_model_is_not_mixed_up_with_the_model() -> Non
 
 
 def test_recorded_runs_that_learned_gave_no_reason_for_a_warning() -> None:
-    paths = [*ROOT.glob("results/smoke/*/records.jsonl")]
-    paths += ROOT.glob("results/weight-transport-short/*/records.jsonl")
-    assert len(paths) > 30
-    for path in paths:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        assert findings(rows) == [], path
+    studies = [read_study(ROOT / "results" / n) for n in ("smoke", "weight-transport-short")]
+    runs = [run for study in studies for run in study.runs]
+    assert len(runs) > 30
+    for run in runs:
+        assert len(run.rows) > 10
+        assert findings(list(run.rows)) == [], run.folder
 
 
 @pytest.mark.parametrize("rule", ["bp", "brsf", "dfa", "fa", "frsf", "usf"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from apical import records, training
+from apical import packing, records, training
 from apical.experiment import Experiment, from_dict
 from apical.monitor import FIXED_STEPS, epochs_to_measure
 from test_resume import Killed, interrupted_at, kill_test
@@ -147,6 +147,8 @@ def test_bad_settings_say_what_is_allowed(changes: dict[str, Any], problem: str)
 
 
 def test_the_fields_leave_older_keys_valid() -> None:
-    described = records.read_json(next(ROOT.glob("results/smoke/*fa-s0*/experiment.json")))
+    kept = packing.open_folder(ROOT / "results" / "smoke")
+    name = next(name for name in kept.folders(".") if "-fa-s0" in name)
+    described = kept.read_json(f"{name}/experiment.json")
     assert "probe_share" not in described["experiment"]
     assert from_dict(described["experiment"]).key == described["key"]

@@ -1,6 +1,5 @@
 """Alignment phases on curves made up to have one, and on curves that have none."""
 
-import json
 import math
 import random
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from apical.phases import Phase, alignment, phases
+from apical.report.read import read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,13 +115,11 @@ def test_rows_give_every_layer_and_the_loss_of_the_measured_images_first() -> No
 
 
 def test_recorded_runs_of_feedback_alignment_align_within_the_first_epochs() -> None:
-    folder = ROOT / "results" / "weight-transport-short"
     found = {"fa": [], "kp": [], "bp": []}
-    for path in sorted(folder.glob("*/records.jsonl")):
-        rule = path.parent.name.split("-")[2]
+    for run in read_study(ROOT / "results" / "weight-transport-short").runs:
+        rule = run.folder.split("-")[2]
         if rule in found:
-            lines = path.read_text().splitlines()
-            found[rule].append(phases(json.loads(line) for line in lines))
+            found[rule].append(phases(run.rows))
     assert found["bp"] == [{}] * 3
     for run in found["fa"] + found["kp"]:
         hidden, output = run["fc1"], run["fc2"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from apical import records
-from apical.environment import environment
+from apical.environment import _installed_commit, environment
 
 ROWS = [{"kind": "epoch", "epoch": e, "train_loss": 1 / e} for e in (1, 2, 3)]
 
@@ -200,6 +200,15 @@ for epoch in itertools.count():
         assert len(records.read(path)) == len(before) + 1
 
 
+def commit_a_file(folder: Path, name: str) -> list[str]:
+    """A new git work tree with one file; returns the command that runs git there."""
+    git = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    (folder / name).write_text("1")
+    for command in (["init", "-q"], ["add", name], ["commit", "-qm", "first"]):
+        subprocess.run(git + command, check=True)
+    return git
+
+
 def test_environment_tells_versions_and_keeps_people_out(tmp_path):
     header = environment()
     assert {"python", "torch", "numpy", "cpu", "cores", "threads", "system"} <= set(header)
@@ -211,14 +220,52 @@ def test_environment_tells_versions_and_keeps_people_out(tmp_path):
 
 
 def test_environment_reads_the_git_state(tmp_path):
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org"]
-    tracked = tmp_path / "a.txt"
-    tracked.write_text("1")
-    for command in (["init", "-q"], ["add", "a.txt"], ["commit", "-qm", "first"]):
-        subprocess.run(git + command, check=True)
+    git = commit_a_file(tmp_path, "a.txt")
     (tmp_path / "untracked.txt").write_text("results do not count")
     header = environment(tmp_path)
     assert len(header["git"]) == 40
     assert header["git_dirty"] is False
-    tracked.write_text("2")
+    (tmp_path / "a.txt").write_text("2")
     assert environment(tmp_path)["git_dirty"] is True
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "b.txt").write_text("1")
+    subprocess.run([*git, "add", "package"], check=True)
+    subprocess.run([*git, "commit", "-qm", "second"], check=True)
+    assert environment(tmp_path / "package")["git_dirty"] is False  # a.txt lies elsewhere
+
+
+def test_the_commit_is_that_of_the_package_wherever_it_is_used(tmp_path, monkeypatch):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    commit_a_file(foreign, "a.txt")
+    here = environment()
+    monkeypatch.chdir(foreign)
+    assert environment() == here
+    assert here.get("git") != environment(foreign)["git"]
+
+
+def test_a_package_inside_a_foreign_work_tree_has_the_commit_that_pip_recorded(
+    tmp_path, monkeypatch
+):
+    """A virtual environment in the folder of somebody's project."""
+    commit_a_file(tmp_path, "a.txt")
+    package = tmp_path.resolve() / ".venv" / "apical"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    info = tmp_path / ".venv" / "apical-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: apical\nVersion: 0.1.0\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    assert _installed_commit(package) == {}
+    source = {
+        "url": "https://example.org/apical",
+        "vcs_info": {"vcs": "git", "commit_id": "c" * 40},
+    }
+    (info / "direct_url.json").write_text(json.dumps(source))
+    assert _installed_commit(package) == {"git": "c" * 40}
+    elsewhere = tmp_path / "copy"  # imported from a folder that pip did not install
+    elsewhere.mkdir()
+    (elsewhere / "__init__.py").write_text("")
+    assert _installed_commit(elsewhere) == {}
+    subprocess.run(["git", "-C", str(tmp_path), "add", ".venv/apical"], check=True)
+    assert set(_installed_commit(package)) == {"git", "git_dirty"}

@@ -1,5 +1,6 @@
 """The environment header of a run: what made its numbers, and nothing about who made them."""
 
+import json
 import os
 import platform
 import subprocess
@@ -8,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("apical", "torch", "numpy", "scipy", "torchvision", "timm")
+INSTALLED = Path(__file__).resolve().parent
+"""The folder of this package."""
 
 
 def environment(project: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Versions, git state, machine and threads of this process, as a flat JSON value.
 
     No host name, no user name and no path: records are meant to be published.
-    Args: project: a folder inside the git project whose state is recorded; default the working
-        folder. `git_dirty` looks at tracked files only, so result folders do not count; both git
-        keys are absent when the folder is in no git project or git is not installed.
+    Args: project: a folder of a git work tree, whose commit is recorded, and in `git_dirty`
+        whether tracked files in this folder differ from it. Default: the installed package, in a
+        work tree that tracks it (an editable installation); installed by pip from a git address,
+        it has the commit that pip has recorded, and no `git_dirty`. Without a commit both keys
+        are absent, and the version of `apical` says which release it was.
     Returns: keys `python`, `system`, one per installed package of `PACKAGES`, `threads` (intra-op
         threads of torch), `cpu`, `cores` (those this process may use), and where they apply `gpu`,
         `cuda`, `git`, `git_dirty`.
@@ -32,7 +37,7 @@ def environment(project: str | os.PathLike[str] | None = None) -> dict[str, Any]
     header |= {"threads": torch.get_num_threads(), "cpu": _cpu(), "cores": _cores()}
     if torch.cuda.is_available():
         header |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    return header | _git(Path.cwd() if project is None else Path(project))
+    return header | (_installed_commit() if project is None else _git(Path(project)))
 
 
 def _version(package: str) -> str | None:
@@ -59,11 +64,26 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def _installed_commit(package: Path = INSTALLED) -> dict[str, Any]:
+    # A virtual environment inside somebody's work tree is not tracked by it.
+    if _run_git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:
+        return _git(package)
+    try:
+        installed = metadata.distribution("apical")
+    except metadata.PackageNotFoundError:
+        return {}
+    if Path(str(installed.locate_file("apical"))).resolve() != package:
+        return {}  # imported from elsewhere than pip installed it
+    source = json.loads(installed.read_text("direct_url.json") or "{}")
+    commit = source.get("vcs_info", {}).get("commit_id")
+    return {"git": commit} if commit else {}
+
+
 def _git(folder: Path) -> dict[str, Any]:
     commit = _run_git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
-    changes = _run_git(folder, "status", "--porcelain", "--untracked-files=no")
+    changes = _run_git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
     return {"git": commit} | ({} if changes is None else {"git_dirty": bool(changes)})
 
 

@@ -1,10 +1,10 @@
 """Evaluations of nets as values: what each has found, or why there is nothing to show yet.
 
-An evaluation is a folder RUN/<home>/<key> (see `evaluation_folder`):
+An evaluation is a folder RUN/<home>/<key> (see `evaluation_folder`), loose or packed:
     setting.json    {key, versions, checkpoint, setting} and optionally in the last {trials}, how
                     many attacks are planned
     records.jsonl   its rows; one of kind `last` ends a finished evaluation
-    trials.jsonl    one finished attack a line; read only to say how far an evaluation has come
+    trials.jsonl    one finished attack a line
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from apical import records
+from apical import packing
 
 Status = Literal["finished", "unfinished", "failed", "not started"]
 Row = Mapping[str, Any]
@@ -23,9 +24,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One net under attack; `reason` says why it is not finished."""
+    """One net under attack; `reason` says why it is not finished.
 
-    folder: Path
+    Attributes: source, place: where it was read from, and its path in there. shown: its name in
+        messages.
+    """
+
+    source: packing.Folder
+    place: str
     shown: str
     setting: str
     rule: str
@@ -43,6 +49,16 @@ class Evaluated:
     """Kinds of which a finished evaluation has rows."""
     compared: ClassVar[tuple[str, ...]]
     """Fields of a setting that evaluations must share for their numbers to be averaged."""
+
+    @property
+    def folder(self) -> Path:
+        """Where pictures lie, if there are any: packing leaves them behind."""
+        return self.source.path / self.place
+
+    @cached_property
+    def trials(self) -> list[dict[str, Any]]:
+        """One finished attack each."""
+        return quietly(self.source, f"{self.place}/trials.jsonl")
 
     def of_kind(self, kind: str) -> list[Row]:
         return [row for row in self.rows if row.get("kind") == kind]
@@ -64,48 +80,54 @@ class Evaluated:
         return tuple(str(self.described.get(key, "")) for key in self.compared)
 
     @classmethod
-    def of_entry(cls, study: Path, entry: Mapping[str, Any]) -> Self:
+    def of_entry(cls, study: packing.Folder, entry: Mapping[str, Any]) -> Self:
         """One entry of study.json: {folder, setting, rule, seed, evaluation}."""
-        shown = f"{entry['folder']}/{entry['evaluation']}"
-        return cls._read(study / shown, shown, entry["setting"], entry["rule"], entry["seed"])
+        place = f"{entry['folder']}/{entry['evaluation']}"
+        return cls._read(study, place, place, entry["setting"], entry["rule"], entry["seed"])
 
     @classmethod
     def of_run(cls, run: Path, setting: str, rule: str, seed: int) -> list[Self]:
         """All evaluations a run folder holds, by name."""
+        source, home = packing.open_folder(run.parent), f"{run.name}/{cls.home}"
         return [
-            cls._read(folder, f"{cls.home}/{folder.name}", setting, rule, seed)
-            for folder in sorted((run / cls.home).glob("*/"))
+            cls._read(source, f"{home}/{name}", f"{cls.home}/{name}", setting, rule, seed)
+            for name in source.folders(home)
         ]
 
     @classmethod
-    def _read(cls, folder: Path, shown: str, setting: str, rule: str, seed: int) -> Self:
-        about = (folder, shown, setting, rule, seed)
+    def _read(
+        cls, source: packing.Folder, place: str, shown: str, setting: str, rule: str, seed: int
+    ) -> Self:
+        about = (source, place, shown, setting, rule, seed)
         try:
-            path = folder / "setting.json"
-            described = records.read_json(path)["setting"] if path.exists() else {}
-            rows = tuple(quietly(folder / "records.jsonl"))
-            status, reason = cls._status(folder, rows, described)
+            name = f"{place}/setting.json"
+            described = source.read_json(name)["setting"] if source.has(name) else {}
+            rows = tuple(quietly(source, f"{place}/records.jsonl"))
+            status, reason = cls._status(source, place, rows, described)
         except (ValueError, OSError, KeyError) as error:
-            reason = str(error).replace(f"{folder}/", "")  # pages are published: no absolute paths
+            # Pages are published: no absolute paths.
+            reason = str(error).replace(f"{source.path / place}/", "")
             return cls(*about, "failed", f"unreadable: {reason}")
         return cls(*about, status, reason, described, rows)
 
     @classmethod
-    def _status(cls, folder: Path, rows: tuple[Row, ...], described: Row) -> tuple[Status, str]:
-        if not folder.is_dir():
+    def _status(
+        cls, source: packing.Folder, place: str, rows: tuple[Row, ...], described: Row
+    ) -> tuple[Status, str]:
+        if not source.has(place):
             return "not started", ""
         if rows and rows[-1].get("kind") == cls.last:
             missing = set(cls.needed) - {row.get("kind") for row in rows}
             if missing:
                 return "failed", f"records.jsonl has no row of kind {', '.join(sorted(missing))}"
             return "finished", ""
-        done = len(quietly(folder / "trials.jsonl"))
+        done = len(quietly(source, f"{place}/trials.jsonl"))
         total = f" of {described['trials']}" if "trials" in described else ""
         return "unfinished", f"{done}{total} attacks done"
 
 
-def quietly(path: Path) -> list[dict[str, Any]]:
+def quietly(source: packing.Folder, name: str) -> list[dict[str, Any]]:
     """Rows of a file that may still grow: a torn last line is no news."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return records.read(path)
+        return source.rows(name)

@@ -1,5 +1,7 @@
 """A study folder as values: study.json and, per run, experiment.json, records, environment.
 
+Loose folders, as runs leave them, and packed studies (see `apical.packing`) read alike.
+
 study.json:
     name, title, tier, command   text; the command regenerates the study
     runs        list of {folder, setting, rule, seed} and optionally {command}
@@ -32,7 +34,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from apical import records
+from apical import packing
 from apical.report import hash_read, robust_read
 from apical.report.evaluations import Status
 from apical.report.names import display_name
@@ -130,6 +132,11 @@ class Study:
     def rules(self) -> list[str]:
         return list(dict.fromkeys(run.rule for run in self.runs))
 
+    @property
+    def changed_trees(self) -> int:
+        """Runs whose code differed from the commit that their environment names."""
+        return sum(run.environment.get("git_dirty") is True for run in self.runs)
+
     def finished(self, setting: str, rule: str) -> list[Run]:
         return [
             run
@@ -143,25 +150,29 @@ class Study:
 
 
 def is_study(folder: Path) -> bool:
-    return (folder / "study.json").is_file()
+    return (folder / packing.STUDY).is_file()
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or evaluations of the robustness of a net."""
-    return (folder / "experiment.json").is_file() or any(folder.glob("robustness/*/setting.json"))
+    folder = folder.resolve()
+    source, home = packing.open_folder(folder.parent), f"{folder.name}/{Evaluation.home}"
+    return source.has(f"{folder.name}/experiment.json") or any(
+        source.has(f"{home}/{name}/setting.json") for name in source.folders(home)
+    )
 
 
 def read_run(folder: Path) -> Study:
     """A run folder as a study of one run, its tier and command "", with all it holds."""
     folder = folder.resolve()
-    path = folder / "experiment.json"
-    experiment = records.read_json(path).get("experiment", {}) if path.exists() else {}
+    source = packing.open_folder(folder.parent)
+    experiment = source.read_json(f"{folder.name}/experiment.json").get("experiment", {})
     setting = folder.name
     if experiment:
         setting = f"{experiment.get('net', 'net')} on {_source_name(experiment)}"
     names = {"setting": setting, "rule": _teacher_name(experiment)}
     seed = experiment.get("seed", 0)
-    run = _read_run(folder.parent, {"folder": folder.name, "seed": seed, **names})
+    run = _read_run(source, {"folder": folder.name, "seed": seed, **names})
     return Study(
         name=folder.name,
         title=f"{display_name(run.rule)}: {setting}" if experiment else setting,
@@ -198,18 +209,20 @@ def _rule_name(rule: Any) -> str:
 def read_study(folder: Path) -> Study:
     """Read a study and whatever its runs have left so far.
 
-    Raises: ValueError when study.json is missing, is not JSON or lacks a key.
+    Raises: ValueError when study.json is missing, is not JSON or lacks a key, or when a packed
+        file is damaged.
     """
     if not is_study(folder):
         raise ValueError(f"{folder} is no study: it has no study.json")
-    value = records.read_json(folder / "study.json")
+    source = packing.open_folder(folder)
+    value = source.read_json(packing.STUDY)
     try:
         return Study(
             name=value["name"],
             title=value["title"],
             tier=value["tier"],
             command=value["command"],
-            runs=tuple(_read_run(folder, entry) for entry in value["runs"]),
+            runs=tuple(_read_run(source, entry) for entry in value["runs"]),
             published=tuple(_published(entry) for entry in value["published"]),
             notes=tuple(value["notes"]),
             search=tuple(value.get("search", ())),
@@ -217,10 +230,10 @@ def read_study(folder: Path) -> Study:
             overview=value.get("overview"),
             solved=value.get("solved"),
             robustness=tuple(
-                Evaluation.of_entry(folder, entry) for entry in value.get("robustness", ())
+                Evaluation.of_entry(source, entry) for entry in value.get("robustness", ())
             ),
             retrieval=tuple(
-                hash_read.Evaluation.of_entry(folder, entry) for entry in value.get("retrieval", ())
+                hash_read.Evaluation.of_entry(source, entry) for entry in value.get("retrieval", ())
             ),
             robust_published=tuple(
                 robust_read.published(entry) for entry in value.get("robust_published", ())
@@ -253,16 +266,17 @@ def _curve(entry: Mapping[str, Any]) -> Curve:
     return Curve(**{**entry, "values": values})
 
 
-def _read_run(study: Path, entry: Mapping[str, Any]) -> Run:
-    folder = study / entry["folder"]
+def _read_run(source: packing.Folder, entry: Mapping[str, Any]) -> Run:
+    folder = entry["folder"]
     common = {key: entry[key] for key in ("folder", "setting", "rule", "seed")}
     common["command"] = entry.get("command", "")
     try:
-        experiment = _read_if_there(folder / "experiment.json").get("experiment", {})
-        environment = _read_if_there(folder / "environment.json")
-        rows = tuple(records.read(folder / "records.jsonl"))
+        experiment = source.read_json(f"{folder}/experiment.json").get("experiment", {})
+        environment = source.read_json(f"{folder}/environment.json")
+        rows = tuple(source.rows(f"{folder}/records.jsonl"))
     except (ValueError, OSError) as error:
-        reason = str(error).replace(f"{study}/", "")  # pages are published: no absolute paths
+        # Pages are published: no absolute paths.
+        reason = str(error).replace(f"{source.path}/", "")
         return Run(**common, status="failed", reason=f"unreadable: {reason}")
     status, reason = _status(rows, experiment)
     return Run(
@@ -273,10 +287,6 @@ def _read_run(study: Path, entry: Mapping[str, Any]) -> Run:
         environment=environment,
         rows=rows,
     )
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    return records.read_json(path) if path.exists() else {}
 
 
 def _status(

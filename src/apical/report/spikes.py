@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apical import records
 from apical.report import robust_stats, robustness, sections
 from apical.report.colours import INK, SOFT
 from apical.report.names import display_name
@@ -108,7 +107,7 @@ def _share(groups: Iterable[str], eps: float) -> Callable[[Evaluation], float | 
     def share(net: Evaluation) -> float | None:
         rows = [
             row
-            for row in records.read(net.folder / "trials.jsonl")
+            for row in net.trials
             if row["group"] in groups and row["on"] == "all" and row["eps"] == eps
             and row["role"] in ("usual", "single step")
         ]  # fmt: skip

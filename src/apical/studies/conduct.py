@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apical import data, pretraining, records, run_folder, sweep, training, workers
+from apical import data, packing, pretraining, records, run_folder, sweep, training, workers
 from apical.experiment import Experiment
 from apical.studies import assess, retrieve
 from apical.studies.base import Entry, Study
@@ -169,6 +169,11 @@ def check(study: Study, folder: Path) -> None:
     """Raises: ValueError if the folder holds another study or tier."""
     if not (folder / "study.json").exists():
         return
+    if packing.is_packed(folder):
+        raise ValueError(
+            f"{folder} is packed: its runs have no checkpoints to go on from. Run the study in "
+            "another folder with --runs"
+        )
     there = records.read_json(folder / "study.json")
     if (there.get("name"), there.get("tier")) != (study.name, study.tier):
         raise ValueError(
