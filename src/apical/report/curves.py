@@ -12,17 +12,7 @@ from apical.report.names import display_name
 from apical.report.read import Curve, Study
 from apical.report.render import Group, Panel
 from apical.report.results import rule_column, setting_column
-from apical.report.table import (
-    Column,
-    Shown,
-    Table,
-    each,
-    for_markdown,
-    mean,
-    number,
-    signed,
-    span,
-)
+from apical.report.table import Column, Shown, Table, each, for_markdown, mean, number, signed, span
 
 KINDS = {"test_acc": "test", "angle_deg": "layer", "gradient_angle_deg": "layer"}
 """Kind of the rows that hold a metric."""

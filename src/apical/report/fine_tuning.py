@@ -181,8 +181,7 @@ def _attacked(section: Section, rule: str, base: str | None) -> Attacked | None:
     own, crossed = exact, None
     if not is_baseline(rule):
         own = section.estimate(
-            rule,
-            lambda net: sections.attack_share(net, group="own", attack=heat.attack, eps=eps),
+            rule, lambda net: sections.attack_share(net, group="own", attack=heat.attack, eps=eps)
         )
         crossed = heat.cells.get((section.baseline or "", rule))
     return Attacked(heat.attack, eps, own, crossed, exact, line.worst, same_rate or None)
@@ -204,10 +203,7 @@ def table(found: Sequence[Line]) -> Table:
             Column(measure, _accuracy, page=f"{measure} %"),
             Column("trunk moved", _moved),
             Column("head moved", lambda line: _amount(line.head)),
-            Column(
-                "update cosine",
-                lambda line: Shown(_cosine(line.cosine), line.cosine),
-            ),
+            Column("update cosine", lambda line: Shown(_cosine(line.cosine), line.cosine)),
             Column("own gradient", under_attack("own"), keep=attacked),
             Column("BP's weights, this backward", under_attack("crossed"), keep=attacked),
             Column("exact gradient", under_attack("exact"), keep=attacked),

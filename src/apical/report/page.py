@@ -157,11 +157,7 @@ def _slug(study: Study, setting: str) -> str:
 
 
 def _section(
-    study: Study,
-    rows: Sequence[results.Cell],
-    setting: str,
-    looks: Mapping[str, Look],
-    out: Path,
+    study: Study, rows: Sequence[results.Cell], setting: str, looks: Mapping[str, Look], out: Path
 ) -> dict[str, Any]:
     """The figures of one setting."""
     groups = figures.of_setting(study, rows, setting, looks)

@@ -14,16 +14,7 @@ from apical.report.results import closing, rule_column, setting_column
 from apical.report.robust_stats import MASKED, Estimate, radius
 from apical.report.robustness_words import NORMS
 from apical.report.sections import Section, Value
-from apical.report.table import (
-    Column,
-    Shown,
-    Table,
-    count,
-    estimate,
-    for_markdown,
-    percent,
-    points,
-)
+from apical.report.table import Column, Shown, Table, count, estimate, for_markdown, percent, points
 
 COLUMNS = {
     "noise": ("attack", {"attack": "noise"}),

@@ -19,16 +19,7 @@ from apical.report.results import closing, rule_column
 from apical.report.robust_read import Evaluation
 from apical.report.robust_stats import Estimate, radius
 from apical.report.sections import Section
-from apical.report.table import (
-    Column,
-    Shown,
-    Table,
-    estimate,
-    for_markdown,
-    mean,
-    percent,
-    points,
-)
+from apical.report.table import Column, Shown, Table, estimate, for_markdown, mean, percent, points
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "noise": ("noise",),
