@@ -34,7 +34,7 @@ CORE = [
     {"diagnostics", "flow"},
 ]
 LEAVES = [{"nets", "data"}, {"tasks"}, {"mnm"}]
-RESULTS = [{"records"}, {"packing"}, {"phases", "stats"}, {"report"}]
+RESULTS = [{"records"}, {"packing"}, {"phases", "stats"}, {"robust_stats"}, {"report"}]
 RUNNING = [
     {"attacks", "learners", "losses", "schedule", "starts"},
     {"assignment", "teaching"},

@@ -15,9 +15,11 @@ SOURCE = "Somebody 2019, logs"
 
 @pytest.fixture
 def study(tmp_path):
-    folder = make_study(
-        tmp_path / "courses", rules=("bp", "fa"), epochs=3, layers=("fc2",), published=False
-    )
+    return courses(tmp_path / "courses")
+
+
+def courses(folder):
+    make_study(folder, rules=("bp", "fa"), epochs=3, layers=("fc2",), published=False)
     value = records.read_json(folder / "study.json")
     for run in value["runs"]:
         wanted = 0.9 + 0.01 * run["seed"] + (0.02 if run["rule"] == "fa" else 0)

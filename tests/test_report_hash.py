@@ -74,8 +74,12 @@ def examples(seed: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    folder = make_study(
-        tmp_path / "hashed", rules=tuple(CLEAN), settings=("digits, CSQ 16 bits",), epochs=2,
+    return hashed(tmp_path / "hashed")
+
+
+def hashed(folder: Path) -> Path:
+    make_study(
+        folder, rules=tuple(CLEAN), settings=("digits, CSQ 16 bits",), epochs=2,
         tier="smoke", published=False, notes=("A note.",),
     )  # fmt: skip
     described = records.read_json(folder / "study.json")

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from apical import records
+from apical import records, robust_stats
 from apical.report import (
     read,
     robust_read,
-    robust_stats,
     robustness,
     sections,
 )

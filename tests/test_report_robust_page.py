@@ -18,8 +18,8 @@ from apical.report import (
     sections,
 )
 from apical.report import robustness_words as words
-from apical.report.robust_stats import radius
 from apical.report.table import percent, points, span
+from apical.robust_stats import radius
 from fake_robust import add_robustness, make_evaluation, make_examples
 from fake_study import make_study
 from test_report import HOSTILE

@@ -29,7 +29,10 @@ def trial(group: str, eps: float, broken: str, **changes: object) -> dict[str, o
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("studies") / "fake"
+    return spiking(tmp_path_factory.mktemp("studies") / "fake")
+
+
+def spiking(folder: Path) -> Path:
     make_study(folder, rules=("bp", "fa"), epochs=1, layers=(), published=False, tier="smoke")
     add_robustness(folder)
     for place in folder.glob("*/robustness/*"):

@@ -17,9 +17,13 @@ LAYERS = {"conv1": (0.1, 0.9), "conv2": (0.4, 0.5), "conv3": (0.2, -0.25), "fc":
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fine_tuned(tmp_path_factory.mktemp("study") / "tuned")
+
+
+def fine_tuned(folder: Path) -> Path:
     """Three seeds of four rows; the layers of a seed move a little more than those before."""
     place = make_study(
-        tmp_path_factory.mktemp("study") / "tuned",
+        folder,
         rules=RULES,
         published=False,
         epochs=2,

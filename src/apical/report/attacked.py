@@ -17,8 +17,8 @@ from apical.report import (
     spikes,
 )
 from apical.report.read import Study
-from apical.report.robust_stats import radius
 from apical.report.sections import Section
+from apical.robust_stats import radius
 
 MOST_RADII = 4
 """Radii that have a table of their own on the page, evenly spaced; all are in the CSV."""

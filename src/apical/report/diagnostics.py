@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from apical.phases import Phase, phases
-from apical.report import angles
+from apical.report import angles, linear_probes
 from apical.report.lines import (
     MOST_LAYERS,
     Looks,
@@ -85,6 +85,7 @@ class Diagnosis:
     rules: tuple[Aligned, ...]
     layers: tuple[Aligned, ...]
     last: tuple[angles.Line, ...]
+    readouts: tuple[linear_probes.Line, ...]
     alarms: tuple[Alarm, ...]
     watched: bool
 
@@ -104,7 +105,8 @@ def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
     rules = [_together(rule, layers) for rule in dict.fromkeys(row.rule for row in layers)]
     groups = [*_deltas(finished, layers, looks), *_ranks(finished, looks)]
     alarms = [alarm for rule, runs in of_rule.items() for alarm in _alarms(rule, runs)]
-    if not (groups or rules or alarms):
+    readouts = linear_probes.lines(finished)
+    if not (groups or rules or alarms or readouts):
         return None
     return Diagnosis(
         setting,
@@ -112,6 +114,7 @@ def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
         tuple(rules),
         tuple(layers),
         tuple(angles.lines(finished)),
+        tuple(readouts),
         tuple(alarms),
         any(run.of_kind("probe") for runs in of_rule.values() for run in runs),
     )

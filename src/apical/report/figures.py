@@ -58,6 +58,7 @@ def of_setting(study: Study, rows: Sequence[Cell], setting: str, looks: Looks) -
     runs = {rule: study.finished(setting, rule) for rule in study.rules}
     finished = {cell.rule: cell.runs for cell in shown}
     made = [*_errors(shown, looks), *learning(finished, looks), *_costs(shown, looks)]
+    made += rates(study, setting, looks)
     return [*made, *over_steps(runs, looks), *memory(runs, looks), *retrieval(runs, looks)]
 
 
@@ -112,6 +113,39 @@ def _alignment(runs: Runs, looks: Looks, key: str, heading: str, meaning: str) -
             key,
         )
     ]
+
+
+def rates(study: Study, setting: str, looks: Looks) -> list[Group]:
+    """Validation error over the learning rate of every rule whose rate was searched."""
+    cells = [cell for cell in study.search if cell["setting"] == setting and cell["rule"] in looks]
+    if not cells:
+        return []
+    panel = Panel("Validation error, %", partial(draw_rates, cells=cells, looks=looks))
+    caption = (
+        "Of every rate that was tried and did not diverge; band: lowest to highest seed, where "
+        "there are several. The marker is the rate that was chosen."
+    )
+    drawn = legend((cell["rule"] for cell in cells), looks)
+    return [Group("learning-rates", "Choice of learning rates", caption, (panel,), legend=drawn)]
+
+
+def draw_rates(axes: Any, *, cells: Sequence[Mapping[str, Any]], looks: Looks) -> None:
+    """A line per rule over the rates, both axes logarithmic."""
+    for cell in cells:
+        look = looks[cell["rule"]]
+        tries = sorted((t for t in cell["tries"] if "val_acc" in t), key=lambda t: t["lr"])
+        xs = [tried["lr"] for tried in tries]
+        values = [100 - 100 * tried.get("val_map", tried["val_acc"]) for tried in tries]
+        axes.plot(xs, values, **line_style(look))
+        seeds = [[100 * e for e in tried.get("errors") or ()] for tried in tries]
+        if seeds and all(len(found) > 1 for found in seeds):
+            low, high = [min(found) for found in seeds], [max(found) for found in seeds]
+            axes.fill_between(xs, low, high, color=look.light, alpha=0.16, linewidth=0)
+        chosen = [(x, y) for x, y in zip(xs, values, strict=True) if x == cell["lr"]]
+        for x, y in chosen:
+            axes.plot([x], [y], marker=look.marker, markersize=5, color=look.light)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate", labelpad=2)
 
 
 def over_steps(runs: Runs, looks: Looks) -> list[Group]:

@@ -14,7 +14,6 @@ from apical.report import robustness, sections
 from apical.report.names import display_name, is_baseline
 from apical.report.read import Run, Study
 from apical.report.results import closing, rule_column, setting_column
-from apical.report.robust_stats import Estimate, radius
 from apical.report.sections import Section
 from apical.report.table import (
     Column,
@@ -28,6 +27,7 @@ from apical.report.table import (
     points,
     share,
 )
+from apical.robust_stats import Estimate, radius
 
 Row = Mapping[str, Any]
 

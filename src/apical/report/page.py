@@ -15,6 +15,7 @@ from apical.report import (
     diagnostics,
     figures,
     fine_tuning,
+    linear_probes,
     protocol,
     render,
     results,
@@ -30,6 +31,7 @@ from apical.stats import ALLOWANCE
 
 TEMPLATES = Path(__file__).parent / "templates"
 ANGLES_CSV = "delta-angles.csv"
+READOUTS_CSV = "linear-probes.csv"
 
 
 def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
@@ -86,6 +88,7 @@ def _write_study(study: Study, out: Path) -> Path:
         out,
         "study.html.j2",
         **_common(study, looks, out),
+        finding=results.finding(rows),
         summary=protocol.summary(study),
         verdicts=protocol.verdicts(rows),
         search=protocol.search(study),
@@ -99,6 +102,7 @@ def _write_study(study: Study, out: Path) -> Path:
         learners=learners,
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
         orders=results.orders(rows),
+        control=any(row.gained for row in rows),
         spikes=attacked.of_spiking_nets(study, out),
         most_neurons=spikes.MOST_NEURONS,
         sections=[_section(study, rows, setting, looks, out) for setting in study.settings],
@@ -175,6 +179,9 @@ def _diagnosis(found: diagnostics.Diagnosis, study: Study, out: Path) -> dict[st
     file = f"{slug}{ANGLES_CSV}"
     if found.last:
         write_bytes(out / file, angles.table([*found.last, *layers]).csv().encode())
+    if found.readouts:
+        csv = linear_probes.table(found.readouts).csv()
+        write_bytes(out / f"{slug}{READOUTS_CSV}", csv.encode())
     legend = render.legend(found.groups)
     return {
         "found": found,
@@ -185,6 +192,9 @@ def _diagnosis(found: diagnostics.Diagnosis, study: Study, out: Path) -> dict[st
         "angles_layers": angles.table(layers),
         "angles_legend": angles.LEGEND,
         "angles_csv": file,
+        "readouts": linear_probes.table(found.readouts) if found.readouts else None,
+        "readouts_legend": linear_probes.LEGEND,
+        "readouts_csv": f"{slug}{READOUTS_CSV}",
         "figures": render.draw(found.groups, out, title=title, slug=slug),
         "legend": legend if len(legend) > 1 else [],
     }

@@ -6,10 +6,10 @@ Everything is test error in %, as the published tables are; differences are perc
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apical import stats
-from apical.report.names import display_name, is_baseline
+from apical.report.names import display_name, is_baseline, is_frozen
 from apical.report.read import FULL_TIER, Published, Run, Study
 from apical.report.table import (
     Column,
@@ -28,9 +28,23 @@ FEWEST = 3
 """Rules of a setting with published values, below which an order says nothing."""
 
 
+GAINED = (
+    "`gained` is the error of the control with frozen hidden layers minus the rule's, paired on "
+    "the seeds, in points, and a rule does not learn where its interval, corrected for the number "
+    "of rules, is not above 0; "
+)
+"""What the column says."""
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table: a rule in a setting. Errors and differences in % and points."""
+    """One row of the table: a rule in a setting. Errors and differences in % and points.
+
+    Attributes: difference: minus backprop, on the same seeds. gained: the error of the control
+        `frozen`, whose hidden layers keep their initial weights, minus the rule's, on the same
+        seeds. learns: whether its interval, corrected for the number of rules in the setting, is
+        above 0; None for fewer than three seeds.
+    """
 
     setting: str
     rule: str
@@ -40,6 +54,8 @@ class Cell:
     summary: stats.Summary | None = None
     one_net: tuple[float, float] | None = None
     difference: stats.Summary | None = None
+    gained: stats.Summary | None = None
+    learns: bool | None = None
     ties: str = ""
     published: Published | None = None
     verdict: stats.Verdict | None = None
@@ -84,8 +100,11 @@ def _setting_cells(study: Study, setting: str) -> list[Cell]:
     }
     letters = stats.tie_groups(errors)
     baseline = errors.get(next(filter(is_baseline, rules), ""), {})
+    frozen = errors.get(next(filter(is_frozen, rules), ""), {})
+    others = sum(not is_frozen(rule) for rule in rules)
     made = []
     for rule in rules:
+        gained = stats.paired_difference(frozen, {} if is_frozen(rule) else errors[rule])
         planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
         runs = tuple(study.finished(setting, rule))
         published = study.find_published(setting, rule)
@@ -101,6 +120,8 @@ def _setting_cells(study: Study, setting: str) -> list[Cell]:
                 summary=summary,
                 one_net=_one_net(runs),
                 difference=difference,
+                gained=gained,
+                learns=_learns(frozen, errors[rule], others) if gained else None,
                 ties=letters[rule],
                 published=published,
                 verdict=_verdict(study, summary, published),
@@ -118,6 +139,15 @@ def _verdict(
     if not scale and study.tier != FULL_TIER:
         scale = f"tier {study.tier}, not the published protocol"
     return stats.verdict(summary, published.error, other_scale=scale, published_n=published.n)
+
+
+def _learns(frozen: stats.Sample, errors: stats.Sample, rules: int) -> bool | None:
+    """Whether hidden layers help beyond chance, by intervals that hold together for all rules."""
+    level = 1 - (1 - stats.LEVEL) / rules  # Bonferroni
+    found = stats.paired_difference(frozen, errors, level=level)
+    if found is None or found.low is None or found.n < stats.FEWEST:
+        return None
+    return found.low > 0
 
 
 def _one_net(runs: Sequence[Run]) -> tuple[float, float] | None:
@@ -148,6 +178,14 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
                 "bp_difference=difference.mean bp_low=difference.low bp_high=difference.high",
                 keep=any(cell.difference for cell in rows),
             ),
+            *[
+                Column(
+                    "gained",
+                    _gained,
+                    "gained=gained.mean gained_low=gained.low gained_high=gained.high learns",
+                )
+            ]
+            * any(cell.gained for cell in rows),
             Column("ties", lambda c: c.ties, "ties", left=True),
             Column(
                 "published %",
@@ -214,6 +252,13 @@ def _interval(cell: Cell) -> Shown:
     return Shown(share(cell.summary), getattr(cell.summary, "low", None), style="soft")
 
 
+def _gained(cell: Cell) -> Shown:
+    shown = estimate(cell.gained, signed)
+    if cell.learns is not False:
+        return shown
+    return replace(shown, text=f"does not learn: {shown.text}", style="differs")
+
+
 def _published(cell: Cell) -> Shown:
     row = cell.published
     return (
@@ -235,12 +280,47 @@ def legend(study: Study, rows: Sequence[Cell]) -> str:
     parts = [
         f"Tier {study.tier}: mean over n seeds with a 95 % t interval, cut off at 0 and 100; "
         + "`minus BP` is paired on the seeds, in points; " * baseline
+        + GAINED * any(cell.gained for cell in rows)
         + "rules that share a letter are not told apart (Holm-corrected)."
     ]
     if sources:
         parts.append(f"Published: {for_markdown('; '.join(sources))}.")
     parts += [for_markdown(sentence) for sentence in (*orders(rows), *study.notes)]
     return " ".join([*parts, closing(study)])
+
+
+def finding(rows: Sequence[Cell]) -> str:
+    """What the table shows, in a sentence for each setting: the best rule, which rules it does not
+    differ from, and which do not learn; "" without two rules to compare."""
+    made = []
+    settings = dict.fromkeys(row.setting for row in rows)
+    for setting in settings:
+        found = [row for row in rows if row.setting == setting and row.summary]
+        ranked = sorted(found, key=lambda row: row.summary.mean if row.summary else 0.0)
+        if len(ranked) < 2:
+            continue
+        best = ranked[0]
+        error = f"{mean(best.summary).text} %"
+        same = [row for row in ranked[1:] if {*row.ties} & {*best.ties}]
+        if not best.ties:
+            text = f"{display_name(best.rule)} has the lowest test error, {error}, in a single run"
+        elif len(same) == len(ranked) - 1:
+            text = (
+                f"no test error differs significantly from the lowest, {display_name(best.rule)}'s "
+                f"{error}"
+            )
+        else:
+            text = f"{display_name(best.rule)} has the lowest test error, {error}"
+            text += f", not significantly different from {_names(same)}" if same else ""
+        if idle := [row for row in ranked if row.learns is False]:
+            text += f"; hidden layers do not learn under {_names(idle)}"
+        where = f"{setting}: " if len(settings) > 1 else ""
+        made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
+    return " ".join(made)
+
+
+def _names(rows: Sequence[Cell]) -> str:
+    return ", ".join(display_name(row.rule) for row in rows)
 
 
 def orders(rows: Sequence[Cell]) -> list[str]:

@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from apical.report import robust_stats, sections
+from apical import robust_stats
+from apical.report import sections
 from apical.report.evaluations import Row
 from apical.report.hash_read import Evaluation
 from apical.report.names import display_name
 from apical.report.read import Study
 from apical.report.results import closing, rule_column, setting_column
-from apical.report.robust_stats import MASKED, Estimate, radius
 from apical.report.robustness_words import NORMS
 from apical.report.sections import Section, Value
 from apical.report.table import Column, Shown, Table, count, estimate, for_markdown, percent, points
+from apical.robust_stats import MASKED, Estimate, radius
 
 COLUMNS = {
     "noise": ("attack", {"attack": "noise"}),

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from apical import stats
-from apical.report import robust_stats
+from apical import robust_stats, stats
 from apical.report.names import display_name, is_baseline
 from apical.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
-from apical.report.robust_stats import MASKED, Estimate, RuleVerdict
 from apical.report.sections import Section, Value, attack_row, attack_share, near
+from apical.robust_stats import MASKED, Estimate, RuleVerdict
 
 LINES = ("own", "averaged", "exact", "transfer", "black box", "noise", "worst")
 """Kinds of attack that are followed over the radius, the protocol of the papers first."""

@@ -7,9 +7,9 @@ from apical.report import robustness, robustness_words
 from apical.report.colours import INK, LOOKS, SOFT, SPARE, Look, line_style
 from apical.report.names import display_name
 from apical.report.render import Group, Panel
-from apical.report.robust_stats import Estimate, radius
 from apical.report.robustness import LINES, Heat, Lines
 from apical.report.sections import Section
+from apical.robust_stats import Estimate, radius
 
 
 def _like(look: Look, dash: tuple[float, ...], marker: str) -> Look:

@@ -10,7 +10,6 @@ from apical.report.names import display_name
 from apical.report.read import Study
 from apical.report.results import rule_column, setting_column, verdict
 from apical.report.robust_read import Evaluation, PublishedRobustness
-from apical.report.robust_stats import RuleVerdict, radius
 from apical.report.robustness import Beside, Headline, Heat
 from apical.report.sections import Section
 from apical.report.table import (
@@ -24,6 +23,7 @@ from apical.report.table import (
     percent,
     points,
 )
+from apical.robust_stats import RuleVerdict, radius
 
 ATTACK = ("eps", "group", "attack", "source", "role")
 """Keys that tell one attack of an evaluation from another."""

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from apical.report.names import display_name, is_baseline
 from apical.report.read import Study
 from apical.report.results import closing
-from apical.report.robust_stats import radius
 from apical.report.robustness import Headline
 from apical.report.sections import Section, missing_sentence
 from apical.report.table import for_markdown, percent, points, span
+from apical.robust_stats import radius
 
 KINDS = {
     "own": "own gradient, the papers' protocol",

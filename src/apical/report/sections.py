@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from apical import stats
-from apical.report import robust_stats
+from apical import robust_stats, stats
 from apical.report.evaluations import Evaluated, Row
 from apical.report.names import display_name, is_baseline
 from apical.report.protocol import flatten, text
 from apical.report.robust_read import PublishedRobustness
-from apical.report.robust_stats import Estimate
+from apical.robust_stats import Estimate
 
 SAME_RADIUS = 1e-3
 """Relative difference up to which a published radius is taken for ours."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apical.report import robust_stats, robustness, sections
+from apical import robust_stats
+from apical.report import robustness, sections
 from apical.report.colours import INK, SOFT
 from apical.report.names import display_name
 from apical.report.pictures import address, arrays
@@ -17,9 +18,9 @@ from apical.report.read import Study
 from apical.report.render import FONT, save_png
 from apical.report.results import closing, rule_column
 from apical.report.robust_read import Evaluation
-from apical.report.robust_stats import Estimate, radius
 from apical.report.sections import Section
 from apical.report.table import Column, Shown, Table, estimate, for_markdown, mean, percent, points
+from apical.robust_stats import Estimate, radius
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "noise": ("noise",),

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apical import records, robustness, run_folder, training
-from apical.report import robust_stats
+from apical import records, robust_stats, robustness, run_folder, training
 from apical.robustness import Evaluation
 from apical.studies.base import Choice, Entry, Study
 from apical.trained import digest_of_run, from_run
