@@ -248,14 +248,6 @@ def test_steps_until_solved(tmp_path: Path) -> None:
     assert found["no write"].others[8].mean == pytest.approx(37.5)
 
 
-def test_the_page_and_the_document_tell_of_it(tmp_path: Path) -> None:
-    page = report.write(study(tmp_path)).read_text()
-    assert "Steps until the task is solved" in page and "above 100" in page
-    assert "Rate of writing" in page and (tmp_path / "report" / "memory.png").is_file()
-    text = report.table_markdown(tmp_path)
-    assert "| MNM-p | 2 of 2 | 75 | 0 to 393 | 100, 50 | 37.5" in text
-
-
 def test_the_memory_is_shown_as_means_over_steps(tmp_path: Path) -> None:
     runs = {"MNM-p": read_study(study(tmp_path)).finished("pairs", "MNM-p")}
     assert figures.memory_series(runs, "beta") == {"MNM-p": {2: pytest.approx([0.15, 0.15])}}

@@ -464,25 +464,6 @@ def test_protocol_separates_what_rules_share_from_what_differs(study):
     assert "seed" not in item["shared"]
 
 
-def test_the_choice_of_learning_rates_is_shown(tmp_path):
-    folder = make_study(tmp_path / "s", **BARE)
-    value = records.read_json(folder / "study.json")
-    value["search"] = [
-        {"setting": "MNIST LeNet SGD", "rule": rule, "lr": 0.01, "at_edge": rule == "fa"}
-        | {"tries": [{"lr": 0.01, "val_acc": 0.975}, {"lr": 0.1, "reason": "non-finite loss"}]}
-        for rule in ("bp", "fa")
-    ]
-    records.write_json(folder / "study.json", value)
-    ((_, table),) = protocol.search(read.read_study(folder))
-    assert table.markdown().splitlines()[:3] == [
-        "| rule | 0.1 | 0.01 |   |",
-        "|---|---:|---:|---|",
-        "| BP | diverged | **2.50** |  |",
-    ]
-    text = _plain(report.write(folder).read_text())
-    assert "FA diverged 2.50 at the edge of what was tried" in text
-
-
 def test_environments_that_differ_are_counted(tmp_path):
     folder = make_study(tmp_path / "s", rules=("bp",), epochs=1, layers=())
     run = min(folder.glob("s0-*"))

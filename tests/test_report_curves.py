@@ -72,13 +72,6 @@ def test_the_page_shows_them_with_a_figure_and_csv(study):
     assert float(rows[0]["published"]) == 94.4 and rows[0]["source"] == SOURCE
 
 
-def test_markdown_has_a_line_for_each_course(study):
-    text = report.table_markdown(study)
-    assert "| BP | test accuracy, % | 92.00 (94.40) | 92.00 (94.60) † |" in text
-    assert "| FA | test accuracy, % | 94.00 (97.00) |  |" in text
-    assert SOURCE in text
-
-
 def test_a_study_without_them_has_no_such_section(tmp_path):
     folder = make_study(tmp_path / "plain", rules=("bp",), epochs=2, layers=())
     assert "published course" not in report.write(folder).read_text()

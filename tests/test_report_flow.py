@@ -70,17 +70,6 @@ def test_lines_hold_means_and_differences_paired_on_the_seeds(tmp_path: Path) ->
     assert [by_rule[name].reached for name in LEARNERS] == ["", "4 of 4", "3 of 4", "4 of 4"]
 
 
-def test_the_markdown_has_the_table_the_notes_and_when_the_task_was_solved(tmp_path: Path) -> None:
-    text = report.table_markdown(make(tmp_path))
-    lines = text.splitlines()
-    assert lines[0].startswith("| learner | n | test accuracy % | 95 % interval |")
-    assert lines[3].startswith("| BP | 3 | 100.00 | 100.00 to 100.00 | 100.00 | +49.00 [")
-    assert lines[3].endswith("| 3 of 3 | 10 |")
-    assert lines[4].endswith("| 3 of 4 | 0 of 3 | above 20 |")
-    assert "+10.00 [+10.00 to +10.00]" in lines[5]
-    assert "A note." in text and "paired on the seeds" in text
-
-
 def test_a_missing_baseline_is_told_on_the_page_and_in_the_document(tmp_path: Path) -> None:
     folder = make(tmp_path, ("LRA sum", "LRA sum, 0.1 on W"))
     told = sequence_learners.missing(read_study(folder))
@@ -91,13 +80,6 @@ def test_a_missing_baseline_is_told_on_the_page_and_in_the_document(tmp_path: Pa
     assert told[0] in report.table_markdown(folder)
     page = report.write(folder).read_text()
     assert "A baseline is missing" in page and told[0] in page
-
-
-def test_the_page_has_the_learners_and_the_gradient_along_time(tmp_path: Path) -> None:
-    page = report.write(make(tmp_path)).read_text()
-    assert "Learning through time" in page and "A baseline is missing" not in page
-    assert "Gradient along time" in page and "Weight gradient, before training" in page
-    assert (tmp_path / "report" / "gradient-flow.png").stat().st_size > 5000
 
 
 def test_the_figure_draws_both_measurements_and_leaves_out_what_has_no_signal(

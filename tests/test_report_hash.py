@@ -160,32 +160,6 @@ def test_csv_holds_every_number(study: Path) -> None:
     assert {row["n"] for row in attacks} == {"3"}
 
 
-def test_markdown_is_the_table(study: Path) -> None:
-    lines = report.table_markdown(study).splitlines()
-    (usf,) = [line for line in lines if line.startswith("| uSF | 0.1 |")]
-    cells = [cell.strip() for cell in usf.strip("|").split("|")]
-    assert cells[:8] == ["uSF", "0.1", "3", "97.0", "70.0", "41.0", "70.0", "41.0"]
-    assert cells[8] == "**39.0** [36.5 to 41.5]"
-    assert cells[9] == "+29.0 [+29.0 to +29.0]"
-    assert cells[10] == "+1.0 [+1.0 to +1.0]"
-    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
-    assert "A note." in lines[-1]
-    assert "Regenerate: `apical study hashed" in lines[-1]
-
-
-def test_the_page_shows_numbers_and_pictures(study: Path) -> None:
-    text = report.write(study).read_text()
-    for wanted in (
-        "Retrieval under attack", "Radius 0.05", "Radius 0.1", "SDHA, exact gradient", ">39.0<",
-        "The nearest item without any attack", "First found is wrong %", "Bits that never change",
-        'href="retrieval.csv"', "query, label 3", "HAG, exact gradient", "12.3",
-    ):  # fmt: skip
-        assert wanted in text, wanted
-    assert "Test error %" not in text
-    assert text.count("found, label") == 3 * 2 * 3 * 6  # rules, queries, clean and two attacks
-    assert (study / "report" / "retrieval-attacks.csv").exists()
-
-
 def test_found_images_are_marked_by_their_labels(study: Path) -> None:
     found, problems = pictures.answers(section_of(study))
     assert not problems

@@ -100,15 +100,6 @@ def test_numbers_of_the_page_are_those_of_the_rows(html, section):
     assert table["BP"][7:10] == ["0.0 0.0 to 0.0", "–", "faithful"]
 
 
-def test_the_page_says_what_to_conclude(html):
-    text = _plain(html)
-    assert "FA and uSF are masked: attacked by their own gradient" in text
-    assert "In the worst case over everything tried, backprop keeps" in text
-    assert "no rule is told apart from it (3 seeds, paired, Holm-corrected)" in text
-    assert "it is the one at which backprop's nets keep nearest to half" in text
-    assert "Tier smoke; compared with published robust accuracies." in text
-
-
 def test_a_gap_at_another_radius_only_is_said_to_be_there(section):
     """uSF is masked from 0.1 on; at 0.05 its gap is below 5 points."""
     rows = [row for row in robustness.headlines(section, 0.05) if row.rule == "usf"]
@@ -147,15 +138,6 @@ def test_the_same_files_give_the_same_bytes(study, html, tmp_path):
     again = report.write(study, tmp_path / "again")
     for file in again.parent.iterdir():
         assert file.read_bytes() == (study / "report" / file.name).read_bytes()
-
-
-def test_flags_are_listed_with_their_reason(tmp_path):
-    make_evaluation(tmp_path / "run" / "robustness" / "a", "dfa", 1)
-    text = _plain(report.write(tmp_path / "run").read_text())
-    assert "twice as many steps change little flagged in 1 of 1" in text
-    assert "had not converged" in text
-    assert "net, seed 0: PGD-40 ce broke 5 of 88 survivors at eps 0.1." in text
-    assert text.count("does not hold everywhere") == 1  # what was not run is no flag
 
 
 @pytest.mark.parametrize(
@@ -278,54 +260,7 @@ def plain(tmp_path_factory):
     return add_robustness(folder)
 
 
-def test_markdown_holds_the_headline_and_the_published_values(plain, tmp_path):
-    text = report.table_markdown(plain)
-    (section,) = sections.sections(read.read_study(plain).robustness)
-    (row,) = [r for r in robustness.headlines(section, 0.1) if r.rule == "fa"]
-    assert text.startswith("| rule | radius | n | clean | noise | own gradient | exact gradient |")
-    assert (
-        f"| FA | 0.1 | 3 | {row.clean.mean:.1f} | {row.noise.mean:.1f} | {row.own.mean:.1f} | "
-        f"{row.exact.mean:.1f} | **{row.worst.mean:.1f}** [{span(row.worst, percent)}] |"
-    ) in text
-    assert "| FA | PGD-20 ce | 0.1 | 3 |" in text
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- table:plain -->\n<!-- end -->\n")
-    assert report.refresh(readme, plain.parent)
-    assert "| masked |" in readme.read_text()
-    assert not report.refresh(readme, plain.parent)
-
-
-def test_markdown_of_crossed_rules_is_their_table(study, section):
-    text = report.table_markdown(study)
-    (heat,) = robustness.heats(section, 0.1)
-    assert text.startswith("| trained by ↓ gradient of → | BP (exact) | FA | uSF |")
-    cells = [heat.cells["usf", column].mean for column in RULES]
-    assert f"| uSF | {cells[0]:.1f} | {cells[1]:.1f} | **{cells[2]:.1f}** |" in text
-    assert heat.conclusion in text
-    assert "worst case" not in text
-
-
 # One run
-
-
-def test_a_run_alone_has_a_page(tmp_path):
-    folder = make_study(tmp_path / "s", rules=("fa",), seeds=(1,), epochs=3, layers=("conv", "fc"))
-    (run,) = folder.glob("s0-*")
-    make_evaluation(run / "robustness" / "a", "fa", 1)
-    final = records.read(run / "records.jsonl")[-1]
-    page = report.write(run)
-    text = _plain(page.read_text())
-    assert page == run / "report" / "index.html"
-    assert "FA: lenet on mnist" in text
-    assert f"Test error {100 - 100 * final['test_acc']:.2f} %" in text
-    assert "after 3 epochs" in text
-    assert {"curves.png", "angle.png", "robust-radius.png"} <= {
-        file.name for file in page.parent.iterdir()
-    }
-    assert "mean over seeds; band" not in text
-    assert "FA is masked: attacked by its own gradient" in text
-    assert "one net only: an interval over the test images" in text
-    assert str(tmp_path) not in text
 
 
 def test_a_run_under_way_shows_how_far_it_came(tmp_path):
