@@ -26,6 +26,7 @@ from fake_study import make_study, rewrite
 
 PACKED_FILES = ["records.parquet", "runs.jsonl", "study.json"]
 EXECUTION = training.Execution(quiet=True)
+pytestmark = pytest.mark.filterwarnings("ignore::apical.hashing.ConstantBitWarning")
 
 
 def small_study() -> Study:
@@ -64,7 +65,7 @@ def loose(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(loose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "tiny"
-    pack(loose, out)
+    pack(loose, out, search=True)
     return out
 
 
@@ -80,7 +81,6 @@ def json_files(folder: Path) -> list[str]:
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*.json*")]
 
 
-@pytest.mark.filterwarnings("ignore::apical.hashing.ConstantBitWarning")
 def test_a_study_reads_the_same_packed_and_loose(loose: Path, packed: Path) -> None:
     assert sorted(path.name for path in packed.iterdir()) == PACKED_FILES
     before, after = open_folder(loose), open_folder(packed)
@@ -122,9 +122,20 @@ def test_a_run_of_a_packed_study_has_its_page(loose: Path, packed: Path, tmp_pat
 
 
 def test_packing_again_changes_no_byte(loose: Path, packed: Path, tmp_path: Path) -> None:
-    pack(loose, tmp_path)
+    pack(loose, tmp_path, search=True)
     for name in PACKED_FILES:
         assert (tmp_path / name).read_bytes() == (packed / name).read_bytes()
+
+
+def test_tries_of_a_search_are_packed_on_request(loose: Path, packed: Path, tmp_path: Path) -> None:
+    assert packing.SEARCH == conduct.SEARCH_FOLDER
+    pack(loose, tmp_path)
+    tries = open_folder(packed).folders("search")
+    assert len(tries) == 8 and not open_folder(tmp_path).has("search")
+    runs = [line["folder"] for line in records.read(packed / "runs.jsonl")]
+    left = [line["folder"] for line in records.read(tmp_path / "runs.jsonl")]
+    assert left == [name for name in runs if not name.startswith("search/")]
+    assert read_study(tmp_path).search == read_study(loose).search != ()
 
 
 VALUES = st.recursive(

@@ -13,7 +13,8 @@ trials.jsonl. A packed study holds the same in three files:
                       A column whose values differ in type holds them as JSON text, which the
                       metadata of its field say (encoding: json)
 
-Checkpoints and pictures (examples.npz) stay behind. Packed files are read only if their SHA-256 is
+Checkpoints and pictures (examples.npz) stay behind, and the tries of a search unless asked for:
+study.json says what each has found. Packed files are read only if their SHA-256 is
 the one in study.json.
 """
 
@@ -35,6 +36,8 @@ FORMAT = 1
 STUDY, RUNS, ROWS = "study.json", "runs.jsonl", "records.parquet"
 DESCRIPTIONS = ("experiment.json", "setting.json")
 ROW_FILES = ("records", "trials")
+SEARCH = "search"
+"""The folder of a study that holds the tries of its search."""
 ORIGIN = ("_folder", "_file", "_keys")
 """Columns that hold no values of rows."""
 
@@ -166,11 +169,11 @@ def is_packed(path: Path) -> bool:
     return (path / STUDY).is_file() and "packed" in records.read_json(path / STUDY)
 
 
-def pack(study: str | Path, out: str | Path) -> None:
+def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
     """Pack a loose study.
 
     Args: study: its folder, with study.json. out: the folder of the packed files, which replace
-        those of an earlier packing.
+        those of an earlier packing. search: whether to pack the runs that tried learning rates.
     Raises: ValueError if there is no such study, or naming a file that cannot be read or packed;
         StorageError where `out` cannot be written. Nothing is written in the first two cases.
     """
@@ -183,6 +186,8 @@ def pack(study: str | Path, out: str | Path) -> None:
     environments: dict[str, Row] = {}
     for folder in _record_folders(study):
         name = folder.relative_to(study).as_posix()
+        if name.startswith(f"{SEARCH}/") and not search:
+            continue
         line = {"folder": name, **_description(folder)}
         if (folder / "environment.json").exists():
             environment = records.read_json(folder / "environment.json")
