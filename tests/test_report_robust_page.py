@@ -249,17 +249,6 @@ def test_examples_that_cannot_be_shown_are_named(tmp_path, change, message):
     assert "cannot be read" in problem
 
 
-# Markdown
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A study that tried no gradients of other rules."""
-    folder = tmp_path_factory.mktemp("runs") / "plain"
-    make_study(folder, rules=RULES, epochs=1, layers=(), published=False, tier="smoke")
-    return add_robustness(folder)
-
-
 # One run
 
 
