@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 from apical.bench import report
-from apical.bench.report import figures, looks, order, page, protocol, read, table
+from apical.bench.report import attacked, colours, lines, page, protocol, read, results
 from apical.bench.storage import records
-from apical.measure import statistics
+from apical.measure import statistics as stats
 from fake_study import make_study, rewrite
 
 SMALL = {"rules": ("bp", "fa", "dfa"), "epochs": 3, "layers": ("conv", "fc")}
@@ -60,16 +60,15 @@ def test_numbers_of_the_page_are_those_of_the_records(study, html):
     for run in read.read_study(study).runs:
         last = records.read(study / run.folder / "records.jsonl")[-1]
         errors.setdefault(run.rule, {})[run.seed] = 100 - 100 * last["test_acc"]
-    fa, bp = (statistics.summarize(list(errors[rule].values())) for rule in ("fa", "bp"))
-    gap = statistics.summarize([errors["fa"][seed] - errors["bp"][seed] for seed in (1, 2, 3)])
+    fa, bp = (stats.summarize(list(errors[rule].values())) for rule in ("fa", "bp"))
+    gap = stats.summarize([errors["fa"][seed] - errors["bp"][seed] for seed in (1, 2, 3)])
     assert rows["FA"] == [
         "FA",
         "3",
         f"{fa.mean:.2f}",
         f"{fa.low:.2f} to {fa.high:.2f}",
-        f"+{gap.mean:.2f}",
-        f"{gap.low:+.2f} to {gap.high:+.2f}",
-        statistics.tie_groups(errors)["fa"],
+        f"+{gap.mean:.2f}{gap.low:+.2f} to {gap.high:+.2f}",
+        stats.tie_groups(errors)["fa"],
         "1.70",
         f"{fa.mean - 1.70:+.2f}",
         "agrees",
@@ -85,12 +84,12 @@ def test_headline_counts_the_verdicts(html):
 
 def test_csv_holds_the_same_in_full_precision(study, html):
     rows = {row["rule"]: row for row in csv.DictReader(io.StringIO(_csv(study)))}
-    cell = next(cell for cell in table.cells(read.read_study(study)) if cell.rule == "fa")
+    cell = next(cell for cell in results.cells(read.read_study(study)) if cell.rule == "fa")
     assert float(rows["fa"]["mean"]) == cell.summary.mean
     assert float(rows["fa"]["bp_low"]) == cell.difference.low
     assert rows["bp"]["bp_difference"] == ""
     assert rows["fa"]["verdict"] == "agrees"
-    assert float(rows["fa"]["feedback_bytes"]) == cell.mean_of("feedback_bytes")
+    assert float(rows["fa"]["feedback_bytes"]) == cell.costs["feedback_bytes"]
 
 
 def _csv(study):
@@ -255,7 +254,7 @@ def test_published_data_that_differ_are_not_judged(tmp_path):
     value = records.read_json(folder / "study.json")
     value["published"][0]["other_scale"] = "half the training images"
     records.write_json(folder / "study.json", value)
-    verdicts = {cell.rule: cell.verdict for cell in table.cells(read.read_study(folder))}
+    verdicts = {cell.rule: cell.verdict for cell in results.cells(read.read_study(folder))}
     assert (verdicts["bp"].word, verdicts["bp"].why) == ("other scale", "half the training images")
     assert verdicts["fa"].word == "agrees"
 
@@ -347,26 +346,26 @@ def test_refresh_refuses_broken_markers_and_leaves_the_file(study, tmp_path, tex
 
 def _cell(rule, error, published, setting="s"):
     source = read.Published(setting, rule, published, "paper")
-    summary = statistics.Summary(1, error, None, None, None)
-    return table.Cell(setting, rule, 1, 0, (), summary=summary, published=source)
+    summary = stats.Summary(1, error, None, None, None)
+    return results.Cell(setting, rule, 1, 0, (), summary=summary, published=source)
 
 
 def test_the_order_of_rules_stands_beside_the_published_one():
     """Pairs in order 4, reversed 1, tied in the published 1: tau-b = 3 / sqrt(6 * 5) = 0.55."""
     rows = [_cell("bp", 1.0, 2.0), _cell("usf", 1.5, 2.0), _cell("fa", 4.0, 3.0)]
     rows += [_cell("dfa", 3.0, 9.0)]
-    assert order.told(rows) == [
+    assert results.orders(rows) == [
         "Best first: BP, uSF, DFA, FA; published: BP = uSF, FA, DFA (Kendall's tau 0.55)."
     ]
-    assert order.told(rows[:2]) == []
+    assert results.orders(rows[:2]) == []
     both = [*rows, *(_cell(rule, 1.0, 2.0, "t") for rule in ("bp", "usf", "fa"))]
-    assert order.told(both)[1] == "t, best first: BP = uSF = FA; published: BP = uSF = FA."
+    assert results.orders(both)[1] == "t, best first: BP = uSF = FA; published: BP = uSF = FA."
 
 
 def test_curves_use_epochs_that_every_seed_has():
     rows = [{"kind": "epoch", "epoch": epoch, "train_loss": epoch / 10} for epoch in (1, 2, 3)]
     long, short = _run(rows), _run(rows[:2])
-    series = figures.series({"fa": [long, short], "bp": []}, "epoch", "train_loss")
+    series = lines.series({"fa": [long, short], "bp": []}, "epoch", "train_loss")
     assert series == {"fa": {1: [0.1, 0.1], 2: [0.2, 0.2]}}
 
 
@@ -376,12 +375,12 @@ def test_runs_from_before_a_quantity_was_recorded_are_left_out_and_counted():
     resumed = _run([*rows[:2], rows[2] | {"delta_angle_deg": 80.0}])
     runs = {"fa": [new, resumed, new], "bp": [_run(rows)]}
     asked = "layer", "delta_angle_deg", "fc"
-    found = figures.series(runs, *asked)
+    found = lines.series(runs, *asked)
     assert found == {"fa": {0: [90.0, 90.0], 1: [89.0, 89.0], 2: [88.0, 88.0]}}
-    assert figures.recorded(runs, *asked) == " Recorded in 2 of 3 runs."
-    assert figures.recorded({"fa": [new]}, *asked) == ""
+    assert lines.recorded(runs, *asked) == " Recorded in 2 of 3 runs."
+    assert lines.recorded({"fa": [new]}, *asked) == ""
     late = {"fa": [_run([rows[0], *new.rows[1:]])] * 2}  # none has the first: then all count
-    assert list(figures.series(late, *asked)["fa"]) == [1, 2]
+    assert list(lines.series(late, *asked)["fa"]) == [1, 2]
 
 
 def test_numbers_of_a_logarithmic_axis_are_few_and_short():
@@ -389,13 +388,13 @@ def test_numbers_of_a_logarithmic_axis_are_few_and_short():
 
     axes = Figure(figsize=(1.9, 1.45)).add_subplot()
     axes.plot([0, 1], [0.9, 1.1])
-    figures.log_axis(axes, (1e-4, 2.0))
+    lines.log_axis(axes, (1e-4, 2.0))
     shown = [t for t in axes.get_yticks() if 1e-4 <= t <= 2]
     assert shown == pytest.approx([1e-4, 1e-3, 1e-2, 0.1, 1.0])
     assert [axes.yaxis.get_major_formatter()(t) for t in shown[:2]] == ["1e-4", "0.001"]
-    figures.log_axis(axes, (0.5, 3.0))
+    lines.log_axis(axes, (0.5, 3.0))
     assert {0.5, 1.0, 2.0} <= {round(t, 6) for t in axes.get_yticks()}
-    assert [figures.short(v) for v in (1e4, 2e6, 300, 0.02)] == ["1e4", "2e6", "300", "0.02"]
+    assert [lines.short(v) for v in (1e4, 2e6, 300, 0.02)] == ["1e4", "2e6", "300", "0.02"]
 
 
 def test_fields_of_later_versions_do_not_differ_from_their_absence(tmp_path):
@@ -413,28 +412,28 @@ def _run(rows):
 
 
 def test_many_layers_are_thinned_evenly_and_said_so(tmp_path):
-    assert figures.spread(list("abc"), 12) == list("abc")
+    assert lines.spread(list("abc"), 12) == list("abc")
     names = [str(index) for index in range(22)]
-    picked = figures.spread(names, 12)
+    picked = lines.spread(names, 12)
     assert len(set(picked)) == 12
     assert (picked[0], picked[-1]) == ("0", "21")
 
 
-@pytest.mark.parametrize("known", [["bp", "fa", "kp"], list(looks.LOOKS)])
+@pytest.mark.parametrize("known", [["bp", "fa", "kp"], list(colours.LOOKS)])
 def test_no_two_rules_look_the_same(known):
-    chosen = looks.looks([*known, *(f"r={rank}" for rank in range(25))])
+    chosen = colours.colours([*known, *(f"r={rank}" for rank in range(25))])
     assert len(set(chosen.values())) == len(known) + 25
-    known_colours = set(looks.variables())
+    known_colours = set(colours.variables())
     assert {look.light for look in chosen.values()} <= known_colours
 
 
 def test_unknown_rules_get_their_own_looks_in_order():
-    chosen = looks.looks(["mine", "fa", "yours"])
-    assert chosen["fa"] == looks.LOOKS["fa"]
-    assert chosen["mine"] == looks.SPARE[0]
-    assert chosen["yours"] == looks.SPARE[1]
-    assert looks.looks([f"r{i}" for i in range(6)] + ["bp"])["r5"] == looks.LOOKS["fa"]
-    lights = [look.light for look in [*looks.LOOKS.values(), *looks.SPARE]]
+    chosen = colours.colours(["mine", "fa", "yours"])
+    assert chosen["fa"] == colours.LOOKS["fa"]
+    assert chosen["mine"] == colours.SPARE[0]
+    assert chosen["yours"] == colours.SPARE[1]
+    assert colours.colours([f"r{i}" for i in range(6)] + ["bp"])["r5"] == colours.LOOKS["fa"]
+    lights = [look.light for look in [*colours.LOOKS.values(), *colours.SPARE]]
     assert len(set(lights)) == len(lights)
 
 
@@ -442,7 +441,7 @@ def test_unknown_rules_get_their_own_looks_in_order():
 def test_every_colour_stands_out_from_the_paper(dark, paper):
     """WCAG asks 3 : 1 of lines and markers; the paper colours are those of page.css."""
     assert paper in (page.TEMPLATES / "page.css").read_text()
-    for look in [*looks.LOOKS.values(), *looks.SPARE]:
+    for look in [*colours.LOOKS.values(), *colours.SPARE]:
         assert _contrast(look.dark if dark else look.light, paper) >= 2.9
 
 
@@ -467,26 +466,6 @@ def test_protocol_separates_what_rules_share_from_what_differs(study):
     assert "seed" not in item["shared"]
 
 
-def test_the_choice_of_learning_rates_is_shown(tmp_path):
-    folder = make_study(tmp_path / "s", **BARE)
-    value = records.read_json(folder / "study.json")
-    value["search"] = [
-        {"setting": "MNIST LeNet SGD", "rule": rule, "lr": 0.01, "at_edge": rule == "fa"}
-        | {"tries": [{"lr": 0.01, "val_acc": 0.975}, {"lr": 0.1, "reason": "non-finite loss"}]}
-        for rule in ("bp", "fa")
-    ]
-    records.write_json(folder / "study.json", value)
-    (item,) = protocol.search(read.read_study(folder))
-    assert item["rates"] == ["0.1", "0.01"]
-    assert item["rows"][0] == {
-        "rule": "BP",
-        "errors": [("diverged", False), ("2.50", True)],
-        "at_edge": False,
-    }
-    text = _plain(report.write(folder).read_text())
-    assert "FA diverged 2.50 at the edge of what was tried" in text
-
-
 def test_environments_that_differ_are_counted(tmp_path):
     folder = make_study(tmp_path / "s", rules=("bp",), epochs=1, layers=())
     run = min(folder.glob("s0-*"))
@@ -498,7 +477,7 @@ def test_environments_that_differ_are_counted(tmp_path):
 
 
 def test_file_names_from_settings_do_not_clash():
-    assert page.slugs(["A b", "A/b", "../..", "ß"]) == {
+    assert attacked.slugs(["A b", "A/b", "../..", "ß"]) == {
         "A b": "a-b",
         "A/b": "a-b-2",
         "../..": "setting",

@@ -10,7 +10,7 @@ from apical.bench import report
 from apical.bench.report import angles
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
-from apical.measure import statistics
+from apical.measure import statistics as stats
 from fake_study import make_study
 
 SETTING = "MNIST LeNet SGD"
@@ -55,25 +55,26 @@ def of_layer(row: dict[str, Any], run: tuple[str, int]) -> dict[str, Any] | None
 
 def found(folder: Path) -> tuple[list[angles.Line], list[angles.Line]]:
     study = read_study(folder)
-    return angles.lines({rule: study.finished(SETTING, rule) for rule in study.rules})
+    rules = angles.lines({rule: study.finished(SETTING, rule) for rule in study.rules})
+    return rules, angles.by_layer(rules)
 
 
 def test_means_and_intervals_are_of_the_last_measurement(folder: Path) -> None:
     (fa, kp), layers = found(folder)
-    assert fa.angle == statistics.summarize([70.0, 75.0, 72.5])
-    assert (fa.rule, fa.layer, fa.n, fa.mean) == ("fa", "", "3", "72.5")
+    assert fa.angle == stats.summarize([70.0, 75.0, 72.5])
+    assert (fa.rule, fa.layer, fa.n, fa.mean) == ("fa", "", 3, "72.5")
     assert fa.interval == "66.3 to 78.7"
     conv = next(line for line in layers if (line.rule, line.layer) == ("fa", "conv"))
-    assert conv.angle == statistics.summarize([80.0, 84.0, 82.0])
+    assert conv.angle == stats.summarize([80.0, 84.0, 82.0])
     assert (fa.ties, kp.ties) == ("b", "a")
 
 
 def test_a_run_whose_layer_heard_nothing_at_the_end_does_not_count(folder: Path) -> None:
     (_, kp), layers = found(folder)
-    assert kp.n == "2 of 3" and kp.angle == statistics.summarize([2.5, 3.25])
+    assert (kp.n, kp.finished) == (2, 3) and kp.angle == stats.summarize([2.5, 3.25])
     assert {(line.layer, line.n) for line in layers if line.rule == "kp"} == {
-        ("conv", "2 of 3"),
-        ("fc1", "3"),
+        ("conv", 2),
+        ("fc1", 3),
     }
 
 
@@ -89,7 +90,7 @@ def test_a_rule_that_reached_nothing_has_a_line_without_an_angle(folder: Path) -
         last.pop("delta_angle_deg", None)
         records.append(path, *rows)
     (_, kp), _ = found(folder)
-    assert (kp.n, kp.angle, kp.mean, kp.interval, kp.ties) == ("0 of 3", None, "", "", "")
+    assert (kp.n, kp.angle, kp.mean, kp.interval, kp.ties) == (0, None, "", "", "")
     assert "–" in report.write(folder).read_text()
     assert "| KP | 0 of 3 |  |  |  |  | 2.2 [1.4 to 2.9] |" in angles.to_markdown(
         read_study(folder)
@@ -97,7 +98,7 @@ def test_a_rule_that_reached_nothing_has_a_line_without_an_angle(folder: Path) -
 
 
 def test_an_interval_ends_where_angles_do() -> None:
-    line = angles.Line("kp", "fc1", 2, statistics.summarize([1.0, 3.0]), "")
+    line = angles.Line("kp", "fc1", 2, stats.summarize([1.0, 3.0]), "")
     assert line.angle is not None and line.angle.low is not None and line.angle.low < 0
     assert line.interval.startswith("0.0 to ")
 

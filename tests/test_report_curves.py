@@ -6,8 +6,8 @@ import io
 import pytest
 
 from apical.bench import report
-from apical.bench.report import curves, figures, read
-from apical.bench.report.looks import looks
+from apical.bench.report import curves, figures, lines, read
+from apical.bench.report.colours import colours
 from apical.bench.storage import records
 from fake_study import make_study
 
@@ -16,9 +16,11 @@ SOURCE = "Somebody 2019, logs"
 
 @pytest.fixture
 def study(tmp_path):
-    folder = make_study(
-        tmp_path / "courses", rules=("bp", "fa"), epochs=3, layers=("fc2",), published=False
-    )
+    return courses(tmp_path / "courses")
+
+
+def courses(folder):
+    make_study(folder, rules=("bp", "fa"), epochs=3, layers=("fc2",), published=False)
     value = records.read_json(folder / "study.json")
     for run in value["runs"]:
         wanted = 0.9 + 0.01 * run["seed"] + (0.02 if run["rule"] == "fa" else 0)
@@ -71,13 +73,6 @@ def test_the_page_shows_them_with_a_figure_and_csv(study):
     assert float(rows[0]["published"]) == 94.4 and rows[0]["source"] == SOURCE
 
 
-def test_markdown_has_a_line_for_each_course(study):
-    text = report.table_markdown(study)
-    assert "| BP | test accuracy, % | 92.00 (94.40) | 92.00 (94.60) † |" in text
-    assert "| FA | test accuracy, % | 94.00 (97.00) |  |" in text
-    assert SOURCE in text
-
-
 def test_a_study_without_them_has_no_such_section(tmp_path):
     folder = make_study(tmp_path / "plain", rules=("bp",), epochs=2, layers=())
     assert "published course" not in report.write(folder).read_text()
@@ -95,10 +90,10 @@ def test_a_switch_of_the_rule_is_marked_in_the_curves(tmp_path) -> None:
         records.append(run / "records.jsonl", row)
     study = read.read_study(folder)
     runs = {rule: study.finished("MNIST LeNet SGD", rule) for rule in ("bp", "fa")}
-    assert figures.switches(runs) == {"fa": [3]}
-    groups = figures.of_runs(runs, looks(("bp", "fa")))
+    assert lines.switches(runs) == {"fa": [3]}
+    groups = figures.learning(runs, colours(("bp", "fa")))
     assert all("another rule takes over" in group.caption for group in groups)
     axes = Figure().add_subplot()
     groups[0].panels[0].draw(axes)
     upright = [line for line in axes.lines if list(line.get_xdata()) == [3, 3]]
-    assert [line.get_color() for line in upright] == [looks(("bp", "fa"))["fa"].light]
+    assert [line.get_color() for line in upright] == [colours(("bp", "fa"))["fa"].light]

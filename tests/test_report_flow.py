@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from apical.bench import report
-from apical.bench.report import flow, flow_table
-from apical.bench.report.looks import looks
+from apical.bench.report import figures, sequence_learners
+from apical.bench.report.colours import colours
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 
@@ -58,7 +58,7 @@ def make_run(folder: Path, label: str, seed: int) -> None:
 
 
 def test_lines_hold_means_and_differences_paired_on_the_seeds(tmp_path: Path) -> None:
-    by_rule = {line.rule: line for line in flow_table.lines(read_study(make(tmp_path)))}
+    by_rule = {line.rule: line for line in sequence_learners.lines(read_study(make(tmp_path)))}
     plain, regularised = by_rule["LRA sum"], by_rule["LRA sum, 0.1 on W"]
     assert plain.test is not None and plain.test.mean == pytest.approx(81)
     assert plain.best is not None and plain.best.mean == pytest.approx(83)
@@ -71,20 +71,9 @@ def test_lines_hold_means_and_differences_paired_on_the_seeds(tmp_path: Path) ->
     assert [by_rule[name].reached for name in LEARNERS] == ["", "4 of 4", "3 of 4", "4 of 4"]
 
 
-def test_the_markdown_has_the_table_the_notes_and_when_the_task_was_solved(tmp_path: Path) -> None:
-    text = report.table_markdown(make(tmp_path))
-    lines = text.splitlines()
-    assert lines[0].startswith("| learner | n | test accuracy % | 95 % interval |")
-    assert lines[3].startswith("| BP | 3 | 100.00 | 100.00 to 100.00 | 100.00 | +49.00 [")
-    assert lines[3].endswith("| 3 of 3 | 10 |")
-    assert lines[4].endswith("| 3 of 4 | 0 of 3 | above 20 |")
-    assert "+10.00 [+10.00 to +10.00]" in lines[5]
-    assert "A note." in text and "paired on the seeds" in text
-
-
 def test_a_missing_baseline_is_told_on_the_page_and_in_the_document(tmp_path: Path) -> None:
     folder = make(tmp_path, ("LRA sum", "LRA sum, 0.1 on W"))
-    told = flow_table.missing(read_study(folder))
+    told = sequence_learners.missing(read_study(folder))
     assert told == [
         "order: no read-out alone (learner readout) to compare with.",
         "order: no backpropagation through time to compare with.",
@@ -94,24 +83,18 @@ def test_a_missing_baseline_is_told_on_the_page_and_in_the_document(tmp_path: Pa
     assert "A baseline is missing" in page and told[0] in page
 
 
-def test_the_page_has_the_learners_and_the_gradient_along_time(tmp_path: Path) -> None:
-    page = report.write(make(tmp_path)).read_text()
-    assert "Learning through time" in page and "A baseline is missing" not in page
-    assert "Gradient along time" in page and "Weight gradient, before training" in page
-    assert (tmp_path / "report" / "gradient-flow.png").stat().st_size > 5000
-
-
 def test_the_figure_draws_both_measurements_and_leaves_out_what_has_no_signal(
     tmp_path: Path,
 ) -> None:
     study = read_study(make(tmp_path))
-    (group,) = flow.groups(study, "order", looks(study.rules))
+    runs = {rule: study.finished("order", rule) for rule in study.rules}
+    (group,) = figures.over_steps(runs, colours(study.rules))
     titles = [panel.title for panel in group.panels]
     assert titles == [
         "Signal, before training", "Signal, at the end",
         "Weight gradient, before training", "Weight gradient, at the end",
     ]  # fmt: skip
-    assert group.rules == ("bp", "LRA sum", "LRA sum, 0.1 on W")
+    assert [name for name, _ in group.legend] == ["BP", "LRA sum", "LRA sum, 0.1 on W"]
     lines = drawn(group.panels[1])
     assert lines["bp"] == [(1, 0.5e-5), (2, 0.5e-3), (3, 0.05), (4, 0.5)]
     assert lines["LRA sum"][0] == (1, 0.25e-5)  # zero, on the lower edge
@@ -132,5 +115,5 @@ def drawn(panel: Any) -> dict[str, list[tuple[float, float]]]:
 
 def test_other_studies_have_neither(tmp_path: Path) -> None:
     study = read_study(make(tmp_path, ("bp",)))
-    assert not flow_table.concerns(study)
+    assert not sequence_learners.concerns(study)
     assert "Learning through time" not in report.write(tmp_path).read_text()

@@ -6,17 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from apical.bench.report import (
-    read,
-    robust_figures,
-    robust_published,
-    robust_read,
-    robust_section,
-    robust_stats,
-    robust_table,
-)
-from apical.bench.report import robust_words as words
+from apical.bench.report import read, robust_read, robustness, sections
+from apical.bench.report import robustness_words as words
 from apical.bench.storage import records
+from apical.measure import robustness_verdict as robust_stats
 from fake_robust import add_robustness
 from fake_study import make_study
 
@@ -36,7 +29,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def section(study):
     found = read.read_study(study)
-    (only,) = robust_section.sections(found.robustness, found.robust_published)
+    (only,) = sections.sections(found.robustness, found.robust_published)
     return only
 
 
@@ -184,8 +177,8 @@ def test_evaluations_that_did_not_finish_are_listed_with_the_reason(tmp_path):
     assert told[1].startswith("bp 2: failed unreadable: records.jsonl, line 1")
     assert told[2] == "bp 3: failed records.jsonl has no row of kind gap"
     assert told[3:] == ["fa 1: not started ", "fa 2: unfinished 0 attacks done", "fa 3: finished "]
-    (section,) = robust_section.sections(found)
-    (row,) = robust_table.headlines(section, 0.1)
+    (section,) = sections.sections(found)
+    (row,) = robustness.headlines(section, 0.1)
     assert (row.rule, row.n, row.planned) == ("fa", 1, 3)
 
 
@@ -197,7 +190,7 @@ def test_protocols_that_differ_are_not_averaged(tmp_path):
     described = records.read_json(path)
     described["setting"]["images"] = 100
     records.write_json(path, described)
-    found = robust_section.sections(read.read_study(folder).robustness)
+    found = sections.sections(read.read_study(folder).robustness)
     assert [each.heading for each in found] == [
         "MNIST LeNet SGD · images 100",
         "MNIST LeNet SGD · images 200",
@@ -242,11 +235,11 @@ def with_worst(section, *shares):
 def test_the_headline_radius_is_where_backprop_keeps_about_half(section, shares, eps):
     """Half of its clean accuracy is 0.4875, whatever the other rules do."""
     assert section.radii == [0.05, 0.1, 0.2]
-    assert robust_table.headline_radius(with_worst(section, *shares)) == eps
+    assert robustness.headline_radius(with_worst(section, *shares)) == eps
 
 
 def test_a_headline_is_what_the_rows_say(section):
-    (row,) = [r for r in robust_table.headlines(section, 0.1) if r.rule == "fa"]
+    (row,) = [r for r in robustness.headlines(section, 0.1) if r.rule == "fa"]
     found = {net.seed: net for net in section.evaluations if net.rule == "fa"}
     base = {net.seed: net for net in section.evaluations if net.rule == "bp"}
     own = [100 * net.at("gap", 0.1)["own"] for net in found.values()]
@@ -262,7 +255,7 @@ def test_a_headline_is_what_the_rows_say(section):
     assert row.published.accuracy == pytest.approx(90)
 
 
-def test_a_rule_is_told_apart_by_a_corrected_paired_test_only(section):
+def test_a_rule_is_differs_by_a_corrected_paired_test_only(section):
     """Differences to backprop of 10, 11, 12 points: p = 0.003, doubled for two rules; of 1, 2, 3
     points: p = 0.07."""
     shift = {"bp": (0, 0, 0), "fa": (0.10, 0.11, 0.12), "usf": (0.01, 0.02, 0.03)}
@@ -273,8 +266,8 @@ def test_a_rule_is_told_apart_by_a_corrected_paired_test_only(section):
         return replace(net, rows=tuple(rows))
 
     moved = replace(section, evaluations=tuple(map(worst, section.evaluations)))
-    rows = robust_table.headlines(moved, 0.1)
-    assert {row.rule: row.told_apart for row in rows} == {"bp": False, "fa": True, "usf": False}
+    rows = robustness.headlines(moved, 0.1)
+    assert {row.rule: row.differs for row in rows} == {"bp": False, "fa": True, "usf": False}
     assert words.conclusion(moved, rows)[1] == (
         "In the worst case over everything tried, backprop keeps 40.0 %. Told apart from it (3 "
         "seeds, paired, Holm-corrected): FA +11.0 points (+8.5 to +13.5)."
@@ -282,48 +275,48 @@ def test_a_rule_is_told_apart_by_a_corrected_paired_test_only(section):
 
 
 def test_the_strongest_transfer_counts_and_noise_has_its_line(section):
-    found = robust_table.lines(section, "fa")
+    found = robustness.lines(section, "fa")
     assert list(found) == ["own", "exact", "transfer", "black box", "noise", "worst"]
     net = section.evaluations[0]
     weak = {"kind": "attack", "group": "transfer", "attack": "x", "source": "y", "eps": 0.1}
     weak |= {"on": "all", "role": "usual", "accuracy": 0.99}
     more = replace(section, evaluations=(replace(net, rows=(weak, *net.rows)),))
-    kinds = robust_table.lines(more, net.rule)
+    kinds = robustness.lines(more, net.rule)
     assert kinds["transfer"][0.1].mean < 99
 
 
 def test_published_values_meet_the_same_attack_and_radius_only(section):
-    found = {row.published.rule: row for row in robust_published.beside(section, "full")}
+    found = {row.published.rule: row for row in robustness.beside(section, "full")}
     assert found.keys() == set(RULES)
     fa = found["fa"]
-    assert fa.ours == robust_table.lines(section, "fa")["own"][0.1]
+    assert fa.ours == robustness.lines(section, "fa")["own"][0.1]
     assert fa.difference == pytest.approx(fa.ours.mean - 90)
     assert fa.exact.mean < fa.ours.mean - 20
     assert fa.verdict.word == "agrees"
-    assert robust_published.beside(section, "smoke")[0].verdict.word == "other scale"
+    assert robustness.beside(section, "smoke")[0].verdict.word == "other scale"
     other = tuple(replace(row, attack="PGD-7 ce") for row in section.published)
-    assert robust_published.beside(replace(section, published=other), "full") == []
+    assert robustness.beside(replace(section, published=other), "full") == []
     fully = tuple(replace(row, accuracy=fa.ours.mean + 0.9) for row in section.published)
-    found = robust_published.beside(replace(section, published=fully), "full")
+    found = robustness.beside(replace(section, published=fully), "full")
     assert [row.verdict.word for row in found if row.published.rule == "fa"] == ["agrees"]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)
-    assert len(robust_published.beside(replace(section, published=rounded), "full")) == 3
+    assert len(robustness.beside(replace(section, published=rounded), "full")) == 3
 
 
 def test_few_pixel_attacks_count_pixels_and_stand_apart(section):
     row = {"kind": "attack", "group": "pixels", "attack": "FewPixel(3)", "source": "none"}
     row |= {"eps": 3.0, "on": "all", "role": "published", "accuracy": 0.19, "examples": 100}
     net = replace(section.evaluations[0], rows=(*section.evaluations[0].rows, row))
-    found = robust_table.pixels(replace(section, evaluations=(net,)))
+    found = robustness.pixels(replace(section, evaluations=(net,)))
     assert found[net.rule][3] == robust_stats.estimate({0: 0.19}, 100)
-    assert robust_table.pixels(section) == {}
+    assert robustness.pixels(section) == {}
 
 
 def test_the_heat_map_frames_the_feedback_a_net_was_trained_with(section):
-    (heat,) = robust_figures.heats(section, 0.1)
+    (heat,) = robustness.heats(section, 0.1)
     assert heat.rows == heat.columns == RULES
     assert heat.own == {(rule, rule) for rule in RULES}
-    lines = {rule: robust_table.lines(section, rule) for rule in RULES}
+    lines = {rule: robustness.lines(section, rule) for rule in RULES}
     assert heat.cells["fa", "fa"] == lines["fa"]["own"][0.1]
     assert heat.cells["fa", "bp"] == lines["fa"]["exact"][0.1]
     rows = [net.of_kind("attack") for net in section.evaluations if net.rule == "bp"]

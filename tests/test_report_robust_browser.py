@@ -82,7 +82,7 @@ def test_numbers_of_the_heat_map_stand_out_from_their_cells(browser, page, dark)
       .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
   };
-  return [...document.querySelectorAll(".heat td")].map(cell => {
+  return [...document.querySelectorAll(".heat td.num")].map(cell => {
     const style = getComputedStyle(cell);
     const [a, b] = [light(style.color), light(style.backgroundColor)].sort((x, y) => y - x);
     return (a + 0.05) / (b + 0.05);

@@ -10,16 +10,11 @@ import numpy as np
 import pytest
 
 from apical.bench import report
-from apical.bench.report import (
-    read,
-    robust_examples,
-    robust_figures,
-    robust_read,
-    robust_section,
-    robust_table,
-)
-from apical.bench.report import robust_words as words
+from apical.bench.report import pictures, read, robust_read, robustness, sections
+from apical.bench.report import robustness_words as words
+from apical.bench.report.table import percent, points, span
 from apical.bench.storage import records
+from apical.measure.robustness_verdict import radius
 from fake_robust import add_robustness, make_evaluation, make_examples
 from fake_study import make_study
 from test_report import HOSTILE
@@ -37,7 +32,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def section(study):
     found = read.read_study(study)
-    (only,) = robust_section.sections(found.robustness, found.robust_published)
+    (only,) = sections.sections(found.robustness, found.robust_published)
     return only
 
 
@@ -82,7 +77,7 @@ def test_of_two_evaluations_of_a_net_the_later_counts_and_the_other_is_named(tmp
 
 def test_numbers_of_the_page_are_those_of_the_rows(html, section):
     table = _table(html)
-    (row,) = [r for r in robust_table.headlines(section, 0.1) if r.rule == "fa"]
+    (row,) = [r for r in robustness.headlines(section, 0.1) if r.rule == "fa"]
     assert table["FA"] == [
         "FA",
         "3",
@@ -92,7 +87,7 @@ def test_numbers_of_the_page_are_those_of_the_rows(html, section):
         f"{row.exact.mean:.1f} {row.exact.low:.1f} to {row.exact.high:.1f}",
         f"{row.worst.mean:.1f} {row.worst.low:.1f} to {row.worst.high:.1f}",
         f"+{row.gap.mean:.1f} +{row.gap.low:.1f} to +{row.gap.high:.1f}",
-        f"{words.points(row.against_bp.mean)} {words.span(row.against_bp, sign=True)}",
+        f"{points(row.against_bp.mean)} {span(row.against_bp, points)}",
         "masked",
         "90.0",
     ]
@@ -100,18 +95,9 @@ def test_numbers_of_the_page_are_those_of_the_rows(html, section):
     assert table["BP"][7:10] == ["0.0 0.0 to 0.0", "–", "faithful"]
 
 
-def test_the_page_says_what_to_conclude(html):
-    text = _plain(html)
-    assert "FA and uSF are masked: attacked by their own gradient" in text
-    assert "In the worst case over everything tried, backprop keeps" in text
-    assert "no rule is told apart from it (3 seeds, paired, Holm-corrected)" in text
-    assert "it is the one at which backprop's nets keep nearest to half" in text
-    assert "Tier smoke; compared with published robust accuracies." in text
-
-
 def test_a_gap_at_another_radius_only_is_said_to_be_there(section):
     """uSF is masked from 0.1 on; at 0.05 its gap is below 5 points."""
-    rows = [row for row in robust_table.headlines(section, 0.05) if row.rule == "usf"]
+    rows = [row for row in robustness.headlines(section, 0.05) if row.rule == "usf"]
     assert not rows[0].gap.masked
     assert words.conclusion(section, rows) == [
         "uSF is masked: attacked by its own gradient, as in earlier papers, it looks more robust "
@@ -127,7 +113,7 @@ def test_csv_holds_every_number_in_full_precision(study, html, section):
         for row in rows
         if (row["rule"], row["eps"], row["group"]) == ("fa", "0.1", "worst case")
     ]
-    expected = robust_table.lines(section, "fa")["worst"][0.1]
+    expected = robustness.lines(section, "fa")["worst"][0.1]
     assert float(worst["mean"]) == expected.mean and float(worst["low"]) == expected.low
     assert {row["group"] for row in rows} >= {"clean", "rule", "transfer", "own minus exact"}
     checks = (study / "report" / "robust-checks.csv").read_text().splitlines()
@@ -149,26 +135,17 @@ def test_the_same_files_give_the_same_bytes(study, html, tmp_path):
         assert file.read_bytes() == (study / "report" / file.name).read_bytes()
 
 
-def test_flags_are_listed_with_their_reason(tmp_path):
-    make_evaluation(tmp_path / "run" / "robustness" / "a", "dfa", 1)
-    text = _plain(report.write(tmp_path / "run").read_text())
-    assert "twice as many steps change little flagged in 1 of 1" in text
-    assert "had not converged" in text
-    assert "net, seed 0: PGD-40 ce broke 5 of 88 survivors at eps 0.1." in text
-    assert text.count("does not hold everywhere") == 1  # what was not run is no flag
-
-
 @pytest.mark.parametrize(
     ("eps", "text"),
     [(0.1, "0.1"), (8 / 255, "8/255"), (0.03103448, "0.031"), (0.2, "0.2"), (1 / 255, "1/255")],
 )
 def test_radii_are_written_as_in_papers(eps, text):
-    assert words.radius(eps) == text
+    assert radius(eps) == text
 
 
 def test_zero_has_no_sign_and_minus_is_one():
-    assert [words.points(x) for x in (-0.04, 0.04, -1.25, 3)] == ["0.0", "0.0", "−1.2", "+3.0"]
-    assert words.percent(-0.01) == "0.0"
+    assert [points(x) for x in (-0.04, 0.04, -1.25, 3)] == ["0.0", "0.0", "−1.2", "+3.0"]
+    assert percent(-0.01) == "0.0"
 
 
 def test_text_from_files_is_escaped(tmp_path):
@@ -212,7 +189,7 @@ def test_text_from_files_is_escaped(tmp_path):
 def _pixels(shown):
     from matplotlib.image import imread
 
-    data = base64.b64decode(shown.source.removeprefix("data:image/png;base64,"))
+    data = base64.b64decode(shown.shown("").image.removeprefix("data:image/png;base64,"))
     return imread(io.BytesIO(data), format="png")[..., :3]
 
 
@@ -221,10 +198,8 @@ def test_pictures_are_the_arrays(tmp_path, channels):
     folder = tmp_path / "run" / "robustness" / "a"
     make_evaluation(folder, "fa", 1)
     make_examples(folder, channels=channels, eps=0.1)
-    (section,) = robust_section.sections(
-        robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1)
-    )
-    (found,), problems = robust_examples.of_section(section)
+    (section,) = sections.sections(robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1))
+    ((_, found),), problems = pictures.of_section(section, pictures.examples)
     assert problems == []
     assert found.columns == (
         "original",
@@ -260,76 +235,16 @@ def test_examples_that_cannot_be_shown_are_named(tmp_path, change, message):
     make_examples(folder)
     arrays = {**np.load(folder / "examples.npz")} | change
     np.savez(folder / "examples.npz", **{k: v for k, v in arrays.items() if v is not None})
-    (section,) = robust_section.sections(
-        robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1)
-    )
-    found, (problem,) = robust_examples.of_section(section)
+    (section,) = sections.sections(robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1))
+    found, (problem,) = pictures.of_section(section, pictures.examples)
     assert found == [] and re.search(message, problem)
     assert str(tmp_path) not in problem
     (folder / "examples.npz").write_text("no archive")
-    _, (problem,) = robust_examples.of_section(section)
+    _, (problem,) = pictures.of_section(section, pictures.examples)
     assert "cannot be read" in problem
 
 
-# Markdown
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A study that tried no gradients of other rules."""
-    folder = tmp_path_factory.mktemp("runs") / "plain"
-    make_study(folder, rules=RULES, epochs=1, layers=(), published=False, tier="smoke")
-    return add_robustness(folder)
-
-
-def test_markdown_holds_the_headline_and_the_published_values(plain, tmp_path):
-    text = report.table_markdown(plain)
-    (section,) = robust_section.sections(read.read_study(plain).robustness)
-    (row,) = [r for r in robust_table.headlines(section, 0.1) if r.rule == "fa"]
-    assert text.startswith("| rule | radius | n | clean | noise | own gradient | exact gradient |")
-    assert (
-        f"| FA | 0.1 | 3 | {row.clean.mean:.1f} | {row.noise.mean:.1f} | {row.own.mean:.1f} | "
-        f"{row.exact.mean:.1f} | **{row.worst.mean:.1f}** [{words.span(row.worst)}] |"
-    ) in text
-    assert "| FA | PGD-20 ce | 0.1 | 3 |" in text
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- table:plain -->\n<!-- end -->\n")
-    assert report.refresh(readme, plain.parent)
-    assert "| masked |" in readme.read_text()
-    assert not report.refresh(readme, plain.parent)
-
-
-def test_markdown_of_crossed_rules_is_their_table(study, section):
-    text = report.table_markdown(study)
-    (heat,) = robust_figures.heats(section, 0.1)
-    assert text.startswith("| trained by ↓ gradient of → | BP (exact) | FA | uSF |")
-    cells = [heat.cells["usf", column].mean for column in RULES]
-    assert f"| uSF | {cells[0]:.1f} | {cells[1]:.1f} | **{cells[2]:.1f}** |" in text
-    assert heat.conclusion in text
-    assert "worst case" not in text
-
-
 # One run
-
-
-def test_a_run_alone_has_a_page(tmp_path):
-    folder = make_study(tmp_path / "s", rules=("fa",), seeds=(1,), epochs=3, layers=("conv", "fc"))
-    (run,) = folder.glob("s0-*")
-    make_evaluation(run / "robustness" / "a", "fa", 1)
-    final = records.read(run / "records.jsonl")[-1]
-    page = report.write(run)
-    text = _plain(page.read_text())
-    assert page == run / "report" / "index.html"
-    assert "FA: lenet on mnist" in text
-    assert f"Test error {100 - 100 * final['test_acc']:.2f} %" in text
-    assert "after 3 epochs" in text
-    assert {"curves.png", "angle.png", "robust-radius.png"} <= {
-        file.name for file in page.parent.iterdir()
-    }
-    assert "mean over seeds; band" not in text
-    assert "FA is masked: attacked by its own gradient" in text
-    assert "one net only: an interval over the test images" in text
-    assert str(tmp_path) not in text
 
 
 def test_a_run_under_way_shows_how_far_it_came(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apical.bench.report import spike_table, write
+from apical.bench.report import spikes, write
 from apical.bench.report.markdown import table_markdown
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
@@ -29,7 +29,10 @@ def trial(group: str, eps: float, broken: str, **changes: object) -> dict[str, o
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("studies") / "fake"
+    return spiking(tmp_path_factory.mktemp("studies") / "fake")
+
+
+def spiking(folder: Path) -> Path:
     make_study(folder, rules=("bp", "fa"), epochs=1, layers=(), published=False, tier="smoke")
     add_robustness(folder)
     for place in folder.glob("*/robustness/*"):
@@ -62,7 +65,7 @@ def study(made: Path, tmp_path: Path) -> Path:
 
 def let_own_be_stronger(study: Path) -> None:
     """In one net at one radius."""
-    (section,) = spike_table.sections(read_study(study))
+    (section,) = spikes.sections_of(read_study(study))
     path = next(iter(section.of("fa").values())).folder / "trials.jsonl"
     rows = [r for r in records.read(path) if r["group"] != "transfer"]
     path.unlink()
@@ -70,40 +73,42 @@ def let_own_be_stronger(study: Path) -> None:
 
 
 def test_the_first_example_is_the_first_bit() -> None:
-    assert spike_table.mask("b0", 5) == 0b10110
-    assert spike_table.mask("", 0) == 0
+    assert spikes.mask("b0", 5) == 0b10110
+    assert spikes.mask("", 0) == 0
 
 
 def test_the_hybrid_breaks_what_either_part_breaks(study: Path) -> None:
     found = read_study(study)
-    assert spike_table.concerns(found)
-    (section,) = spike_table.sections(found)
-    for line in spike_table.lines(section, EPS[0]):
+    assert spikes.concerns(found)
+    (section,) = spikes.sections_of(found)
+    lines = spikes.lines(section)
+    for line in lines:
         values = {name: each.mean for name, each in line.values.items() if each}
         # the twin leaves the first 90, the substitute the last 60: no image is in both
         assert values == {"noise": 100, "own": 75, "twin": 45, "substitute": 30, "hybrid": 0}
         assert line.gap is not None and line.gap.mean == pytest.approx(75)
-        assert line.holds == line.clean.n
-    assert "Hybrid at least as strong as own, over all nets and radii: FA" in spike_table.seen(
-        found
-    )
-    assert spike_table.weakest(found) == []
+        assert line.stronger == {}
+    assert spikes.seen(lines).endswith("over all nets and radii: FA 9 of 9.")
+    assert spikes.weakest(lines) == ""
 
 
 def test_a_plain_nets_own_gradient_is_the_exact_one(study: Path) -> None:
-    (section,) = spike_table.sections(read_study(study))
+    (section,) = spikes.sections_of(read_study(study))
     net = next(iter(section.of("bp").values()))
     rows = [r for r in records.read(net.folder / "trials.jsonl") if r["group"] != "own"]
     (net.folder / "trials.jsonl").unlink()
     records.append(net.folder / "trials.jsonl", *rows)
-    line = spike_table.lines(section, EPS[0])[0]
+    line = spikes.lines(section)[0]
     assert line.values["own"] is not None and 45 <= line.values["own"].mean <= 75
 
 
 def test_where_own_is_stronger_it_is_said(study: Path) -> None:
     let_own_be_stronger(study)
-    (told,) = spike_table.weakest(read_study(study))
-    assert (told["rule"], told["eps"], told["own"], told["hybrid"]) == ("fa", EPS[1], 0, 0.45)
+    (section,) = spikes.sections_of(read_study(study))
+    lines = spikes.lines(section)
+    (line,) = [line for line in lines if line.stronger]
+    assert (line.rule, line.eps, line.stronger) == ("fa", EPS[1], {1: (0, 0.45)})
+    assert spikes.seen(lines).endswith("FA 8 of 9.")
 
 
 def test_the_page_and_the_markdown_show_it(study: Path, tmp_path: Path) -> None:
@@ -120,5 +125,5 @@ def test_studies_of_other_nets_have_no_such_section(tmp_path: Path) -> None:
     folder = tmp_path / "fake"
     make_study(folder, rules=("bp", "fa"), epochs=1, layers=(), published=False, tier="smoke")
     add_robustness(folder)
-    assert not spike_table.concerns(read_study(folder))
+    assert not spikes.concerns(read_study(folder))
     assert "hybrid" not in table_markdown(folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from apical.bench import report
-from apical.bench.report import tuning
+from apical.bench.report import fine_tuning
 from apical.bench.report.markdown import table_markdown
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
@@ -18,9 +18,13 @@ LAYERS = {"conv1": (0.1, 0.9), "conv2": (0.4, 0.5), "conv3": (0.2, -0.25), "fc":
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fine_tuned(tmp_path_factory.mktemp("study") / "tuned")
+
+
+def fine_tuned(folder: Path) -> Path:
     """Three seeds of four rows; the layers of a seed move a little more than those before."""
     place = make_study(
-        tmp_path_factory.mktemp("study") / "tuned",
+        folder,
         rules=RULES,
         published=False,
         epochs=2,
@@ -47,18 +51,19 @@ def tuned(rule: str, seed: int) -> list[records.Row]:
 
 
 def test_a_line_is_the_median_layer_of_the_mean_over_seeds(folder: Path) -> None:
-    by_rule = {line.rule: line for line in tuning.lines(read_study(folder))}
+    by_rule = {line.rule: line for line in fine_tuning.lines(read_study(folder))}
     usf = by_rule["usf"]
     assert usf.changes == pytest.approx([0.1, 0.4, 0.2]), "from input to output, without the head"
-    assert (usf.moved, usf.head_moved, usf.along, usf.n) == ("0.2 (0.1 to 0.4)", "2", "0.50", "3")
+    assert usf.moved == "0.2 (0.1 to 0.4)" and usf.head == pytest.approx(2)
+    assert usf.cosine == pytest.approx(0.5) and usf.accuracy.n == usf.planned == 3
     frozen = by_rule["head only"]
-    assert (frozen.moved, frozen.along) == ("0", "")
-    assert by_rule["bp"].along == "1.00"
+    assert (frozen.moved, frozen.cosine) == ("0", None)
+    assert by_rule["bp"].cosine == 1
     assert by_rule["fa"].accuracy.mean == pytest.approx(98.2, abs=0.3)
 
 
 def test_a_study_that_tuned_nothing_has_no_such_table(tmp_path: Path) -> None:
-    assert tuning.lines(read_study(make_study(tmp_path / "plain", seeds=(1,)))) == []
+    assert fine_tuning.lines(read_study(make_study(tmp_path / "plain", seeds=(1,)))) == []
 
 
 def test_the_page_and_the_file_show_every_layer(folder: Path) -> None:
@@ -75,7 +80,7 @@ def test_under_attack_backprops_weights_stand_beside_the_rules_own(
 ) -> None:
     monkeypatch.setitem(OWN, "head only", EXACT)
     add_robustness(folder, rules_tried=("usf", "fa"))
-    by_rule = {line.rule: line.attacked for line in tuning.lines(read_study(folder))}
+    by_rule = {line.rule: line.attacked for line in fine_tuning.lines(read_study(folder))}
     usf, bp = by_rule["usf"], by_rule["bp"]
     assert bp.own == bp.exact and bp.crossed is bp.same_rate is None
     assert usf.same_rate.mean == pytest.approx(usf.worst.mean - bp.worst.mean)

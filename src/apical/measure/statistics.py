@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import string
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -92,22 +93,19 @@ def wilson(successes: float, trials: int, *, level: float = LEVEL) -> tuple[floa
     """Interval for one net's accuracy on `trials` test examples.
 
     It holds for drawing other test examples, not for training again: it is no substitute for seeds.
-    Args: successes: number of correct examples, in [0, trials]. trials: at least 1.
+    Args: successes: number of correct examples, in [0, trials], rounded to a whole number. trials:
+        at least 1.
     Returns: bounds as fractions in [0, 1].     Source: Wilson 1927.
     >>> wilson(98, 100)
     (0.929..., 0.994...)
     """
-    from scipy.stats import norm
+    from scipy.stats import binomtest
 
     if not (trials >= 1 and 0 <= successes <= trials):
         raise ValueError(f"wilson: {successes} of {trials}: need 0 <= successes <= trials")
     _check([float(successes)], level)
-    z = float(norm.ppf((1 + level) / 2))
-    share = successes / trials
-    scale = 1 + z * z / trials
-    centre = (share + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = binomtest(round(successes), trials).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def paired_difference(values: Sample, baseline: Sample, *, level: float = LEVEL) -> Summary | None:
@@ -126,18 +124,24 @@ def difference_p(first: Sample, second: Sample) -> float | None:
 
     None where neither applies: fewer than two shared seeds and a sample of fewer than two.
     """
+    from scipy.stats import ttest_ind, ttest_rel
+
     shared = sorted(set(first) & set(second))
     if len(shared) >= 2:
-        differences = [first[seed] - second[seed] for seed in shared]
-        summary = summarize(differences)
-        return _t_p(summary.mean, (summary.sd or 0.0) / math.sqrt(summary.n), summary.n - 1)
-    if min(len(first), len(second)) < 2:
+        a, b = ([sample[seed] for seed in shared] for sample in (first, second))
+        spread = len({x - y for x, y in zip(a, b, strict=True)}) > 1
+    elif min(len(first), len(second)) >= 2:
+        a, b = list(first.values()), list(second.values())
+        spread = len({*a}) > 1 or len({*b}) > 1
+    else:
         return None
-    a, b = summarize(list(first.values())), summarize(list(second.values()))
-    va, vb = (a.sd or 0.0) ** 2 / a.n, (b.sd or 0.0) ** 2 / b.n
-    total = va + vb
-    freedom = total**2 / (va**2 / (a.n - 1) + vb**2 / (b.n - 1)) if total else 1.0
-    return _t_p(a.mean - b.mean, math.sqrt(total), freedom)
+    if not spread:  # then equal is certain and so is unequal
+        return 1.0 if a[0] == b[0] else 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of differences that are nearly alike
+        paired = len(shared) >= 2
+        test = ttest_rel(a, b) if paired else ttest_ind(a, b, equal_var=False)
+    return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -257,15 +261,6 @@ def _t_quantile(level: float, freedom: float) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + level) / 2, freedom))
-
-
-def _t_p(difference: float, error: float, freedom: float) -> float:
-    """Two-sided p of a difference; without any spread, equal is certain and so is unequal."""
-    from scipy.stats import t
-
-    if error == 0:
-        return 1.0 if difference == 0 else 0.0
-    return float(2 * t.sf(abs(difference) / error, freedom))
 
 
 def _bootstrap(values: Sequence[float], level: float, seed: int) -> tuple[float, float]:

@@ -1,15 +1,13 @@
 """How far the signal of each layer is from backprop's at the end of training, with intervals."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from apical.bench.report.escape import for_markdown, for_spreadsheet
-from apical.bench.report.names import display_name
 from apical.bench.report.read import Run, Study
-from apical.measure import statistics
+from apical.bench.report.results import rule_column, setting_column
+from apical.bench.report.table import Column, Shown, Table, count
+from apical.measure import statistics as stats
 
 KEY = "delta_angle_deg"
 MOVES = 0.01
@@ -18,14 +16,14 @@ MOVES = 0.01
 Angles = dict[str, dict[int, float | None]]
 """layer -> seed -> degrees."""
 
-TOLD = (
+LEGEND = (
     "Angle between the signal that teaches a layer and backprop's at the same place, in degrees,"
     " at the last measurement: mean over the measured images and over n seeds, with a 95 % t"
     " interval. 90 is unrelated. Layers whose signal is backprop's under every rule, as the output"
     " layer's is, are left out. A run that did not measure all layers, because no signal reached"
     " one or because its records are older, does not count."
+    " Rules that share a letter are not told apart (Holm-corrected)."
 )
-TIES = "Rules that share a letter are not told apart (Holm-corrected)."
 
 
 @dataclass(frozen=True)
@@ -33,20 +31,20 @@ class Line:
     """A rule's delta angle in degrees at one layer, or with no layer the mean over all.
 
     `finished` are its runs; those that measured nothing there are not in `angle`, which is None
-    where that is all of them.
+    where that is all of them. `layers` are the lines of its layers.
     """
 
     rule: str
     layer: str
     finished: int
-    angle: statistics.Summary | None
+    angle: stats.Summary | None
     ties: str
+    setting: str = ""
+    layers: tuple["Line", ...] = ()
 
     @property
-    def n(self) -> str:
-        """ "3", or "1 of 3" where a run measured nothing."""
-        n = self.angle.n if self.angle else 0
-        return str(n) if n == self.finished else f"{n} of {self.finished}"
+    def n(self) -> int:
+        return self.angle.n if self.angle else 0
 
     @property
     def mean(self) -> str:
@@ -59,29 +57,83 @@ class Line:
         return f"{cut.low:.1f} to {cut.high:.1f}" if cut and cut.low is not None else ""
 
 
-def lines(runs: Mapping[str, Sequence[Run]]) -> tuple[list[Line], list[Line]]:
-    """For the runs of one setting by rule: a line per rule, and a line per layer and rule.
+def lines(runs: Mapping[str, Sequence[Run]], setting: str = "") -> list[Line]:
+    """For the runs of one setting by rule: a line per rule, with a line for each of its layers.
 
     A run that did not measure a layer at the end, as where no signal reached it, does not count
     there; nor does it in the mean over the layers.
     """
     found = {rule: _at_the_end(of_rule) for rule, of_rule in runs.items()}
-    known = [layer for angles in found.values() for layer in angles]
+    names = dict.fromkeys(layer for angles in found.values() for layer in angles)
     layers = [
-        layer
-        for layer in dict.fromkeys(known)
-        if any(angle > MOVES for of in found.values() for angle in _known(of.get(layer, {})))
+        name
+        for name in names
+        if any((angle or 0) > MOVES for of in found.values() for angle in of.get(name, {}).values())
     ]
-    means = {
-        rule: _mean([angles[layer] for layer in layers if layer in angles])
-        for rule, angles in found.items()
-    }
     each = [
         line
         for layer in layers
         for line in _compared(layer, {r: of[layer] for r, of in found.items() if layer in of})
     ]
-    return _compared("", {rule: mean for rule, mean in means.items() if mean}), each
+    means = {
+        rule: _mean([angles[layer] for layer in layers if layer in angles])
+        for rule, angles in found.items()
+    }
+    return [
+        Line(
+            line.rule,
+            "",
+            line.finished,
+            line.angle,
+            line.ties,
+            setting,
+            tuple(other for other in each if other.rule == line.rule),
+        )
+        for line in _compared("", {rule: mean for rule, mean in means.items() if mean})
+    ]
+
+
+def by_layer(rules: Sequence[Line]) -> list[Line]:
+    """The lines of all layers of these rules, layer by layer."""
+    names = dict.fromkeys(line.layer for rule in rules for line in rule.layers)
+    every = [line for rule in rules for line in rule.layers]
+    return [line for name in names for line in every if line.layer == name]
+
+
+def table(rows: Sequence[Line], *, several: bool = False) -> Table:
+    """The table of these lines; their layers have a column of their own where that is all.
+
+    Args: several: whether it names the setting.
+    """
+    return Table(
+        [
+            setting_column(several),
+            rule_column("rule"),
+            Column(
+                "",
+                lambda line: line.layer or "(the net)",
+                "layer",
+                page="Layer",
+                left=True,
+                keep=any(line.layer for line in rows),
+            ),
+            Column("n", lambda line: count(line.n, line.finished), page="Runs n"),
+            Column(
+                "delta angle",
+                lambda line: Shown(line.mean, line.angle and line.angle.mean, style="strong"),
+                "n mean=angle.mean sd=angle.sd low=angle.low high=angle.high",
+            ),
+            Column(
+                "95 % interval",
+                lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft"),
+            ),
+            Column("ties", lambda line: line.ties, "ties", left=True),
+            Column("first layer", lambda line: _beside(line.layers[0]), page=""),
+            Column("last layer", lambda line: _beside(line.layers[-1]), page=""),
+        ],
+        rows,
+        "Table of delta angles",
+    )
 
 
 def to_markdown(study: Study) -> str:
@@ -89,35 +141,16 @@ def to_markdown(study: Study) -> str:
 
     Raises: ValueError for a study whose finished runs measured none.
     """
-    several = len(study.settings) > 1
-    head = ["setting"] * several + ["rule", "n", "delta angle", "95 % interval", "ties"]
-    head += ["first layer", "last layer"]
-    text = ["| " + " | ".join(head) + " |"]
-    rulers = ["---" if name in ("setting", "rule", "ties") else "---:" for name in head]
-    text.append("|" + "|".join(rulers) + "|")
-    for setting in study.settings:
-        rules, layers = lines({rule: study.finished(setting, rule) for rule in study.rules})
-        for line in rules:
-            own = [layer for layer in layers if layer.rule == line.rule]
-            cells = [setting] * several + [display_name(line.rule), line.n]
-            cells += [line.mean, line.interval, line.ties, _beside(own[0]), _beside(own[-1])]
-            text.append("| " + " | ".join(map(for_markdown, cells)) + " |")
-    if len(text) == 2:
+    rows = [
+        line
+        for setting in study.settings
+        for line in lines({rule: study.finished(setting, rule) for rule in study.rules}, setting)
+    ]
+    if not rows:
         raise ValueError(f"{study.name}: no finished run measured delta angles")
-    told = f"{TOLD} {TIES} First and last: of these layers, from the input, with their intervals."
-    return "\n".join(text) + f"\n\n{told}\n"
-
-
-def to_csv(found: Iterable[Line]) -> str:
-    """The lines with every number in full precision."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    numbers = ("n", "mean", "sd", "low", "high")
-    writer.writerow(["rule", "layer", *numbers, "ties"])
-    for line in found:
-        names = for_spreadsheet(line.rule), for_spreadsheet(line.layer)
-        writer.writerow([*names, *(getattr(line.angle, key, "") for key in numbers), line.ties])
-    return out.getvalue()
+    text = table(rows, several=len(study.settings) > 1).markdown()
+    ends = "First and last: of these layers, from the input, with their intervals."
+    return f"{text}\n{LEGEND} {ends}\n"
 
 
 def _at_the_end(runs: Iterable[Run]) -> Angles:
@@ -127,10 +160,6 @@ def _at_the_end(runs: Iterable[Run]) -> Angles:
         for layer in run.layers:
             found.setdefault(layer, {})[run.seed] = run.of_kind("layer", layer)[-1].get(KEY)
     return found
-
-
-def _known(angles: Mapping[int, float | None]) -> list[float]:
-    return [angle for angle in angles.values() if angle is not None]
 
 
 def _mean(layers: Sequence[Mapping[int, float | None]]) -> dict[int, float | None]:
@@ -147,18 +176,18 @@ def _compared(layer: str, samples: Mapping[str, Mapping[int, float | None]]) -> 
         rule: {seed: angle for seed, angle in sample.items() if angle is not None}
         for rule, sample in samples.items()
     }
-    letters = statistics.tie_groups(known)
+    letters = stats.tie_groups(known)
     return [
         Line(
             rule,
             layer,
             len(samples[rule]),
-            statistics.summarize(list(sample.values())) if sample else None,
+            stats.summarize(list(sample.values())) if sample else None,
             letters[rule],
         )
         for rule, sample in known.items()
     ]
 
 
-def _beside(line: Line) -> str:
-    return f"{line.mean} [{line.interval}]" if line.interval else line.mean
+def _beside(line: Line) -> Shown:
+    return Shown(line.mean, interval=line.interval)

@@ -1,18 +1,28 @@
 """Published courses of training beside ours: one point per rule, quantity and epoch."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from apical.bench.report.figures import Series, draw_curves, series
-from apical.bench.report.looks import Look
+from apical.bench.report.figures import draw_published
+from apical.bench.report.lines import Looks, Series, draw_lines, legend, series
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Curve, Study
 from apical.bench.report.render import Group, Panel
-from apical.measure import statistics
+from apical.bench.report.results import rule_column, setting_column
+from apical.bench.report.table import (
+    Column,
+    Shown,
+    Table,
+    each,
+    for_markdown,
+    mean,
+    number,
+    signed,
+    span,
+)
+from apical.measure import statistics as stats
 
 KINDS = {"test_acc": "test", "angle_deg": "layer", "gradient_angle_deg": "layer"}
 """Kind of the rows that hold a metric."""
@@ -30,7 +40,19 @@ class Point:
 
     curve: Curve
     epoch: int
-    ours: statistics.Summary
+    ours: stats.Summary
+
+    @property
+    def setting(self) -> str:
+        return self.curve.setting
+
+    @property
+    def rule(self) -> str:
+        return self.curve.rule
+
+    @property
+    def name(self) -> str:
+        return display_name(self.rule)
 
     @property
     def published(self) -> float:
@@ -48,7 +70,7 @@ class Point:
     @property
     def word(self) -> str:
         """Agrees: within the allowance, or within our interval where that is wider."""
-        if self.ours.n < statistics.FEWEST:
+        if self.ours.n < stats.FEWEST:
             return "too few runs"
         half = (self.ours.high or 0.0) - self.ours.mean
         return "agrees" if abs(self.difference) <= max(self.curve.allowance, half) else "differs"
@@ -65,66 +87,11 @@ def points(study: Study) -> list[Point]:
     for curve in study.curves:
         ours = _ours(study, curve, [curve.rule]).get(curve.rule, {})
         found += [
-            Point(curve, epoch, statistics.summarize(ours[epoch]))
+            Point(curve, epoch, stats.summarize(ours[epoch]))
             for epoch in curve.values
             if epoch in ours
         ]
     return found
-
-
-def groups(study: Study, setting: str, looks: Mapping[str, Look]) -> list[Group]:
-    """One figure: a panel per quantity, ours as lines and the published values on them."""
-    curves = [curve for curve in study.curves if curve.setting == setting]
-    panels: list[Panel] = []
-    shown: dict[str, None] = {}
-    for key in dict.fromkeys((curve.metric, curve.layer) for curve in curves):
-        same = [curve for curve in curves if (curve.metric, curve.layer) == key]
-        values = _ours(study, same[0], study.rules)
-        if values:
-            shown |= dict.fromkeys(values)
-            drawing = partial(draw, values=values, published=same, looks=looks)
-            panels.append(Panel(quantity(same[0]), drawing))
-    if not panels:
-        return []
-    caption = (
-        "Line: mean over seeds; band: lowest to highest seed. Open diamonds: published values, in "
-        "the colour of their rule."
-    )
-    heading = "Against a published course of training"
-    return [Group("published-curves", heading, caption, tuple(panels), rules=tuple(shown))]
-
-
-def draw(
-    axes: Any, *, values: Series, published: Iterable[Curve], looks: Mapping[str, Look]
-) -> None:
-    """Our curves and the published points."""
-    draw_curves(axes, values=values, looks=looks, log=False)
-    for curve in published:
-        axes.scatter(
-            list(curve.values),
-            list(curve.values.values()),
-            s=30,
-            marker="D",
-            facecolors="none",
-            edgecolors=looks[curve.rule].light,
-            linewidths=1.0,
-            zorder=4,
-        )
-
-
-def to_csv(rows: Iterable[Point]) -> str:
-    """All points with every number in full precision."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        "setting rule quantity epoch n mean low high published allowance verdict source".split()
-    )
-    for row in rows:
-        ours, curve = row.ours, row.curve
-        names = curve.setting, display_name(curve.rule), row.quantity, row.epoch
-        numbers = ours.n, ours.mean, ours.low, ours.high, row.published, curve.allowance
-        writer.writerow([*names, *numbers, row.word, curve.source])
-    return out.getvalue()
 
 
 def _ours(study: Study, like: Curve, rules: Iterable[str]) -> Series:
@@ -136,3 +103,101 @@ def _ours(study: Study, like: Curve, rules: Iterable[str]) -> Series:
         rule: {epoch: [factor * v for v in vs] for epoch, vs in epochs.items() if epoch}
         for rule, epochs in found.items()
     }
+
+
+def table(rows: Sequence[Point], *, several: bool) -> Table:
+    """All points; several: whether the table names the setting."""
+    return Table(
+        [
+            setting_column(several, "setting"),
+            rule_column("rule=name"),
+            Column("quantity", lambda p: p.quantity, "quantity", left=True),
+            Column("epoch", lambda p: Shown(str(p.epoch), p.epoch), "epoch"),
+            Column("runs n", lambda p: Shown(str(p.ours.n), p.ours.n), "n=ours.n"),
+            Column("ours", lambda p: mean(p.ours), "mean=ours.mean", style="strong"),
+            Column(
+                "95 % interval",
+                lambda p: Shown(span(p.ours), p.ours.low),
+                "low=ours.low high=ours.high",
+                style="soft",
+            ),
+            Column(
+                "published",
+                lambda p: Shown(number(p.published), p.published, title=p.curve.source),
+                "published",
+            ),
+            Column("ours minus published", lambda p: Shown(signed(p.difference), p.difference)),
+            Column(
+                "allowance",
+                lambda p: Shown(number(p.curve.allowance), p.curve.allowance),
+                "allowance=curve.allowance",
+                style="soft",
+            ),
+            Column(
+                "verdict",
+                lambda p: Shown(p.word, style=p.word.replace(" ", "-")),
+                "verdict=word source=curve.source",
+                left=True,
+            ),
+        ],
+        rows,
+        "Table of published courses of training",
+    )
+
+
+def to_markdown(study: Study) -> str:
+    """One line for each course of training; "" where none was published."""
+    found = points(study)
+    if not found:
+        return ""
+    rows: dict[tuple[str, str, str], dict[int, Point]] = {}
+    for point in found:
+        rows.setdefault((point.setting, point.rule, point.quantity), {})[point.epoch] = point
+
+    def beside(epoch: int, row: dict[int, Point]) -> str:
+        if epoch not in row:
+            return ""
+        point = row[epoch]
+        mark = " †" if point.word == "differs" else ""
+        return f"{number(point.ours.mean)} ({number(point.published)}){mark}"
+
+    epochs = sorted({point.epoch for point in found})
+    columns = [
+        Column("rule", lambda row: next(iter(row.values())).name, left=True),
+        Column("quantity", lambda row: next(iter(row.values())).quantity, left=True),
+        *each(epochs, beside, "epoch {}"),
+    ]
+    sources = "; ".join(dict.fromkeys(for_markdown(point.curve.source) for point in found))
+    return (
+        f"{Table(columns, list(rows.values())).markdown()}\n"
+        f"Mean over seeds, in brackets the published value ({sources}). † differs by more than "
+        "the allowance of the study and than our 95 % interval.\n\n"
+    )
+
+
+def groups(study: Study, setting: str, looks: Looks) -> list[Group]:
+    """One figure: a panel per quantity, ours as lines and the published values on them."""
+    curves = [curve for curve in study.curves if curve.setting == setting]
+    panels: list[Panel] = []
+    shown: dict[str, None] = {}
+    for key in dict.fromkeys((curve.metric, curve.layer) for curve in curves):
+        same = [curve for curve in curves if (curve.metric, curve.layer) == key]
+        values = _ours(study, same[0], study.rules)
+        if values:
+            shown |= dict.fromkeys(values)
+            drawing = partial(draw, values=values, published=same, looks=looks)
+            panels.append(Panel(quantity(same[0]), drawing))
+    caption = (
+        "Line: mean over seeds; band: lowest to highest seed. Open diamonds: published values, in "
+        "the colour of their rule."
+    )
+    heading = "Against a published course of training"
+    group = Group("published-curves", heading, caption, tuple(panels), legend=legend(shown, looks))
+    return [group] * bool(panels)
+
+
+def draw(axes: Any, *, values: Series, published: Iterable[Curve], looks: Looks) -> None:
+    """Our curves and the published points."""
+    draw_lines(axes, values=values, looks=looks)
+    for curve in published:
+        draw_published(axes, curve.values, curve.values.values(), looks[curve.rule].light, 30)

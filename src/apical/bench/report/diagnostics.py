@@ -6,23 +6,34 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from apical.bench.report import angles, figures
-from apical.bench.report.looks import Look
+from apical.bench.report import angles, linear_probes
+from apical.bench.report.lines import (
+    MOST_LAYERS,
+    Looks,
+    Runs,
+    Series,
+    by_layer,
+    draw_lines,
+    every,
+    of_layers,
+    series,
+    spread,
+)
 from apical.bench.report.read import Run, Study
-from apical.bench.report.render import Group, Panel
+from apical.bench.report.render import Group
+from apical.bench.report.results import rule_column
+from apical.bench.report.table import Column, Shown, Table
 from apical.measure.alignment_phases import Phase, phases
 
 NAMED_LAYERS = 3
 """Layers of a warning that are named; more are counted."""
-
-SIZE, MARGIN = (1.9, 1.45), (0.42, 0.4)
 
 
 @dataclass(frozen=True)
 class Aligned:
     """How the layers of a rule, or one of them, aligned: medians over layers and seeds.
 
-    `phases` are those that were found, out of `possible`; `epochs` their earliest and latest.
+    `phases` are those that were found, out of `possible`; of the others there are `reasons`.
     """
 
     rule: str
@@ -31,40 +42,15 @@ class Aligned:
     phases: tuple[Phase, ...]
     reasons: tuple[str, ...]
 
-    @property
-    def epoch(self) -> float | None:
-        return self._median([phase.epoch for phase in self.phases])
-
-    @property
-    def epochs(self) -> tuple[float, float]:
-        every = [phase.epoch for phase in self.phases]
-        return min(every), max(every)
-
-    @property
-    def before(self) -> float | None:
-        return self._median([phase.before for phase in self.phases])
-
-    @property
-    def after(self) -> float | None:
-        return self._median([phase.after for phase in self.phases])
-
-    @property
-    def loss(self) -> float | None:
-        return self._median([phase.loss for phase in self.phases if phase.loss is not None])
-
-    @property
-    def last_loss(self) -> float | None:
-        every = [phase.last_loss for phase in self.phases]
-        return self._median([loss for loss in every if loss is not None])
+    def median(self, name: str) -> float | None:
+        """Of a field of the phases that have it."""
+        found = [value for phase in self.phases if (value := getattr(phase, name)) is not None]
+        return median(found) if found else None
 
     @property
     def moving(self) -> int:
         """How many had not come to rest at the last measurement."""
         return sum(not phase.saturated for phase in self.phases)
-
-    @staticmethod
-    def _median(values: Sequence[float]) -> float | None:
-        return median(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -88,63 +74,49 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the page shows of one setting."""
+    """What the page shows of one setting.
+
+    Attributes: watched: whether the runs looked out for what a warning tells of; older ones did
+        not.
+    """
 
     setting: str
     groups: tuple[Group, ...]
     rules: tuple[Aligned, ...]
     layers: tuple[Aligned, ...]
     last: tuple[angles.Line, ...]
-    last_by_layer: tuple[angles.Line, ...]
+    readouts: tuple[linear_probes.Line, ...]
     alarms: tuple[Alarm, ...]
     watched: bool
-    """Whether the runs looked out for what a warning tells of; older ones did not."""
-
-    @property
-    def drawn(self) -> list[str]:
-        """Rules in the figures."""
-        return list(dict.fromkeys(rule for group in self.groups for rule in group.rules))
 
 
-def diagnose(study: Study, setting: str, looks: Mapping[str, Look]) -> Diagnosis | None:
+def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
     """What the records of one setting say; None where they say nothing.
 
     Figures and phases are of finished runs; warnings are of all, since those that failed are the
     ones to learn from.
     """
-    every = {
+    of_rule = {
         rule: [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
         for rule in study.rules
     }
-    return of_runs(setting, every, looks)
-
-
-def of_runs(
-    setting: str, every: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]
-) -> Diagnosis | None:
-    """The same for runs by rule."""
-    finished = {
-        rule: [run for run in runs if run.status == "finished"] for rule, runs in every.items()
-    }
-    finished = {rule: runs for rule, runs in finished.items() if runs}
+    finished = {rule: runs for rule in of_rule if (runs := study.finished(setting, rule))}
     layers = [row for rule, runs in finished.items() for row in _by_layer(rule, runs)]
     rules = [_together(rule, layers) for rule in dict.fromkeys(row.rule for row in layers)]
-    last, last_by_layer = angles.lines(finished)
-    groups = [_deltas(finished, layers, looks), _ranks(finished, looks)]
-    alarms = [alarm for rule, runs in every.items() for alarm in _alarms(rule, runs)]
-    shown = tuple(group for group in groups if group is not None)
-    if not (shown or rules or alarms):
+    groups = [*_deltas(finished, layers, looks), *_ranks(finished, looks)]
+    alarms = [alarm for rule, runs in of_rule.items() for alarm in _alarms(rule, runs)]
+    readouts = linear_probes.lines(finished)
+    if not (groups or rules or alarms or readouts):
         return None
-    watched = any(run.of_kind("probe") for runs in every.values() for run in runs)
     return Diagnosis(
         setting,
-        shown,
+        tuple(groups),
         tuple(rules),
         tuple(layers),
-        tuple(last),
-        tuple(last_by_layer),
+        tuple(angles.lines(finished)),
+        tuple(readouts),
         tuple(alarms),
-        watched,
+        any(run.of_kind("probe") for runs in of_rule.values() for run in runs),
     )
 
 
@@ -209,106 +181,110 @@ def _severity(row: Mapping[str, Any]) -> float:
     return float(threshold / value) if value else float("inf")
 
 
-def _deltas(
-    runs: Mapping[str, Sequence[Run]], layers: Sequence[Aligned], looks: Mapping[str, Look]
-) -> Group | None:
-    """The delta angle of every layer over time, with the end of each alignment phase."""
-    found = _series(runs, angles.KEY)
-    found = {layer: values for layer, values in found.items() if _largest(values) > angles.MOVES}
-    if not found:
-        return None
-    picked = figures.spread(list(found), figures.MOST_LAYERS)
-    limits = (0.0, max(100.0, 1.03 * max(_largest(found[layer]) for layer in picked)))
-    marks = {(row.rule, row.layer): row.epoch for row in layers if row.epoch is not None}
-    panels = tuple(
-        Panel(
-            layer,
-            partial(
-                draw_marked,
-                values=found[layer],
-                looks=looks,
-                limits=limits,
-                ends={rule: marks[rule, layer] for rule in found[layer] if (rule, layer) in marks},
-            ),
-        )
-        for layer in picked
+def table(rows: Sequence[Aligned]) -> Table:
+    """When the layers had aligned, and the loss at that moment."""
+    layered = any(row.layer for row in rows)
+
+    def middle(name: str, text: str) -> Any:
+        def show(row: Aligned) -> Shown:
+            value = row.median(name)
+            return Shown("" if value is None else text.format(value), value)
+
+        return show
+
+    def count(row: Aligned) -> Shown:
+        return Shown(f"{len(row.phases)} of {row.possible}", len(row.phases))
+
+    def epoch(row: Aligned) -> Shown:
+        value = row.median("epoch")
+        if value is None or not row.moving:
+            return Shown("" if value is None else f"{value:.1f}", value)
+        of = f"{row.moving} of {len(row.phases)}"
+        title = f"{of} had not come to rest at the last measurement"
+        return Shown(f"{value:.1f}", value, title=title, mark=" →")
+
+    def epochs(row: Aligned) -> Shown:
+        found = [phase.epoch for phase in row.phases]
+        if not found:
+            return Shown("")
+        return Shown(f"{min(found):.1f} to {max(found):.1f}", min(found))
+
+    def why(row: Aligned) -> str:
+        return "; ".join(dict.fromkeys(row.reasons))
+
+    return Table(
+        [
+            rule_column(),
+            Column("layer", lambda row: row.layer or "(the net)", left=True, keep=layered),
+            Column("aligned", count),
+            Column("after epoch", epoch, style="strong"),
+            Column("earliest to latest", epochs, style="soft"),
+            Column("angle before", middle("before", "{:.0f}°")),
+            Column("angle at rest", middle("after", "{:.0f}°")),
+            Column("loss then", middle("loss", "{:.3g}")),
+            Column("loss at the end", middle("last_loss", "{:.3g}"), style="soft"),
+            Column("why not", why, left=True, keep=layered, style="wrap soft"),
+        ],
+        rows,
+        "Table of alignment",
     )
+
+
+def _deltas(runs: Runs, rows: Sequence[Aligned], looks: Looks) -> list[Group]:
+    """The delta angle of every layer over time, with the end of each alignment phase."""
+    found = {k: v for k, v in by_layer(runs, angles.KEY).items() if max(every(v)) > angles.MOVES}
+    if not found:
+        return []
+    highest = max(max(every(found[name])) for name in spread(list(found), MOST_LAYERS))
+    ends: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if (epoch := row.median("epoch")) is not None:
+            ends.setdefault(row.layer, {})[row.rule] = epoch
+    drawing = partial(draw_marked, limits=(0.0, max(100.0, 1.03 * highest)), baseline=90)
     caption = (
         "Angle between the signal that teaches a layer and backprop's at the same place, mean over"
         " the measured images; one panel per layer, from input to output. Dashed: 90°, unrelated."
         " Circle: nine tenths of the layer's alignment are done (median over seeds)."
     )
-    caption += figures.recorded(runs, "layer", angles.KEY, picked[0])
-    return _group("delta-angle", "Delta angle", caption, panels, found, picked, runs)
+    options = {name: {"ends": ends.get(name, {})} for name in found}
+    return [
+        of_layers("delta-angle", "Delta angle", caption, found, runs, looks, drawing, angles.KEY,
+                  options)
+    ]  # fmt: skip
 
 
 def draw_marked(
-    axes: Any,
-    *,
-    values: figures.Series,
-    looks: Mapping[str, Look],
-    limits: tuple[float, float],
-    ends: Mapping[str, float],
+    axes: Any, *, values: Series, looks: Looks, ends: Mapping[str, float], **options: Any
 ) -> None:
     """Mean and range over seeds, and a circle on each line where its alignment phase ends."""
-    figures.draw_curves(axes, values=values, looks=looks, log=False, limits=limits, baseline=90)
+    draw_lines(axes, values=values, looks=looks, **options)
     for rule, epoch in ends.items():
+        if rule not in values:
+            continue
         means = [(at, sum(seeds) / len(seeds)) for at, seeds in values[rule].items()]
         later = next(i for i, (at, _) in enumerate(means) if at >= epoch)
         (x0, y0), (x1, y1) = means[max(0, later - 1)], means[later]
         height = y1 if x1 == x0 else y0 + (y1 - y0) * (epoch - x0) / (x1 - x0)
-        axes.plot(
-            [epoch],
-            [height],
-            marker="o",
-            markersize=5,
-            markerfacecolor="none",
-            color=looks[rule].light,
-        )
+        circle = {"marker": "o", "markersize": 5, "markerfacecolor": "none"}
+        axes.plot([epoch], [height], **circle, color=looks[rule].light)
 
 
-def _ranks(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Group | None:
+def _ranks(runs: Runs, looks: Looks) -> list[Group]:
     """Over how many directions the error at the output, and each layer's signal, spread."""
-    found = _series(runs, "delta_rank")
-    error = figures.series(runs, "probe", "error_rank")
-    if error:
-        found = {**found, "error at the output": error}
-    found = {layer: values for layer, values in found.items() if _largest(values) > 0}
+    found = by_layer(runs, "delta_rank")
+    if error := series(runs, "probe", "error_rank"):
+        found["error at the output"] = error
+    found = {layer: values for layer, values in found.items() if max(every(values)) > 0}
     if not found:  # as where one image is measured, which has no spread
-        return None
-    picked = figures.spread(list(found), figures.MOST_LAYERS)
-    highest = max(_largest(found[layer]) for layer in picked)
-    draw = partial(figures.draw_curves, looks=looks, log=False, limits=(0.0, 1.08 * highest))
-    panels = tuple(Panel(layer, partial(draw, values=found[layer])) for layer in picked)
+        return []
+    highest = max(max(every(found[name])) for name in spread(list(found), MOST_LAYERS))
     caption = (
         "Directions over which each layer's signal spreads, as the participation ratio of its"
         " covariance (1: a line). Feedback of a lower rank loses something; when few images are"
         " still wrong, these few directions are all there is."
     )
-    caption += figures.recorded(runs, "layer", "delta_rank", picked[0])
-    return _group("effective-rank", "Effective rank", caption, panels, found, picked, runs)
-
-
-def _series(runs: Mapping[str, Sequence[Run]], key: str) -> dict[str, figures.Series]:
-    names = dict.fromkeys(layer for of in runs.values() for run in of for layer in run.layers)
-    found = {layer: figures.series(runs, "layer", key, layer) for layer in names}
-    return {layer: values for layer, values in found.items() if values}
-
-
-def _largest(values: figures.Series) -> float:
-    return max(v for epochs in values.values() for seeds in epochs.values() for v in seeds)
-
-
-def _group(
-    name: str,
-    heading: str,
-    caption: str,
-    panels: tuple[Panel, ...],
-    found: Mapping[str, figures.Series],
-    picked: Sequence[str],
-    runs: Mapping[str, Sequence[Run]],
-) -> Group:
-    if len(picked) < len(found):
-        caption += f" {len(picked)} of {len(found)} panels, evenly spaced."
-    drawn = tuple(rule for rule in runs if any(rule in values for values in found.values()))
-    return Group(name, heading, caption, panels, size=SIZE, margin=MARGIN, rules=drawn)
+    drawing = partial(draw_lines, limits=(0.0, 1.08 * highest))
+    heading = "Effective rank"
+    return [
+        of_layers("effective-rank", heading, caption, found, runs, looks, drawing, "delta_rank")
+    ]

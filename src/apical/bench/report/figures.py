@@ -1,15 +1,32 @@
-"""What each figure shows: groups of panels drawn from the table and the runs' rows."""
+"""The figures of a setting or a run: what each shows of the table and the runs' rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
-from typing import Any, TypeVar
+from statistics import median
+from typing import Any
 
-from apical.bench.report.looks import INK, LINE, SOFT, Look, line_style
+from apical.bench.report.colours import INK, LINE, SOFT, line_style
+from apical.bench.report.lines import (
+    MOST_LAYERS,
+    Looks,
+    Runs,
+    Series,
+    by_layer,
+    draw_lines,
+    every,
+    legend,
+    of_layers,
+    over_time,
+    series,
+    shared,
+    spread,
+    switched,
+    switches,
+)
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Run, Study
 from apical.bench.report.render import Group, Panel
-from apical.bench.report.table import Cell, test_error
+from apical.bench.report.results import Cell, test_error
 
 CURVES = (
     ("train_acc", "Training error, %"),
@@ -22,134 +39,39 @@ ALIGNMENT = (
     ("norm_ratio", "Norm ratio", "of feedback to forward weights, ‖B‖ / ‖W‖"),
     ("gradient_norm_ratio", "Gradient norm ratio", "of the layer's update to backprop's"),
 )
-MOST_LAYERS = 12
-SWITCH_NOTE = " Dotted: another rule takes over."
+MEMORY = (
+    ("beta", "Rate of writing, β"),
+    ("meta_loss", "Squared error of recalling what was just written"),
+    ("memory_norm", "Norm of the memory's weights"),
+)
+STEPS = (("signal", "Signal"), ("norm", "Weight gradient"))
+"""Norms at each step of a sequence, by their names in the records."""
+DECADES = 12
+"""Below the largest value over the steps that are drawn; what is smaller lies on the lower edge."""
+MARKED_RADIUS = 2
+"""Hamming radius whose precision is usually reported: drawn with a marker."""
 
-T = TypeVar("T")
 
-Series = Mapping[str, Mapping[int, Sequence[float]]]
-"""rule -> epoch -> one value per seed."""
-
-
-CLOSE = 100
-"""Limits of a logarithmic axis less far apart than this have 1, 2 and 5 of each decade."""
-
-
-def groups(
-    study: Study, table: Sequence[Cell], setting: str, looks: Mapping[str, Look]
-) -> list[Group]:
+def of_setting(study: Study, rows: Sequence[Cell], setting: str, looks: Looks) -> list[Group]:
     """The figures of one setting; those without data are left out."""
-    shown = [cell for cell in table if cell.setting == setting and cell.summary]
-    runs = {cell.rule: cell.runs for cell in shown}
-    made = [_errors(shown, looks), *of_runs(runs, looks), _costs(shown, looks)]
-    return [group for group in made if group is not None]
+    shown = [cell for cell in rows if cell.setting == setting and cell.summary]
+    runs = {rule: study.finished(setting, rule) for rule in study.rules}
+    finished = {cell.rule: cell.runs for cell in shown}
+    made = [*_errors(shown, looks), *learning(finished, looks), *_costs(shown, looks)]
+    made += rates(study, setting, looks)
+    return [*made, *over_steps(runs, looks), *memory(runs, looks), *retrieval(runs, looks)]
 
 
-def of_runs(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> list[Group]:
+def of_run(run: Run, looks: Looks) -> list[Group]:
+    """The figures of a run alone, finished or not."""
+    runs = {run.rule: [run]}
+    return [*learning(runs, looks), *over_steps(runs, looks), *memory(runs, looks)]
+
+
+def learning(runs: Runs, looks: Looks) -> list[Group]:
     """Learning curves and alignment over time, of runs by rule, finished or not."""
-    made = [_curves(runs, looks)]
-    made += [_alignment(runs, looks, *measure) for measure in ALIGNMENT]
-    return [group for group in made if group is not None]
-
-
-def series(runs: Mapping[str, Iterable[Run]], kind: str, key: str, layer: str = "") -> Series:
-    """Values per rule and epoch; an epoch counts when every run of the rule has it.
-
-    Runs of a version that did not record the quantity yet are left out where others have it.
-    """
-    return {
-        rule: values
-        for rule, of_rule in runs.items()
-        if (values := _epochs(of_rule, kind, key, layer))
-    }
-
-
-def _epochs(runs: Iterable[Run], kind: str, key: str, layer: str) -> dict[int, list[float]]:
-    per_run = [
-        {row["epoch"]: float(row[key]) for row in run.of_kind(kind, layer) if key in row}
-        for run in _recording(runs, kind, key, layer)
-    ]
-    shared = set.intersection(*map(set, per_run)) if per_run else set()
-    return {epoch: [values[epoch] for values in per_run] for epoch in sorted(shared)}
-
-
-def _recording(runs: Iterable[Run], kind: str, key: str, layer: str) -> list[Run]:
-    """The runs that record a quantity from the first on; all, where none does."""
-    runs = list(runs)
-    first = [run for run in runs if key in next(iter(run.of_kind(kind, layer)), {})]
-    return first or runs
-
-
-def recorded(runs: Mapping[str, Sequence[Run]], kind: str, key: str, layer: str) -> str:
-    """ " Recorded in 2 of 3 runs." of the rules that have the quantity; "" for all of them."""
-    counts = [
-        (len(_recording(of_rule, kind, key, layer)), len(of_rule))
-        for of_rule in runs.values()
-        if _epochs(of_rule, kind, key, layer)
-    ]
-    some, every = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    return f" Recorded in {some} of {every} runs." if some < every else ""
-
-
-def switches(runs: Mapping[str, Iterable[Run]]) -> dict[str, list[int]]:
-    """Epochs after which the rule of a line of the table gave way to another."""
-    found = {
-        label: sorted({row["epoch"] for run in of_label for row in run.of_kind("switch")})
-        for label, of_label in runs.items()
-    }
-    return {label: epochs for label, epochs in found.items() if epochs}
-
-
-def _errors(shown: Sequence[Cell], looks: Mapping[str, Look]) -> Group | None:
-    if not shown:
-        return None
-    widest = max(len(display_name(cell.rule)) for cell in shown)
-    published = any(cell.published for cell in shown)
-    return Group(
-        "error",
-        "Test error",
-        "Dot and line: mean and 95 % interval. Small dots below: single seeds."
-        + " Open diamond: published value." * published,
-        (Panel("Test error, %", partial(draw_errors, shown=shown, looks=looks)),),
-        size=(4.4, 0.6 + 0.27 * len(shown)),
-        margin=(min(1.6, 0.24 + 0.075 * widest), 0.42),
-    )
-
-
-def draw_errors(axes: Any, *, shown: Sequence[Cell], looks: Mapping[str, Look]) -> None:
-    """One line per rule: interval, mean, seeds, published value."""
-    for place, cell in enumerate(shown):
-        ours, look = cell.summary, looks[cell.rule]
-        if ours is None:
-            continue
-        if ours.low is not None:
-            bounds = ours.within(0, 100)
-            axes.plot([bounds.low, bounds.high], [place, place], color=look.light, linewidth=1.6)
-        seeds = [test_error(run) for run in cell.runs]
-        below = [place + 0.27] * len(seeds)
-        axes.scatter(seeds, below, s=7, color=look.light, alpha=0.7, linewidths=0)
-        axes.scatter([ours.mean], [place], s=34, color=look.light, zorder=3, linewidths=0)
-        if cell.published:
-            axes.scatter(
-                [cell.published.error],
-                [place],
-                s=46,
-                marker="D",
-                facecolor="none",
-                edgecolor=INK,
-                linewidths=1,
-                zorder=4,
-            )
-    axes.set_yticks(range(len(shown)), [display_name(cell.rule) for cell in shown])
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.grid(axis="y", visible=False)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel("test error, %")
-
-
-def _curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Group | None:
-    panels = []
     marks = switches(runs)
+    panels = []
     for key, title in CURVES:
         values = series(runs, "epoch", key)
         if key.endswith("_acc"):
@@ -157,143 +79,204 @@ def _curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Gro
                 rule: {epoch: [100 * (1 - v) for v in vs] for epoch, vs in epochs.items()}
                 for rule, epochs in values.items()
             }
-        if values:
-            draw = partial(draw_curves, values=values, looks=looks, log=True, marks=marks)
-            panels.append(Panel(title, draw))
+        panels.append((title, values))
     single = all(len(of_rule) == 1 for of_rule in runs.values())
     seeds = "" if single else "Line: mean over seeds; band: lowest to highest seed. "
-    caption = f"{seeds}Logarithmic; a value of 0 is drawn at the lower edge."
-    caption += SWITCH_NOTE * bool(marks)
-    if not panels:
-        return None
-    return Group("curves", "Learning curves", caption, tuple(panels), rules=tuple(runs))
-
-
-def draw_curves(
-    axes: Any,
-    *,
-    values: Series,
-    looks: Mapping[str, Look],
-    log: bool,
-    limits: tuple[float, float] | None = None,
-    baseline: float | None = None,
-    marks: Mapping[str, Iterable[int]] = MappingProxyType({}),
-) -> None:
-    """Mean and range over seeds against epochs, one line per rule; `marks` as from `switches`."""
-    positive = [v for epochs in values.values() for vs in epochs.values() for v in vs if v > 0]
-    floor = 0.7 * min(positive, default=1.0) if log else None
-    if baseline is not None:
-        axes.axhline(baseline, color=SOFT, linewidth=0.8, dashes=(2, 2))
-    for rule, epochs in values.items():
-        xs = list(epochs)
-        rows = [[max(v, floor) if floor else v for v in vs] for vs in epochs.values()]
-        look = looks[rule]
-        for epoch in marks.get(rule, ()):
-            axes.axvline(epoch, color=look.light, linewidth=0.8, dashes=(1, 2))
-        marker = {"marker": look.marker, "markersize": 3.5} if len(xs) == 1 else {}
-        axes.plot(xs, [sum(vs) / len(vs) for vs in rows], **line_style(look), **marker)
-        if any(len(vs) > 1 for vs in rows):
-            low, high = [min(vs) for vs in rows], [max(vs) for vs in rows]
-            axes.fill_between(xs, low, high, color=look.light, alpha=0.16, linewidth=0)
-    if log:
-        log_axis(axes, limits or (floor, axes.get_ylim()[1]))
-    elif limits:
-        axes.set_ylim(limits)
-    axes.locator_params(axis="x", nbins=5, integer=True)
-    axes.set_xlabel("epoch", labelpad=2)
-
-
-def log_axis(axes: Any, limits: tuple[float | None, float]) -> None:
-    """A logarithmic axis between limits, with a few numbers written out, short ones."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    axes.set_ylim(limits)
-    low, high = axes.get_ylim()
-    subs = (1.0, 2.0, 5.0) if high / low < CLOSE else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def short(value: float) -> str:
-    """A number as "0.02" or "300"; from 1e4 up and below 1e-3 as "1e-4".
-
-    >>> short(0.001), short(0.0001), short(2e6)
-    ('0.001', '1e-4', '2e6')
-    """
-    if 1e-3 <= value < 1e4 * (1 - 1e-9):
-        return f"{value:g}"
-    digits, _, exponent = f"{value:.0e}".partition("e")
-    return f"{digits}e{int(exponent)}"
-
-
-def _alignment(
-    runs: Mapping[str, Sequence[Run]],
-    looks: Mapping[str, Look],
-    key: str,
-    heading: str,
-    meaning: str,
-) -> Group | None:
-    names = dict.fromkeys(
-        layer for of_rule in runs.values() for run in of_rule for layer in run.layers
+    caption = f"{seeds}Logarithmic; a value of 0 is drawn at the lower edge.{switched(runs)}"
+    made = over_time(
+        "curves", "Learning curves", caption, panels, looks, log=lambda title: True, marks=marks
     )
-    layers = {layer: series(runs, "layer", key, layer) for layer in names}
-    layers = {layer: values for layer, values in layers.items() if values}
+    return [*made, *(group for each in ALIGNMENT for group in _alignment(runs, looks, *each))]
+
+
+def _alignment(runs: Runs, looks: Looks, key: str, heading: str, meaning: str) -> list[Group]:
+    layers = by_layer(runs, key)
     if not layers:
-        return None
-    picked = spread(list(layers), MOST_LAYERS)
-    every = [
-        v
-        for layer in picked
-        for epochs in layers[layer].values()
-        for vs in epochs.values()
-        for v in vs
-    ]
+        return []
     angle = key.endswith("angle_deg")
-    log = not angle and min(every) > 0
-    limits = (0.0, max(100.0, 1.03 * max(every))) if angle else _ratio_limits(every, log)
-    marks, baseline = switches(runs), 90 if angle else 1
-    draw = partial(draw_curves, looks=looks, log=log, limits=limits, baseline=baseline, marks=marks)
-    panels = tuple(Panel(layer, partial(draw, values=layers[layer])) for layer in picked)
-    some = (
-        f" {len(picked)} of {len(layers)} layers, evenly spaced."
-        if len(picked) < len(layers)
-        else ""
-    )
-    reference = "Dashed: 90°, unrelated." if angle else "Dashed: 1, equal length."
-    return Group(
-        key.removesuffix("_deg").replace("_", "-"),
-        heading,
-        f"{heading} {meaning}; one panel per layer, from input to output. {reference}{some}"
-        + recorded(runs, "layer", key, picked[0])
-        + SWITCH_NOTE * bool(marks),
-        panels,
-        size=(1.9, 1.45),
-        margin=(0.42, 0.4),
-        rules=tuple(rule for rule in runs if any(rule in values for values in layers.values())),
-    )
-
-
-def _ratio_limits(values: Sequence[float], log: bool) -> tuple[float, float]:
+    values = [v for layer in spread(list(layers), MOST_LAYERS) for v in every(layers[layer])]
+    log = not angle and min(values) > 0
     low, high = min([*values, 1.0]), max([*values, 1.0])
-    return (low / 1.3, high * 1.3) if log else (0.0, 1.08 * high)
+    limits = (low / 1.3, high * 1.3) if log else (0.0, 1.08 * high)
+    if angle:
+        limits = (0.0, max(100.0, 1.03 * max(values)))
+    reference = "Dashed: 90°, unrelated." if angle else "Dashed: 1, equal length."
+    return [
+        of_layers(
+            key.removesuffix("_deg").replace("_", "-"),
+            heading,
+            f"{heading} {meaning}; one panel per layer, from input to output. {reference}",
+            layers,
+            runs,
+            looks,
+            partial(draw_lines, log=log, limits=limits, baseline=90 if angle else 1),
+            key,
+        )
+    ]
 
 
-def spread(names: list[T], most: int) -> list[T]:
-    """At most `most` of them, first and last among them, evenly spaced."""
-    if len(names) <= most:
-        return names
-    return [names[round(index * (len(names) - 1) / (most - 1))] for index in range(most)]
+def rates(study: Study, setting: str, looks: Looks) -> list[Group]:
+    """Validation error over the learning rate of every rule whose rate was searched."""
+    cells = [cell for cell in study.search if cell["setting"] == setting and cell["rule"] in looks]
+    if not cells:
+        return []
+    panel = Panel("Validation error, %", partial(draw_rates, cells=cells, looks=looks))
+    caption = (
+        "Of every rate that was tried and did not diverge; band: lowest to highest seed, where "
+        "there are several. The marker is the rate that was chosen."
+    )
+    drawn = legend((cell["rule"] for cell in cells), looks)
+    return [Group("learning-rates", "Choice of learning rates", caption, (panel,), legend=drawn)]
 
 
-def _costs(shown: Sequence[Cell], looks: Mapping[str, Look]) -> Group | None:
+def draw_rates(axes: Any, *, cells: Sequence[Mapping[str, Any]], looks: Looks) -> None:
+    """A line per rule over the rates, both axes logarithmic."""
+    for cell in cells:
+        look = looks[cell["rule"]]
+        tries = sorted((t for t in cell["tries"] if "val_acc" in t), key=lambda t: t["lr"])
+        xs = [tried["lr"] for tried in tries]
+        values = [100 - 100 * tried.get("val_map", tried["val_acc"]) for tried in tries]
+        axes.plot(xs, values, **line_style(look))
+        seeds = [[100 * e for e in tried.get("errors") or ()] for tried in tries]
+        if seeds and all(len(found) > 1 for found in seeds):
+            low, high = [min(found) for found in seeds], [max(found) for found in seeds]
+            axes.fill_between(xs, low, high, color=look.light, alpha=0.16, linewidth=0)
+        chosen = [(x, y) for x, y in zip(xs, values, strict=True) if x == cell["lr"]]
+        for x, y in chosen:
+            axes.plot([x], [y], marker=look.marker, markersize=5, color=look.light)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate", labelpad=2)
+
+
+def over_steps(runs: Runs, looks: Looks) -> list[Group]:
+    """The gradient over time steps: what each step of a sequence has to teach, before training and
+    at its end."""
+    panels = [
+        (f"{name}, {when}", {rule: steps(of_rule, key, last) for rule, of_rule in runs.items()})
+        for key, name in STEPS
+        for when, last in (("before training", False), ("at the end", True))
+    ]
+    single = all(len(of_rule) < 2 for of_rule in runs.values())
+    seeds = "" if single else "Line: median over seeds; band: lowest to highest. "
+    caption = (
+        "Norm of the teaching signal at each step of the sequence, and of the step's share in the "
+        f"gradient of the recurrent weight; the first step is on the left. {seeds}Logarithmic; "
+        f"exact zeros, and what is more than {DECADES} decades below the largest, lie on the lower "
+        "edge."
+    )
+    shown = [(title, {r: v for r, v in values.items() if v}) for title, values in panels]
+    rules = dict.fromkeys(rule for _, values in shown for rule in values)
+    drawn = tuple(
+        Panel(title, partial(draw_steps, values=values, looks=looks))
+        for title, values in shown
+        if values
+    )
+    heading = "Gradient along time"
+    group = Group("gradient-flow", heading, caption, drawn, (2.5, 1.9), (0.5, 0.42),
+                  legend(rules, looks))  # fmt: skip
+    return [group] * bool(drawn)
+
+
+def draw_steps(axes: Any, *, values: Series, looks: Looks) -> None:
+    """One line per rule over the steps."""
+    positive = [v for v in every(values) if v > 0]
+    floor = max(0.5 * min(positive, default=1.0), 10.0**-DECADES * max(positive, default=1.0))
+    label = "step of the sequence"
+    draw_lines(axes, values=values, looks=looks, log=True, floor=floor, middle=median, xlabel=label)
+    axes.axhline(floor, color=SOFT, linewidth=0.8)
+
+
+def steps(runs: Sequence[Run], quantity: str, last: bool) -> dict[int, list[float]]:
+    """Values of the first measurement, or of the last; a step counts when every run has it."""
+    per_run = []
+    for run in runs:
+        rows = [row for row in run.of_kind("step") if quantity in row]
+        if not rows:
+            return {}
+        epoch = (max if last else min)(row["epoch"] for row in rows)
+        per_run.append({row["t"]: float(row[quantity]) for row in rows if row["epoch"] == epoch})
+    found = shared(per_run)
+    if quantity == "norm" and found:
+        del found[min(found)]  # the weight has no state to act on before the first step
+    return found
+
+
+def memory(runs: Runs, looks: Looks) -> list[Group]:
+    """What a memory did while its net learned: how much was written, and how well recalled."""
+    caption = (
+        "Means over the steps of the measured sequences. Line: mean over seeds; band: lowest to "
+        "highest seed. An error near 0 on a task that is not solved is a collapsed memory."
+    )
+    panels = [(title, memory_series(runs, key)) for key, title in MEMORY]
+    errors = dict(MEMORY)["meta_loss"]
+    return over_time(
+        "memory", "The memory", caption, panels, looks, log=lambda title: title == errors
+    )
+
+
+def memory_series(runs: Runs, key: str) -> Series:
+    """Means over the steps of a sequence, by rule and epoch, one for each seed."""
+
+    def means(run: Run) -> dict[int, float]:
+        found: dict[int, list[float]] = {}
+        for row in run.of_kind("step"):
+            if key in row:
+                found.setdefault(row["epoch"], []).append(row[key])
+        return {epoch: sum(values) / len(values) for epoch, values in found.items()}
+
+    found = {rule: shared(map(means, of_rule)) for rule, of_rule in runs.items()}
+    return {rule: values for rule, values in found.items() if values}
+
+
+def _errors(shown: Sequence[Cell], looks: Looks) -> list[Group]:
+    if not shown:
+        return []
+    widest = max(len(display_name(cell.rule)) for cell in shown)
+    caption = "Dot and line: mean and 95 % interval. Small dots below: single seeds."
+    caption += " Open diamond: published value." * any(cell.published for cell in shown)
+    panel = Panel("Test error, %", partial(draw_errors, shown=shown, looks=looks))
+    size = (4.4, 0.6 + 0.27 * len(shown))
+    margin = (min(1.6, 0.24 + 0.075 * widest), 0.42)
+    return [Group("error", "Test error", caption, (panel,), size, margin)]
+
+
+def draw_errors(axes: Any, *, shown: Sequence[Cell], looks: Looks) -> None:
+    """One line per rule: interval, mean, seeds, published value."""
+    for place, cell in enumerate(shown):
+        ours, colour = cell.summary, looks[cell.rule].light
+        if ours is None:
+            continue
+        if ours.low is not None:
+            bounds = ours.within(0, 100)
+            axes.plot([bounds.low, bounds.high], [place, place], color=colour, linewidth=1.6)
+        seeds = [test_error(run) for run in cell.runs]
+        below = [place + 0.27] * len(seeds)
+        axes.scatter(seeds, below, s=7, color=colour, alpha=0.7, linewidths=0)
+        axes.scatter([ours.mean], [place], s=34, color=colour, zorder=3, linewidths=0)
+        if cell.published:
+            draw_published(axes, [cell.published.error], [place], INK, 46)
+    axes.set_yticks(range(len(shown)), [display_name(cell.rule) for cell in shown])
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel("test error, %")
+
+
+def draw_published(
+    axes: Any, xs: Iterable[float], ys: Iterable[float], colour: str, size: float
+) -> None:
+    """Published values as open diamonds."""
+    axes.scatter(list(xs), list(ys), s=size, marker="D", facecolor="none", edgecolor=colour,
+                 linewidths=1, zorder=4)  # fmt: skip
+
+
+def _costs(shown: Sequence[Cell], looks: Looks) -> list[Group]:
     panels = []
     for key, scale, title, label in (
         ("step_ms", 1.0, "Test error against step time", "median training step, ms"),
         ("feedback_bytes", 1e-6, "Test error against feedback memory", "stored feedback, MB"),
     ):
-        points = [(cell, scale * x) for cell in shown if (x := cell.mean_of(key)) is not None]
+        points = [(cell, scale * x) for cell in shown if (x := cell.costs.get(key)) is not None]
         if points:
             draw = partial(draw_costs, points=points, looks=looks, label=label)
             panels.append(Panel(title, draw))
@@ -301,14 +284,12 @@ def _costs(shown: Sequence[Cell], looks: Mapping[str, Look]) -> Group | None:
         "Step times are those of the training runs themselves, whatever else the machine did; "
         "the speed benchmark measures rules side by side."
     )
-    if not panels:
-        return None
-    rules = tuple(cell.rule for cell in shown)
-    return Group("cost", "What a rule costs", caption, tuple(panels), rules=rules)
+    drawn = legend((cell.rule for cell in shown), looks)
+    return [Group("cost", "What a rule costs", caption, tuple(panels), legend=drawn)] * bool(panels)
 
 
 def draw_costs(
-    axes: Any, *, points: Sequence[tuple[Cell, float]], looks: Mapping[str, Look], label: str
+    axes: Any, *, points: Sequence[tuple[Cell, float]], looks: Looks, label: str
 ) -> None:
     """Test error with its interval against one cost, one marker per rule."""
     for cell, x in points:
@@ -318,10 +299,55 @@ def draw_costs(
         if ours.low is not None:
             bounds = ours.within(0, 100)
             axes.plot([x, x], [bounds.low, bounds.high], color=look.light, linewidth=1, alpha=0.6)
-        axes.plot(
-            [x], [ours.mean], marker=look.marker, markersize=6, color=look.light, clip_on=False
-        )
+        marker = {"marker": look.marker, "markersize": 6, "color": look.light}
+        axes.plot([x], [ours.mean], **marker, clip_on=False)
     axes.set_xlabel(label, labelpad=2)
     axes.set_ylabel("test error, %")
     axes.grid(color=LINE)
     axes.margins(x=0.12, y=0.12)
+
+
+def retrieval(runs: Runs, looks: Looks) -> list[Group]:
+    """Precision and recall over the Hamming radius, without any attack; none without codes."""
+    points = {rule: found for rule, of_rule in runs.items() if (found := _precision(of_rule))}
+    panels = (
+        Panel("Precision % over recall %", partial(_draw_precision, points=points, looks=looks)),
+        Panel(
+            "Precision % within a radius",
+            partial(_draw_precision, points=points, looks=looks, radius=True),
+        ),
+    )
+    caption = (
+        "Everything within a Hamming radius of a query, for each radius from 0 to the number of "
+        f"bits; means over queries and seeds, without attack. The marker is radius {MARKED_RADIUS};"
+        " a query that finds nothing counts as precision 0."
+    )
+    drawn = legend(points, looks)
+    heading = "Precision and recall"
+    return [Group("precision-recall", heading, caption, panels, legend=drawn)] * bool(points)
+
+
+def _precision(runs: Sequence[Run]) -> list[tuple[float, float, float]]:
+    """Radius, precision and recall in %, means over seeds; [] unless every run has them."""
+    courses = [[row for row in run.of_kind("course") if row["split"] == "test"] for run in runs]
+    if not courses or not all(courses):
+        return []
+    means = []
+    for rows in zip(*courses, strict=True):
+        precision, recall = (
+            100 * sum(row[key] for row in rows) / len(rows) for key in ("precision", "recall")
+        )
+        means.append((float(rows[0]["radius"]), precision, recall))
+    return means
+
+
+def _draw_precision(
+    axes: Any, *, points: Mapping[str, Any], looks: Looks, radius: bool = False
+) -> None:
+    for rule, found in points.items():
+        xs = [point[0 if radius else 2] for point in found]
+        style = line_style(looks[rule]) | {"marker": looks[rule].marker, "markersize": 4}
+        axes.plot(xs, [point[1] for point in found], **style, markevery=[MARKED_RADIUS])
+    axes.set_ylim(0, 102)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.set_xlabel("radius, bits" if radius else "recall, %", labelpad=2)

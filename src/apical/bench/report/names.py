@@ -36,3 +36,8 @@ def display_name(rule: str) -> str:
 
 def is_baseline(rule: str) -> bool:
     return rule.lower() == "bp"
+
+
+def is_frozen(rule: str) -> bool:
+    """Whether it is the control whose hidden layers keep their initial weights."""
+    return rule.lower() == "frozen"

@@ -13,11 +13,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from apical.bench.report.escape import for_markdown
-from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.names import is_baseline
 from apical.bench.report.read import Run, Study
+from apical.bench.report.results import closing, rule_column
+from apical.bench.report.table import Column, Table, each, for_markdown
 from apical.bench.storage import records
-from apical.measure import statistics
+from apical.measure import statistics as stats
 
 RULE_TIMES = "step_time_rules.json"
 """Beside the study's folder: what `COMMAND` wrote."""
@@ -40,7 +41,7 @@ class Line:
     """A rule. Accuracies in % by setting, the angle in degrees, memory over that of the weights."""
 
     rule: str
-    accuracies: Mapping[str, statistics.Summary | None]
+    accuracies: Mapping[str, stats.Summary | None]
     angle: float | None
     step: float | None
     memory: float | None
@@ -87,21 +88,22 @@ def to_markdown(study: Study, folder: Path) -> str:
     assert study.overview is not None
     times = step_times(folder.parent, study.overview["timed"])
     rows = lines(study, times)
-    facts = list(rows[0].facts)
-    head = ["rule", *(f"{setting}, %" for setting in study.settings)]
-    head += ["angle °", "step", "memory", *facts]
-    rulers = ["---", *("---:" for _ in head[1 : -len(facts)]), *("---" for _ in facts)]
-    table = [head, *([*_numbers(row, study), *row.facts.values()] for row in rows)]
-    text = ["| " + " | ".join(map(for_markdown, cells)) + " |" for cells in table]
-    text.insert(1, "|" + "|".join(rulers) + "|")
-    return "\n".join(text) + "\n\n" + "\n".join(_legend(study, times, folder.name)) + "\n"
 
+    def ratio(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
 
-def _numbers(row: Line, study: Study) -> list[str]:
-    accuracies = [_spelled(row.accuracies[setting]) for setting in study.settings]
-    angle = "" if row.angle is None else f"{row.angle:.0f}"
-    ratios = ["" if value is None else f"{value:.2f}" for value in (row.step, row.memory)]
-    return [display_name(row.rule), *accuracies, angle, *ratios]
+    table = Table(
+        [
+            rule_column(),
+            *each(study.settings, lambda name, row: _spelled(row.accuracies[name]), "{}, %"),
+            Column("angle °", lambda row: "" if row.angle is None else f"{row.angle:.0f}"),
+            Column("step", lambda row: ratio(row.step)),
+            Column("memory", lambda row: ratio(row.memory)),
+            *each(rows[0].facts, lambda name, row: row.facts[name], "{}", left=True),
+        ],
+        rows,
+    )
+    return f"{table.markdown()}\n" + "\n".join(_legend(study, times, folder.name)) + "\n"
 
 
 def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
@@ -120,20 +122,20 @@ def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
         " transport). Waits for: what a hidden layer needs before it can learn. Labels: whether"
         " hidden layers are taught by them. Own phase: whether feedback learns between the passes.",
         f"Tier {study.tier}. " + " ".join(map(for_markdown, study.notes)),
-        f"Regenerate: `{study.command.replace('`', '')}`, then `make keep STUDY={name}`.",
+        f"{closing(study)[:-1]}, then `make keep STUDY={name}`.",
     ]
     return [f"- {text}" for text in legend]
 
 
-def _spelled(summary: statistics.Summary | None) -> str:
+def _spelled(summary: stats.Summary | None) -> str:
     if summary is None:
         return ""
     half = "" if summary.high is None else f" ± {summary.high - summary.mean:.1f}"
     return f"{summary.mean:.1f}{half}"
 
 
-def _accuracy(runs: list[Run]) -> statistics.Summary | None:
-    return statistics.summarize([100 * run.final["test_acc"] for run in runs]) if runs else None
+def _accuracy(runs: list[Run]) -> stats.Summary | None:
+    return stats.summarize([100 * run.final["test_acc"] for run in runs]) if runs else None
 
 
 def _angle(run: Run) -> float | None:

@@ -3,40 +3,35 @@
 import base64
 import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from apical.bench.report import (
     angles,
+    attacked,
     curves,
     diagnostics,
     figures,
-    flow,
-    flow_table,
-    hash_figures,
-    hash_page,
-    memory,
-    order,
+    fine_tuning,
+    linear_probes,
     protocol,
-    robust_page,
-    robust_words,
-    solved,
-    spike_page,
-    table,
-    tuning,
+    render,
+    results,
+    sequence_learners,
+    spikes,
+    steps_to_solve,
 )
-from apical.bench.report.looks import Look, css_variables, looks
+from apical.bench.report.colours import Look, colours, css_variables
 from apical.bench.report.names import display_name
 from apical.bench.report.read import FULL_TIER, Study, is_run, is_study, read_run, read_study
-from apical.bench.report.render import Group, legend_svg, to_svg, write_png
+from apical.bench.report.table import ABSENT, number
 from apical.bench.storage.records import StorageError, write_bytes
 from apical.measure.statistics import ALLOWANCE
 
 TEMPLATES = Path(__file__).parent / "templates"
-PNG_COLUMNS = 4
 ANGLES_CSV = "delta-angles.csv"
+READOUTS_CSV = "linear-probes.csv"
 
 
 def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
@@ -65,182 +60,149 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
         )
     for name, study in studies.items():
         _write_study(study, target / name)
-    return _write_html(target, "index.html.j2", entries=_entries(studies))
-
-
-def _entries(studies: Mapping[str, Study]) -> list[dict[str, Any]]:
-    return [
+    entries = [
         {"folder": name, "study": study, "state": protocol.state(study)}
         for name, study in studies.items()
     ]
+    return _write_html(target, "index.html.j2", entries=entries)
 
 
 def _write_study(study: Study, out: Path) -> Path:
     _make_folder(out)
-    rows = table.cells(study)
-    look = looks(study.rules)
-    write_bytes(out / "table.csv", table.to_csv(rows).encode())
+    rows = results.cells(study)
+    looks = colours(study.rules)
+    several = len(study.settings) > 1
+    table = results.table(study, rows)
+    write_bytes(out / "table.csv", table.csv().encode())
+    courses = curves.table(curves.points(study), several=several)
     if study.curves:
-        write_bytes(out / "curves.csv", curves.to_csv(curves.points(study)).encode())
+        write_bytes(out / "curves.csv", courses.csv().encode())
+    learners = None
+    if sequence_learners.concerns(study):
+        learners = {
+            "table": sequence_learners.table(study),
+            "missing": sequence_learners.missing(study),
+            "legend": sequence_learners.legend(study),
+        }
     return _write_html(
         out,
         "study.html.j2",
-        study=study,
-        state=protocol.state(study),
+        **_common(study, looks, out),
+        finding=results.finding(rows),
         summary=protocol.summary(study),
         verdicts=protocol.verdicts(rows),
-        protocols=protocol.protocols(study),
         search=protocol.search(study),
-        environment=protocol.environment(study),
         unfinished=[run for run in study.runs if run.status != "finished"],
         rows=rows,
-        points=curves.points(study),
-        solved=_solved(study),
-        learners=_learners(study),
+        table=table,
+        runs=protocol.runs(study),
+        courses=courses,
+        solved=steps_to_solve.table(study, several=several),
+        solved_legend=steps_to_solve.legend(study),
+        learners=learners,
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
-        orders=order.told(rows),
-        tuned=_tuning(study, out),
-        robust=robust_page.write(study, out, slugs),
-        hashed=hash_page.write(study, out),
-        spikes=spike_page.write(study, out),
-        most_neurons=spike_page.MOST_NEURONS,
-        sections=[_section(study, rows, setting, look, out) for setting in study.settings],
-        diagnoses=[
-            _diagnosed(found, study, look, out)
-            for setting in study.settings
-            if (found := diagnostics.diagnose(study, setting, look)) is not None
-        ],
+        orders=results.orders(rows),
+        control=any(row.gained for row in rows),
+        spikes=attacked.of_spiking_nets(study, out),
+        most_neurons=spikes.MOST_NEURONS,
+        sections=[_section(study, rows, setting, looks, out) for setting in study.settings],
         allowance=ALLOWANCE,
         full_tier=FULL_TIER,
     )
-
-
-def _solved(study: Study) -> dict[str, Any]:
-    found = solved.lines(study)
-    return {"lines": found, "lengths": solved.lengths(found), "told": solved.told(study)}
-
-
-def _learners(study: Study) -> dict[str, Any] | None:
-    if not flow_table.concerns(study):
-        return None
-    return {
-        "lines": flow_table.lines(study),
-        "missing": flow_table.missing(study),
-        "told": flow_table.legend(study),
-    }
-
-
-def _tuning(study: Study, out: Path) -> dict[str, Any] | None:
-    """The table of fine-tuned nets for the page, None without any; its CSV is written here."""
-    found = tuning.lines(study)
-    if not found:
-        return None
-    write_bytes(out / "tuning.csv", tuning.to_csv(found).encode())
-    words = {name: getattr(robust_words, name) for name in ("percent", "points", "span")}
-    return {"lines": found, "told": tuning.told(study, found), "between": tuning.between, **words}
-
-
-def _section(
-    study: Study, rows: Sequence[table.Cell], setting: str, look: Mapping[str, Look], out: Path
-) -> dict[str, Any]:
-    """The figures of one setting for the page; their PNG files are written on the way."""
-    groups = figures.groups(study, rows, setting, look)
-    groups += curves.groups(study, setting, look)
-    groups += flow.groups(study, setting, look)
-    groups += memory.groups(study, setting, look)
-    groups += hash_figures.groups(study, setting, look)
-    shown = [row.rule for row in rows if row.setting == setting and row.summary]
-    slug = f"{slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""
-    drawn = _drawn(groups, f"{study.title} · {setting}", look, out, slug)
-    return {"setting": setting, "groups": drawn, "legend": _legend(shown, look)}
 
 
 def _write_run(study: Study, out: Path) -> Path:
     """The page of one run: how it trained, and its robustness where that was evaluated."""
     _make_folder(out)
     (run,) = study.runs
-    look = looks([run.rule])
-    made = (make.of_runs({run.rule: [run]}, look) for make in (figures, flow, memory))
-    groups = [group for several in made for group in several]
-    drawn = _drawn(groups, study.title, look, out, "")
-    (cell,) = table.cells(study)
+    looks = colours([run.rule])
+    drawn = render.draw(figures.of_run(run, looks), out, title=study.title)
     return _write_html(
         out,
         "run.html.j2",
-        study=study,
+        **_common(study, looks, out),
         run=run,
-        cell=cell,
-        state=protocol.state(study),
-        protocols=protocol.protocols(study),
-        environment=protocol.environment(study),
-        tuned=_tuning(study, out),
-        robust=robust_page.write(study, out, slugs),
-        hashed=hash_page.write(study, out),
-        sections=[{"setting": run.setting, "groups": drawn, "legend": []}],
-        diagnoses=[
-            _diagnosed(found, study, look, out)
-            for found in [diagnostics.diagnose(study, run.setting, look)]
-            if found is not None
-        ],
+        cell=results.cells(study)[0],
+        sections=[{"setting": run.setting, "figures": drawn, "legend": []}],
     )
 
 
-def _diagnosed(
-    found: diagnostics.Diagnosis, study: Study, look: Mapping[str, Look], out: Path
-) -> dict[str, Any]:
-    """The diagnostics of one setting for the page."""
-    slug = f"{slugs(study.settings)[found.setting]}-" if len(study.settings) > 1 else ""
-    drawn = _drawn(found.groups, f"{study.title} · {found.setting}", look, out, slug)
-    legend = _legend(found.drawn, look) if len(found.drawn) > 1 else []
-    if found.last:
-        rows = angles.to_csv([*found.last, *found.last_by_layer])
-        write_bytes(out / f"{slug}{ANGLES_CSV}", rows.encode())
-    told = {"angles_told": f"{angles.TOLD} {angles.TIES}", "angles_csv": f"{slug}{ANGLES_CSV}"}
-    return {**vars(found), **told, "figures": drawn, "legend": legend}
-
-
-def _drawn(
-    groups: Sequence[Group], title: str, look: Mapping[str, Look], out: Path, slug: str
-) -> list[dict[str, Any]]:
-    """Figures for the page; their PNG files are written on the way."""
-    for group in groups:
-        write_png(
-            out / f"{slug}{group.name}.png",
-            group,
-            title=f"{title} · {group.heading}",
-            legend=[(display_name(rule), look[rule]) for rule in group.rules],
-            columns=PNG_COLUMNS,
-        )
-    return [_figure(group, f"{slug}{group.name}.png") for group in groups]
-
-
-def _legend(rules: Sequence[str], look: Mapping[str, Look]) -> list[tuple[str, str]]:
-    named = [(display_name(rule), look[rule]) for rule in rules]
-    return [(label, legend_svg(each, label)) for label, each in named]
-
-
-def _figure(group: Group, png: str) -> dict[str, Any]:
+def _common(study: Study, looks: Mapping[str, Look], out: Path) -> dict[str, Any]:
+    """What pages of studies and of runs show alike."""
+    found = [diagnostics.diagnose(study, setting, looks) for setting in study.settings]
     return {
-        "group": group,
-        "png": png,
-        "panels": [(panel.title, to_svg(group, panel)) for panel in group.panels],
+        "study": study,
+        "state": protocol.state(study),
+        "protocols": protocol.protocols(study),
+        "environment": protocol.environment(study),
+        "tuned": _fine_tuning(study, out),
+        "robust": attacked.of_classifiers(study, out),
+        "hashed": attacked.of_hash_nets(study, out),
+        "diagnoses": [_diagnosis(each, study, out) for each in found if each is not None],
     }
 
 
-def slugs(names: Sequence[str]) -> dict[str, str]:
-    """Names as parts of file names: short, plain ASCII, all different."""
-    made: dict[str, str] = {}
-    for name in names:
-        base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "setting"
-        slug, count = base, 2
-        while slug in made.values():
-            slug, count = f"{base}-{count}", count + 1
-        made[name] = slug
-    return made
+def _fine_tuning(study: Study, out: Path) -> dict[str, Any] | None:
+    """Values for tuning.html.j2, None without fine-tuned nets; their CSV file is written here."""
+    found = fine_tuning.lines(study)
+    if not found:
+        return None
+    write_bytes(out / "tuning.csv", fine_tuning.layers_csv(found).encode())
+    return {
+        "table": fine_tuning.table(found),
+        "layers": fine_tuning.layers(found),
+        "legend": fine_tuning.legend(study, found),
+    }
+
+
+def _slug(study: Study, setting: str) -> str:
+    """Start of the names of the files of one setting; "" where there is only one."""
+    return f"{attacked.slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""
+
+
+def _section(
+    study: Study, rows: Sequence[results.Cell], setting: str, looks: Mapping[str, Look], out: Path
+) -> dict[str, Any]:
+    """The figures of one setting."""
+    groups = figures.of_setting(study, rows, setting, looks)
+    groups += curves.groups(study, setting, looks)
+    title = f"{study.title} · {setting}"
+    drawn = render.draw(groups, out, title=title, slug=_slug(study, setting))
+    return {"setting": setting, "figures": drawn, "legend": render.legend(groups)}
+
+
+def _diagnosis(found: diagnostics.Diagnosis, study: Study, out: Path) -> dict[str, Any]:
+    """The diagnostics of one setting."""
+    slug = _slug(study, found.setting)
+    title = f"{study.title} · {found.setting}"
+    layers = angles.by_layer(found.last)
+    file = f"{slug}{ANGLES_CSV}"
+    if found.last:
+        write_bytes(out / file, angles.table([*found.last, *layers]).csv().encode())
+    if found.readouts:
+        csv = linear_probes.table(found.readouts).csv()
+        write_bytes(out / f"{slug}{READOUTS_CSV}", csv.encode())
+    legend = render.legend(found.groups)
+    return {
+        "found": found,
+        "aligned": diagnostics.table(found.rules),
+        "aligned_layers": diagnostics.table(found.layers),
+        "moving": any(row.moving for row in found.rules),
+        "angles": angles.table(found.last) if found.last else None,
+        "angles_layers": angles.table(layers),
+        "angles_legend": angles.LEGEND,
+        "angles_csv": file,
+        "readouts": linear_probes.table(found.readouts) if found.readouts else None,
+        "readouts_legend": linear_probes.LEGEND,
+        "readouts_csv": f"{slug}{READOUTS_CSV}",
+        "figures": render.draw(found.groups, out, title=title, slug=slug),
+        "legend": legend if len(legend) > 1 else [],
+    }
 
 
 def _write_html(out: Path, template: str, **values: Any) -> Path:
     import jinja2
+    from markupsafe import Markup
 
     _make_folder(out)
     environment = jinja2.Environment(
@@ -250,39 +212,22 @@ def _write_html(out: Path, template: str, **values: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # `markup`: what this package made itself, figures and style, is not escaped
     environment.globals |= {
-        "count": table.count,
-        "display_name": display_name,
-        "interval": table.interval,
-        "share": table.share,
-        "number": table.number,
-        "paired": flow_table.paired,
-        "signed": table.signed,
-        "markup": _trusted,
-    }
+        "display_name": display_name, "number": number, "markup": Markup, "absent": ABSENT,
+    }  # fmt: skip
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     for theme, dark in (("light", False), ("dark", True)):
         style = style.replace(f"/* rules: {theme} */", css_variables(dark))
-    if values.get("robust") or values.get("hashed"):
-        style += (TEMPLATES / "robust.css").read_text(encoding="utf-8")
-    if values.get("hashed"):
-        style += (TEMPLATES / "hash.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "sort.js").read_text(encoding="utf-8")
     page = environment.get_template(template).render(
-        style=_trusted(style),
-        script=_trusted(script),
+        style=Markup(style),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **values,
     )
     write_bytes(out / "index.html", page.encode())
     return out / "index.html"
-
-
-def _trusted(text: str) -> Any:
-    """Marks what this package made itself (figures, style, script) as not to be escaped."""
-    from markupsafe import Markup
-
-    return Markup(text)
 
 
 def _make_folder(out: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from apical.bench.report.names import display_name
 from apical.bench.report.read import FULL_TIER, Run, Study
-from apical.bench.report.table import Cell, number
+from apical.bench.report.results import Cell, rule_column, setting_column
+from apical.bench.report.table import Column, Shown, Table, each, number
 
 PER_RUN = ("key", "seed")
 """Fields of an experiment that the list of runs shows."""
@@ -94,7 +95,11 @@ def _protocol(runs: Iterable[Run]) -> dict[str, Any]:
             shared[key] = distinct.pop()
         else:
             differing[key] = {rule: ", ".join(values) for rule, values in by_rule.items()}
-    return {"shared": shared, "differing": differing}
+    rules = dict.fromkeys(rule for by_rule in differing.values() for rule in by_rule)
+    columns = [Column("differs by rule", str, left=True, style="soft")]
+    columns += each(rules, lambda rule, key: differing[key].get(rule, ""), page="{}", left=True)
+    table = Table(columns, list(differing), kind="") if differing else None
+    return {"shared": shared, "differing": differing, "table": table}
 
 
 def _fields(experiment: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,31 +119,65 @@ def _named(kind: str, value: Any) -> str:
     return f"{value[kind]} ({options})" if options else str(value[kind])
 
 
-def search(study: Study) -> list[dict[str, Any]]:
+def search(study: Study) -> list[tuple[str, Table]]:
     """Per setting how learning rates were chosen: validation error in % of every try, by rule."""
-    return [
-        {"setting": setting} | _tries([cell for cell in study.search if cell["setting"] == setting])
-        for setting in dict.fromkeys(cell["setting"] for cell in study.search)
-    ]
+    settings = dict.fromkeys(cell["setting"] for cell in study.search)
+    cells = list(study.search)
+    return [(name, _tries([c for c in cells if c["setting"] == name])) for name in settings]
 
 
-def _tries(cells: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _tries(cells: list[Mapping[str, Any]]) -> Table:
     rates = sorted({tried["lr"] for cell in cells for tried in cell["tries"]}, reverse=True)
-    rows = []
-    for cell in cells:
-        errors = {
-            tried["lr"]: number(_error(tried)) if "val_acc" in tried else "diverged"
-            for tried in cell["tries"]
-        }
-        name = display_name(cell["rule"])
-        rows.append(
-            {
-                "rule": name,
-                "errors": [(errors.get(rate, ""), rate == cell["lr"]) for rate in rates],
-                "at_edge": bool(cell.get("at_edge")),
-            }
-        )
-    return {"rates": [f"{rate:g}" for rate in rates], "rows": rows}
+
+    def show(rate: float, cell: Mapping[str, Any]) -> Shown:
+        chosen = rate == cell["lr"]
+        errors = {tried["lr"]: _error(tried) for tried in cell["tries"]}
+        return Shown(errors.get(rate, ""), strong=chosen, style="" if chosen else "soft")
+
+    def edge(cell: Mapping[str, Any]) -> str:
+        return "at the edge of what was tried" if cell.get("at_edge") else ""
+
+    return Table(
+        [
+            Column("rule", lambda cell: display_name(cell["rule"]), left=True, style="rule"),
+            *each(rates, show, "{:g}"),
+            Column(" ", edge, left=True, style="soft", keep=any(map(edge, cells))),
+        ],
+        cells,
+        "Choice of learning rates",
+        kind="",
+    )
+
+
+def runs(study: Study) -> Table:
+    """All runs of a study."""
+
+    def error(run: Run) -> Shown:
+        if "test_acc" not in run.final:
+            return Shown("")
+        value = 100 - 100 * run.final["test_acc"]
+        return Shown(number(value), value)
+
+    def minutes(run: Run) -> Shown:
+        value = run.final["seconds"] / 60 if "seconds" in run.final else None
+        return Shown("" if value is None else f"{value:.1f}", value)
+
+    head = "First found is wrong %" if study.retrieval else "Test error %"
+    return Table(
+        [
+            setting_column(len(study.settings) > 1),
+            rule_column(),
+            Column("seed", lambda run: Shown(str(run.seed), run.seed)),
+            Column("status", lambda run: run.status, left=True),
+            Column("", error, page=head),
+            Column("minutes", minutes),
+            Column("folder", lambda run: run.folder, left=True, style="code"),
+            Column("command", lambda run: run.command, left=True, style="code",
+                   keep=any(run.command for run in study.runs)),
+        ],
+        study.runs,
+        "All runs",
+    )  # fmt: skip
 
 
 def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
@@ -150,9 +189,11 @@ def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
     return {key: values.most_common() for key, values in seen.items()}
 
 
-def _error(tried: Mapping[str, Any]) -> float:
+def _error(tried: Mapping[str, Any]) -> str:
     """Validation error in %; of hash nets, which are chosen by mAP, what it lacks to 100 %."""
-    return 100 - 100 * float(tried.get("val_map", tried["val_acc"]))
+    if "val_acc" not in tried:
+        return "diverged"
+    return number(100 - 100 * float(tried.get("val_map", tried["val_acc"])))
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

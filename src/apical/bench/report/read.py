@@ -1,6 +1,6 @@
 """A study folder as values: study.json and, per run, experiment.json, records, environment.
 
-Folders as runs leave them and packed studies (`apical.bench.storage.packing`) are read alike.
+Loose folders, as runs leave them, and packed studies (see `apical.packing`) read alike.
 
 study.json:
     name, title, tier, command   text; the command regenerates the study

@@ -2,12 +2,13 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apical.bench.report.looks import INK, LINE, SOFT, Look, line_style, variables
+from apical.bench.report.colours import INK, LINE, SOFT, Look, line_style, variables
+from apical.bench.storage.records import write_bytes
 
 XLINK = "http://www.w3.org/1999/xlink"
 FONT = {"font.size": 8, "font.family": "DejaVu Sans", "axes.unicode_minus": True}
@@ -47,9 +48,17 @@ class Panel:
     draw: Callable[[Any], None]
 
 
+Legend = tuple[tuple[str, Look], ...]
+"""What each line stands for, and how it is drawn."""
+
+
 @dataclass(frozen=True)
 class Group:
-    """Panels that belong together: one row of the page, one PNG."""
+    """Panels that belong together: one row of the page, one PNG.
+
+    Attributes: size: of a panel, inches. margin: inches left of the axes and below them. legend:
+        none where the panels name what they show. columns: panels side by side in the PNG.
+    """
 
     name: str
     heading: str
@@ -57,9 +66,37 @@ class Group:
     panels: tuple[Panel, ...]
     size: tuple[float, float] = (3.4, 2.2)
     margin: tuple[float, float] = (0.5, 0.42)
-    """Inches left of the axes and below them."""
-    rules: tuple[str, ...] = ()
-    """Rules to explain in a legend; none where the panels name them."""
+    legend: Legend = ()
+    columns: int = 4
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A group as the macro `figure` of a page needs it: file of the PNG, titles and SVG."""
+
+    group: Group
+    png: str
+    panels: tuple[tuple[str, str], ...]
+
+
+def draw(groups: Iterable[Group], out: Path, *, title: str, slug: str = "") -> list[Drawn]:
+    """The groups for a page; their PNG files are written into `out` on the way.
+
+    Args: title: of the PNG files, before their own. slug: start of their names.
+    """
+    made = []
+    for group in groups:
+        png = f"{slug}{group.name}.png"
+        write_png(out / png, group, title=f"{title} · {group.heading}")
+        panels = tuple((panel.title, to_svg(group, panel)) for panel in group.panels)
+        made.append(Drawn(group, png, panels))
+    return made
+
+
+def legend(groups: Iterable[Group]) -> list[tuple[str, str]]:
+    """One legend for several groups: labels, and their lines as SVG."""
+    every = dict(entry for group in groups for entry in group.legend)
+    return [(label, legend_svg(look, label)) for label, look in every.items()]
 
 
 def to_svg(group: Group, panel: Panel) -> str:
@@ -88,16 +125,14 @@ def legend_svg(look: Look, label: str) -> str:
         return _inline(figure, label)
 
 
-def write_png(
-    path: Path, group: Group, *, title: str, legend: Sequence[tuple[str, Look]], columns: int
-) -> None:
+def write_png(path: Path, group: Group, *, title: str) -> None:
     """All panels of a group as one print-ready PNG on white, 200 dots per inch."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    from apical.bench.storage.records import write_bytes
-
-    columns = min(columns, len(group.panels))
+    legend = group.legend
+    columns = min(group.columns, len(group.panels))
     rows = -(-len(group.panels) // columns)
     width, height = max(columns * group.size[0], 3.2), group.size[1] + 0.22
     longest = max((len(label) for label, _ in legend), default=0)
@@ -109,16 +144,35 @@ def write_png(
         heading = min(9.5, 9.5 * width / (0.085 * len(title)))  # a long one is set smaller
         figure.text(0.1 / width, 1 - 0.2 / total[1], title, fontsize=heading, fontweight="bold")
         if legend:
-            _png_legend(figure, legend, per_row, 1 - 0.3 / total[1])
+            figure.legend(
+                handles=[
+                    Line2D([], [], marker=look.marker, markersize=4, label=name, **line_style(look))
+                    for name, look in legend
+                ],
+                loc="upper left",
+                bbox_to_anchor=(0, 1 - 0.3 / total[1]),
+                ncols=per_row,
+                frameon=False,
+                fontsize=8,
+                handlelength=2.6,
+                columnspacing=1.4,
+            )
         for index, panel in enumerate(group.panels):
             row, column = divmod(index, columns)
             corner = (column * group.size[0], total[1] - head - (row + 1) * height)
             axes = _axes(figure, group, corner, total)
             axes.set_title(panel.title, fontsize=8, loc="left", color=INK)
             panel.draw(axes)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    write_bytes(path, out.getvalue())
+        save_png(figure, path)
+
+
+def save_png(figure: Any, path: Path | None = None, dpi: int = 200) -> bytes:
+    """A figure as PNG, the same bytes under every version of matplotlib; written to `path`."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    if path is not None:
+        write_bytes(path, out.getvalue())
+    return out.getvalue()
 
 
 def _axes(figure: Any, group: Group, corner: tuple[float, float], total: Sequence[float]) -> Any:
@@ -132,25 +186,6 @@ def _axes(figure: Any, group: Group, corner: tuple[float, float], total: Sequenc
             width / total[0],
             height / total[1],
         )
-    )
-
-
-def _png_legend(figure: Any, legend: Sequence[tuple[str, Look]], per_row: int, top: float) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], marker=look.marker, markersize=4, label=label, **line_style(look))
-        for label, look in legend
-    ]
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0, top),
-        ncols=per_row,
-        frameon=False,
-        fontsize=8,
-        handlelength=2.6,
-        columnspacing=1.4,
     )
 
 

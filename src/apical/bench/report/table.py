@@ -1,186 +1,217 @@
-"""The table of a study: rule x setting, from runs to numbers and CSV.
-
-Everything is test error in %, as the published tables are; differences are percentage points.
-"""
+"""A table as a value: columns say how a row is read and shown; three writers, for documents
+(Markdown), for pages (the macro `table` of macros.html.j2) and for spreadsheets (CSV)."""
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
-from apical.bench.report.escape import for_spreadsheet
-from apical.bench.report.names import is_baseline
-from apical.bench.report.read import FULL_TIER, Published, Run, Study
-from apical.measure import statistics
+ABSENT = "–"
+"""What a page shows where a cell has nothing to show."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One row of the table: a rule in a setting. Errors and differences in % and points."""
+class Shown:
+    """What a reader sees of a value. A string stands for a `Shown` of this text.
 
-    setting: str
-    rule: str
-    planned: int
-    failed: int
-    runs: tuple[Run, ...]
-    summary: statistics.Summary | None = None
-    one_net: tuple[float, float] | None = None
-    difference: statistics.Summary | None = None
-    ties: str = ""
-    published: Published | None = None
-    verdict: statistics.Verdict | None = None
+    Attributes: sort: by what pages sort, None for the text. interval: behind the text in brackets;
+        on pages below it. strong: in bold type. On pages only: title: shown when pointed at; style:
+        a class of page.css; mark: a footnote mark; image: address of a picture above the text;
+        share: percentage that colours the cell.
+    """
+
+    text: str
+    sort: float | str | None = None
+    interval: str = ""
+    strong: bool = False
+    title: str = ""
+    style: str = ""
+    mark: str = ""
+    image: str = ""
+    share: float | None = None
 
     @property
-    def n(self) -> int:
-        return len(self.runs)
+    def value(self) -> float | str:
+        """What a page sorts by; "" sorts last in either direction."""
+        return self.text if self.sort is None else self.sort
+
+    def markdown(self, brief: bool) -> str:
+        text = for_markdown(self.text)
+        if self.strong and text:
+            text = f"**{text}**"
+        return f"{text} [{self.interval}]" if self.interval and not brief else text
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column is read from a row.
+
+    Attributes: head: its title in documents, "" where it is left out there. show: row -> what a
+        reader sees; None for a column of the CSV file only. raw: columns of the CSV file, separated
+        by spaces, as "seed" or "low=summary.low", see `value_at`. page: its title on pages, default
+        `head` with a capital; "" where it is left out there. left: text, aligned left. keep:
+        whether it has something to show (the CSV file has all columns). brief: documents leave its
+        intervals out. strong: bold head in documents. style: class of its cells.
+    """
+
+    head: str
+    show: Callable[[Any], Shown | str] | None = None
+    raw: str = ""
+    page: str | None = None
+    left: bool = False
+    keep: bool = True
+    brief: bool = False
+    strong: bool = False
+    style: str = ""
 
     @property
-    def published_difference(self) -> float | None:
-        """Ours minus published, in points."""
-        if self.summary is None or self.published is None:
-            return None
-        return self.summary.mean - self.published.error
+    def title(self) -> str:
+        return self.head[:1].upper() + self.head[1:] if self.page is None else self.page
 
-    def mean_of(self, key: str) -> float | None:
-        """Mean over seeds of a value of the final rows; None unless every run has it."""
-        values = [run.final[key] for run in self.runs if key in run.final]
-        if not values or len(values) < self.n:
-            return None
-        return float(sum(values) / len(values))
+    @property
+    def css(self) -> str:
+        return self.style if self.left else f"num {self.style}".rstrip()
 
-
-def test_error(run: Run) -> float:
-    """Test error in % of a finished run."""
-    return 100 * (1 - run.final["test_acc"])
+    def cell(self, row: Any) -> Shown:
+        assert self.show is not None
+        found = self.show(row)
+        return Shown(found) if isinstance(found, str) else found
 
 
-def cells(study: Study) -> list[Cell]:
-    """All rows of the table, in the order of study.json."""
-    return [cell for setting in study.settings for cell in _setting_cells(study, setting)]
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows. label: what it is, for readers who do not see it. caption: printed above it
+    on pages. kind: class of page.css; "sortable" makes its heads buttons."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Any]
+    label: str = ""
+    caption: str = ""
+    kind: str = "sortable"
+
+    @property
+    def on_page(self) -> list[Column]:
+        return [c for c in self.columns if c.show and c.keep and c.title]
+
+    def markdown(self) -> str:
+        """The lines of a Markdown table; text of others stays text."""
+        shown = [c for c in self.columns if c.show and c.keep and c.head]
+        heads = [Shown(c.head, strong=c.strong).markdown(False) for c in shown]
+        lines = ["| " + " | ".join(heads) + " |"]
+        lines.append("|" + "|".join("---" if c.left else "---:" for c in shown) + "|")
+        for row in self.rows:
+            cells = (column.cell(row).markdown(column.brief) for column in shown)
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """Every number in full precision; text that no spreadsheet runs as a formula."""
+        fields = [field.partition("=") for column in self.columns for field in column.raw.split()]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(name for name, _, _ in fields)
+        for row in self.rows:
+            cells = (value_at(row, path or name) for name, _, path in fields)
+            writer.writerow(map(for_spreadsheet, cells))
+        return out.getvalue()
 
 
-def _setting_cells(study: Study, setting: str) -> list[Cell]:
-    rules = [
-        rule
-        for rule in study.rules
-        if any((run.setting, run.rule) == (setting, rule) for run in study.runs)
-    ]
-    samples = {
-        rule: {run.seed: test_error(run) for run in study.finished(setting, rule)} for rule in rules
-    }
-    letters = statistics.tie_groups(samples)
-    baseline = next((rule for rule in rules if is_baseline(rule)), None)
+def value_at(row: Any, path: str) -> Any:
+    """What stands at "published.error" of a row, of attributes and mappings; None where a part is
+    missing."""
+    for name in path.split("."):
+        row = row.get(name) if isinstance(row, Mapping) else getattr(row, name, None)
+    return row
+
+
+def each(
+    keys: Iterable[Any], show: Callable[[Any, Any], Shown | str], head: str = "", **options: Any
+) -> list[Column]:
+    """A column for each key. show: key and row -> what a reader sees. head, and `page` among the
+    options: the title, {} stands for the key."""
+    page = options.pop("page", None)
     return [
-        _cell(study, setting, rule, samples[rule], samples.get(baseline or "", {}), letters[rule])
-        for rule in rules
+        Column(head.format(key), partial(show, key), page=page and page.format(key), **options)
+        for key in keys
     ]
 
 
-def _cell(
-    study: Study,
-    setting: str,
-    rule: str,
-    sample: dict[int, float],
-    baseline: dict[int, float],
-    ties: str,
-) -> Cell:
-    planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
-    runs = tuple(study.finished(setting, rule))
-    published = study.find_published(setting, rule)
-    summary = statistics.summarize(list(sample.values())) if sample else None
-    difference = None if is_baseline(rule) else statistics.paired_difference(sample, baseline)
-    verdict = None
-    if summary is not None and published is not None:
-        scale = published.other_scale
-        if not scale and study.tier != FULL_TIER:
-            scale = f"tier {study.tier}, not the published protocol"
-        verdict = statistics.verdict(
-            summary, published.error, other_scale=scale, published_n=published.n
-        )
-    return Cell(
-        setting=setting,
-        rule=rule,
-        planned=len(planned),
-        failed=sum(run.status == "failed" for run in planned),
-        runs=runs,
-        summary=summary,
-        one_net=_one_net(runs),
-        difference=difference,
-        ties=ties,
-        published=published,
-        verdict=verdict,
-    )
+def for_spreadsheet(value: Any) -> Any:
+    """Text that no spreadsheet runs as a formula; other values as they are."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
-def _one_net(runs: tuple[Run, ...]) -> tuple[float, float] | None:
-    """Wilson interval of the error in %, for a single run that says how many images it saw."""
-    if len(runs) != 1 or "test_count" not in runs[0].final:
-        return None
-    count = runs[0].final["test_count"]
-    low, high = statistics.wilson(count * test_error(runs[0]) / 100, count)
-    return 100 * low, 100 * high
+def for_markdown(text: str) -> str:
+    """Text that stays text in a cell of a Markdown table."""
+    for character in "\\|*_`":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
 
 
-def to_csv(table: Iterable[Cell]) -> str:
-    """The table with every number in full precision, for spreadsheets and scripts."""
-    out = io.StringIO()
-    columns = list(_csv_row(Cell("", "", 0, 0, ())))
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_csv_row(cell) for cell in table)
-    return out.getvalue()
+# Numbers as text
 
 
-def _csv_row(cell: Cell) -> dict[str, object]:
-    ours, gap, published = cell.summary, cell.difference, cell.published
-    return {
-        "setting": for_spreadsheet(cell.setting),
-        "rule": for_spreadsheet(cell.rule),
-        "n": cell.n,
-        "planned": cell.planned,
-        "failed": cell.failed,
-        "mean": ours and ours.mean,
-        "sd": ours and ours.sd,
-        "low": ours and ours.low,
-        "high": ours and ours.high,
-        "bp_difference": gap and gap.mean,
-        "bp_low": gap and gap.low,
-        "bp_high": gap and gap.high,
-        "ties": cell.ties,
-        "published": published and published.error,
-        "published_n": published and published.n,
-        "published_source": published and for_spreadsheet(published.source),
-        "published_difference": cell.published_difference,
-        "verdict": cell.verdict and cell.verdict.word,
-        "verdict_reason": cell.verdict and cell.verdict.why,
-        "step_ms": cell.mean_of("step_ms"),
-        "feedback_bytes": cell.mean_of("feedback_bytes"),
-        "seconds": cell.mean_of("seconds"),
-    }
+class Interval(Protocol):
+    """A mean with an interval, which may be missing."""
 
-
-def count(cell: Cell) -> str:
-    """ "3", or "2 of 3" while runs are missing."""
-    return str(cell.n) if cell.n == cell.planned else f"{cell.n} of {cell.planned}"
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
 
 
 def number(value: float | None) -> str:
+    """ "0.95"; "" for None."""
     return "" if value is None else f"{value:.2f}"
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, digits: int = 2) -> str:
     """With its sign, a real minus included."""
-    return "" if value is None else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return "" if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def share(summary: statistics.Summary | None) -> str:
-    """The interval of a percentage, cut off at 0 and 100."""
-    return interval(summary and summary.within(0, 100))
+def percent(value: float | None) -> str:
+    """ "93.2"; "" for None. Zero has no sign."""
+    return "" if value is None else f"{round(value, 1) + 0.0:.1f}"
 
 
-def interval(summary: statistics.Summary | None, *, sign: bool = False) -> str:
+def points(value: float | None) -> str:
+    """Percentage points with their sign; zero has none."""
+    return percent(value) if value is None or round(value, 1) == 0 else signed(value, 1)
+
+
+def span(found: Interval | None, text: Callable[[float | None], str] = number) -> str:
     """ "0.83 to 0.97"; "" without an interval."""
-    if summary is None or summary.low is None:
+    if found is None or found.low is None:
         return ""
-    text = signed if sign else number
-    return f"{text(summary.low)} to {text(summary.high)}"
+    return f"{text(found.low)} to {text(found.high)}"
+
+
+def share(found: Any, text: Callable[[float | None], str] = number) -> str:
+    """The interval of a percentage, cut off at 0 and 100."""
+    return span(found and found.within(0, 100), text)
+
+
+def mean(found: Interval | None, text: Callable[[float | None], str] = number) -> Shown:
+    """The mean alone."""
+    return Shown(text(found.mean), found.mean) if found else Shown("")
+
+
+def estimate(
+    found: Any, text: Callable[[float | None], str] = percent, *, strong: bool = False
+) -> Shown:
+    """The mean with its interval; ‡ marks an interval over the images of a single net."""
+    if found is None:
+        return Shown("")
+    mark = " ‡" if getattr(found, "over", "") == "images" else ""
+    between = span(found, text)
+    return Shown(text(found.mean), found.mean, between and between + mark, strong)
+
+
+def count(n: int, planned: int) -> Shown:
+    """ "3", or "2 of 3" while runs are missing."""
+    return Shown(str(n) if n == planned else f"{n} of {planned}", n)

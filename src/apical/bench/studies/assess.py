@@ -11,9 +11,9 @@ from apical.bench.evaluate import robustness
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.evaluate.trained_net import digest_of_run, from_run
 from apical.bench.experiment.execution import Execution
-from apical.bench.report import robust_stats
 from apical.bench.storage import records, run_folder
 from apical.bench.studies.base import Choice, Entry, Study
+from apical.measure import robustness_verdict as robust_stats
 
 
 @dataclass(frozen=True)

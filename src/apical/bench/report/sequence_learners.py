@@ -9,12 +9,21 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from apical.bench.report import solved
-from apical.bench.report.escape import for_markdown
-from apical.bench.report.names import display_name
+from apical.bench.report import steps_to_solve
 from apical.bench.report.read import Run, Study
-from apical.bench.report.table import interval, number, share, signed
-from apical.measure import statistics
+from apical.bench.report.results import closing, rule_column, setting_column
+from apical.bench.report.table import (
+    Column,
+    Shown,
+    Table,
+    count,
+    estimate,
+    for_markdown,
+    mean,
+    share,
+    signed,
+)
+from apical.measure import statistics as stats
 
 READOUT, BACKPROP = "readout", "backprop"
 REGULARISER = ("alpha_weights", "alpha_targets", "omega_per")
@@ -34,17 +43,12 @@ class Line:
     rule: str
     runs: tuple[Run, ...]
     planned: int
-    test: statistics.Summary | None
-    best: statistics.Summary | None
-    over_readout: statistics.Summary | None
-    over_plain: statistics.Summary | None
+    test: stats.Summary | None
+    best: stats.Summary | None
+    over_readout: stats.Summary | None
+    over_plain: stats.Summary | None
     silent: float | None
     length: int
-
-    @property
-    def n(self) -> str:
-        done = len(self.runs)
-        return str(done) if done == self.planned else f"{done} of {self.planned}"
 
     @property
     def reached(self) -> str:
@@ -61,55 +65,49 @@ def concerns(study: Study) -> bool:
 
 def lines(study: Study) -> list[Line]:
     """A line for each learner of each setting, in the order of the study."""
-    cells = dict.fromkeys((run.setting, run.rule) for run in study.runs)
-    return [_line(study, setting, rule) for setting, rule in cells]
+    made = []
+    for setting, rule in dict.fromkeys((run.setting, run.rule) for run in study.runs):
+        planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
+        runs = study.finished(setting, rule)
+        tests = _tests(runs)
+        best = [max(found) for run in runs if (found := _validation(run))]
+        readout = _others(study, setting, runs, {"learner": READOUT})
+        plain = _others(study, setting, runs, _plain(runs))
+        made.append(
+            Line(
+                setting,
+                rule,
+                tuple(runs),
+                len(planned),
+                stats.summarize(list(tests.values())) if tests else None,
+                stats.summarize(best) if best else None,
+                stats.paired_difference(tests, _tests(readout)),
+                stats.paired_difference(tests, _tests(plain)),
+                _silent(runs),
+                int(runs[0].experiment.get("length") or 0) if runs else 0,
+            )
+        )
+    return made
 
 
 def missing(study: Study) -> list[str]:
     """Baselines without which the numbers of a setting say nothing, one sentence each."""
-    told = []
+    made = []
     for setting in study.settings:
         names = {_learner(r)["learner"] for r in study.runs if r.setting == setting}
         if READOUT not in names:
-            told.append(f"{setting}: no read-out alone (learner readout) to compare with.")
+            made.append(f"{setting}: no read-out alone (learner readout) to compare with.")
         if BACKPROP not in names:
-            told.append(f"{setting}: no backpropagation through time to compare with.")
-    return told
-
-
-def _line(study: Study, setting: str, rule: str) -> Line:
-    planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
-    runs = study.finished(setting, rule)
-    experiment = next((run.experiment for run in runs), {})
-    return Line(
-        setting,
-        rule,
-        tuple(runs),
-        len(planned),
-        _summary(list(_tests(runs).values())),
-        _summary([best for run in runs if (best := _best(run)) is not None]),
-        _over(runs, _others(study, setting, runs, {"learner": READOUT})),
-        _over(runs, _others(study, setting, runs, _plain(runs))),
-        _silent(runs),
-        int(experiment.get("length") or 0),
-    )
+            made.append(f"{setting}: no backpropagation through time to compare with.")
+    return made
 
 
 def _tests(runs: Sequence[Run]) -> dict[int, float]:
     return {run.seed: 100 * run.final["test_acc"] for run in runs}
 
 
-def _best(run: Run) -> float | None:
-    found = [100 * row["val_acc"] for row in run.of_kind("epoch") if "val_acc" in row]
-    return max(found, default=None)
-
-
-def _summary(values: Sequence[float]) -> statistics.Summary | None:
-    return statistics.summarize(values) if values else None
-
-
-def _over(runs: Sequence[Run], others: Sequence[Run]) -> statistics.Summary | None:
-    return statistics.paired_difference(_tests(runs), _tests(others))
+def _validation(run: Run) -> list[float]:
+    return [100 * row["val_acc"] for row in run.of_kind("epoch") if "val_acc" in row]
 
 
 def _others(
@@ -144,51 +142,48 @@ def _silent(runs: Sequence[Run]) -> float | None:
     return float(median(counts)) if counts else None
 
 
-HEAD = (
-    "learner", "n", "test accuracy %", "95 % interval", "best validation %", "minus read-out",
-    "minus unregularised", "signal at", "solved", "iterations",
-)  # fmt: skip
+def table(study: Study) -> Table:
+    """The table of the study; pages show apart when tasks were solved."""
+    times = {(line.setting, line.rule): line for line in steps_to_solve.lines(study)}
+
+    def solved(line: Line) -> str:
+        took = times.get((line.setting, line.rule))
+        return took.count if took else ""
+
+    def iterations(line: Line) -> str:
+        took = times.get((line.setting, line.rule))
+        return took.mean or took.each if took else ""
+
+    return Table(
+        [
+            setting_column(len(study.settings) > 1),
+            rule_column(head="learner"),
+            Column("n", lambda line: count(len(line.runs), line.planned), page="Runs n"),
+            Column("test accuracy %", lambda line: mean(line.test), style="strong"),
+            Column("95 % interval", lambda line: share(line.test), style="soft"),
+            Column("best validation %", lambda line: mean(line.best)),
+            Column("minus read-out", lambda line: estimate(line.over_readout, signed)),
+            Column("minus unregularised", lambda line: estimate(line.over_plain, signed)),
+            Column("signal at", _reached, page="Signal at steps"),
+            Column("solved", solved, page="", left=True),
+            Column("iterations", iterations, page=""),
+        ],
+        lines(study),
+        "Table of learners",
+    )
+
+
+def _reached(line: Line) -> Shown:
+    return Shown(line.reached, None if line.silent is None else line.length - line.silent)
 
 
 def to_markdown(study: Study) -> str:
     """The table of the study, and what its columns mean."""
-    rows, times = lines(study), {(t.setting, t.rule): t for t in solved.lines(study)}
-    several = len(study.settings) > 1
-    head = ["setting"] * several + list(HEAD)
-    rulers = ["---" if name in ("setting", "learner", "solved") else "---:" for name in head]
-    text = ["| " + " | ".join(head) + " |", "|" + "|".join(rulers) + "|"]
-    for row in rows:
-        took = times.get((row.setting, row.rule))
-        cells = [row.setting] * several + cells_of(row)
-        cells += [took.count, took.mean or took.each] if took else ["", ""]
-        text.append("| " + " | ".join(map(for_markdown, cells)) + " |")
-    told = [*legend(study), *missing(study), *study.notes]
-    if times:
-        told.insert(1, f"Solved, iterations: {solved.told(study)}")
-    told.append(f"Regenerate: `{study.command.replace('`', '')}`.")
-    return "\n".join(text) + "\n\n" + " ".join(map(for_markdown, told[:-1])) + f" {told[-1]}\n"
-
-
-def cells_of(row: Line) -> list[str]:
-    """The line as texts, in the order of `HEAD`, but for when the task was solved."""
-    return [
-        display_name(row.rule),
-        row.n,
-        number(row.test.mean if row.test else None),
-        share(row.test),
-        number(row.best.mean if row.best else None),
-        paired(row.over_readout),
-        paired(row.over_plain),
-        row.reached,
-    ]
-
-
-def paired(gap: statistics.Summary | None) -> str:
-    """ "+3.10 [+1.02 to +5.18]"."""
-    if gap is None:
-        return ""
-    text = signed(gap.mean)
-    return text if gap.low is None else f"{text} [{interval(gap, sign=True)}]"
+    notes = [*legend(study), *missing(study), *study.notes]
+    if study.solved is not None and steps_to_solve.lines(study):
+        notes.insert(1, f"Solved, iterations: {steps_to_solve.legend(study)}")
+    notes = [*map(for_markdown, notes), closing(study)]
+    return f"{table(study).markdown()}\n{' '.join(notes)}\n"
 
 
 def legend(study: Study) -> list[str]:

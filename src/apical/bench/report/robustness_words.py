@@ -1,12 +1,14 @@
-"""Robustness in words: numbers as text, what attacks are called, what a section concludes."""
+"""Robustness in words: what attacks are called, what a section concludes, what columns mean."""
 
 from collections.abc import Mapping, Sequence
 
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.robust_read import PublishedRobustness
-from apical.bench.report.robust_section import Section
-from apical.bench.report.robust_stats import Difference, Estimate, radius
-from apical.bench.report.robust_table import Headline
+from apical.bench.report.read import Study
+from apical.bench.report.results import closing
+from apical.bench.report.robustness import Headline
+from apical.bench.report.sections import Section, missing_sentence
+from apical.bench.report.table import for_markdown, percent, points, span
+from apical.measure.robustness_verdict import radius
 
 KINDS = {
     "own": "own gradient, the papers' protocol",
@@ -53,39 +55,14 @@ CHECKS = {
 TEST = "paired, Holm-corrected"
 
 
-def percent(value: float | None) -> str:
-    """ "93.2"; "" for None."""
-    return "" if value is None else f"{_no_minus_zero(value):.1f}"
-
-
-def points(value: float | None) -> str:
-    """With its sign, a real minus included; zero has none."""
-    if value is None:
-        return ""
-    rounded = _no_minus_zero(value)
-    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def span(found: Estimate | Difference | None, *, sign: bool = False) -> str:
-    """Its interval, "12.0 to 14.5"; "" without one."""
-    if found is None or found.low is None:
-        return ""
-    text = points if sign else percent
-    return f"{text(found.low)} to {text(found.high)}"
-
-
-def place(row: PublishedRobustness) -> str:
-    """Its radius, or how many pixels may change."""
-    return f"{row.eps:g} px" if row.group == "pixels" else radius(row.eps)
-
-
 def measured(section: Section) -> str:
     """On what, and what the attacker may do."""
     data = section.described.get("data")
-    norm = NORMS.get(section.norm, f"norm {section.norm}")
+    norm = NORMS.get(section.clean["norm"], f"norm {section.clean['norm']}")
+    source = f" of {data}" if data else ""
     return (
-        f"Measured on the same {section.images} test images{f' of {data}' if data else ''} for "
-        f"every net. What an attack may do: {norm}, and stay between black (0) and white (1)."
+        f"Measured on the same {section.clean['examples']} test images{source} for every net. "
+        f"What an attack may do: {norm}, and stay between black (0) and white (1)."
     )
 
 
@@ -154,7 +131,7 @@ def _worst(rows: Sequence[Headline]) -> str:
     others = [row for row in rows if not is_baseline(row.rule)]
     if baseline is None or not others:
         return ""
-    apart = [row for row in others if row.told_apart]
+    apart = [row for row in others if row.differs]
     start = (
         f"In the worst case over everything tried, backprop keeps {percent(baseline.worst.mean)} %"
     )
@@ -168,7 +145,7 @@ def _worst(rows: Sequence[Headline]) -> str:
         return f"{start}; no rule is told apart from it ({baseline.n} seeds, {TEST})."
     told = (
         f"{display_name(row.rule)} {points(row.against_bp.mean)} points "
-        f"({span(row.against_bp, sign=True)})"
+        f"({span(row.against_bp, points)})"
         for row in apart
         if row.against_bp
     )
@@ -192,5 +169,26 @@ def checked(results: Sequence[Mapping[str, object]]) -> tuple[str, bool]:
     return "passed" if len(run) == 1 else f"passed, {len(run)} of {len(run)}", False
 
 
-def _no_minus_zero(value: float) -> float:
-    return round(value, 1) + 0.0
+def legend(study: Study, found: Sequence[Section]) -> list[str]:
+    """What the columns mean, and what they were measured on, in documents."""
+    sources = dict.fromkeys(row.source for each in found for row in each.published)
+    parts = [
+        f"Tier {study.tier}: share of test images that are right, in %, mean over n nets with a "
+        "95 % t interval over seeds (‡ one net: over images). Own gradient: attacks along the "
+        "net's own feedback, as in earlier papers; exact: the same attacks along the true "
+        "gradient of the same weights; worst case: per image, over everything tried. `own minus "
+        "exact` and `worst minus BP` are paired on the seeds, in points, each interval on its own. "
+        "Masked: own minus exact is above 5 points with an interval above 0, or a step along the "
+        "own gradient does not raise the loss."
+    ]
+    if sources:
+        parts.append(f"Published: {for_markdown('; '.join(sources))}.")
+    return [*parts, *ending(study, found)]
+
+
+def ending(study: Study, found: Sequence[Section]) -> list[str]:
+    parts = missing_sentence(study.robustness)
+    images = dict.fromkeys(f"{each.clean['examples']} images ({each.heading})" for each in found)
+    if images:
+        parts.append(f"Measured on {for_markdown(', '.join(images))}.")
+    return [*parts, *map(for_markdown, study.notes), closing(study)]

@@ -1,6 +1,6 @@
 """Colour, dash and marker of every rule, the same in all figures of a study.
 
-The colours follow Okabe and Ito (told apart under every common colour blindness), darkened where
+The colours follow Okabe and Ito (distinct under every common colour blindness), darkened where
 white paper needs it; dash and marker carry the same information without colour.
 """
 
@@ -41,7 +41,7 @@ SPARE = (
 )
 
 
-def looks(rules: Iterable[str]) -> dict[str, Look]:
+def colours(rules: Iterable[str]) -> dict[str, Look]:
     """One look per rule, all different.
 
     Rules without their own take the spare ones in order, then those of rules that are not here,

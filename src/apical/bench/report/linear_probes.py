@@ -1,0 +1,107 @@
+"""What each layer added: accuracy of a linear readout of what it reads, trained and untrained.
+
+Rows of kind "linear" hold it before training and at its end; the layer "" is the net's output.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from apical.bench.report.read import Run
+from apical.bench.report.results import rule_column
+from apical.bench.report.table import Column, Shown, Table, estimate, mean, percent, points
+from apical.measure import statistics as stats
+
+OUTPUT = "(the output)"
+
+Accuracies = dict[int, float]
+"""seed -> accuracy in %."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A layer under a rule, in % and points over the seeds that measured it.
+
+    Attributes: untrained, trained: of what the layer reads. change: trained minus untrained. added:
+        by the layer itself, in the trained net: what the next layer reads minus what it reads; None
+        for the output.
+    """
+
+    rule: str
+    layer: str
+    untrained: stats.Summary
+    trained: stats.Summary
+    change: stats.Summary
+    added: stats.Summary | None
+
+    @property
+    def n(self) -> int:
+        return self.change.n
+
+
+def lines(runs: Mapping[str, Sequence[Run]]) -> list[Line]:
+    """A line for each rule and layer, from input to output; none for runs without probes."""
+    made = []
+    for rule, of_rule in runs.items():
+        start, end = _accuracies(of_rule, last=False), _accuracies(of_rule, last=True)
+        layers = [layer for layer in start if set(start[layer]) & set(end.get(layer, {}))]
+        for layer, above in zip(layers, [*layers[1:], ""], strict=False):
+            change = stats.paired_difference(end[layer], start[layer])
+            assert change is not None
+            seeds = set(start[layer]) & set(end[layer])
+            made.append(
+                Line(
+                    rule,
+                    layer or OUTPUT,
+                    stats.summarize([start[layer][seed] for seed in seeds]),
+                    stats.summarize([end[layer][seed] for seed in seeds]),
+                    change,
+                    stats.paired_difference(end.get(above, {}), end[layer]) if layer else None,
+                )
+            )
+    return made
+
+
+def _accuracies(runs: Sequence[Run], *, last: bool) -> dict[str, Accuracies]:
+    """By layer, at the first measurement or, of runs with a second one, at the last."""
+    found: dict[str, Accuracies] = {}
+    for run in runs:
+        epochs = sorted({row["epoch"] for row in run.rows if row.get("kind") == "linear"})
+        if len(epochs) < 2:
+            continue
+        epoch = epochs[-1] if last else epochs[0]
+        for row in run.rows:
+            if row.get("kind") == "linear" and row["epoch"] == epoch:
+                found.setdefault(row["layer"], {})[run.seed] = 100 * row["accuracy"]
+    return found
+
+
+LEGEND = (
+    "Held-out accuracy, in %, of a linear readout of what each layer reads, mean over n seeds: of "
+    "the untrained net and of the trained one. Change: trained minus untrained, paired on the "
+    "seeds, in points, with a 95 % t interval. Added: what the next layer reads minus what this "
+    "one reads, in the trained net."
+)
+
+
+def table(rows: Sequence[Line]) -> Table:
+    return Table(
+        [
+            rule_column("rule"),
+            Column("layer", lambda line: line.layer, "layer", left=True),
+            Column("n", lambda line: Shown(str(line.n), line.n), "n", page="Runs n"),
+            Column("untrained", lambda r: mean(r.untrained, percent), "untrained=untrained.mean"),
+            Column("trained", lambda line: mean(line.trained, percent), "trained=trained.mean"),
+            Column(
+                "change",
+                lambda line: estimate(line.change, points),
+                "change=change.mean change_low=change.low change_high=change.high",
+            ),
+            Column(
+                "added",
+                lambda line: estimate(line.added, points),
+                "added=added.mean added_low=added.low added_high=added.high",
+            ),
+        ],
+        rows,
+        "Table of linear readouts",
+    )

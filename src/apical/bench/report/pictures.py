@@ -1,0 +1,333 @@
+"""Example images with their perturbations, and what is found with them, as pictures in a page."""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from apical.bench.report.colours import INK, SOFT
+from apical.bench.report.names import display_name
+from apical.bench.report.sections import Section
+from apical.bench.report.table import Column, Shown, Table, percent
+
+MOST_IMAGES, MOST_ATTACKS = 3, 3
+"""Shown of each rule: enough to see what a radius looks like."""
+
+MOST_QUERIES, MOST_FOUND = 2, 6
+"""Shown of each rule: enough to see what an attack does to an answer."""
+
+WRONG = "#a8281f"
+"""Answers that are wrong, in print."""
+
+EXAMPLES = {
+    "x": 4, "adv": 5, "names": 1, "labels": 1, "predictions_clean": 1, "predictions_adv": 2,
+}  # fmt: skip
+RETRIEVED = {
+    "x": 4, "adv": 5, "names": 1, "labels": 1, "precision": 2, "found": 6, "found_labels": 3,
+}  # fmt: skip
+"""Number of dimensions of each array in an examples.npz of each kind."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Values in [0, 1], shape (H, W, 3), and what stands under it."""
+
+    pixels: Any
+    text: str
+    wrong: bool = False
+
+    def shown(self, alt: str, style: str = "") -> Shown:
+        return Shown(self.text, title=alt, style=style, image=png_address(self.pixels))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some images of one net: a row per image, a column per picture of it.
+
+    Attributes: factor: how much the changes are amplified around middle grey.
+    """
+
+    rule: str
+    seed: int
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Picture, ...], ...]
+    factor: float
+    eps: float
+
+    def table(self) -> Table:
+        def show(place: int) -> Callable[[Sequence[Picture]], Shown]:
+            def cell(row: Sequence[Picture]) -> Shown:
+                picture = row[place]
+                alt = f"{self.columns[place]}: {picture.text}".removesuffix(": ")
+                return picture.shown(alt, "flag" * picture.wrong)
+
+            return cell
+
+        columns = [
+            Column("", show(place), page=name, left=True) for place, name in enumerate(self.columns)
+        ]
+        return Table(columns, self.rows, caption=caption(self.rule, self.seed), kind="")
+
+
+def caption(rule: str, seed: int) -> str:
+    return f"{display_name(rule)}, seed {seed}"
+
+
+def of_section(
+    section: Section, read: Callable[[Any, Path], T]
+) -> tuple[list[tuple[Any, T]], list[str]]:
+    """The first net of each rule that has examples, with them, and what could not be read."""
+    found, problems = [], []
+    for rule in section.rules:
+        for net in section.of(rule).values():
+            path = net.folder / "examples.npz"
+            if not path.exists():
+                continue
+            try:
+                found.append((net, read(net, path)))
+                break
+            except (ValueError, OSError, KeyError) as error:
+                reason = str(error).replace(f"{net.folder}/", "")
+                problems.append(f"{caption(rule, net.seed)}: {reason}")
+    return found, problems
+
+
+def arrays(path: Path, shapes: Mapping[str, int]) -> dict[str, Any]:
+    """The arrays of an examples.npz.
+
+    Args: shapes: number of dimensions of those it must hold, beside `eps`.
+    Raises: ValueError saying what is wrong with it.
+    """
+    import zipfile
+
+    import numpy
+
+    try:
+        with numpy.load(path, allow_pickle=False) as file:
+            found = {key: file[key] for key in file.files}
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    missing = sorted({*shapes, "eps"} - found.keys())
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}")
+    wrong = [f"{key} {found[key].shape}" for key, d in shapes.items() if found[key].ndim != d]
+    if wrong:
+        expected = ", ".join(f"{key} of {d}" for key, d in shapes.items())
+        raise ValueError(
+            f"{path}: {', '.join(wrong)}: expected grey or colour images, in dimensions {expected}"
+        )
+    if "x" in shapes:
+        x, adv = found["x"].shape, found["adv"].shape
+        if x[1] not in (1, 3) or adv[1:] != x:
+            raise ValueError(
+                f"{path}: x {x}, adv {adv}: expected grey or colour images, x (k, C, H, W) and adv "
+                "(s, k, C, H, W)"
+            )
+    if "found" in shapes and len(found["found"]) != len(found["names"]) + 1:
+        raise ValueError(f"{path}: found {found['found'].shape}: expected what each attack found")
+    return found
+
+
+def examples(net: Any, path: Path) -> Examples:
+    """Images of a net under attack."""
+    import numpy
+
+    values = arrays(path, EXAMPLES)
+    x, adv = values["x"][:MOST_IMAGES], values["adv"][:, :MOST_IMAGES]
+    chosen = _varied([str(name) for name in values["names"]])
+    largest = float(numpy.abs(adv[chosen] - x).max()) if len(chosen) else 0.0
+    factor = 0.5 / largest if largest else 1.0
+    if factor >= 1:  # a whole number can be stated
+        factor = float(int(factor + 1e-3))
+    classes = values.get("class_names")
+
+    def answer(pixels: Any, index: Any, truth: Any) -> Picture:
+        name = str(index) if classes is None else str(classes[int(index)])
+        return Picture(picture(pixels), name, bool(index != truth))
+
+    rows = []
+    for image, truth in enumerate(values["labels"][: len(x)]):
+        row = [answer(x[image], values["predictions_clean"][image], truth)]
+        for attack in chosen:
+            after = values["predictions_adv"][attack, image]
+            change = 0.5 + factor * (adv[attack, image] - x[image])
+            row += [answer(adv[attack, image], after, truth), Picture(picture(change), "")]
+        rows.append(tuple(row))
+    columns = ["original"]
+    for attack in chosen:
+        columns += [_column(str(values["names"][attack])), f"its change × {factor:g}"]
+    eps = float(numpy.max(values["eps"]))
+    return Examples(net.rule, net.seed, tuple(columns), tuple(rows), factor, eps)
+
+
+def _column(name: str) -> str:
+    """ "PGD-20 ce, own gradient"; attacks that take no gradient have no source to name."""
+    attack, _, source = name.rpartition(" / ")
+    if source in ("own", "exact"):
+        return f"{attack}, {source} gradient"
+    return attack if attack and source == "none" else name.replace(" / ", ", ")
+
+
+def _varied(names: Sequence[str]) -> list[int]:
+    """Places of up to MOST_ATTACKS names: own and exact gradient first, then other sources."""
+    sources = [name.rpartition(" / ")[2] for name in names]
+
+    def rank(place: int) -> tuple[bool, bool]:
+        source = sources[place]
+        return source in sources[:place], source not in ("own", "exact")
+
+    return sorted(range(len(names)), key=rank)[:MOST_ATTACKS]
+
+
+def picture(values: Any) -> Any:
+    """(C, H, W) to (H, W, 3) within [0, 1]."""
+    import numpy
+
+    clipped = numpy.clip(values, 0, 1).transpose(1, 2, 0)
+    return numpy.repeat(clipped, 3, axis=2) if clipped.shape[2] == 1 else clipped
+
+
+def png_address(pixels: Any) -> str:
+    """A picture as an address that needs no file."""
+    import io
+
+    import numpy
+    from matplotlib.image import imsave
+
+    out = io.BytesIO()
+    unsigned: Any = {"Software": None}  # else the version is written into every picture
+    imsave(out, numpy.round(255 * pixels).astype(numpy.uint8), format="png", metadata=unsigned)
+    return address(out.getvalue())
+
+
+def address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
+    """One image with its perturbations, one line a rule, for print: that misread most often."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from apical.bench.report.render import FONT, save_png
+
+    wrong = [0] * max(len(each.rows) for each in found)
+    for each in found:
+        for place, row in enumerate(each.rows):
+            wrong[place] += sum(shown.wrong for shown in row)
+    image, across = wrong.index(max(wrong)), max(len(each.columns) for each in found)
+    size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(found))
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=size)
+        figure.text(0.1 / size[0], 1 - 0.22 / size[1], title, fontsize=9.5, fontweight="bold")
+        for line, each in enumerate(found):
+            bottom, wide = size[1] - 1.8 - 1.55 * line, 1.15 * len(each.columns)
+            axes = figure.add_axes((0.8 / size[0], bottom / size[1], wide / size[0], 1 / size[1]))
+            _draw_strip(axes, each, image)
+            name, middle = display_name(each.rule), (bottom + 0.5) / size[1]
+            figure.text(0.1 / size[0], middle, name, fontweight="bold", color=INK, va="center")
+        save_png(figure, path)
+
+
+def _draw_strip(axes: Any, found: Examples, image: int) -> None:
+    """The pictures of one image side by side, 1.15 units each of which 1 is the picture."""
+    row = found.rows[min(image, len(found.rows) - 1)]
+    for place, (column, shown) in enumerate(zip(found.columns, row, strict=True)):
+        left = 1.15 * place
+        axes.imshow(shown.pixels, extent=(left, left + 1, 0, 1), interpolation="nearest")
+        axes.text(left, 1.05, column.replace(", ", ",\n"), fontsize=6, color=SOFT, va="bottom")
+        axes.text(left, -0.05, shown.text, va="top", color=WRONG if shown.wrong else INK)
+    axes.set_xlim(0, 1.15 * len(found.columns))
+    axes.set_ylim(0, 1)
+    axes.set_axis_off()
+
+
+# Retrieval
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query, clean or attacked, and what it finds, nearest first.
+
+    Attributes: name: "clean", or the attack and its gradient. precision: average, in %. found:
+        `wrong` where the label is another; their texts are the labels.
+    """
+
+    name: str
+    query: Picture
+    precision: float
+    found: tuple[Picture, ...]
+
+
+def answers(section: Section) -> tuple[list[tuple[Any, float, list[list[Answer]]]], list[str]]:
+    """Of the first net of each rule that has some: the net, the radius and, for each query, its
+    answers; and what could not be read.
+
+    The same queries of every rule: those that lose most average precision over all of them.
+    """
+    found, problems = of_section(section, lambda net, path: arrays(path, RETRIEVED))
+    count = min((len(values["x"]) for _, values in found), default=0)
+    lost = [0.0] * count
+    for _, values in found:
+        clean, *attacked = values["precision"]
+        for place in range(count):
+            lost[place] += float(sum(clean[place] - each[place] for each in attacked))
+    chosen = sorted(sorted(range(count), key=lambda place: -lost[place])[:MOST_QUERIES])
+    made = [
+        (net, float(values["eps"]), [_answers(values, query) for query in chosen])
+        for net, values in found
+    ]
+    return made, problems
+
+
+def _answers(values: dict[str, Any], query: int) -> list[Answer]:
+    truth = int(values["labels"][query])
+    inputs = [values["x"][query], *values["adv"][:, query]]
+    names = ["clean"]
+    for name in values["names"]:
+        attack, _, source = str(name).partition(" / ")
+        names.append(f"{attack}, {source} gradient")
+    made = []
+    for place, (name, image) in enumerate(zip(names, inputs, strict=True)):
+        pictures = values["found"][place, query][:MOST_FOUND]
+        labels = values["found_labels"][place, query][:MOST_FOUND]
+        found = tuple(
+            Picture(picture(pixels / 255), str(label), bool(label != truth))
+            for pixels, label in zip(pictures, labels, strict=True)
+        )
+        share = 100 * float(values["precision"][place][query])
+        made.append(Answer(name, Picture(picture(image), str(truth)), share, found))
+    return made
+
+
+def answers_table(found: Sequence[Answer], caption: str) -> Table:
+    """The answers to one query, a row each."""
+
+    def nearest(place: int) -> Callable[[Answer], Shown]:
+        def show(answer: Answer) -> Shown:
+            shown = answer.found[place]
+            alt = f"found, label {shown.text}, {'wrong' if shown.wrong else 'right'}"
+            return shown.shown(alt, "wrong flag" * shown.wrong)
+
+        return show
+
+    return Table(
+        [
+            Column("", lambda answer: answer.name, page=" ", left=True, style="soft wrap"),
+            Column(
+                "query", lambda answer: answer.query.shown(f"query, label {answer.query.text}"),
+                left=True, style="query",
+            ),
+            *(
+                Column("", nearest(place), page="found" if place == 0 else " ", left=True)
+                for place in range(len(found[0].found))
+            ),
+            Column("AP %", lambda answer: percent(answer.precision)),
+        ],
+        found,
+        caption=caption,
+        kind="",
+    )  # fmt: skip

@@ -1,0 +1,355 @@
+"""The results of a study: test error of each rule in each setting, beside published values.
+
+Everything is test error in %, as the published tables are; differences are percentage points.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from apical.bench.report.names import display_name, is_baseline, is_frozen
+from apical.bench.report.read import FULL_TIER, Published, Run, Study
+from apical.bench.report.table import (
+    Column,
+    Shown,
+    Table,
+    count,
+    estimate,
+    for_markdown,
+    mean,
+    number,
+    share,
+    signed,
+)
+from apical.measure import statistics as stats
+
+FEWEST = 3
+"""Rules of a setting with published values, below which an order says nothing."""
+
+
+GAINED = (
+    "`gained` is the error of the control with frozen hidden layers minus the rule's, paired on "
+    "the seeds, in points, and a rule does not learn where its interval, corrected for the number "
+    "of rules, is not above 0; "
+)
+"""What the column says."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: a rule in a setting. Errors and differences in % and points.
+
+    Attributes: difference: minus backprop, on the same seeds. gained: the error of the control
+        `frozen`, whose hidden layers keep their initial weights, minus the rule's, on the same
+        seeds. learns: whether its interval, corrected for the number of rules in the setting, is
+        above 0; None for fewer than three seeds.
+    """
+
+    setting: str
+    rule: str
+    planned: int
+    failed: int
+    runs: tuple[Run, ...]
+    summary: stats.Summary | None = None
+    one_net: tuple[float, float] | None = None
+    difference: stats.Summary | None = None
+    gained: stats.Summary | None = None
+    learns: bool | None = None
+    ties: str = ""
+    published: Published | None = None
+    verdict: stats.Verdict | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.runs)
+
+    @property
+    def published_difference(self) -> float | None:
+        """Ours minus published, in points."""
+        if self.summary is None or self.published is None:
+            return None
+        return self.summary.mean - self.published.error
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Means over seeds of what every run has measured."""
+        finals = [run.final for run in self.runs]
+        return {
+            key: float(sum(final[key] for final in finals) / self.n)
+            for key in ("step_ms", "feedback_bytes", "seconds")
+            if finals and all(key in final for final in finals)
+        }
+
+
+def test_error(run: Run) -> float:
+    """Test error in % of a finished run."""
+    return 100 * (1 - run.final["test_acc"])
+
+
+def cells(study: Study) -> list[Cell]:
+    """All rows of the table, in the order of study.json."""
+    return [cell for setting in study.settings for cell in _setting_cells(study, setting)]
+
+
+def _setting_cells(study: Study, setting: str) -> list[Cell]:
+    rules = list(dict.fromkeys(run.rule for run in study.runs if run.setting == setting))
+    rules.sort(key=study.rules.index)
+    errors = {
+        rule: {run.seed: test_error(run) for run in study.finished(setting, rule)} for rule in rules
+    }
+    letters = stats.tie_groups(errors)
+    baseline = errors.get(next(filter(is_baseline, rules), ""), {})
+    frozen = errors.get(next(filter(is_frozen, rules), ""), {})
+    others = sum(not is_frozen(rule) for rule in rules)
+    made = []
+    for rule in rules:
+        gained = stats.paired_difference(frozen, {} if is_frozen(rule) else errors[rule])
+        planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
+        runs = tuple(study.finished(setting, rule))
+        published = study.find_published(setting, rule)
+        summary = stats.summarize(list(errors[rule].values())) if runs else None
+        difference = stats.paired_difference(errors[rule], {} if is_baseline(rule) else baseline)
+        made.append(
+            Cell(
+                setting,
+                rule,
+                planned=len(planned),
+                failed=sum(run.status == "failed" for run in planned),
+                runs=runs,
+                summary=summary,
+                one_net=_one_net(runs),
+                difference=difference,
+                gained=gained,
+                learns=_learns(frozen, errors[rule], others) if gained else None,
+                ties=letters[rule],
+                published=published,
+                verdict=_verdict(study, summary, published),
+            )
+        )
+    return made
+
+
+def _verdict(
+    study: Study, summary: stats.Summary | None, published: Published | None
+) -> stats.Verdict | None:
+    if summary is None or published is None:
+        return None
+    scale = published.other_scale
+    if not scale and study.tier != FULL_TIER:
+        scale = f"tier {study.tier}, not the published protocol"
+    return stats.verdict(summary, published.error, other_scale=scale, published_n=published.n)
+
+
+def _learns(frozen: stats.Sample, errors: stats.Sample, rules: int) -> bool | None:
+    """Whether hidden layers help beyond chance, by intervals that hold together for all rules."""
+    level = 1 - (1 - stats.LEVEL) / rules  # Bonferroni
+    found = stats.paired_difference(frozen, errors, level=level)
+    if found is None or found.low is None or found.n < stats.FEWEST:
+        return None
+    return found.low > 0
+
+
+def _one_net(runs: Sequence[Run]) -> tuple[float, float] | None:
+    """Wilson interval of the error in %, for a single run that says how many images it saw."""
+    if len(runs) != 1 or "test_count" not in runs[0].final:
+        return None
+    images = runs[0].final["test_count"]
+    low, high = stats.wilson(images * test_error(runs[0]) / 100, images)
+    return 100 * low, 100 * high
+
+
+def table(study: Study, rows: Sequence[Cell]) -> Table:
+    """The table of results, its CSV file with every number."""
+    error = "First found is wrong %" if study.retrieval else "Test error %"
+    several, compared = len(study.settings) > 1, bool(study.published)
+
+    return Table(
+        [
+            setting_column(several, "setting"),
+            rule_column("rule"),
+            Column("n", _runs, "n planned failed", page="Runs n"),
+            Column("test error %", _error, "mean=summary.mean sd=summary.sd", page=error),
+            Column("95 % interval", lambda c: share(c.summary), page=""),
+            Column("", _interval, "low=summary.low high=summary.high", page="95 % interval"),
+            Column(
+                "minus BP",
+                lambda c: estimate(c.difference, signed),
+                "bp_difference=difference.mean bp_low=difference.low bp_high=difference.high",
+                keep=any(cell.difference for cell in rows),
+            ),
+            *[
+                Column(
+                    "gained",
+                    _gained,
+                    "gained=gained.mean gained_low=gained.low gained_high=gained.high learns",
+                )
+            ]
+            * any(cell.gained for cell in rows),
+            Column("ties", lambda c: c.ties, "ties", left=True),
+            Column(
+                "published %",
+                _published,
+                "published=published.error published_n=published.n "
+                "published_source=published.source",
+                keep=compared,
+            ),
+            Column(
+                "",
+                lambda c: Shown(signed(c.published_difference), c.published_difference),
+                "published_difference",
+                page="Ours minus published",
+                keep=compared,
+            ),
+            Column(
+                "verdict",
+                lambda c: verdict(c.verdict),
+                "verdict=verdict.word verdict_reason=verdict.why",
+                left=True,
+                keep=compared,
+            ),
+            Column("", raw="step_ms=costs.step_ms feedback_bytes=costs.feedback_bytes "
+                           "seconds=costs.seconds"),
+        ],
+        rows,
+        "Table of results",
+    )  # fmt: skip
+
+
+def setting_column(keep: bool, raw: str = "") -> Column:
+    """The setting of a row, where there are several."""
+    return Column("setting", lambda r: r.setting, raw, left=True, keep=keep, style="wrap")
+
+
+def rule_column(raw: str = "", head: str = "rule") -> Column:
+    """The rule of a row, as its paper writes it."""
+    return Column(head, lambda r: display_name(r.rule), raw, left=True, style="rule")
+
+
+def verdict(found: stats.Verdict | None) -> Shown:
+    """A verdict on a published value with its reason."""
+    if found is None:
+        return Shown("")
+    return Shown(found.word, title=found.why, style=found.word.replace(" ", "-"))
+
+
+def _runs(cell: Cell) -> Shown:
+    shown = count(cell.n, cell.planned)
+    failed = f"{cell.failed} failed" if cell.failed else ""
+    return Shown(shown.text, shown.sort, title=failed, mark="†" if failed else "")
+
+
+def _error(cell: Cell) -> Shown:
+    ours = cell.summary
+    spread = f"standard deviation {number(ours.sd)}" if ours and ours.sd is not None else ""
+    return Shown(mean(ours).text, mean(ours).sort, title=spread)
+
+
+def _interval(cell: Cell) -> Shown:
+    if cell.one_net:
+        low, high = cell.one_net
+        return Shown(f"{number(low)} to {number(high)}", low, mark=" ‡")
+    return Shown(share(cell.summary), getattr(cell.summary, "low", None), style="soft")
+
+
+def _gained(cell: Cell) -> Shown:
+    shown = estimate(cell.gained, signed)
+    if cell.learns is not False:
+        return shown
+    return replace(shown, text=f"does not learn: {shown.text}", style="differs")
+
+
+def _published(cell: Cell) -> Shown:
+    row = cell.published
+    return (
+        Shown(number(row.error), row.error, title=f"n = {row.n}, {row.source}")
+        if row
+        else Shown("")
+    )
+
+
+def closing(study: Study) -> str:
+    """The command that makes the numbers again, as documents print it."""
+    return f"Regenerate: `{study.command.replace('`', '')}`."
+
+
+def legend(study: Study, rows: Sequence[Cell]) -> str:
+    """What the columns mean, in documents."""
+    sources = dict.fromkeys(cell.published.source for cell in rows if cell.published)
+    baseline = any(cell.difference for cell in rows)
+    parts = [
+        f"Tier {study.tier}: mean over n seeds with a 95 % t interval, cut off at 0 and 100; "
+        + "`minus BP` is paired on the seeds, in points; " * baseline
+        + GAINED * any(cell.gained for cell in rows)
+        + "rules that share a letter are not told apart (Holm-corrected)."
+    ]
+    if sources:
+        parts.append(f"Published: {for_markdown('; '.join(sources))}.")
+    parts += [for_markdown(sentence) for sentence in (*orders(rows), *study.notes)]
+    return " ".join([*parts, closing(study)])
+
+
+def finding(rows: Sequence[Cell]) -> str:
+    """What the table shows, in a sentence for each setting: the best rule, which rules it does not
+    differ from, and which do not learn; "" without two rules to compare."""
+    made = []
+    settings = dict.fromkeys(row.setting for row in rows)
+    for setting in settings:
+        found = [row for row in rows if row.setting == setting and row.summary]
+        ranked = sorted(found, key=lambda row: row.summary.mean if row.summary else 0.0)
+        if len(ranked) < 2:
+            continue
+        best = ranked[0]
+        error = f"{mean(best.summary).text} %"
+        same = [row for row in ranked[1:] if {*row.ties} & {*best.ties}]
+        if not best.ties:
+            text = f"{display_name(best.rule)} has the lowest test error, {error}, in a single run"
+        elif len(same) == len(ranked) - 1:
+            text = (
+                f"no test error differs significantly from the lowest, {display_name(best.rule)}'s "
+                f"{error}"
+            )
+        else:
+            text = f"{display_name(best.rule)} has the lowest test error, {error}"
+            text += f", not significantly different from {_names(same)}" if same else ""
+        if idle := [row for row in ranked if row.learns is False]:
+            text += f"; hidden layers do not learn under {_names(idle)}"
+        where = f"{setting}: " if len(settings) > 1 else ""
+        made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
+    return " ".join(made)
+
+
+def _names(rows: Sequence[Cell]) -> str:
+    return ", ".join(display_name(row.rule) for row in rows)
+
+
+def orders(rows: Sequence[Cell]) -> list[str]:
+    """A sentence for each setting: rules from the best on, in our order and the published one, and
+    Kendall's tau-b. Orders of means: which neighbours differ is for the ties of the table to say.
+    """
+    from scipy.stats import kendalltau
+
+    compared = [row for row in rows if row.summary and row.published]
+    settings = dict.fromkeys(row.setting for row in compared)
+    made = []
+    for setting in settings:
+        found = [row for row in compared if row.setting == setting]
+        if len(found) < FEWEST:
+            continue
+        ours = {row.rule: row.summary.mean for row in found if row.summary}
+        published = {row.rule: row.published.error for row in found if row.published}
+        tau = float(kendalltau(list(ours.values()), list(published.values())).statistic)
+        agreement = "" if math.isnan(tau) else f" (Kendall's tau {tau:.2f})"
+        where = f"{setting}, best" if len(settings) > 1 else "Best"
+        made.append(f"{where} first: {_order(ours)}; published: {_order(published)}{agreement}.")
+    return made
+
+
+def _order(errors: dict[str, float]) -> str:
+    """Names by their errors, "=" between those that are printed alike."""
+    ranked = sorted(errors, key=lambda rule: errors[rule])
+    text = display_name(ranked[0])
+    for before, rule in itertools.pairwise(ranked):
+        same = number(errors[before]) == number(errors[rule])
+        text += f" = {display_name(rule)}" if same else f", {display_name(rule)}"
+    return text

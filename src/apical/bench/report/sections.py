@@ -1,0 +1,188 @@
+"""Evaluations under attack that may be compared: those of one setting and protocol."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from apical.bench.report.evaluations import Evaluated, Row
+from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.protocol import flatten, text
+from apical.bench.report.robust_read import PublishedRobustness
+from apical.measure import robustness_verdict as robust_stats
+from apical.measure import statistics as stats
+from apical.measure.robustness_verdict import Estimate
+
+SAME_RADIUS = 1e-3
+"""Relative difference up to which a published radius is taken for ours."""
+
+Value = Callable[[Any], float | None]
+"""A share that one evaluated net keeps, None where it was not measured."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Finished evaluations of one setting and protocol, in the order of study.json; `listed` are
+    those that are not finished too."""
+
+    setting: str
+    heading: str
+    evaluations: tuple[Any, ...]
+    listed: tuple[Evaluated, ...]
+    published: tuple[PublishedRobustness, ...] = ()
+
+    @property
+    def rules(self) -> list[str]:
+        return list(dict.fromkeys(each.rule for each in self.evaluations))
+
+    @property
+    def baseline(self) -> str | None:
+        return next(filter(is_baseline, self.rules), None)
+
+    @property
+    def radii(self) -> list[float]:
+        return sorted({eps for each in self.evaluations for eps in each.radii})
+
+    @property
+    def described(self) -> Row:
+        return self.evaluations[0].described
+
+    @property
+    def clean(self) -> Row:
+        """The row of the first net without attack: how many images, classes, bits."""
+        return self.evaluations[0].clean
+
+    def of(self, rule: str) -> dict[int, Any]:
+        return {each.seed: each for each in self.evaluations if each.rule == rule}
+
+    def planned(self, rule: str) -> int:
+        return len({each.seed for each in self.listed if each.rule == rule})
+
+    def shares(self, rule: str, value: Value) -> dict[int, float]:
+        found = {seed: value(each) for seed, each in self.of(rule).items()}
+        return {seed: share for seed, share in found.items() if share is not None}
+
+    def estimate(self, rule: str, value: Value, images: int | None = None) -> Estimate | None:
+        """Mean over the nets of a rule of a value of each, those without it left out.
+
+        Args: images: how many the values are over, None for all.
+        """
+        return robust_stats.estimate(
+            self.shares(rule, value), images or self.clean.get("examples", 0)
+        )
+
+    def difference(self, rule: str, other: str, value: Value) -> Estimate | None:
+        """Of two rules on the same seeds, in points."""
+        return robust_stats.difference(self.shares(rule, value), self.shares(other, value))
+
+    def minus_baseline(self, rule: str, value: Value) -> Estimate | None:
+        """Minus backprop on the same seeds; None for backprop and where it is missing."""
+        if self.baseline is None or is_baseline(rule):
+            return None
+        return self.difference(rule, self.baseline, value)
+
+    def differing(self, rules: Iterable[str], value: Value) -> set[str]:
+        """The rules that differ from backprop by a paired t test, Holm-corrected, 5 %."""
+        others = [rule for rule in rules if not is_baseline(rule)]
+        if self.baseline is None:
+            return set()
+        base = self.shares(self.baseline, value)
+        found = [stats.difference_p(self.shares(rule, value), base) for rule in others]
+        corrected = stats.holm([1.0 if p is None else p for p in found])
+        return {rule for rule, p in zip(others, corrected, strict=True) if p < 0.05}
+
+    def settings(self) -> dict[str, str]:
+        """The fields of all nets, with every value there is; the list of runs has their names."""
+        every = [flatten(net.described) for net in self.evaluations]
+        keys = dict.fromkeys(key for fields in every for key in fields if key != "net")
+        return {k: ", ".join(dict.fromkeys(text(each.get(k)) for each in every)) for k in keys}
+
+
+def sections(
+    evaluations: Sequence[Evaluated], published: Sequence[PublishedRobustness] = ()
+) -> list[Section]:
+    """Finished evaluations by setting and protocol. Of two of the same net the last one counts."""
+    found: dict[tuple[str, ...], dict[tuple[str, int], Evaluated]] = {}
+    for each in evaluations:
+        if each.status == "finished":
+            group = found.setdefault((each.setting, *each.protocol), {})
+            group[each.rule, each.seed] = each
+    made = []
+    for key, group in found.items():
+        setting, *protocol = key
+        others = [other for other in found if other[0] == setting]
+        names = next(iter(group.values())).compared
+        differing = [
+            f"{name} {value}"
+            for place, (name, value) in enumerate(zip(names, protocol, strict=True), 1)
+            if len({other[place] for other in others}) > 1
+        ]
+        made.append(
+            Section(
+                setting,
+                setting if len(others) == 1 else f"{setting} · {', '.join(differing)}",
+                tuple(group.values()),
+                # those that have not come so far as to tell their protocol may belong to it
+                tuple(
+                    each
+                    for each in evaluations
+                    if each.setting == setting
+                    and (not each.described or [*each.protocol] == protocol)
+                ),
+                tuple(row for row in published if row.setting == setting),
+            )
+        )
+    return made
+
+
+def superseded(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
+    """Finished evaluations that a later one of the same net and protocol replaces in the tables."""
+    shown = {id(each) for section in sections(evaluations) for each in section.evaluations}
+    return [e for e in evaluations if e.status == "finished" and id(e) not in shown]
+
+
+def missing(evaluations: Sequence[Evaluated]) -> list[str]:
+    """What has not finished, a line for each rule, status and reason: "digits, FA, seeds 1, 2:
+    unfinished · 3 attacks done"."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for net in evaluations:
+        if net.status != "finished":
+            key = (net.setting, net.rule, net.status, net.reason)
+            found.setdefault(key, []).append(str(net.seed))
+    return [
+        f"{setting}, {display_name(rule)}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: "
+        f"{status}{' · ' * bool(reason)}{reason}"
+        for (setting, rule, status, reason), seeds in found.items()
+    ]
+
+
+def missing_sentence(evaluations: Sequence[Evaluated]) -> list[str]:
+    """ "3 of 9 evaluations are missing.", for documents; nothing where none is."""
+    count = sum(each.status != "finished" for each in evaluations)
+    return [f"{count} of {len(evaluations)} evaluations are missing."] if count else []
+
+
+def attack_row(net: Any, *, group: str, attack: str, eps: float, source: str | None = None) -> Row:
+    """The row of an attack on all images, {} where it was not run."""
+    for row in net.of_kind("attack"):
+        same = (row["group"], row["attack"], row["on"]) == (group, attack, "all")
+        if same and near(row["eps"], eps) and source in (None, row["source"]):
+            return row
+    return {}
+
+
+def attack_share(net: Any, **which: Any) -> float | None:
+    """Robust accuracy under one attack on all images, None where it was not run."""
+    return attack_row(net, **which).get("accuracy")
+
+
+def near(eps: float, other: float) -> bool:
+    """Whether two radii are the same, up to how they were rounded for print."""
+    return abs(eps - other) <= SAME_RADIUS * other
+
+
+def means(rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> dict[str, float | None]:
+    """Means over nets; None for what not every net has."""
+    return {
+        key: sum(row[key] for row in rows) / len(rows) if all(key in row for row in rows) else None
+        for key in keys
+    }

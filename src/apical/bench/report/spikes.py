@@ -1,0 +1,273 @@
+"""Spiking nets under attack: own gradient, its twin by backprop, a substitute, and both together.
+
+Read from the trials of each evaluation, image by image: the hybrid attack breaks what one of its
+two parts breaks.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from apical.bench.report import robustness, sections
+from apical.bench.report.colours import INK, SOFT
+from apical.bench.report.names import display_name
+from apical.bench.report.pictures import address, arrays
+from apical.bench.report.read import Study
+from apical.bench.report.render import FONT, save_png
+from apical.bench.report.results import closing, rule_column
+from apical.bench.report.robust_read import Evaluation
+from apical.bench.report.sections import Section
+from apical.bench.report.table import (
+    Column,
+    Shown,
+    Table,
+    estimate,
+    for_markdown,
+    mean,
+    percent,
+    points,
+)
+from apical.measure import robustness_verdict as robust_stats
+from apical.measure.robustness_verdict import Estimate, radius
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "noise": ("noise",),
+    "own": ("own",),
+    "twin": ("exact",),
+    "substitute": ("transfer",),
+    "hybrid": ("exact", "transfer"),
+}
+"""Which groups of attacks each column stands for."""
+
+MOST_NEURONS = 60
+"""Shown of each layer, the first ones."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A rule at one radius. Accuracies in %, the difference in points.
+
+    Attributes: values: by column, None where that was not run. gap: own minus hybrid on the same
+        nets. stronger: shares that own gradient and hybrid leave, by the seeds of the nets where
+        the own gradient leaves less.
+    """
+
+    setting: str
+    rule: str
+    eps: float
+    clean: Estimate
+    values: Mapping[str, Estimate | None]
+    gap: Estimate | None
+    stronger: Mapping[int, tuple[float, float]]
+    worst: Estimate | None
+
+
+def concerns(study: Study) -> bool:
+    """Whether spiking nets were attacked."""
+    return any("-spiking_" in str(each.described.get("net", "")) for each in study.robustness)
+
+
+def sections_of(study: Study) -> list[Section]:
+    """The evaluations by setting; none for studies of other nets."""
+    return sections.sections(study.robustness) if concerns(study) else []
+
+
+def lines(section: Section) -> list[Line]:
+    """The rules of a setting at each radius."""
+    return [_line(section, rule, eps) for eps in section.radii for rule in section.rules]
+
+
+def _line(section: Section, rule: str, eps: float) -> Line:
+    shares = {name: section.shares(rule, _share(groups, eps)) for name, groups in PARTS.items()}
+    own, hybrid = shares["own"], shares["hybrid"]
+    clean = section.estimate(rule, robustness.clean)
+    assert clean is not None
+    return Line(
+        section.heading,
+        rule,
+        eps,
+        clean,
+        {
+            name: robust_stats.estimate(each, section.clean["examples"])
+            for name, each in shares.items()
+        },
+        robust_stats.difference(own, hybrid),
+        {
+            seed: (own[seed], hybrid[seed])
+            for seed in own
+            if seed in hybrid and own[seed] < hybrid[seed]
+        },
+        section.estimate(rule, robustness.worst(eps)),
+    )
+
+
+def _share(groups: Iterable[str], eps: float) -> Callable[[Evaluation], float | None]:
+    """The share of images that survive all attacks of these groups; a group may not be run."""
+
+    def share(net: Evaluation) -> float | None:
+        rows = [
+            row
+            for row in net.trials
+            if row["group"] in groups and row["on"] == "all" and row["eps"] == eps
+            and row["role"] in ("usual", "single step")
+        ]  # fmt: skip
+        if not rows and tuple(groups) == ("own",):  # of a plain net it is the exact one
+            return _share(("exact",), eps)(net)
+        if not rows:
+            return None
+        standing = mask(rows[0]["attacked"], rows[0]["examples"])
+        for row in rows:
+            standing &= ~mask(row["broken"], row["examples"])
+        return standing.bit_count() / rows[0]["examples"]
+
+    return share
+
+
+def mask(digits: str, examples: int) -> int:
+    """One bit an example, from the hexadecimal digits of a trial, the first example first.
+
+    >>> bin(mask("b0", 5))
+    '0b10110'
+    """
+    return int(digits, 16) >> (4 * len(digits) - examples) if digits else 0
+
+
+def table(rows: Iterable[Line]) -> Table:
+    """Own gradient against the hybrid attack; radius by radius, where there are several."""
+
+    def value(name: str) -> Callable[[Line], Shown]:
+        return lambda line: mean(line.values[name], percent)
+
+    def hybrid(line: Line) -> Shown:
+        return replace(value("hybrid")(line), strong=True)
+
+    return Table(
+        [
+            Column("setting", lambda line: line.setting, page="", left=True),
+            rule_column(),
+            Column("radius", lambda line: Shown(radius(line.eps), line.eps)),
+            Column("n", lambda line: Shown(str(line.clean.n), line.clean.n), page="Nets n"),
+            Column("clean", lambda line: mean(line.clean, percent)),
+            Column("noise", value("noise")),
+            Column("own gradient", value("own")),
+            Column("twin", value("twin")),
+            Column("substitute", value("substitute")),
+            Column("hybrid", hybrid, strong=True),
+            Column("own minus hybrid", lambda line: estimate(line.gap, points)),
+            Column("worst of all", lambda line: mean(line.worst, percent)),
+        ],
+        list(rows),
+        "Spiking nets under attack",
+    )
+
+
+def to_markdown(study: Study) -> str:
+    """One line per setting and rule, at the radius where backprop's nets keep about half."""
+    found = sections_of(study)
+    rows = [(each, line) for each in found for line in lines(each)]
+    shown = [line for each, line in rows if line.eps == robustness.headline_radius(each)]
+    notes = legend(study, found, seen(line for _, line in rows))
+    return f"{table(shown).markdown()}\n{notes} {closing(study)}\n"
+
+
+def legend(study: Study, found: Iterable[Section], claim: str) -> str:
+    """What the columns mean, and what was seen of the claim."""
+    images = ", ".join(f"{each.clean['examples']} images ({each.heading})" for each in found)
+    parts = [
+        *sections.missing_sentence(study.robustness),
+        f"Tier {study.tier}: share of test images that are right, in %, mean over n nets. Own "
+        "gradient: what the net learns by. Twin: the same attacks along the exact gradient of the "
+        "same weights, by backpropagation through time. Substitute: made on the net that "
+        "backpropagation trained from the same start. Hybrid: per image, the worst of twin and "
+        "substitute; worst of all: of everything tried. `own minus hybrid` in points, paired on "
+        "the seeds, with its 95 % t interval.",
+        claim,
+        f"Measured on {for_markdown(images)}.",
+        *map(for_markdown, study.notes),
+    ]
+    return " ".join(filter(None, parts))
+
+
+def seen(rows: Iterable[Line]) -> str:
+    """Whether the hybrid attack was at least as strong as the own gradient, over all radii."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        if row.rule != "bp" and row.gap is not None:
+            counts = found.setdefault(row.rule, [0, 0])
+            counts[0] += row.gap.n - len(row.stronger)
+            counts[1] += row.gap.n
+    each = ", ".join(f"{display_name(rule)} {a} of {b}" for rule, (a, b) in found.items())
+    return f"Hybrid at least as strong as own, over all nets and radii: {each}." if each else ""
+
+
+def weakest(rows: Iterable[Line]) -> str:
+    """Nets and radii at which the own gradient was stronger than the hybrid attack."""
+    found = [
+        f"{row.setting}, {display_name(row.rule)}, seed {seed}, radius {radius(row.eps)} "
+        f"({100 * own:.1f} against {100 * hybrid:.1f})"
+        for row in rows
+        for seed, (own, hybrid) in row.stronger.items()
+    ]
+    text = f"The own gradient was stronger than the hybrid attack here: {'; '.join(found)}."
+    return text if found else ""
+
+
+def rasters(section: Section, path: Path) -> dict[str, Any] | None:
+    """Spikes of one net of each rule on one image: clean, and under the attack by the exact
+    gradient; written as PNG. None where no net has any."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    nets = [next(iter(section.of(rule).values())) for rule in section.rules]
+    rows = [(net.rule, found) for net in nets if (found := _raster(net.folder / "examples.npz"))]
+    if not rows:
+        return None
+    most = max(len(panels) for _, (_, panels) in rows)
+    size = (0.7 + 1.6 * most, 0.3 + 1.35 * len(rows))
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=size)
+        for line, (rule, (_, panels)) in enumerate(rows):
+            bottom = size[1] - 1.3 - 1.35 * line
+            middle = (bottom + 0.5) / size[1]
+            figure.text(0.08 / size[0], middle, display_name(rule), fontweight="bold", va="center")
+            for place, (title, raster) in enumerate(panels):
+                left = 0.7 + 1.6 * place
+                box = (left / size[0], bottom / size[1], 1.4 / size[0], 1 / size[1])
+                _draw(figure.add_axes(box), raster, title if line == 0 else "")
+        png = save_png(figure, path, dpi=130)
+    names = [f"{display_name(rule)}: {attack}" for rule, (attack, _) in rows]
+    return {"png": path.name, "source": address(png), "attacks": names}
+
+
+def _raster(path: Path) -> tuple[str, list[tuple[str, Any]]] | None:
+    """The attack by the exact gradient, and title and raster of each layer: of the clean image,
+    then of the attacked one; None without any."""
+    if not path.exists():
+        return None
+    found = arrays(path, {"names": 1})
+    layers = {name[7:]: each for name, each in found.items() if name.startswith("raster_")}
+    names = [str(name) for name in found["names"]]
+    place = next((i for i, name in enumerate(names) if name.endswith("/ exact")), None)
+    if not layers or place is None:
+        return None
+    clean = [(f"{name}, clean", each[0]) for name, each in layers.items()]
+    attacked = [(f"{name}, attacked", each[1 + place]) for name, each in layers.items()]
+    return names[place].rpartition(" / ")[0], [*clean, *attacked]
+
+
+def _draw(axes: Any, raster: Any, title: str) -> None:
+    """A mark for each spike: steps to the right, neurons upwards. raster: bool (T, units)."""
+    steps, units = raster.nonzero()
+    few = units < MOST_NEURONS
+    axes.scatter(steps[few], units[few], s=2.2, marker="|", linewidths=0.9, color=INK)
+    axes.set_xlim(-0.7, len(raster) - 0.3)
+    axes.set_ylim(-1, min(raster.shape[1], MOST_NEURONS))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_color(SOFT)
+        side.set_linewidth(0.5)
+    axes.set_xlabel(f"{raster.mean():.0%} of steps", fontsize=7, labelpad=2, color=SOFT)
+    if title:
+        axes.set_title(title, fontsize=8, pad=3)

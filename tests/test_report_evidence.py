@@ -1,0 +1,170 @@
+"""What a table owes its reader: gained over frozen layers, rates tried, what each layer added."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apical.bench import report
+from apical.bench.report import figures, linear_probes, results
+from apical.bench.report.colours import colours
+from apical.bench.report.read import Run, read_study
+from apical.bench.storage import records
+from apical.measure import statistics as stats
+from fake_study import make_study, rewrite
+
+ERRORS = {
+    "bp": (2.0, 2.2, 2.1),
+    "fa": (4.0, 4.4, 4.1),
+    "idle": (26.0, 26.9, 26.4),
+    "harms": (60.0, 61.0, 62.0),
+    "frozen": (26.1, 26.8, 26.5),
+}
+
+
+def make(folder: Path, errors: dict[str, tuple[float, ...]] = ERRORS) -> Path:
+    seeds = tuple(range(1, 1 + len(errors["bp"])))
+    make_study(folder, rules=tuple(errors), seeds=seeds, epochs=1, layers=(), published=False)
+    for run in records.read_json(folder / "study.json")["runs"]:
+        path = folder / run["folder"]
+        *epochs, final = records.read(path / "records.jsonl")
+        error = errors[run["rule"]][run["seed"] - 1]
+        rewrite(path, [*epochs, final | {"test_acc": 1 - error / 100}])
+    return folder
+
+
+def test_gained_is_the_control_minus_the_rule_with_a_corrected_interval(tmp_path: Path) -> None:
+    rows = {row.rule: row for row in results.cells(read_study(make(tmp_path / "s")))}
+    gained, by_hand = rows["fa"].gained, stats.summarize([22.1, 22.4, 22.4])
+    assert gained is not None and gained.n == 3
+    assert (gained.mean, gained.low) == pytest.approx((by_hand.mean, by_hand.low))
+    assert {rule: row.learns for rule, row in rows.items()} == {
+        "bp": True, "fa": True, "idle": False, "harms": False, "frozen": None,
+    }  # fmt: skip
+    assert rows["frozen"].gained is None
+
+
+def test_the_correction_decides(tmp_path: Path) -> None:
+    """Gains of 3, 4.5 and 6 points leave 0 out at 95 %, for one rule, but not at 99.5 %."""
+    errors = {"bp": (9.0, 8.0, 7.0), "frozen": (12.0, 12.5, 13.0)}
+    (bp, _) = results.cells(read_study(make(tmp_path / "one", errors)))
+    assert bp.gained is not None and bp.gained.low is not None and bp.gained.low > 0
+    assert bp.learns
+    many = errors | {f"r{place}": errors["frozen"] for place in range(9)}
+    bp = results.cells(read_study(make(tmp_path / "many", many)))[0]
+    assert bp.gained is not None and bp.gained.low is not None and bp.gained.low > 0
+    assert bp.learns is False
+
+
+def test_two_runs_are_not_judged(tmp_path: Path) -> None:
+    few = {rule: values[:2] for rule, values in ERRORS.items()}
+    rows = results.cells(read_study(make(tmp_path / "s", few)))
+    assert {row.learns for row in rows} == {None} and rows[1].gained is not None
+
+
+def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s")
+    text = report.table_markdown(folder)
+    head, _, bp, fa, idle, *_ = text.splitlines()
+    assert "| gained |" in head and "| +22.30 [" in fa and "does not learn" not in bp
+    assert "| does not learn: +0.03 [" in idle
+    assert "corrected for the number of rules" in text
+    page = report.write(folder).read_text()
+    assert page.count("does not learn:") == 2
+    assert "BP has the lowest test error, 2.10 %; hidden layers do not learn under" in page
+    header = (folder / "report" / "table.csv").read_text().splitlines()[0]
+    assert "gained,gained_low,gained_high,learns,ties" in header
+
+
+def test_without_the_control_no_column_speaks_of_it(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", {rule: ERRORS[rule] for rule in ("bp", "fa")})
+    assert "gained" not in report.table_markdown(folder)
+    assert "Gained" not in report.write(folder).read_text()
+    assert "gained" not in (folder / "report" / "table.csv").read_text()
+
+
+def test_the_finding_names_the_best_rule_and_those_it_does_not_differ_from(tmp_path: Path) -> None:
+    alike = {"bp": (2.0, 2.2, 2.1), "usf": (2.1, 2.2, 2.0), "fa": (4.0, 4.4, 4.1)}
+    rows = results.cells(read_study(make(tmp_path / "s", alike)))
+    assert results.finding(rows) == (
+        "BP has the lowest test error, 2.10 %, not significantly different from uSF."
+    )
+    assert results.finding(rows[:2]).startswith(
+        "No test error differs significantly from the lowest, BP's 2.10 %"
+    )
+    assert results.finding(rows[:1]) == ""
+
+
+def drawn(tries: list[dict[str, Any]]) -> Any:
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    cell = {"setting": "s", "rule": "fa", "lr": 0.1, "tries": tries}
+    figures.draw_rates(axes, cells=[cell], looks=colours(["fa"]))
+    return axes
+
+
+def test_error_over_the_rates_is_drawn_with_its_range_and_the_choice() -> None:
+    tries = [
+        {"lr": 1.0, "reason": "non-finite loss", "errors": [0.9, 0.9]},
+        {"lr": 0.1, "val_acc": 0.9, "errors": [0.08, 0.12]},
+        {"lr": 0.01, "val_acc": 0.8, "errors": [0.2, 0.2]},
+    ]
+    axes = drawn(tries)
+    line, chosen = axes.lines
+    assert list(line.get_xdata()) == [0.01, 0.1]
+    assert list(line.get_ydata()) == pytest.approx([20, 10])
+    assert chosen.get_xydata().tolist() == [pytest.approx([0.1, 10])]
+    (band,) = axes.collections
+    assert {round(y, 6) for y in band.get_paths()[0].vertices[:, 1]} == {8, 12, 20}
+    assert not drawn([{"lr": 0.1, "val_acc": 0.9}]).collections  # one seed
+
+
+def test_every_searched_rule_is_in_the_figure(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s")
+    value = records.read_json(folder / "study.json")
+    tries = [{"lr": 0.1, "val_acc": 0.9}, {"lr": 0.01, "val_acc": 0.8}]
+    value["search"] = [
+        {"setting": "MNIST LeNet SGD", "rule": rule, "lr": 0.1, "tries": tries}
+        for rule in ("bp", "fa")
+    ]
+    records.write_json(folder / "study.json", value)
+    assert "Choice of learning rates" in report.write(folder).read_text()
+    assert (folder / "report" / "learning-rates.png").stat().st_size > 5000
+
+
+def probed(seed: int, start: tuple[float, ...], end: tuple[float, ...]) -> Run:
+    rows = [
+        {"kind": "linear", "epoch": epoch, "layer": layer, "accuracy": value, "images": 100}
+        for epoch, values in ((0, start), (3, end))
+        for layer, value in zip(("conv", "fc", ""), values, strict=True)
+    ]
+    return Run("f", "s", "fa", seed, "finished", rows=tuple(rows))
+
+
+def test_what_each_layer_added_by_hand() -> None:
+    runs = [
+        probed(1, (0.5, 0.6, 0.1), (0.5, 0.8, 0.9)),
+        probed(2, (0.5, 0.7, 0.1), (0.5, 0.7, 0.9)),
+        Run("f", "s", "fa", 3, "finished", rows=probed(3, (0.0,) * 3, (0.0,) * 3).rows[:3]),
+    ]
+    conv, fc, output = linear_probes.lines({"fa": runs, "bp": []})
+    assert [line.layer for line in (conv, fc, output)] == ["conv", "fc", linear_probes.OUTPUT]
+    assert (fc.n, fc.untrained.mean, fc.trained.mean) == (2, pytest.approx(65), pytest.approx(75))
+    assert fc.change.mean == pytest.approx(10) and fc.added is not None
+    assert fc.added.mean == pytest.approx(15)
+    assert conv.added is not None and conv.added.mean == pytest.approx(25)
+    assert output.added is None
+    cells = linear_probes.table([fc]).markdown().splitlines()[2]
+    assert cells.startswith("| FA | fc | 2 | 65.0 | 75.0 | +10.0 [")
+
+
+def test_the_page_shows_what_layers_added(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s")
+    for run in folder.glob("s0-*"):
+        rows = [*probed(0, (0.5, 0.6, 0.1), (0.5, 0.8, 0.9)).rows]
+        *epochs, final = records.read(run / "records.jsonl")
+        rewrite(run, [*epochs, *rows, final])
+    assert "What each layer added" in report.write(folder).read_text()
+    lines = (folder / "report" / "linear-probes.csv").read_text().splitlines()
+    assert lines[0].startswith("rule,layer,n,untrained,trained,change") and len(lines) == 1 + 15
