@@ -18,52 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "apical"
 MODULES = sorted(SOURCE.rglob("*.py"))
-<<<<<<< HEAD
 CORE = ("names.py", "rules", "core", "measure", "testing", "nets", "learners")
-=======
-
-BASIS = [{"naming", "paths", "allocator"}, {"spiking"}]
-CORE = [
-    {"functional", "history"},
-    {"rules", "outputs"},
-    {"star"},
-    {"feedback"},
-    {"advice", "attention"},
-    {"updates"},
-    {"layers"},
-    {"plan"},
-    {"convert"},
-    {"describe", "signals", "switch"},
-    {"probes"},
-    {"contract", "findings"},
-    {"diagnostics", "flow"},
-]
-LEAVES = [{"nets", "data"}, {"tasks"}, {"mnm"}]
-RESULTS = [{"records"}, {"packing"}, {"phases", "stats"}, {"robust_stats"}, {"report"}]
-RUNNING = [
-    {"attacks", "learners", "losses", "schedule", "starts"},
-    {"assignment", "teaching"},
-    {"hashing", "limits"},
-    {"experiment", "optimizers", "claims", "checkpoint", "environment", "workers"},
-    {"observe", "splits", "tuning"},
-    {"objectives"},
-    {"prepare"},
-    {"monitor", "resume", "run_folder", "progress"},
-    {"gradients"},
-    {"pretraining"},
-    {"training"},
-    {"trained", "evaluation_folder"},
-    {"robustness"},
-    {"retrieval"},
-    {"sweep"},
-    {"studies"},
-    {"cli_parsing", "cli_retrieval", "cli_robustness_tables"},
-    {"cli_robustness"},
-    {"cli"},
-]
-ORDER = [*BASIS, *CORE, *LEAVES, *RESULTS, *RUNNING]
-RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}
->>>>>>> tables
 HEAVY = {
     "PIL",
     "duckdb",

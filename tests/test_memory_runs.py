@@ -11,23 +11,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-<<<<<<< HEAD
 from apical.bench import report, studies
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
-from apical.bench.report import memory as report_memory
-from apical.bench.report import solved
+from apical.bench.report import figures, steps_to_solve
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.bench.training import batch_step, build, loop, monitor
 from apical.data import sequences as tasks
 from apical.nets import memory as mnm
-=======
-from apical import gradients, mnm, monitor, prepare, records, report, studies, tasks, training
-from apical.experiment import Experiment, from_dict, to_dict
-from apical.report import figures, steps_to_solve
-from apical.report.read import read_study
->>>>>>> tables
 from test_resume import Killed, interrupted_at, kill_test
 
 BASE = Experiment(
