@@ -13,7 +13,6 @@ import pytest
 
 import apical
 from apical import rules
-from apical.bench import report
 from apical.bench.cli import main as cli
 from apical.bench.studies import conduct
 from apical.bench.training import loop
@@ -47,7 +46,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("apical.bench.evaluate.robustness.audits", lambda *_, **__: [])
     for name in ("print_rows", "print_audits"):
         monkeypatch.setattr(f"apical.bench.cli.robustness.{name}", lambda *_: None)
-    monkeypatch.setattr(report, "write", lambda *_: ["page"])
+    monkeypatch.setattr("apical.bench.report.write", lambda *_: ["page"])
     monkeypatch.setattr("webbrowser.open", lambda *_: True)
     monkeypatch.setattr(apical, "check_rule", lambda *_: None)
     mine = types.ModuleType("my_package.my_rules")

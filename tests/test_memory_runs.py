@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from apical.bench import report, studies
+from apical.bench import studies
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
-from apical.bench.report import figures, steps_to_solve
+from apical.bench.report import figures, steps_to_solve, write
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.bench.training import batch_step, build, loop, monitor
@@ -264,7 +264,7 @@ def test_the_memory_is_shown_as_means_over_steps(tmp_path: Path) -> None:
 
 def test_the_page_of_a_run_shows_its_memory(tmp_path: Path) -> None:
     finished(tmp_path / "run", [(50, 0.2), (100, 0.3)], {})
-    assert "Rate of writing" in report.write(tmp_path / "run").read_text()
+    assert "Rate of writing" in write(tmp_path / "run").read_text()
 
 
 def test_a_study_that_asks_nothing_has_no_such_table(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_study_that_asks_nothing_has_no_such_table(tmp_path: Path) -> None:
     del value["solved"]
     records.write_json(folder / "study.json", value)
     assert steps_to_solve.lines(read_study(folder)) == []
-    assert "until the task is solved" not in report.write(folder).read_text()
+    assert "until the task is solved" not in write(folder).read_text()
 
 
 @pytest.mark.parametrize("tier", ["smoke", "short", "full"])

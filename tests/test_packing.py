@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apical.attacks import Effort
-from apical.bench import report
 from apical.bench.evaluate import retrieval
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.experiment.schedule import Schedule
+from apical.bench.report import write
 from apical.bench.report.read import read_study
 from apical.bench.storage import packing, records
 from apical.bench.storage.packing import LooseFolder, PackedFolder, open_folder, pack
@@ -108,8 +108,8 @@ def test_a_report_of_a_packed_study_differs_by_its_pictures_alone(
 ) -> None:
     bare = tmp_path / "tiny"
     shutil.copytree(loose, bare, ignore=shutil.ignore_patterns("*.npz"))
-    report.write(bare, tmp_path / "before")
-    report.write(packed, tmp_path / "after")
+    write(bare, tmp_path / "before")
+    write(packed, tmp_path / "after")
     before = {p.name: p.read_bytes() for p in (tmp_path / "before").iterdir()}
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "after").iterdir()}
     assert {"table.csv", "index.html"} < before.keys()
@@ -118,10 +118,10 @@ def test_a_report_of_a_packed_study_differs_by_its_pictures_alone(
 
 def test_a_run_of_a_packed_study_has_its_page(loose: Path, packed: Path, tmp_path: Path) -> None:
     run = read_study(packed).robustness[0].place.split("/")[0]
-    text = report.write(packed / run, tmp_path / "page").read_text()
+    text = write(packed / run, tmp_path / "page").read_text()
     assert "robust accuracy" in text.lower()
     with pytest.raises(ValueError, match="no study in"):
-        report.write(packed / "nothing", tmp_path / "page")
+        write(packed / "nothing", tmp_path / "page")
 
 
 def test_packing_again_changes_no_byte(loose: Path, packed: Path, tmp_path: Path) -> None:
@@ -271,5 +271,5 @@ def test_runs_from_a_changed_tree_are_counted(tmp_path: Path) -> None:
     pack(study, tmp_path / "packed")
     assert read_study(tmp_path / "packed").changed_trees == read_study(study).changed_trees == 1
     assert len(records.read_json(tmp_path / "packed" / "study.json")["packed"]["environments"]) == 2
-    text = report.write(tmp_path / "packed", tmp_path / "page").read_text()
+    text = write(tmp_path / "packed", tmp_path / "page").read_text()
     assert "1 of 4 runs from a changed tree" in text

@@ -8,8 +8,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from apical.bench import report
-from apical.bench.report import attacked, colours, lines, page, protocol, read, results
+from apical.bench.report import (
+    attacked,
+    colours,
+    lines,
+    page,
+    protocol,
+    read,
+    refresh,
+    results,
+    table_markdown,
+    write,
+)
 from apical.bench.storage import records
 from apical.measure import statistics as stats
 from fake_study import make_study, rewrite
@@ -26,7 +36,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def html(study):
-    return report.write(study).read_text()
+    return write(study).read_text()
 
 
 class _Table(HTMLParser):
@@ -118,7 +128,7 @@ def test_figures_are_well_formed_and_follow_the_theme(html):
 
 
 def test_the_same_records_give_the_same_bytes(study, html, tmp_path):
-    again = report.write(study, tmp_path / "again")
+    again = write(study, tmp_path / "again")
     assert again.read_text() == html
     for file in again.parent.iterdir():
         assert file.read_bytes() == (study / "report" / file.name).read_bytes()
@@ -133,7 +143,7 @@ def test_runs_that_did_not_finish_are_listed_with_the_reason(tmp_path):
     rewrite(runs[1], epochs[:2])
     rewrite(runs[3], [])
     (runs[4] / "records.jsonl").write_text('{"kind": "ep\n{"kind": "final"}\n')
-    text = _plain(report.write(folder).read_text())
+    text = _plain(write(folder).read_text())
     assert "5 of 9 runs finished · 2 failed" in text
     assert "BP, seed 1: failed · non-finite loss (epoch 2, step 7, where loss)" in text
     assert "BP, seed 2: unfinished · epoch 2 of 3" in text
@@ -156,7 +166,7 @@ def test_a_study_without_a_finished_run_still_has_a_page(tmp_path):
         for file in run.iterdir():
             file.unlink()
         run.rmdir()
-    text = _plain(report.write(folder).read_text())
+    text = _plain(write(folder).read_text())
     assert "No run has finished yet" in text
     assert "9 of 9 runs are missing" in text
     assert "No environment.json has been written yet." in text
@@ -164,7 +174,7 @@ def test_a_study_without_a_finished_run_still_has_a_page(tmp_path):
         "index.html",
         "table.csv",
     ]
-    assert "| BP | 0 of 3 |" in report.table_markdown(folder)
+    assert "| BP | 0 of 3 |" in table_markdown(folder)
 
 
 def test_text_from_files_is_escaped_everywhere(tmp_path):
@@ -196,37 +206,37 @@ def test_text_from_files_is_escaped_everywhere(tmp_path):
         sorted(folder.glob("s0-*"))[0],
         [{"kind": "stopped", "reason": HOSTILE, "where": HOSTILE}],
     )
-    html = report.write(folder).read_text()
+    html = write(folder).read_text()
     assert html.count("<script>") == 1  # our own
     assert "&lt;script&gt;window.pwned" in html
     for svg in re.findall(r"<svg.*?</svg>", html, flags=re.S):
         ElementTree.fromstring(svg)
     assert "'=cmd()" in _csv(folder)
-    lines = report.table_markdown(folder).splitlines()
+    lines = table_markdown(folder).splitlines()
     assert not any("<" in line for line in lines[:-1])
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 10 for line in lines[:3])
 
 
 def test_without_published_values_nothing_speaks_of_them(tmp_path):
     folder = make_study(tmp_path / "s", published=False, **BARE)
-    html = report.write(folder).read_text()
+    html = write(folder).read_text()
     assert _Table(html).rows[0][-1] == "Ties"
     assert len(_Table(html).rows[1]) == len(_Table(html).rows[0])
     assert "Tier full; no published values to compare with." in html
     assert "Verdict" not in html
     assert "diamond" not in html
-    assert report.table_markdown(folder).startswith(
+    assert table_markdown(folder).startswith(
         "| rule | n | test error % | 95 % interval | minus BP | ties |\n"
     )
 
 
 def test_without_backprop_nothing_is_compared_with_it(tmp_path):
     folder = make_study(tmp_path / "s", published=False, **BARE | {"rules": ("fa", "dfa")})
-    html = report.write(folder).read_text()
+    html = write(folder).read_text()
     head, *rows = _Table(html).rows
     assert head == ["Rule", "Runs n", "Test error %", "95 % interval", "Ties"]
     assert {len(row) for row in rows} == {5} and "Minus BP" not in html
-    markdown = report.table_markdown(folder)
+    markdown = table_markdown(folder)
     assert markdown.startswith("| rule | n | test error % | 95 % interval | ties |\n")
     assert "minus BP" not in markdown
 
@@ -236,14 +246,14 @@ def test_intervals_of_percentages_end_at_0_and_100(tmp_path):
     for place, accuracy in zip(sorted(folder.glob("s0-*")), (1.0, 0.996), strict=True):
         *epochs, final = records.read(place / "records.jsonl")
         rewrite(place, [*epochs, final | {"test_acc": accuracy}])
-    assert _Table(report.write(folder).read_text()).rows[1][3] == "0.00 to 2.74"
-    assert "| 0.20 | 0.00 to 2.74 |" in report.table_markdown(folder)
+    assert _Table(write(folder).read_text()).rows[1][3] == "0.00 to 2.74"
+    assert "| 0.20 | 0.00 to 2.74 |" in table_markdown(folder)
     assert min(float(row["low"]) for row in csv.DictReader(io.StringIO(_csv(folder)))) < -2
 
 
 def test_other_tiers_are_not_judged(tmp_path):
     folder = make_study(tmp_path / "s", tier="short", **BARE)
-    html = report.write(folder).read_text()
+    html = write(folder).read_text()
     assert {row[-1] for row in _Table(html).rows[1:]} == {"other scale"}
     assert "published values are shown for orientation" in html
     assert "published values agree" not in html
@@ -280,13 +290,13 @@ def test_published_values_of_another_metric_are_refused(tmp_path):
     value["published"][0]["metric"] = "loss"
     records.write_json(folder / "study.json", value)
     with pytest.raises(ValueError, match=r"metric 'loss' in '%'; allowed are"):
-        report.write(folder)
+        write(folder)
 
 
 def test_several_studies_get_an_index(tmp_path):
     make_study(tmp_path / "runs" / "a", rules=("bp",), epochs=1, layers=(), title="First <1>")
     make_study(tmp_path / "runs" / "b c", rules=("bp",), epochs=1, layers=(), title="Second")
-    index = report.write(tmp_path / "runs", tmp_path / "out")
+    index = write(tmp_path / "runs", tmp_path / "out")
     assert index == tmp_path / "out" / "index.html"
     text = index.read_text()
     assert "First &lt;1&gt;" in text
@@ -296,32 +306,32 @@ def test_several_studies_get_an_index(tmp_path):
 
 def test_a_folder_without_studies_is_an_error_that_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"no study in .*apical study smoke"):
-        report.write(tmp_path)
+        write(tmp_path)
     with pytest.raises(ValueError, match=r"no study in"):
-        report.write(tmp_path / "missing")
+        write(tmp_path / "missing")
     with pytest.raises(ValueError, match=r"is no study"):
-        report.table_markdown(tmp_path)
+        table_markdown(tmp_path)
     (tmp_path / "study.json").write_text('{"name": "x"}')
     with pytest.raises(ValueError, match=r"study.json: missing or misshapen entry 'title'"):
-        report.write(tmp_path)
+        write(tmp_path)
 
 
 def test_a_target_that_cannot_be_made_is_an_error(study, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(records.StorageError, match=r"cannot make the folder"):
-        report.write(study, tmp_path / "file" / "report")
+        write(study, tmp_path / "file" / "report")
 
 
 def test_markdown_table_and_refresh(study, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table:biotorch-mnist -->\nstale line\n<!-- end -->\nafter\n")
-    assert report.refresh(readme, study.parent)
+    assert refresh(readme, study.parent)
     text = readme.read_text()
     assert text.startswith("before\n<!-- table:biotorch-mnist -->\n| rule | n | test error % |")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "stale line" not in text
     assert "Regenerate: `apical study biotorch-mnist --tier full --seeds 3`." in text
-    assert not report.refresh(readme, study.parent)
+    assert not refresh(readme, study.parent)
     assert readme.read_text() == text
 
 
@@ -340,7 +350,7 @@ def test_refresh_refuses_broken_markers_and_leaves_the_file(study, tmp_path, tex
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ValueError, match=message):
-        report.refresh(readme, study.parent)
+        refresh(readme, study.parent)
     assert readme.read_text() == text
 
 
@@ -473,7 +483,7 @@ def test_environments_that_differ_are_counted(tmp_path):
     records.write_json(run / "environment.json", header)
     seen = protocol.environment(read.read_study(folder))
     assert seen["torch"] == [("2.13.0", 2), ("2.6.0", 1)]
-    assert "2.13.0 (2 of 3 runs) ; 2.6.0 (1 of 3 runs)" in _plain(report.write(folder).read_text())
+    assert "2.13.0 (2 of 3 runs) ; 2.6.0 (1 of 3 runs)" in _plain(write(folder).read_text())
 
 
 def test_file_names_from_settings_do_not_clash():

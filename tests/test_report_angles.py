@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from apical.bench import report
-from apical.bench.report import angles
+from apical.bench.report import angles, refresh, write
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.measure import statistics as stats
@@ -91,7 +90,7 @@ def test_a_rule_that_reached_nothing_has_a_line_without_an_angle(folder: Path) -
         records.append(path, *rows)
     (_, kp), _ = found(folder)
     assert (kp.n, kp.angle, kp.mean, kp.interval, kp.ties) == (0, None, "", "", "")
-    assert "–" in report.write(folder).read_text()
+    assert "–" in write(folder).read_text()
     assert "| KP | 0 of 3 |  |  |  |  | 2.2 [1.4 to 2.9] |" in angles.to_markdown(
         read_study(folder)
     )
@@ -104,7 +103,7 @@ def test_an_interval_ends_where_angles_do() -> None:
 
 
 def test_the_page_shows_the_table_and_its_numbers_in_full(folder: Path) -> None:
-    page = report.write(folder)
+    page = write(folder)
     text = page.read_text()
     assert "Delta angle at the end" in text and "66.3 to 78.7" in text and "2 of 3" in text
     with open(page.parent / "delta-angles.csv", newline="") as file:
@@ -122,7 +121,7 @@ def test_the_page_shows_the_table_and_its_numbers_in_full(folder: Path) -> None:
 
 def test_the_page_of_one_run_shows_its_angles(folder: Path) -> None:
     (run,) = folder.glob("*-fa-1")
-    page = report.write(run)
+    page = write(run)
     assert "Delta angle at the end" in page.read_text()
     assert (page.parent / "delta-angles.csv").exists()
 
@@ -130,12 +129,12 @@ def test_the_page_of_one_run_shows_its_angles(folder: Path) -> None:
 def test_the_table_of_a_document(folder: Path) -> None:
     readme = folder.parent / "README.md"
     readme.write_text("before\n<!-- angles:study -->\nstale\n<!-- end -->\nafter\n")
-    assert report.refresh(readme, folder.parent)
+    assert refresh(readme, folder.parent)
     text = readme.read_text()
     assert text.startswith("before\n<!-- angles:study -->\n| rule | n | delta angle |")
     line = "| FA | 3 | 72.5 | 66.3 to 78.7 | b | 82.0 [77.0 to 87.0] | 63.0 [55.5 to 70.5] |"
     assert line in text and text.endswith("<!-- end -->\nafter\n")
-    assert not report.refresh(readme, folder.parent)
+    assert not refresh(readme, folder.parent)
 
 
 def test_a_study_without_angles_is_named(tmp_path: Path) -> None:
@@ -143,7 +142,7 @@ def test_a_study_without_angles_is_named(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("<!-- angles:plain -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match="plain: no finished run measured delta angles"):
-        report.refresh(readme, tmp_path)
+        refresh(readme, tmp_path)
     readme.write_text("<!-- angles:plane -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match=r"angles:plane: no such study .* did you mean plain\?"):
-        report.refresh(readme, tmp_path)
+        refresh(readme, tmp_path)

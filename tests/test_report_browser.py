@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from apical.bench import report
+from apical.bench.report import write
 from browser import Browser, find_browser
 from fake_study import make_study
 from test_report import HOSTILE
@@ -27,7 +27,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "study"
     settings = ("MNIST LeNet SGD", HOSTILE)
     make_study(folder, settings=settings, epochs=3, layers=("conv", HOSTILE), title=HOSTILE)
-    return report.write(folder)
+    return write(folder)
 
 
 COLUMN = """(name => {
@@ -126,7 +126,7 @@ def test_dark_mode_changes_paper_and_ink(browser, page):
 def test_the_index_opens_silently_and_leads_to_the_studies(browser, tmp_path):
     for name in ("first", "second"):
         make_study(tmp_path / name, rules=("bp",), seeds=(1, 2), epochs=1, layers=())
-    browser.open(report.write(tmp_path))
+    browser.open(write(tmp_path))
     assert browser.complaints() == []
     links = browser.evaluate("[...document.querySelectorAll('main a')].map(a => a.pathname)")
     assert [link.split("/")[-2] for link in links] == ["first", "second"]

@@ -5,8 +5,7 @@ import io
 
 import pytest
 
-from apical.bench import report
-from apical.bench.report import curves, figures, lines, read
+from apical.bench.report import curves, figures, lines, read, table_markdown, write
 from apical.bench.report.colours import colours
 from apical.bench.storage import records
 from fake_study import make_study
@@ -61,7 +60,7 @@ def test_two_runs_are_not_judged(study):
 
 
 def test_the_page_shows_them_with_a_figure_and_csv(study):
-    html = report.write(study).read_text()
+    html = write(study).read_text()
     assert "Against a published course of training" in html
     assert "angle of feedback to weights, fc2" in html
     assert (study / "report" / "published-curves.png").stat().st_size > 5000
@@ -75,9 +74,9 @@ def test_the_page_shows_them_with_a_figure_and_csv(study):
 
 def test_a_study_without_them_has_no_such_section(tmp_path):
     folder = make_study(tmp_path / "plain", rules=("bp",), epochs=2, layers=())
-    assert "published course" not in report.write(folder).read_text()
+    assert "published course" not in write(folder).read_text()
     assert not (folder / "report" / "curves.csv").exists()
-    assert "in brackets" not in report.table_markdown(folder)
+    assert "in brackets" not in table_markdown(folder)
 
 
 def test_a_switch_of_the_rule_is_marked_in_the_curves(tmp_path) -> None:

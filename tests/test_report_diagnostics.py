@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from apical.bench import report
-from apical.bench.report import diagnostics
+from apical.bench.report import diagnostics, write
 from apical.bench.report.colours import colours
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
@@ -65,7 +64,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report.write(study, tmp_path_factory.mktemp("page"))
+    return write(study, tmp_path_factory.mktemp("page"))
 
 
 def found(folder: Path) -> diagnostics.Diagnosis:
@@ -124,15 +123,15 @@ def test_one_image_spreads_over_no_directions_and_has_no_figure_of_them(tmp_path
         path.unlink()
         records.append(path, *rows)
     assert [group.name for group in found(study).groups] == ["delta-angle"]
-    report.write(study)
+    write(study)
 
 
 def test_no_warning_is_said_only_by_those_who_looked(tmp_path: Path) -> None:
     quiet = measured(tmp_path / "quiet", warn=False)
     assert found(quiet).watched
-    assert "No layer gave reason for a warning" in report.write(quiet).read_text()
+    assert "No layer gave reason for a warning" in write(quiet).read_text()
     old = make_study(tmp_path / "old", rules=("fa",), epochs=8, layers=("conv",))
-    text = report.write(old).read_text()
+    text = write(old).read_text()
     assert "No layer gave reason for a warning" not in text
     assert "Alignment phase" in text and "Delta angle" not in text  # of what they hold
 
@@ -140,7 +139,7 @@ def test_no_warning_is_said_only_by_those_who_looked(tmp_path: Path) -> None:
 def test_records_without_layers_have_no_section(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "bare", layers=(), epochs=2)
     assert diagnostics.diagnose(read_study(folder), SETTING, {}) is None
-    assert "Learning diagnostics" not in report.write(folder).read_text()
+    assert "Learning diagnostics" not in write(folder).read_text()
 
 
 def test_warnings_of_runs_that_failed_are_shown(tmp_path: Path) -> None:
@@ -155,7 +154,7 @@ def test_warnings_of_runs_that_failed_are_shown(tmp_path: Path) -> None:
 
 def test_a_single_run_has_the_section_too(tmp_path: Path) -> None:
     run = next(measured(tmp_path / "study").glob("*dfa*"))
-    assert "Learning diagnostics" in report.write(run).read_text()
+    assert "Learning diagnostics" in write(run).read_text()
 
 
 def test_in_a_browser_it_is_silent_and_fits(page: Path) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from apical.bench import report
-from apical.bench.report import figures, linear_probes, results
+from apical.bench.report import figures, linear_probes, results, table_markdown, write
 from apical.bench.report.colours import colours
 from apical.bench.report.read import Run, read_study
 from apical.bench.storage import records
@@ -64,12 +63,12 @@ def test_two_runs_are_not_judged(tmp_path: Path) -> None:
 
 def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None:
     folder = make(tmp_path / "s")
-    text = report.table_markdown(folder)
+    text = table_markdown(folder)
     head, _, bp, fa, idle, *_ = text.splitlines()
     assert "| gained |" in head and "| +22.30 [" in fa and "does not learn" not in bp
     assert "| does not learn: +0.03 [" in idle
     assert "corrected for the number of rules" in text
-    page = report.write(folder).read_text()
+    page = write(folder).read_text()
     assert page.count("does not learn:") == 2
     assert "BP has the lowest test error, 2.10 %; hidden layers do not learn under" in page
     header = (folder / "report" / "table.csv").read_text().splitlines()[0]
@@ -78,8 +77,8 @@ def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None
 
 def test_without_the_control_no_column_speaks_of_it(tmp_path: Path) -> None:
     folder = make(tmp_path / "s", {rule: ERRORS[rule] for rule in ("bp", "fa")})
-    assert "gained" not in report.table_markdown(folder)
-    assert "Gained" not in report.write(folder).read_text()
+    assert "gained" not in table_markdown(folder)
+    assert "Gained" not in write(folder).read_text()
     assert "gained" not in (folder / "report" / "table.csv").read_text()
 
 
@@ -129,7 +128,7 @@ def test_every_searched_rule_is_in_the_figure(tmp_path: Path) -> None:
         for rule in ("bp", "fa")
     ]
     records.write_json(folder / "study.json", value)
-    assert "Choice of learning rates" in report.write(folder).read_text()
+    assert "Choice of learning rates" in write(folder).read_text()
     assert (folder / "report" / "learning-rates.png").stat().st_size > 5000
 
 
@@ -165,6 +164,6 @@ def test_the_page_shows_what_layers_added(tmp_path: Path) -> None:
         rows = [*probed(0, (0.5, 0.6, 0.1), (0.5, 0.8, 0.9)).rows]
         *epochs, final = records.read(run / "records.jsonl")
         rewrite(run, [*epochs, *rows, final])
-    assert "What each layer added" in report.write(folder).read_text()
+    assert "What each layer added" in write(folder).read_text()
     lines = (folder / "report" / "linear-probes.csv").read_text().splitlines()
     assert lines[0].startswith("rule,layer,n,untrained,trained,change") and len(lines) == 1 + 15

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from apical.bench import report
-from apical.bench.report import figures, sequence_learners
+from apical.bench.report import figures, sequence_learners, table_markdown, write
 from apical.bench.report.colours import colours
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
@@ -78,8 +77,8 @@ def test_a_missing_baseline_is_told_on_the_page_and_in_the_document(tmp_path: Pa
         "order: no read-out alone (learner readout) to compare with.",
         "order: no backpropagation through time to compare with.",
     ]
-    assert told[0] in report.table_markdown(folder)
-    page = report.write(folder).read_text()
+    assert told[0] in table_markdown(folder)
+    page = write(folder).read_text()
     assert "A baseline is missing" in page and told[0] in page
 
 
@@ -116,4 +115,4 @@ def drawn(panel: Any) -> dict[str, list[tuple[float, float]]]:
 def test_other_studies_have_neither(tmp_path: Path) -> None:
     study = read_study(make(tmp_path, ("bp",)))
     assert not sequence_learners.concerns(study)
-    assert "Learning through time" not in report.write(tmp_path).read_text()
+    assert "Learning through time" not in write(tmp_path).read_text()

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apical.bench import report
-from apical.bench.report import pictures, retrieval, sections
+from apical.bench.report import pictures, retrieval, sections, write
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from fake_study import make_study
@@ -190,7 +189,7 @@ def test_what_is_missing_or_damaged_is_told(study: Path) -> None:
     for place in places[4:6]:  # of the second rule all but one
         (place / "examples.npz").unlink()
     (places[3] / "setting.json").write_text("{}")
-    text = report.write(study).read_text()
+    text = write(study).read_text()
     assert "3 of 9 evaluations of retrieval under attack are missing" in text
     for wanted in (
         "unfinished · 2 attacks done", ": not started", "failed · unreadable",
@@ -203,6 +202,6 @@ def test_what_is_missing_or_damaged_is_told(study: Path) -> None:
 
 def test_a_run_alone_shows_its_evaluations(study: Path) -> None:
     run = next(iter(records.read_json(study / "study.json")["retrieval"]))["folder"]
-    text = report.write(study / run).read_text()
+    text = write(study / run).read_text()
     assert "Retrieval under attack" in text
     assert "no rule&#39;s own gradient" in text

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from apical.bench import report
-from apical.bench.report import render
+from apical.bench.report import render, table_markdown, write
 from apical.bench.storage import records
 from fake_robust import add_robustness, make_evaluation
 from fake_study import make_study, rewrite
@@ -93,9 +92,9 @@ def test_the_page_and_the_document_are_as_they_stood(
     monkeypatch.setattr(render, "legend_svg", lambda look, label: "<svg></svg>")
     monkeypatch.setattr(render, "write_png", lambda path, group, title: path.write_bytes(b""))
     folder = KINDS[kind](tmp_path / "study")
-    text = text_of(report.write(folder).read_text())
+    text = text_of(write(folder).read_text())
     if kind != "run":
-        text += f"\n== document ==\n{report.table_markdown(folder)}"
+        text += f"\n== document ==\n{table_markdown(folder)}"
     names = sorted(file.name for file in (folder / "report").iterdir())
     text += f"\n== files ==\n{' '.join(names)}\n"
     golden = GOLDEN / f"{kind}.txt"

@@ -9,8 +9,15 @@ from html import unescape
 import numpy as np
 import pytest
 
-from apical.bench import report
-from apical.bench.report import pictures, read, robust_read, robustness, sections
+from apical.bench.report import (
+    pictures,
+    read,
+    robust_read,
+    robustness,
+    sections,
+    table_markdown,
+    write,
+)
 from apical.bench.report import robustness_words as words
 from apical.bench.report.table import percent, points, span
 from apical.bench.storage import records
@@ -38,7 +45,7 @@ def section(study):
 
 @pytest.fixture(scope="module")
 def html(study):
-    return report.write(study).read_text()
+    return write(study).read_text()
 
 
 def _plain(html):
@@ -59,18 +66,18 @@ def test_missing_evaluations_of_a_rule_stand_on_one_line(tmp_path):
     value = records.read_json(folder / "study.json")
     value["robustness"] = [run | {"evaluation": "robustness/x"} for run in value["runs"]]
     records.write_json(folder / "study.json", value)
-    text = _plain(report.write(folder).read_text())
+    text = _plain(write(folder).read_text())
     assert "No evaluation of robustness has finished yet." in text
     assert "3 of 3 evaluations of robustness are missing" in text
     assert "BP, seeds 1, 2, 3: not started" in text
     assert not (folder / "report" / "robust.csv").exists()
-    assert "3 of 3 evaluations are missing." in report.table_markdown(folder)
+    assert "3 of 3 evaluations are missing." in table_markdown(folder)
 
 
 def test_of_two_evaluations_of_a_net_the_later_counts_and_the_other_is_named(tmp_path):
     for name in ("a", "b"):
         make_evaluation(tmp_path / "run" / "robustness" / name, "fa", 1)
-    page = report.write(tmp_path / "run").read_text()
+    page = write(tmp_path / "run").read_text()
     assert "Not shown, as a later evaluation of the same net and settings is: robustness/a" in page
     assert _table(page)["net"][1] == "1"
 
@@ -130,7 +137,7 @@ def test_every_link_has_a_target(study, html):
 
 
 def test_the_same_files_give_the_same_bytes(study, html, tmp_path):
-    again = report.write(study, tmp_path / "again")
+    again = write(study, tmp_path / "again")
     for file in again.parent.iterdir():
         assert file.read_bytes() == (study / "report" / file.name).read_bytes()
 
@@ -170,15 +177,15 @@ def test_text_from_files_is_escaped(tmp_path):
         arrays = dict(np.load(path / "examples.npz"))
         arrays |= {"names": np.array([f"{HOSTILE} / own", "b / exact", "c / none"])}
         np.savez(path / "examples.npz", **arrays, class_names=np.array([HOSTILE] * 10))
-    html = report.write(folder).read_text()
+    html = write(folder).read_text()
     assert html.count("<script>") == 1
     assert "&lt;script&gt;window.pwned" in html
-    crossed = report.table_markdown(folder).splitlines()[:4]
+    crossed = table_markdown(folder).splitlines()[:4]
     for path in folder.glob("s0-*/robustness/*"):
         rows = [row for row in records.read(path / "records.jsonl") if row.get("group") != "rule"]
         (path / "records.jsonl").unlink()
         records.append(path / "records.jsonl", *rows)
-    for lines, bars in ((crossed, 4), (report.table_markdown(folder).splitlines()[:4], 12)):
+    for lines, bars in ((crossed, 4), (table_markdown(folder).splitlines()[:4], 12)):
         assert not any("<" in line for line in lines)
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {bars}
 
@@ -253,13 +260,13 @@ def test_a_run_under_way_shows_how_far_it_came(tmp_path):
     rows = records.read(run / "records.jsonl")
     (run / "records.jsonl").unlink()
     records.append(run / "records.jsonl", *rows[:2])
-    page = report.write(run)
+    page = write(run)
     assert "This run is unfinished : epoch 2 of 3" in _plain(page.read_text())
     assert (page.parent / "curves.png").is_file()
 
 
 def test_a_folder_of_evaluations_alone_has_a_page(tmp_path):
     make_evaluation(tmp_path / "net" / "robustness" / "a", "fa", 1)
-    text = _plain(report.write(tmp_path / "net").read_text())
+    text = _plain(write(tmp_path / "net").read_text())
     assert text.startswith(" net · Apical")
     assert "Robustness" in text and "What was run" not in text

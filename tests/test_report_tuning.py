@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from apical.bench import report
-from apical.bench.report import fine_tuning
+from apical.bench.report import fine_tuning, write
 from apical.bench.report.markdown import table_markdown
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
@@ -67,7 +66,7 @@ def test_a_study_that_tuned_nothing_has_no_such_table(tmp_path: Path) -> None:
 
 
 def test_the_page_and_the_file_show_every_layer(folder: Path) -> None:
-    page = report.write(folder).read_text()
+    page = write(folder).read_text()
     assert "Fine-tuned: what moved" in page and "conv3" in page and "(−0.25)" in page
     assert "BP's weights" not in page, "nobody attacked"
     rows = (folder / "report" / "tuning.csv").read_text().splitlines()
@@ -93,4 +92,4 @@ def test_under_attack_backprops_weights_stand_beside_the_rules_own(
     assert [line.split(" | ")[0] for line in lines[:4]] == ["| BP", "| head only", "| uSF", "| FA"]
     assert "| worst minus BP, same rate |" in head
     assert "weights look as robust under the rule's backward pass" in text
-    assert "BP&#39;s weights, this backward" in report.write(folder).read_text()
+    assert "BP&#39;s weights, this backward" in write(folder).read_text()

@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from apical import learners, nets, rules
-from apical.bench import report
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
+from apical.bench.report import write
 from apical.bench.storage import records
 from apical.bench.training import build, loop
 from apical.data import sequences as tasks
@@ -238,7 +238,7 @@ def test_measurements_leave_no_trace(tmp_path: Path) -> None:
 def test_the_report_of_a_run_on_sequences_names_its_task(tmp_path: Path) -> None:
     folder = tmp_path / BASE.name
     loop.run(BASE, folder)
-    page = report.write(folder).read_text()
+    page = write(folder).read_text()
     assert "srn on temporal_order, 20 steps" in page
     assert "digits" not in page
 
@@ -381,7 +381,7 @@ def test_a_learner_of_ones_own_is_one_file_and_one_name_to_the_runner(
     ends = [loop.run(each, tmp_path / each.key) for each in (plain, own)]
     same = [{k: end[k] for k in ("test_loss", "test_acc", "train_loss")} for end in ends]
     assert same[0] == same[1]
-    assert "my_half:Half" in report.write(tmp_path / own.key).read_text()
+    assert "my_half:Half" in write(tmp_path / own.key).read_text()
 
 
 def test_a_length_that_is_no_evidence_warns_when_it_is_trained(recwarn: Any) -> None:

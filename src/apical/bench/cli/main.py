@@ -200,9 +200,9 @@ def _report(words: list[str]) -> int:
     parser.add_argument("folder", help="folder of a study, of several, or of one run")
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
     values = parse(parser, words)
-    from apical.bench import report
+    from apical.bench.report import write
 
-    page = report.write(values["folder"])
+    page = write(values["folder"])
     print(page)
     if values["open"]:
         import webbrowser
