@@ -3,6 +3,7 @@
 Each is given to the command line as it stands; only the work itself is left out.
 """
 
+import importlib
 import re
 import shlex
 import sys
@@ -46,7 +47,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("apical.bench.evaluate.robustness.audits", lambda *_, **__: [])
     for name in ("print_rows", "print_audits"):
         monkeypatch.setattr(f"apical.bench.cli.robustness.{name}", lambda *_: None)
-    monkeypatch.setattr("apical.bench.report.write", lambda *_: ["page"])
+    monkeypatch.setattr(
+        importlib.import_module("apical.bench.report"), "write", lambda *_: ["page"]
+    )
     monkeypatch.setattr("webbrowser.open", lambda *_: True)
     monkeypatch.setattr(apical, "check_rule", lambda *_: None)
     mine = types.ModuleType("my_package.my_rules")
