@@ -5,6 +5,7 @@ The modules of the package stand in ORDER, lowest first. A module may import fro
 """
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -154,6 +155,33 @@ def test_autograd_functions_are_those_of_rules_and_of_spikes(path: Path) -> None
 def test_the_core_needs_torch_alone() -> None:
     for path in files_of(names([*BASIS, *CORE]) | {"__init__"}):
         assert foreign(of_file(path)) <= {"torch"}, path
+
+
+def test_the_files_of_the_core_import_each_other_in_one_direction() -> None:
+    """Imports for type checking and inside functions count; a circle raises CycleError."""
+    graph = {}
+    for path in files_of({"names", "rules", "core"}):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        tree = ast.parse(path.read_text())
+        graph[".".join(parts)] = {
+            base.removeprefix("apical.") if base != "apical.rules" else "rules.__init__"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("apical")
+            for alias in node.names
+            for base in [_file(node.module or "", alias.name)]
+        }
+    graph["rules.wrappers"].discard("rules.__init__")  # names within names, when one is built
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert order.index("names") < order.index("rules.base") < order.index("core.feedback")
+    for name, others in graph.items():
+        if name.startswith("rules"):
+            assert not any(other.startswith("core") for other in others), name
+
+
+def _file(module: str, name: str) -> str:
+    """The dotted file that `from module import name` imports."""
+    inner = SOURCE.joinpath(*module.split(".")[1:], f"{name}.py")
+    return f"{module}.{name}" if inner.is_file() else module
 
 
 def test_nets_and_data_know_nothing_of_the_core() -> None:
