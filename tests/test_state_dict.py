@@ -1,6 +1,7 @@
 """Checkpoints of plain, converted and half-converted models."""
 
 import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -88,3 +89,47 @@ def test_rules_that_keep_nothing_expect_nothing() -> None:
         warnings.simplefilter("error")
         model.load_state_dict(model.state_dict())
         apical.convert(_net(), "usf").load_state_dict(_net().state_dict())
+
+
+def warnings_of_loading(model: nn.Module, state: dict[str, Any]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.load_state_dict(state)
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_model_within_another_one_is_checked_too() -> None:
+    outer = nn.Sequential(apical.convert(_net(), "fa"), nn.Linear(2, 2))
+    plain = nn.Sequential(_net(), nn.Linear(2, 2))
+    (text,) = warnings_of_loading(outer, plain.state_dict())
+    assert "holds no feedback" in text
+    assert warnings_of_loading(outer, outer.state_dict()) == []
+    state = outer.state_dict()
+    del state["0.2.feedback.matrix"]
+    with pytest.raises(RuntimeError, match="feedback for 0 but not for 2"):
+        outer.load_state_dict(state)
+
+
+def test_parts_converted_one_after_the_other_are_checked_as_one_model() -> None:
+    model = nn.Sequential(_net(), nn.Linear(2, 2))
+    apical.convert(model[0], "fa")
+    apical.convert(model, {"1": "fa", "0.*": "bp"})
+    plain = nn.Sequential(_net(), nn.Linear(2, 2))
+    assert len(warnings_of_loading(model, plain.state_dict())) == 1
+    state = model.state_dict()
+    del state["1.feedback.matrix"]
+    with pytest.raises(RuntimeError, match="feedback for 0 but not for 1"):
+        model.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copy_is_checked_and_a_reverted_model_is_not(change: Any) -> None:
+    twin = change(apical.convert(_net(), "fa"))
+    assert len(warnings_of_loading(twin, _net().state_dict())) == 1
+    apical.revert(twin)
+    assert not twin._load_state_dict_pre_hooks
+    assert warnings_of_loading(twin, _net().state_dict()) == []

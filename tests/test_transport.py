@@ -382,3 +382,14 @@ def test_backprop_is_not_converted_unless_its_weights_are_constrained() -> None:
     assert keys == ["0.weight", "0.bias"]
     constrained = apical.convert(model, BP(constrain_weights=True))
     assert list(constrained.state_dict())[2:] == ["0.feedback.weight_norm"]
+
+
+def test_a_listener_receives_input_and_output_of_every_operation() -> None:
+    layer = apical.convert(nn.Linear(3, 2).double(), "fa")
+    seen: list[tuple[Tensor, Tensor]] = []
+    layer.feedback.listeners.append(lambda x, output: seen.append((x, output)))
+    x = torch.ones(4, 3).double().requires_grad_()
+    outputs = [layer(x), layer(x)]
+    assert [y is output for (_, output), y in zip(seen, outputs, strict=True)] == [True, True]
+    assert all(given is x for given, _ in seen)
+    assert copy.deepcopy(layer).feedback.listeners == []  # a copy is not measured
