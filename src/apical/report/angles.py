@@ -128,8 +128,8 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
                 lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft"),
             ),
             Column("ties", lambda line: line.ties, "ties", left=True),
-            Column("first layer", lambda line: _beside(line.layers[0]), page=""),
-            Column("last layer", lambda line: _beside(line.layers[-1]), page=""),
+            Column("first layer", lambda line: _with_interval(line.layers[0]), page=""),
+            Column("last layer", lambda line: _with_interval(line.layers[-1]), page=""),
         ],
         rows,
         "Table of delta angles",
@@ -189,5 +189,5 @@ def _compared(layer: str, samples: Mapping[str, Mapping[int, float | None]]) -> 
     ]
 
 
-def _beside(line: Line) -> Shown:
+def _with_interval(line: Line) -> Shown:
     return Shown(line.mean, interval=line.interval)

@@ -10,7 +10,7 @@ from apical.report.names import display_name
 from apical.report.read import Study
 from apical.report.results import rule_column, setting_column, verdict
 from apical.report.robust_read import Evaluation, PublishedRobustness
-from apical.report.robustness import Beside, Headline, Heat
+from apical.report.robustness import Compared, Headline, Heat
 from apical.report.sections import Section
 from apical.report.table import (
     Column,
@@ -84,13 +84,13 @@ def word(found: RuleVerdict) -> Shown:
     return Shown(found.word, title="; ".join(found.reasons), style=f"verdict {found.word}")
 
 
-def published(rows: Sequence[Beside]) -> Table:
-    """Published values beside ours, under the same attack."""
+def published(rows: Sequence[Compared]) -> Table:
+    """Published values and ours, under the same attack."""
 
-    def ours(row: Beside) -> Shown:
+    def ours(row: Compared) -> Shown:
         return estimate(row.ours)
 
-    def theirs(row: Beside) -> Shown:
+    def theirs(row: Compared) -> Shown:
         about = f"n = {row.published.n}, {row.published.source}"
         return Shown(percent(row.published.accuracy), row.published.accuracy, title=about)
 
@@ -253,7 +253,7 @@ def to_markdown(study: Study) -> str:
         for row in robustness.headlines(section, robustness.headline_radius(section))
     ]
     text = headline(rows, several=len(found) > 1).markdown()
-    compared = [row for section in found for row in robustness.beside(section, study.tier)]
+    compared = [row for section in found for row in robustness.compared(section, study.tier)]
     if compared:
         text += f"\n{published(compared).markdown()}"
     return f"{text}\n{' '.join(robustness_words.legend(study, found))}\n"
