@@ -29,7 +29,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Steps over backprop's, by the rule's name in the benchmark; `method` says how they were measured."""
+    """Steps over backprop's, by the rule's name in the benchmark; `method`: how they were measured."""
 
     ratios: Mapping[str, float]
     method: str
