@@ -273,8 +273,8 @@ def test_a_rule_is_differs_by_a_corrected_paired_test_only(section):
     rows = robustness.headlines(moved, 0.1)
     assert {row.rule: row.differs for row in rows} == {"bp": False, "fa": True, "usf": False}
     assert words.conclusion(moved, rows)[1] == (
-        "In the worst case over everything tried, backprop keeps 40.0 %. Told apart from it (3 "
-        "seeds, paired, Holm-corrected): FA +11.0 points (+8.5 to +13.5)."
+        "In the worst case over everything tried, backprop keeps 40.0 %. Significantly different "
+        "from it (3 seeds, paired, Holm-corrected): FA +11.0 points (+8.5 to +13.5)."
     )
 
 

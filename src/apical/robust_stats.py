@@ -169,7 +169,8 @@ def _perhaps(known: Mapping[float, Estimate]) -> str:
     interval = "no interval" if found.low is None else f"{found.low:.1f} to {found.high:.1f}"
     return (
         f"at radius {radius(eps)} own minus exact robust accuracy is {found.mean:.1f} points on "
-        f"average, but not told from 0 (95 % interval {interval}, n = {found.n}): more nets decide"
+        f"average, but not significantly above 0 (95 % interval {interval}, n = {found.n}): more "
+        "nets decide"
     )
 
 

@@ -160,7 +160,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def tie_groups(samples: Mapping[str, Sample], *, alpha: float = 0.05) -> dict[str, str]:
-    """Letters per label; two labels that share a letter are not told apart by the data.
+    """Letters per label; two labels that share a letter do not differ significantly.
 
     Every pair is compared (`difference_p`), the p-values are Holm-corrected over all pairs, and
     pairs below alpha share no letter. Letters run from the lowest mean up. Labels of fewer than two

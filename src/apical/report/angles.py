@@ -17,12 +17,12 @@ Angles = dict[str, dict[int, float | None]]
 """layer -> seed -> degrees."""
 
 LEGEND = (
-    "Angle between the signal that teaches a layer and backprop's at the same place, in degrees,"
+    "Angle between the learning signal of a layer and backprop's at the same place, in degrees,"
     " at the last measurement: mean over the measured images and over n seeds, with a 95 % t"
     " interval. 90 is unrelated. Layers whose signal is backprop's under every rule, as the output"
     " layer's is, are left out. A run that did not measure all layers, because no signal reached"
     " one or because its records are older, does not count."
-    " Rules that share a letter are not told apart (Holm-corrected)."
+    " Rules that share a letter do not differ significantly (Holm-corrected)."
 )
 
 

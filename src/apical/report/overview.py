@@ -29,7 +29,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Steps over backprop's, by the rule's name in the benchmark; `method`: how they were measured."""
+    """Steps over backprop's, by the rule's name in the benchmark; `method` describes the timing."""
 
     ratios: Mapping[str, float]
     method: str
@@ -119,7 +119,7 @@ def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
         f"Memory: stored feedback over weights ({study.overview['detail']}).",
         "Reads of the weights: what the way back takes from the forward weights (values: weight"
         " transport). Waits for: what a hidden layer needs before it can learn. Labels: whether"
-        " hidden layers are taught by them. Own phase: whether feedback learns between the passes.",
+        " hidden layers receive them. Own phase: whether feedback learns between the passes.",
         f"Tier {study.tier}. " + " ".join(map(for_markdown, study.notes)),
         f"{closing(study)[:-1]}, then `make keep STUDY={name}`.",
     ]

@@ -227,7 +227,7 @@ class Heat:
     rule on the same weights (column).
 
     Attributes: cells: by (row, column), None where it was not run. own: cells attacked by the
-        gradient that the net was trained with, not one drawn anew.
+        gradient that the net was trained with, not resampled feedback.
     """
 
     attack: str

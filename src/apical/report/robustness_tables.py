@@ -264,8 +264,9 @@ def _heats(section: Section) -> str:
     for one in robustness.heats(section, robustness.headline_radius(section)):
         where = f"{section.heading}, {one.attack}, radius {radius(one.eps)}"
         note = (
-            f"Robust accuracy in %, mean over seeds ({for_markdown(where)}). Bold: the "
-            f"feedback the net was trained with; elsewhere it is drawn anew. {one.conclusion}"
+            f"Robust accuracy in %, mean over seeds ({for_markdown(where)}). Bold: the feedback "
+            "the net was trained with; elsewhere the feedback is resampled. "
+            f"{one.conclusion}"
         )
         text += f"{heat(one).markdown()}\n{note.rstrip()}\n\n"
     return text
@@ -329,7 +330,7 @@ def checks_csv(found: Iterable[Section]) -> str:
 
 
 def audits_csv(found: Iterable[Section]) -> str:
-    """One row per net: its audit, beside the verdict on its rule."""
+    """One row per net: its audit, and the verdict on its rule."""
     rows = [
         {**row, "rule_verdict": robustness.verdict(section, row["rule"]).word}
         for section in found

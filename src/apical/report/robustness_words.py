@@ -99,7 +99,7 @@ def _masking(rows: Sequence[Headline]) -> str:
     useless = by_word["vanishing"] + by_word["random"]
     if useless:
         shown = (f"{display_name(row.rule)} ({row.verdict.word})" for row in useless)
-        parts.append(f"The own gradient is of no use to an attacker: {', '.join(shown)}.")
+        parts.append(f"The own gradient is useless to an attacker: {', '.join(shown)}.")
     if by_word["undecided"]:
         parts.append(f"Not decided by these nets: {names(by_word['undecided'])}.")
     if not parts:
@@ -142,14 +142,16 @@ def _worst(rows: Sequence[Headline]) -> str:
             "other rules; one net each says nothing about the rules."
         )
     if not differing:
-        return f"{start}; no rule is told apart from it ({baseline.n} seeds, {TEST})."
+        return f"{start}; no rule differs significantly from it ({baseline.n} seeds, {TEST})."
     each = (
         f"{display_name(row.rule)} {points(row.against_bp.mean)} points "
         f"({span(row.against_bp, points)})"
         for row in differing
         if row.against_bp
     )
-    return f"{start}. Told apart from it ({baseline.n} seeds, {TEST}): {'; '.join(each)}."
+    return (
+        f"{start}. Significantly different from it ({baseline.n} seeds, {TEST}): {'; '.join(each)}."
+    )
 
 
 def names(rows: Sequence[Headline]) -> str:
