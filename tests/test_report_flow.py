@@ -74,7 +74,7 @@ def test_a_missing_baseline_is_told_on_the_page_and_in_the_document(tmp_path: Pa
     folder = make(tmp_path, ("LRA sum", "LRA sum, 0.1 on W"))
     told = sequence_learners.missing(read_study(folder))
     assert told == [
-        "order: no read-out alone (learner readout) to compare with.",
+        "order: no readout alone (learner readout) to compare with.",
         "order: no backpropagation through time to compare with.",
     ]
     assert told[0] in table_markdown(folder)

@@ -269,8 +269,8 @@ def test_a_rule_is_differs_by_a_corrected_paired_test_only(section):
     rows = robustness.headlines(moved, 0.1)
     assert {row.rule: row.differs for row in rows} == {"bp": False, "fa": True, "usf": False}
     assert words.conclusion(moved, rows)[1] == (
-        "In the worst case over everything tried, backprop keeps 40.0 %. Told apart from it (3 "
-        "seeds, paired, Holm-corrected): FA +11.0 points (+8.5 to +13.5)."
+        "In the worst case over everything tried, backprop keeps 40.0 %. Significantly different "
+        "from it (3 seeds, paired, Holm-corrected): FA +11.0 points (+8.5 to +13.5)."
     )
 
 
@@ -286,21 +286,21 @@ def test_the_strongest_transfer_counts_and_noise_has_its_line(section):
 
 
 def test_published_values_meet_the_same_attack_and_radius_only(section):
-    found = {row.published.rule: row for row in robustness.beside(section, "full")}
+    found = {row.published.rule: row for row in robustness.compared(section, "full")}
     assert found.keys() == set(RULES)
     fa = found["fa"]
     assert fa.ours == robustness.lines(section, "fa")["own"][0.1]
     assert fa.difference == pytest.approx(fa.ours.mean - 90)
     assert fa.exact.mean < fa.ours.mean - 20
     assert fa.verdict.word == "agrees"
-    assert robustness.beside(section, "smoke")[0].verdict.word == "other scale"
+    assert robustness.compared(section, "smoke")[0].verdict.word == "other scale"
     other = tuple(replace(row, attack="PGD-7 ce") for row in section.published)
-    assert robustness.beside(replace(section, published=other), "full") == []
+    assert robustness.compared(replace(section, published=other), "full") == []
     fully = tuple(replace(row, accuracy=fa.ours.mean + 0.9) for row in section.published)
-    found = robustness.beside(replace(section, published=fully), "full")
+    found = robustness.compared(replace(section, published=fully), "full")
     assert [row.verdict.word for row in found if row.published.rule == "fa"] == ["agrees"]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)
-    assert len(robustness.beside(replace(section, published=rounded), "full")) == 3
+    assert len(robustness.compared(replace(section, published=rounded), "full")) == 3
 
 
 def test_few_pixel_attacks_count_pixels_and_stand_apart(section):

@@ -105,8 +105,8 @@ def verdict(
     known = {eps: each for eps, each in sorted(found.items()) if each is not None}
     if not known or not audits:
         raise ValueError("verdict: needs the gap rows and the audit row of at least one net")
-    apart = {eps: each for eps, each in known.items() if each.masked}
-    masked = [_apart(apart, gaps)] if apart else []
+    gaps_found = {eps: each for eps, each in known.items() if each.masked}
+    masked = [_largest(gaps_found, gaps)] if gaps_found else []
     misled = [row for row in audits if row["misleading"]]
     if 2 * len(misled) > len(audits):
         shares = stats.summarize([row["rising"] for row in misled]).mean
@@ -119,8 +119,8 @@ def verdict(
     for word in ("vanishing", "random"):
         such = [row for row in audits if row["verdict"] == word]
         if 2 * len(such) > len(audits):
-            told = such[0]["reasons"][0]
-            return RuleVerdict(word, (f"{told}{_in_nets(len(such), len(audits))}",))
+            reason = such[0]["reasons"][0]
+            return RuleVerdict(word, (f"{reason}{_in_nets(len(such), len(audits))}",))
     largest = max(known.values(), key=lambda each: each.mean)
     if largest.mean > MASKED:
         return RuleVerdict("undecided", (_perhaps(known),))
@@ -141,7 +141,7 @@ def radius(eps: float) -> str:
     return f"{eps:.3g}" if not whole or len(f"{eps:.4g}") <= 4 else f"{round(steps)}/255"
 
 
-def _apart(
+def _largest(
     masked: Mapping[float, Estimate], gaps: Mapping[float, Mapping[int, Mapping[str, Any]]]
 ) -> str:
     """The largest gap in full, and at which other radii there is one."""
@@ -169,7 +169,8 @@ def _perhaps(known: Mapping[float, Estimate]) -> str:
     interval = "no interval" if found.low is None else f"{found.low:.1f} to {found.high:.1f}"
     return (
         f"at radius {radius(eps)} own minus exact robust accuracy is {found.mean:.1f} points on "
-        f"average, but not told from 0 (95 % interval {interval}, n = {found.n}): more nets decide"
+        f"average, but not significantly above 0 (95 % interval {interval}, n = {found.n}): more "
+        "nets decide"
     )
 
 

@@ -160,7 +160,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def tie_groups(samples: Mapping[str, Sample], *, alpha: float = 0.05) -> dict[str, str]:
-    """Letters per label; two labels that share a letter are not told apart by the data.
+    """Letters per label; two labels that share a letter do not differ significantly.
 
     Every pair is compared (`difference_p`), the p-values are Holm-corrected over all pairs, and
     pairs below alpha share no letter. Letters run from the lowest mean up. Labels of fewer than two
@@ -174,8 +174,8 @@ def tie_groups(samples: Mapping[str, Sample], *, alpha: float = 0.05) -> dict[st
     pairs = list(itertools.combinations(labels, 2))
     p_values = [difference_p(samples[a], samples[b]) for a, b in pairs]
     corrected = holm([1.0 if p is None else p for p in p_values])
-    apart = [pair for pair, p in zip(pairs, corrected, strict=True) if p < alpha]
-    columns = _letter_columns(labels, apart)
+    differing = [pair for pair, p in zip(pairs, corrected, strict=True) if p < alpha]
+    columns = _letter_columns(labels, differing)
     if len(columns) > len(string.ascii_letters):
         raise ValueError(f"{len(columns)} tie groups: more than there are letters; compare fewer")
     return {
@@ -233,9 +233,9 @@ def verdict(
     )
 
 
-def _letter_columns(labels: Sequence[str], apart: Sequence[tuple[str, str]]) -> list[set[str]]:
+def _letter_columns(labels: Sequence[str], differing: Sequence[tuple[str, str]]) -> list[set[str]]:
     columns = [set(labels)] if labels else []
-    for a, b in apart:
+    for a, b in differing:
         for column in [column for column in columns if a in column and b in column]:
             columns.remove(column)
             columns += [column - {a}, column - {b}]

@@ -17,12 +17,12 @@ Angles = dict[str, dict[int, float | None]]
 """layer -> seed -> degrees."""
 
 LEGEND = (
-    "Angle between the signal that teaches a layer and backprop's at the same place, in degrees,"
+    "Angle between the learning signal of a layer and backprop's at the same place, in degrees,"
     " at the last measurement: mean over the measured images and over n seeds, with a 95 % t"
     " interval. 90 is unrelated. Layers whose signal is backprop's under every rule, as the output"
     " layer's is, are left out. A run that did not measure all layers, because no signal reached"
     " one or because its records are older, does not count."
-    " Rules that share a letter are not told apart (Holm-corrected)."
+    " Rules that share a letter do not differ significantly (Holm-corrected)."
 )
 
 
@@ -128,8 +128,8 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
                 lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft"),
             ),
             Column("ties", lambda line: line.ties, "ties", left=True),
-            Column("first layer", lambda line: _beside(line.layers[0]), page=""),
-            Column("last layer", lambda line: _beside(line.layers[-1]), page=""),
+            Column("first layer", lambda line: _with_interval(line.layers[0]), page=""),
+            Column("last layer", lambda line: _with_interval(line.layers[-1]), page=""),
         ],
         rows,
         "Table of delta angles",
@@ -189,5 +189,5 @@ def _compared(layer: str, samples: Mapping[str, Mapping[int, float | None]]) -> 
     ]
 
 
-def _beside(line: Line) -> Shown:
+def _with_interval(line: Line) -> Shown:
     return Shown(line.mean, interval=line.interval)

@@ -47,7 +47,7 @@ def of_classifiers(study: Study, out: Path) -> dict[str, Any] | None:
         "superseded": sections.superseded(study.robustness),
         "count": len(study.robustness),
         "sections": made,
-        "unused": published - sum(len(part["beside"]) for part in made),
+        "unused": published - sum(len(part["compared"]) for part in made),
         "check_meaning": robustness_words.CHECKS,
     }
 
@@ -61,7 +61,7 @@ def _classifiers(section: Section, study: Study, out: Path, slug: str) -> dict[s
     for heat, name in zip(heats, names, strict=True):
         group = robustness_figures.crossed(heat, name)
         render.write_png(out / f"{slug}{name}.png", group, title=f"{title} · {group.heading}")
-    beside = robustness.beside(section, study.tier)
+    compared = robustness.compared(section, study.tier)
     found, problems = pictures.of_section(section, pictures.examples)
     examples = [each for _, each in found]
     if examples:
@@ -83,8 +83,8 @@ def _classifiers(section: Section, study: Study, out: Path, slug: str) -> dict[s
             *robustness_words.conclusion(section, rows),
             *(heat.conclusion for heat in heats if heat.conclusion),
         ],
-        "beside": beside,
-        "published": robustness_tables.published(beside),
+        "compared": compared,
+        "published": robustness_tables.published(compared),
         "pixels": robustness_tables.pixels(changed) if changed else None,
         "curves": _curves(section, title, out, slug),
         "heats": [

@@ -154,7 +154,7 @@ def to_markdown(study: Study) -> str:
     for point in found:
         rows.setdefault((point.setting, point.rule, point.quantity), {})[point.epoch] = point
 
-    def beside(epoch: int, row: dict[int, Point]) -> str:
+    def both(epoch: int, row: dict[int, Point]) -> str:
         if epoch not in row:
             return ""
         point = row[epoch]
@@ -165,7 +165,7 @@ def to_markdown(study: Study) -> str:
     columns = [
         Column("rule", lambda row: next(iter(row.values())).name, left=True),
         Column("quantity", lambda row: next(iter(row.values())).quantity, left=True),
-        *each(epochs, beside, "epoch {}"),
+        *each(epochs, both, "epoch {}"),
     ]
     sources = "; ".join(dict.fromkeys(for_markdown(point.curve.source) for point in found))
     return (

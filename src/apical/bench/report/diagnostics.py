@@ -242,7 +242,7 @@ def _deltas(runs: Runs, rows: Sequence[Aligned], looks: Looks) -> list[Group]:
             ends.setdefault(row.layer, {})[row.rule] = epoch
     drawing = partial(draw_marked, limits=(0.0, max(100.0, 1.03 * highest)), baseline=90)
     caption = (
-        "Angle between the signal that teaches a layer and backprop's at the same place, mean over"
+        "Angle between the learning signal of a layer and backprop's at the same place, mean over"
         " the measured images; one panel per layer, from input to output. Dashed: 90°, unrelated."
         " Circle: nine tenths of the layer's alignment are done (median over seeds)."
     )

@@ -149,8 +149,7 @@ def draw_rates(axes: Any, *, cells: Sequence[Mapping[str, Any]], looks: Looks) -
 
 
 def over_steps(runs: Runs, looks: Looks) -> list[Group]:
-    """The gradient over time steps: what each step of a sequence has to teach, before training and
-    at its end."""
+    """The learning signal of each step of a sequence, before training and at its end."""
     panels = [
         (f"{name}, {when}", {rule: steps(of_rule, key, last) for rule, of_rule in runs.items()})
         for key, name in STEPS
@@ -159,7 +158,7 @@ def over_steps(runs: Runs, looks: Looks) -> list[Group]:
     single = all(len(of_rule) < 2 for of_rule in runs.values())
     seeds = "" if single else "Line: median over seeds; band: lowest to highest. "
     caption = (
-        "Norm of the teaching signal at each step of the sequence, and of the step's share in the "
+        "Norm of the learning signal at each step of the sequence, and of the step's share in the "
         f"gradient of the recurrent weight; the first step is on the left. {seeds}Logarithmic; "
         f"exact zeros, and what is more than {DECADES} decades below the largest, lie on the lower "
         "edge."
@@ -171,7 +170,7 @@ def over_steps(runs: Runs, looks: Looks) -> list[Group]:
         for title, values in shown
         if values
     )
-    heading = "Gradient along time"
+    heading = "Gradient over time steps"
     group = Group("gradient-flow", heading, caption, drawn, (2.5, 1.9), (0.5, 0.42),
                   legend(rules, looks))  # fmt: skip
     return [group] * bool(drawn)

@@ -30,10 +30,10 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Steps over backprop's, by the rule's name in the benchmark; `told` says how measured."""
+    """Steps over backprop's, by the rule's name in the benchmark; `method` describes the timing."""
 
     ratios: Mapping[str, float]
-    told: str
+    method: str
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ def step_times(results: Path, net: str) -> StepTimes:
         if wanted.items() <= table.items() and not table["rejected"]:
             clock = f"{table['clock']}_ratio"
             ratios = {name: row[clock] for name, row in table["rules"].items()}
-            told = (
+            method = (
                 f"Step: training step over backprop's, {table['title']}, side by side in one "
                 f"process, median of {table['rounds']} rounds; backprop against itself is off by "
                 f"{100 * table['control_off']:.1f} % (`{how}`)."
             )
-            return StepTimes(ratios, told)
+            return StepTimes(ratios, method)
     return StepTimes({}, f"Step times are not measured yet: `{how}`.")
 
 
@@ -116,11 +116,11 @@ def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
         f" learning rates {chosen}.",
         "Angle: between a layer's update and backprop's at the end of training, mean over layers"
         f" but the output layer, whose update is exact ({study.overview['detail']}).",
-        times.told,
+        times.method,
         f"Memory: stored feedback over weights ({study.overview['detail']}).",
         "Reads of the weights: what the way back takes from the forward weights (values: weight"
         " transport). Waits for: what a hidden layer needs before it can learn. Labels: whether"
-        " hidden layers are taught by them. Own phase: whether feedback learns between the passes.",
+        " hidden layers receive them. Own phase: whether feedback learns between the passes.",
         f"Tier {study.tier}. " + " ".join(map(for_markdown, study.notes)),
         f"{closing(study)[:-1]}, then `make keep STUDY={name}`.",
     ]

@@ -1,4 +1,4 @@
-"""The results of a study: test error of each rule in each setting, beside published values.
+"""The results of a study: test error of each rule in each setting, and published values.
 
 Everything is test error in %, as the published tables are; differences are percentage points.
 """
@@ -281,7 +281,7 @@ def legend(study: Study, rows: Sequence[Cell]) -> str:
         f"Tier {study.tier}: mean over n seeds with a 95 % t interval, cut off at 0 and 100; "
         + "`minus BP` is paired on the seeds, in points; " * baseline
         + GAINED * any(cell.gained for cell in rows)
-        + "rules that share a letter are not told apart (Holm-corrected)."
+        + "rules that share a letter do not differ significantly (Holm-corrected)."
     ]
     if sources:
         parts.append(f"Published: {for_markdown('; '.join(sources))}.")

@@ -327,7 +327,7 @@ def measured(section: Section) -> str:
     return (
         f"mAP over {within} ({clean['database']} codes of {clean['bits']} bits, ties at their "
         f"mean) of the same {clean['queries']} queries of {described.get('data')} for every net. "
-        f"What an attack may do: {norm}, in {described.get('steps')} steps; SDHA knows "
+        f"What an attack may do: {norm}, in {described.get('steps')} steps; SDHA uses "
         f"{described.get('known')} codes of the database."
     )
 
@@ -359,5 +359,6 @@ def conclusion(rows: Sequence[Line]) -> str:
         if line.differs and line.worst_minus_bp is not None
     )
     if not differing:
-        return f"{text} In the worst case no rule is told apart from BP (paired, Holm-corrected)."
+        end = "In the worst case no rule differs significantly from BP (paired, Holm-corrected)."
+        return f"{text} {end}"
     return f"{text} In the worst case, against BP (paired, Holm-corrected): {differing} points."

@@ -169,11 +169,11 @@ def pixels(section: Section) -> dict[str, dict[int, Estimate]]:
     return found
 
 
-# Beside published values
+# Against published values
 
 
 @dataclass(frozen=True)
-class Beside:
+class Compared:
     """A published robust accuracy in % and ours: under the same attack by the gradient it was
     published for, and by the exact gradient of the same weights."""
 
@@ -192,7 +192,7 @@ class Beside:
         return self.ours.mean - self.published.accuracy
 
 
-def beside(section: Section, tier: str) -> list[Beside]:
+def compared(section: Section, tier: str) -> list[Compared]:
     """Published values at radii and under attacks that were run; judged in tier full only."""
     found = []
     for row in section.published:
@@ -215,7 +215,7 @@ def beside(section: Section, tier: str) -> list[Beside]:
             least=READ,
         )
         exact = section.estimate(row.rule, partial(attack_share, group="exact", **which))
-        found.append(Beside(row, ours, exact if row.group == "own" else None, judged))
+        found.append(Compared(row, ours, exact if row.group == "own" else None, judged))
     return found
 
 
@@ -228,7 +228,7 @@ class Heat:
     rule on the same weights (column).
 
     Attributes: cells: by (row, column), None where it was not run. own: cells attacked by the
-        gradient that the net was trained with, not one drawn anew.
+        gradient that the net was trained with, not resampled feedback.
     """
 
     attack: str

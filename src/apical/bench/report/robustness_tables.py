@@ -10,7 +10,7 @@ from apical.bench.report.names import display_name
 from apical.bench.report.read import Study
 from apical.bench.report.results import rule_column, setting_column, verdict
 from apical.bench.report.robust_read import Evaluation, PublishedRobustness
-from apical.bench.report.robustness import Beside, Headline, Heat
+from apical.bench.report.robustness import Compared, Headline, Heat
 from apical.bench.report.sections import Section
 from apical.bench.report.table import (
     Column,
@@ -84,13 +84,13 @@ def word(found: RuleVerdict) -> Shown:
     return Shown(found.word, title="; ".join(found.reasons), style=f"verdict {found.word}")
 
 
-def published(rows: Sequence[Beside]) -> Table:
-    """Published values beside ours, under the same attack."""
+def published(rows: Sequence[Compared]) -> Table:
+    """Published values and ours, under the same attack."""
 
-    def ours(row: Beside) -> Shown:
+    def ours(row: Compared) -> Shown:
         return estimate(row.ours)
 
-    def theirs(row: Beside) -> Shown:
+    def theirs(row: Compared) -> Shown:
         about = f"n = {row.published.n}, {row.published.source}"
         return Shown(percent(row.published.accuracy), row.published.accuracy, title=about)
 
@@ -253,7 +253,7 @@ def to_markdown(study: Study) -> str:
         for row in robustness.headlines(section, robustness.headline_radius(section))
     ]
     text = headline(rows, several=len(found) > 1).markdown()
-    compared = [row for section in found for row in robustness.beside(section, study.tier)]
+    compared = [row for section in found for row in robustness.compared(section, study.tier)]
     if compared:
         text += f"\n{published(compared).markdown()}"
     return f"{text}\n{' '.join(robustness_words.legend(study, found))}\n"
@@ -264,8 +264,9 @@ def _heats(section: Section) -> str:
     for one in robustness.heats(section, robustness.headline_radius(section)):
         where = f"{section.heading}, {one.attack}, radius {radius(one.eps)}"
         note = (
-            f"Robust accuracy in %, mean over seeds ({for_markdown(where)}). Bold: the "
-            f"feedback the net was trained with; elsewhere it is drawn anew. {one.conclusion}"
+            f"Robust accuracy in %, mean over seeds ({for_markdown(where)}). Bold: the feedback "
+            "the net was trained with; elsewhere the feedback is resampled. "
+            f"{one.conclusion}"
         )
         text += f"{heat(one).markdown()}\n{note.rstrip()}\n\n"
     return text
@@ -329,7 +330,7 @@ def checks_csv(found: Iterable[Section]) -> str:
 
 
 def audits_csv(found: Iterable[Section]) -> str:
-    """One row per net: its audit, beside the verdict on its rule."""
+    """One row per net: its audit, and the verdict on its rule."""
     rows = [
         {**row, "rule_verdict": robustness.verdict(section, row["rule"]).word}
         for section in found

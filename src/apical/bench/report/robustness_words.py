@@ -95,16 +95,16 @@ def _masking(rows: Sequence[Headline]) -> str:
         word: [row for row in rows if row.verdict.word == word]
         for word in ("masked", "vanishing", "random", "undecided")
     }
-    told = [_masked(by_word["masked"])] if by_word["masked"] else []
+    parts = [_masked(by_word["masked"])] if by_word["masked"] else []
     useless = by_word["vanishing"] + by_word["random"]
     if useless:
         shown = (f"{display_name(row.rule)} ({row.verdict.word})" for row in useless)
-        told.append(f"The own gradient is of no use to an attacker: {', '.join(shown)}.")
+        parts.append(f"The own gradient is useless to an attacker: {', '.join(shown)}.")
     if by_word["undecided"]:
-        told.append(f"Not decided by these nets: {names(by_word['undecided'])}.")
-    if not told:
+        parts.append(f"Not decided by these nets: {names(by_word['undecided'])}.")
+    if not parts:
         return "No rule is masked: attacks by the own gradient tell how robust these nets are."
-    return " ".join(told)
+    return " ".join(parts)
 
 
 def _masked(rows: Sequence[Headline]) -> str:
@@ -131,7 +131,7 @@ def _worst(rows: Sequence[Headline]) -> str:
     others = [row for row in rows if not is_baseline(row.rule)]
     if baseline is None or not others:
         return ""
-    apart = [row for row in others if row.differs]
+    differing = [row for row in others if row.differs]
     start = (
         f"In the worst case over everything tried, backprop keeps {percent(baseline.worst.mean)} %"
     )
@@ -141,15 +141,17 @@ def _worst(rows: Sequence[Headline]) -> str:
             f"{start}, {display_name(best.rule)} {percent(best.worst.mean)} %, the most of the "
             "other rules; one net each says nothing about the rules."
         )
-    if not apart:
-        return f"{start}; no rule is told apart from it ({baseline.n} seeds, {TEST})."
-    told = (
+    if not differing:
+        return f"{start}; no rule differs significantly from it ({baseline.n} seeds, {TEST})."
+    each = (
         f"{display_name(row.rule)} {points(row.against_bp.mean)} points "
         f"({span(row.against_bp, points)})"
-        for row in apart
+        for row in differing
         if row.against_bp
     )
-    return f"{start}. Told apart from it ({baseline.n} seeds, {TEST}): {'; '.join(told)}."
+    return (
+        f"{start}. Significantly different from it ({baseline.n} seeds, {TEST}): {'; '.join(each)}."
+    )
 
 
 def names(rows: Sequence[Headline]) -> str:

@@ -1,6 +1,6 @@
-"""Learners on tasks of sequences: what they reach, against what, and how far back they teach.
+"""Learners on tasks of sequences: accuracy, differences from baselines, steps with a signal.
 
-A difference is paired on the seeds. Every learner is held against the read-out alone, and one with
+A difference is paired on the seeds. Every learner is compared with the readout alone, and one with
 a regulariser against the same learner without.
 """
 
@@ -34,7 +34,7 @@ class Line:
     """A learner in a setting. Accuracies in %, differences in points.
 
     Attributes: test: at the end.     best: on validation sequences, at the epoch where it is
-        highest.     over_readout, over_plain: minus the read-out alone, and minus the same learner
+        highest.     over_readout, over_plain: minus the readout alone, and minus the same learner
         without a regulariser.     silent: of `length` steps those that no signal reached at the
         end, median over seeds; None where the learner sends none.
     """
@@ -96,7 +96,7 @@ def missing(study: Study) -> list[str]:
     for setting in study.settings:
         names = {_learner(r)["learner"] for r in study.runs if r.setting == setting}
         if READOUT not in names:
-            made.append(f"{setting}: no read-out alone (learner readout) to compare with.")
+            made.append(f"{setting}: no readout alone (learner readout) to compare with.")
         if BACKPROP not in names:
             made.append(f"{setting}: no backpropagation through time to compare with.")
     return made
@@ -143,7 +143,7 @@ def _silent(runs: Sequence[Run]) -> float | None:
 
 
 def table(study: Study) -> Table:
-    """The table of the study; pages show apart when tasks were solved."""
+    """The table of the study; pages show in a table of its own when tasks were solved."""
     times = {(line.setting, line.rule): line for line in steps_to_solve.lines(study)}
 
     def solved(line: Line) -> str:
@@ -162,7 +162,7 @@ def table(study: Study) -> Table:
             Column("test accuracy %", lambda line: mean(line.test), style="strong"),
             Column("95 % interval", lambda line: share(line.test), style="soft"),
             Column("best validation %", lambda line: mean(line.best)),
-            Column("minus read-out", lambda line: estimate(line.over_readout, signed)),
+            Column("minus readout", lambda line: estimate(line.over_readout, signed)),
             Column("minus unregularised", lambda line: estimate(line.over_plain, signed)),
             Column("signal at", _reached, page="Signal at steps"),
             Column("solved", solved, page="", left=True),
@@ -194,6 +194,6 @@ def legend(study: Study) -> list[str]:
         "Best validation: mean over seeds of the highest in the run.",
         "Differences: test accuracy in points, paired on the seeds, with a 95 % t interval; not "
         "corrected for their number.",
-        "Signal at: steps that a teaching signal other than exact zero reached at the end, median "
+        "Signal at: steps that a learning signal other than exact zero reached at the end, median "
         "over seeds.",
     ]

@@ -43,7 +43,7 @@ class Line:
 
     @property
     def mean(self) -> str:
-        """ "433", or "above 1500" where the slower half of the runs never got there, or ""."""
+        """ "433", or "above 1500" where no run solved the task, or ""."""
         if self.summary is not None:
             return f"{self.summary.mean:.0f}"
         return "" if self.solved else f"above {self.limit}"
@@ -132,6 +132,6 @@ def legend(study: Study) -> str:
     )
     return (
         f"Steps until {100 * (study.solved or 0):g} % of the answers on validation sequences are "
-        "right, looked at after every epoch; mean and 95 % t interval over seeds where all got "
-        "there." + others * any(line.others for line in lines(study))
+        "right, measured after every epoch; mean and 95 % t interval over seeds where all runs "
+        "solved the task." + others * any(line.others for line in lines(study))
     )
