@@ -145,9 +145,9 @@ def _regroup(model: nn.Module, before: list[Parameter], optimizers: list[Optimiz
         for parameter in removed.values():
             optimizer.state.pop(parameter, None)
     for name, parameter, slot in _untrained(model, optimizers):
-        group = _group_of_weight(slot, optimizers)
-        assert group is not None
-        _add(*group, name, parameter)
+        trained = _group_of_weight(slot, optimizers)
+        assert trained is not None
+        _add(*trained, name, parameter)
 
 
 def _add(optimizer: Optimizer, group: dict[str, Any], name: str, parameter: Parameter) -> None:
