@@ -125,7 +125,7 @@ def test_a_disk_that_fills_midway_leaves_earlier_rows_intact(tmp_path):
     """RLIMIT_FSIZE stands in for the full disk: the write stops in the middle of a row."""
     program = f"""
 import resource, signal, sys
-from apical import records
+from apical.bench.storage import records
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 try:
@@ -182,7 +182,7 @@ def test_kill_at_any_moment_leaves_a_gapless_prefix(tmp_path):
     path = tmp_path / "records.jsonl"
     program = f"""
 import itertools
-from apical import records
+from apical.bench.storage import records
 for epoch in itertools.count():
     records.append({str(path)!r}, {{"kind": "epoch", "epoch": epoch, "pad": "x" * 3000}})
 """
@@ -190,6 +190,7 @@ for epoch in itertools.count():
         path.unlink(missing_ok=True)
         writer = subprocess.Popen([sys.executable, "-c", program])
         while not path.exists():
+            assert writer.poll() is None
             time.sleep(0.005)
         time.sleep(wait)
         writer.send_signal(signal.SIGKILL)

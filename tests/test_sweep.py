@@ -285,7 +285,7 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from apical import workers\n"
+        "import sys, time; from apical.bench.sweep import workers\n"
         "if __name__ == '__main__':\n"
         "    with workers.local(1)() as pool:\n"
         "        print(pool.submit(workers.os.getpid).result(), flush=True); time.sleep(60)\n"

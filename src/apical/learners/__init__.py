@@ -1,8 +1,9 @@
 """Learners: what fills `.grad` in another way than `loss.backward()`, and the table of names.
 
 >>> import torch
->>> from apical import nets, tasks
->>> task = tasks.TemporalOrder(20)
+>>> from apical import nets
+>>> from apical.data import sequences
+>>> task = sequences.TemporalOrder(20)
 >>> net = nets.Recurrent(nets.SRN(task.inputs, 30), task.outputs)
 >>> learner = build("lra", reduction="sum")
 >>> loss, info = learner.gradients(net, task.draw(5, torch.Generator().manual_seed(0)))
