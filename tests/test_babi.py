@@ -208,7 +208,7 @@ def test_a_run_counts_test_questions_not_stories(folder: Path, tmp_path: Path) -
     row = loop.run(experiment, tmp_path / "run", execution)
     assert row["test_count"] == 4
     assert row["test_acc"] * 5 == pytest.approx(round(row["test_acc"] * 5))  # of five questions
-    with pytest.raises(ValueError, match="'root' is where, not what"):
+    with pytest.raises(ValueError, match="'root' is a folder"):
         Experiment(task="babi", length=4, net="mnm", task_options={"root": "here"})
 
 

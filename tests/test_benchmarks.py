@@ -61,7 +61,7 @@ def test_ratios_are_of_neighbours(monkeypatch):
 
 
 def test_the_benchmark_of_learners_times_them():
-    task = lra_rnn.tasks.TemporalOrder(20)
+    task = lra_rnn.sequences.TemporalOrder(20)
     for learner in lra_rnn.LEARNERS.values():
         lra_rnn.step(learner, task)()
     for step in lra_rnn.steps_of_many(lra_rnn.LRA("sum"), task, 5):

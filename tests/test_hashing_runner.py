@@ -242,8 +242,8 @@ def test_attacks_on_classes_refuse_a_hash_net(run: Path, tmp_path: Path) -> None
 
 
 def test_train_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
-    words = ["train", "--retrieval.bits", "8", "--retrieval.loss.loss", "dpsh"]
-    words += ["--retrieval.loss.pair_weight", "balanced", "--epochs", "1", "--train_images", "300"]
+    words = ["train", "--hashing.bits", "8", "--hashing.loss.loss", "dpsh"]
+    words += ["--hashing.loss.pair_weight", "balanced", "--epochs", "1", "--train_images", "300"]
     words += ["--probe_every", "0", "--quiet", "true", "--folder", str(tmp_path / "run")]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
@@ -251,5 +251,5 @@ def test_train_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert "nearest item right " in out
     found = json.loads((tmp_path / "run" / "experiment.json").read_text())["experiment"]
     assert found["hashing"]["loss"] == BALANCED
-    assert cli.main(["train", "--retrieval.bits", "12", "--folder", str(tmp_path / "no")]) == 1
+    assert cli.main(["train", "--hashing.bits", "12", "--folder", str(tmp_path / "no")]) == 1
     assert "codes of 12 bits are not supported" in capsys.readouterr().err

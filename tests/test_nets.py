@@ -30,10 +30,10 @@ SHAPES = {
 
 def test_the_table_lists_what_the_folder_defines():
     found = {}
-    for module in pkgutil.iter_modules(nets.__path__):
-        contents = vars(importlib.import_module(f"apical.nets.{module.name}"))
-        for name, value in contents.items():
-            own = getattr(value, "__module__", "") == f"apical.nets.{module.name}"
+    modules = [f"apical.nets.{m.name}" for m in pkgutil.iter_modules(nets.__path__) if not m.ispkg]
+    for module in [*modules, "apical.nets.spiking.networks"]:
+        for name, value in vars(importlib.import_module(module)).items():
+            own = getattr(value, "__module__", "") == module
             if own and not name.startswith("_") and not isinstance(value, type):
                 found[name] = value
     helpers = {"build_external", "import_package", "initialise", "resnet"}

@@ -45,7 +45,7 @@ def small_study() -> Study:
             for setting, experiment in (("digits", plain), ("hashed", hashed))
             for rule in ("bp", "fa")
         ),
-        search=Search((0.1, 0.2), 1, Schedule(), 300),
+        search=Search((0.1, 0.3), 1, Schedule(), 300),
         evaluations={
             "digits": Evaluation(
                 eps=(0.1,),

@@ -44,8 +44,8 @@ class TargetLearner(SimpleLearner):
     reduction: Literal["sum", "mean"] | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_reduction(self)
+        super().__post_init__()
 
     @abc.abstractmethod
     def local_loss(self, z: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 MASKED = 5.0
 """Points of own minus exact robust accuracy above which a rule counts as masked, with an interval
@@ -59,16 +59,16 @@ def estimate(
     """
     if not shares:
         return None
-    found = stats.summarize([100 * share for share in shares.values()]).within(0, 100)
+    found = statistics.summarize([100 * share for share in shares.values()]).within(0, 100)
     if found.low is None:
-        low, high = bounds or stats.wilson(found.mean / 100 * images, images)
+        low, high = bounds or statistics.wilson(found.mean / 100 * images, images)
         return Estimate(1, found.mean, 100 * low, 100 * high, "images")
     return Estimate(found.n, found.mean, found.low, found.high)
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
     """First minus second on the seeds both have, fractions in, points out; None without any."""
-    found = stats.paired_difference(first, second)
+    found = statistics.paired_difference(first, second)
     if found is None:
         return None
     low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
@@ -109,7 +109,7 @@ def verdict(
     masked = [_largest(gaps_found, gaps)] if gaps_found else []
     misled = [row for row in audits if row["misleading"]]
     if 2 * len(misled) > len(audits):
-        shares = stats.summarize([row["rising"] for row in misled]).mean
+        shares = statistics.summarize([row["rising"] for row in misled]).mean
         masked.append(
             f"a small step along the own gradient raises the loss for {100 * shares:.0f} % of "
             f"the examples only (chance gives half){_in_nets(len(misled), len(audits))}"

@@ -37,7 +37,7 @@ class Codes:
         if given.dtype != torch.uint8 or given.dim() != 2 or given.shape[1] != width:
             raise ValueError(
                 f"Codes: {given.dtype} of shape {tuple(given.shape)}; {self.bits} bits are packed"
-                f" into uint8 of shape (N, {width}): use hashing.pack(outputs)"
+                f" into uint8 of shape (N, {width}): use retrieval.pack(outputs)"
             )
 
     def __len__(self) -> int:

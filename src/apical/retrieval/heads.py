@@ -20,7 +20,7 @@ def hash_head(
     The code of an input is the sign of its outputs (`pack`); losses and attacks see
     `relax(outputs, sharpness)`.
 
-    Args: bits: K, at least 2. head, example, seed: as in `starts.replace_head`.
+    Args: bits: K, at least 2. head, example, seed: as in `pretrained.replace_head`.
     Returns: the name of the new layer.
     Raises: ValueError if there is no head to replace, or several might be meant.
 

@@ -81,7 +81,7 @@ def _list(words: list[str]) -> int:
           {n: _summary(f) for n, f in sequences.TASKS.items()})  # fmt: skip
     _show("learners (--learner), or package.module:Class",
           {n: _summary(f) for n, f in learners.LEARNERS.items()})  # fmt: skip
-    _show("losses of hash codes (--retrieval.loss)",
+    _show("losses of hash codes (--hashing.loss)",
           {n: _summary(f) for n, f in retrieval.LOSSES.items()})  # fmt: skip
     _show("data sets (--data)", {n: _summary(f) for n, f in data.DATA.items()})
     _show("optimizers (--optimizer), or package.module:Class",

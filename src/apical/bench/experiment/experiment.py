@@ -111,9 +111,9 @@ class Experiment(
         ]
         if self.test_lengths and not self.test:
             found.append(f"test_lengths={self.test_lengths} cannot be combined with test=False")
-        from apical.data import sequences as tasks
+        from apical.data import sequences
 
-        kind = tasks.TASKS.get(self.task)
+        kind = sequences.TASKS.get(self.task)
         if kind is not None and kind.answers == "every" and self.differs("learner"):
             found.append(
                 f"learner={self.learner!r} cannot be combined with task={self.task!r}, which asks "
@@ -161,9 +161,9 @@ class Experiment(
             return self.hashing.loss_name
         if self.task is None:
             return self.loss
-        from apical.data import sequences as tasks
+        from apical.data import sequences
 
-        return tasks.TASKS[self.task].loss
+        return sequences.TASKS[self.task].loss
 
     @property
     def key(self) -> str:

@@ -42,15 +42,15 @@ class TaskSettings(Settings):
         found = super().problems()
         if self.task is None:
             return found
-        from apical.data import sequences as tasks
+        from apical.data import sequences
 
         lengths = self.test_lengths
         if list(lengths) != sorted(set(lengths)) or self.length in lengths:
             found.append(f"test_lengths={lengths}: must rise, and differ from length={self.length}")
         if "root" in self.task_options:
             found.append("task_options: 'root' is a folder: give it by --data-root or APICAL_DATA")
-        if self.task not in tasks.TASKS:
-            found.append(str(unknown("task", self.task, tasks.TASKS)))
+        if self.task not in sequences.TASKS:
+            found.append(str(unknown("task", self.task, sequences.TASKS)))
         elif self.length is None:
             found.append(f"task={self.task!r} needs a length: the steps of a sequence, as 30")
         else:
@@ -73,12 +73,12 @@ def task_of(settings: TaskSettings, root: str | None = None) -> Task | None:
     """
     if settings.task is None or settings.length is None:
         return None
-    from apical.data import sequences as tasks
+    from apical.data import sequences
 
     options = dict(settings.task_options)
-    if root is not None and tasks.TASKS[settings.task].from_files:
+    if root is not None and sequences.TASKS[settings.task].from_files:
         options["root"] = root
-    return tasks.build(settings.task, settings.length, **options)
+    return sequences.build(settings.task, settings.length, **options)
 
 
 def other_lengths(settings: TaskSettings, task: Task) -> dict[int, Task]:

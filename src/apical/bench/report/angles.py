@@ -7,7 +7,7 @@ from statistics import fmean
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import rule_column, setting_column
 from apical.bench.report.table import Column, Shown, Table, count
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 KEY = "delta_angle_deg"
 MOVES = 0.01
@@ -37,7 +37,7 @@ class Line:
     rule: str
     layer: str
     finished: int
-    angle: stats.Summary | None
+    angle: statistics.Summary | None
     ties: str
     setting: str = ""
     layers: tuple["Line", ...] = ()
@@ -176,13 +176,13 @@ def _compared(layer: str, samples: Mapping[str, Mapping[int, float | None]]) -> 
         rule: {seed: angle for seed, angle in sample.items() if angle is not None}
         for rule, sample in samples.items()
     }
-    letters = stats.tie_groups(known)
+    letters = statistics.tie_groups(known)
     return [
         Line(
             rule,
             layer,
             len(samples[rule]),
-            stats.summarize(list(sample.values())) if sample else None,
+            statistics.summarize(list(sample.values())) if sample else None,
             letters[rule],
         )
         for rule, sample in known.items()

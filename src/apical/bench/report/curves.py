@@ -22,7 +22,7 @@ from apical.bench.report.table import (
     signed,
     span,
 )
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 KINDS = {"test_acc": "test", "angle_deg": "layer", "gradient_angle_deg": "layer"}
 """Kind of the rows that hold a metric."""
@@ -40,7 +40,7 @@ class Point:
 
     curve: Curve
     epoch: int
-    ours: stats.Summary
+    ours: statistics.Summary
 
     @property
     def setting(self) -> str:
@@ -70,7 +70,7 @@ class Point:
     @property
     def word(self) -> str:
         """Agrees: within the allowance, or within our interval where that is wider."""
-        if self.ours.n < stats.FEWEST:
+        if self.ours.n < statistics.FEWEST:
             return "too few runs"
         half = (self.ours.high or 0.0) - self.ours.mean
         return "agrees" if abs(self.difference) <= max(self.curve.allowance, half) else "differs"
@@ -87,7 +87,7 @@ def points(study: Study) -> list[Point]:
     for curve in study.curves:
         ours = _ours(study, curve, [curve.rule]).get(curve.rule, {})
         found += [
-            Point(curve, epoch, stats.summarize(ours[epoch]))
+            Point(curve, epoch, statistics.summarize(ours[epoch]))
             for epoch in curve.values
             if epoch in ours
         ]

@@ -26,7 +26,7 @@ from apical.bench.report.table import (
     points,
     share,
 )
-from apical.measure import statistics as stats
+from apical.measure import statistics
 from apical.measure.robustness_verdict import Estimate, radius
 
 Row = Mapping[str, Any]
@@ -81,7 +81,7 @@ class Line:
     rule: str
     planned: int
     measure: str
-    accuracy: stats.Summary
+    accuracy: statistics.Summary
     layers: tuple[Layer, ...]
     attacked: Attacked | None
 
@@ -130,7 +130,7 @@ def _line(study: Study, setting: str, rule: str, section: Section | None) -> Lin
         rule,
         len(planned),
         "mAP" if key == "test_map" else "accuracy",
-        stats.summarize([100 * run.final[key] for run in runs]),
+        statistics.summarize([100 * run.final[key] for run in runs]),
         tuple(_layer(name, [each[name] for each in rows]) for name in rows[0]),
         None if section is None else _attacked(section, rule, _at_rate(study, setting, rule)),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from apical.bench.report.read import Run
 from apical.bench.report.results import rule_column
 from apical.bench.report.table import Column, Shown, Table, estimate, mean, percent, points
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 OUTPUT = "(the output)"
 
@@ -28,10 +28,10 @@ class Line:
 
     rule: str
     layer: str
-    untrained: stats.Summary
-    trained: stats.Summary
-    change: stats.Summary
-    added: stats.Summary | None
+    untrained: statistics.Summary
+    trained: statistics.Summary
+    change: statistics.Summary
+    added: statistics.Summary | None
 
     @property
     def n(self) -> int:
@@ -45,17 +45,17 @@ def lines(runs: Mapping[str, Sequence[Run]]) -> list[Line]:
         start, end = _accuracies(of_rule, last=False), _accuracies(of_rule, last=True)
         layers = [layer for layer in start if set(start[layer]) & set(end.get(layer, {}))]
         for layer, above in zip(layers, [*layers[1:], ""], strict=False):
-            change = stats.paired_difference(end[layer], start[layer])
+            change = statistics.paired_difference(end[layer], start[layer])
             assert change is not None
             seeds = set(start[layer]) & set(end[layer])
             made.append(
                 Line(
                     rule,
                     layer or OUTPUT,
-                    stats.summarize([start[layer][seed] for seed in seeds]),
-                    stats.summarize([end[layer][seed] for seed in seeds]),
+                    statistics.summarize([start[layer][seed] for seed in seeds]),
+                    statistics.summarize([end[layer][seed] for seed in seeds]),
                     change,
-                    stats.paired_difference(end.get(above, {}), end[layer]) if layer else None,
+                    statistics.paired_difference(end.get(above, {}), end[layer]) if layer else None,
                 )
             )
     return made

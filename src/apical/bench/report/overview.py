@@ -18,7 +18,7 @@ from apical.bench.report.read import Run, Study
 from apical.bench.report.results import closing, rule_column
 from apical.bench.report.table import Column, Table, each, for_markdown
 from apical.bench.storage import records
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 RULE_TIMES = "step_time_rules.json"
 """Beside the study's folder: what `COMMAND` wrote."""
@@ -41,7 +41,7 @@ class Line:
     """A rule. Accuracies in % by setting, the angle in degrees, memory over that of the weights."""
 
     rule: str
-    accuracies: Mapping[str, stats.Summary | None]
+    accuracies: Mapping[str, statistics.Summary | None]
     angle: float | None
     step: float | None
     memory: float | None
@@ -127,15 +127,15 @@ def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
     return [f"- {text}" for text in legend]
 
 
-def _spelled(summary: stats.Summary | None) -> str:
+def _spelled(summary: statistics.Summary | None) -> str:
     if summary is None:
         return ""
     half = "" if summary.high is None else f" ± {summary.high - summary.mean:.1f}"
     return f"{summary.mean:.1f}{half}"
 
 
-def _accuracy(runs: list[Run]) -> stats.Summary | None:
-    return stats.summarize([100 * run.final["test_acc"] for run in runs]) if runs else None
+def _accuracy(runs: list[Run]) -> statistics.Summary | None:
+    return statistics.summarize([100 * run.final["test_acc"] for run in runs]) if runs else None
 
 
 def _angle(run: Run) -> float | None:

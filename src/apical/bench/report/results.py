@@ -22,7 +22,7 @@ from apical.bench.report.table import (
     share,
     signed,
 )
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 FEWEST = 3
 """Rules of a setting with published values, below which an order says nothing."""
@@ -51,14 +51,14 @@ class Cell:
     planned: int
     failed: int
     runs: tuple[Run, ...]
-    summary: stats.Summary | None = None
+    summary: statistics.Summary | None = None
     one_net: tuple[float, float] | None = None
-    difference: stats.Summary | None = None
-    gained: stats.Summary | None = None
+    difference: statistics.Summary | None = None
+    gained: statistics.Summary | None = None
     learns: bool | None = None
     ties: str = ""
     published: Published | None = None
-    verdict: stats.Verdict | None = None
+    verdict: statistics.Verdict | None = None
 
     @property
     def n(self) -> int:
@@ -98,18 +98,20 @@ def _setting_cells(study: Study, setting: str) -> list[Cell]:
     errors = {
         rule: {run.seed: test_error(run) for run in study.finished(setting, rule)} for rule in rules
     }
-    letters = stats.tie_groups(errors)
+    letters = statistics.tie_groups(errors)
     baseline = errors.get(next(filter(is_baseline, rules), ""), {})
     frozen = errors.get(next(filter(is_frozen, rules), ""), {})
     others = sum(not is_frozen(rule) for rule in rules)
     made = []
     for rule in rules:
-        gained = stats.paired_difference(frozen, {} if is_frozen(rule) else errors[rule])
+        gained = statistics.paired_difference(frozen, {} if is_frozen(rule) else errors[rule])
         planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
         runs = tuple(study.finished(setting, rule))
         published = study.find_published(setting, rule)
-        summary = stats.summarize(list(errors[rule].values())) if runs else None
-        difference = stats.paired_difference(errors[rule], {} if is_baseline(rule) else baseline)
+        summary = statistics.summarize(list(errors[rule].values())) if runs else None
+        difference = statistics.paired_difference(
+            errors[rule], {} if is_baseline(rule) else baseline
+        )
         made.append(
             Cell(
                 setting,
@@ -131,21 +133,21 @@ def _setting_cells(study: Study, setting: str) -> list[Cell]:
 
 
 def _verdict(
-    study: Study, summary: stats.Summary | None, published: Published | None
-) -> stats.Verdict | None:
+    study: Study, summary: statistics.Summary | None, published: Published | None
+) -> statistics.Verdict | None:
     if summary is None or published is None:
         return None
     scale = published.other_scale
     if not scale and study.tier != FULL_TIER:
         scale = f"tier {study.tier}, not the published protocol"
-    return stats.verdict(summary, published.error, other_scale=scale, published_n=published.n)
+    return statistics.verdict(summary, published.error, other_scale=scale, published_n=published.n)
 
 
-def _learns(frozen: stats.Sample, errors: stats.Sample, rules: int) -> bool | None:
+def _learns(frozen: statistics.Sample, errors: statistics.Sample, rules: int) -> bool | None:
     """Whether hidden layers help beyond chance, by intervals that hold together for all rules."""
-    level = 1 - (1 - stats.LEVEL) / rules  # Bonferroni
-    found = stats.paired_difference(frozen, errors, level=level)
-    if found is None or found.low is None or found.n < stats.FEWEST:
+    level = 1 - (1 - statistics.LEVEL) / rules  # Bonferroni
+    found = statistics.paired_difference(frozen, errors, level=level)
+    if found is None or found.low is None or found.n < statistics.FEWEST:
         return None
     return found.low > 0
 
@@ -155,7 +157,7 @@ def _one_net(runs: Sequence[Run]) -> tuple[float, float] | None:
     if len(runs) != 1 or "test_count" not in runs[0].final:
         return None
     images = runs[0].final["test_count"]
-    low, high = stats.wilson(images * test_error(runs[0]) / 100, images)
+    low, high = statistics.wilson(images * test_error(runs[0]) / 100, images)
     return 100 * low, 100 * high
 
 
@@ -226,7 +228,7 @@ def rule_column(raw: str = "", head: str = "rule") -> Column:
     return Column(head, lambda r: display_name(r.rule), raw, left=True, style="rule")
 
 
-def verdict(found: stats.Verdict | None) -> Shown:
+def verdict(found: statistics.Verdict | None) -> Shown:
     """A verdict on a published value with its reason."""
     if found is None:
         return Shown("")

@@ -9,7 +9,7 @@ from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
 from apical.bench.report.sections import Section, Value, attack_row, attack_share, near
 from apical.measure import robustness_verdict as robust_stats
-from apical.measure import statistics as stats
+from apical.measure import statistics
 from apical.measure.robustness_verdict import MASKED, Estimate, RuleVerdict
 
 LINES = ("own", "averaged", "exact", "transfer", "black box", "noise", "worst")
@@ -180,7 +180,7 @@ class Compared:
     published: PublishedRobustness
     ours: Estimate
     exact: Estimate | None
-    verdict: stats.Verdict
+    verdict: statistics.Verdict
 
     @property
     def rule(self) -> str:
@@ -207,8 +207,8 @@ def compared(section: Section, tier: str) -> list[Compared]:
         scale = row.other_scale
         if not scale and tier != FULL_TIER:
             scale = f"tier {tier}, not the published protocol"
-        judged = stats.verdict(
-            stats.summarize([100 * share for share in shares.values()]),
+        judged = statistics.verdict(
+            statistics.summarize([100 * share for share in shares.values()]),
             row.accuracy,
             other_scale=scale,
             published_n=row.n,

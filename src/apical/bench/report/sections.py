@@ -9,7 +9,7 @@ from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.protocol import flatten, text
 from apical.bench.report.robust_read import PublishedRobustness
 from apical.measure import robustness_verdict as robust_stats
-from apical.measure import statistics as stats
+from apical.measure import statistics
 from apical.measure.robustness_verdict import Estimate
 
 SAME_RADIUS = 1e-3
@@ -86,8 +86,8 @@ class Section:
         if self.baseline is None:
             return set()
         base = self.shares(self.baseline, value)
-        found = [stats.difference_p(self.shares(rule, value), base) for rule in others]
-        corrected = stats.holm([1.0 if p is None else p for p in found])
+        found = [statistics.difference_p(self.shares(rule, value), base) for rule in others]
+        corrected = statistics.holm([1.0 if p is None else p for p in found])
         return {rule for rule, p in zip(others, corrected, strict=True) if p < 0.05}
 
     def settings(self) -> dict[str, str]:

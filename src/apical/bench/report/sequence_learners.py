@@ -23,7 +23,7 @@ from apical.bench.report.table import (
     share,
     signed,
 )
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 READOUT, BACKPROP = "readout", "backprop"
 REGULARISER = ("alpha_weights", "alpha_targets", "omega_per")
@@ -43,10 +43,10 @@ class Line:
     rule: str
     runs: tuple[Run, ...]
     planned: int
-    test: stats.Summary | None
-    best: stats.Summary | None
-    over_readout: stats.Summary | None
-    over_plain: stats.Summary | None
+    test: statistics.Summary | None
+    best: statistics.Summary | None
+    over_readout: statistics.Summary | None
+    over_plain: statistics.Summary | None
     silent: float | None
     length: int
 
@@ -79,10 +79,10 @@ def lines(study: Study) -> list[Line]:
                 rule,
                 tuple(runs),
                 len(planned),
-                stats.summarize(list(tests.values())) if tests else None,
-                stats.summarize(best) if best else None,
-                stats.paired_difference(tests, _tests(readout)),
-                stats.paired_difference(tests, _tests(plain)),
+                statistics.summarize(list(tests.values())) if tests else None,
+                statistics.summarize(best) if best else None,
+                statistics.paired_difference(tests, _tests(readout)),
+                statistics.paired_difference(tests, _tests(plain)),
                 _silent(runs),
                 int(runs[0].experiment.get("length") or 0) if runs else 0,
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import rule_column, setting_column
 from apical.bench.report.table import Column, Shown, Table, each, share
-from apical.measure import statistics as stats
+from apical.measure import statistics
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Line:
     rule: str
     steps: tuple[int | None, ...]
     limit: int
-    others: dict[int, stats.Summary]
+    others: dict[int, statistics.Summary]
 
     @property
     def solved(self) -> int:
@@ -36,10 +36,10 @@ class Line:
         return f"{self.solved} of {len(self.steps)}"
 
     @property
-    def summary(self) -> stats.Summary | None:
+    def summary(self) -> statistics.Summary | None:
         """Of the steps, where every run solved the task: else a mean would leave out the worst."""
         known = [step for step in self.steps if step is not None]
-        return stats.summarize(known) if known and len(known) == len(self.steps) else None
+        return statistics.summarize(known) if known and len(known) == len(self.steps) else None
 
     @property
     def mean(self) -> str:
@@ -72,13 +72,13 @@ def lines(study: Study) -> list[Line]:
     return found
 
 
-def _others(runs: Sequence[Run]) -> dict[int, stats.Summary]:
+def _others(runs: Sequence[Run]) -> dict[int, statistics.Summary]:
     found = {}
     for length in runs[0].experiment.get("test_lengths", ()):
         key = f"test_{length}_acc"
         values = [100 * run.final[key] for run in runs if key in run.final]
         if len(values) == len(runs):
-            found[length] = stats.summarize(values)
+            found[length] = statistics.summarize(values)
     return found
 
 

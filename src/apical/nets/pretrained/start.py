@@ -18,11 +18,11 @@ class Start:
 
     Args:
         source: a file, ``package:DISTRIBUTION/PATH``, ``torchvision:NAME`` or ``timm:NAME`` (see
-            ``starts.read``); or the fields of another experiment, which is trained first. Empty:
-            the net's own initial weights. Of a checkpoint of Apical only the weights are used, not
+            ``pretrained.read``); or the fields of another experiment, which is trained first.
+            Empty: the net's own initial weights. Of a checkpoint of Apical only the weights are used, not
             the feedback.
-        digest: of the tensors, as ``starts.digest`` computes it; empty: that of the source as it
-            is now. It represents the source in the key of an experiment.
+        digest: of the tensors, as ``pretrained.digest`` computes it; empty: that of the source as
+            it is now. It represents the source in the key of an experiment.
         entry: key of the state dict in a file that holds several.
         rename: prefixes of names in the source, and the prefixes of the same names in the net.
         skip: patterns of tensors that the net keeps as they are.

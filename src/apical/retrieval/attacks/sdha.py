@@ -51,7 +51,7 @@ class SDHA(RetrievalAttack):
         if self.database is None:
             raise ValueError(
                 "SDHA: database= is missing: the codes it moves queries away from, as"
-                " hashing.Database(codes, labels)"
+                " retrieval.Database(codes, labels)"
             )
 
     @property
