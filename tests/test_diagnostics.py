@@ -212,7 +212,7 @@ def test_recorded_runs_that_learned_gave_no_reason_for_a_warning() -> None:
 def test_no_false_alarm_on_the_nets_of_the_smoke_study(rule: str, tmp_path: Path) -> None:
     """The first epochs, in which a premature alarm would come; two seconds in all."""
     base = next(e.experiment for e in smoke("smoke", 1).entries if e.rule == rule)
-    experiment = dataclasses.replace(base, epochs=5, probe_every=1, probe_share=1.0)
+    experiment = dataclasses.replace(base, lr=0.03, epochs=5, probe_every=1, probe_share=1.0)
     loop.run(experiment, tmp_path)
     rows = records.read(tmp_path / "records.jsonl")
     assert len({row["epoch"] for row in rows if row["kind"] == "probe"}) == 6

@@ -19,8 +19,8 @@ class Start:
     Args:
         source: a file, ``package:DISTRIBUTION/PATH``, ``torchvision:NAME`` or ``timm:NAME`` (see
             ``pretrained.read``); or the fields of another experiment, which is trained first.
-            Empty: the net's own initial weights. Of a checkpoint of Apical only the weights are used, not
-            the feedback.
+            Empty: the net's own initial weights. Of a checkpoint of Apical only the weights are
+            used, not the feedback.
         digest: of the tensors, as ``pretrained.digest`` computes it; empty: that of the source as
             it is now. It represents the source in the key of an experiment.
         entry: key of the state dict in a file that holds several.
