@@ -9,7 +9,7 @@ import pytest
 from apical.bench.report import read, robust_read, robustness, sections
 from apical.bench.report import robustness_words as words
 from apical.bench.storage import records
-from apical.measure import robustness_verdict as robust_stats
+from apical.measure import robustness_verdict as robustness_verdict
 from fake_robust import add_robustness
 from fake_study import make_study
 
@@ -44,33 +44,33 @@ def gap(own, exact, low=None, high=None):
 
 
 def test_several_nets_have_a_t_interval_over_seeds():
-    found = robust_stats.estimate({1: 0.5, 2: 0.6, 3: 0.7}, 200)
+    found = robustness_verdict.estimate({1: 0.5, 2: 0.6, 3: 0.7}, 200)
     half = T2 * 10 / 3**0.5  # standard deviation of 50, 60, 70 is 10
     assert (found.n, found.over) == (3, "nets")
     assert [found.mean, found.low, found.high] == pytest.approx([60, 60 - half, 60 + half])
 
 
 def test_intervals_stay_between_0_and_100():
-    found = robust_stats.estimate({1: 0.0, 2: 0.01, 3: 0.02}, 200)
+    found = robustness_verdict.estimate({1: 0.0, 2: 0.01, 3: 0.02}, 200)
     assert found.low == 0 and found.high == pytest.approx(1 + T2 / 3**0.5)
-    assert robust_stats.estimate({1: 1.0, 2: 0.9}, 200).high == 100
+    assert robustness_verdict.estimate({1: 1.0, 2: 0.9}, 200).high == 100
 
 
 def test_one_net_has_wilsons_interval_over_images_and_says_so():
-    found = robust_stats.estimate({7: 0.5}, 100)
+    found = robustness_verdict.estimate({7: 0.5}, 100)
     z2 = 1.959963984540054**2
     half = (z2 * (25 + z2 / 4)) ** 0.5 / (100 + z2)  # at one half the centre is one half
     assert (found.n, found.over) == (1, "images")
     assert [found.low, found.high] == pytest.approx([50 - 100 * half, 50 + 100 * half])
-    assert robust_stats.estimate({}, 100) is None
+    assert robustness_verdict.estimate({}, 100) is None
 
 
 def test_own_minus_exact_is_paired_on_the_seeds():
     rows = {1: gap(0.9, 0.3), 2: gap(0.8, 0.1), 3: gap(0.85, 0.2)}
-    found = robust_stats.gap(rows)
+    found = robustness_verdict.gap(rows)
     half = T2 * 5 / 3**0.5  # differences 60, 70, 65
     assert [found.mean, found.low, found.high] == pytest.approx([65, 65 - half, 65 + half])
-    single = robust_stats.gap({1: gap(0.9, 0.3, 0.55, 0.65)})
+    single = robustness_verdict.gap({1: gap(0.9, 0.3, 0.55, 0.65)})
     assert single.over == "images"
     assert [single.low, single.high] == pytest.approx([55, 65])
 
@@ -93,14 +93,14 @@ def nets(*pairs):
     ],
 )
 def test_verdicts(gaps, audits, word):
-    assert robust_stats.verdict(gaps, audits).word == word
+    assert robustness_verdict.verdict(gaps, audits).word == word
 
 
 def test_any_radius_masks_and_the_largest_gap_is_told():
     gaps = {0.1: nets((0.12, 0.1), (0.13, 0.1), (0.12, 0.1))[0.1]}
     gaps[0.2] = nets((0.9, 0.1), (0.9, 0.1), (0.9, 0.1))[0.1]
     gaps[0.05] = nets((0.4, 0.1), (0.4, 0.1), (0.4, 0.1))[0.1]
-    (reason,) = robust_stats.verdict(gaps, [FAITHFUL] * 3).reasons
+    (reason,) = robustness_verdict.verdict(gaps, [FAITHFUL] * 3).reasons
     assert reason == (
         "at radius 0.2 the own gradient leaves 90.0 % right, the exact one 10.0 %: 80.0 points "
         "apart (95 % interval 80.0 to 80.0, over 3 nets); so they are at radius 0.05 (30.0 points)"
@@ -111,28 +111,28 @@ def test_the_audit_decides_by_more_than_half_of_the_nets():
     misled = FAITHFUL | {"misleading": True, "rising": 0.4, "verdict": "masked"}
     zero = FAITHFUL | {"verdict": "vanishing", "reasons": ["it is zero"]}
     same = nets((0.1, 0.1), (0.1, 0.1))
-    assert robust_stats.verdict(same, [misled, FAITHFUL]).word == "faithful"
-    found = robust_stats.verdict(same, [misled, misled, FAITHFUL])
+    assert robustness_verdict.verdict(same, [misled, FAITHFUL]).word == "faithful"
+    found = robustness_verdict.verdict(same, [misled, misled, FAITHFUL])
     assert found.word == "masked"
     assert found.reasons[0].endswith("for 40 % of the examples only (chance gives half), "
                                      "in 2 of 3 nets")  # fmt: skip
-    assert robust_stats.verdict(same, [zero, FAITHFUL]).word == "faithful"
-    assert robust_stats.verdict(same, [zero, zero, FAITHFUL]).reasons == (
+    assert robustness_verdict.verdict(same, [zero, FAITHFUL]).word == "faithful"
+    assert robustness_verdict.verdict(same, [zero, zero, FAITHFUL]).reasons == (
         "it is zero, in 2 of 3 nets",
     )
-    both = robust_stats.verdict(nets((0.9, 0.1), (0.9, 0.1)), [zero, zero])
+    both = robustness_verdict.verdict(nets((0.9, 0.1), (0.9, 0.1)), [zero, zero])
     assert both.word == "masked"
     with pytest.raises(ValueError, match="at least one net"):
-        robust_stats.verdict({}, [FAITHFUL])
+        robustness_verdict.verdict({}, [FAITHFUL])
     with pytest.raises(ValueError, match="at least one net"):
-        robust_stats.verdict(same, [])
+        robustness_verdict.verdict(same, [])
 
 
 def test_the_limits_are_those_of_the_evaluation():
     from apical.attacks import sanity
     from apical.attacks.trials import Trial
 
-    assert robust_stats.MASKED == 100 * sanity.GAP
+    assert robustness_verdict.MASKED == 100 * sanity.GAP
     one = Trial("k", "a", "exact", "exact", 0.1, "all", "usual", (True,), (False,), 0)
     trials = [one, replace(one, role="single step")]
     names = {check.name for check in sanity.checks(trials, (True,), [0.1], 10)}
@@ -140,7 +140,7 @@ def test_the_limits_are_those_of_the_evaluation():
 
 
 def test_examples_of_the_docstrings_hold():
-    found = doctest.testmod(robust_stats, optionflags=doctest.ELLIPSIS)
+    found = doctest.testmod(robustness_verdict, optionflags=doctest.ELLIPSIS)
     assert found.attempted == 2 and found.failed == 0
 
 
@@ -308,7 +308,7 @@ def test_few_pixel_attacks_count_pixels_and_stand_apart(section):
     row |= {"eps": 3.0, "on": "all", "role": "published", "accuracy": 0.19, "examples": 100}
     net = replace(section.evaluations[0], rows=(*section.evaluations[0].rows, row))
     found = robustness.pixels(replace(section, evaluations=(net,)))
-    assert found[net.rule][3] == robust_stats.estimate({0: 0.19}, 100)
+    assert found[net.rule][3] == robustness_verdict.estimate({0: 0.19}, 100)
     assert robustness.pixels(section) == {}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from apical import attacks, convert, data
+from apical import attacks, data
 from apical.bench.evaluate import trained_net
 from apical.bench.evaluate import trained_net as trained
 from apical.bench.evaluate.trained_net import from_model, from_run, load_run
@@ -18,6 +18,7 @@ from apical.bench.storage import records
 from apical.bench.training import build as prepare
 from apical.bench.training import loop
 from apical.bench.training import loop as training
+from apical.core import convert
 from apical.core.convert import feedback_modules
 
 MODULE = """

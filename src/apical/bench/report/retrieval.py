@@ -23,7 +23,7 @@ from apical.bench.report.table import (
     percent,
     points,
 )
-from apical.measure import robustness_verdict as robust_stats
+from apical.measure import robustness_verdict as robustness_verdict
 from apical.measure.robustness_verdict import MASKED, Estimate, radius
 
 COLUMNS = {
@@ -83,7 +83,7 @@ def lines(section: Section, eps: float) -> list[Line]:
     made = []
     for rule in rules:
         nets = {seed: each for seed, each in section.of(rule).items() if eps in each.radii}
-        gap = robust_stats.gap(
+        gap = robustness_verdict.gap(
             {seed: each.find("gap", attack="both", eps=eps) for seed, each in nets.items()}
         )
         clean = _estimate(section, rule, _clean)
@@ -126,7 +126,7 @@ def _estimate(section: Section, rule: str, find: Find) -> Estimate | None:
     shares = section.shares(rule, _map(find))
     row = next((row for net in section.of(rule).values() if (row := find(net))), {})
     bounds = row.get("low", row.get("map", 0.0)), row.get("high", row.get("map", 0.0))
-    found = robust_stats.estimate(shares, bounds=bounds)
+    found = robustness_verdict.estimate(shares, bounds=bounds)
     return found and replace(found, low=float(found.low or 0), high=float(found.high or 0))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
 from apical.bench.report.sections import Section, Value, attack_row, attack_share, near
-from apical.measure import robustness_verdict as robust_stats
+from apical.measure import robustness_verdict as robustness_verdict
 from apical.measure import statistics
 from apical.measure.robustness_verdict import MASKED, Estimate, RuleVerdict
 
@@ -88,7 +88,7 @@ def _headline(section: Section, rule: str, eps: float, *, differing: bool) -> He
     exact = section.estimate(rule, partial(_line, kind="exact", eps=eps))
     least = section.estimate(rule, worst(eps))
     before = section.estimate(rule, clean)
-    gap = robust_stats.gap({seed: each.at("gap", eps) for seed, each in nets.items()})
+    gap = robustness_verdict.gap({seed: each.at("gap", eps) for seed, each in nets.items()})
     if own is None or exact is None or least is None or before is None or gap is None:
         return None
     published = [
@@ -123,7 +123,7 @@ def verdict(section: Section, rule: str) -> RuleVerdict:
         for eps in section.radii
     }
     audits = [row for each in nets.values() for row in each.of_kind("audit")]
-    return robust_stats.verdict({eps: rows for eps, rows in gaps.items() if rows}, audits)
+    return robustness_verdict.verdict({eps: rows for eps, rows in gaps.items() if rows}, audits)
 
 
 def lines(section: Section, rule: str) -> Lines:
@@ -201,7 +201,7 @@ def compared(section: Section, tier: str) -> list[Compared]:
         rows = (attack_row(e, group=row.group, **which) for e in section.of(row.rule).values())
         # few-pixel attacks take a part of the images
         images = next((r["examples"] for r in rows if "examples" in r), section.clean["examples"])
-        ours = robust_stats.estimate(shares, images)
+        ours = robustness_verdict.estimate(shares, images)
         if ours is None:
             continue
         scale = row.other_scale

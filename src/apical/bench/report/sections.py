@@ -8,7 +8,7 @@ from apical.bench.report.evaluations import Evaluated, Row
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.protocol import flatten, text
 from apical.bench.report.robust_read import PublishedRobustness
-from apical.measure import robustness_verdict as robust_stats
+from apical.measure import robustness_verdict as robustness_verdict
 from apical.measure import statistics
 from apical.measure.robustness_verdict import Estimate
 
@@ -66,13 +66,13 @@ class Section:
 
         Args: images: how many the values are over, None for all.
         """
-        return robust_stats.estimate(
+        return robustness_verdict.estimate(
             self.shares(rule, value), images or self.clean.get("examples", 0)
         )
 
     def difference(self, rule: str, other: str, value: Value) -> Estimate | None:
         """Of two rules on the same seeds, in points."""
-        return robust_stats.difference(self.shares(rule, value), self.shares(other, value))
+        return robustness_verdict.difference(self.shares(rule, value), self.shares(other, value))
 
     def minus_baseline(self, rule: str, value: Value) -> Estimate | None:
         """Minus backprop on the same seeds; None for backprop and where it is missing."""

@@ -28,7 +28,7 @@ from apical.bench.report.table import (
     percent,
     points,
 )
-from apical.measure import robustness_verdict as robust_stats
+from apical.measure import robustness_verdict as robustness_verdict
 from apical.measure.robustness_verdict import Estimate, radius
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -89,10 +89,10 @@ def _line(section: Section, rule: str, eps: float) -> Line:
         eps,
         clean,
         {
-            name: robust_stats.estimate(each, section.clean["examples"])
+            name: robustness_verdict.estimate(each, section.clean["examples"])
             for name, each in shares.items()
         },
-        robust_stats.difference(own, hybrid),
+        robustness_verdict.difference(own, hybrid),
         {
             seed: (own[seed], hybrid[seed])
             for seed in own

@@ -13,7 +13,7 @@ from apical.bench.evaluate.trained_net import digest_of_run, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.storage import records, run_folder
 from apical.bench.studies.base import Choice, Entry, Study
-from apical.measure import robustness_verdict as robust_stats
+from apical.measure import robustness_verdict as robustness_verdict
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,9 @@ def described(
     }
 
 
-def verdicts(found: Sequence[tuple[Entry, Assessment]]) -> dict[Choice, robust_stats.RuleVerdict]:
+def verdicts(
+    found: Sequence[tuple[Entry, Assessment]],
+) -> dict[Choice, robustness_verdict.RuleVerdict]:
     """For each setting and rule, what its evaluated nets say together."""
     by_cell: dict[Choice, dict[int, list[dict[str, Any]]]] = {}
     for entry, job in found:
@@ -160,14 +162,14 @@ def verdicts(found: Sequence[tuple[Entry, Assessment]]) -> dict[Choice, robust_s
     return {cell: _verdict(seeds) for cell, seeds in by_cell.items()}
 
 
-def _verdict(seeds: Mapping[int, list[dict[str, Any]]]) -> robust_stats.RuleVerdict:
+def _verdict(seeds: Mapping[int, list[dict[str, Any]]]) -> robustness_verdict.RuleVerdict:
     gaps: dict[float, dict[int, dict[str, Any]]] = {}
     for seed, rows in seeds.items():
         for row in rows:
             if row["kind"] == "gap":
                 gaps.setdefault(row["eps"], {})[seed] = row
     audits = [row for rows in seeds.values() for row in rows if row["kind"] == "audit"]
-    return robust_stats.verdict(gaps, audits)
+    return robustness_verdict.verdict(gaps, audits)
 
 
 def _surrogates(study: Study, entry: Entry, done: Sequence[Entry]) -> dict[str, str]:
