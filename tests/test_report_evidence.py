@@ -34,7 +34,8 @@ def make(folder: Path, errors: dict[str, tuple[float, ...]] = ERRORS) -> Path:
 
 def test_gained_is_the_control_minus_the_rule_with_a_corrected_interval(tmp_path: Path) -> None:
     rows = {row.rule: row for row in results.cells(read_study(make(tmp_path / "s")))}
-    gained, by_hand = rows["fa"].gained, stats.summarize([22.1, 22.4, 22.4])
+    noise = sum(1e4 * stats.binomial_variance(share, 10_000) for share in (0.26466667, 0.04166667))
+    gained, by_hand = rows["fa"].gained, stats.summarize([22.1, 22.4, 22.4], noise=noise)
     assert gained is not None and gained.n == 3
     assert (gained.mean, gained.low) == pytest.approx((by_hand.mean, by_hand.low))
     assert {rule: row.learns for rule, row in rows.items()} == {

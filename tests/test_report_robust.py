@@ -9,7 +9,7 @@ import pytest
 from apical.bench.report import read, robust_read, robustness, sections
 from apical.bench.report import robustness_words as words
 from apical.bench.storage import records
-from apical.measure import robustness_verdict as robustness_verdict
+from apical.measure import robustness_verdict
 from fake_robust import add_robustness
 from fake_study import make_study
 
@@ -292,13 +292,13 @@ def test_published_values_meet_the_same_attack_and_radius_only(section):
     assert fa.ours == robustness.lines(section, "fa")["own"][0.1]
     assert fa.difference == pytest.approx(fa.ours.mean - 90)
     assert fa.exact.mean < fa.ours.mean - 20
-    assert fa.verdict.word == "agrees"
+    assert fa.verdict.word == "compatible, uninformative"
     assert robustness.compared(section, "smoke")[0].verdict.word == "other scale"
     other = tuple(replace(row, attack="PGD-7 ce") for row in section.published)
     assert robustness.compared(replace(section, published=other), "full") == []
     fully = tuple(replace(row, accuracy=fa.ours.mean + 0.9) for row in section.published)
     found = robustness.compared(replace(section, published=fully), "full")
-    assert [row.verdict.word for row in found if row.published.rule == "fa"] == ["agrees"]
+    assert [row.verdict.word for row in found if row.published.rule == "fa"] == [fa.verdict.word]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)
     assert len(robustness.compared(replace(section, published=rounded), "full")) == 3
 

@@ -2,6 +2,10 @@
 
 Nothing here knows units or what is measured. A sample is a list of values or, where runs are
 matched, a mapping from seed to value. All intervals are two-sided.
+
+`noise` is the variance that a single run's value has for the test set alone (`binomial_variance`).
+Runs whose values happen to lie closer together are no evidence of a smaller variance: it is the
+least that a standard deviation is taken to be.
 """
 
 from __future__ import annotations
@@ -9,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 import string
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -47,11 +50,16 @@ class Summary:
         return replace(self, low=max(self.low, low), high=min(self.high, high))
 
 
+Word = Literal[
+    "equivalent", "agrees", "compatible, uninformative", "differs", "other scale", "too few runs"
+]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How a published value stands to ours, with the bounds it was held against."""
 
-    word: Literal["agrees", "differs", "other scale", "too few runs"]
+    word: Word
     why: str
     low: float | None = None
     high: float | None = None
@@ -63,12 +71,14 @@ def summarize(
     level: float = LEVEL,
     method: Literal["t", "bootstrap"] = "t",
     seed: int = 0,
+    noise: float = 0.0,
 ) -> Summary:
     """Mean, standard deviation (n - 1 in the denominator) and an interval for the mean.
 
     Args: level: in (0, 1). method: "t" takes the runs as normal, the honest choice for a handful of
         seeds; "bootstrap" (percentile, 10,000 resamples) assumes no shape but is too narrow below
-        about ten runs. seed: of the bootstrap, unused otherwise.
+        about ten runs. seed: of the bootstrap, unused otherwise. noise: least variance of a value,
+        as the interval of "t" takes it; sd is the one observed.
     Raises: ValueError without values, for values that are not finite, for a level outside (0, 1).
     >>> summarize([1.0, 2.0, 3.0])
     Summary(n=3, mean=2.0, sd=1.0, low=-0.484..., high=4.484...)
@@ -82,7 +92,7 @@ def summarize(
     if method == "bootstrap":
         low, high = _bootstrap(values, level, seed)
     elif method == "t":
-        half = _t_quantile(level, n - 1) * sd / math.sqrt(n)
+        half = _t_quantile(level, n - 1) * math.sqrt(max(sd**2, noise) / n)
         low, high = mean - half, mean + half
     else:
         raise ValueError(f"method {method!r}: allowed are 't' and 'bootstrap'")
@@ -108,39 +118,59 @@ def wilson(successes: float, trials: int, *, level: float = LEVEL) -> tuple[floa
     return float(found.low), float(found.high)
 
 
-def paired_difference(values: Sample, baseline: Sample, *, level: float = LEVEL) -> Summary | None:
+def binomial_variance(share: float, examples: int) -> float:
+    """Variance of the share of wrong ones among `examples` drawn at random.
+
+    The share is drawn towards one half by one example of either kind, so that none wrong is no
+    certainty (Laplace's rule).
+    Args: share: of wrong ones, in [0, 1]. examples: at least 1.
+    Returns: a variance of fractions; of percentages it is 10,000 times that.
+    >>> binomial_variance(0.5, 100)
+    0.0025
+    """
+    if not (0 <= share <= 1 and examples >= 1):
+        raise ValueError(f"share={share} of {examples} examples: need 0 to 1, and at least 1")
+    share = (share * examples + 1) / (examples + 2)
+    return share * (1 - share) / examples
+
+
+def paired_difference(
+    values: Sample, baseline: Sample, *, level: float = LEVEL, noise: float = 0.0
+) -> Summary | None:
     """Values minus baseline on the seeds both have; None where they share no seed.
 
     What two rules of one seed have in common (initial weights, order of the data) cancels.
+    Args: noise: least variance of a difference: the sum of both rules'.
     """
     shared = sorted(set(values) & set(baseline))
     if not shared:
         return None
-    return summarize([values[seed] - baseline[seed] for seed in shared], level=level)
+    differences = [values[seed] - baseline[seed] for seed in shared]
+    return summarize(differences, level=level, noise=noise)
 
 
-def difference_p(first: Sample, second: Sample) -> float | None:
+def difference_p(first: Sample, second: Sample, *, noise: float = 0.0) -> float | None:
     """p-value for equal means: paired t on shared seeds (two or more), else Welch's t.
 
-    None where neither applies: fewer than two shared seeds and a sample of fewer than two.
+    None where neither applies: fewer than two shared seeds and a sample of fewer than two. Without
+    any spread, and without `noise`, nothing is known of chance: then it is 1.
+    Args: noise: least variance of a difference: the sum of both samples'.
     """
-    from scipy.stats import ttest_ind, ttest_rel
+    from scipy.stats import t, ttest_ind_from_stats
 
     shared = sorted(set(first) & set(second))
     if len(shared) >= 2:
-        a, b = ([sample[seed] for seed in shared] for sample in (first, second))
-        spread = len({x - y for x, y in zip(a, b, strict=True)}) > 1
-    elif min(len(first), len(second)) >= 2:
-        a, b = list(first.values()), list(second.values())
-        spread = len({*a}) > 1 or len({*b}) > 1
-    else:
+        found = summarize([first[seed] - second[seed] for seed in shared])
+        assert found.sd is not None
+        error = math.sqrt(max(found.sd**2, noise) / found.n)
+        return float(2 * t.sf(abs(found.mean) / error, found.n - 1)) if error else 1.0
+    if min(len(first), len(second)) < 2:
         return None
-    if not spread:  # then equal is certain and so is unequal
-        return 1.0 if a[0] == b[0] else 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of differences that are nearly alike
-        paired = len(shared) >= 2
-        test = ttest_rel(a, b) if paired else ttest_ind(a, b, equal_var=False)
+    a, b = (summarize(list(sample.values())) for sample in (first, second))
+    spreads = [math.sqrt(max(s.sd**2, noise / 2)) for s in (a, b) if s.sd is not None]
+    if not any(spreads):
+        return 1.0
+    test = ttest_ind_from_stats(a.mean, spreads[0], a.n, b.mean, spreads[1], b.n, equal_var=False)
     return float(test.pvalue)
 
 
@@ -159,12 +189,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def tie_groups(samples: Mapping[str, Sample], *, alpha: float = 0.05) -> dict[str, str]:
+def tie_groups(
+    samples: Mapping[str, Sample],
+    *,
+    alpha: float = 0.05,
+    noise: Mapping[str, float] | None = None,
+) -> dict[str, str]:
     """Letters per label; two labels that share a letter do not differ significantly.
 
     Every pair is compared (`difference_p`), the p-values are Holm-corrected over all pairs, and
     pairs below alpha share no letter. Letters run from the lowest mean up. Labels of fewer than two
     runs, which no test can place, get "".
+    Args: noise: by label, the variance of one run's value for the test set alone.
     Source: compact letter display by insertion and absorption, Piepho 2004.
     >>> tie_groups({"a": {1: 1.0, 2: 1.1}, "b": {1: 1.1, 2: 1.0}})
     {'a': 'a', 'b': 'a'}
@@ -172,7 +208,8 @@ def tie_groups(samples: Mapping[str, Sample], *, alpha: float = 0.05) -> dict[st
     labels = [label for label in samples if len(samples[label]) >= 2]
     labels.sort(key=lambda label: summarize(list(samples[label].values())).mean)
     pairs = list(itertools.combinations(labels, 2))
-    p_values = [difference_p(samples[a], samples[b]) for a, b in pairs]
+    least = dict.fromkeys(labels, 0.0) | dict(noise or {})
+    p_values = [difference_p(samples[a], samples[b], noise=least[a] + least[b]) for a, b in pairs]
     corrected = holm([1.0 if p is None else p for p in p_values])
     differing = [pair for pair, p in zip(pairs, corrected, strict=True) if p < alpha]
     columns = _letter_columns(labels, differing)
@@ -192,27 +229,38 @@ def verdict(
     ours: Summary,
     published: float,
     *,
+    others: Sequence[float] = (),
     other_scale: str = "",
     published_n: int = 1,
     level: float = LEVEL,
     allowance: float = ALLOWANCE,
     least: float = 0.0,
+    noise: float = 0.0,
 ) -> Verdict:
-    """Whether a published value is one that our protocol could have produced.
+    """Whether a published value is one that our protocol could have produced, and what that says.
 
-    Definition. From our n runs (mean m, standard deviation s) the mean of k further runs is
-    expected within
+    From our n runs (mean m, standard deviation s) the mean of k further runs is expected within
 
         m +- t(n - 1) * s * sqrt(1/k + 1/n)        (prediction interval; k = published_n, often 1)
 
-    and this interval is widened on both sides by `allowance` times the published value, for what a
-    published protocol leaves unsaid (default 10 %: results of one and the same source have moved by
-    that much between its revisions), at least by `least`. Inside: "agrees"; outside: "differs".
-    "other scale": the runs are not of the published protocol, so neither word would be true.
-    "too few runs": below three runs the interval would swallow any value.
-    Args: published: in the unit of `ours`. other_scale: what differs from the published protocol
-        (fewer epochs, other data), "" when nothing does. allowance: 0 or more. least: in the unit
-        of the values, such as how well a published figure can be read.
+    The margin is `allowance` times the published value, for what a published protocol leaves
+    unsaid (default 10 %: results of one and the same source have moved by that much between its
+    revisions), at least `least`. The band is the interval, widened by the margin on both sides.
+
+    - "equivalent": ours and the published mean differ by less than the margin; both one-sided
+      tests at 1 - level reject more (TOST, Schuirmann 1987).
+    - "agrees": the band holds the published value, its half width is at most a quarter of that
+      value, and it holds none of the other rules' published values that differ from it by more
+      than the margin.
+    - "compatible, uninformative": the band holds the value, but is too wide to say more.
+    - "differs": the band does not hold it.
+    - "other scale": the runs are not of the published protocol, so no other word would be true.
+    - "too few runs": below three runs the interval would swallow any value.
+
+    Args: published: in the unit of `ours`. others: published values of the other rules.
+        other_scale: what differs from the published protocol (fewer epochs, other data), "" when
+        nothing does. allowance: 0 or more. least: in the unit of the values, such as how well a
+        published figure can be read. noise: least variance of one run.
     """
     if other_scale:
         return Verdict("other scale", other_scale)
@@ -220,17 +268,24 @@ def verdict(
         return Verdict("too few runs", f"{ours.n} of the {FEWEST} runs a verdict needs")
     if allowance < 0 or published_n < 1:
         raise ValueError(f"allowance={allowance}, published_n={published_n}: need >= 0 and >= 1")
-    spread = _t_quantile(level, ours.n - 1) * ours.sd * math.sqrt(1 / published_n + 1 / ours.n)
-    half = spread + max(allowance * abs(published), least)
+    error = math.sqrt(max(ours.sd**2, noise) * (1 / published_n + 1 / ours.n))
+    margin = max(allowance * abs(published), least)
+    half = _t_quantile(level, ours.n - 1) * error + margin
     low, high = ours.mean - half, ours.mean + half
-    inside = low <= published <= high
-    where = "inside" if inside else "outside"
-    return Verdict(
-        "agrees" if inside else "differs",
-        f"{published:.4g} is {where} {low:.4g} to {high:.4g}",
-        low,
-        high,
-    )
+    band = f"{low:.4g} to {high:.4g}"
+    if not low <= published <= high:
+        return Verdict("differs", f"{published:.4g} is outside {band}", low, high)
+    one_sided = _t_quantile(2 * level - 1, ours.n - 1) * error
+    if abs(ours.mean - published) + one_sided < margin:
+        why = f"{published:.4g} differs by less than {margin:.3g} (two one-sided tests)"
+        return Verdict("equivalent", why, low, high)
+    swallowed = [x for x in others if abs(x - published) > margin and low <= x <= high]
+    if half > abs(published) / 4 or swallowed:
+        why = f"{published:.4g} is inside {band}"
+        also = ", ".join(f"{value:.4g}" for value in swallowed)
+        why += f", and so are values of other rules: {also}" if swallowed else ", which is wide"
+        return Verdict("compatible, uninformative", why, low, high)
+    return Verdict("agrees", f"{published:.4g} is inside {band}", low, high)
 
 
 def _letter_columns(labels: Sequence[str], differing: Sequence[tuple[str, str]]) -> list[set[str]]:

@@ -69,11 +69,14 @@ class Point:
 
     @property
     def word(self) -> str:
-        """Agrees: within the allowance, or within our interval where that is wider."""
+        """Agrees: within the allowance, as our interval is too. Compatible, uninformative: within
+        the allowance or the interval, but the interval is wider than the allowance."""
         if self.ours.n < statistics.FEWEST:
             return "too few runs"
-        half = (self.ours.high or 0.0) - self.ours.mean
-        return "agrees" if abs(self.difference) <= max(self.curve.allowance, half) else "differs"
+        half, distance = (self.ours.high or 0.0) - self.ours.mean, abs(self.difference)
+        if distance > max(self.curve.allowance, half):
+            return "differs"
+        return "agrees" if half <= self.curve.allowance else "compatible, uninformative"
 
 
 def quantity(curve: Curve) -> str:
@@ -135,7 +138,7 @@ def table(rows: Sequence[Point], *, several: bool) -> Table:
             ),
             Column(
                 "verdict",
-                lambda p: Shown(p.word, style=p.word.replace(" ", "-")),
+                lambda p: Shown(p.word, style=p.word.partition(",")[0].replace(" ", "-")),
                 "verdict=word source=curve.source",
                 left=True,
             ),

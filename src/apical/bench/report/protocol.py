@@ -51,18 +51,26 @@ def summary(study: Study) -> str:
 
 
 def verdicts(rows: Iterable[Cell]) -> str:
-    """One sentence: how many published values agree, and which differ; "" when none was judged."""
-    judged = [row for row in rows if row.verdict and row.verdict.word in ("agrees", "differs")]
+    """One sentence: how many published values agree, which are compatible with too wide a band to
+    say more, and which differ; "" when none was judged."""
+    judged = [row for row in rows if row.verdict and row.verdict.low is not None]
     if not judged:
         return ""
-    differing = [row for row in judged if row.verdict and row.verdict.word == "differs"]
-    agree = f"{len(judged) - len(differing)} of {_plural(len(judged), 'published value')} agree"
-    if not differing:
-        return f"{agree}."
     several = len({row.setting for row in judged}) > 1
-    names = [f"{row.setting} " * several + display_name(row.rule) for row in differing]
-    verb = "differs" if len(names) == 1 else "differ"
-    return f"{agree}; {len(names)} {verb}: {', '.join(names)}."
+
+    def named(word: str) -> list[str]:
+        found = [row for row in judged if row.verdict and row.verdict.word.startswith(word)]
+        return [f"{row.setting} " * several + display_name(row.rule) for row in found]
+
+    wide, differing = named("compatible"), named("differs")
+    agree = len(judged) - len(wide) - len(differing)
+    parts = [f"{agree} of {_plural(len(judged), 'published value')} agree"]
+    if wide:
+        parts.append(f"{len(wide)} compatible, but uninformative: {', '.join(wide)}")
+    if differing:
+        verb = "differs" if len(differing) == 1 else "differ"
+        parts.append(f"{len(differing)} {verb}: {', '.join(differing)}")
+    return "; ".join(parts) + "."
 
 
 def protocols(study: Study) -> list[dict[str, Any]]:

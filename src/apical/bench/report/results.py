@@ -98,19 +98,27 @@ def _setting_cells(study: Study, setting: str) -> list[Cell]:
     errors = {
         rule: {run.seed: test_error(run) for run in study.finished(setting, rule)} for rule in rules
     }
-    letters = statistics.tie_groups(errors)
-    baseline = errors.get(next(filter(is_baseline, rules), ""), {})
-    frozen = errors.get(next(filter(is_frozen, rules), ""), {})
+    noise = {rule: _noise(study.finished(setting, rule)) for rule in rules}
+    letters = statistics.tie_groups(errors, noise=noise)
+    bp = next(filter(is_baseline, rules), "")
+    control = next(filter(is_frozen, rules), "")
+    baseline, frozen = errors.get(bp, {}), errors.get(control, {})
     others = sum(not is_frozen(rule) for rule in rules)
+    values = [row.error for rule in rules if (row := study.find_published(setting, rule))]
     made = []
     for rule in rules:
-        gained = statistics.paired_difference(frozen, {} if is_frozen(rule) else errors[rule])
+        from_frozen = noise[rule] + noise.get(control, 0.0)
+        gained = statistics.paired_difference(
+            frozen, {} if is_frozen(rule) else errors[rule], noise=from_frozen
+        )
         planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
         runs = tuple(study.finished(setting, rule))
         published = study.find_published(setting, rule)
         summary = statistics.summarize(list(errors[rule].values())) if runs else None
         difference = statistics.paired_difference(
-            errors[rule], {} if is_baseline(rule) else baseline
+            errors[rule],
+            {} if is_baseline(rule) else baseline,
+            noise=noise[rule] + noise.get(bp, 0.0),
         )
         made.append(
             Cell(
@@ -123,30 +131,51 @@ def _setting_cells(study: Study, setting: str) -> list[Cell]:
                 one_net=_one_net(runs),
                 difference=difference,
                 gained=gained,
-                learns=_learns(frozen, errors[rule], others) if gained else None,
+                learns=_learns(frozen, errors[rule], others, from_frozen) if gained else None,
                 ties=letters[rule],
                 published=published,
-                verdict=_verdict(study, summary, published),
+                verdict=_verdict(study, summary, published, values, noise[rule]),
             )
         )
     return made
 
 
+def _noise(runs: Sequence[Run]) -> float:
+    """Variance, in %^2, that the test error of one run has for its test set alone; 0 if unknown."""
+    if not runs or any("test_count" not in run.final for run in runs):
+        return 0.0
+    share = sum(1 - run.final["test_acc"] for run in runs) / len(runs)
+    return 1e4 * statistics.binomial_variance(share, runs[0].final["test_count"])
+
+
 def _verdict(
-    study: Study, summary: statistics.Summary | None, published: Published | None
+    study: Study,
+    summary: statistics.Summary | None,
+    published: Published | None,
+    values: Sequence[float],
+    noise: float,
 ) -> statistics.Verdict | None:
     if summary is None or published is None:
         return None
     scale = published.other_scale
     if not scale and study.tier != FULL_TIER:
         scale = f"tier {study.tier}, not the published protocol"
-    return statistics.verdict(summary, published.error, other_scale=scale, published_n=published.n)
+    return statistics.verdict(
+        summary,
+        published.error,
+        others=values,
+        other_scale=scale,
+        published_n=published.n,
+        noise=noise,
+    )
 
 
-def _learns(frozen: statistics.Sample, errors: statistics.Sample, rules: int) -> bool | None:
+def _learns(
+    frozen: statistics.Sample, errors: statistics.Sample, rules: int, noise: float
+) -> bool | None:
     """Whether hidden layers help beyond chance, by intervals that hold together for all rules."""
     level = 1 - (1 - statistics.LEVEL) / rules  # Bonferroni
-    found = statistics.paired_difference(frozen, errors, level=level)
+    found = statistics.paired_difference(frozen, errors, level=level, noise=noise)
     if found is None or found.low is None or found.n < statistics.FEWEST:
         return None
     return found.low > 0
@@ -203,6 +232,7 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
                 page="Ours minus published",
                 keep=compared,
             ),
+            Column("band", _band, "band_low=verdict.low band_high=verdict.high", keep=compared),
             Column(
                 "verdict",
                 lambda c: verdict(c.verdict),
@@ -232,7 +262,16 @@ def verdict(found: statistics.Verdict | None) -> Shown:
     """A verdict on a published value with its reason."""
     if found is None:
         return Shown("")
-    return Shown(found.word, title=found.why, style=found.word.replace(" ", "-"))
+    return Shown(found.word, title=found.why, style=found.word.partition(",")[0].replace(" ", "-"))
+
+
+def _band(cell: Cell) -> Shown:
+    """Where the published value would have to lie."""
+    found = cell.verdict
+    if found is None or found.low is None or found.high is None:
+        return Shown("")
+    low = max(0.0, found.low)
+    return Shown(f"{number(low)} to {number(found.high)}", low)
 
 
 def _runs(cell: Cell) -> Shown:
@@ -283,7 +322,8 @@ def legend(study: Study, rows: Sequence[Cell]) -> str:
         f"Tier {study.tier}: mean over n seeds with a 95 % t interval, cut off at 0 and 100; "
         + "`minus BP` is paired on the seeds, in points; " * baseline
         + GAINED * any(cell.gained for cell in rows)
-        + "rules that share a letter do not differ significantly (Holm-corrected)."
+        + "rules that share a letter do not differ significantly, corrected for all pairs of the "
+        + "setting (Holm), which an interval is not."
     ]
     if sources:
         parts.append(f"Published: {for_markdown('; '.join(sources))}.")

@@ -23,7 +23,7 @@ from apical.bench.report.table import (
     percent,
     points,
 )
-from apical.measure import robustness_verdict as robustness_verdict
+from apical.measure import robustness_verdict
 from apical.measure.robustness_verdict import MASKED, Estimate, radius
 
 COLUMNS = {

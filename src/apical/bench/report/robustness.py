@@ -8,8 +8,7 @@ from typing import Any
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
 from apical.bench.report.sections import Section, Value, attack_row, attack_share, near
-from apical.measure import robustness_verdict as robustness_verdict
-from apical.measure import statistics
+from apical.measure import robustness_verdict, statistics
 from apical.measure.robustness_verdict import MASKED, Estimate, RuleVerdict
 
 LINES = ("own", "averaged", "exact", "transfer", "black box", "noise", "worst")

@@ -8,8 +8,7 @@ from apical.bench.report.evaluations import Evaluated, Row
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.protocol import flatten, text
 from apical.bench.report.robust_read import PublishedRobustness
-from apical.measure import robustness_verdict as robustness_verdict
-from apical.measure import statistics
+from apical.measure import robustness_verdict, statistics
 from apical.measure.robustness_verdict import Estimate
 
 SAME_RADIUS = 1e-3

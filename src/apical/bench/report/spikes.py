@@ -28,7 +28,7 @@ from apical.bench.report.table import (
     percent,
     points,
 )
-from apical.measure import robustness_verdict as robustness_verdict
+from apical.measure import robustness_verdict
 from apical.measure.robustness_verdict import Estimate, radius
 
 PARTS: Mapping[str, tuple[str, ...]] = {

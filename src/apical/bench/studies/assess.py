@@ -13,7 +13,7 @@ from apical.bench.evaluate.trained_net import digest_of_run, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.storage import records, run_folder
 from apical.bench.studies.base import Choice, Entry, Study
-from apical.measure import robustness_verdict as robustness_verdict
+from apical.measure import robustness_verdict
 
 
 @dataclass(frozen=True)
