@@ -232,7 +232,12 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
                 page="Ours minus published",
                 keep=compared,
             ),
-            Column("band", _band, "band_low=verdict.low band_high=verdict.high", keep=compared),
+            Column(
+                "band",
+                _band,
+                "band_low=verdict.low band_high=verdict.high",
+                keep=any(_band(cell).text for cell in rows),
+            ),
             Column(
                 "verdict",
                 lambda c: verdict(c.verdict),
