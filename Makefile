@@ -15,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 PYTEST_ARGS ?= -n 2
-TABLES := README.md docs/fine_tuning.md docs/hashing.md docs/memory.md docs/reproduce_biotorch.md docs/robustness.md docs/spiking.md docs/weight_transport.md docs/low_dim_error.md docs/learners.md
+TABLES := README.md docs/results.md docs/believing.md docs/fine_tuning.md docs/hashing.md docs/memory.md docs/reproduce_biotorch.md docs/robustness.md docs/spiking.md docs/weight_transport.md docs/low_dim_error.md docs/learners.md
 
 FAST := names transport broadcast conversion corners controls describe updates history state_dict outputs attention \
 	kolen_pollack mirror low_dimensional direct wrappers spiking_rules alignment_losses product probes imports house
@@ -87,7 +87,7 @@ keep: $(VENV)/.made-bench
 
 tables: $(VENV)/.made-bench
 	@$(BIN)/python -c 'from apical.bench.report import refresh; [refresh(f, "results") for f in "$(TABLES)".split()]'
-	@$(BIN)/python benchmarks/speed_page.py README.md docs/speed.md
+	@$(BIN)/python benchmarks/speed_page.py docs/results.md docs/speed.md
 
 clean:
 	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """The tables of recorded step times, in Markdown, between markers of the documents.
 
-    python benchmarks/speed_page.py README.md docs/speed.md
+    python benchmarks/speed_page.py docs/results.md docs/speed.md
 
 `<!-- step-times -->` becomes the summary, one column a net; `<!-- step-times:all -->` every table
 with its control, targets and BioTorch. Both end at `<!-- end -->`.
