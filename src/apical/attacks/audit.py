@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.attacks import checks, slopes
-from apical.attacks.ball import Ball, lengths
+from apical.attacks.ball import Ball
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import FEWEST_CLASSES, against
 from apical.attacks.names import source as named_source
@@ -151,7 +151,7 @@ def _measured(
     shares = {name: _zero(gradient[varies]), "ce": _zero(entropy.gradient)}
     worst = max(shares, key=lambda key: shares[key])
     again = oracle.ask(x, y, against(y, name))
-    sized = (lengths(gradient) > 0) & (lengths(again.gradient) > 0)
+    sized = slopes.pointing(gradient) & slopes.pointing(again.gradient)
     scores = [oracle.scores(x) for _ in range(2)]
     found = sloping(oracle.model, gradient, x, y, name)
     some = len(found.rising) > 0
@@ -170,7 +170,7 @@ def _measured(
         "zero_loss": worst,
         "saturated": (entropy.losses == 0).double().mean().item(),
         "largest_score": entropy.scores.abs().amax(1).median().item(),
-        "repeat": _cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
+        "repeat": slopes.cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
         "steady": torch.equal(*scores),
     }
 
@@ -181,8 +181,8 @@ def _exact(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Tensor:
 
 
 def _judged(measured: dict[str, object], gradient: Tensor, exact: Tensor, limits: Limits) -> Audit:
-    both = (lengths(gradient) > 0) & (lengths(exact) > 0)
-    cosine = _cosines(gradient, exact)[both].median().item() if both.any() else None
+    both = slopes.pointing(gradient) & slopes.pointing(exact)
+    cosine = slopes.cosines(gradient, exact)[both].median().item() if both.any() else None
     found = dict(measured)
     steady = found.pop("steady")
     verdict, reasons = _verdict(found | {"cosine": cosine}, bool(steady), limits)
@@ -250,8 +250,5 @@ def _varies(scores: Tensor, y: Tensor, loss: str) -> Tensor:
 def _zero(gradient: Tensor) -> float:
     if not len(gradient):
         return 0.0
-    return (gradient.flatten(1).abs().amax(1) == 0).double().mean().item()
+    return 1 - slopes.pointing(gradient).double().mean().item()
 
-
-def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), eps=1e-30)

@@ -151,10 +151,7 @@ class _Search:
         either[to], either[away] = 1, 1
         length = (change * either).square().sum((-2, -1), keepdim=True)
         old = change[to]
-        new = self._bumps(side) * self._signs(count, channels, 1, 1) + old / (
-            old.square().sum((-2, -1), keepdim=True).sqrt() + 1e-12
-        )
-        new = new / (new.square().sum((-2, -1), keepdim=True).sqrt() + 1e-12)
+        new = _normalised(self._bumps(side) * self._signs(count, channels, 1, 1) + _normalised(old))
         change[away] = 0
         change[to] = new * (room / channels + length).sqrt()
         return self._scaled(x, change)
@@ -181,6 +178,12 @@ class _Search:
     def _signs(self, *shape: int) -> Tensor:
         draw = 2 * torch.rand(shape, generator=self.generator) - 1
         return draw.sign().to(self.x.device, self.x.dtype)
+
+
+def _normalised(window: Tensor) -> Tensor:
+    """Each channel of a window divided by its length; zero stays zero."""
+    length = window.square().sum((-2, -1), keepdim=True).sqrt()
+    return window / length.where(length > 0, torch.ones_like(length))
 
 
 def _bump(height: int, width: int) -> Tensor:
