@@ -7,7 +7,7 @@ Checks for zero gradients or random scores do not see that; differences of the l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
@@ -20,6 +20,7 @@ from apical.attacks.ball import Ball
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import FEWEST_CLASSES, against
 from apical.attacks.names import source as named_source
+from apical.attacks.scores import adapted
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
 from apical.measure import statistics
 
@@ -94,7 +95,7 @@ class Audit:
 
 def audit(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Mapping[str, Tensor],
     y: Tensor,
     *,
     gradient: str | Source = "own",
@@ -120,14 +121,16 @@ def audit(
     if directions < 1:
         raise ValueError(f"audit: directions={directions} must be at least 1")
     chosen, limits = named_source(gradient), limits or Limits()
+    model, x = adapted(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoGradientWarning)  # it is what we look for
         with chosen.open(model) as oracle, undisturbed(model, *oracle.others, seed=seed):
-            x, y = x.detach().clone(), y.detach().clone().to(torch.int64)
+            x, y = x.clone(), y.detach().clone().to(torch.int64)
             checks.check_mode(model, random_allowed=True)
             checks.check_inputs(x, Ball(0.0, "linf", *bounds))
             if not len(x):
                 raise ValueError("audit: no examples were given")
+            x = x.clamp(*bounds)  # by rounding they may be outside
             classes = checks.check_repeats(model, x, random_allowed=True)
             checks.check_labels(y, len(x), classes)
             name = loss or ("dlr" if classes >= FEWEST_CLASSES["dlr"] else "margin")
@@ -171,7 +174,7 @@ def _measured(
         "saturated": (entropy.losses == 0).double().mean().item(),
         "largest_score": entropy.scores.abs().amax(1).median().item(),
         "repeat": slopes.cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
-        "steady": torch.equal(*scores),
+        "steady": not checks.differ(*scores, checks.tolerance(oracle.model, x)),
     }
 
 

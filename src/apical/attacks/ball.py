@@ -13,10 +13,21 @@ Norm = Literal["linf", "l2"]
 Threat = Literal["linf", "l2", "flips"]
 """What may change: a norm and its radius, or how many values are flipped from 0 to 1 or back."""
 
+_SPELLINGS = {"Linf": "linf", "L2": "l2", "inf": "linf", "Inf": "linf", "2": "l2"}
+
 SLACK = 1e-5
 """What rounding may add to a radius, as a share of the radius."""
 ROUNDING = 8
 """What rounding may add to a coordinate, in units of the last place of the largest input."""
+
+
+def standard_norm(name: str) -> str:
+    """A norm as we spell it, from the spellings of other libraries; other words stay as they are.
+
+    >>> standard_norm("Linf")
+    'linf'
+    """
+    return _SPELLINGS.get(name, name)
 
 
 @dataclass(frozen=True)
