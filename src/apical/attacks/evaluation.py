@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apical.attacks import checks as input_checks
 from apical.attacks import sanity, schedule, twins
-from apical.attacks.audit import Audit, Word, audit
+from apical.attacks.audit import Audit, audit
 from apical.attacks.ball import Ball, FewFlips, FewPixels, Threat, standard_norm
 from apical.attacks.base import Attack
 from apical.attacks.flips import check_binary
@@ -23,6 +23,7 @@ from apical.attacks.sanity import Check, Gap
 from apical.attacks.schedule import Effort, Setting
 from apical.attacks.scores import Expectation, adapted
 from apical.attacks.trials import Step, Trial, run
+from apical.attacks.verdict import Word, verdict
 from apical.core.convert import feedback_modules
 from apical.measure import statistics
 
@@ -50,9 +51,8 @@ class RobustReport:
     """Plain data. Accuracies are fractions of all examples, those misclassified from the start
     included.
 
-    Attributes: verdict: "masked" if own minus exact robust accuracy is above 5 points with an
-        interval that excludes 0, or if a step along the own gradient does not raise the loss;
-        "vanishing" and "random" as the audit found; else "faithful".
+    Attributes: verdict: one word for the own gradient, as `attacks.verdict` defines it; the audit
+        carries the same one. reasons: the evidence.
     """
 
     norm: Threat
@@ -183,11 +183,12 @@ def robust_report(
         surrogates,
         extra,
         protocol,
+        samples > 1,
     )
     planned = schedule.planned(budgets, setting, x[0].numel())
     known, trials = {trial.key: trial for trial in finished}, []
     standing = clean.clone()
-    for number, step in enumerate(planned, 1):
+    for number, step in enumerate(planned, 1):  # grows where steps are doubled once more
         rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
         ball = _allowed(step, norm, bounds)
         trial = known.get(step.key) or run(
@@ -203,12 +204,15 @@ def robust_report(
         trials.append(trial)
         if _counts(trial):
             standing &= ~torch.tensor(trial.broken)
+        if longer := schedule.escalated(step, trial):
+            planned.insert(number, longer)
         if on_trial:
             on_trial(trial, number, len(planned))
     if not setting.has_feedback:
         trials += _own_of_a_plain_model(trials)
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
-    return _concluded(norm, classes, tuple(clean.tolist()), trials, budgets, found)
+    right = tuple(clean.tolist())
+    return _concluded(norm, classes, right, trials, budgets, found, setting.has_feedback)
 
 
 def _allowed(step: Step, norm: Threat, bounds: tuple[float, float]) -> Ball | FewFlips | FewPixels:
@@ -273,9 +277,17 @@ def _concluded(
     trials: Sequence[Trial],
     budgets: Sequence[float],
     found: Audit,
+    has_feedback: bool,
 ) -> RobustReport:
     gaps = tuple(sanity.gap(trials, clean, e) for e in budgets)
-    verdict, reasons = _verdict(gaps, found)
+    held = sanity.checks(trials, clean, budgets, classes)
+    word, reasons = verdict(
+        gaps,
+        held,
+        found,
+        has_feedback=has_feedback,
+        above_chance=sum(clean) > len(clean) / classes,
+    )
     return RobustReport(
         norm,
         classes,
@@ -283,9 +295,9 @@ def _concluded(
         tuple(trials),
         tuple(_worst(trials, clean, e) for e in budgets),
         gaps,
-        sanity.checks(trials, clean, budgets, classes),
-        found,
-        verdict,
+        held,
+        replace(found, verdict=word),  # one gradient has one word
+        word,
         reasons,
     )
 
@@ -296,24 +308,6 @@ def _worst(trials: Sequence[Trial], clean: tuple[bool, ...], eps: float) -> Wors
     robust = sanity.together(inside, clean)
     low, high = statistics.wilson(sum(robust), len(robust))
     return Worst(eps, robust, sum(robust) / len(robust), low, high)
-
-
-def _verdict(gaps: Sequence[Gap], found: Audit) -> tuple[Word, tuple[str, ...]]:
-    masked = [
-        f"at eps {g.eps:.4g} the own gradient leaves {g.own:.1%} standing, the exact one"
-        f" {g.exact:.1%} ({100 * g.mean:.1f} points apart, interval {100 * g.low:.1f} to"
-        f" {100 * g.high:.1f})"
-        for g in gaps
-        if g.masked
-    ]
-    if found.misleading:
-        masked += [reason for reason in found.reasons if "raises the loss" in reason]
-    if masked:
-        return "masked", tuple(masked)
-    if found.verdict in ("vanishing", "random"):
-        return found.verdict, found.reasons
-    most = max(100 * gap.mean for gap in gaps)
-    return "faithful", (f"own minus exact robust accuracy is at most {most:.1f} points",)
 
 
 __all__ = ["Check", "Effort", "Gap", "RobustReport", "Step", "Trial", "Worst", "robust_report"]

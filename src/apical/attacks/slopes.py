@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.attacks.ball import per_example, unit
+from apical.attacks.isolation import restart
 from apical.attacks.losses import Loss, against
 from apical.nets.spiking import has_spikes
 
@@ -99,6 +100,7 @@ def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor]
     """The loss at a distance along a direction. Shapes: distance (N,), direction as x."""
 
     def value(distance: Tensor, direction: Tensor) -> Tensor:
+        restart(model, 0)  # a random model: the difference of two draws says nothing of the slope
         with torch.no_grad():
             return loss(model(x + per_example(distance, x) * direction))
 

@@ -30,7 +30,8 @@ class Step:
     """An attack that is to be run.
 
     Args: on: "all" correct examples, or "survivors", those that nothing has broken yet.
-        first: only the examples before this place, None: no limit.
+        first: only the examples before this place, None: no limit. doublings: of the role
+        "doubled", how often its steps were doubled.
     """
 
     attack: Attack
@@ -40,6 +41,7 @@ class Step:
     on: Literal["all", "survivors"] = "all"
     role: Role = "usual"
     first: int | None = None
+    doublings: int = 1
 
     @property
     def key(self) -> str:
