@@ -184,7 +184,9 @@ def _measured(
         "zero_loss": worst,
         "saturated": (entropy.losses == 0).double().mean().item(),
         "largest_score": entropy.scores.abs().amax(1).median().item(),
-        "repeat": slopes.cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
+        "repeat": slopes.cosines(gradient, again.gradient)[sized].mean().item()
+        if sized.any()
+        else None,
         "steady": isinstance(oracle.model, Expectation)
         or not checks.differ(*scores, checks.tolerance(oracle.model, x)),
         "vanished": shares[name],
@@ -283,4 +285,3 @@ def _zero(gradient: Tensor) -> float:
     if not len(gradient):
         return 0.0
     return 1 - slopes.pointing(gradient).double().mean().item()
-

@@ -149,7 +149,9 @@ def unit(change: Tensor, norm: Norm) -> Tensor:
 def scaled(change: Tensor) -> Tensor:
     """Each example divided by a power of two, so that its largest entry is in [1, 2); zero stays
     zero."""
-    largest = change.flatten(1).abs().amax(1) if change[:1].numel() else change.new_ones(len(change))
+    largest = (
+        change.flatten(1).abs().amax(1) if change[:1].numel() else change.new_ones(len(change))
+    )
     largest = largest.where(largest > 0, torch.ones_like(largest))
     power = largest / (2 * torch.frexp(largest).mantissa)
     return change / per_example(power, change)

@@ -64,9 +64,7 @@ def check_inputs(x: Tensor, ball: Ball) -> None:
 def check_batch_size(owner: str, batch_size: int) -> None:
     """Raises: ValueError unless it is a whole number of at least 1."""
     if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(
-            f"{owner}: batch_size={batch_size!r} must be a whole number of at least 1"
-        )
+        raise ValueError(f"{owner}: batch_size={batch_size!r} must be a whole number of at least 1")
 
 
 def check_labels(y: Tensor, examples: int, classes: int) -> None:

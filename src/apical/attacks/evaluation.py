@@ -162,9 +162,9 @@ def robust_report(
     clean, classes = _clean(model, x, y, bounds, random_allowed=samples > 1)
     if sum(clean) <= len(clean) / classes:
         warnings.warn(
-            f"robust_report: the model is right on {int(sum(clean))} of {len(clean)} clean examples,"
-            f" no better than chance with {classes} classes: are labels, their order or the"
-            " normalisation those it was trained with?",
+            f"robust_report: the model is right on {int(sum(clean))} of {len(clean)} clean"
+            f" examples, no better than chance with {classes} classes: are labels, their order or"
+            " the normalisation those it was trained with?",
             stacklevel=2,
         )
     budgets = _budgets(eps, norm, bounds)

@@ -12,7 +12,7 @@ from torch import nn
 from apical.attacks.apgd import APGD
 from apical.attacks.ball import Threat
 from apical.attacks.base import Attack
-from apical.attacks.flips import Flips, RandomFlips
+from apical.attacks.flips import Flips, GreedyFlips, RandomFlips
 from apical.attacks.names import source
 from apical.attacks.noise import Noise
 from apical.attacks.protocols import Protocol
@@ -24,7 +24,8 @@ from apical.attacks.trials import Group, Step, Trial
 from apical.attacks.wrappers import Transfer
 from apical.names import check_literals
 
-
+FINISH = 20
+"""Candidates from which the last of several flips is chosen."""
 MOST_STEPS = 16
 """How many times the steps of PGD are tried where doubling them still breaks examples."""
 
@@ -37,7 +38,7 @@ class Effort:
         steps: of PGD, doubled for one of the checks until that breaks next to none (>= 1).
         restarts: of PGD by the exact gradient (>= 1).
         adaptive_steps: of APGD, 0 to leave it out.
-        queries: of Square, 0 to leave it out.
+        queries: of the black box, Square or greedy flips; 0 to leave it out.
         redraws: of random feedback (>= 1).
         noise: the control: "uniform" in the ball, or "sign", +-eps for every value ("linf" only).
     """
@@ -147,7 +148,7 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
                 **common,
             )
             yield Step(adaptive, Exact(), "exact", eps, "survivors")
-    if s.effort.queries and s.images:
+    if s.effort.queries:
         square = Square(eps, s.effort.queries, **common)
         yield Step(square, NoGradient(), "black box", eps, "survivors")
     for attack in s.extra(eps) if s.extra else ():
@@ -182,7 +183,10 @@ def flips(eps: float, s: Setting) -> Iterator[Step]:
     common: dict[str, Any] = {"seed": s.seed, "bounds": s.bounds}
     once = Flips(count, **common)
     rounds = min(s.effort.steps, count)
-    again = [Flips(count, rounds, loss=loss, **common) for loss in ("ce", "margin")]
+    again = [
+        Flips(count, rounds, loss=loss, stop_when_broken=s.stop, **common)
+        for loss in ("ce", "margin")
+    ]
     yield Step(RandomFlips(count, **common), NoGradient(), "noise", eps)
     compared: list[tuple[Group, Source]] = [("exact", Exact())]
     if s.has_feedback:
@@ -196,6 +200,12 @@ def flips(eps: float, s: Setting) -> Iterator[Step]:
         yield Step(Transfer(again[0], other), From(other, name), "transfer", eps)
     doubled = Flips(count, min(2 * rounds, count), **common)
     yield Step(doubled, Exact(), "exact", eps, "survivors", "doubled")
+    if s.effort.queries:
+        finish = min(s.effort.queries, FINISH)
+        finished = Flips(count, rounds, loss="margin", finish=finish, **common)
+        yield Step(finished, Exact(), "exact", eps, "survivors")
+        greedy = GreedyFlips(count, max(s.effort.queries, count), **common)
+        yield Step(greedy, NoGradient(), "black box", eps, "survivors")
     for attack in s.extra(eps) if s.extra else ():
         yield Step(attack, source(attack.default_gradient), "extra", eps, "survivors")
 

@@ -13,6 +13,7 @@ undecided: the examples or the attacks are too few for any of these.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from apical.attacks.audit import Audit, Word
 from apical.attacks.sanity import BLACK_BOX, DOUBLED, GAP, STRAYS, TRANSFER, Check, Gap
 from apical.measure import statistics
