@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from apical import attacks
-from apical.retrieval.attacks.attack import SHARPNESS
 from apical import retrieval as hashing
 from apical.bench.cli import main as cli
 from apical.bench.evaluate import retrieval
@@ -21,6 +20,7 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.storage import records
 from apical.bench.training import loop
+from apical.retrieval.attacks.attack import SHARPNESS
 
 pytestmark = pytest.mark.filterwarnings("ignore::apical.retrieval.ConstantBitWarning")
 QUIET = Execution(quiet=True)

@@ -34,10 +34,10 @@ class Limits:
 
     rising: least share of examples whose loss a step along the gradient raises (chance gives half).
     cosine: least median cosine to the exact gradient, below which it is masked; alike: from which
-    attacks by it are as strong. Between the two attacks decide. agreement: least mean cosine to finite
-    differences, lower as differences of a quantised net are coarse. zero: largest share of
-    examples without a gradient. repeat: least cosine of two answers to the same question; averaged: the
-    same for a mean over random passes.
+    attacks by it are as strong. Between the two attacks decide. agreement: least mean cosine to
+    finite differences, lower as differences of a quantised net are coarse. zero: largest share of
+    examples without a gradient. repeat: least cosine of two answers to the same question;
+    averaged: the same for a mean over random passes.
     """
 
     rising: float = 0.75

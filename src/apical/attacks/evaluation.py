@@ -125,8 +125,10 @@ def robust_report(
     Args:
         model: returns scores (N, classes), or an object or mapping that holds them as `logits`.
         x: inputs, or a mapping that holds them alone, as `{"pixel_values": x}`.
-        eps: radius or radii above 0, in the unit of the inputs (the normalisation belongs into the model).
-        norm: "linf", "l2" (also spelt "Linf", "L2"); or "flips" for binary events, of which eps counts those that may flip.
+        eps: radius or radii above 0, in the unit of the inputs (the normalisation belongs into the
+            model).
+        norm: "linf", "l2" (also spelt "Linf", "L2"); or "flips" for binary events, of which eps
+            counts those that may flip.
         rules: further rules whose backward pass is tried on these weights, by name.
         surrogates: name -> other model with the same classes, to transfer from; a net trained by
             backprop from the same start is the strongest.

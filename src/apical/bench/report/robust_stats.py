@@ -14,7 +14,10 @@ MASKED = 5.0
 """Points of own minus exact robust accuracy above which a rule counts as masked, with an interval
 above 0."""
 
-Word = Literal["faithful", "masked", "random", "undecided", "vanishing"]
+ALPHA = 0.05
+"""Level of the tests of a gap, over all radii together."""
+
+Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
 Over = Literal["nets", "images"]
 
 
@@ -50,6 +53,15 @@ class Difference:
     def masked(self) -> bool:
         """Whether it is large and, by its interval, not by chance."""
         return self.mean > MASKED and self.low is not None and self.low > 0
+
+    @property
+    def inside(self) -> bool:
+        """Whether its interval lies inside 5 points."""
+        return (
+            self.low is not None
+            and self.high is not None
+            and -MASKED < self.low <= self.high < MASKED
+        )
 
 
 @dataclass(frozen=True)
@@ -97,25 +109,45 @@ def gap(rows: Mapping[int, Mapping[str, Any]]) -> Difference | None:
     return difference(own, exact)
 
 
+def gap_p(rows: Mapping[int, Mapping[str, Any]]) -> float:
+    """p-value for no gap at one radius: paired t over nets; one net: over its images.
+
+    Rows of evaluations before version 2 have no p-value of their own: there the interval decides.
+    """
+    if len(rows) == 1:
+        (row,) = rows.values()
+        return float(row.get("p", 1.0 if row["low"] <= 0 <= row["high"] else 0.0))
+    own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
+    found = statistics.difference_p(own, exact)
+    return 1.0 if found is None else found
+
+
 def verdict(
-    gaps: Mapping[float, Mapping[int, Mapping[str, Any]]], audits: Sequence[Mapping[str, Any]]
+    gaps: Mapping[float, Mapping[int, Mapping[str, Any]]],
+    audits: Sequence[Mapping[str, Any]],
+    words: Sequence[str] = (),
 ) -> RuleVerdict:
     """The verdict on a rule from the evaluations of its nets.
 
     Masked: at some radius own minus exact robust accuracy is above 5 points with an interval above
-    0 (over nets; over images for a single one), or the audit found in more than half of the nets
-    that a small step along the own gradient does not raise the loss. Else vanishing or random if
-    the audit says so of more than half of the nets. Else undecided where own minus exact is above
-    5 points on average but its interval holds 0, as with two nets it mostly does; else faithful.
+    0 (over nets; over images for a single one), Holm-corrected over radii, or the audit found in
+    more than half of the nets that a small step along the own gradient does not raise the loss.
+    Else vanishing or random if the audit says so of more than half of the nets. Suspect if more than half of the nets are, or
+    own gradients are significantly stronger than exact ones. Undecided where the interval of own
+    minus exact is not inside 5 points, as with two nets it mostly is not, or more than half of the
+    nets are undecided; else faithful.
 
-    Args: gaps: radius -> seed -> row of kind gap. audits: rows of kind audit, one per net.
+    Args: gaps: radius -> seed -> row of kind gap. audits: rows of kind audit, one per net. words:
+        the verdicts on the single nets.
     Raises: ValueError without any of either.
     """
     found = {eps: gap(rows) for eps, rows in gaps.items()}
     known = {eps: each for eps, each in sorted(found.items()) if each is not None}
     if not known or not audits:
         raise ValueError("verdict: needs the gap rows and the audit row of at least one net")
-    apart = {eps: each for eps, each in known.items() if each.masked}
+    corrected = statistics.holm([gap_p(gaps[eps]) for eps in known])
+    certain = {eps for eps, p in zip(known, corrected, strict=True) if p < ALPHA}
+    apart = {eps: each for eps, each in known.items() if each.masked and eps in certain}
     masked = [_apart(apart, gaps)] if apart else []
     misled = [row for row in audits if row["misleading"]]
     if 2 * len(misled) > len(audits):
@@ -131,9 +163,21 @@ def verdict(
         if 2 * len(such) > len(audits):
             told = such[0]["reasons"][0]
             return RuleVerdict(word, (f"{told}{_in_nets(len(such), len(audits))}",))
-    largest = max(known.values(), key=lambda each: each.mean)
-    if largest.mean > MASKED:
+    for eps, each in known.items():
+        if each.mean < -MASKED and eps in certain:
+            reason = f"at radius {radius(eps)} own gradients are stronger than exact ones"
+            return RuleVerdict("suspect", (f"{reason} ({-each.mean:.1f} points)",))
+    if 2 * words.count("suspect") > len(words):
+        checks = "a sanity check failed, so the worst case is an upper bound only"
+        count = words.count("suspect")
+        return RuleVerdict("suspect", (f"{checks}{_in_nets(count, len(words))}",))
+    if any(not each.inside for each in known.values()):
         return RuleVerdict("undecided", (_perhaps(known),))
+    if 2 * words.count("undecided") > len(words):
+        lacking = "checks or examples are lacking"
+        count = words.count("undecided")
+        return RuleVerdict("undecided", (f"{lacking}{_in_nets(count, len(words))}",))
+    largest = max(known.values(), key=lambda each: each.mean)
     return RuleVerdict(
         "faithful",
         (f"own minus exact robust accuracy is at most {largest.mean:.1f} points on average",),
@@ -175,11 +219,13 @@ def _apart(
 
 
 def _perhaps(known: Mapping[float, Difference]) -> str:
-    eps, found = max(known.items(), key=lambda item: item[1].mean)
+    wide = {eps: each for eps, each in known.items() if not each.inside}
+    eps, found = max(wide.items(), key=lambda item: abs(item[1].mean))
     interval = "no interval" if found.low is None else f"{found.low:.1f} to {found.high:.1f}"
     return (
         f"at radius {radius(eps)} own minus exact robust accuracy is {found.mean:.1f} points on "
-        f"average, but not told from 0 (95 % interval {interval}, n = {found.n}): more nets decide"
+        f"average, and not inside {MASKED:.0f} points (95 % interval {interval}, n = {found.n}): "
+        f"more {found.over} decide"
     )
 
 

@@ -167,7 +167,8 @@ def _verdict(seeds: Mapping[int, list[dict[str, Any]]]) -> robust_stats.RuleVerd
             if row["kind"] == "gap":
                 gaps.setdefault(row["eps"], {})[seed] = row
     audits = [row for rows in seeds.values() for row in rows if row["kind"] == "audit"]
-    return robust_stats.verdict(gaps, audits)
+    words = [row["verdict"] for rows in seeds.values() for row in rows if row["kind"] == "verdict"]
+    return robust_stats.verdict(gaps, audits, words)
 
 
 def _surrogates(study: Study, entry: Entry, done: Sequence[Entry]) -> dict[str, str]:
