@@ -60,7 +60,11 @@ def attack(request: pytest.FixtureRequest) -> attacks.Attack:
 
 
 def test_every_attack_of_the_table_is_tried_here() -> None:
-    of_events = {attacks.Flips, attacks.RandomFlips}  # binary inputs only: see test_flips.py
+    of_events = {
+        attacks.Flips,
+        attacks.GreedyFlips,
+        attacks.RandomFlips,
+    }  # binary inputs only: see test_flips.py
     assert {type(attack) for attack in EVERY.values()} | of_events == set(attacks.ATTACKS.values())
 
 

@@ -140,9 +140,9 @@ def test_a_radius_beyond_the_range_in_l2() -> None:
     attacks.PGD(3.0, norm="l2", steps=1)(NET, X, Y)
 
 
-def test_images_that_squares_or_pixels_do_not_fit() -> None:
+def test_images_that_pixels_do_not_fit() -> None:
     flat = nn.Sequential(nn.Linear(64, 10)).eval()
-    for attack in (attacks.Square(0.1), attacks.FewPixel(), attacks.FewPixel(65)):
+    for attack in (attacks.FewPixel(), attacks.FewPixel(65)):
         with pytest.raises(ValueError, match=r"images"):
             attack(flat, X.flatten(1), Y)
 
@@ -151,3 +151,94 @@ def test_a_plugin_that_returns_something_else() -> None:
     plugin = attacks.Plugin(lambda model, x, y: x[:1], "half", 0.1)
     with pytest.raises(ValueError, match=r"half: returned \(1, 1, 8, 8\)"):
         plugin(NET, X, Y)
+
+
+def test_inputs_may_be_rounded_beyond_the_range() -> None:
+    points = attacks.PGD(0.1, steps=2)(NET, X - 3e-8, Y)
+    assert points.min() >= 0
+    with pytest.raises(ValueError, match="outside the stated range"):
+        attacks.PGD(0.1)(NET, X - 1e-5, Y)
+
+
+def test_a_point_beyond_a_tiny_radius_is_seen() -> None:
+    ball = attacks.ball.Ball(1e-5, "linf")
+    points = torch.full((1, 2), 0.5) + torch.tensor([[1.9e-5, 0.0]])
+    assert ball.strays(points, torch.full((1, 2), 0.5)).all()
+    assert not ball.strays(points, points - torch.tensor([[1e-5, 0.0]])).any()
+
+
+def test_norms_as_others_spell_them() -> None:
+    assert attacks.PGD(0.1, norm="Linf") == attacks.PGD(0.1)
+    assert attacks.PGD(0.1, norm="L2").norm == "l2"
+
+
+class Output(dict):
+    """As transformers return it: a mapping with attributes."""
+
+    @property
+    def logits(self) -> Tensor:
+        return self["logits"]
+
+
+class Named(nn.Module):
+    """Takes its input by name."""
+
+    def __init__(self, output: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.net, self.output = NET, output
+
+    def forward(self, pixel_values: Tensor) -> object:
+        return self.output(self.net(pixel_values))
+
+
+@pytest.mark.parametrize(
+    "output", [lambda z: z, lambda z: Output(logits=z), lambda z: {"logits": z}]
+)
+def test_mappings_in_and_out(output: Callable[[Tensor], object]) -> None:
+    model = Named(output).eval()
+    attack = attacks.PGD(0.1, steps=2)
+    plain = attack(NET, X, Y)
+    assert torch.equal(attack(model, X, Y), plain)
+    points = attack(model, {"pixel_values": X}, Y)
+    assert list(points) == ["pixel_values"] and torch.equal(points["pixel_values"], plain)
+    assert attacks.audit(model, {"pixel_values": X}, Y).cosine == pytest.approx(1)
+    with pytest.raises(ValueError, match="give one tensor"):
+        attack(model, {"pixel_values": X, "mask": X}, Y)
+
+
+def test_plugins_may_answer_in_numpy() -> None:
+    plugin = attacks.Plugin(lambda model, x, y: (x + 0.05).clamp(0, 1).numpy(), "numpy", 0.1)
+    assert torch.equal(plugin(NET, X, Y), (X + 0.05).clamp(0, 1))
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        scores = NET(x)
+        return scores - scores.mean(0)
+
+
+def test_scores_that_depend_on_the_batch_are_refused() -> None:
+    for net in (Centred(), nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), NET)):
+        with pytest.raises(ValueError, match="depend on the other examples"):
+            attacks.PGD(0.1)(net.eval(), X, Y)
+
+
+class Jitter(nn.Module):
+    """Noise of a given size, as sums in another order are noise; of the last example alone."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = NET(x)
+        noise = self.size * torch.randn_like(scores)
+        noise[:-1] = 0
+        return scores + noise
+
+
+def test_rounding_is_no_randomness_and_every_example_is_compared() -> None:
+    x, y = digits()[0][:40], digits()[1][:40]
+    attacks.PGD(0.1, steps=1)(Jitter(1e-7).eval(), x, y)
+    with pytest.raises(ValueError, match="on the same inputs differ"):
+        attacks.PGD(0.1, steps=1)(Jitter(0.1).eval(), x, y)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import apical
 from apical import attacks
-from apical.attacks import Effort, Flips, RandomFlips, robust_report
+from apical.attacks import Effort, Flips, GreedyFlips, RandomFlips, robust_report
 from apical.attacks.ball import FewFlips
 from apical.attacks.pictures import laid_out
 from apical.bench.evaluate.robustness import Evaluation
@@ -82,6 +82,52 @@ def test_no_value_is_flipped_back() -> None:
     assert Flips(2, 2)(Valley().eval(), x, y).tolist() == [[1, 1]]
 
 
+class Counts(nn.Module):
+    """Scores that are rounded: no gradient, and most single flips change nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (x.flatten(1) @ torch.tensor(WEIGHTS) / 3).round()
+        return torch.stack([score, torch.full_like(score, 0.5)], 1)
+
+
+def test_greedy_flips_need_no_gradient() -> None:
+    # 2.5 / 3 rounds to 1; without value 0, -1.5 / 3, or with value 4, -2.5 / 3, it falls below
+    (flipped_at,) = (GreedyFlips(1)(Counts().eval(), X, Y) != X)[0].nonzero().flatten().tolist()
+    assert flipped_at in (0, 4)
+    assert torch.equal(Flips(1)(Counts().eval(), X, Y), X)
+    assert flipped(GreedyFlips(1)) == [4] and flipped(GreedyFlips(2)) == [4]
+
+
+def test_greedy_flips_keep_to_their_queries() -> None:
+    for queries, most in [(0, 2 * VALUES), (2, 2), (7, 6)]:
+        attack, model = (
+            GreedyFlips(2, queries),
+            Line(
+                *WEIGHTS,
+            ).eval(),
+        )
+        with attack.source(None).open(model) as oracle:
+            points = attack.perturb(oracle, X, Y)
+        assert oracle.passes <= most
+        assert 1 <= (points != X).sum() <= 2
+    with pytest.raises(ValueError, match="at least count=2"):
+        GreedyFlips(2, 1)
+
+
+def test_the_last_flip_may_be_chosen_by_scores() -> None:
+    class Far(nn.Module):
+        """The gradient says value 0, but a whole flip of value 1 is worth more."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            score = 1 - 0.5 * x[:, 0] - 0.1 * x[:, 1] - 2 * x[:, 1] ** 4
+            return torch.stack([score, torch.zeros_like(score)], 1)
+
+    x, y = torch.zeros(1, 2), torch.tensor([0])
+    assert Flips(1)(Far().eval(), x, y).tolist() == [[1, 0]]
+    assert Flips(1, finish=2)(Far().eval(), x, y).tolist() == [[0, 1]]
+    assert Flips(1, finish=1)(Far().eval(), x, y).tolist() == [[1, 0]]
+
+
 def test_random_flips_are_as_many_and_repeat_with_the_seed() -> None:
     x = torch.randint(2, (5, 2, 3, 3), generator=torch.Generator().manual_seed(0)).float()
     model = nn.Sequential(nn.Flatten(), nn.Linear(18, 3)).eval()
@@ -134,7 +180,7 @@ def test_an_evaluation_by_flips() -> None:
     report = robust_report(
         model, x, y, eps=(2, 5), norm="flips", effort=effort, surrogates={"self": model}
     )
-    assert {t.group for t in report.trials} == {"noise", "own", "exact", "transfer"}
+    assert {t.group for t in report.trials} == {"black box", "exact", "noise", "own", "transfer"}
     assert {t.eps for t in report.trials} == {2, 5, 18}  # the last: half of all values
     assert not any(t.strays for t in report.trials)
     small, large = (worst.accuracy for worst in report.worst)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import apical
 from apical import attacks, retrieval
 from apical.attacks.ball import Ball
-from apical.retrieval import HAG, SDHA, Database, relax
+from apical.retrieval import HAG, SDHA, Anchor, Database, relax
+from apical.retrieval.attacks.attack import SHARPNESS
 
 N, K, CLASSES = 6, 8, 3
 
@@ -108,7 +109,8 @@ def written_out(attack, x: Tensor, loss_of) -> Tensor:
 @pytest.mark.parametrize("optimizer", ["sign", "sgd", "adam"])
 @pytest.mark.parametrize(("margin", "balance"), [(0.5, 1.0), (0.1, 0.3)])
 def test_hag_is_its_formula(optimizer, margin, balance):
-    attack = HAG(0.2, 10, optimizer=optimizer, margin=margin, balance=balance)
+    options = {"margin": margin, "balance": balance, "sharpness": SHARPNESS}
+    attack = HAG(0.2, 10, optimizer=optimizer, **options)
     clean = torch.tanh(MODEL(X)).detach()
     expected = written_out(
         attack, X, lambda i, h, change, a: hag_loss(torch.tanh(a * h), clean[i], margin, balance)
@@ -122,7 +124,8 @@ def test_hag_is_its_formula(optimizer, margin, balance):
 def test_sdha_is_its_formula(optimizer, targeted, several):
     known = database(MODEL, several=several)
     step = 0.05 if optimizer == "sgd" else None  # at 100 it jumps from corner to corner
-    attack = SDHA(0.2, 10, optimizer=optimizer, step_size=step, database=known, targeted=targeted)
+    options = {"step_size": step, "database": known, "targeted": targeted, "sharpness": SHARPNESS}
+    attack = SDHA(0.2, 10, optimizer=optimizer, **options)
     y = (Y + 1) % CLASSES if targeted else Y.clone()
     signs = known.codes.signs().double()
     if not several and not targeted:
@@ -135,11 +138,41 @@ def test_sdha_is_its_formula(optimizer, targeted, several):
         else:
             codes = [r for r, z in zip(signs, known.labels, strict=True) if z == y[i]]
         codes = codes or [MODEL(X[i : i + 1])[0].sign()]
+        if optimizer == "sign":  # the ball alone limits the change
+            change = torch.zeros_like(change)
         return sdha_loss(torch.tanh(alpha * h), codes, change, targeted)
 
     points = attack(MODEL, X, labels)
     torch.testing.assert_close(points, written_out(attack, X, loss), rtol=1e-9, atol=1e-12)
     assert not torch.equal(points, X)
+
+
+def test_the_anchor_is_a_vote_for_and_against():
+    attack = Anchor(0.1, database=database(MODEL))
+    known = torch.tensor([[1.0, 1, -1, 1], [1, -1, -1, -1], [1, 1, 1, 1]])
+    wanted = torch.tensor([[1.0, 1, 0], [0, 0, 0]])
+    own = torch.tensor([[1.0, 1, 1, 1], [-1, 1, -1, 1]])
+    # of those to be found (1, 0, -1, 0), of the other (1, 1, 1, 1): votes (0, -1, -2, -1)
+    expected = torch.tensor([[1.0, -1, -1, -1], [-1, 1, -1, 1]])
+    assert torch.equal(attack.anchor(known, wanted, own), expected)
+
+
+@pytest.mark.parametrize("targeted", [False, True], ids=["away", "targeted"])
+def test_anchor_is_its_formula(targeted):
+    known = database(MODEL)
+    attack = Anchor(0.2, 10, database=known, targeted=targeted)
+    y = (Y + 1) % CLASSES if targeted else Y
+    signs = known.codes.signs().double()
+
+    def loss(i: int, h: Tensor, change: Tensor, alpha: float) -> Tensor:
+        near = torch.stack([r for r, z in zip(signs, known.labels, strict=True) if z == y[i]])
+        far = torch.stack([r for r, z in zip(signs, known.labels, strict=True) if z != y[i]])
+        votes = near.mean(0) - far.mean(0)
+        anchor = torch.where(votes >= 0, 1.0, -1.0).double()
+        return (torch.tanh(alpha * h) * anchor).mean() * (-1 if targeted else 1)
+
+    points = attack(MODEL, X, y)
+    torch.testing.assert_close(points, written_out(attack, X, loss), rtol=1e-9, atol=1e-12)
 
 
 def test_bits_that_are_safely_turned_get_no_gradient():
@@ -158,6 +191,8 @@ EVERY = {
     "hag l2": HAG(0.6, 12, norm="l2"),
     "hag sgd": HAG(0.15, 12, optimizer="sgd"),
     "hag adam": HAG(0.15, 12, optimizer="adam"),
+    "anchor": Anchor(0.15, 12, database=KNOWN),
+    "anchor targeted l2": Anchor(0.6, 12, norm="l2", database=KNOWN, targeted=True),
     "sdha": SDHA(0.15, 12, database=KNOWN),
     "sdha sgd": SDHA(0.15, 12, optimizer="sgd", database=KNOWN),
     "sdha adam l2": SDHA(0.6, 12, norm="l2", optimizer="adam", database=KNOWN),

@@ -84,7 +84,9 @@ def nets(*pairs):
     [
         (nets((0.9, 0.1), (0.8, 0.1), (0.9, 0.2)), [FAITHFUL] * 3, "masked"),
         (nets((0.16, 0.1), (0.17, 0.1), (0.16, 0.1)), [FAITHFUL] * 3, "masked"),
-        (nets((0.14, 0.1), (0.15, 0.1), (0.14, 0.1)), [FAITHFUL] * 3, "faithful"),
+        (nets((0.14, 0.1), (0.15, 0.1), (0.14, 0.1)), [FAITHFUL] * 3, "undecided"),  # 2.9 to 5.8
+        (nets((0.12, 0.1), (0.11, 0.1), (0.12, 0.1)), [FAITHFUL] * 3, "faithful"),
+        (nets((0.1, 0.6), (0.1, 0.6), (0.1, 0.7)), [FAITHFUL] * 3, "suspect"),
         (nets((0.5, 0.1), (0.1, 0.1), (0.1, 0.1)), [FAITHFUL] * 3, "undecided"),
         (nets((0.5, 0.1), (0.2, 0.1)), [FAITHFUL] * 2, "undecided"),
         (nets((0.9, 0.1, 0.7, 0.9)), [FAITHFUL], "masked"),
@@ -94,6 +96,22 @@ def nets(*pairs):
 )
 def test_verdicts(gaps, audits, word):
     assert robustness_verdict.verdict(gaps, audits).word == word
+
+
+def test_the_words_of_the_nets_count():
+    same = nets((0.1, 0.1), (0.1, 0.1), (0.1, 0.1))
+    for word in ("suspect", "undecided"):
+        found = robust_stats.verdict(same, [FAITHFUL] * 3, [word, word, "faithful"])
+        assert found.word == word and "in 2 of 3 nets" in found.reasons[0]
+        few = robust_stats.verdict(same, [FAITHFUL] * 3, [word, "faithful", "faithful"])
+        assert few.word == "faithful"
+
+
+def test_gaps_are_corrected_over_radii():
+    pair = nets((0.20, 0.1), (0.23, 0.1), (0.32, 0.1))[0.1]  # 15 points, p = 0.053
+    wide = nets((0.21, 0.1), (0.23, 0.1), (0.30, 0.1))[0.1]  # 14.7 points, p = 0.033
+    assert robust_stats.verdict({0.1: wide}, [FAITHFUL] * 3).word == "masked"
+    assert robust_stats.verdict({0.1: wide, 0.2: pair}, [FAITHFUL] * 3).word == "undecided"
 
 
 def test_any_radius_masks_and_the_largest_gap_is_told():

@@ -20,6 +20,7 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.storage import records
 from apical.bench.training import loop
+from apical.retrieval.attacks.attack import SHARPNESS
 
 pytestmark = pytest.mark.filterwarnings("ignore::apical.retrieval.ConstantBitWarning")
 QUIET = Execution(quiet=True)
@@ -110,8 +111,12 @@ def test_a_trial_is_the_attack_of_the_library(nets: dict[str, retrieval.Searched
     assert bool((asked.targets != asked.y).all())
     for step, attack, gradient in [
         (("HAG", "plain", "own", 0.1), hashing.HAG(0.1, 3, sharpness=(1.0,)), "own"),
-        (("HAG", "rising", "exact", 0.1), hashing.HAG(0.1, 3), "exact"),
-        (("SDHA", "rising", "own", 0.1), hashing.SDHA(0.1, 3, database=net.known(50)), "own"),
+        (("HAG", "rising", "exact", 0.1), hashing.HAG(0.1, 3, sharpness=SHARPNESS), "exact"),
+        (
+            ("SDHA", "rising", "own", 0.1),
+            hashing.SDHA(0.1, 3, database=net.known(50), sharpness=SHARPNESS),
+            "own",
+        ),
     ]:
         x = attack(net.net.model, asked.x, asked.y, gradient=gradient)
         found = trials.points(net, evaluation.Step(*step), asked, SMALL, {})

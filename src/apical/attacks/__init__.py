@@ -9,7 +9,7 @@ from apical.attacks.apgd import APGD
 from apical.attacks.audit import Audit, audit
 from apical.attacks.base import Attack
 from apical.attacks.evaluation import Effort, RobustReport, robust_report
-from apical.attacks.flips import Flips, RandomFlips
+from apical.attacks.flips import Flips, GreedyFlips, RandomFlips
 from apical.attacks.names import SOURCES, source
 from apical.attacks.noise import Noise
 from apical.attacks.normalised import Normalised
@@ -50,6 +50,7 @@ __all__ = [
     "FiniteDifference",
     "Flips",
     "From",
+    "GreedyFlips",
     "NoGradient",
     "NoGradientWarning",
     "Noise",
@@ -77,6 +78,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "few-pixel": FewPixel,
     "fgsm": FGSM,
     "flips": Flips,
+    "greedy-flips": GreedyFlips,
     "noise": Noise,
     "pgd": PGD,
     "plugin": Plugin,

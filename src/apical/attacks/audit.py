@@ -7,8 +7,8 @@ Checks for zero gradients or random scores do not see that; differences of the l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from apical.attacks import checks, slopes
-from apical.attacks.ball import Ball, lengths
-from apical.attacks.isolation import undisturbed
+from apical.attacks.ball import Ball
+from apical.attacks.isolation import restart, undisturbed
 from apical.attacks.losses import FEWEST_CLASSES, against
 from apical.attacks.names import source as named_source
+from apical.attacks.scores import Expectation, adapted
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
 from apical.measure import statistics
 
-Word = Literal["faithful", "masked", "random", "vanishing"]
+Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
+"""What a gradient is called. The audit alone does not say suspect: that takes attacks."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,20 @@ class Limits:
     """Where the verdict turns.
 
     rising: least share of examples whose loss a step along the gradient raises (chance gives half).
-    cosine: least median cosine to the exact gradient. agreement: least mean cosine to finite
-    differences, lower as differences of a quantised net are coarse. zero: largest share of
-    examples without a gradient. repeat: least cosine of two answers to the same question.
+    cosine: least median cosine to the exact gradient, below which it is masked; alike: from which
+    attacks by it are as strong. Between the two attacks decide. agreement: least mean cosine to
+    finite differences, lower as differences of a quantised net are coarse. zero: largest share of
+    examples without a gradient. repeat: least cosine of two answers to the same question;
+    averaged: the same for a mean over random passes.
     """
 
     rising: float = 0.75
     cosine: float = 0.9
+    alike: float = 0.99
     agreement: float = 0.5
     zero: float = 0.1
     repeat: float = 0.99
+    averaged: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class Audit:
 
     Attributes:
         verdict: "faithful"; "masked": not zero, but it does not point up the loss; "vanishing":
-            zero for many examples; "random": it differs from one time to the next.
+            zero for many examples; "random": it differs from one time to the next; "undecided": it
+            points up the loss, but not quite where the exact one does, so attacks decide. In a
+            report it is the word of the report, where also checks of the attacks count.
         reasons: sentences, also those that alone would not have decided.
         rising: share of examples (of those with a gradient) whose loss the smallest step that
             moves it raises; rising_low, rising_high: its Wilson interval. The loss of a spiking net
@@ -94,7 +102,7 @@ class Audit:
 
 def audit(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Mapping[str, Tensor],
     y: Tensor,
     *,
     gradient: str | Source = "own",
@@ -120,21 +128,27 @@ def audit(
     if directions < 1:
         raise ValueError(f"audit: directions={directions} must be at least 1")
     chosen, limits = named_source(gradient), limits or Limits()
+    model, x = adapted(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoGradientWarning)  # it is what we look for
         with chosen.open(model) as oracle, undisturbed(model, *oracle.others, seed=seed):
-            x, y = x.detach().clone(), y.detach().clone().to(torch.int64)
+            x, y = x.clone(), y.detach().clone().to(torch.int64)
             checks.check_mode(model, random_allowed=True)
             checks.check_inputs(x, Ball(0.0, "linf", *bounds))
             if not len(x):
                 raise ValueError("audit: no examples were given")
+            x = x.clamp(*bounds)  # by rounding they may be outside
             classes = checks.check_repeats(model, x, random_allowed=True)
             checks.check_labels(y, len(x), classes)
             name = loss or ("dlr" if classes >= FEWEST_CLASSES["dlr"] else "margin")
+            restart(oracle.model, seed)
             answer = oracle.ask(x, y, against(y, name))
             sloping = partial(slopes.measure, bounds=bounds, directions=directions, seed=seed)
             measured = _measured(oracle, answer.gradient, x, y, name, sloping)
+            restart(model, seed)  # a random model is to take the same chances
             exact = _exact(model, x, y, name)
+    if isinstance(model, Expectation):
+        limits = replace(limits, repeat=limits.averaged)
     return _judged(measured | {"source": str(chosen), "loss": name}, answer.gradient, exact, limits)
 
 
@@ -151,7 +165,7 @@ def _measured(
     shares = {name: _zero(gradient[varies]), "ce": _zero(entropy.gradient)}
     worst = max(shares, key=lambda key: shares[key])
     again = oracle.ask(x, y, against(y, name))
-    sized = (lengths(gradient) > 0) & (lengths(again.gradient) > 0)
+    sized = slopes.pointing(gradient) & slopes.pointing(again.gradient)
     scores = [oracle.scores(x) for _ in range(2)]
     found = sloping(oracle.model, gradient, x, y, name)
     some = len(found.rising) > 0
@@ -170,8 +184,12 @@ def _measured(
         "zero_loss": worst,
         "saturated": (entropy.losses == 0).double().mean().item(),
         "largest_score": entropy.scores.abs().amax(1).median().item(),
-        "repeat": _cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
-        "steady": torch.equal(*scores),
+        "repeat": slopes.cosines(gradient, again.gradient)[sized].mean().item()
+        if sized.any()
+        else None,
+        "steady": isinstance(oracle.model, Expectation)
+        or not checks.differ(*scores, checks.tolerance(oracle.model, x)),
+        "vanished": shares[name],
     }
 
 
@@ -181,11 +199,12 @@ def _exact(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Tensor:
 
 
 def _judged(measured: dict[str, object], gradient: Tensor, exact: Tensor, limits: Limits) -> Audit:
-    both = (lengths(gradient) > 0) & (lengths(exact) > 0)
-    cosine = _cosines(gradient, exact)[both].median().item() if both.any() else None
+    both = slopes.pointing(gradient) & slopes.pointing(exact)
+    cosine = slopes.cosines(gradient, exact)[both].median().item() if both.any() else None
     found = dict(measured)
     steady = found.pop("steady")
     verdict, reasons = _verdict(found | {"cosine": cosine}, bool(steady), limits)
+    del found["vanished"]
     rising = found["rising"]
     misleading = isinstance(rising, float) and rising < limits.rising
     return Audit(
@@ -204,7 +223,7 @@ def _verdict(
         value = found[key]
         return isinstance(value, float) and value < limit
 
-    reasons: dict[str, list[str]] = {"random": [], "masked": [], "vanishing": []}
+    reasons: dict[str, list[str]] = {"random": [], "masked": [], "vanishing": [], "undecided": []}
     if not steady:
         reasons["random"].append("two forward passes on the same inputs differ")
     if below("repeat", limits.repeat):
@@ -225,19 +244,34 @@ def _verdict(
         reasons["masked"].append(
             f"its cosine to finite differences of the loss is {found['agreement']:.2f}"
         )
-    zero = found["zero"]
-    assert isinstance(zero, float)
-    if zero > limits.zero:
+    vanished, zero = found["vanished"], found["zero"]
+    assert isinstance(vanished, float) and isinstance(zero, float)
+    if vanished > limits.zero:
         reasons["vanishing"].append(
-            f"the gradient of the {found['zero_loss']} loss is exactly zero for {zero:.0%} of the"
-            f" examples (median largest score {found['largest_score']:.3g})"
+            f"the gradient of the {found['loss']} loss is exactly zero for {vanished:.0%} of the"
+            " examples"
+        )
+    elif not reasons["masked"] and below("cosine", limits.alike):
+        reasons["undecided"].append(
+            f"it points up the loss, but its cosine to the exact gradient is {found['cosine']:.2f}:"
+            " attacks decide whether that matters"
+        )
+    unmeasured = [key for key in ("rising", "cosine", "agreement") if found[key] is None]
+    if unmeasured and not reasons["vanishing"]:
+        reasons["undecided"].append(f"nothing was measured of {', '.join(unmeasured)}")
+    finding = ()
+    if zero > limits.zero and found["zero_loss"] == "ce":
+        finding = (
+            f"the cross entropy saturates: the gradient of the ce loss is exactly zero for"
+            f" {zero:.0%} of the examples (median largest score {found['largest_score']:.3g});"
+            " attack with dlr or margin",
         )
     every = tuple(reason for group in reasons.values() for reason in group)
-    order: tuple[Word, ...] = ("random", "masked", "vanishing")
+    order: tuple[Word, ...] = ("random", "masked", "vanishing", "undecided")
     verdict: Word = next((word for word in order if reasons[word]), "faithful")
     if verdict == "faithful":
         every = ("steps along the gradient raise the loss, and it agrees with the exact one",)
-    return verdict, every
+    return verdict, (*every, *finding)
 
 
 def _varies(scores: Tensor, y: Tensor, loss: str) -> Tensor:
@@ -250,8 +284,4 @@ def _varies(scores: Tensor, y: Tensor, loss: str) -> Tensor:
 def _zero(gradient: Tensor) -> float:
     if not len(gradient):
         return 0.0
-    return (gradient.flatten(1).abs().amax(1) == 0).double().mean().item()
-
-
-def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), eps=1e-30)
+    return 1 - slopes.pointing(gradient).double().mean().item()

@@ -13,9 +13,21 @@ Norm = Literal["linf", "l2"]
 Threat = Literal["linf", "l2", "flips"]
 """What may change: a norm and its radius, or how many values are flipped from 0 to 1 or back."""
 
+_SPELLINGS = {"Linf": "linf", "L2": "l2", "inf": "linf", "Inf": "linf", "2": "l2"}
+
 SLACK = 1e-5
-"""What rounding may add to a radius, as a share of the radius and of the input range."""
-_TINY = 1e-12  # keeps the direction of a zero vector finite
+"""What rounding may add to a radius, as a share of the radius."""
+ROUNDING = 8
+"""What rounding may add to a coordinate, in units of the last place of the largest input."""
+
+
+def standard_norm(name: str) -> str:
+    """A norm as we spell it, from the spellings of other libraries; other words stay as they are.
+
+    >>> standard_norm("Linf")
+    'linf'
+    """
+    return _SPELLINGS.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,16 @@ class Ball:
         """Which examples have left the ball or the range, or hold values that are not finite."""
         if not len(x):
             return torch.zeros(0, dtype=torch.bool, device=x.device)
-        change = (point - x).double().flatten(1)
+        change = (point.double() - x.double()).flatten(1)
         size = change.abs().amax(1) if self.norm == "linf" else change.norm(dim=1)
-        room = SLACK * (self.high - self.low)
+        room = self.rounding(x) * (1 if self.norm == "linf" else change.shape[1] ** 0.5)
         inside = (point.flatten(1) >= self.low - room) & (point.flatten(1) <= self.high + room)
         return ~((size <= self.eps * (1 + SLACK) + room) & inside.all(1))
+
+    def rounding(self, x: Tensor) -> float:
+        """What an input may lie outside the range, or a point outside the ball, by rounding."""
+        digits = torch.finfo(x.dtype).eps
+        return ROUNDING * digits * max(abs(self.low), abs(self.high))
 
     def diameter(self, x: Tensor) -> float:
         """Largest distance between two points of the range: no sensible radius is above it."""
@@ -119,9 +136,25 @@ def lengths(change: Tensor) -> Tensor:
 
 
 def unit(change: Tensor, norm: Norm) -> Tensor:
-    """Each example divided by its norm; zero stays zero."""
+    """Each example divided by its norm, whatever its size; zero stays zero.
+
+    The power of two of the largest entry is divided out first, which is exact: the squares of small
+    entries do not underflow, and a gradient times a power of two gives the same bits.
+    """
+    change = scaled(change)
     size = change.flatten(1).abs().amax(1) if norm == "linf" else lengths(change)
-    return change / (per_example(size, change) + _TINY)
+    return change / per_example(size.where(size > 0, torch.ones_like(size)), change)
+
+
+def scaled(change: Tensor) -> Tensor:
+    """Each example divided by a power of two, so that its largest entry is in [1, 2); zero stays
+    zero."""
+    largest = (
+        change.flatten(1).abs().amax(1) if change[:1].numel() else change.new_ones(len(change))
+    )
+    largest = largest.where(largest > 0, torch.ones_like(largest))
+    power = largest / (2 * torch.frexp(largest).mantissa)
+    return change / per_example(power, change)
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from apical.attacks import checks
-from apical.attacks.ball import Ball, Norm
+from apical.attacks.ball import Ball, Norm, standard_norm
 from apical.attacks.isolation import undisturbed
 from apical.attacks.names import source as named_source
+from apical.attacks.scores import FEW, adapted
 from apical.attacks.sources import Averaged, Oracle, Source
 from apical.names import check_literals
 
@@ -34,6 +36,8 @@ class Attack(abc.ABC):
     uses_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if isinstance(given := getattr(self, "norm", None), str):
+            object.__setattr__(self, "norm", standard_norm(given))
         check_literals(self, self.name)
         low, high = self.bounds
         if not low < high:
@@ -70,26 +74,58 @@ class Attack(abc.ABC):
         """The adversarial inputs; everything was checked, and the source is open."""
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, gradient: str | Source | None = None
-    ) -> Tensor:
+        self,
+        model: nn.Module,
+        x: Tensor | Mapping[str, Tensor],
+        y: Tensor,
+        *,
+        gradient: str | Source | None = None,
+    ) -> Any:
         """Adversarial inputs for a model in eval mode. The model is left as it was.
 
         Args:
+            model: returns scores (N, classes), or an object or mapping that holds them as `logits`.
+            x: inputs, or a mapping that holds them alone, as `{"pixel_values": x}`; then the
+                points come in such a mapping.
             gradient: the source of gradients, or its name: "exact" (default), "own",
                 "own-averaged:10", "rule:fa", "finite-difference", "none".
 
+        In half precision balls are kept in float32, and the points are rounded at the end, by which
+        they may leave the ball by a unit in the last place.
+
         Shapes: x (N, ...) within `bounds`, y (N,) class numbers -> as x.
-        Raises: ValueError for a model in training mode or with random scores (see `EOT`), inputs
-            outside the range, labels that do not fit, a source that does not fit.
+        Raises: ValueError for a model in training mode, with random scores (see `EOT`), or whose
+            scores depend on the batch; inputs outside the range, labels that do not fit, a source
+            that does not fit.
         """
         checks.check_model(model)
         chosen = self.source(gradient)
-        x, y = x.detach(), y.detach()
-        with chosen.open(model) as oracle, undisturbed(model, *oracle.others, seed=self.seed):
+        scoring, inputs = adapted(model, x)
+        points = self.made(scoring, inputs, y.detach(), chosen)
+        if isinstance(x, Mapping):
+            return {name: points.to(given.dtype) for name, given in x.items()}
+        return points.to(x.dtype)
+
+    def made(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        source: Source,
+        *,
+        classes: int | None = None,
+    ) -> Tensor:
+        """The points, for a model from float32 inputs to scores.
+
+        Args: classes: of the model, if it was examined on these inputs before; then two of its
+            passes are not compared again.
+        """
+        with source.open(model) as oracle, undisturbed(model, *oracle.others, seed=self.seed):
             x, y = x.clone(), y.clone()  # no inference tensors
-            self._check(oracle, x, y, isinstance(chosen, Averaged))
+            self._check(oracle, x, y, isinstance(source, Averaged), classes)
             if not len(x) or (self.ball is not None and self.ball.eps == 0):
                 return x
+            x = x.clamp(*self.bounds)  # by rounding they may be outside
             return self.perturb(oracle, x, y.to(x.device, torch.int64)).detach()
 
     def source(self, gradient: str | Source | None) -> Source:
@@ -113,9 +149,12 @@ class Attack(abc.ABC):
         """The attack's own generator, on the CPU, from its seed."""
         return torch.Generator().manual_seed(self.seed)
 
-    def _check(self, oracle: Oracle, x: Tensor, y: Tensor, random_allowed: bool) -> None:
+    def _check(
+        self, oracle: Oracle, x: Tensor, y: Tensor, random_allowed: bool, classes: int | None
+    ) -> None:
         ball = self.ball or Ball(0.0, "linf", *self.bounds)
-        checks.check_mode(oracle.model, random_allowed=random_allowed)
+        if classes is None:
+            checks.check_mode(oracle.model, random_allowed=random_allowed)
         checks.check_inputs(x, ball)
         if ball.norm == "l2" and len(x) and ball.eps > ball.diameter(x):
             raise ValueError(
@@ -124,12 +163,13 @@ class Attack(abc.ABC):
             )
         if not len(x):
             return
-        classes = checks.check_repeats(oracle.model, x, random_allowed=random_allowed)
+        if classes is None:
+            classes = checks.check_repeats(oracle.model, x, random_allowed=random_allowed)
         self.check_labels(y, len(x), classes)
         self.check_classes(classes)
         for other in oracle.others:
             checks.check_mode(other, random_allowed=random_allowed)
-            given = checks.check_repeats(other, x, random_allowed=True)
+            given = checks.check_repeats(other, x[:FEW], random_allowed=True)
             if given != classes:
                 raise ValueError(
                     f"the model that gives the gradient has {given} classes, the attacked one"

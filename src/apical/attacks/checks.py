@@ -8,9 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from apical.attacks.ball import Ball
+from apical.attacks.scores import precision
 from apical.core.converted import feedback_modules
 
-_COMPARED = 8  # examples on which two forward passes are compared
+BATCH = 256  # examples that are passed together where scores are compared
+ROUNDED = 1e-4  # of the largest score, by which passes may differ that sum in another order
 
 
 def check_model(model: object) -> None:
@@ -50,13 +52,19 @@ def check_inputs(x: Tensor, ball: Ball) -> None:
     if not x.numel():
         return
     least, most = x.min().item(), x.max().item()
-    low, high = torch.tensor([ball.low, ball.high], dtype=x.dtype).tolist()  # rounded as x is
-    if not (least >= low and most <= high):
+    room = ball.rounding(x)
+    if not (least >= ball.low - room and most <= ball.high + room):
         raise ValueError(
             f"inputs between {least:.4g} and {most:.4g} are outside the stated range"
             f" [{ball.low:g}, {ball.high:g}]. Put the normalisation into the model"
             " (attacks.Normalised(model, mean, std)), or state the range: bounds=(low, high)"
         )
+
+
+def check_batch_size(owner: str, batch_size: int) -> None:
+    """Raises: ValueError unless it is a whole number of at least 1."""
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"{owner}: batch_size={batch_size!r} must be a whole number of at least 1")
 
 
 def check_labels(y: Tensor, examples: int, classes: int) -> None:
@@ -100,15 +108,40 @@ def check_scores(scores: Tensor, examples: int) -> int:
 def check_repeats(model: nn.Module, x: Tensor, *, random_allowed: bool) -> int:
     """The number of classes.
 
-    Raises: ValueError if two forward passes differ, unless chance is meant to be part of it.
+    Raises: ValueError if two forward passes differ by more than rounding, unless chance is meant to
+        be part of it; or if an example's scores depend on the examples beside it.
     """
-    few = x[:_COMPARED]
     with torch.no_grad():
-        scores = model(few)
-        classes = check_scores(scores, len(few))
-        if not random_allowed and not torch.equal(scores, model(few)):
+        parts = x.split(BATCH)
+        scores = [model(part) for part in parts]
+        classes = [check_scores(each, len(part)) for each, part in zip(scores, parts, strict=True)]
+        if random_allowed:
+            return classes[0]
+        room = tolerance(model, x)
+        if any(differ(a, model(part), room) for a, part in zip(scores, parts, strict=True)):
             raise ValueError(
                 "two forward passes of the model on the same inputs differ, so one gradient says"
-                " little; wrap the attack: attacks.EOT(attack, samples=...)"
+                " little; average over its chance: attacks.EOT(attack, samples=...) around an"
+                " attack, robust_report(..., samples=...) for a report"
             )
-    return classes
+        few = -(-len(parts[0]) // 2)
+        if few < len(parts[0]) and differ(scores[0][:few], model(parts[0][:few]), room):
+            raise ValueError(
+                f"the model's scores of an example depend on the other examples: those of the"
+                f" first {few} change when the batch has {len(parts[0])}. Attacks choose their own"
+                " batches; make the model independent of them (batch statistics in eval mode, or a"
+                " mean over the batch inside forward?)"
+            )
+    return classes[0]
+
+
+def tolerance(model: nn.Module, x: Tensor) -> float:
+    """The relative difference of two passes that may be rounding; in half precision 8 units of the
+    last place, since every layer rounds by half of one."""
+    return max(ROUNDED, 8 * precision(model, x))
+
+
+def differ(a: Tensor, b: Tensor, room: float) -> bool:
+    """Whether two sets of scores differ by more than rounding."""
+    largest = torch.maximum(a.abs().amax(), b.abs().amax())
+    return bool(((a - b).abs() > room * largest).any())

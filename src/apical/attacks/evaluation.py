@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from apical.attacks import checks as input_checks
 from apical.attacks import sanity, schedule, twins
-from apical.attacks.audit import Audit, Word, audit
-from apical.attacks.ball import Ball, FewFlips, FewPixels, Threat
+from apical.attacks.audit import Audit, audit
+from apical.attacks.ball import Ball, FewFlips, FewPixels, Threat, standard_norm
 from apical.attacks.base import Attack
 from apical.attacks.flips import check_binary
 from apical.attacks.isolation import undisturbed
@@ -19,7 +21,9 @@ from apical.attacks.losses import broken
 from apical.attacks.protocols import Protocol
 from apical.attacks.sanity import Check, Gap
 from apical.attacks.schedule import Effort, Setting
+from apical.attacks.scores import Expectation, adapted
 from apical.attacks.trials import Step, Trial, run
+from apical.attacks.verdict import Word, verdict
 from apical.core.convert import feedback_modules
 from apical.measure import statistics
 
@@ -47,9 +51,8 @@ class RobustReport:
     """Plain data. Accuracies are fractions of all examples, those misclassified from the start
     included.
 
-    Attributes: verdict: "masked" if own minus exact robust accuracy is above 5 points with an
-        interval that excludes 0, or if a step along the own gradient does not raise the loss;
-        "vanishing" and "random" as the audit found; else "faithful".
+    Attributes: verdict: one word for the own gradient, as `attacks.verdict` defines it; the audit
+        carries the same one. reasons: the evidence.
     """
 
     norm: Threat
@@ -97,10 +100,10 @@ class RobustReport:
 
 def robust_report(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Mapping[str, Tensor],
     y: Tensor,
     *,
-    eps: Sequence[float],
+    eps: float | Sequence[float],
     norm: Threat = "linf",
     effort: Effort | None = None,
     rules: Sequence[str] = (),
@@ -108,6 +111,7 @@ def robust_report(
     extra: Callable[[float], Sequence[Attack]] | None = None,
     protocol: Protocol | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
+    samples: int = 1,
     batch_size: int = 256,
     seed: int = 0,
     finished: Iterable[Trial] = (),
@@ -119,23 +123,52 @@ def robust_report(
     that nothing has broken yet, at this radius or a smaller one.
 
     Args:
-        eps: radii above 0, in the unit of the inputs (the normalisation belongs into the model).
-        norm: "linf", "l2"; or "flips" for binary events, of which eps counts those that may flip.
+        model: returns scores (N, classes), or an object or mapping that holds them as `logits`.
+        x: inputs, or a mapping that holds them alone, as `{"pixel_values": x}`.
+        eps: radius or radii above 0, in the unit of the inputs (the normalisation belongs into the
+            model).
+        norm: "linf", "l2" (also spelt "Linf", "L2"); or "flips" for binary events, of which eps
+            counts those that may flip.
         rules: further rules whose backward pass is tried on these weights, by name.
         surrogates: name -> other model with the same classes, to transfer from; a net trained by
             backprop from the same start is the strongest.
         extra: from a radius to further attacks, run on what is left.
         protocol: attacks of an earlier study ("linf" only), run beside.
+        samples: forward passes whose mean scores count, for models with random scores: attacks
+            follow the mean, and the mean is judged; at least 1.
+        batch_size: examples attacked together, at least 1.
         finished: trials of an interrupted report on the same model and data; they are not repeated.
         on_trial: called after each trial with it, its number, and how many there are.
 
     Shapes: x (N, ...) within `bounds`, y (N,).
-    Raises: ValueError as attacks do; models with random scores are refused.
+    Raises: ValueError as attacks do; models with random scores are refused without `samples`.
+    Warns: if the clean accuracy is no better than chance.
     """
-    x, y = x.detach(), y.detach()
+    input_checks.check_model(model)
+    input_checks.check_batch_size("robust_report", batch_size)
+    if samples < 1:
+        raise ValueError(f"robust_report: samples={samples} must be at least 1")
+    norm = cast(Threat, standard_norm(norm))
+    if norm not in get_args(Threat):
+        raise ValueError(
+            f"robust_report: norm={norm!r} is not one of {', '.join(map(repr, get_args(Threat)))}"
+        )
+    eps = [eps] if isinstance(eps, int | float) else eps
+    model, x = adapted(model, x)
+    y = y.detach()
+    surrogates = {name: adapted(other, x)[0] for name, other in (surrogates or {}).items()}
+    if samples > 1:
+        model = Expectation(model, samples)
     if norm == "flips":
         check_binary("robust_report", x, bounds)
-    clean, classes = _clean(model, x, y, bounds)
+    clean, classes = _clean(model, x, y, bounds, random_allowed=samples > 1)
+    if sum(clean) <= len(clean) / classes:
+        warnings.warn(
+            f"robust_report: the model is right on {int(sum(clean))} of {len(clean)} clean"
+            f" examples, no better than chance with {classes} classes: are labels, their order or"
+            " the normalisation those it was trained with?",
+            stacklevel=2,
+        )
     budgets = _budgets(eps, norm, bounds)
     if protocol and norm != "linf":
         raise ValueError(f"robust_report: the protocol's attacks are 'linf', not norm={norm!r}")
@@ -149,28 +182,39 @@ def robust_report(
         any(True for _ in feedback_modules(model)),
         twins.random_feedback(model),
         tuple(rules),
-        surrogates or {},
+        surrogates,
         extra,
         protocol,
+        samples > 1,
     )
     planned = schedule.planned(budgets, setting, x[0].numel())
     known, trials = {trial.key: trial for trial in finished}, []
     standing = clean.clone()
-    for number, step in enumerate(planned, 1):
+    for number, step in enumerate(planned, 1):  # grows where steps are doubled once more
         rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
         ball = _allowed(step, norm, bounds)
         trial = known.get(step.key) or run(
-            step, model, x, y, rows.to(x.device), ball, batch_size=batch_size
+            step,
+            model,
+            x,
+            y,
+            rows.to(x.device),
+            ball,
+            batch_size=batch_size,
+            classes=classes,
         )
         trials.append(trial)
         if _counts(trial):
             standing &= ~torch.tensor(trial.broken)
+        if longer := schedule.escalated(step, trial):
+            planned.insert(number, longer)
         if on_trial:
             on_trial(trial, number, len(planned))
     if not setting.has_feedback:
         trials += _own_of_a_plain_model(trials)
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
-    return _concluded(norm, classes, tuple(clean.tolist()), trials, budgets, found)
+    right = tuple(clean.tolist())
+    return _concluded(norm, classes, right, trials, budgets, found, setting.has_feedback)
 
 
 def _allowed(step: Step, norm: Threat, bounds: tuple[float, float]) -> Ball | FewFlips | FewPixels:
@@ -181,16 +225,20 @@ def _allowed(step: Step, norm: Threat, bounds: tuple[float, float]) -> Ball | Fe
 
 
 def _clean(
-    model: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float]
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    bounds: tuple[float, float],
+    *,
+    random_allowed: bool,
 ) -> tuple[Tensor, int]:
     """Which examples are right, on the CPU, and the number of classes; after all checks."""
-    input_checks.check_model(model)
     with undisturbed(model), torch.no_grad():
-        input_checks.check_mode(model, random_allowed=False)
+        input_checks.check_mode(model, random_allowed=random_allowed)
         input_checks.check_inputs(x, Ball(0.0, "linf", *bounds))
         if not len(x):
             raise ValueError("robust_report: no examples were given")
-        classes = input_checks.check_repeats(model, x, random_allowed=False)
+        classes = input_checks.check_repeats(model, x, random_allowed=random_allowed)
         input_checks.check_labels(y, len(x), classes)
         wrong = [broken(model(a), b) for a, b in zip(x.split(256), y.split(256), strict=True)]
     return ~torch.cat(wrong).cpu(), classes
@@ -231,9 +279,17 @@ def _concluded(
     trials: Sequence[Trial],
     budgets: Sequence[float],
     found: Audit,
+    has_feedback: bool,
 ) -> RobustReport:
     gaps = tuple(sanity.gap(trials, clean, e) for e in budgets)
-    verdict, reasons = _verdict(gaps, found)
+    held = sanity.checks(trials, clean, budgets, classes)
+    word, reasons = verdict(
+        gaps,
+        held,
+        found,
+        has_feedback=has_feedback,
+        above_chance=sum(clean) > len(clean) / classes,
+    )
     return RobustReport(
         norm,
         classes,
@@ -241,9 +297,9 @@ def _concluded(
         tuple(trials),
         tuple(_worst(trials, clean, e) for e in budgets),
         gaps,
-        sanity.checks(trials, clean, budgets, classes),
-        found,
-        verdict,
+        held,
+        replace(found, verdict=word),  # one gradient has one word
+        word,
         reasons,
     )
 
@@ -254,24 +310,6 @@ def _worst(trials: Sequence[Trial], clean: tuple[bool, ...], eps: float) -> Wors
     robust = sanity.together(inside, clean)
     low, high = statistics.wilson(sum(robust), len(robust))
     return Worst(eps, robust, sum(robust) / len(robust), low, high)
-
-
-def _verdict(gaps: Sequence[Gap], found: Audit) -> tuple[Word, tuple[str, ...]]:
-    masked = [
-        f"at eps {g.eps:.4g} the own gradient leaves {g.own:.1%} standing, the exact one"
-        f" {g.exact:.1%} ({100 * g.mean:.1f} points apart, interval {100 * g.low:.1f} to"
-        f" {100 * g.high:.1f})"
-        for g in gaps
-        if g.masked
-    ]
-    if found.misleading:
-        masked += [reason for reason in found.reasons if "raises the loss" in reason]
-    if masked:
-        return "masked", tuple(masked)
-    if found.verdict in ("vanishing", "random"):
-        return found.verdict, found.reasons
-    most = max(100 * gap.mean for gap in gaps)
-    return "faithful", (f"own minus exact robust accuracy is at most {most:.1f} points",)
 
 
 __all__ = ["Check", "Effort", "Gap", "RobustReport", "Step", "Trial", "Worst", "robust_report"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from apical.attacks.losses import (
     LossName,
     against,
     broken,
+    margin,
 )
 from apical.attacks.sources import Oracle
 
@@ -30,6 +32,9 @@ class Flips(Attack):
             value is flipped twice.
         loss: "ce", "dlr" or "margin".
         stop_when_broken: of several rounds, leave an example alone once it is misclassified.
+        finish: how many candidates the last flip is chosen from by forward passes, those of the
+            largest gain; 0 trusts the gradient. A gradient says what an infinitely small change
+            does, and a flip is a large one.
 
     Shapes: inputs (N, ...) of zeros and ones.
     Raises: ValueError for inputs that are not binary, or more flips than values.
@@ -40,9 +45,12 @@ class Flips(Attack):
     steps: int = 1
     loss: LossName = "ce"
     stop_when_broken: bool = True
+    finish: int = 0
 
     def validate(self) -> None:
         _check_count(self, self.count)
+        if self.finish < 0:
+            raise ValueError(f"{self.name}: finish={self.finish} must be at least 0")
         if not 1 <= self.steps <= self.count:
             raise ValueError(
                 f"{self.name}: steps={self.steps} must be from 1 to count={self.count}"
@@ -54,7 +62,7 @@ class Flips(Attack):
 
     @property
     def label(self) -> str:
-        return f"Flips-{self.steps} {self.loss}"
+        return f"Flips-{self.steps} {self.loss}" + (" finished" if self.finish else "")
 
     def check_classes(self, classes: int) -> None:
         if classes < FEWEST_CLASSES[self.loss]:
@@ -63,7 +71,7 @@ class Flips(Attack):
             )
 
     def passes(self, classes: int) -> int:
-        return self.steps
+        return self.steps + (self.finish + 1 if self.finish else 0)
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         flat, low, high = _binary(self, x, self.count)
@@ -80,11 +88,31 @@ class Flips(Attack):
                     break
             gain = answer.gradient.flatten(1) * (high + low - 2 * result[rows])
             gain = gain.masked_fill(~fresh[rows], 0)
+            if self.finish and step == self.steps - 1:
+                share -= 1
             best, places = gain.topk(min(share, gain.shape[1]), dim=1)
             turned = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, places, best > 0)
             result[rows] = torch.where(turned, high + low - result[rows], result[rows])
             fresh[rows] &= ~turned
+            if self.finish and step == self.steps - 1:
+                left = gain.masked_fill(turned | ~fresh[rows], -torch.inf)
+                result[rows] = self._finished(oracle, result[rows], y[rows], left, x.shape[1:])
         return result.view_as(x)
+
+    def _finished(
+        self, oracle: Oracle, points: Tensor, y: Tensor, gain: Tensor, shape: torch.Size
+    ) -> Tensor:
+        """The best single flip of those with the largest gain, or none."""
+        best, smallest = points, -margin(oracle.scores(points.view(-1, *shape)), y)
+        for place in gain.topk(min(self.finish, gain.shape[1]), dim=1).indices.t():
+            tried = points.clone()
+            at = (torch.arange(len(points), device=points.device), place)
+            tried[at] = sum(self.bounds) - tried[at]
+            margins = -margin(oracle.scores(tried.view(-1, *shape)), y)
+            better = (margins < smallest) & gain[at].isfinite()
+            best = torch.where(better[:, None], tried, best)
+            smallest = torch.where(better, margins, smallest)
+        return best
 
 
 @dataclass(frozen=True)
@@ -119,6 +147,74 @@ class RandomFlips(Attack):
         return torch.where(turned, high + low - flat, flat).view_as(x)
 
 
+@dataclass(frozen=True)
+class GreedyFlips(Attack):
+    """Flips events one after the other, by scores alone: of all single flips that are tried, the
+    one with the smallest margin. Needs no gradient, so it also tells of nets that have none.
+
+    Each round tries every value that was not flipped yet, or as many random ones as the queries
+    allow. Of equal margins one is taken by chance: where scores are rounded, many are equal.
+
+    Args:
+        count: how many of an example's values may be flipped, at least 1.
+        queries: forward passes for each example, at least `count`; 0 for as many as it takes.
+
+    Shapes: inputs (N, ...) of zeros and ones.
+    Raises: ValueError for inputs that are not binary, or more flips than values.
+    """
+
+    count: int
+    queries: int = 0
+
+    default_gradient: ClassVar[str] = "none"
+
+    def validate(self) -> None:
+        _check_count(self, self.count)
+        if self.queries and self.queries < self.count:
+            raise ValueError(
+                f"{self.name}: queries={self.queries} must be 0 or at least count={self.count}"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"GreedyFlips({self.count})"
+
+    @property
+    def label(self) -> str:
+        return "Flips greedy"
+
+    def passes(self, classes: int) -> int:
+        return self.queries or sys.maxsize  # as many as there are values, for each flip
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        flat, low, high = _binary(self, x, self.count)
+        generator = self.generator()
+        result = flat.clone()
+        fresh = torch.ones_like(flat, dtype=torch.bool)
+        rows = torch.arange(len(x), device=x.device)
+        share = self.queries // self.count if self.queries else flat.shape[1]
+        for _ in range(self.count):
+            order = torch.rand(len(rows), flat.shape[1], generator=generator).to(x.device)
+            places = order.masked_fill(~fresh[rows], -1).topk(min(share, flat.shape[1]), 1).indices
+            points, margins = result[rows], torch.full((len(rows),), torch.inf, device=x.device)
+            chosen = places[:, 0].clone()
+            for place in places.t():
+                points = result[rows]
+                at = (torch.arange(len(rows), device=x.device), place)
+                points[at] = high + low - points[at]
+                scores = oracle.scores(points.view(len(rows), *x.shape[1:]))
+                found = -margin(scores, y[rows]).to(margins)
+                better = (found < margins) & fresh[rows, place]
+                margins = torch.where(better, found, margins)
+                chosen = torch.where(better, place, chosen)
+            result[rows, chosen] = high + low - result[rows, chosen]
+            fresh[rows, chosen] = False
+            rows = rows[margins > 0]
+            if not len(rows):
+                break
+        return result.view_as(x)
+
+
 def check_binary(owner: str, x: Tensor, bounds: tuple[float, float]) -> None:
     """Raises: ValueError for inputs with other values than the two bounds."""
     odd = ~((x == bounds[0]) | (x == bounds[1]))
@@ -143,4 +239,4 @@ def _binary(attack: Attack, x: Tensor, count: int) -> tuple[Tensor, float, float
     return x.flatten(1), *attack.bounds
 
 
-__all__ = ["FewFlips", "Flips", "RandomFlips", "check_binary"]
+__all__ = ["FewFlips", "Flips", "GreedyFlips", "RandomFlips", "check_binary"]

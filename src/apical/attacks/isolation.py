@@ -33,6 +33,14 @@ def undisturbed(*models: nn.Module, seed: int = 0) -> Iterator[None]:
         yield
 
 
+def restart(model: nn.Module, seed: int) -> None:
+    """Within `undisturbed`: set torch's generators back, so that a random model takes the same
+    chances again."""
+    torch.default_generator.manual_seed(seed)
+    for index in _devices((model,)):
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     # A python autograd Function computes the gradient of whatever required one at the forward
@@ -64,8 +72,7 @@ def _buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _generators(models: tuple[nn.Module, ...], seed: int) -> Iterator[None]:
-    tensors = (t for model in models for t in [*model.parameters(), *model.buffers()])
-    devices = sorted({t.device.index for t in tensors if t.is_cuda})
+    devices = _devices(models)
     numpy: Any = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
@@ -83,3 +90,8 @@ def _generators(models: tuple[nn.Module, ...], seed: int) -> Iterator[None]:
         random.setstate(python_state)
         if numpy:
             numpy.random.set_state(numpy_state)
+
+
+def _devices(models: tuple[nn.Module, ...]) -> list[int]:
+    tensors = (t for model in models for t in [*model.parameters(), *model.buffers()])
+    return sorted({t.device.index for t in tensors if t.is_cuda})

@@ -17,8 +17,6 @@ LossName = Literal["ce", "dlr", "margin"]
 Loss = Callable[[Tensor], Tensor]
 """From scores (N, classes) to one number per example (N,)."""
 
-_TINY = 1e-12  # keeps the ratio of equal scores finite
-
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     """log sum_k exp z_k - z_y. Its gradient vanishes where the scores are far apart."""
@@ -40,7 +38,8 @@ def margin(scores: Tensor, labels: Tensor) -> Tensor:
 def dlr(scores: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, (max_{k != y} z_k - z_y) / (z_(1) - z_(3)).
 
-    It does not change when all scores are scaled or shifted. Needs three classes.
+    It does not change when all scores are scaled or shifted. Needs three classes; the numerator
+    alone where three of the scores are the same.
     Source: Croce, Hein 2020.
     >>> dlr(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([0]))
     tensor([-0.5000])
@@ -48,7 +47,7 @@ def dlr(scores: Tensor, labels: Tensor) -> Tensor:
     ordered, order = scores.sort(dim=1, descending=True)
     rival = torch.where(order[:, 0] == labels, ordered[:, 1], ordered[:, 0])
     chosen = scores.gather(1, labels[:, None]).squeeze(1)
-    return (rival - chosen) / (ordered[:, 0] - ordered[:, 2] + _TINY)
+    return (rival - chosen) / _spread(ordered[:, 0] - ordered[:, 2])
 
 
 def targeted_dlr(scores: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -59,8 +58,8 @@ def targeted_dlr(scores: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     ordered = scores.sort(dim=1, descending=True).values
     towards = scores.gather(1, targets[:, None]).squeeze(1)
     away = scores.gather(1, labels[:, None]).squeeze(1)
-    scale = ordered[:, 0] - 0.5 * (ordered[:, 2] + ordered[:, 3]) + _TINY
-    return (towards - away) / scale
+    scale = ordered[:, 0] - 0.5 * (ordered[:, 2] + ordered[:, 3])
+    return (towards - away) / _spread(scale)
 
 
 def divergence(scores: Tensor, reference: Tensor) -> Tensor:
@@ -86,3 +85,8 @@ def against(labels: Tensor, name: str) -> Loss:
 def broken(scores: Tensor, labels: Tensor) -> Tensor:
     """Whether each example is misclassified; scores that are not finite count as misclassified."""
     return (scores.argmax(1) != labels) | ~scores.isfinite().all(1)
+
+
+def _spread(difference: Tensor) -> Tensor:
+    """What a ratio divides by: 1 in place of 0."""
+    return torch.where(difference == 0, torch.ones_like(difference), difference)

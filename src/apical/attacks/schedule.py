@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -12,16 +12,22 @@ from torch import nn
 from apical.attacks.apgd import APGD
 from apical.attacks.ball import Threat
 from apical.attacks.base import Attack
-from apical.attacks.flips import Flips, RandomFlips
+from apical.attacks.flips import Flips, GreedyFlips, RandomFlips
 from apical.attacks.names import source
 from apical.attacks.noise import Noise
 from apical.attacks.protocols import Protocol
+from apical.attacks.sanity import allowance
 from apical.attacks.sources import Exact, From, NoGradient, Own, OwnAveraged, RuleGradient, Source
 from apical.attacks.square import Square
 from apical.attacks.steps import FGSM, PGD
-from apical.attacks.trials import Group, Step
+from apical.attacks.trials import Group, Step, Trial
 from apical.attacks.wrappers import Transfer
 from apical.names import check_literals
+
+FINISH = 20
+"""Candidates from which the last of several flips is chosen."""
+MOST_STEPS = 16
+"""How many times the steps of PGD are tried where doubling them still breaks examples."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,10 @@ class Effort:
     """How much is spent. The defaults are those of the literature, but for fewer Square queries.
 
     Args:
-        steps: of PGD, doubled for one of the checks (>= 1).
+        steps: of PGD, doubled for one of the checks until that breaks next to none (>= 1).
         restarts: of PGD by the exact gradient (>= 1).
         adaptive_steps: of APGD, 0 to leave it out.
-        queries: of Square, 0 to leave it out.
+        queries: of the black box, Square or greedy flips; 0 to leave it out.
         redraws: of random feedback (>= 1).
         noise: the control: "uniform" in the ball, or "sign", +-eps for every value ("linf" only).
     """
@@ -69,6 +75,13 @@ class Setting:
     surrogates: Mapping[str, nn.Module]
     extra: Callable[[float], Sequence[Attack]] | None
     protocol: Protocol | None
+    random_scores: bool = False
+
+    @property
+    def stop(self) -> bool:
+        """Whether attacks end at the first misclassified point. Where scores are random it may owe
+        that to chance."""
+        return not self.random_scores
 
 
 def planned(budgets: Sequence[float], s: Setting, values: int) -> list[Step]:
@@ -88,7 +101,7 @@ def steps(eps: float, s: Setting) -> Iterator[Step]:
     common: dict[str, Any] = {"norm": s.norm, "seed": s.seed, "bounds": s.bounds}
     fgsm = FGSM(eps, **common)
     pgd = [
-        PGD(eps, s.effort.steps, loss=loss, stop_when_broken=True, **common)
+        PGD(eps, s.effort.steps, loss=loss, stop_when_broken=s.stop, **common)
         for loss in ("ce", "margin")
     ]
     yield Step(Noise(eps, kind=s.effort.noise, **common), NoGradient(), "noise", eps)
@@ -111,7 +124,7 @@ def steps(eps: float, s: Setting) -> Iterator[Step]:
 
 
 def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[Step]:
-    doubled = PGD(eps, 2 * s.effort.steps, stop_when_broken=True, **common)
+    doubled = PGD(eps, 2 * s.effort.steps, stop_when_broken=s.stop, **common)
     yield Step(doubled, Exact(), "exact", eps, "survivors", "doubled")
     if s.effort.restarts > 1:
         again = PGD(
@@ -119,7 +132,7 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
             s.effort.steps,
             restarts=s.effort.restarts,
             loss="margin",
-            stop_when_broken=True,
+            stop_when_broken=s.stop,
             **common,
         )
         yield Step(again, Exact(), "exact", eps, "survivors")
@@ -131,11 +144,11 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
                 eps,
                 s.effort.adaptive_steps,
                 loss=loss,
-                stop_when_broken=True,
+                stop_when_broken=s.stop,
                 **common,
             )
             yield Step(adaptive, Exact(), "exact", eps, "survivors")
-    if s.effort.queries and s.images:
+    if s.effort.queries:
         square = Square(eps, s.effort.queries, **common)
         yield Step(square, NoGradient(), "black box", eps, "survivors")
     for attack in s.extra(eps) if s.extra else ():
@@ -145,8 +158,23 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
 def large(eps: float, s: Setting) -> Step:
     """An attack with so much room that nothing should survive it."""
     common: dict[str, Any] = {"norm": s.norm, "seed": s.seed, "bounds": s.bounds}
-    attack = PGD(eps, s.effort.steps, loss="margin", stop_when_broken=True, **common)
+    attack = PGD(eps, s.effort.steps, loss="margin", stop_when_broken=s.stop, **common)
     return Step(attack, Exact(), "exact", eps, role="large")
+
+
+def escalated(step: Step, trial: Trial) -> Step | None:
+    """The same attack with twice the steps, if it has just shown that steps are lacking; None
+    where they suffice, or where `MOST_STEPS` times as many were tried."""
+    attack = step.attack
+    if step.role != "doubled" or not isinstance(attack, PGD | Flips):
+        return None
+    first = attack.steps // 2**step.doublings
+    more = sum(trial.broken) / len(trial.broken) > allowance(len(trial.broken))
+    longest = attack.count if isinstance(attack, Flips) else MOST_STEPS * first
+    if not more or 2 * attack.steps > longest:
+        return None
+    longer = replace(attack, steps=2 * attack.steps)
+    return replace(step, attack=longer, doublings=step.doublings + 1)
 
 
 def flips(eps: float, s: Setting) -> Iterator[Step]:
@@ -155,7 +183,10 @@ def flips(eps: float, s: Setting) -> Iterator[Step]:
     common: dict[str, Any] = {"seed": s.seed, "bounds": s.bounds}
     once = Flips(count, **common)
     rounds = min(s.effort.steps, count)
-    again = [Flips(count, rounds, loss=loss, **common) for loss in ("ce", "margin")]
+    again = [
+        Flips(count, rounds, loss=loss, stop_when_broken=s.stop, **common)
+        for loss in ("ce", "margin")
+    ]
     yield Step(RandomFlips(count, **common), NoGradient(), "noise", eps)
     compared: list[tuple[Group, Source]] = [("exact", Exact())]
     if s.has_feedback:
@@ -169,6 +200,12 @@ def flips(eps: float, s: Setting) -> Iterator[Step]:
         yield Step(Transfer(again[0], other), From(other, name), "transfer", eps)
     doubled = Flips(count, min(2 * rounds, count), **common)
     yield Step(doubled, Exact(), "exact", eps, "survivors", "doubled")
+    if s.effort.queries:
+        finish = min(s.effort.queries, FINISH)
+        finished = Flips(count, rounds, loss="margin", finish=finish, **common)
+        yield Step(finished, Exact(), "exact", eps, "survivors")
+        greedy = GreedyFlips(count, max(s.effort.queries, count), **common)
+        yield Step(greedy, NoGradient(), "black box", eps, "survivors")
     for attack in s.extra(eps) if s.extra else ():
         yield Step(attack, source(attack.default_gradient), "extra", eps, "survivors")
 

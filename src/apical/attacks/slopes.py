@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.attacks.ball import lengths, per_example, unit
+from apical.attacks.ball import per_example, unit
+from apical.attacks.isolation import restart
 from apical.attacks.losses import Loss, against
 from apical.nets.spiking import has_spikes
 
@@ -43,29 +44,52 @@ def measure(
 
     Shapes: gradient and x (N, ...), x within `bounds`, y (N,).
     """
-    rows = (lengths(gradient) > 0).nonzero().squeeze(1)
+    rows = pointing(gradient).nonzero().squeeze(1)
     if not len(rows):
         return Slopes(torch.zeros(0, dtype=torch.bool), torch.zeros(0), None)
     gradient, x, y = gradient[rows], x[rows], y[rows]
-    value = _along(model, x, against(y, name))
+    value = _along(model, x, _relative(model, x, y, name))
     ahead = unit(gradient, "l2")
     size = (bounds[1] - bounds[0]) * x[0].numel() ** 0.5
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
     random = [unit(draw.to(x.device), "l2") for draw in draws]
-    best, ratio, length = -1.0, torch.zeros(len(x)), STEPS[0]
+    length = gradient.double().flatten(1).norm(dim=1)
+    best, ratio, at = -1.0, torch.zeros(len(x)), STEPS[0]
     for share in STEPS:
         step = torch.full((len(x),), share * size, dtype=x.dtype, device=x.device)
-        products = torch.zeros(3, len(x), dtype=torch.float64, device=x.device)
-        for direction in random:
-            found = _slope(value, step, direction).double()
-            claimed = (gradient * direction).flatten(1).sum(1).double()
-            products += torch.stack([found * claimed, found.square(), claimed.square()])
-        cosines = products[0] / (products[1] * products[2]).sqrt().clamp_min(1e-30)
-        if (mean := cosines.mean().item()) > best:
-            best, ratio, length = mean, _slope(value, step, ahead) / lengths(gradient), share
-    least = length if has_spikes(model) else STEPS[0]
+        pairs = [
+            (_slope(value, step, direction), (ahead * direction).flatten(1).sum(1))
+            for direction in random
+        ]
+        measured, claimed = (torch.stack(each, 1).double() for each in zip(*pairs, strict=True))
+        if (mean := cosines(measured, claimed).mean().item()) > best:
+            best, ratio, at = mean, _slope(value, step, ahead).double() / length, share
+    least = at if has_spikes(model) else STEPS[0]
     return Slopes(_first_change(value, ahead, size, least) > 0, ratio, best)
+
+
+def pointing(gradient: Tensor) -> Tensor:
+    """Which examples have a gradient, however small. Shapes: (N, ...) -> (N,)."""
+    return gradient.flatten(1).abs().amax(1) > 0
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Of each example, whatever the sizes; 0 where one is zero. Shapes: (N, ...) twice -> (N,)."""
+    return (unit(a.double(), "l2") * unit(b.double(), "l2")).flatten(1).sum(1)
+
+
+def _relative(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Loss:
+    """The loss, a margin in units of the range of an example's clean scores: as DLR is by itself,
+    free of the size of the scores."""
+    loss = against(y, name)
+    if name == "dlr":
+        return loss
+    with torch.no_grad():
+        scores = model(x)
+    spread = scores.amax(1) - scores.amin(1)
+    spread = spread.where(spread > 0, torch.ones_like(spread))
+    return lambda scores: loss(scores) / spread
 
 
 def _slope(value: Callable[[Tensor, Tensor], Tensor], step: Tensor, direction: Tensor) -> Tensor:
@@ -76,6 +100,7 @@ def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor]
     """The loss at a distance along a direction. Shapes: distance (N,), direction as x."""
 
     def value(distance: Tensor, direction: Tensor) -> Tensor:
+        restart(model, 0)  # a random model: the difference of two draws says nothing of the slope
         with torch.no_grad():
             return loss(model(x + per_example(distance, x) * direction))
 

@@ -19,12 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from apical.attacks import twins
+from apical.attacks.ball import per_example
 from apical.attacks.losses import Loss
 from apical.core.converted import exact_gradients, feedback_modules, labels
 
+SMALL = 2.0**-10
+"""Errors of the scores whose largest entry is outside [SMALL, 1 / SMALL] are scaled."""
+LEAST = 2.0**-60
+"""What was taken out of an error is put back into the gradient, but no factor beyond this."""
+
 
 class Answer(NamedTuple):
-    """Shapes: gradient as the input; losses (N,); scores (N, classes), of the attacked model."""
+    """Shapes: gradient as the input, true up to a positive factor where it is very small or large;
+    losses (N,); scores (N, classes), of the attacked model."""
 
     gradient: Tensor
     losses: Tensor
@@ -294,20 +301,49 @@ def _differentiation(model: nn.Module) -> Callable[[Tensor, Tensor, Loss], Answe
         x = x.detach().requires_grad_()
         with labels(model, y) if learns_from_labels else nullcontext():
             scores = model(x)
-            losses = loss(scores)
-            # The sum, not the mean: an example's gradient must not depend on how many there are.
-            return Answer(_gradient(model, losses, x), losses.detach(), scores.detach())
+            error, losses = _error(scores, loss)
+            factor = _factor(error)
+            gradient = _gradient(model, scores, error / factor[:, None], x)
+            back = per_example(factor.clamp(LEAST, 1 / LEAST).to(gradient), gradient)
+            return Answer(_finite(gradient * back), losses, scores.detach())
 
     return answer
 
 
-def _gradient(model: nn.Module, losses: Tensor, x: Tensor) -> Tensor:
+def _error(scores: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """The gradient of each example's loss in its scores, and the losses."""
+    outputs = scores.detach().requires_grad_()
+    losses = loss(outputs)
+    # The sum, not the mean: an example's gradient must not depend on how many there are.
+    (error,) = torch.autograd.grad(losses.sum(), outputs)
+    return error, losses.detach()
+
+
+def _factor(error: Tensor) -> Tensor:
+    """The power of two that is taken out of an error before it is sent back, (N,); mostly 1.
+
+    The cross entropy of a confident net has a tiny error, whose products with small weights would
+    underflow. Errors of ordinary size pass as they are, since not every rule is linear in them.
+    """
+    largest = error.abs().amax(1)
+    odd = (largest > 0) & ((largest < SMALL) | (largest > 1 / SMALL)) & largest.isfinite()
+    largest = largest.where(odd, torch.ones_like(largest))
+    power = largest / (2 * torch.frexp(largest).mantissa)
+    return power.where(odd, torch.ones_like(power))
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """Entries that are not finite point nowhere: 0, and the largest number for infinite ones."""
+    return gradient if gradient.isfinite().all() else gradient.nan_to_num(nan=0.0)
+
+
+def _gradient(model: nn.Module, scores: Tensor, error: Tensor, x: Tensor) -> Tensor:
     gradient = None
-    if losses.requires_grad:
+    if scores.requires_grad:
         try:
-            (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
-        except RuntimeError as error:
-            if not re.match(r"derivative for .* is not implemented", str(error)):
+            (gradient,) = torch.autograd.grad(scores, x, error, allow_unused=True)
+        except RuntimeError as failure:
+            if not re.match(r"derivative for .* is not implemented", str(failure)):
                 raise
     if gradient is None:
         warnings.warn(

@@ -1,4 +1,5 @@
-"""Square attack: random search with square patches, from scores alone."""
+"""Square attack: random search with square patches, from scores alone; with groups of values where
+inputs are no images."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ class Square(Attack):
             fewer the schedule of sizes is compressed.
         share: of the pixels in the first square, in (0, 1]. restarts: at least 1.
 
-    Shapes: inputs are images (N, channels, height, width), for "l2" at least 5 by 5.
+    Where inputs are no images (N, channels, height, width), for "l2" of at least 5 by 5, there are
+    no squares: a proposal changes random values, as many as a square would have pixels.
+
     Source: Andriushchenko, Croce, Flammarion, Hein 2020.
     """
 
@@ -59,11 +62,8 @@ class Square(Attack):
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         least = 1 if self.norm == "linf" else 5
-        if x.dim() != 4 or min(x.shape[2:]) < least:
-            raise ValueError(
-                f"{self.name}: inputs of shape {tuple(x.shape)}; it changes squares of images"
-                f" (N, channels, height, width) of at least {least} by {least} pixels"
-            )
+        images = x.dim() == 4 and min(x.shape[2:]) >= least
+        kind = _Search if images else _Groups
         generator, result = self.generator(), x.clone()
         safe = ~broken(oracle.scores(x), y)
         smallest = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
@@ -71,7 +71,7 @@ class Square(Attack):
             rows = safe.nonzero().squeeze(1)
             if not len(rows):
                 break
-            search = _Search(self, oracle, x[rows], y[rows], generator)
+            search = kind(self, oracle, x[rows], y[rows], generator)
             search.run(self.queries)
             better = search.margins < smallest[rows]
             result[rows[better]] = search.point[better]
@@ -79,10 +79,14 @@ class Square(Attack):
             safe[rows[search.margins <= 0]] = False
         return result
 
+    def share_at(self, query: int) -> float:
+        """Share of the pixels, or values, that this proposal changes."""
+        place = int(query / self.queries * 10000)
+        return self.share / 2 ** sum(place > limit for limit in _SHRINKS)
+
     def side(self, query: int, height: int, width: int) -> int:
         """Length of the square's side at this proposal, in pixels."""
-        place = int(query / self.queries * 10000)
-        share = self.share / 2 ** sum(place > limit for limit in _SHRINKS)
+        share = self.share_at(query)
         side = max(round(math.sqrt(share * height * width)), 1 if self.norm == "linf" else 3)
         if self.norm == "l2":
             side += 1 - side % 2
@@ -98,22 +102,27 @@ class _Search:
         self.attack, self.oracle, self.x, self.y = attack, oracle, x, y
         self.generator = generator
         self.ball = Ball(attack.eps, attack.norm, *attack.bounds)
-        start = self._stripes() if attack.norm == "linf" else self._tiles()
-        self.point = start
-        self.margins = -margin(oracle.scores(start), y)
+        self.point = self._start()
+        self.margins = -margin(oracle.scores(self.point), y)
 
     def run(self, queries: int) -> None:
-        propose = self._square if self.attack.norm == "linf" else self._pair_of_squares
         for query in range(queries):
             rows = (self.margins > 0).nonzero().squeeze(1)
             if not len(rows):
                 break
-            side = self.attack.side(query, *self.x.shape[2:])
-            proposed = propose(self.x[rows], self.point[rows], side)
+            proposed = self._proposed(self.x[rows], self.point[rows], query)
             margins = -margin(self.oracle.scores(proposed), self.y[rows])
             better = (margins < self.margins[rows]) | (margins <= 0)
             self.point[rows[better]] = proposed[better]
             self.margins[rows[better]] = margins[better]
+
+    def _start(self) -> Tensor:
+        return self._stripes() if self.attack.norm == "linf" else self._tiles()
+
+    def _proposed(self, x: Tensor, point: Tensor, query: int) -> Tensor:
+        side = self.attack.side(query, *x.shape[2:])
+        propose = self._square if self.attack.norm == "linf" else self._pair_of_squares
+        return propose(x, point, side)
 
     def _stripes(self) -> Tensor:
         count, channels, _, width = self.x.shape
@@ -151,10 +160,7 @@ class _Search:
         either[to], either[away] = 1, 1
         length = (change * either).square().sum((-2, -1), keepdim=True)
         old = change[to]
-        new = self._bumps(side) * self._signs(count, channels, 1, 1) + old / (
-            old.square().sum((-2, -1), keepdim=True).sqrt() + 1e-12
-        )
-        new = new / (new.square().sum((-2, -1), keepdim=True).sqrt() + 1e-12)
+        new = _normalised(self._bumps(side) * self._signs(count, channels, 1, 1) + _normalised(old))
         change[away] = 0
         change[to] = new * (room / channels + length).sqrt()
         return self._scaled(x, change)
@@ -181,6 +187,39 @@ class _Search:
     def _signs(self, *shape: int) -> Tensor:
         draw = 2 * torch.rand(shape, generator=self.generator) - 1
         return draw.sign().to(self.x.device, self.x.dtype)
+
+
+class _Groups(_Search):
+    """The same for inputs of any shape: random values in place of squares."""
+
+    def _start(self) -> Tensor:
+        if self.attack.norm == "linf":
+            return (self.x + self.attack.eps * self._signs(*self.x.shape)).clamp(
+                *self.attack.bounds
+            )
+        return self._scaled(self.x, self._signs(*self.x.shape))
+
+    def _proposed(self, x: Tensor, point: Tensor, query: int) -> Tensor:
+        values = x[0].numel()
+        count = max(1, round(self.attack.share_at(query) * values))
+        order = torch.rand(x.shape, generator=self.generator).flatten(1)
+        among = torch.zeros(len(x), values).scatter_(1, order.topk(count, 1).indices, 1)
+        among = among.view_as(x).to(x.device) > 0
+        signs = self._signs(*x.shape)
+        if self.attack.norm == "linf":
+            return self.ball.project(torch.where(among, x + self.attack.eps * signs, point), x)
+        # What was free, and the length of the change in the group, go to new signs there.
+        change = point - x
+        kept = change.masked_fill(among, 0)
+        room = (self.attack.eps**2 - lengths(kept) ** 2).clamp(min=0).sqrt()
+        fresh = signs * among * per_example(room, x) / math.sqrt(count)
+        return self.ball.project(x + kept + fresh, x)
+
+
+def _normalised(window: Tensor) -> Tensor:
+    """Each channel of a window divided by its length; zero stays zero."""
+    length = window.square().sum((-2, -1), keepdim=True).sqrt()
+    return window / length.where(length > 0, torch.ones_like(length))
 
 
 def _bump(height: int, width: int) -> Tensor:

@@ -30,7 +30,8 @@ class Step:
     """An attack that is to be run.
 
     Args: on: "all" correct examples, or "survivors", those that nothing has broken yet.
-        first: only the examples before this place, None: no limit.
+        first: only the examples before this place, None: no limit. doublings: of the role
+        "doubled", how often its steps were doubled.
     """
 
     attack: Attack
@@ -40,6 +41,7 @@ class Step:
     on: Literal["all", "survivors"] = "all"
     role: Role = "usual"
     first: int | None = None
+    doublings: int = 1
 
     @property
     def key(self) -> str:
@@ -101,8 +103,13 @@ def run(
     ball: Ball | FewFlips | FewPixels,
     *,
     batch_size: int,
+    classes: int | None = None,
 ) -> Trial:
-    """Attack the examples `rows` (up to `step.first`), in batches with seeds of their own."""
+    """Attack the examples `rows` (up to `step.first`), in batches with seeds of their own.
+
+    Args: classes: of the model, if it was examined on these examples before.
+    Raises: AssertionError if an attack of ours leaves its ball.
+    """
     rows = rows if step.first is None else rows[rows < step.first]
     done = torch.zeros(len(x), dtype=torch.bool)
     # A black box takes none, and what is transferred was made by the other model's exact one.
@@ -115,10 +122,12 @@ def run(
         attack = replace(step.attack, seed=step.attack.seed + number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoGradientWarning)  # the audit says it
-            points = attack(model, x[chosen], y[chosen], gradient=gradient)
+            source = attack.source(gradient)
+            points = attack.made(model, x[chosen], y[chosen], source, classes=classes)
         with undisturbed(model, seed=attack.seed), torch.no_grad():
             wrong = broken(model(points), y[chosen])
         outside = ball.strays(points, x[chosen])
+        assert step.group == "extra" or not outside.any(), f"{attack.label} left its ball"
         strays += int((wrong & outside).sum())
         done[chosen.cpu()] = (wrong & ~outside).cpu()
     attacked = torch.zeros(len(x), dtype=torch.bool)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from apical.attacks import checks
 from apical.attacks.ball import Ball, Norm
 from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
+from apical.attacks.scores import FEW, adapted
 from apical.attacks.sources import Averaged, Oracle, Source
 
 
@@ -95,23 +97,31 @@ class Transfer(Attack):
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         return self.attack.perturb(oracle, x, y)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, gradient: str | Source | None = None
+    def made(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        source: Source,
+        *,
+        classes: int | None = None,
     ) -> Tensor:
         """As every attack. Raises: ValueError if the models have not the same classes."""
+        other, x = adapted(self.model, x)
         if len(x):
-            with undisturbed(model, self.model):
-                checks.check_mode(self.model, random_allowed=True)
-                classes = [
-                    checks.check_repeats(m, x.detach(), random_allowed=True)
-                    for m in (model, self.model)
-                ]
-            if classes[0] != classes[1]:
+            with undisturbed(model, other):
+                checks.check_mode(other, random_allowed=True)
+                few = x[:FEW]
+                here = classes or checks.check_repeats(model, few, random_allowed=True)
+                there = checks.check_repeats(other, few, random_allowed=True)
+            if here != there:
                 raise ValueError(
-                    f"{self.name}: the other model has {classes[1]} classes, the attacked one"
-                    f" {classes[0]}"
+                    f"{self.name}: the other model has {there} classes, the attacked one {here}"
                 )
-        return self.attack(self.model, x, y, gradient=gradient)
+        return self.attack.made(other, x, y, source)
+
+    def source(self, gradient: str | Source | None) -> Source:
+        return self.attack.source(gradient)
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,9 @@ class Plugin(Attack):
                 " be 'own', 'exact', 'rule:...' or another model"
             )
         points = self.call(oracle.differentiated, x, y)
-        if not hasattr(points, "shape") or points.shape != x.shape:
+        if hasattr(points, "__array__") and not isinstance(points, Tensor):
+            points = torch.as_tensor(points)  # of libraries that work in NumPy
+        if not isinstance(points, Tensor) or points.shape != x.shape:
             raise ValueError(
                 f"{self.name}: returned {tuple(getattr(points, 'shape', ()))} for inputs of shape"
                 f" {tuple(x.shape)}"

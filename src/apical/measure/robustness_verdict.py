@@ -14,29 +14,54 @@ MASKED = 5.0
 """Points of own minus exact robust accuracy above which a rule counts as masked, with an interval
 above 0."""
 
-Word = Literal["faithful", "masked", "random", "undecided", "vanishing"]
+ALPHA = 0.05
+"""Level of the tests of a gap, over all radii together."""
+
+Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
 Over = Literal["nets", "images"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A robust accuracy in %, or a difference of two in points, with its 95 % interval.
+    """A robust accuracy in % with its 95 % interval.
 
-    Attributes: low, high: None where one net gives no interval. over: "nets", a t interval for the
-        mean over seeds, as in the tables of accuracy, of accuracies cut off at 0 and 100; "images",
-        that of one net, which says nothing about other seeds.
+    Attributes: over: "nets", a t interval for the mean over seeds, as in the tables of accuracy,
+        cut off at 0 and 100; "images", Wilson's for one net, which says nothing about other seeds.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    over: Over
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of robust accuracies of the same nets, in points, with its 95 % interval.
+
+    low, high are None where one net gives no interval.
     """
 
     n: int
     mean: float
     low: float | None
     high: float | None
-    over: Over = "nets"
+    over: Over
 
     @property
     def masked(self) -> bool:
-        """Whether a difference is large and, by its interval, not by chance."""
+        """Whether it is large and, by its interval, not by chance."""
         return self.mean > MASKED and self.low is not None and self.low > 0
+
+    @property
+    def inside(self) -> bool:
+        """Whether its interval lies inside 5 points."""
+        return (
+            self.low is not None
+            and self.high is not None
+            and -MASKED < self.low <= self.high < MASKED
+        )
 
 
 @dataclass(frozen=True)
@@ -47,66 +72,83 @@ class RuleVerdict:
     reasons: tuple[str, ...]
 
 
-def estimate(
-    shares: Mapping[int, float], images: int = 0, bounds: tuple[float, float] | None = None
-) -> Estimate | None:
+def estimate(shares: Mapping[int, float], images: int) -> Estimate | None:
     """Mean and interval of robust accuracies given as fractions by seed; None without any.
 
     Args: images: number of test images behind each of them, for the interval of a single net.
-        bounds: that interval where it is known, fractions.
     >>> estimate({0: 0.5}, 100)
     Estimate(n=1, mean=50.0, low=40.3..., high=59.6..., over='images')
     """
     if not shares:
         return None
     found = statistics.summarize([100 * share for share in shares.values()]).within(0, 100)
-    if found.low is None:
-        low, high = bounds or statistics.wilson(found.mean / 100 * images, images)
+    if found.low is None or found.high is None:
+        low, high = statistics.wilson(found.mean / 100 * images, images)
         return Estimate(1, found.mean, 100 * low, 100 * high, "images")
-    return Estimate(found.n, found.mean, found.low, found.high)
+    return Estimate(found.n, found.mean, found.low, found.high, "nets")
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
     """First minus second on the seeds both have, fractions in, points out; None without any."""
     found = statistics.paired_difference(first, second)
     if found is None:
         return None
     low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
-    return Estimate(found.n, 100 * found.mean, low, high)
+    return Difference(found.n, 100 * found.mean, low, high, "nets")
 
 
-def gap(rows: Mapping[int, Mapping[str, Any]]) -> Estimate | None:
+def gap(rows: Mapping[int, Mapping[str, Any]]) -> Difference | None:
     """Own minus exact robust accuracy from the gap rows of one radius, by seed; None without any.
 
     One net: its own interval, over images, the two attacks paired image by image.
     """
     if len(rows) == 1:
         (row,) = rows.values()
-        return Estimate(1, 100 * row["mean"], 100 * row["low"], 100 * row["high"], "images")
+        return Difference(1, 100 * row["mean"], 100 * row["low"], 100 * row["high"], "images")
     own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
     return difference(own, exact)
 
 
+def gap_p(rows: Mapping[int, Mapping[str, Any]]) -> float:
+    """p-value for no gap at one radius: paired t over nets; one net: over its images.
+
+    Rows of evaluations before version 2 have no p-value of their own: there the interval decides.
+    """
+    if len(rows) == 1:
+        (row,) = rows.values()
+        return float(row.get("p", 1.0 if row["low"] <= 0 <= row["high"] else 0.0))
+    own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
+    found = statistics.difference_p(own, exact)
+    return 1.0 if found is None else found
+
+
 def verdict(
-    gaps: Mapping[float, Mapping[int, Mapping[str, Any]]], audits: Sequence[Mapping[str, Any]]
+    gaps: Mapping[float, Mapping[int, Mapping[str, Any]]],
+    audits: Sequence[Mapping[str, Any]],
+    words: Sequence[str] = (),
 ) -> RuleVerdict:
     """The verdict on a rule from the evaluations of its nets.
 
     Masked: at some radius own minus exact robust accuracy is above 5 points with an interval above
-    0 (over nets; over images for a single one), or the audit found in more than half of the nets
-    that a small step along the own gradient does not raise the loss. Else vanishing or random if
-    the audit says so of more than half of the nets. Else undecided where own minus exact is above
-    5 points on average but its interval holds 0, as with two nets it mostly does; else faithful.
+    0 (over nets; over images for a single one), Holm-corrected over radii, or the audit found in
+    more than half of the nets that a small step along the own gradient does not raise the loss.
+    Else vanishing or random if the audit says so of more than half of the nets. Suspect if more than half of the nets are, or
+    own gradients are significantly stronger than exact ones. Undecided where the interval of own
+    minus exact is not inside 5 points, as with two nets it mostly is not, or more than half of the
+    nets are undecided; else faithful.
 
-    Args: gaps: radius -> seed -> row of kind gap. audits: rows of kind audit, one per net.
+    Args: gaps: radius -> seed -> row of kind gap. audits: rows of kind audit, one per net. words:
+        the verdicts on the single nets.
     Raises: ValueError without any of either.
     """
     found = {eps: gap(rows) for eps, rows in gaps.items()}
     known = {eps: each for eps, each in sorted(found.items()) if each is not None}
     if not known or not audits:
         raise ValueError("verdict: needs the gap rows and the audit row of at least one net")
-    gaps_found = {eps: each for eps, each in known.items() if each.masked}
-    masked = [_largest(gaps_found, gaps)] if gaps_found else []
+    corrected = statistics.holm([gap_p(gaps[eps]) for eps in known])
+    certain = {eps for eps, p in zip(known, corrected, strict=True) if p < ALPHA}
+    large = {eps: each for eps, each in known.items() if each.masked and eps in certain}
+    masked = [_largest(large, gaps)] if large else []
     misled = [row for row in audits if row["misleading"]]
     if 2 * len(misled) > len(audits):
         shares = statistics.summarize([row["rising"] for row in misled]).mean
@@ -121,9 +163,21 @@ def verdict(
         if 2 * len(such) > len(audits):
             reason = such[0]["reasons"][0]
             return RuleVerdict(word, (f"{reason}{_in_nets(len(such), len(audits))}",))
-    largest = max(known.values(), key=lambda each: each.mean)
-    if largest.mean > MASKED:
+    for eps, each in known.items():
+        if each.mean < -MASKED and eps in certain:
+            reason = f"at radius {radius(eps)} own gradients are stronger than exact ones"
+            return RuleVerdict("suspect", (f"{reason} ({-each.mean:.1f} points)",))
+    if 2 * words.count("suspect") > len(words):
+        checks = "a sanity check failed, so the worst case is an upper bound only"
+        count = words.count("suspect")
+        return RuleVerdict("suspect", (f"{checks}{_in_nets(count, len(words))}",))
+    if any(not each.inside for each in known.values()):
         return RuleVerdict("undecided", (_perhaps(known),))
+    if 2 * words.count("undecided") > len(words):
+        lacking = "checks or examples are lacking"
+        count = words.count("undecided")
+        return RuleVerdict("undecided", (f"{lacking}{_in_nets(count, len(words))}",))
+    largest = max(known.values(), key=lambda each: each.mean)
     return RuleVerdict(
         "faithful",
         (f"own minus exact robust accuracy is at most {largest.mean:.1f} points on average",),
@@ -142,7 +196,7 @@ def radius(eps: float) -> str:
 
 
 def _largest(
-    masked: Mapping[float, Estimate], gaps: Mapping[float, Mapping[int, Mapping[str, Any]]]
+    masked: Mapping[float, Difference], gaps: Mapping[float, Mapping[int, Mapping[str, Any]]]
 ) -> str:
     """The largest gap in full, and at which other radii there is one."""
     eps, found = max(masked.items(), key=lambda item: item[1].mean)
@@ -159,18 +213,19 @@ def _largest(
     also = f"; so they are at radius {', '.join(others)}" if others else ""
     return (
         f"at radius {radius(eps)} the own gradient leaves {own:.1f} % right, the exact one "
-        f"{exact:.1f} %: {found.mean:.1f} points apart (95 % interval {found.low:.1f} to "
+        f"{exact:.1f} %: {found.mean:.1f} points between them (95 % interval {found.low:.1f} to "
         f"{found.high:.1f}, {over}){also}"
     )
 
 
-def _perhaps(known: Mapping[float, Estimate]) -> str:
-    eps, found = max(known.items(), key=lambda item: item[1].mean)
+def _perhaps(known: Mapping[float, Difference]) -> str:
+    wide = {eps: each for eps, each in known.items() if not each.inside}
+    eps, found = max(wide.items(), key=lambda item: abs(item[1].mean))
     interval = "no interval" if found.low is None else f"{found.low:.1f} to {found.high:.1f}"
     return (
         f"at radius {radius(eps)} own minus exact robust accuracy is {found.mean:.1f} points on "
-        f"average, but not significantly above 0 (95 % interval {interval}, n = {found.n}): more "
-        "nets decide"
+        f"average, and not inside {MASKED:.0f} points (95 % interval {interval}, n = {found.n}): "
+        f"more {found.over} decide"
     )
 
 

@@ -134,6 +134,40 @@ def binomial_variance(share: float, examples: int) -> float:
     return share * (1 - share) / examples
 
 
+def paired_shares(
+    only_first: int, only_second: int, examples: int, *, level: float = LEVEL
+) -> tuple[float, float]:
+    """Interval for the difference of two shares on the same examples.
+
+    Args: only_first, only_second: examples that count for one of the two alone. examples: >= 1.
+    Returns: bounds in [-1, 1]. Never a point: without a differing example it is +-1.96 / (n + 2).
+    Source: Agresti, Min 2005: Wald's, with half an example added to each of the four kinds.
+    >>> paired_shares(0, 0, 98)
+    (-0.0195..., 0.0195...)
+    """
+    from scipy.stats import norm
+
+    if not (examples >= 1 and min(only_first, only_second) >= 0):
+        raise ValueError(f"paired_shares: {only_first} and {only_second} of {examples} examples")
+    n, first, second = examples + 2, only_first + 0.5, only_second + 0.5
+    mean = (first - second) / n
+    variance = (first + second - (first - second) ** 2 / n) / n**2
+    half = float(norm.ppf((1 + level) / 2)) * math.sqrt(variance)
+    return max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """p-value for equal shares on the same examples, exact and two-sided. Source: McNemar 1947.
+
+    >>> mcnemar(6, 0)
+    0.03125
+    """
+    from scipy.stats import binomtest
+
+    differing = only_first + only_second
+    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
+
+
 def paired_difference(
     values: Sample, baseline: Sample, *, level: float = LEVEL, noise: float = 0.0
 ) -> Summary | None:

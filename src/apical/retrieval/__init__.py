@@ -24,6 +24,7 @@ from apical.retrieval.ranking import distances, pairwise_distances, rank, rankin
 from apical.retrieval.relaxation import Continuation, relax
 
 if TYPE_CHECKING:
+    from apical.retrieval.attacks.anchor import Anchor
     from apical.retrieval.attacks.attack import RetrievalAttack
     from apical.retrieval.attacks.hag import HAG
     from apical.retrieval.attacks.perceptibility import Perceptibility, perceptibility
@@ -38,6 +39,7 @@ __all__ = [
     "HAG",
     "LOSSES",
     "SDHA",
+    "Anchor",
     "Bank",
     "CentreLoss",
     "Codes",
@@ -79,6 +81,7 @@ LOSSES: dict[str, type[HashLoss]] = {
 import_on_use(  # attacks are loaded by those who attack
     __name__,
     {
+        "Anchor": "apical.retrieval.attacks.anchor:Anchor",
         "HAG": "apical.retrieval.attacks.hag:HAG",
         "Perceptibility": "apical.retrieval.attacks.perceptibility:Perceptibility",
         "RetrievalAttack": "apical.retrieval.attacks.attack:RetrievalAttack",

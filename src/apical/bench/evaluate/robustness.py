@@ -35,7 +35,7 @@ from apical.bench.storage import claims, evaluation_folder, records
 from apical.bench.training import loop, progress
 from apical.names import check_literals
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the attacks alters what an evaluation finds."""
 
 FOLDER = "robustness"
@@ -56,6 +56,7 @@ class Evaluation:
         protocol: name of an earlier study's attacks, to be run beside ("linf" only); "": none.
         pixels: numbers of pixels that the protocol's few-pixel attack may change.
         pixel_images: images that is tried on (>= 1).
+        samples: forward passes whose mean scores count, for nets with random scores (>= 1).
         seed: of the attacks.
     Raises: ValueError for a value out of range, or one that would have no effect.
     """
@@ -68,6 +69,7 @@ class Evaluation:
     protocol: str = ""
     pixels: tuple[int, ...] = (1, 2, 3, 4, 5)
     pixel_images: int = 100
+    samples: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,9 +84,10 @@ class Evaluation:
             )
         if self.norm == "flips" and any(eps != round(eps) for eps in self.eps):
             raise ValueError(f"robustness: eps={self.eps} must be whole numbers of flips")
-        if self.images < 1 or self.seed < 0:
+        if min(self.images, self.samples) < 1 or self.seed < 0:
             raise ValueError(
-                f"robustness: images={self.images} must be at least 1, seed={self.seed} at least 0"
+                f"robustness: images={self.images} and samples={self.samples} must be at least 1,"
+                f" seed={self.seed} at least 0"
             )
         for rule in self.rules:
             rules.build(rule)
@@ -215,6 +218,7 @@ def _report(
             rules=evaluation.rules,
             surrogates={name: other.model for name, other in others.items()},
             protocol=evaluation.published_attacks,
+            samples=evaluation.samples,
             seed=evaluation.seed,
             finished=finished,
             on_trial=on_trial,

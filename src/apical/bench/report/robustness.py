@@ -122,7 +122,10 @@ def verdict(section: Section, rule: str) -> RuleVerdict:
         for eps in section.radii
     }
     audits = [row for each in nets.values() for row in each.of_kind("audit")]
-    return robustness_verdict.verdict({eps: rows for eps, rows in gaps.items() if rows}, audits)
+    words = [row["verdict"] for each in nets.values() for row in each.of_kind("verdict")]
+    return robustness_verdict.verdict(
+        {eps: rows for eps, rows in gaps.items() if rows}, audits, words
+    )
 
 
 def lines(section: Section, rule: str) -> Lines:

@@ -93,13 +93,18 @@ def why_this_radius(section: Section) -> str:
 def _masking(rows: Sequence[Headline]) -> str:
     by_word = {
         word: [row for row in rows if row.verdict.word == word]
-        for word in ("masked", "vanishing", "random", "undecided")
+        for word in ("masked", "vanishing", "random", "suspect", "undecided")
     }
     parts = [_masked(by_word["masked"])] if by_word["masked"] else []
     useless = by_word["vanishing"] + by_word["random"]
     if useless:
         shown = (f"{display_name(row.rule)} ({row.verdict.word})" for row in useless)
-        parts.append(f"The own gradient is useless to an attacker: {', '.join(shown)}.")
+        parts.append(f"The own gradient is of no use to an attacker: {', '.join(shown)}.")
+    if by_word["suspect"]:
+        parts.append(
+            f"Attacks by gradient are suspect, and the worst case is an upper bound only: "
+            f"{names(by_word['suspect'])}."
+        )
     if by_word["undecided"]:
         parts.append(f"Not decided by these nets: {names(by_word['undecided'])}.")
     if not parts:

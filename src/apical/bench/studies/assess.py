@@ -169,7 +169,8 @@ def _verdict(seeds: Mapping[int, list[dict[str, Any]]]) -> robustness_verdict.Ru
             if row["kind"] == "gap":
                 gaps.setdefault(row["eps"], {})[seed] = row
     audits = [row for rows in seeds.values() for row in rows if row["kind"] == "audit"]
-    return robustness_verdict.verdict(gaps, audits)
+    words = [row["verdict"] for rows in seeds.values() for row in rows if row["kind"] == "verdict"]
+    return robustness_verdict.verdict(gaps, audits, words)
 
 
 def _surrogates(study: Study, entry: Entry, done: Sequence[Entry]) -> dict[str, str]:

@@ -14,9 +14,12 @@ from apical.attacks import Attack, From, Source
 from apical.attacks.ball import Ball, Norm
 from apical.attacks.losses import Loss
 from apical.attacks.sources import Oracle
+from apical.retrieval.database import Database, check_alike, check_labels, relevant
 
 SHARPNESS = (0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-"""The published schedule: a flat tanh first, so that saturated bits have a gradient too."""
+"""The published schedule: a flat tanh first, so that saturated bits have a gradient too. With steps
+of equal length it is weaker than a tanh that stays as it is, since only the last tenth of the
+steps sees the code almost as it is."""
 
 STEP_SIZES = {"adam": 0.01, "sgd": 100.0}
 """Of the published optimizers, in units of the input (adam) and of input per gradient (sgd)."""
@@ -35,10 +38,9 @@ class RetrievalAttack(Attack):
             "sgd" (with momentum 0.9) and "adam" are those the attacks were published with; with
             them a weak attack may be a small gradient and nothing else.
         step_size: of one step; None for eps / 8, or 2.5 eps / steps where that is more ("sign"),
-            100 ("sgd") or 0.01 ("adam"). Smaller signs are weaker: with the published schedule
-            only the last tenth of the steps sees the code almost as it is.
+            100 ("sgd") or 0.01 ("adam").
         sharpness: alpha of the tanh through which gradients are taken, in blocks of equally many
-            steps. Where bits are not saturated (1.0,) may be stronger: report the worse of both.
+            steps; published is `SHARPNESS`.
 
     Where the original takes the mean of a loss over a batch, here every example has its own: what
     happens to one does not depend on the others.
@@ -49,7 +51,7 @@ class RetrievalAttack(Attack):
     norm: Norm = "linf"
     optimizer: Literal["adam", "sgd", "sign"] = "sign"
     step_size: float | None = None
-    sharpness: tuple[float, ...] = SHARPNESS
+    sharpness: tuple[float, ...] = (1.0,)
 
     def validate(self) -> None:
         super().validate()
@@ -101,7 +103,10 @@ class RetrievalAttack(Attack):
         for step in range(self.steps):
             alpha = self.sharpness[step * len(self.sharpness) // self.steps]
             gradient = oracle.ask(point.detach(), y, aim(alpha)).gradient
-            restoring = self.restoring(point.detach() - x)
+            # Steps of equal length are limited by the ball, and take no size from the gradient:
+            # where that is small, this term would outweigh it.
+            published = self.optimizer != "sign"
+            restoring = self.restoring(point.detach() - x) if published else None
             advance(gradient if restoring is None else gradient + restoring)
             point.data = ball.project(point.detach(), x)
         return point.detach()
@@ -128,3 +133,52 @@ class RetrievalAttack(Attack):
             optimizer.step()
 
         return step
+
+
+@dataclass(frozen=True, eq=False)
+class KnownDatabase(RetrievalAttack):
+    """An attack that knows codes of the database, with their labels.
+
+    Args: database: codes the attacker knows, of the attacked net (of the other net, inside
+        `attacks.Transfer`), such as those of its training images. targeted: y are the labels the
+        attacker wants to see.
+    Raises: ValueError when called with labels unlike those of the database, codes of another
+        length, or targeted with a label that the database does not hold.
+    """
+
+    database: Database | None = None
+    targeted: bool = False
+
+    def validate(self) -> None:
+        super().validate()
+        if self.database is None:
+            raise ValueError(
+                f"{self.name}: database= is missing: the codes it moves queries away from, as"
+                " retrieval.Database(codes, labels)"
+            )
+
+    @property
+    def label(self) -> str:
+        return super().label + (" targeted" if self.targeted else "")
+
+    def check_labels(self, y: Tensor, examples: int, classes: int) -> None:
+        known = self.known
+        check_labels(y, examples)
+        check_alike(y, known.labels)
+        if known.codes.bits != classes:
+            raise ValueError(
+                f"{self.name}: the database has codes of {known.codes.bits} bits, the model gives"
+                f" {classes}"
+            )
+        if self.targeted:
+            alone = (~relevant(y.cpu(), known.labels).any(1)).nonzero().flatten()
+            if len(alone):
+                raise ValueError(
+                    f"{self.name}: no code of the database has target label {y[alone[0]].tolist()}"
+                    f" (query {int(alone[0])})"
+                )
+
+    @property
+    def known(self) -> Database:
+        assert self.database is not None
+        return self.database

@@ -29,7 +29,7 @@ class HAG(RetrievalAttack):
     Args: margin: t, at least 0. balance: beta, at least 0.
     The labels given do not matter; `attack(model, x)` will do.
     Source: Yang, Liu, Deng, Tao 2018, "Adversarial examples for Hamming space search"; published
-        with steps=2000, optimizer="sgd", eps=8/255.
+        with steps=2000, optimizer="sgd", sharpness=SHARPNESS, eps=8/255.
     """
 
     margin: float = 0.5

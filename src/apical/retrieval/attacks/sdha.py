@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from apical.attacks.losses import Loss
-from apical.retrieval.attacks.attack import RetrievalAttack
-from apical.retrieval.database import Database, check_alike, check_labels, relevant
+from apical.retrieval.attacks.attack import KnownDatabase
+from apical.retrieval.database import relevant
 from apical.retrieval.relaxation import relax
 
 FACTOR = 25.0
@@ -18,7 +18,7 @@ FACTOR = 25.0
 
 
 @dataclass(frozen=True, eq=False)
-class SDHA(RetrievalAttack):
+class SDHA(KnownDatabase):
     """Smart deep hashing attack: away from all relevant codes, the nearest first.
 
     With q = tanh(alpha h(x')), r the codes of the database that share a label with y, and sigma
@@ -35,54 +35,15 @@ class SDHA(RetrievalAttack):
         L = mean (x' - x)^2 + (25 / K) mean_r w d(q, r),    w = D(sign q, r)^0.3,
         d = 1/2 sum_k |q_k - r_k| sigma(-s q_k r_k), s = 10.
 
-    Args: database: codes the attacker knows, of the attacked net (of the other net, inside
-        `attacks.Transfer`), such as those of its training images, with their labels.
-    Raises: ValueError when called with labels unlike those of the database, codes of another
-        length, or targeted with a label that the database does not hold.
+    Args and errors: as of `KnownDatabase`.
     Source: Lu, Chen, Sun, Wang, Wang, Yang 2021; published with steps=1500, optimizer="adam",
-        eps=8/255.
+        sharpness=SHARPNESS, eps=8/255. With optimizer="sign" the first term of L is left out: the
+        ball limits the change.
     """
 
-    database: Database | None = None
-    targeted: bool = False
-
-    def validate(self) -> None:
-        super().validate()
-        if self.database is None:
-            raise ValueError(
-                "SDHA: database= is missing: the codes it moves queries away from, as"
-                " retrieval.Database(codes, labels)"
-            )
-
-    @property
-    def label(self) -> str:
-        return super().label + (" targeted" if self.targeted else "")
-
-    def check_labels(self, y: Tensor, examples: int, classes: int) -> None:
-        known = self._database
-        check_labels(y, examples)
-        check_alike(y, known.labels)
-        if known.codes.bits != classes:
-            raise ValueError(
-                f"SDHA: the database has codes of {known.codes.bits} bits, the model gives"
-                f" {classes}"
-            )
-        if self.targeted:
-            alone = (~relevant(y.cpu(), known.labels).any(1)).nonzero().flatten()
-            if len(alone):
-                raise ValueError(
-                    f"SDHA: no code of the database has target label {y[alone[0]].tolist()}"
-                    f" (query {int(alone[0])})"
-                )
-
-    @property
-    def _database(self) -> Database:
-        assert self.database is not None
-        return self.database
-
     def aim(self, outputs: Tensor, y: Tensor) -> Callable[[float], Loss]:
-        known = self._database.codes.signs().to(outputs)
-        wanted = relevant(y.cpu(), self._database.labels).to(outputs)
+        known = self.known.codes.signs().to(outputs)
+        wanted = relevant(y.cpu(), self.known.labels).to(outputs)
         own = outputs.sign() + (outputs == 0)  # as codes: an output of 0 is a 1
         sign = -1.0 if self.targeted else 1.0
         factor = sign * FACTOR / outputs.shape[1]

@@ -16,7 +16,7 @@ from apical.bench.experiment.settings import differing
 from apical.names import check_literals
 from apical.retrieval.attacks.attack import SHARPNESS
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the attacks alters what an evaluation finds."""
 
 TANHS: dict[str, tuple[float, ...]] = {"rising": SHARPNESS, "plain": (1.0,)}
