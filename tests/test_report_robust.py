@@ -101,17 +101,17 @@ def test_verdicts(gaps, audits, word):
 def test_the_words_of_the_nets_count():
     same = nets((0.1, 0.1), (0.1, 0.1), (0.1, 0.1))
     for word in ("suspect", "undecided"):
-        found = robust_stats.verdict(same, [FAITHFUL] * 3, [word, word, "faithful"])
+        found = robustness_verdict.verdict(same, [FAITHFUL] * 3, [word, word, "faithful"])
         assert found.word == word and "in 2 of 3 nets" in found.reasons[0]
-        few = robust_stats.verdict(same, [FAITHFUL] * 3, [word, "faithful", "faithful"])
+        few = robustness_verdict.verdict(same, [FAITHFUL] * 3, [word, "faithful", "faithful"])
         assert few.word == "faithful"
 
 
 def test_gaps_are_corrected_over_radii():
     pair = nets((0.20, 0.1), (0.23, 0.1), (0.32, 0.1))[0.1]  # 15 points, p = 0.053
     wide = nets((0.21, 0.1), (0.23, 0.1), (0.30, 0.1))[0.1]  # 14.7 points, p = 0.033
-    assert robust_stats.verdict({0.1: wide}, [FAITHFUL] * 3).word == "masked"
-    assert robust_stats.verdict({0.1: wide, 0.2: pair}, [FAITHFUL] * 3).word == "undecided"
+    assert robustness_verdict.verdict({0.1: wide}, [FAITHFUL] * 3).word == "masked"
+    assert robustness_verdict.verdict({0.1: wide, 0.2: pair}, [FAITHFUL] * 3).word == "undecided"
 
 
 def test_any_radius_masks_and_the_largest_gap_is_told():
