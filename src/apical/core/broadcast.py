@@ -157,12 +157,12 @@ class Broadcast:
             )
         self.error_shape = shape
         tokens = call.tokens + self._tokens_of_late_taps(model, call.late, error)
-        for layer, token in tokens:
+        for feedback, token in tokens:
             if token.shape[0] != error.shape[0]:
-                raise _samples_differ(layer, token.shape[0], error.shape[0])
+                raise _samples_differ(feedback.layer, token.shape[0], error.shape[0])
         if not tokens:
             return output
-        joined = autograd.join(error, [token for _, token in tokens])
+        joined = autograd.join(error, tokens[0][0], [token for _, token in tokens])
         return outputs.replaced(output, self.output, joined)
 
     def cut(self, feedback: BroadcastFeedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class Broadcast:
             call.late.append(tap)
             call.note(feedback.layer, "late")
         else:
-            call.tokens.append((feedback.layer, self._token(tap, samples)))
+            call.tokens.append((feedback, self._token(tap, samples)))
             call.note(feedback.layer, "tapped")
         return x.detach() if tap.differentiated else x
 
@@ -220,7 +220,7 @@ class Broadcast:
 
     def _tokens_of_late_taps(
         self, model: nn.Module, late: list[_Tap], error: Tensor
-    ) -> list[tuple[str, Tensor]]:
+    ) -> list[tuple[BroadcastFeedback, Tensor]]:
         """Create the memory that waited for a first call, and the tokens that waited for the
         number of samples."""
         assert self.error_shape is not None
@@ -238,7 +238,7 @@ class Broadcast:
                 feedback.create(tap.weight, tap.geometry(samples), error.shape[1:].numel())
                 created = True
             if tap.differentiated:
-                tokens.append((feedback.layer, self._token(tap, samples)))
+                tokens.append((feedback, self._token(tap, samples)))
         if created:
             self._shares = _share_storage(model, self)
         return tokens
@@ -290,7 +290,7 @@ class _Call:
     """A forward pass of the model.
 
     Attributes:
-        tokens: layer and token of each tap;
+        tokens: feedback and token of each tap;
         late: taps whose number of samples, or whose memory, is only known at the output;
         part: how each layer takes part: "tapped", "late", or "hidden" from autograd in a pass that
             others take part in.
@@ -298,7 +298,7 @@ class _Call:
 
     def __init__(self, caller: FrameType | None) -> None:
         self.grad_enabled = torch.is_grad_enabled()
-        self.tokens: list[tuple[str, Tensor]] = []
+        self.tokens: list[tuple[BroadcastFeedback, Tensor]] = []
         self.late: list[_Tap] = []
         self.part: dict[str, str] = {}
         self._caller = caller
