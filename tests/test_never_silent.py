@@ -1,4 +1,4 @@
-"""What would otherwise be a wrong gradient without a word: each case is refused, or computed right."""
+"""What would be a wrong gradient without a word: each case is refused, or computed right."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import apical
-from apical.rules import RULES
+from apical.rules import DFA, DRTP, RULES, BroadcastRule, build
 
 SENDING = [name for name in RULES if name not in ("bp", "frozen")]
 
@@ -83,6 +84,7 @@ def test_recorded_gradients_are_refused_and_exact_inside_exact_gradients(
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # of torch's own import
 @pytest.mark.parametrize("name", ["fa", "dfa"])
 def test_forward_mode_differentiation_is_refused_also_without_a_graph(name: str) -> None:
     model = apical.convert(net(), name, example=X)
@@ -90,3 +92,244 @@ def test_forward_mode_differentiation_is_refused_also_without_a_graph(name: str)
         dual = torch.autograd.forward_ad.make_dual(X, torch.ones_like(X))
         with pytest.raises(RuntimeError, match="0: .*forward-mode.*exact_gradients"):
             model(dual)
+
+
+class Attends(nn.Module):
+    """Attention over time on (time, samples, features), as `nn.Transformer` has it by default."""
+
+    def __init__(self, pools: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=False)
+        self.embed, self.block, self.head = nn.Linear(5, 8), block, nn.Linear(8, 3)
+        self.pools = pools
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.block(self.embed(x))
+        return self.head(h.mean(0) if self.pools else h)
+
+
+class Spiking(nn.Module):
+    """A leaky net run step by step; output (time, samples, classes)."""
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(5, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.norm = nn.BatchNorm1d(12) if norm else nn.Identity()
+        self.double()
+
+    def forward(self, x_TNF: Tensor) -> Tensor:
+        u, steps = torch.zeros(()), []
+        for x in x_TNF:
+            u = 0.5 * u + self.norm(self.second(torch.tanh(self.first(x))))
+            steps.append(self.last(torch.sigmoid(4 * u)))
+        return torch.stack(steps)
+
+
+def per_position(norm: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 16), *([norm] if norm else []), nn.Tanh(), nn.Linear(16, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def sequences(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def reached_samples(model: nn.Module, x: Tensor, axis: int) -> list[int]:
+    """Which entries of an axis of the input an error on entry 0 of the same output axis reaches,
+    in the second training call and with all gradients summed."""
+    model(x.clone().requires_grad_())
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).select(axis, 0).sum(), x)
+    return gradient.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist()
+
+
+BROADCASTING = [name for name, rule in RULES.items() if isinstance(rule, BroadcastRule)]
+
+
+@pytest.mark.parametrize("name", BROADCASTING)
+@pytest.mark.parametrize("shape", [(7, 4, 5), (4, 4, 5)])
+def test_positions_that_are_treated_alike_need_the_axis_of_samples_stated(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    rule = build(name)
+    x, wanted = sequences(*shape), torch.zeros(*shape[:2], 3, dtype=torch.float64)
+    everywhere = rule.needs_labels  # hidden layers learn from the labels of every sample
+    model = apical.convert(per_position(), rule)
+    with apical.labels(model, wanted), pytest.raises(ValueError, match="output_axis=1.*_axis=1.*2"):
+        model(x)
+    model = apical.convert(per_position(), build(name, sample_axis=1), output_axis=1)
+    with apical.labels(model, wanted):
+        assert everywhere or reached_samples(model, x, 1) == [0]
+    model = apical.convert(per_position(), rule, output_axis=0)
+    with apical.labels(model, wanted):
+        assert everywhere or reached_samples(model, x, 0) == [0]
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_a_transformer_with_time_first(size: int) -> None:
+    x = sequences(4, size, 5)
+    model = apical.convert(Attends(), "dfa")
+    with pytest.raises(ValueError, match="output_axis=1|sample_axis"):
+        model(x)
+    rules = {"*.self_attn": DFA(), "*": DFA(sample_axis=1)}
+    model = apical.convert(Attends(), rules, output_axis=1)
+    assert reached_samples(model, x, 1) == [0]
+
+
+def test_a_wrong_axis_of_a_layers_input_is_refused_also_when_sizes_are_equal() -> None:
+    x = sequences(4, 4, 5)
+    model = apical.convert(Attends(pools=True), "dfa")
+    with pytest.raises(ValueError, match=r"linear1: .*axis 0 of its input.*DFA\(sample_axis=1\)"):
+        model(x)
+    rules = {"*.self_attn": DFA(), "*.linear?": DFA(sample_axis=1), "*": DFA()}
+    apical.convert(apical.revert(model), rules)
+    model(x).sum().backward()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("steps", [4, 6])
+def test_spiking_outputs_by_step(steps: int, norm: bool) -> None:
+    x = sequences(steps, 4, 5)
+    model = apical.convert(Spiking(norm), "dfa")
+    if steps == 4 and norm:  # nothing is independent: samples through the norm, steps through time
+        model(x)
+    else:
+        with pytest.raises(ValueError, match="output_axis=1|its input counts 4 samples"):
+            model(x)
+    model = apical.convert(Spiking(norm), "dfa", output_axis=1)
+    if not norm:
+        assert reached_samples(model, x, 1) == [0]
+    model(x).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.first.parameters())
+
+
+def test_steps_and_folded_rows_are_not_confused() -> None:
+    class Folds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x_TNF: Tensor) -> Tensor:
+            rows = torch.tanh(self.b(torch.tanh(self.a(x_TNF.flatten(0, 1)))))
+            return self.c(rows.unflatten(0, x_TNF.shape[:2]).mean(0))
+
+    x = sequences(6, 4, 5).float()
+    rules = lambda axis: {"c": DFA(), "*": DFA(sample_axis=axis)}  # noqa: E731
+    model = apical.convert(Folds(), rules("folded"))
+    with pytest.raises(ValueError, match=r"b: .*DFA\(sample_axis='steps'\)"):
+        model(x)
+    model = apical.convert(Folds(), rules("steps"))
+    model(x).sum().backward()
+
+
+RIGHT: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "linear": (net, (6, 4)),
+    "as many samples as classes": (net, (3, 4)),
+    "as many samples as features": (net, (8, 4)),
+    "batch norm": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3)
+        ).double(),
+        (8, 4),
+    ),
+    "batch norm and positions, the axis stated": (lambda: per_position(nn.BatchNorm1d(6)), (4, 6, 5)),
+    "depthwise convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
+            nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU(), nn.Conv2d(6, 6, 1, groups=6),
+        ).double(),
+        (6, 3, 6, 6),
+    ),
+    "a dead net": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 8), nn.Threshold(1e9, 0.0), nn.Linear(8, 8), nn.Linear(8, 3)
+        ).double(),
+        (6, 4),
+    ),
+    "dropout": (lambda: nn.Sequential(*net()[:2], nn.Dropout(), *net()[2:]), (6, 4)),
+    "one sample": (net, (1, 4)),
+    "attention, samples first": (
+        lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 3)
+        ).double(),
+        (5, 5, 4),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_the_right_axis_is_accepted_and_changes_nothing(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, shape = RIGHT[case]
+    stated = 0 if "stated" in case else None
+    x = sequences(*shape)
+    results = []
+    for attempts in (3, 0):
+        monkeypatch.setattr("apical.core.broadcast.ATTEMPTS", attempts)
+        torch.manual_seed(3)
+        model = apical.convert(make().train(), "dfa", output_axis=stated)
+        state = torch.get_rng_state() if attempts else state
+        torch.set_rng_state(state)
+        for _ in range(5):
+            model(x).square().sum().backward()
+        left = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        results.append({**left, **dict(model.named_buffers()), "rng": torch.get_rng_state()})
+    assert results[0].keys() == results[1].keys()
+    for name, seen in results[0].items():
+        assert torch.equal(seen, results[1][name]), name
+
+
+def test_the_axis_is_verified_once_and_never_with_hooks_of_others() -> None:
+    passes = []
+    model = apical.convert(net(), "dfa")
+    model[3].register_full_backward_hook(lambda *_: passes.append(1))
+    model(X).sum().backward()
+    assert len(passes) == 1
+    model = apical.convert(net(), "dfa")
+    seen = []
+    for _ in range(4):
+        output = model(X)
+        output.sum().backward()
+        (broadcast,) = apical.core.converted.broadcasts(model)
+        seen.append(broadcast._attempts)
+    assert seen == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("reused", [True, False])
+def test_activation_checkpointing_and_changes_in_place(reused: bool) -> None:
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).relu_()
+            block = lambda h: self.b(h).relu_()  # noqa: E731
+            h = checkpoint(block, h, use_reentrant=False) if reused else block(h)
+            return self.c(h).add_(1)
+
+    plain = apical.convert(Blocks(), "dfa")
+    for _ in range(2):
+        plain(X).square().sum().backward()
+    assert all(p.grad is not None for p in plain.parameters())
+
+
+def test_an_output_axis_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="output_axis=1 has no effect"):
+        apical.convert(net(), "fa", output_axis=1)
+    for axis in (-1, "time"):
+        with pytest.raises(ValueError, match=f"output_axis={axis!r} is no axis"):
+            apical.convert(net(), "dfa", output_axis=axis)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no axis 2"):
+        apical.convert(net(), "dfa", output_axis=2)(X)
+    model = apical.convert(per_position(), DRTP(sample_axis=1), output_axis=1)
+    with apical.labels(model, torch.zeros(4, dtype=torch.long)):
+        with pytest.raises(ValueError, match="0|2: with output_axis=1, labels are numbers"):
+            model(sequences(7, 4, 5))

@@ -1,4 +1,4 @@
-"""The three autograd Functions of Apical: all that a learning rule changes about differentiation.
+"""The autograd Functions of Apical: all that a learning rule changes about differentiation.
 
 * `Transport`: an operation whose gradient reaches the layer below through the feedback matrix B
   instead of the weight W (feedback alignment and its relatives).
@@ -6,6 +6,7 @@
   (the broadcast rules). A tap turns the input of a layer into a token; the join adds all tokens to
   the output. In the backward pass each token receives the gradient of the output, the error, and
   its tap returns what the rule makes of the error.
+* `Bridge`: in the one forward pass that shows which axis counts samples, in the place of `detach`.
 """
 
 from __future__ import annotations
@@ -79,6 +80,17 @@ def refuse_forward_mode(feedback: Feedback) -> None:
         nested = sum(level.key() == TransformType.Grad for level in levels) > 1
     if nested or forward_ad._current_level >= 0:
         raise _differentiated_twice(feedback)
+
+
+class Probe:
+    """Whether gradients pass the bridges of a forward pass: only while dependences are measured."""
+
+    passes = False
+
+
+def bridge(x: Tensor, probe: Probe) -> Tensor:
+    """`x.detach()`, but gradients pass to `x` while `probe.passes`."""
+    return _apply(Bridge, x, probe)
 
 
 def _first_order(backward: Any) -> Any:
@@ -239,6 +251,23 @@ class Join(Function):
     @_first_order
     def backward(ctx: Any, error: Tensor | None) -> tuple[Tensor | None, ...]:
         return (error, None, *(error,) * ctx.count)
+
+
+class Bridge(Function):
+    """A detached input that lets gradients pass while dependences are measured."""
+
+    @staticmethod
+    def forward(x: Tensor, probe: Probe) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.probe = inputs[1]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        return grad if ctx.probe.passes else None, None
 
 
 def _apply(function: type[Function], *inputs: Any) -> Tensor:

@@ -19,10 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.core import autograd, outputs
+from apical.core import autograd, outputs, sample_axis
 from apical.core.feedback import Feedback
 from apical.rules.base import BroadcastRule
 from apical.rules.ops import Geometry, Op
+
+ATTEMPTS = 3
+"""Forward passes in which the axis of samples is verified, until one shows it."""
 
 
 class BroadcastFeedback(Feedback):
@@ -92,6 +95,7 @@ class Broadcast:
 
     Attributes:
         output: which tensor of the model's output carries the error;
+        axis: of that tensor, which counts samples; stated: whether the user gave it;
         error_shape: that of one sample; None until a first forward pass;
         layers: number of feedback modules that receive the error;
         labels: given by `apical.labels`;
@@ -99,12 +103,15 @@ class Broadcast:
             recomputation has to repeat.
     """
 
-    def __init__(self, output: outputs.OutputKey = None) -> None:
+    def __init__(self, output: outputs.OutputKey = None, axis: int | None = None) -> None:
         self.output = output
+        self.axis = axis or 0
+        self.stated = axis is not None
         self.error_shape: tuple[int, ...] | None = None
         self.layers = 0
         self.labels: Tensor | None = None
         self.last_part: dict[str, str] = {}
+        self._attempts = ATTEMPTS  # left to verify the axis of samples
         self._shares = True  # until a forward pass has found nothing to share
         self._open = _OpenCalls()
         self._handles: list[Any] = []
@@ -135,7 +142,9 @@ class Broadcast:
         if self._shares:
             self._shares = _share_storage(model, self)
         caller = inspect.currentframe()
-        self._open.calls.append(_Call(caller.f_back if caller else None))
+        call = _Call(caller.f_back if caller else None)
+        call.verifies = self._attempts > 0 and call.grad_enabled and _measurable(model)
+        self._open.calls.append(call)
 
     def close(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook, also after an exception: join the call's taps to the output."""
@@ -147,8 +156,12 @@ class Broadcast:
         # A model in evaluation may return the one tensor alone.
         alone = isinstance(output, Tensor) and self.error_shape is not None
         error = outputs.find(output, None if alone else self.output)
-        if error.dim() == 0:
-            raise ValueError("the model's output is a single number; it must be (samples, ...)")
+        if error.dim() <= self.axis:
+            raise ValueError(
+                f"the model's output {tuple(error.shape)} has no axis {self.axis} that counts samples"
+                " (output_axis); it must be (samples, ...), not a single number"
+            )
+        named, error = error, error.movedim(self.axis, 0)
         shape = tuple(error.shape[1:])
         if call.tokens and shape != self.error_shape:
             raise ValueError(
@@ -162,7 +175,10 @@ class Broadcast:
                 raise _samples_differ(feedback.layer, token.shape[0], error.shape[0])
         if not tokens:
             return output
+        if call.verifies and call.bridged and named.requires_grad:
+            self._verify(model, call, named)
         joined = autograd.join(error, tokens[0][0], [token for _, token in tokens])
+        joined = joined.movedim(0, self.axis)
         return outputs.replaced(output, self.output, joined)
 
     def cut(self, feedback: BroadcastFeedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
@@ -175,7 +191,7 @@ class Broadcast:
         if call.grad_enabled and not torch.is_grad_enabled():
             call.note(feedback.layer, "hidden")
         if not (tap.differentiated or feedback.pending):
-            return x
+            return self._bridged(call, tap)
         if feedback.pending and torch.compiler.is_compiling():
             raise RuntimeError(
                 f"{feedback.layer}: its feedback has no size yet. Before compiling, run the model"
@@ -195,7 +211,48 @@ class Broadcast:
         else:
             call.tokens.append((feedback, self._token(tap, samples)))
             call.note(feedback.layer, "tapped")
-        return x.detach() if tap.differentiated else x
+        return self._bridged(call, tap)
+
+    def _bridged(self, call: _Call, tap: _Tap) -> Tensor:
+        """What the layer runs on: `x` detached, or in a pass that shows the axis of samples a
+        bridge, also of the first layers' inputs, which nothing below receives."""
+        call.verifies = call.verifies and torch.is_grad_enabled() and _recorded_in_memory()
+        if not call.verifies:
+            return tap.x.detach() if tap.differentiated else tap.x
+        x = tap.x if tap.differentiated else tap.x.detach().requires_grad_()
+        bridged = autograd.bridge(x, call.probe)
+        call.bridged.append((tap, bridged))
+        return bridged
+
+    def _verify(self, model: nn.Module, call: _Call, output: Tensor) -> None:
+        """Whether the axes taken for samples are those of the network; see `sample_axis.verify`."""
+        self._attempts -= 1
+        readings = [
+            sample_axis.Reading(
+                tap.feedback.layer,
+                type(tap.feedback.rule).__name__,
+                tap.op,
+                bridged,
+                getattr(tap.feedback.rule, "sample_axis", 0) if tap.differentiated else None,
+            )
+            for tap, bridged in call.bridged
+        ]
+        mixes = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+        observing = [m for m in model.modules() if isinstance(m, Feedback) and m.history.observes]
+        for feedback in observing:  # of other rules in the same model, which are no part of this
+            feedback.history.observes = False
+        call.probe.passes = True
+        try:
+            with torch.enable_grad():
+                shown = sample_axis.verify(
+                    output, self.axis, readings, stated=self.stated, mixes=mixes
+                )
+        finally:
+            call.probe.passes = False
+            for feedback in observing:
+                feedback.history.observes = True
+        if shown:
+            self._attempts = 0
 
     def _current(self) -> _Call | None:
         """The call under way in this thread; calls that were interrupted are removed."""
@@ -214,7 +271,16 @@ class Broadcast:
                     f"{tap.feedback.layer}: {type(rule).__name__} learns from labels; run the"
                     " forward and backward pass inside `with apical.labels(model, targets):`"
                 )
-            targets = outputs.targets(self.labels, samples, self.error_shape)
+            labels = self.labels
+            if self.axis:
+                if not labels.is_floating_point() or labels.dim() <= self.axis:
+                    raise ValueError(
+                        f"{tap.feedback.layer}: with output_axis={self.axis}, labels are numbers in"
+                        " the shape of the model's output (classes as one-hot vectors), not"
+                        f" {tuple(labels.shape)} of {labels.dtype}"
+                    )
+                labels = labels.movedim(self.axis, 0)
+            targets = outputs.targets(labels, samples, self.error_shape)
         geometry = tap.geometry(samples)
         return autograd.tap(tap.x, tap.feedback, geometry, self.error_shape, targets)
 
@@ -292,6 +358,8 @@ class _Call:
     Attributes:
         tokens: feedback and token of each tap;
         late: taps whose number of samples, or whose memory, is only known at the output;
+        verifies: whether it shows which axis counts samples; bridged: the taps of such a pass, with
+            what their layers run on; probe: lets gradients pass the bridges.
         part: how each layer takes part: "tapped", "late", or "hidden" from autograd in a pass that
             others take part in.
     """
@@ -300,6 +368,9 @@ class _Call:
         self.grad_enabled = torch.is_grad_enabled()
         self.tokens: list[tuple[BroadcastFeedback, Tensor]] = []
         self.late: list[_Tap] = []
+        self.verifies = False
+        self.bridged: list[tuple[_Tap, Tensor]] = []
+        self.probe = autograd.Probe()
         self.part: dict[str, str] = {}
         self._caller = caller
 
@@ -352,6 +423,23 @@ def _share_storage(model: nn.Module, broadcast: Broadcast) -> bool:
             if tensor.data_ptr() != longest.data_ptr():
                 setattr(feedback, feedback.memory_names[0], longest[: len(tensor)])
     return waits or bool(groups)
+
+
+def _measurable(model: nn.Module) -> bool:
+    """Whether a further backward pass through the graph of a forward pass has no effects of its own:
+    none through hooks of others on modules, sharded parameters or transforms."""
+    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return False
+    hooked = any(
+        m._backward_hooks or m._backward_pre_hooks or type(m).__name__.startswith("FSDP")
+        for m in model.modules()
+    )
+    return not hooked and all(type(p) in (nn.Parameter, Tensor) for p in model.parameters())
+
+
+def _recorded_in_memory() -> bool:
+    """Whether autograd keeps what it saves; checkpointing would compute it again."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def _samples_differ(layer: str, given: int, expected: int) -> ValueError:
