@@ -236,7 +236,7 @@ RIGHT: dict[str, tuple[Any, tuple[int, ...]]] = {
         ).double(),
         (8, 4),
     ),
-    "batch norm and positions, the axis stated": (lambda: per_position(nn.BatchNorm1d(6)), (4, 6, 5)),
+    "batch norm and positions, stated": (lambda: per_position(nn.BatchNorm1d(6)), (4, 6, 5)),
     "depthwise convolutions": (
         lambda: nn.Sequential(
             nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
@@ -269,11 +269,12 @@ def test_the_right_axis_is_accepted_and_changes_nothing(
     stated = 0 if "stated" in case else None
     x = sequences(*shape)
     results = []
+    make().train()  # whatever random numbers that takes
+    state = torch.get_rng_state()
     for attempts in (3, 0):
         monkeypatch.setattr("apical.core.broadcast.ATTEMPTS", attempts)
         torch.manual_seed(3)
         model = apical.convert(make().train(), "dfa", output_axis=stated)
-        state = torch.get_rng_state() if attempts else state
         torch.set_rng_state(state)
         for _ in range(5):
             model(x).square().sum().backward()
@@ -333,3 +334,80 @@ def test_an_output_axis_that_is_none_is_refused() -> None:
     with apical.labels(model, torch.zeros(4, dtype=torch.long)):
         with pytest.raises(ValueError, match="0|2: with output_axis=1, labels are numbers"):
             model(sequences(7, 4, 5))
+
+
+class Product(nn.Module):
+    """A matrix of its own, with or without a child."""
+
+    def __init__(self, child: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(8))
+        self.act = nn.ReLU() if child else torch.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x @ self.weight)
+
+
+class Experts(nn.Module):
+    """Fused experts, as in mixtures of experts of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.ones(4, 8, 16))
+        self.act = nn.SiLU()
+
+
+class Tables(nn.Module):
+    """What is added to activations, not multiplied: class tokens and tables of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 8))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+        self.rel_pos_h = nn.Parameter(torch.zeros(9, 4))
+        self.scale = nn.Parameter(torch.zeros(8, 1, 1))
+        self.act = nn.ReLU()
+
+
+@pytest.mark.parametrize("child", [False, True])
+def test_a_matrix_of_unknown_use_is_refused_also_beside_a_child(child: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Product(child), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match=r"1 \(Product\): holds weights \(weight \(8, 8\)\)"):
+        apical.convert(model, "fa")
+    for rule, options in (({"1": "bp", "*": "fa"}, {}), ("fa", {"on_unsupported": "keep"})):
+        planned = apical.plan(model, rule, **options)  # type: ignore[arg-type]
+        assert not planned.problems
+        (row,) = (row for row in planned.rows if row.layer == "1")
+        assert row.action == "keep" and row.why
+
+
+def test_fused_experts_are_refused_by_name_with_the_remedy() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Experts())
+    (problem,) = apical.plan(model, "dfa").problems
+    for part in ("1 (Experts)", "gate_up_proj (4, 8, 16)", "{'1': 'bp', '*': ...}", "'keep'"):
+        assert part in problem
+    listed = nn.Sequential(nn.Linear(8, 8), nn.ParameterList([torch.ones(3, 3)]))
+    (problem,) = apical.plan(listed, "fa").problems
+    assert "1 (ParameterList)" in problem
+
+
+def test_tables_of_positions_are_kept_for_a_printed_reason() -> None:
+    planned = apical.plan(nn.Sequential(nn.Linear(8, 8), Tables()), "fa")
+    assert not planned.problems
+    (row,) = (row for row in planned.rows if row.layer == "1")
+    assert "added to activations, exact gradient" in row.why
+    assert "pos_embed (1, 5, 8)" in row.why and "rel_pos_h (9, 4)" in row.why
+
+
+def test_a_further_matrix_of_a_supported_layer_is_refused() -> None:
+    class WithBasis(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(8, 8)
+            self.basis = nn.Parameter(torch.eye(8))
+
+    with pytest.raises(ValueError, match=r"0 \(WithBasis\): also holds basis \(8, 8\)"):
+        apical.convert(nn.Sequential(WithBasis(), nn.Linear(8, 3)), "fa")
+    with pytest.warns(FutureWarning):
+        normed = torch.nn.utils.weight_norm(nn.Linear(8, 8))
+    apical.convert(nn.Sequential(normed, nn.Linear(8, 3)), "fa")

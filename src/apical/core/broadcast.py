@@ -158,8 +158,8 @@ class Broadcast:
         error = outputs.find(output, None if alone else self.output)
         if error.dim() <= self.axis:
             raise ValueError(
-                f"the model's output {tuple(error.shape)} has no axis {self.axis} that counts samples"
-                " (output_axis); it must be (samples, ...), not a single number"
+                f"the model's output {tuple(error.shape)} has no axis {self.axis} that counts"
+                " samples (output_axis); it must be (samples, ...), not a single number"
             )
         named, error = error, error.movedim(self.axis, 0)
         shape = tuple(error.shape[1:])
@@ -426,8 +426,8 @@ def _share_storage(model: nn.Module, broadcast: Broadcast) -> bool:
 
 
 def _measurable(model: nn.Module) -> bool:
-    """Whether a further backward pass through the graph of a forward pass has no effects of its own:
-    none through hooks of others on modules, sharded parameters or transforms."""
+    """Whether a further backward pass through the graph of a forward pass has no effects of its
+    own: none through hooks of others on modules, sharded parameters or transforms."""
     if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
         return False
     hooked = any(

@@ -86,8 +86,8 @@ def verify(
                 reading = readings[at]
                 raise ValueError(
                     f"{reading.layer}: an error of one sample would reach other samples: its rule"
-                    f" takes axis {reading.axis!r} of its input {tuple(reading.input.shape)} for the"
-                    f" samples, but the output's samples depend on {_named(view)}. Give it"
+                    f" takes axis {reading.axis!r} of its input {tuple(reading.input.shape)} for"
+                    f" the samples, but the output's samples depend on {_named(view)}. Give it"
                     f" {reading.rule}(sample_axis={view!r})"
                 )
     return "none" not in states.values()
@@ -98,7 +98,7 @@ def _gradients(
 ) -> list[tuple[Tensor | None, ...]]:
     """The gradients at all inputs of the first and of the last entry of an output axis: of two,
     since what only looks back in time depends on its own step alone at the first."""
-    found = []
+    found: list[tuple[Tensor | None, ...]] = []
     for place in (0, -1):
         entry = output.select(axis, place)
         weights = torch.linspace(1, 2, entry.numel(), dtype=entry.dtype, device=entry.device)
