@@ -245,6 +245,11 @@ def _obstacle(module: nn.Module) -> str:
         )
     if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
         return "is not initialised; run one forward pass of the model first"
+    if getattr(module, "qconfig", None) is not None:
+        return (
+            "has a qconfig, and quantisation replaces layers by their exact class, which conversion"
+            " changes; convert and train first, then apical.revert(model), then quantise"
+        )
     if parametrize.is_parametrized(module):
         return "is parametrized; convert first, then register the parametrization"
     plain = kind_of(module)
