@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from typing import Any
 
 import pytest
@@ -411,3 +412,111 @@ def test_a_further_matrix_of_a_supported_layer_is_refused() -> None:
     with pytest.warns(FutureWarning):
         normed = torch.nn.utils.weight_norm(nn.Linear(8, 8))
     apical.convert(nn.Sequential(normed, nn.Linear(8, 3)), "fa")
+
+
+ORDER = "apical.revert.*quantise"
+QUANTISATION = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:Please use quant", "ignore:torch.quantize_per_tensor"
+)
+
+
+@QUANTISATION
+@pytest.mark.parametrize("name", ["fa", "dfa"])
+def test_quantisation_after_conversion_is_refused(name: str) -> None:
+    model = apical.convert(net().float().train(), name)
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    with pytest.raises(ValueError, match=f"^0: .*{ORDER}"):
+        torch.ao.quantization.prepare_qat(model, inplace=True)
+    del model.qconfig
+    model.eval()
+    with pytest.warns(UserWarning, match=f"converted layers as they are.*{ORDER}"):
+        torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    plain = torch.ao.quantization.quantize_dynamic(apical.revert(model), {nn.Linear})
+    assert "Dynamic" in repr(plain)
+
+
+@QUANTISATION
+def test_a_layer_that_is_prepared_for_quantisation_is_not_converted() -> None:
+    model = net().float().train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    torch.ao.quantization.propagate_qconfig_(model)
+    with pytest.raises(ValueError, match=r"0 \(Linear\): .*qconfig.*train.*revert"):
+        apical.convert(model, "fa")
+    assert apical.plan(net(), "fa").problems == ()
+
+
+class Two(nn.Module):
+    """Two outputs, named, with hidden layers in common."""
+
+    Outputs = namedtuple("Outputs", ["logits", "value"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 8)
+        self.first, self.second = nn.Linear(8, 3), nn.Linear(8, 2)
+        self.double()
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.tanh(self.b(torch.tanh(self.a(x))))
+        return self.Outputs(self.first(h), self.second(h))
+
+
+def signals(model: nn.Module, x: Tensor, *weights: float) -> dict[str, Tensor]:
+    model.zero_grad()
+    outputs = model(x)
+    loss = sum(w * y.square().sum() for w, y in zip(weights, outputs, strict=True) if w)
+    loss.backward()  # type: ignore[union-attr]
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("output", [["logits", "value"], (0, 1)])
+def test_several_outputs_carry_the_error(output: Any) -> None:
+    model = apical.convert(Two(), "dfa", output=output)
+    model(X)
+    one, two, both = (signals(model, X, *w) for w in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)))
+    for name in ("a.weight", "b.weight"):
+        assert one[name].any() and two[name].any()
+        torch.testing.assert_close(both[name], one[name] + two[name], rtol=1e-12, atol=1e-14)
+    with apical.exact_gradients(model):
+        h1 = torch.tanh(model.a(X))
+        h2 = torch.tanh(model.b(h1))
+        error = 2 * torch.cat([model.first(h2), model.second(h2)], 1)
+    # the layers above b are its two heads: b's output receives the signals of both
+    matrix = model.first.feedback.matrix + model.second.feedback.matrix
+    expected = (error @ matrix * (1 - h2**2)).T @ h1
+    torch.testing.assert_close(both["b.weight"], expected, rtol=1e-12, atol=1e-14)
+    seen, plain = model(X), Two()(X)
+    assert type(seen) is Two.Outputs
+    assert all(torch.equal(a, b) for a, b in zip(seen, plain, strict=True))
+
+
+def test_fields_of_a_namedtuple_are_named() -> None:
+    by_name = apical.convert(Two(), "dfa", output="logits")
+    by_place = apical.convert(Two(), "dfa", output=0)
+    for name, seen in signals(by_name, X, 1.0, 0.0).items():
+        assert torch.equal(seen, signals(by_place, X, 1.0, 0.0)[name])
+    with pytest.raises(ValueError, match="output='score' is not in .*'logits' .*'value'"):
+        apical.convert(Two(), "dfa", output="score")(X)
+
+
+def test_an_output_whose_gradient_reaches_no_hidden_layer_is_warned_of_once() -> None:
+    model = apical.convert(Two(), "dfa", output="logits")
+    signals(model, X, 1.0, 0.0)
+    with pytest.warns(UserWarning, match=r"output 'value' .*output=\['logits', 'value'\]"):
+        assert "a.weight" not in signals(model, X, 0.0, 1.0)
+    signals(model, X, 1.0, 1.0)  # a second warning would be an error
+
+
+def test_lists_of_outputs_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"output=\[\] names no output"):
+        apical.convert(Two(), "dfa", output=[])
+    with pytest.raises(ValueError, match="names an output twice"):
+        apical.convert(Two(), "dfa", output=[0, 0])
+    with pytest.raises(ValueError, match="'score' is not in"):
+        apical.convert(Two(), "dfa", output=["logits", "score"])(X)
+    model = apical.convert(Two(), "drtp", output=[0, 1])
+    with apical.labels(model, Y), pytest.raises(ValueError, match="several outputs.*numbers"):
+        model(X)
+    with apical.labels(model, torch.zeros(6, 5, dtype=torch.float64)):
+        signals(model, X, 1.0, 1.0)

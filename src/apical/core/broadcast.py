@@ -13,6 +13,9 @@ from __future__ import annotations
 import inspect
 import operator
 import threading
+import warnings
+from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -94,11 +97,12 @@ class Broadcast:
     """Sends the error of one converted model. Its methods `open` and `close` are the model's hooks.
 
     Attributes:
-        output: which tensor of the model's output carries the error;
-        axis: of that tensor, which counts samples; stated: whether the user gave it;
+        output: which tensors of the model's output carry the error;
+        axis: of those tensors, which counts samples; stated: whether the user gave it;
         error_shape: that of one sample; None until a first forward pass;
         layers: number of feedback modules that receive the error;
         labels: given by `apical.labels`;
+        warns_of_outputs: whether it still warns of another output that receives a gradient;
         last_part: how each layer took part in the last forward pass with gradients, which a
             recomputation has to repeat.
     """
@@ -111,6 +115,7 @@ class Broadcast:
         self.layers = 0
         self.labels: Tensor | None = None
         self.last_part: dict[str, str] = {}
+        self.warns_of_outputs = True
         self._attempts = ATTEMPTS  # left to verify the axis of samples
         self._shares = True  # until a forward pass has found nothing to share
         self._open = _OpenCalls()
@@ -155,13 +160,9 @@ class Broadcast:
             return output
         # A model in evaluation may return the one tensor alone.
         alone = isinstance(output, Tensor) and self.error_shape is not None
-        error = outputs.find(output, None if alone else self.output)
-        if error.dim() <= self.axis:
-            raise ValueError(
-                f"the model's output {tuple(error.shape)} has no axis {self.axis} that counts"
-                " samples (output_axis); it must be (samples, ...), not a single number"
-            )
-        named, error = error, error.movedim(self.axis, 0)
+        keys = [None] if alone else outputs.names(self.output)
+        parts = [outputs.find(output, key) for key in keys]
+        error = self._error(parts)
         shape = tuple(error.shape[1:])
         if call.tokens and shape != self.error_shape:
             raise ValueError(
@@ -175,11 +176,51 @@ class Broadcast:
                 raise _samples_differ(feedback.layer, token.shape[0], error.shape[0])
         if not tokens:
             return output
-        if call.verifies and call.bridged and named.requires_grad:
-            self._verify(model, call, named)
+        if call.verifies and call.bridged and error.requires_grad:
+            self._verify(model, call, parts)
+        if self.warns_of_outputs and not torch.compiler.is_compiling():
+            for name, other in outputs.others(output, parts).items():
+                seen = other.view_as(other)  # the layers that read `other` send it signals too
+                seen.register_hook(partial(self._warn_of_output, name))
+                output = outputs.replaced(output, name, seen)
         joined = autograd.join(error, tokens[0][0], [token for _, token in tokens])
-        joined = joined.movedim(0, self.axis)
-        return outputs.replaced(output, self.output, joined)
+        if len(parts) == 1:
+            return outputs.replaced(output, keys[0], joined.movedim(0, self.axis))
+        sizes = [part.numel() // max(len(joined), 1) for part in parts]
+        for key, part, flat in zip(keys, parts, joined.split(sizes, 1), strict=True):
+            moved = flat.to(part.dtype).view(part.movedim(self.axis, 0).shape)
+            output = outputs.replaced(output, key, moved.movedim(0, self.axis))
+        return output
+
+    def _error(self, parts: Sequence[Tensor]) -> Tensor:
+        """The outputs that carry the error, with samples first; several as one vector a sample."""
+        for part in parts:
+            if part.dim() <= self.axis:
+                raise ValueError(
+                    f"the model's output {tuple(part.shape)} has no axis {self.axis} that counts"
+                    " samples (output_axis); it must be (samples, ...), not a single number"
+                )
+        moved = [part.movedim(self.axis, 0) for part in parts]
+        if len(moved) == 1:
+            return moved[0]
+        if len({len(part) for part in moved}) > 1:
+            raise ValueError(
+                f"the outputs {self.output!r} count different numbers of samples along axis"
+                f" {self.axis}: {', '.join(str(tuple(part.shape)) for part in parts)}"
+            )
+        return torch.cat([part.reshape(len(part), -1) for part in moved], 1)
+
+    def _warn_of_output(self, name: outputs.Name, gradient: Tensor) -> None:
+        """Hook of an output that carries no error: once, if it receives a gradient."""
+        if self.warns_of_outputs:
+            self.warns_of_outputs = False
+            both = [*(key for key in outputs.names(self.output) if key is not None), name]
+            warnings.warn(
+                f"output {name!r} of the model receives a gradient, which trains the layers next to"
+                " it but reaches no hidden layer: the broadcast error is that of"
+                f" output={self.output!r}. Give output={both!r} if both count",
+                stacklevel=2,
+            )
 
     def cut(self, feedback: BroadcastFeedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
         """What the layer runs on: `x` detached from the layers below, which receive the signal of
@@ -224,7 +265,7 @@ class Broadcast:
         call.bridged.append((tap, bridged))
         return bridged
 
-    def _verify(self, model: nn.Module, call: _Call, output: Tensor) -> None:
+    def _verify(self, model: nn.Module, call: _Call, parts: Sequence[Tensor]) -> None:
         """Whether the axes taken for samples are those of the network; see `sample_axis.verify`."""
         self._attempts -= 1
         readings = [
@@ -244,14 +285,16 @@ class Broadcast:
         call.probe.passes = True
         try:
             with torch.enable_grad():
-                shown = sample_axis.verify(
-                    output, self.axis, readings, stated=self.stated, mixes=mixes
-                )
+                shown = [
+                    sample_axis.verify(part, self.axis, readings, stated=self.stated, mixes=mixes)
+                    for part in parts
+                    if part.requires_grad
+                ]
         finally:
             call.probe.passes = False
             for feedback in observing:
                 feedback.history.observes = True
-        if shown:
+        if all(shown):
             self._attempts = 0
 
     def _current(self) -> _Call | None:
@@ -272,7 +315,14 @@ class Broadcast:
                     " forward and backward pass inside `with apical.labels(model, targets):`"
                 )
             labels = self.labels
-            if self.axis:
+            several = len(outputs.names(self.output)) > 1
+            if several and not labels.is_floating_point():
+                raise ValueError(
+                    f"{tap.feedback.layer}: with several outputs, labels are numbers (samples,"
+                    f" {self.error_shape[0]}), one for each entry of the outputs in their order,"
+                    f" not {tuple(labels.shape)} of {labels.dtype}"
+                )
+            if self.axis and not several:
                 if not labels.is_floating_point() or labels.dim() <= self.axis:
                     raise ValueError(
                         f"{tap.feedback.layer}: with output_axis={self.axis}, labels are numbers in"

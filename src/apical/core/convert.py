@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from apical.core import updates
+from apical.core import outputs, updates
 from apical.core.attention import projections
 from apical.core.broadcast import Broadcast, BroadcastFeedback
 from apical.core.converted import converted_layers, feedback_modules
@@ -42,8 +42,9 @@ def convert(
             arguments). It sizes the feedback of broadcast rules at once, where otherwise the first
             forward pass does, and reveals layers that the model never calls.
         seed: of all feedback, with the layers' names; global generators are left alone.
-        output: key, place or attribute of the tensor that carries the error, for broadcast rules
-            on a model that returns several.
+        output: key, place or attribute of the tensor that carries the error, or a list of them, for
+            broadcast rules on a model that returns several. Another output that receives a gradient
+            is warned of once: it reaches no hidden layer.
         output_axis: the axis of that tensor that counts samples, for broadcast rules: 1 for (time,
             samples, features). None: axis 0, unless the first training call shows that another
             axis fits as well or better (see `apical.core.sample_axis`), which is an error. The axis
@@ -72,6 +73,7 @@ def convert(
                 )
     if output_axis is not None and (not isinstance(output_axis, int) or output_axis < 0):
         raise ValueError(f"output_axis={output_axis!r} is no axis from 0, the first")
+    outputs.names(output)  # or ValueError
     conversion = _Conversion(seed, Broadcast(output, output_axis))
     for row in rows:
         conversion.convert(row)
