@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import apical
@@ -520,3 +521,82 @@ def test_lists_of_outputs_that_make_no_sense_are_refused() -> None:
         model(X)
     with apical.labels(model, torch.zeros(6, 5, dtype=torch.float64)):
         signals(model, X, 1.0, 1.0)
+
+
+def weight_normed(layer: nn.Module) -> None:
+    with pytest.warns(FutureWarning):
+        torch.nn.utils.weight_norm(layer)
+
+
+CHANGES = {
+    "weight_norm": weight_normed,
+    "parametrized weight_norm": torch.nn.utils.parametrizations.weight_norm,
+    "spectral_norm": torch.nn.utils.parametrizations.spectral_norm,
+    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+}
+SHRINKING = ("kp", "ldfa", "pfa")
+
+
+def three_steps(model: nn.Module, **options: float) -> list[float]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, **options)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        with apical.labels(model, Y):
+            loss = nn.functional.cross_entropy(model(X), Y)
+            loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", SENDING)
+def test_a_weight_that_becomes_computed_after_conversion(name: str, change: str) -> None:
+    """Works, or the next forward pass says what to do, not a later step of the optimizer."""
+    model = apical.convert(net(), name, example=X, on_unsupported="keep")
+    CHANGES[change](model[2])
+    if name in SHRINKING:
+        with pytest.raises(ValueError, match=r"^2: .*decay=0.0"):
+            model(X)
+        model = apical.convert(net(), build(name, decay=0.0), example=X)
+        CHANGES[change](model[2])
+    before = model[0].weight.detach().clone()
+    assert all(loss < 2 for loss in three_steps(model))
+    assert model[0].weight.grad.any() and not torch.equal(model[0].weight, before)
+
+
+STORING = [n for n in SENDING if not isinstance(RULES[n], BroadcastRule) and n != "usf"]
+
+
+@pytest.mark.parametrize("name", STORING)
+def test_structural_pruning_after_conversion_is_refused_by_the_next_forward_pass(name: str) -> None:
+    model = apical.convert(net(), name, on_unsupported="keep")
+    model[0].weight = nn.Parameter(model[0].weight.detach()[:5])
+    model[0].bias = nn.Parameter(model[0].bias.detach()[:5])
+    model[2].weight = nn.Parameter(model[2].weight.detach()[:, :5])
+    with pytest.raises(ValueError, match=r"^0: .*\(5, 4\).*\(8, 4\).*revert.*convert again"):
+        model(X.clone().requires_grad_())
+
+
+def test_structural_pruning_and_other_image_sizes_under_broadcast_rules() -> None:
+    model = apical.convert(net(), "dfa", example=X)
+    model[0].weight = nn.Parameter(model[0].weight.detach()[:5])
+    model[0].bias = nn.Parameter(model[0].bias.detach()[:5])
+    model[2].weight = nn.Parameter(model[2].weight.detach()[:, :5])
+    with pytest.raises(ValueError, match=r"^2: .*\(6, 5\).*\(6, 8\).*convert again"):
+        model(X)
+    images = sequences(2, 3, 8, 8)
+    conv = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
+    for layout in ("full", "kernel", "channel"):
+        model = apical.convert(conv, DFA(layout=layout), example=images)
+        model(images[:1]).sum().backward()  # another number of samples
+        larger = sequences(2, 3, 10, 10)
+        if layout == "full":
+            with pytest.raises(ValueError, match=r"^2: .*\(2, 4, 8, 8\).*\(2, 4, 6, 6\).*channel"):
+                model(larger)
+        else:
+            model(larger).sum().backward()
+        apical.revert(conv)

@@ -11,6 +11,7 @@ dispatch on, stay what they were, and a replica or a copy of the model broadcast
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import threading
 import warnings
@@ -36,7 +37,8 @@ class BroadcastFeedback(Feedback):
 
     Attributes:
         broadcast: from whose output the error comes;
-        unchecked: whether the memory was loaded before its shapes were known.
+        unchecked: whether the memory was loaded before its shapes were known;
+        fitting: shapes of the layer's input that the memory is known to fit.
     """
 
     rule: BroadcastRule
@@ -45,6 +47,7 @@ class BroadcastFeedback(Feedback):
         super().__init__(rule, layer, seed)
         self.broadcast = broadcast
         self.unchecked = False
+        self.fitting: list[torch.Size] = []
         broadcast.layers += 1
 
     @property
@@ -59,6 +62,7 @@ class BroadcastFeedback(Feedback):
         Raises: ValueError if what was loaded has other names or shapes.
         """
         name = "shared" if self.rule.shared else self.layer
+        self.fitting = [geometry.input_shape]
         made = self.rule.create(geometry, error_size, self.generator(name))
         if not self.unchecked:
             self.store(made, weight)
@@ -73,6 +77,31 @@ class BroadcastFeedback(Feedback):
             )
         self.memory_names = tuple(made)  # a file may have sorted them
         self.unchecked = False
+
+    def check_fit(self, geometry: Geometry, error_size: int) -> None:
+        """Raises: ValueError if the memory does not fit the layer's input, which another size of
+        images or structural pruning has changed."""
+        shape = geometry.input_shape
+        if shape in self.fitting:
+            return
+        memory = [tensor.to("meta") for tensor in self.memory()]
+        error = torch.empty(geometry.samples, error_size, device="meta")
+        labels = [error] if self.rule.needs_labels else []
+        inputs = [torch.empty(shape, device="meta")] if self.rule.needs_input else []
+        try:
+            memory = [tensor.to(error.dtype) for tensor in memory]
+            fits = self.rule.signal(error, geometry, *memory, *labels, *inputs).shape == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            before = f", it was {tuple(self.fitting[0])} before" if self.fitting else ""
+            raise ValueError(
+                f"{self.layer}: its input is {tuple(shape)}{before}, and the feedback of"
+                f" {type(self.rule).__name__} has no signal of that size. Revert and convert again"
+                " after structural pruning; for inputs of several sizes use layout='channel' or"
+                " 'kernel'"
+            )
+        self.fitting = [*self.fitting[-7:], shape]  # batches of a few sizes take turns
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
@@ -332,6 +361,8 @@ class Broadcast:
                 labels = labels.movedim(self.axis, 0)
             targets = outputs.targets(labels, samples, self.error_shape)
         geometry = tap.geometry(samples)
+        if not torch.compiler.is_compiling():
+            tap.feedback.check_fit(geometry, math.prod(self.error_shape))
         return autograd.tap(tap.x, tap.feedback, geometry, self.error_shape, targets)
 
     def _tokens_of_late_taps(
