@@ -510,9 +510,8 @@ def test_double_backward_is_refused(name: str) -> None:
     model = converted(name)
     for _ in range(2):
         loss = F.cross_entropy(model(X), Y)
-        first = torch.autograd.grad(loss, model.features[0].weight, create_graph=True)[0]
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            first.square().sum().backward()
+        with pytest.raises(RuntimeError, match=r"\w+: .*create_graph=True.*exact_gradients"):
+            torch.autograd.grad(loss, model.features[0].weight, create_graph=True)
         with apical.exact_gradients(model):
             loss = F.cross_entropy(model(X), Y)
             first = torch.autograd.grad(loss, model.features[0].weight, create_graph=True)[0]

@@ -278,11 +278,14 @@ def test_a_constrained_weight_of_zero_stays_zero() -> None:
 @pytest.mark.parametrize("rule", [KolenPollack(decay=0.1), FA(constrain_weights=True)])
 def test_a_change_of_a_computed_weight_is_not_lost_in_silence(rule: Rule, hook: Any) -> None:
     model = apical.convert(net(), rule)
-    hook(model[2])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     backward(model)
-    with pytest.raises(RuntimeError, match="computed from other parameters"):
-        optimizer.step()
+    hook(model[2])
+    if hook is prune_half:  # the optimizer trains what the weight is now computed from
+        with pytest.raises(RuntimeError, match="computed from other parameters"):
+            optimizer.step()
+    with pytest.raises(ValueError, match="computed from other parameters"):
+        backward(model)
 
 
 def test_a_copy_of_a_parametrized_model_hears_its_optimizer() -> None:

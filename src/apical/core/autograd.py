@@ -1,4 +1,4 @@
-"""The three autograd Functions of Apical: all that a learning rule changes about differentiation.
+"""The autograd Functions of Apical: all that a learning rule changes about differentiation.
 
 * `Transport`: an operation whose gradient reaches the layer below through the feedback matrix B
   instead of the weight W (feedback alignment and its relatives).
@@ -6,6 +6,7 @@
   (the broadcast rules). A tap turns the input of a layer into a token; the join adds all tokens to
   the output. In the backward pass each token receives the gradient of the output, the error, and
   its tap returns what the rule makes of the error.
+* `Bridge`: in the one forward pass that shows which axis counts samples, in the place of `detach`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import Function, forward_ad
 
 from apical.core.feedback import Feedback
 from apical.rules.base import BroadcastRule, TransportRule
@@ -59,22 +61,71 @@ def tap(
     return _apply(Tap, x, feedback, geometry, tuple(error_shape), targets, *feedback.memory())
 
 
-def join(output: Tensor, tokens: Sequence[Tensor]) -> Tensor:
-    """The output, unchanged; its gradient (the error) also goes to every token."""
-    return _apply(Join, output, *tokens)
+def join(output: Tensor, feedback: Feedback, tokens: Sequence[Tensor]) -> Tensor:
+    """The output, unchanged; its gradient (the error) also goes to every token.
+
+    `feedback` is that of one of the taps, which errors name.
+    """
+    return _apply(Join, output, feedback, *tokens)
 
 
-def _once_differentiable(backward: Any) -> Any:
-    """torch's `once_differentiable`, which costs 10 microseconds, only where it has an effect:
-    in a backward pass that is recorded for a second one."""
-    guarded = once_differentiable(backward)
+def refuse_forward_mode(feedback: Feedback) -> None:
+    """Raise RuntimeError while forward-mode differentiation runs, and where transforms of
+    `torch.func` are nested to differentiate twice: a rule defines one backward pass, no more."""
+    if torch.compiler.is_compiling():
+        return
+    nested = False
+    if torch._C._are_functorch_transforms_active():
+        levels = retrieve_all_functorch_interpreters()
+        nested = sum(level.key() == TransformType.Grad for level in levels) > 1
+    if nested or forward_ad._current_level >= 0:
+        raise _differentiated_twice(feedback)
+
+
+class Probe:
+    """Whether gradients pass the bridges of a forward pass: only while dependences are measured."""
+
+    passes = False
+
+
+def bridge(x: Tensor, probe: Probe) -> Tensor:
+    """`x.detach()`, but gradients pass to `x` while `probe.passes`."""
+    return _apply(Bridge, x, probe)
+
+
+def _first_order(backward: Any) -> Any:
+    """Refuse a backward pass that is recorded for a second one (`create_graph=True`).
+
+    What a rule sends is not the derivative of anything, so a second derivative would be wrong or,
+    where the recorded part does not depend on the input, silently zero. torch's own
+    `once_differentiable` lets that zero pass, and names no layer. Transforms of `torch.func` record
+    every backward pass; nested ones are refused in the forward pass.
+    """
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *gradients: Tensor | None) -> Any:
-        chosen = guarded if torch.is_grad_enabled() else backward
-        return chosen(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return backward(ctx, *gradients)
+        if not torch._C._are_functorch_transforms_active():
+            raise _differentiated_twice(ctx.feedback)
+        with torch.no_grad():
+            return backward(ctx, *gradients)
 
     return wrapper
+
+
+def _refuse_tangents(ctx: Any, *tangents: Any) -> Any:
+    raise _differentiated_twice(ctx.feedback)
+
+
+def _differentiated_twice(feedback: Feedback) -> RuntimeError:
+    return RuntimeError(
+        f"{feedback.layer}: a backward pass that is itself differentiated (create_graph=True: a"
+        " gradient penalty, a Hessian, a physics-informed loss) and forward-mode differentiation"
+        f" are not defined for {type(feedback.rule).__name__}, whose signal is not the derivative"
+        " of the output. Run that part, its forward pass included, inside `with"
+        " apical.exact_gradients(model):`"
+    )
 
 
 class Transport(Function):
@@ -95,7 +146,7 @@ class Transport(Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @_once_differentiable
+    @_first_order
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, *memory = ctx.saved_tensors
         if grad is None:
@@ -153,7 +204,7 @@ class Tap(Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @_once_differentiable
+    @_first_order
     def backward(ctx: Any, error: Tensor | None) -> tuple[Tensor | None, ...]:
         x, targets, *memory = ctx.saved_tensors
         if error is None:
@@ -185,20 +236,38 @@ class Join(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(output: Tensor, *tokens: Tensor) -> Tensor:
+    def forward(output: Tensor, feedback: Feedback, *tokens: Tensor) -> Tensor:
         # A copy, not a view and not marked dirty: an in-place operation on the result stays legal,
         # and a softmax that saved its own output for backward still finds it untouched.
         return output.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.count = len(inputs)
+        ctx.count = len(inputs) - 2
+        ctx.feedback = inputs[1]
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @_once_differentiable
+    @_first_order
     def backward(ctx: Any, error: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (error,) * ctx.count
+        return (error, None, *(error,) * ctx.count)
+
+
+class Bridge(Function):
+    """A detached input that lets gradients pass while dependences are measured."""
+
+    @staticmethod
+    def forward(x: Tensor, probe: Probe) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.probe = inputs[1]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        return grad if ctx.probe.passes else None, None
 
 
 def _apply(function: type[Function], *inputs: Any) -> Tensor:

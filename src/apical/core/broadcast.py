@@ -11,18 +11,25 @@ dispatch on, stay what they were, and a replica or a copy of the model broadcast
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import threading
+import warnings
+from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apical.core import autograd, outputs
+from apical.core import autograd, outputs, sample_axis
 from apical.core.feedback import Feedback
 from apical.rules.base import BroadcastRule
 from apical.rules.ops import Geometry, Op
+
+ATTEMPTS = 3
+"""Forward passes in which the axis of samples is verified, until one shows it."""
 
 
 class BroadcastFeedback(Feedback):
@@ -30,7 +37,8 @@ class BroadcastFeedback(Feedback):
 
     Attributes:
         broadcast: from whose output the error comes;
-        unchecked: whether the memory was loaded before its shapes were known.
+        unchecked: whether the memory was loaded before its shapes were known;
+        fitting: shapes of the layer's input that the memory is known to fit.
     """
 
     rule: BroadcastRule
@@ -39,6 +47,7 @@ class BroadcastFeedback(Feedback):
         super().__init__(rule, layer, seed)
         self.broadcast = broadcast
         self.unchecked = False
+        self.fitting: list[torch.Size] = []
         broadcast.layers += 1
 
     @property
@@ -53,6 +62,7 @@ class BroadcastFeedback(Feedback):
         Raises: ValueError if what was loaded has other names or shapes.
         """
         name = "shared" if self.rule.shared else self.layer
+        self.fitting = [geometry.input_shape]
         made = self.rule.create(geometry, error_size, self.generator(name))
         if not self.unchecked:
             self.store(made, weight)
@@ -67,6 +77,31 @@ class BroadcastFeedback(Feedback):
             )
         self.memory_names = tuple(made)  # a file may have sorted them
         self.unchecked = False
+
+    def check_fit(self, geometry: Geometry, error_size: int) -> None:
+        """Raises: ValueError if the memory does not fit the layer's input, which another size of
+        images or structural pruning has changed."""
+        shape = geometry.input_shape
+        if shape in self.fitting:
+            return
+        memory = [tensor.to("meta") for tensor in self.memory()]
+        error = torch.empty(geometry.samples, error_size, device="meta")
+        labels = [error] if self.rule.needs_labels else []
+        inputs = [torch.empty(shape, device="meta")] if self.rule.needs_input else []
+        try:
+            memory = [tensor.to(error.dtype) for tensor in memory]
+            fits = self.rule.signal(error, geometry, *memory, *labels, *inputs).shape == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            before = f", it was {tuple(self.fitting[0])} before" if self.fitting else ""
+            raise ValueError(
+                f"{self.layer}: its input is {tuple(shape)}{before}, and the feedback of"
+                f" {type(self.rule).__name__} has no signal of that size. Revert and convert again"
+                " after structural pruning; for inputs of several sizes use layout='channel' or"
+                " 'kernel'"
+            )
+        self.fitting = [*self.fitting[-7:], shape]  # batches of a few sizes take turns
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
@@ -91,20 +126,26 @@ class Broadcast:
     """Sends the error of one converted model. Its methods `open` and `close` are the model's hooks.
 
     Attributes:
-        output: which tensor of the model's output carries the error;
+        output: which tensors of the model's output carry the error;
+        axis: of those tensors, which counts samples; stated: whether the user gave it;
         error_shape: that of one sample; None until a first forward pass;
         layers: number of feedback modules that receive the error;
         labels: given by `apical.labels`;
+        warns_of_outputs: whether it still warns of another output that receives a gradient;
         last_part: how each layer took part in the last forward pass with gradients, which a
             recomputation has to repeat.
     """
 
-    def __init__(self, output: outputs.OutputKey = None) -> None:
+    def __init__(self, output: outputs.OutputKey = None, axis: int | None = None) -> None:
         self.output = output
+        self.axis = axis or 0
+        self.stated = axis is not None
         self.error_shape: tuple[int, ...] | None = None
         self.layers = 0
         self.labels: Tensor | None = None
         self.last_part: dict[str, str] = {}
+        self.warns_of_outputs = True
+        self._attempts = ATTEMPTS  # left to verify the axis of samples
         self._shares = True  # until a forward pass has found nothing to share
         self._open = _OpenCalls()
         self._handles: list[Any] = []
@@ -135,7 +176,9 @@ class Broadcast:
         if self._shares:
             self._shares = _share_storage(model, self)
         caller = inspect.currentframe()
-        self._open.calls.append(_Call(caller.f_back if caller else None))
+        call = _Call(caller.f_back if caller else None)
+        call.verifies = self._attempts > 0 and call.grad_enabled and _measurable(model)
+        self._open.calls.append(call)
 
     def close(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook, also after an exception: join the call's taps to the output."""
@@ -146,9 +189,9 @@ class Broadcast:
             return output
         # A model in evaluation may return the one tensor alone.
         alone = isinstance(output, Tensor) and self.error_shape is not None
-        error = outputs.find(output, None if alone else self.output)
-        if error.dim() == 0:
-            raise ValueError("the model's output is a single number; it must be (samples, ...)")
+        keys = [None] if alone else outputs.names(self.output)
+        parts = [outputs.find(output, key) for key in keys]
+        error = self._error(parts)
         shape = tuple(error.shape[1:])
         if call.tokens and shape != self.error_shape:
             raise ValueError(
@@ -157,13 +200,56 @@ class Broadcast:
             )
         self.error_shape = shape
         tokens = call.tokens + self._tokens_of_late_taps(model, call.late, error)
-        for layer, token in tokens:
+        for feedback, token in tokens:
             if token.shape[0] != error.shape[0]:
-                raise _samples_differ(layer, token.shape[0], error.shape[0])
+                raise _samples_differ(feedback.layer, token.shape[0], error.shape[0])
         if not tokens:
             return output
-        joined = autograd.join(error, [token for _, token in tokens])
-        return outputs.replaced(output, self.output, joined)
+        if call.verifies and call.bridged and error.requires_grad:
+            self._verify(model, call, parts)
+        if self.warns_of_outputs and not torch.compiler.is_compiling():
+            for name, other in outputs.others(output, parts).items():
+                seen = other.view_as(other)  # the layers that read `other` send it signals too
+                seen.register_hook(partial(self._warn_of_output, name))
+                output = outputs.replaced(output, name, seen)
+        joined = autograd.join(error, tokens[0][0], [token for _, token in tokens])
+        if len(parts) == 1:
+            return outputs.replaced(output, keys[0], joined.movedim(0, self.axis))
+        sizes = [part.numel() // max(len(joined), 1) for part in parts]
+        for key, part, flat in zip(keys, parts, joined.split(sizes, 1), strict=True):
+            moved = flat.to(part.dtype).view(part.movedim(self.axis, 0).shape)
+            output = outputs.replaced(output, key, moved.movedim(0, self.axis))
+        return output
+
+    def _error(self, parts: Sequence[Tensor]) -> Tensor:
+        """The outputs that carry the error, with samples first; several as one vector a sample."""
+        for part in parts:
+            if part.dim() <= self.axis:
+                raise ValueError(
+                    f"the model's output {tuple(part.shape)} has no axis {self.axis} that counts"
+                    " samples (output_axis); it must be (samples, ...), not a single number"
+                )
+        moved = [part.movedim(self.axis, 0) for part in parts]
+        if len(moved) == 1:
+            return moved[0]
+        if len({len(part) for part in moved}) > 1:
+            raise ValueError(
+                f"the outputs {self.output!r} count different numbers of samples along axis"
+                f" {self.axis}: {', '.join(str(tuple(part.shape)) for part in parts)}"
+            )
+        return torch.cat([part.reshape(len(part), -1) for part in moved], 1)
+
+    def _warn_of_output(self, name: outputs.Name, gradient: Tensor) -> None:
+        """Hook of an output that carries no error: once, if it receives a gradient."""
+        if self.warns_of_outputs:
+            self.warns_of_outputs = False
+            both = [*(key for key in outputs.names(self.output) if key is not None), name]
+            warnings.warn(
+                f"output {name!r} of the model receives a gradient, which trains the layers next to"
+                " it but reaches no hidden layer: the broadcast error is that of"
+                f" output={self.output!r}. Give output={both!r} if both count",
+                stacklevel=2,
+            )
 
     def cut(self, feedback: BroadcastFeedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
         """What the layer runs on: `x` detached from the layers below, which receive the signal of
@@ -175,7 +261,7 @@ class Broadcast:
         if call.grad_enabled and not torch.is_grad_enabled():
             call.note(feedback.layer, "hidden")
         if not (tap.differentiated or feedback.pending):
-            return x
+            return self._bridged(call, tap)
         if feedback.pending and torch.compiler.is_compiling():
             raise RuntimeError(
                 f"{feedback.layer}: its feedback has no size yet. Before compiling, run the model"
@@ -193,9 +279,52 @@ class Broadcast:
             call.late.append(tap)
             call.note(feedback.layer, "late")
         else:
-            call.tokens.append((feedback.layer, self._token(tap, samples)))
+            call.tokens.append((feedback, self._token(tap, samples)))
             call.note(feedback.layer, "tapped")
-        return x.detach() if tap.differentiated else x
+        return self._bridged(call, tap)
+
+    def _bridged(self, call: _Call, tap: _Tap) -> Tensor:
+        """What the layer runs on: `x` detached, or in a pass that shows the axis of samples a
+        bridge, also of the first layers' inputs, which nothing below receives."""
+        call.verifies = call.verifies and torch.is_grad_enabled() and _recorded_in_memory()
+        if not call.verifies:
+            return tap.x.detach() if tap.differentiated else tap.x
+        x = tap.x if tap.differentiated else tap.x.detach().requires_grad_()
+        bridged = autograd.bridge(x, call.probe)
+        call.bridged.append((tap, bridged))
+        return bridged
+
+    def _verify(self, model: nn.Module, call: _Call, parts: Sequence[Tensor]) -> None:
+        """Whether the axes taken for samples are those of the network; see `sample_axis.verify`."""
+        self._attempts -= 1
+        readings = [
+            sample_axis.Reading(
+                tap.feedback.layer,
+                type(tap.feedback.rule).__name__,
+                tap.op,
+                bridged,
+                getattr(tap.feedback.rule, "sample_axis", 0) if tap.differentiated else None,
+            )
+            for tap, bridged in call.bridged
+        ]
+        mixes = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+        observing = [m for m in model.modules() if isinstance(m, Feedback) and m.history.observes]
+        for feedback in observing:  # of other rules in the same model, which are no part of this
+            feedback.history.observes = False
+        call.probe.passes = True
+        try:
+            with torch.enable_grad():
+                shown = [
+                    sample_axis.verify(part, self.axis, readings, stated=self.stated, mixes=mixes)
+                    for part in parts
+                    if part.requires_grad
+                ]
+        finally:
+            call.probe.passes = False
+            for feedback in observing:
+                feedback.history.observes = True
+        if all(shown):
+            self._attempts = 0
 
     def _current(self) -> _Call | None:
         """The call under way in this thread; calls that were interrupted are removed."""
@@ -214,13 +343,31 @@ class Broadcast:
                     f"{tap.feedback.layer}: {type(rule).__name__} learns from labels; run the"
                     " forward and backward pass inside `with apical.labels(model, targets):`"
                 )
-            targets = outputs.targets(self.labels, samples, self.error_shape)
+            labels = self.labels
+            several = len(outputs.names(self.output)) > 1
+            if several and not labels.is_floating_point():
+                raise ValueError(
+                    f"{tap.feedback.layer}: with several outputs, labels are numbers (samples,"
+                    f" {self.error_shape[0]}), one for each entry of the outputs in their order,"
+                    f" not {tuple(labels.shape)} of {labels.dtype}"
+                )
+            if self.axis and not several:
+                if not labels.is_floating_point() or labels.dim() <= self.axis:
+                    raise ValueError(
+                        f"{tap.feedback.layer}: with output_axis={self.axis}, labels are numbers in"
+                        " the shape of the model's output (classes as one-hot vectors), not"
+                        f" {tuple(labels.shape)} of {labels.dtype}"
+                    )
+                labels = labels.movedim(self.axis, 0)
+            targets = outputs.targets(labels, samples, self.error_shape)
         geometry = tap.geometry(samples)
+        if not torch.compiler.is_compiling():
+            tap.feedback.check_fit(geometry, math.prod(self.error_shape))
         return autograd.tap(tap.x, tap.feedback, geometry, self.error_shape, targets)
 
     def _tokens_of_late_taps(
         self, model: nn.Module, late: list[_Tap], error: Tensor
-    ) -> list[tuple[str, Tensor]]:
+    ) -> list[tuple[BroadcastFeedback, Tensor]]:
         """Create the memory that waited for a first call, and the tokens that waited for the
         number of samples."""
         assert self.error_shape is not None
@@ -238,7 +385,7 @@ class Broadcast:
                 feedback.create(tap.weight, tap.geometry(samples), error.shape[1:].numel())
                 created = True
             if tap.differentiated:
-                tokens.append((feedback.layer, self._token(tap, samples)))
+                tokens.append((feedback, self._token(tap, samples)))
         if created:
             self._shares = _share_storage(model, self)
         return tokens
@@ -290,16 +437,21 @@ class _Call:
     """A forward pass of the model.
 
     Attributes:
-        tokens: layer and token of each tap;
+        tokens: feedback and token of each tap;
         late: taps whose number of samples, or whose memory, is only known at the output;
+        verifies: whether it shows which axis counts samples; bridged: the taps of such a pass, with
+            what their layers run on; probe: lets gradients pass the bridges.
         part: how each layer takes part: "tapped", "late", or "hidden" from autograd in a pass that
             others take part in.
     """
 
     def __init__(self, caller: FrameType | None) -> None:
         self.grad_enabled = torch.is_grad_enabled()
-        self.tokens: list[tuple[str, Tensor]] = []
+        self.tokens: list[tuple[BroadcastFeedback, Tensor]] = []
         self.late: list[_Tap] = []
+        self.verifies = False
+        self.bridged: list[tuple[_Tap, Tensor]] = []
+        self.probe = autograd.Probe()
         self.part: dict[str, str] = {}
         self._caller = caller
 
@@ -352,6 +504,23 @@ def _share_storage(model: nn.Module, broadcast: Broadcast) -> bool:
             if tensor.data_ptr() != longest.data_ptr():
                 setattr(feedback, feedback.memory_names[0], longest[: len(tensor)])
     return waits or bool(groups)
+
+
+def _measurable(model: nn.Module) -> bool:
+    """Whether a further backward pass through the graph of a forward pass has no effects of its
+    own: none through hooks of others on modules, sharded parameters or transforms."""
+    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return False
+    hooked = any(
+        m._backward_hooks or m._backward_pre_hooks or type(m).__name__.startswith("FSDP")
+        for m in model.modules()
+    )
+    return not hooked and all(type(p) in (nn.Parameter, Tensor) for p in model.parameters())
+
+
+def _recorded_in_memory() -> bool:
+    """Whether autograd keeps what it saves; checkpointing would compute it again."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def _samples_differ(layer: str, given: int, expected: int) -> ValueError:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from apical.core import updates
+from apical.core import outputs, updates
 from apical.core.attention import projections
 from apical.core.broadcast import Broadcast, BroadcastFeedback
 from apical.core.converted import converted_layers, feedback_modules
@@ -25,6 +25,7 @@ def convert(
     example: Any = None,
     seed: int = 0,
     output: OutputKey = None,
+    output_axis: int | None = None,
     on_unsupported: Literal["error", "keep"] = "error",
 ) -> nn.Module:
     """Let the model learn by another rule than backpropagation. In place; returns the model.
@@ -41,8 +42,13 @@ def convert(
             arguments). It sizes the feedback of broadcast rules at once, where otherwise the first
             forward pass does, and reveals layers that the model never calls.
         seed: of all feedback, with the layers' names; global generators are left alone.
-        output: key, place or attribute of the tensor that carries the error, for broadcast rules
-            on a model that returns several.
+        output: key, place or attribute of the tensor that carries the error, or a list of them, for
+            broadcast rules on a model that returns several. Another output that receives a gradient
+            is warned of once: it reaches no hidden layer.
+        output_axis: the axis of that tensor that counts samples, for broadcast rules: 1 for (time,
+            samples, features). None: axis 0, unless the first training call shows that another
+            axis fits as well or better (see `apical.core.sample_axis`), which is an error. The axis
+            of the layers' inputs is the rule's `sample_axis`.
         on_unsupported: "error", or "keep" to leave layers that cannot be converted on their exact
             gradient.
 
@@ -59,9 +65,16 @@ def convert(
         listed = "".join(f"\n  - {problem}" for problem in planned.problems)
         raise ValueError(f"nothing was converted:{listed}")
     rows = [row for row in planned.rows if row.action == "convert"]
-    if not any(isinstance(row.rule, BroadcastRule) for row in rows) and output is not None:
-        raise ValueError(f"output={output!r} has no effect: no layer has a rule that broadcasts")
-    conversion = _Conversion(seed, output)
+    if not any(isinstance(row.rule, BroadcastRule) for row in rows):
+        for option, value in (("output", output), ("output_axis", output_axis)):
+            if value is not None:
+                raise ValueError(
+                    f"{option}={value!r} has no effect: no layer has a rule that broadcasts"
+                )
+    if output_axis is not None and (not isinstance(output_axis, int) or output_axis < 0):
+        raise ValueError(f"output_axis={output_axis!r} is no axis from 0, the first")
+    outputs.names(output)  # or ValueError
+    conversion = _Conversion(seed, Broadcast(output, output_axis))
     for row in rows:
         conversion.convert(row)
     if conversion.broadcast.layers:
@@ -106,9 +119,9 @@ def revert(model: nn.Module) -> nn.Module:
 class _Conversion:
     """One call of `convert`: what its layers have in common."""
 
-    def __init__(self, seed: int, output: OutputKey) -> None:
+    def __init__(self, seed: int, broadcast: Broadcast) -> None:
         self.seed = seed
-        self.broadcast = Broadcast(output)
+        self.broadcast = broadcast
         self._of_weight: dict[Any, Feedback] = {}
 
     def convert(self, row: Row) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from apical import rules
 from apical.core import updates
 from apical.core.broadcast import BroadcastFeedback
-from apical.core.converted import converted_layers, feedback_modules, is_converted
+from apical.core.converted import broadcasts, converted_layers, feedback_modules, is_converted
 from apical.core.example import call_with
 from apical.core.plan import plan, table
 
@@ -107,6 +107,8 @@ def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]
     layers = dict(converted_layers(twin))
     for name, layer in layers.items():
         layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+    for broadcast in broadcasts(twin):
+        broadcast.warns_of_outputs = False  # all outputs receive a gradient below
     taps: Counter[str] = Counter()
     for feedback in feedback_modules(twin):
         if isinstance(feedback, BroadcastFeedback):

@@ -39,4 +39,5 @@ def size_feedback(model: nn.Module, example: Any) -> set[str]:
         original._parameters.update(sized._parameters)
         if isinstance(original, BroadcastFeedback) and isinstance(sized, BroadcastFeedback):
             original.broadcast.error_shape = sized.broadcast.error_shape
+            original.fitting = sized.fitting
     return called

@@ -142,10 +142,22 @@ class Feedback(nn.Module):
         """Whether the rule acts in the backward pass of this input; if so, the update counts."""
         if self.history.weight_replaced:
             self.adopt(weight)
+        if self.rule.changes_weight:
+            self._refuse_if_computed(weight)
         acts = x.requires_grad or self.trained
         if self.rule.acts_after_update and (acts or self.rule.follows_weight):
             self.history.took_part = True
         return acts
+
+    def _refuse_if_computed(self, weight: Tensor) -> None:
+        """A parametrization or a hook came after the conversion. Replicas of `nn.DataParallel` have
+        copies of a parameter; weights given to `torch.func` are their caller's."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return
+        owner = weight._base if weight._is_view() else weight
+        computed = owner is not None and owner.grad_fn is not None
+        if computed and type(owner.grad_fn).__name__ != "BroadcastBackward":
+            raise ValueError(computed_weight(self))
 
     def count_updates(self, count: int) -> None:
         """Set the number of updates that counted."""
@@ -209,7 +221,10 @@ class Feedback(nn.Module):
 
 
 class TransportFeedback(Feedback):
-    """The feedback of a rule that sends the gradient of a layer to the layer below."""
+    """The feedback of a rule that sends the gradient of a layer to the layer below.
+
+    Attributes: weight_shape: that of the weight for which the memory was made.
+    """
 
     rule: TransportRule
 
@@ -217,6 +232,31 @@ class TransportFeedback(Feedback):
         super().__init__(rule, layer, seed)
         with torch.inference_mode(False), torch.no_grad():
             self.store(rule.create(weight, self.generator()), weight)
+        self.weight_shape = weight.shape
+
+    def takes_part(self, x: Tensor, weight: Tensor) -> bool:
+        if weight.shape != self.weight_shape and self.memory_names:
+            raise ValueError(
+                f"{self.layer}: its weight is {tuple(weight.shape)} now, but its feedback was made"
+                f" for {tuple(self.weight_shape)}; after structural pruning, apical.revert(model)"
+                " and convert again"
+            )
+        return super().takes_part(x, weight)
+
+
+def computed_weight(feedback: Feedback) -> str:
+    """Why a rule that changes the weight itself cannot act on one that is computed."""
+    rule = feedback.rule
+    name = type(rule).__name__
+    option = "decay=0.0) and the optimizer's weight decay"
+    if rule.constrain_weights:
+        option = "constrain_weights=False)"
+    return (
+        f"{feedback.layer}: {name} changes the weight itself after an update (a decay, or"
+        " constrain_weights), but this weight is computed from other parameters (weight_norm,"
+        " spectral_norm, pruning) and the change would be lost. Remove the parametrization, or"
+        f" convert with {name}({option}"
+    )
 
 
 def check_checkpoint(model: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:

@@ -16,8 +16,11 @@ def apply(feedback: Feedback, op: Op, x: Tensor, weight: Tensor, bias: Tensor | 
 
     Where nothing is differentiated, and inside `exact_gradients`, it is the plain operation.
     Shapes: as `F.linear` or the convolution of `op`.
+    Raises: RuntimeError in forward-mode differentiation.
     """
     exact = bool(feedback.exact)
+    if not exact:
+        autograd.refuse_forward_mode(feedback)
     acts = not exact and torch.is_grad_enabled() and feedback.takes_part(x, weight)
     if isinstance(feedback, BroadcastFeedback) and not exact:
         cut = feedback.broadcast.cut(feedback, op, x, weight)

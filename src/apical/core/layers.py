@@ -8,6 +8,7 @@ the only addition is the child module `feedback`.
 from __future__ import annotations
 
 import copy
+import warnings
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from apical.core import updates
 from apical.core.attention import AttentionMixin, projections
+from apical.core.feedback import Feedback
 from apical.core.forward import apply
 from apical.rules.ops import ConvOp, LinearOp, Op
 
@@ -122,10 +124,36 @@ def converted_class(mixin: type, plain: type) -> type:
         "__module__": plain.__module__,
         "__reduce_ex__": _reduce,
         "__setstate__": _restore,
+        "qconfig": _QCONFIG,
     }
     if not hasattr(plain, "__deepcopy__"):
         names["__deepcopy__"] = _copy
     return type(f"Feedback{plain.__name__}", (mixin, plain), names)
+
+
+def _no_qconfig(layer: Any) -> None:
+    raise AttributeError("qconfig")  # as of a layer that quantisation has not visited
+
+
+def _refuse_qconfig(layer: Any, qconfig: object) -> None:
+    """Called by the quantisation of torch for every layer that it visits.
+
+    It replaces layers by their exact class, so it passes by a converted one. A qconfig is a wish
+    to quantise the layer; None is what `quantize_dynamic({nn.Linear})` gives it, or a user who
+    leaves the layer out.
+    """
+    text = (
+        "quantisation replaces layers by their exact class and leaves converted layers as they"
+        " are. Train first, then apical.revert(model), then quantise"
+    )
+    if qconfig is not None:
+        own = layer.feedback
+        name = own.layer if isinstance(own, Feedback) else own["q"].layer.removesuffix(".q")
+        raise ValueError(f"{name}: {text}")
+    warnings.warn(text, stacklevel=2)
+
+
+_QCONFIG = property(_no_qconfig, _refuse_qconfig)
 
 
 def _rebuild(mixin: type, plain: type) -> nn.Module:

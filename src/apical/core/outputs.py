@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-OutputKey = str | int | None
+Name = str | int
+OutputKey = Name | Sequence[Name] | None
+"""Key, place or attribute of an output, or of several; None where there is only one candidate."""
 
 
-def find(output: Any, key: OutputKey) -> Tensor:
+def names(key: OutputKey) -> list[Name | None]:
+    """The single names in an `OutputKey`. Raises: ValueError for a list that names none, or one
+    output twice."""
+    if key is None or isinstance(key, str | int):
+        return [key]
+    listed: list[Name | None] = list(key)
+    if not listed:
+        raise ValueError(f"output={key!r} names no output; give at least one, or None")
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"output={key!r} names an output twice")
+    return listed
+
+
+def find(output: Any, key: Name | None) -> Tensor:
     """The tensor whose gradient is the error.
 
     Args:
@@ -44,18 +59,33 @@ def find(output: Any, key: OutputKey) -> Tensor:
         if len(named) != 1:
             raise ValueError(
                 f"the model returns several tensors; say which one carries the error:"
-                f" convert(..., output=...) with one of {_listed(parts)}"
+                f" convert(..., output=...) with one of {_listed(output, parts)}, or a list of"
+                " several"
             )
         key = named[0]
+    key = _place(output, key)
     if key not in parts:
-        raise ValueError(f"output={key!r} is not in the model's output: {_listed(parts)}")
+        raise ValueError(f"output={key!r} is not in the model's output: {_listed(output, parts)}")
     return parts[key]
 
 
-def replaced(output: Any, key: OutputKey, tensor: Tensor) -> Any:
+def others(output: Any, chosen: Iterable[Tensor]) -> dict[Name, Tensor]:
+    """The tensors of an output that can receive a gradient, but those chosen, by name."""
+    if isinstance(output, Tensor):
+        return {}
+    ids = {id(tensor) for tensor in chosen}
+    return {
+        _shown(output, name): part
+        for name, part in _parts(output).items()
+        if part.requires_grad and id(part) not in ids
+    }
+
+
+def replaced(output: Any, key: Name | None, tensor: Tensor) -> Any:
     """A shallow copy of the output with the tensor that `find` gives replaced."""
     if isinstance(output, Tensor):
         return tensor
+    key = _place(output, key)
     if key is None:
         parts = _parts(output)
         key = next(name for name, part in parts.items() if part.is_floating_point())
@@ -95,7 +125,18 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
     return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).reshape(samples, -1)
 
 
-def _parts(output: Any) -> dict[str | int, Tensor]:
+def _place(output: Any, key: Name | None) -> Name | None:
+    """The place of a field of a namedtuple; other keys as they are."""
+    fields = getattr(output, "_fields", ()) if isinstance(output, tuple) else ()
+    return fields.index(key) if key in fields else key
+
+
+def _shown(output: Any, key: Name) -> Name:
+    """The field of a namedtuple at this place; other keys as they are."""
+    return output._fields[key] if isinstance(output, tuple) and hasattr(output, "_fields") else key
+
+
+def _parts(output: Any) -> dict[Name, Tensor]:
     if isinstance(output, Mapping):
         items: Any = output.items()
     elif isinstance(output, tuple | list):
@@ -107,5 +148,5 @@ def _parts(output: Any) -> dict[str | int, Tensor]:
     return {name: part for name, part in items if isinstance(part, Tensor)}
 
 
-def _listed(parts: Mapping[str | int, Tensor]) -> str:
-    return ", ".join(f"{name!r} {tuple(part.shape)}" for name, part in parts.items())
+def _listed(output: Any, parts: Mapping[Name, Tensor]) -> str:
+    return ", ".join(f"{_shown(output, n)!r} {tuple(part.shape)}" for n, part in parts.items())

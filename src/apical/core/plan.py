@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
@@ -29,6 +29,13 @@ _NORMS = (
 )
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+_OF_LAYERS = ("weight", "in_proj_", "q_proj_", "k_proj_", "v_proj_", "bias_")
+"""How the names of the parameters begin that layers of a supported kind have (old `weight_norm` and
+`spectral_norm` add `weight_g` and the like)."""
+
+_TABLES = ("bias", "biases", "pos", "position", "positional", "positions", "rel", "relative")
+"""Words in the names of parameters that hold one entry for each position."""
 
 # Their own forward computes what their torch class computes; it is written out for TorchScript.
 _SAME_FORWARD = ("timm.layers.linear.Linear",)
@@ -164,7 +171,7 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     first = matching[0] if matching else None
     unnamed = "no pattern names it: exact gradient"
     if mixin_for(module) is None:
-        action, why = _without_rule(module)
+        action, why = _without_rule(name, module)
         if action == "refuse" and first is None:
             action, why = "keep", unnamed
         elif action == "refuse" and first is not None and isinstance(first.rule, BP):
@@ -187,7 +194,7 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     return Row(name, kind, "convert", rule, why, module)
 
 
-def _without_rule(module: nn.Module) -> tuple[Action, str]:
+def _without_rule(name: str, module: nn.Module) -> tuple[Action, str]:
     """What happens to a module for which no rule is defined."""
     if isinstance(module, _NORMS):
         return "keep", "norm: scales each unit, exact gradient"
@@ -197,16 +204,34 @@ def _without_rule(module: nn.Module) -> tuple[Action, str]:
         return "refuse", (
             "recurrent layers are not supported yet; keep it knowingly with on_unsupported='keep'"
         )
-    held = {name: tuple(p.shape) for name, p in module._parameters.items() if p is not None}
-    listed = ", ".join(f"{name} {shape}" for name, shape in held.items())
-    if any(module.children()):
-        return "keep", f"parameters of its own, exact gradient: {listed}"
-    if all(sum(size > 1 for size in shape) <= 1 for shape in held.values()):
-        return "keep", f"elementwise, exact gradient: {listed}"
+    held = {name: p for name, p in module._parameters.items() if p is not None}
+    matrices = {name: p for name, p in held.items() if not _is_elementwise(p)}
+    if not matrices:
+        return "keep", f"elementwise, exact gradient: {_listed(held)}"
+    unknown = {name: p for name, p in matrices.items() if not _is_table(name, p)}
+    if not unknown:
+        return "keep", f"added to activations, exact gradient: {_listed(held)}"
     return "refuse", (
-        f"holds weights ({listed}) but is of no kind that Apical converts; use Linear, a"
-        " convolution or MultiheadAttention, or keep its exact gradient with on_unsupported='keep'"
+        f"holds weights ({_listed(unknown)}) but is of no kind that Apical converts; use Linear, a"
+        f" convolution or MultiheadAttention, or keep its exact gradient: {{{name!r}: 'bp', '*':"
+        " ...} for this one, on_unsupported='keep' for all"
     )
+
+
+def _is_elementwise(parameter: Tensor) -> bool:
+    return sum(size > 1 for size in parameter.shape) <= 1
+
+
+def _is_table(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is added to activations: one entry for all samples, as class tokens and
+    tables of positions are, (1, positions, features), or a table of relative positions, which only
+    its name shows."""
+    words = {word.rstrip("0123456789") for word in name.lower().split("_")}
+    return parameter.shape[0] == 1 or not words.isdisjoint(_TABLES)
+
+
+def _listed(parameters: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
 
 
 def _obstacle(module: nn.Module) -> str:
@@ -220,6 +245,11 @@ def _obstacle(module: nn.Module) -> str:
         )
     if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
         return "is not initialised; run one forward pass of the model first"
+    if getattr(module, "qconfig", None) is not None:
+        return (
+            "has a qconfig, and quantisation replaces layers by their exact class, which conversion"
+            " changes; convert and train first, then apical.revert(model), then quantise"
+        )
     if parametrize.is_parametrized(module):
         return "is parametrized; convert first, then register the parametrization"
     plain = kind_of(module)
@@ -232,6 +262,18 @@ def _obstacle(module: nn.Module) -> str:
                 f"overrides {method} of {plain.__name__}, so it may compute something else; use"
                 f" the plain {plain.__name__}, or keep it with on_unsupported='keep'"
             )
+    further = {
+        name: p
+        for name, p in module._parameters.items()
+        if p is not None
+        and not name.startswith(_OF_LAYERS)
+        and not (_is_elementwise(p) or _is_table(name, p))
+    }
+    if further:
+        return (
+            f"also holds {_listed(further)}, whose use is unknown; put it into a layer of its own,"
+            " or keep this layer's exact gradient with on_unsupported='keep'"
+        )
     if any(p.is_meta for p in module.parameters()):
         return "is on the meta device; materialise and load the weights first"
     if any(p.is_complex() for p in module.parameters()):

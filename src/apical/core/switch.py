@@ -29,6 +29,7 @@ def switch(
     example: Any = None,
     seed: int = 0,
     output: OutputKey = None,
+    output_axis: int | None = None,
     on_unsupported: Literal["error", "keep"] = "error",
 ) -> nn.Module:
     """Let a model continue learning by another rule, with its optimizer as it is. In place.
@@ -43,7 +44,7 @@ def switch(
         rule: the rule from now on, as for `convert`; a plain model may be switched as well, and
             "bp" makes one plain.
         optimizer: the optimizer, or several, that train the model. Without it none is changed.
-        example, output, on_unsupported: as for `convert`.
+        example, output, output_axis, on_unsupported: as for `convert`.
         seed: of fresh feedback. It is drawn by seed and layer alone, so that a rule that returns
             with the same seed starts from the feedback it started from before.
 
@@ -61,6 +62,7 @@ def switch(
         "example": example,
         "seed": seed,
         "output": output,
+        "output_axis": output_axis,
         "on_unsupported": on_unsupported,
     }
     optimizers = _listed(optimizer)

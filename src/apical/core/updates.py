@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from apical.core.feedback import Feedback
+from apical.core.feedback import Feedback, computed_weight
 from apical.rules.base import Update
 from apical.rules.ops import Op
 
@@ -126,12 +126,7 @@ def _after_update(slot: Slot, *, counts: bool, by_hand: bool) -> None:
         update = Update(weight.detach(), bias, op, feedback.history.count, generator)
         rule.after_update(update, *feedback.memory(), *feedback.notes)
     if before is not None and not torch.equal(before, weight):
-        raise RuntimeError(
-            f"{feedback.layer}: {type(rule).__name__} changes the weight itself after an"
-            " update (a decay, or constrain_weights), but this weight is computed from other"
-            " parameters and the change would be lost; remove the parametrization, or that"
-            " option"
-        )
+        raise RuntimeError(computed_weight(feedback))
 
 
 def _acts(feedback: Feedback) -> bool:

@@ -78,6 +78,12 @@ class Rule(abc.ABC):
         return False
 
     @property
+    def changes_weight(self) -> bool:
+        """Whether something after an update changes the weight itself, which then must be a
+        parameter and cannot be computed from others."""
+        return self.constrain_weights
+
+    @property
     def follows_weight(self) -> bool:
         """Whether the memory gets each update of the weight, as in Kolen-Pollack's rule.
 

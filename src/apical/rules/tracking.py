@@ -36,6 +36,10 @@ class Follower(TransportRule, abc.ABC):
     def acts_after_update(self) -> bool:
         return self.decay > 0
 
+    @property
+    def changes_weight(self) -> bool:
+        return self.decay > 0 or self.constrain_weights
+
     def obstacle(self, op: Op, weight: Tensor) -> str:
         if weight.requires_grad:
             return ""

@@ -70,6 +70,10 @@ class _Wrapper(TransportRule, abc.ABC):
         return self._rule.acts_after_update
 
     @property
+    def changes_weight(self) -> bool:
+        return self._rule.changes_weight or self.constrain_weights
+
+    @property
     def follows_weight(self) -> bool:
         return self._rule.follows_weight
 
