@@ -23,35 +23,22 @@ Over = Literal["nets", "images"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A robust accuracy in % with its 95 % interval.
+    """A robust accuracy in %, or a difference of two in points, with its 95 % interval.
 
-    Attributes: over: "nets", a t interval for the mean over seeds, as in the tables of accuracy,
-        cut off at 0 and 100; "images", Wilson's for one net, which says nothing about other seeds.
-    """
-
-    n: int
-    mean: float
-    low: float
-    high: float
-    over: Over
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference of robust accuracies of the same nets, in points, with its 95 % interval.
-
-    low, high are None where one net gives no interval.
+    Attributes: low, high: None where one net gives no interval. over: "nets", a t interval for the
+        mean over seeds, as in the tables of accuracy, of accuracies cut off at 0 and 100; "images",
+        that of one net, which says nothing about other seeds.
     """
 
     n: int
     mean: float
     low: float | None
     high: float | None
-    over: Over
+    over: Over = "nets"
 
     @property
     def masked(self) -> bool:
-        """Whether it is large and, by its interval, not by chance."""
+        """Whether a difference is large and, by its interval, not by chance."""
         return self.mean > MASKED and self.low is not None and self.low > 0
 
     @property
@@ -72,39 +59,42 @@ class RuleVerdict:
     reasons: tuple[str, ...]
 
 
-def estimate(shares: Mapping[int, float], images: int) -> Estimate | None:
+def estimate(
+    shares: Mapping[int, float], images: int = 0, bounds: tuple[float, float] | None = None
+) -> Estimate | None:
     """Mean and interval of robust accuracies given as fractions by seed; None without any.
 
     Args: images: number of test images behind each of them, for the interval of a single net.
+        bounds: that interval where it is known, fractions.
     >>> estimate({0: 0.5}, 100)
     Estimate(n=1, mean=50.0, low=40.3..., high=59.6..., over='images')
     """
     if not shares:
         return None
     found = statistics.summarize([100 * share for share in shares.values()]).within(0, 100)
-    if found.low is None or found.high is None:
-        low, high = statistics.wilson(found.mean / 100 * images, images)
+    if found.low is None:
+        low, high = bounds or statistics.wilson(found.mean / 100 * images, images)
         return Estimate(1, found.mean, 100 * low, 100 * high, "images")
-    return Estimate(found.n, found.mean, found.low, found.high, "nets")
+    return Estimate(found.n, found.mean, found.low, found.high)
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
     """First minus second on the seeds both have, fractions in, points out; None without any."""
     found = statistics.paired_difference(first, second)
     if found is None:
         return None
     low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
-    return Difference(found.n, 100 * found.mean, low, high, "nets")
+    return Estimate(found.n, 100 * found.mean, low, high)
 
 
-def gap(rows: Mapping[int, Mapping[str, Any]]) -> Difference | None:
+def gap(rows: Mapping[int, Mapping[str, Any]]) -> Estimate | None:
     """Own minus exact robust accuracy from the gap rows of one radius, by seed; None without any.
 
     One net: its own interval, over images, the two attacks paired image by image.
     """
     if len(rows) == 1:
         (row,) = rows.values()
-        return Difference(1, 100 * row["mean"], 100 * row["low"], 100 * row["high"], "images")
+        return Estimate(1, 100 * row["mean"], 100 * row["low"], 100 * row["high"], "images")
     own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
     return difference(own, exact)
 
@@ -133,9 +123,9 @@ def verdict(
     0 (over nets; over images for a single one), Holm-corrected over radii, or the audit found in
     more than half of the nets that a small step along the own gradient does not raise the loss.
     Else vanishing or random if the audit says so of more than half of the nets. Suspect if more
-    than half of the nets are, or own gradients are significantly stronger than exact ones. Undecided where the interval of own
-    minus exact is not inside 5 points, as with two nets it mostly is not, or more than half of the
-    nets are undecided; else faithful.
+    than half of the nets are, or own gradients are significantly stronger than exact ones.
+    Undecided where the interval of own minus exact is not inside 5 points, as with two nets it
+    mostly is not, or more than half of the nets are undecided; else faithful.
 
     Args: gaps: radius -> seed -> row of kind gap. audits: rows of kind audit, one per net. words:
         the verdicts on the single nets.
@@ -196,7 +186,7 @@ def radius(eps: float) -> str:
 
 
 def _largest(
-    masked: Mapping[float, Difference], gaps: Mapping[float, Mapping[int, Mapping[str, Any]]]
+    masked: Mapping[float, Estimate], gaps: Mapping[float, Mapping[int, Mapping[str, Any]]]
 ) -> str:
     """The largest gap in full, and at which other radii there is one."""
     eps, found = max(masked.items(), key=lambda item: item[1].mean)
@@ -218,7 +208,7 @@ def _largest(
     )
 
 
-def _perhaps(known: Mapping[float, Difference]) -> str:
+def _perhaps(known: Mapping[float, Estimate]) -> str:
     wide = {eps: each for eps, each in known.items() if not each.inside}
     eps, found = max(wide.items(), key=lambda item: abs(item[1].mean))
     interval = "no interval" if found.low is None else f"{found.low:.1f} to {found.high:.1f}"
