@@ -318,7 +318,7 @@ def test_interrupted_runs_end_cleanly_and_go_on(number: int, jobs: int, tmp_path
     command += ["--jobs", str(jobs), "--estimate", "false"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("runs/smoke/*/checkpoint.pt")):
+        while not list(tmp_path.glob("runs/smoke/search/*/checkpoint.pt")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(number)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import apical
 from apical import attacks, data
 from apical.bench.evaluate import trained_net
 from apical.bench.evaluate import trained_net as trained
@@ -18,7 +19,6 @@ from apical.bench.storage import records
 from apical.bench.training import build as prepare
 from apical.bench.training import loop
 from apical.bench.training import loop as training
-from apical.core import convert
 from apical.core.convert import feedback_modules
 
 MODULE = """
@@ -197,7 +197,7 @@ def test_options_modules_and_wrapped_state_dicts(package: Path) -> None:
 def test_a_model_that_was_converted_keeps_its_feedback(package: Path) -> None:
     import their_nets
 
-    model = convert(their_nets.small(), rule_assignment("fa"), seed=7)
+    model = apical.convert(their_nets.small(), rule_assignment("fa"), seed=7)
     net = plain(weights=saved(model, package / "w.pt"), rule="fa", pixels="unit")
     x, y = net.examples(20)
     own, exact = (attacks.FGSM(0.1)(net.model, x, y, gradient=g) for g in ("own", "exact"))
