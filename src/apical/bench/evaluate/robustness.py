@@ -84,11 +84,11 @@ class Evaluation:
             )
         if self.norm == "flips" and any(eps != round(eps) for eps in self.eps):
             raise ValueError(f"robustness: eps={self.eps} must be whole numbers of flips")
-        if min(self.images, self.samples) < 1 or self.seed < 0:
-            raise ValueError(
-                f"robustness: images={self.images} and samples={self.samples} must be at least 1,"
-                f" seed={self.seed} at least 0"
-            )
+        for name, least in (("images", 1), ("samples", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"robustness: {name}={getattr(self, name)} must be at least {least}"
+                )
         for rule in self.rules:
             rules.build(rule)
         if not self.protocol and {"pixels", "pixel_images"} & _changed(self):
