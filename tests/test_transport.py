@@ -1,6 +1,7 @@
 """Transport rules: formulas as arithmetic, and B = W is backprop to the last bit."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -382,3 +383,17 @@ def test_backprop_is_not_converted_unless_its_weights_are_constrained() -> None:
     assert keys == ["0.weight", "0.bias"]
     constrained = apical.convert(model, BP(constrain_weights=True))
     assert list(constrained.state_dict())[2:] == ["0.feedback.weight_norm"]
+
+
+def test_the_scale_of_the_code_released_with_xiao() -> None:
+    """sqrt(2 / (k^2 C_out)): the number of uSF, the standard deviation of the others' law."""
+    weight = torch.randn(40, 30, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = math.sqrt(2 / (9 * 40))
+    uniform = SignSymmetric("uniform", init="xiao").matrix(weight)
+    assert_close(uniform, expected * weight.sign())
+    rule = SignSymmetric("fixed", init="xiao")
+    memory = rule.create(weight, torch.Generator().manual_seed(1))
+    matrix = rule.matrix(weight.double(), memory["magnitude"])
+    assert torch.equal(matrix.sign(), weight.double().sign())
+    # 10,800 draws: their root mean square has a relative standard error of 0.4 %
+    assert matrix.square().mean().sqrt().item() == pytest.approx(expected, rel=0.02)
