@@ -1,5 +1,8 @@
 """Alignment losses: the gradient of B is that of the stated loss, and B aligns."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.rules import AlignmentLoss
-from apical.rules.ops import Local
+from apical.rules.ops import LinearOp, Local, Op
 
 KINDS = {
     "symmetric": AlignmentLoss("symmetric", decay=0.3, amp=0.7),
@@ -19,6 +22,10 @@ LAYERS = {
     "linear": (nn.Linear(5, 4), (6, 5)),
     "sequence": (nn.Linear(5, 4), (3, 2, 5)),
     "convolution": (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 5, 5)),
+    "circular": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (3, 4, 5, 5)),
+    "reflected": (nn.Conv1d(4, 6, 4, padding=2, padding_mode="reflect"), (3, 4, 7)),
+    "replicated": (nn.Conv1d(4, 6, 4, padding=3, padding_mode="replicate"), (3, 4, 7)),
+    "same, uneven": (nn.Conv2d(4, 6, 4, padding="same"), (3, 4, 5, 6)),
     "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1), (3, 4, 5, 5)),
 }
 
@@ -27,13 +34,15 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def _loss(rule: AlignmentLoss, local: Local, feedback: Tensor) -> Tensor:
+def _loss(rule: AlignmentLoss, op: Op, raw: Tensor, weight: Tensor, feedback: Tensor) -> Tensor:
     """The loss as the docstring states it, for autograd."""
-    op, x, weight = local.op, local.x, local.weight
+    x = op.prepare(raw)
     wx, bx = op.forward(x, weight, None), op.forward(x, feedback, None)
     shape = x if getattr(op, "transposed", False) else wx
-    channels = shape.shape[-1] if wx.dim() < 4 else shape.shape[1]
-    count = shape.numel() / channels
+    linear = isinstance(op, LinearOp)
+    count = shape.numel() / shape.shape[-1 if linear else 1]
+    if rule.positions == "sum":
+        count = len(x)
     if rule.kind == "activation":
         decay = (wx.square().sum() + bx.square().sum()) / count
     else:
@@ -42,25 +51,28 @@ def _loss(rule: AlignmentLoss, local: Local, feedback: Tensor) -> Tensor:
         amp = (weight * feedback).sum()
     else:
         amp = (wx * bx).sum() / count
-    probe = x.clone().requires_grad_()
+    probe = raw.clone().requires_grad_()
     (back,) = torch.autograd.grad(
-        (op.forward(probe, feedback, None) * wx).sum(), probe, None, True, True
+        (op.forward(op.prepare(probe), feedback, None) * wx).sum(), probe, None, True, True
     )
     return rule.decay * decay - rule.amp * amp + rule.null * back.square().sum() / count
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_is_that_of_the_loss(kind: str, layer: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "positions"),
+    [(kind, "mean") for kind in KINDS] + [(kind, "sum") for kind in KINDS if kind != "symmetric"],
+)
+def test_the_gradient_is_that_of_the_loss(kind: str, layer: str, positions: Any) -> None:
     module, shape = LAYERS[layer]
     apical.convert(holder := nn.Sequential(nn.Identity(), module), "fa")
     op = module.operation()  # type: ignore[operator]
     apical.revert(holder)
     weight = _random(*module.weight.shape)  # type: ignore[arg-type]
-    x, rule = _random(*shape, seed=1), KINDS[kind]
+    x, rule = _random(*shape, seed=1), replace(KINDS[kind], positions=positions)
     feedback = _random(*weight.shape, seed=2).requires_grad_()
-    local = Local(op, x, torch.empty(0), weight)
-    (expected,) = torch.autograd.grad(_loss(rule, local, feedback), feedback)
+    local = Local(op, op.prepare(x), torch.empty(0), weight)
+    (expected,) = torch.autograd.grad(_loss(rule, op, x, weight, feedback), feedback)
     (seen,) = rule.memory_gradients(local, feedback.detach())
     torch.testing.assert_close(seen, expected, rtol=1e-12, atol=1e-12)
 
@@ -123,6 +135,7 @@ def test_the_defaults_are_those_of_the_source() -> None:
         ({"amp": 0.0}, "amp=0.0 must be above 0"),
         ({"null": 1e-3}, "null=0.001 with kind='symmetric'"),
         ({"kind": "information"}, "null=0.0 with kind='information'"),
+        ({"positions": "sum"}, "positions='sum' has no effect with kind='symmetric'"),
         ({"kind": "informtion"}, "'symmetric', 'activation', 'information', 'mirror'"),
     ],
 )

@@ -77,6 +77,30 @@ LAWS: list[tuple[str, Callable[[Any], torch.optim.Optimizer], float, float]] = [
 ]
 
 
+def test_the_rule_is_its_equation() -> None:
+    """Five steps of a net of two layers, written out."""
+    decay, lr = 0.1, 0.05
+    generator = torch.Generator().manual_seed(4)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False))
+    apical.convert(model.double(), KolenPollack(decay=decay))
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    w1, w2 = (layer.weight.detach().clone() for layer in (model[0], model[2]))
+    b2 = model[2].feedback.matrix.detach().clone()
+    for _ in range(5):
+        x = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+        h = torch.tanh(x @ w1.T)
+        error = 2 * h @ w2.T
+        g2, g1 = error.T @ h, (error @ b2 * (1 - h**2)).T @ x
+        w1, w2, b2 = ((1 - decay) * (m - lr * g) for m, g in ((w1, g1), (w2, g2), (b2, g2)))
+    seen = [model[0].weight, model[2].weight, model[2].feedback.matrix]
+    for matrix, expected in zip(seen, [w1, w2, b2], strict=True):
+        torch.testing.assert_close(matrix.detach(), expected, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize(("name", "build", "decay", "left"), LAWS, ids=[law[0] for law in LAWS])
 def test_the_gap_decays_by_law(
     name: str, build: Callable[[Any], torch.optim.Optimizer], decay: float, left: float

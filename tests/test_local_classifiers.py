@@ -225,7 +225,7 @@ def test_the_neuron_of_decolle_is_its_recurrence() -> None:
         p = ALPHA * p + (1 - ALPHA) * q
         r = REST * r - (1 - REST) * s * DEPTH
         u = p + r
-        s = (u >= 0).double()
+        s = (u > 0).double()
         fired.append(s)
     assert torch.equal(spikes, torch.stack(fired))
     assert 0.1 < spikes.mean() < 0.9
@@ -235,6 +235,10 @@ def test_the_neuron_of_decolle_is_its_recurrence() -> None:
     kernel = [sum(ALPHA**i * BETA ** (lag - i) for i in range(lag + 1)) for lag in lags]
     expected = [slope * (1 - ALPHA) * (1 - BETA) * weight for weight in kernel]
     assert_close(current.grad, torch.stack(expected))
+
+
+def test_the_neuron_of_decolle_is_silent_on_silence() -> None:
+    assert not double()(torch.zeros(T * N, K)).any()
 
 
 def test_decolle_with_its_own_neurons_by_hand() -> None:

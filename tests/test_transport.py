@@ -1,6 +1,7 @@
 """Transport rules: formulas as arithmetic, and B = W is backprop to the last bit."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -393,3 +394,17 @@ def test_a_listener_receives_input_and_output_of_every_operation() -> None:
     assert [y is output for (_, output), y in zip(seen, outputs, strict=True)] == [True, True]
     assert all(given is x for given, _ in seen)
     assert copy.deepcopy(layer).feedback.listeners == []  # a copy is not measured
+
+
+def test_the_scale_of_the_code_released_with_xiao() -> None:
+    """sqrt(2 / (k^2 C_out)): the number of uSF, the standard deviation of the others' law."""
+    weight = torch.randn(40, 30, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = math.sqrt(2 / (9 * 40))
+    uniform = SignSymmetric("uniform", init="xiao").matrix(weight)
+    assert_close(uniform, expected * weight.sign())
+    rule = SignSymmetric("fixed", init="xiao")
+    memory = rule.create(weight, torch.Generator().manual_seed(1))
+    matrix = rule.matrix(weight.double(), memory["magnitude"])
+    assert torch.equal(matrix.sign(), weight.double().sign())
+    # 10,800 draws: their root mean square has a relative standard error of 0.4 %
+    assert matrix.square().mean().sqrt().item() == pytest.approx(expected, rel=0.02)

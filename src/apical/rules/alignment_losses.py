@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from apical.rules.base import Group, Law, Needs, TransportRule, drawn
 from apical.rules.mirror import mean_product
-from apical.rules.ops import Local
+from apical.rules.ops import ConvOp, Local, Op
 from apical.rules.tracking import loss_scale
 
 Kind = Literal["symmetric", "activation", "information", "mirror"]
@@ -37,7 +37,9 @@ class AlignmentLoss(TransportRule):
         "information"   |W|^2 + |B|^2   <Wx, Bx>
 
     With amp = 2 decay the first is decay |W - B|^2, the second decay |Wx - Bx|^2. x is what the
-    layer read in the forward pass; everything of x is a mean over samples and positions. The
+    layer read in the forward pass, and B^T W x lies at the layer's input. Everything of x is a mean
+    over samples and, by default, over positions, where the source's code sums: with many positions
+    its A and null weigh so many times more beside decay. The
     optimizer trains B with the learning rate of its group: convert first, then build it.
 
     The gradient does not depend on the loss of the model: multiplying that loss does not multiply
@@ -51,9 +53,12 @@ class AlignmentLoss(TransportRule):
         null: weight of the term that keeps B from transmitting what W does not need to know:
             above 0 for "information", 0 for the others.
         init: the law of B_0, as in `FA`.
+        positions: of convolutions and sequences: "mean", or "sum" as in the source's code; not for
+            "symmetric", which has no x.
 
-    Raises: ValueError for values out of range.
-    Source: Kunin, Nayebi, Sagastuy-Brena, Ganguli, Bloom, Yamins 2020; defaults: their code.
+    Raises: ValueError for values out of range, and for "sum" with "symmetric".
+    Source: Kunin, Nayebi, Sagastuy-Brena, Ganguli, Bloom, Yamins 2020. The defaults of decay, amp
+        and null are their code's; its sum over positions is `positions="sum"`.
     """
 
     kind: Kind = "symmetric"
@@ -61,6 +66,7 @@ class AlignmentLoss(TransportRule):
     amp: float = 2e-3
     null: float = 0.0
     init: Law = "xavier"
+    positions: Literal["mean", "sum"] = "mean"
 
     reference: ClassVar[str] = """@inproceedings{kunin2020,
   title = {Two Routes to Scalable Credit Assignment without Weight Symmetry},
@@ -81,6 +87,8 @@ class AlignmentLoss(TransportRule):
                 f"null={self.null} with kind={self.kind!r}: it must be above 0 for 'information'"
                 " (1e-3 in the source) and 0 for the others"
             )
+        if self.kind == "symmetric" and self.positions == "sum":
+            problems.append("positions='sum' has no effect with kind='symmetric'")
         if problems:
             raise ValueError("AlignmentLoss: " + "; ".join(problems))
 
@@ -105,13 +113,22 @@ class AlignmentLoss(TransportRule):
             return (2 * self.decay * feedback - self.amp * weight,)
         if self.kind == "activation":  # 2 decay <Bx x^T> - amp <Wx x^T>, in one
             difference = 2 * self.decay * feedback - self.amp * weight
-            return (mean_product(op, op.forward(x, difference, None), x, weight),)
+            return (self._mean(op, op.forward(x, difference, None), x, weight),)
         y, seen = op.forward(x, weight, None), -self.amp * x
         if self.null:
             back = op.backward(y, x, feedback, (True, False, False))[0]
             assert back is not None
-            seen.add_(back, alpha=2 * self.null)
-        return (mean_product(op, y, seen, weight).add_(feedback, alpha=2 * self.decay),)
+            seen.add_(op.prepare(op.unprepare(back)), alpha=2 * self.null)
+        return (self._mean(op, y, seen, weight).add_(feedback, alpha=2 * self.decay),)
+
+    def _mean(self, op: Op, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The product of y and x, as a mean over samples and a mean or sum over positions."""
+        product = mean_product(op, y, x, weight)
+        if self.positions == "mean":
+            return product
+        if isinstance(op, ConvOp):
+            return product * (x if op.transposed else y).shape[2:].numel()
+        return product * x.shape[1:-1].numel()
 
     def objection(self, optimizer: Optimizer, weight_group: Group, memory_group: Group) -> str:
         scale = loss_scale()

@@ -29,7 +29,11 @@ class KolenPollack(Follower):
     """B is a parameter with the gradient of W, trained by the same optimizer.
 
     Convert first, then build the optimizer, so that it knows B.
-    Both receive the same updates and both decay, so that what they differ by decays alone:
+    Both receive the same updates, of size eta g under plain SGD, and both decay after them:
+
+        W <- (1 - decay) (W - eta g)        B <- (1 - decay) (B - eta g)
+
+    so that what they differ by decays alone:
     B - W = (1 - decay)^t (B_0 - W_0) after t updates, whatever the data. The weight decay of the
     optimizer adds to it where it acts on W and B alike: SGD, also with momentum (a heavy-ball
     law), and AdamW. Adam with coupled L2 breaks the law, and a warning says so.
@@ -42,7 +46,9 @@ class KolenPollack(Follower):
         init: the law of B_0, as in `FA`.
 
     Raises: ValueError for a decay outside [0, 1).
-    Source: Kolen, Pollack 1994; Akrout, Wilson, Humphreys, Lillicrap, Tweed 2019, equations 16-17.
+    Source: Kolen, Pollack 1994; Akrout, Wilson, Humphreys, Lillicrap, Tweed 2019, equations 16-17,
+        where the decay is of the weight before the update, W - eta g - decay W: the same law for
+        B - W, other weights.
     """
 
     decay: float = 1e-4

@@ -18,6 +18,10 @@ class LinearOp(NamedTuple):
     def prepare(self, x: Tensor) -> Tensor:
         return x
 
+    def unprepare(self, grad: Tensor) -> Tensor:
+        """The transpose of `prepare`."""
+        return grad
+
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
@@ -53,6 +57,25 @@ class ConvOp(NamedTuple):
     def prepare(self, x: Tensor) -> Tensor:
         return F.pad(x, self.pad, self.pad_mode) if self.pad else x
 
+    def unprepare(self, grad: Tensor) -> Tensor:
+        """The transpose of `prepare`: from a gradient of what it returns to one of the layer's
+        input."""
+        for place in range(0, len(self.pad), 2):
+            axis = grad.dim() - 1 - place // 2
+            left, right = self.pad[place : place + 2]
+            length = grad.shape[axis] - left - right
+            origins = [
+                padded_from(position - left, length, self.pad_mode)
+                for position in range(grad.shape[axis])
+            ]
+            kept = [position for position, origin in enumerate(origins) if origin is not None]
+            into = [origin for origin in origins if origin is not None]
+            part = grad.index_select(axis, torch.tensor(kept, device=grad.device))
+            shape = (*grad.shape[:axis], length, *grad.shape[axis + 1 :])
+            index = torch.tensor(into, device=grad.device)
+            grad = grad.new_zeros(shape).index_add(axis, index, part)
+        return grad
+
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(x, weight, bias, *self[:6])
 
@@ -69,13 +92,31 @@ class ConvOp(NamedTuple):
 Op = LinearOp | ConvOp
 
 
+def padded_from(position: int, length: int, mode: str) -> int | None:
+    """The position of an axis of this length that padding copies to `position`, which counts from
+    the first entry and may lie outside; None for a padded zero."""
+    if 0 <= position < length:
+        return position
+    if mode == "constant":
+        return None
+    if mode == "circular":
+        return position % length
+    if mode == "replicate":
+        return min(max(position, 0), length - 1)
+    return -position if position < 0 else 2 * (length - 1) - position  # reflect
+
+
 class Local(NamedTuple):
     """What a transport rule is given of a layer during the backward pass.
 
-    Shapes: x the layer's input; grad as the layer's output, what the layer above sent; weight and
-        grad_weight alike. `grad_weight` is None where it is not formed yet, or not at all because
-        the weight is frozen. In `scratch`, if there is one, a rule may store what it needs again
-        in the same backward pass.
+    x is always what the operation reads, `op.prepare` of the layer's input: padded, where the layer
+    pads otherwise than by zeros or unevenly. Autograd sends a signal in the shape of x through
+    `op.unprepare` to the layer's input; a rule that needs it there does the same.
+
+    Shapes: x as the operand of `op`; grad as the layer's output, what the layer above sent; weight
+        and grad_weight alike. `grad_weight` is None where it is not formed yet, or not at all
+        because the weight is frozen. In `scratch`, if there is one, a rule may store what it needs
+        again in the same backward pass.
     """
 
     op: Op

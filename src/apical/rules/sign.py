@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from apical.rules.base import (
-    Init,
     Needs,
     Scale,
     TransportRule,
@@ -32,20 +32,22 @@ class SignSymmetric(TransportRule):
             the law of `init`. "fixed" (frSF): |M|, M drawn once from that law. "fresh" (brSF):
             |M|, M drawn again after every update of the weight; evaluation, attacks and repeated
             forward passes draw nothing.
-        init: the law of the magnitudes, as in `FA`.
+        init: the law of the magnitudes, as in `FA`; or "xiao", with the standard deviation
+            sqrt(2 / (k^2 C_out)) of the code released with Xiao et al., k^2 C_out the fan-out.
         scale: "init" or "norm", as in `FA`.
         redraw: for "fresh" only. "exact" draws independent magnitudes; "pool" takes each time
             another stretch of a pool drawn once: cheaper, but successive draws are correlated.
         zero_sign: what a weight of exactly zero sends: "zero" nothing, as sign(0) = 0 says, or
             "plus" the magnitude.
 
-    Source: Liao, Leibo, Poggio 2016. They multiply M by sign(W) with M of either sign; this is
-    BioTorch's version with |M|, whose B always agrees with W in sign. BioTorch redraws brSF at
-    every forward pass, evaluation included; here it is once per update.
+    Source: Liao, Leibo, Poggio 2016: random magnitudes with signs that all agree with the weights'.
+    BioTorch cites Xiao, Chen, Liao, Poggio 2018 (arXiv 1811.03567) for the scale of uSF, and uses
+    the laws "xavier" and "kaiming". It redraws brSF at every forward pass, evaluation included;
+    here it is once per update.
     """
 
     magnitude: Literal["uniform", "fixed", "fresh"] = "uniform"
-    init: Init = "xavier"
+    init: Literal["xavier", "kaiming", "xiao"] = "xavier"
     scale: Scale = "init"
     redraw: Literal["exact", "pool"] = "exact"
     zero_sign: Literal["zero", "plus"] = "zero"
@@ -78,7 +80,7 @@ class SignSymmetric(TransportRule):
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if self.magnitude == "uniform":
             return {}
-        half_width = bound(self.init, *fans(weight.shape))
+        half_width = self._half_width(weight)
         memory = {"magnitude": uniform(weight.shape, half_width, generator).abs()}
         if self.redraw == "pool":
             size = weight.numel() + _POOL_SPARE
@@ -90,7 +92,7 @@ class SignSymmetric(TransportRule):
         if self.zero_sign == "plus":
             sign.add_(0.5).sign_()  # a comparison with zero would take ten times as long
         if self.magnitude == "uniform":
-            matrix = sign.mul_(bound(self.init, *fans(weight.shape)) / 3**0.5)
+            matrix = sign.mul_(self._half_width(weight) / 3**0.5)
         else:
             matrix = sign.mul_(memory[0])
         return matrix if self.scale == "init" else with_norm_of(matrix, weight)
@@ -98,10 +100,17 @@ class SignSymmetric(TransportRule):
     def after_update(self, update: Update, *memory: Tensor) -> None:
         magnitude, draw = memory[0], update.generator()
         if self.redraw == "exact":
-            half_width = bound(self.init, *fans(update.weight.shape))
+            half_width = self._half_width(update.weight)
             magnitude.uniform_(0, half_width, generator=draw)
             return
         pool = memory[1]
         start = int(torch.randint(_POOL_SPARE, (1,), generator=draw, device=draw.device))
         stretch = pool[start : start + magnitude.numel()].view(magnitude.shape)
         magnitude.copy_(stretch)
+
+    def _half_width(self, weight: Tensor) -> float:
+        """a of the law U(-a, a), whose standard deviation is a / sqrt(3)."""
+        fan_in, fan_out = fans(weight.shape)
+        if self.init == "xiao":
+            return math.sqrt(6 / fan_out)
+        return bound(self.init, fan_in, fan_out)

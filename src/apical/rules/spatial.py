@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from apical.rules.base import Geometry
-from apical.rules.ops import ConvOp
+from apical.rules.ops import ConvOp, padded_from
 
 
 def spread(error: Tensor, matrix: Tensor, geometry: Geometry) -> Tensor:
@@ -67,7 +67,7 @@ def _reached(op: ConvOp, axis: int, length: int, kernel: int) -> list[tuple[int,
         outputs = (padded + 2 * padding - reach - 1) // stride + 1
     counts = [[0] * kernel for _ in range(length)]
     for position in range(padded):
-        source = _source(position - left, length, op.pad_mode)
+        source = padded_from(position - left, length, op.pad_mode)
         if source is None:
             continue
         for element in range(kernel):
@@ -78,16 +78,3 @@ def _reached(op: ConvOp, axis: int, length: int, kernel: int) -> list[tuple[int,
                 valid = rest == 0 and 0 <= output < outputs
             counts[source][element] += valid
     return [tuple(row) for row in counts]
-
-
-def _source(position: int, length: int, mode: str) -> int | None:
-    """The input position that padding copies to `position`; None for a padded zero."""
-    if 0 <= position < length:
-        return position
-    if mode == "constant":
-        return None
-    if mode == "circular":
-        return position % length
-    if mode == "replicate":
-        return min(max(position, 0), length - 1)
-    return -position if position < 0 else 2 * (length - 1) - position  # reflect

@@ -29,7 +29,7 @@ class DoubleExponential(nn.Module):
     """A neuron for `OverTime(neuron, steps, start=neuron.start)`. From the current I, at each step:
 
         Q = beta Q + (1 - beta) I        P = alpha P + (1 - alpha) Q
-        R = rest R - (1 - rest) depth S  U = P + R        S = 1[U >= 0]
+        R = rest R - (1 - rest) depth S  U = P + R        S = 1[U > 0]
 
     where on the right Q is the one just computed, S the spike before, of which no gradient is
     taken. Backward, dS/dU is the fast sigmoid 1 / (1 + slope |U|)^2. The filters are linear: behind
@@ -39,7 +39,7 @@ class DoubleExponential(nn.Module):
         slope: of the surrogate, above 0.
     Raises: ValueError for a value out of range.
     Source: Kaiser, Mostafa, Neftci 2020 (alpha_rp is rest, W_rp depth). Their code takes Q from the
-        step before, and leaves out or inverts the factors (1 - decay).
+        step before. There too U = 0 does not fire, so that silence stays silent.
     """
 
     def __init__(
@@ -89,5 +89,5 @@ class DoubleExponential(nn.Module):
     def fire(self, twice: Tensor, before: Refractory) -> tuple[Tensor, Refractory]:
         """S for this P, with R."""
         hole = self.rest * before.hole - (1 - self.rest) * self.depth * before.spikes
-        spikes = fired(twice + hole, "fast_sigmoid", self.slope, at_threshold=True)
+        spikes = fired(twice + hole, "fast_sigmoid", self.slope)
         return spikes, Refractory(hole, spikes.detach())

@@ -49,12 +49,12 @@ SURROGATES: dict[str, Surrogate] = {
 }
 
 
-def fired(above: Tensor, surrogate: str, slope: float, *, at_threshold: bool = False) -> Tensor:
+def fired(above: Tensor, surrogate: str, slope: float) -> Tensor:
     """1[v > 0], which autograd follows by the surrogate; v is the membrane less the threshold.
 
-    Args: surrogate: a name of `SURROGATES`.     at_threshold: whether v = 0 fires as well.
+    Args: surrogate: a name of `SURROGATES`.
     """
     v = above.detach()
-    spikes = (v >= 0 if at_threshold else v > 0).to(v.dtype)
+    spikes = (v > 0).to(v.dtype)
     phi = SURROGATES[surrogate].product(v, torch.ones_like(v), slope)
     return spikes + phi * (above - v)
