@@ -48,7 +48,7 @@ $(VENV)/.made-dev: $(VENV)/.made-bench pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.made-bench
-	@$(BIN)/apical study smoke
+	@$(BIN)/apical study smoke --jobs 2
 	@$(BIN)/apical report runs/smoke
 	@echo "the report: file://$(CURDIR)/runs/smoke/report/index.html"
 

@@ -142,7 +142,7 @@ def test_bars_drift_into_the_direction_of_their_class() -> None:
 
 
 def test_a_sum_over_time_says_nothing_of_the_class() -> None:
-    """A linear read-out of it, trained on half and tried on the other, is at chance."""
+    """A linear readout of it, trained on half and tried on the other, is at chance."""
     x, labels = bars().sum(1).flatten(1).double(), data.load("drifting_bars").test.labels
     assert abs(float(x.sum(1).mean()) - 267) < 3
     x = torch.cat([x - x.mean(0), torch.ones(500, 1)], 1)

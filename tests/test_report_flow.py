@@ -12,12 +12,12 @@ from apical.bench.storage import records
 
 LRA: dict[str, Any] = {"learner": "lra", "reduction": "sum"}
 LEARNERS: dict[str, Any] = {
-    "read-out only": "readout",
+    "readout only": "readout",
     "bp": "backprop",
     "LRA sum": LRA,
     "LRA sum, 0.1 on W": {**LRA, "alpha_weights": 0.1},
 }
-ACCURACY = {"read-out only": 0.5, "bp": 1.0, "LRA sum": 0.8, "LRA sum, 0.1 on W": 0.9}
+ACCURACY = {"readout only": 0.5, "bp": 1.0, "LRA sum": 0.8, "LRA sum, 0.1 on W": 0.9}
 
 
 def make(folder: Path, labels: tuple[str, ...] = tuple(LEARNERS), seeds: int = 3) -> Path:
@@ -43,7 +43,7 @@ def make_run(folder: Path, label: str, seed: int) -> None:
     # seeds differ by a point, and the regularised one gains another by seed
     test = ACCURACY[label] + (0.01 * seed if label != "bp" else 0)
     for epoch, gain in ((0, 1.0), (2, 0.5)):
-        if label != "read-out only":
+        if label != "readout only":
             written += [
                 {"kind": "step", "epoch": epoch, "t": t, "signal": gain * s, "norm": gain * s / 2}
                 for t, s in enumerate((0.0 if label == "LRA sum" else 1e-5, 1e-3, 0.1, 1.0), 1)
@@ -66,7 +66,7 @@ def test_lines_hold_means_and_differences_paired_on_the_seeds(tmp_path: Path) ->
     assert plain.over_plain is None
     assert regularised.over_plain is not None
     assert regularised.over_plain.mean == pytest.approx(10)
-    assert by_rule["read-out only"].over_readout is None
+    assert by_rule["readout only"].over_readout is None
     assert [by_rule[name].reached for name in LEARNERS] == ["", "4 of 4", "3 of 4", "4 of 4"]
 
 

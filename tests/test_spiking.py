@@ -187,7 +187,7 @@ def test_a_net_is_its_layers_over_time() -> None:
         s = (m > 1).double()
         o = 0.5 * o + model.fc2(s)
         means = means + o / T
-    assert_close(model(x), means, atol=1e-6, rtol=0)  # weights of the read-out are float32
+    assert_close(model(x), means, atol=1e-6, rtol=0)  # weights of the readout are float32
     counts = net(output="count")(x)
     assert torch.equal(counts, counts.round()) and counts.max() <= T
 

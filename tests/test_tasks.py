@@ -110,13 +110,13 @@ def test_a_sequence_too_short_for_its_task_is_refused(name: str, length: int) ->
 def test_short_sequences_are_no_evidence(name: str) -> None:
     least = {"addition": 11, "random_permutation": 11}.get(name, 20)
     for length in (10, least - 1):
-        with pytest.warns(UserWarning, match=f"the read-out is trained solves .* least {least}"):
+        with pytest.warns(UserWarning, match=f"the readout is trained solves .* least {least}"):
             tasks.build(name, length)
     tasks.build(name, least)
 
 
 def test_a_random_net_sees_both_symbols_at_fixed_places_below_20_steps() -> None:
-    with pytest.warns(UserWarning, match="read-out"):
+    with pytest.warns(UserWarning, match="readout"):
         task = TemporalOrder(19)
     relevant = draw(task)[0].argmax(2) < 2
     assert relevant.all(0).sum() == 2

@@ -23,7 +23,7 @@ class FewPixel(Attack):
 
     A genome holds row, column and channel values of each pixel, all in [0, 1). Each generation,
     every genome is challenged by best + factor * (one other - another), and the better stays.
-    Values outside [0, 1) are drawn anew.
+    Values outside [0, 1) are resampled.
 
     Args:
         pixels: how many may change, at least 1. steps: generations, at least 1.

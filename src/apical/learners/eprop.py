@@ -35,10 +35,10 @@ class EProp(SimpleLearner):
     leak = 0 only the last connection in time learns.
 
     In spiking nets (`spiking_mlp`) membranes leak, and what is remembered of a step until the
-    read-out counts too; with one hidden layer it is backpropagation through time exactly. Several
+    readout counts too; with one hidden layer it is backpropagation through time exactly. Several
     need random feedback.
 
-    Args: feedback: what carries the error to the units: the read-out's own weights ("symmetric"),
+    Args: feedback: what carries the error to the units: the readout's own weights ("symmetric"),
         or a fixed random matrix of the same law ("random", `learners.attach` first).
     Source: Bellec et al. 2020, with the derivative of the net's activation for spikes' surrogate.
     """

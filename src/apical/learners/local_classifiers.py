@@ -1,4 +1,4 @@
-"""Every spiking layer has a classifier of its own, and hears of nothing but its errors."""
+"""Every spiking layer has a classifier of its own, and receives nothing but its errors."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class LRA(TargetLearner):
             the norm `limit`; "force": they always have it, unless the signal has vanished; "none".
         limit: that norm (> 0).
         alpha_weights: weight (>= 0) of the regulariser Omega in the gradients of the recurrent
-            weight and the read-out. It is not clipped.
+            weight and the readout. It is not clipped.
         alpha_targets: the same in the target searches.
             Omega does not depend on the size of a signal. One whose norm has fallen to sqrt(eps)
             times that of the numbers it is the difference of is rounding noise, and Omega is 0.

@@ -1,4 +1,4 @@
-"""Training the read-out alone: what a random recurrent net can do without learning in it."""
+"""Training the readout alone: what a random recurrent net can do without learning in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apical.nets.recurrent import Recurrent, Step
 
 @dataclass(frozen=True)
 class ReadOut(Learner):
-    """The gradient of the read-out; the cell keeps its initial weights (a reservoir).
+    """The gradient of the readout; the cell keeps its initial weights (a reservoir).
 
     The baseline that every claim of learning through time is measured against.
     """
@@ -38,7 +38,7 @@ class ReadOut(Learner):
     @torch.no_grad()
     def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
         if not isinstance(model, Recurrent):
-            raise self.error(f"it needs a nets.Recurrent, with a read-out; not {type(model)}")
+            raise self.error(f"it needs a nets.Recurrent, with a readout; not {type(model)}")
         x, y = batch
         steps: list[Step] = []
         scores, readout = model(x, into=steps), model.readout

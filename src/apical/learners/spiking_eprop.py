@@ -45,8 +45,8 @@ def gradients(
 ) -> tuple[Tensor, Info]:
     """With membranes m_t = decay m_(t-1) + W x_t + b - threshold r_t, the trace of an input is
     xbar_t = decay xbar_(t-1) + x_t, and that of a synapse ebar_t = kappa ebar_(t-1) + phi(m_t)
-    xbar_t, kappa the decay of the read-out. dW = sum_t (B delta) ebar_t, where delta = e / T is the
-    error at the read-out's membrane, the same at all steps, as scores are its mean: so that each
+    xbar_t, kappa the decay of the readout. dW = sum_t (B delta) ebar_t, where delta = e / T is the
+    error at the readout's membrane, the same at all steps, as scores are its mean: so that each
     phi xbar counts sum_(u >= t) kappa^(u - t) times.
     """
     *hidden, (_, readout) = synapses(model, learner, feedback)
@@ -77,7 +77,7 @@ def gradients(
 
 
 def synapses(model: SpikingNet, learner: Learner, feedback: str) -> list[tuple[str, nn.Linear]]:
-    """Name and module of the layers with weights, the read-out last.
+    """Name and module of the layers with weights, the readout last.
 
     Raises: ValueError for another net than a `spiking_mlp` with output="membrane" and reset
         "subtract" or "none"; for several hidden layers with symmetric feedback.
@@ -104,7 +104,7 @@ def synapses(model: SpikingNet, learner: Learner, feedback: str) -> list[tuple[s
 
 
 def _run(model: SpikingNet, readout: nn.Linear, x: Tensor) -> tuple[list[_Layer], Tensor, Tensor]:
-    """The hidden layers with what they saw, the rows that the read-out saw, and the scores."""
+    """The hidden layers with what they saw, the rows that the readout saw, and the scores."""
     steps = len(model.get_submodule("read").get_buffer("weights"))
     layers, waiting, rows = [], None, x
     for name, module in model.layers():

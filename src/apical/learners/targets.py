@@ -124,7 +124,7 @@ def taught_by(net: SimpleNet, run: Run, signals_TNH: Tensor, error: Tensor) -> P
 def local_gradients(
     net: SimpleNet, pairs: Pairs, factor: Callable[[Tensor], Tensor] | None = None
 ) -> Gradients:
-    """Gradients of local losses, summed over steps, and of the read-out.
+    """Gradients of local losses, summed over steps, and of the readout.
 
     Args: factor: what a step's gradient of a weight is multiplied by, given its norm.
     """

@@ -22,7 +22,7 @@ class TPTT(TargetLearner):
     G(x, z) = tanh(W_in x + V z + c) learns to undo a step F of the net. Targets are
     target_T = z_T - gamma dL/dz_T, target_(t-1) = z_(t-1) - G(x_t, z_t) + G(x_t, target_t).
     The recurrent weight and the bias learn from the squared error of each step's target; V and c
-    from that of G(x_t, F(x_t, z_(t-1) + noise)) to z_(t-1); the read-out by its gradient.
+    from that of G(x_t, F(x_t, z_(t-1) + noise)) to z_(t-1); the readout by its gradient.
     `learners.attach(model, learner)` gives the net V and c; build the optimizer after it.
 
     Args:

@@ -1,4 +1,4 @@
-"""A simple recurrent net and its read-out as plain tensors, unrolled without autograd.
+"""A simple recurrent net and its readout as plain tensors, unrolled without autograd.
 
 Shapes: T steps, N samples, H hidden units, I inputs, O outputs; step t of the equations is row
 t - 1, and row 0 of `before` is the zero state. Weights lie as in `nn.Linear`: (out, in).
@@ -18,7 +18,7 @@ from apical.nets.recurrent import SRN, Recurrent
 
 
 class SimpleNet(NamedTuple):
-    """An SRN and its read-out as tensors; names as in `Run`, weights as in `nn.Linear`.
+    """An SRN and its readout as tensors; names as in `Run`, weights as in `nn.Linear`.
 
     Attributes: bent: whether the activation is tanh; the identity otherwise.     leak: of the cell.
         every: whether every step is read out.     memory: of the learner, if it has one.

@@ -20,7 +20,7 @@ class Thresholds:
     Args:
         patience: measurements in a row (>= 1), all after the first epoch, that must agree where
             a layer may recover: alignment takes an epoch to begin. What no layer recovers from
-            (no signal, saturated, runs away) is told of at once.
+            (no signal, saturated, runs away) is reported at once.
         angle_deg: of the layer's update to backprop's, in (0, 90]. At 87 degrees a step gains a
             twentieth of what a step of its length along the gradient would.
         ratio: of the layer's signal to backprop's, or of backprop's to it (> 1). A hundredfold is
@@ -110,7 +110,7 @@ class _Kind:
     says: str
     advice: str
     sudden: bool = False  # a single measurement proves it
-    if_heard: bool = False  # of no importance where no layer below hears this one
+    if_heard: bool = False  # of no importance where no layer below receives its feedback
 
     def limit(self, thresholds: Thresholds) -> float:
         value: float = getattr(thresholds, self.threshold)

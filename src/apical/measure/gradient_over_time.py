@@ -93,7 +93,7 @@ def too_short(name: str, length: int, needed: int) -> Finding | None:
         return None
     message = (
         f"{name} with {length} steps is no evidence of learning through time: a random net with a "
-        f"trained read-out solves it, or nearly so. Try: at least {needed} steps"
+        f"trained readout solves it, or nearly so. Try: at least {needed} steps"
     )
     return Finding("", "no evidence", length, needed, 0, message)
 

@@ -85,7 +85,7 @@ def delta_alignment(
     """Angle and norm ratio of the signal that teaches each layer to backprop's, by example.
 
     The signal (delta) is the gradient of the loss at the output of the layer's linear operation,
-    before the activation: what its weight is taught by, whether the rule transports or broadcasts
+    before the activation: the signal its weight learns from, whether the rule transports or broadcasts
     the error. It is compared with what backprop would deliver at the same place through the whole
     net above. The output layer's is the error itself: 0 degrees under every rule.
 
@@ -161,7 +161,7 @@ def measured(
         gradient_norm_ratio, gradient_reference_norm, growth: see `gradient_alignment`;
         delta_angle_deg, delta_norm_ratio; delta_rank: effective rank of the
         layer's signal by output units; signal: its norm over that of the error at the model's
-        output; heard: whether a layer below hears its feedback}. And of the whole model {loss;
+        output; heard: whether a layer below receives its feedback}. And of the whole model {loss;
         error_rank: effective rank of the error}.
     """
     sent = signals.send(model, loss_fn, x, y)

@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
     @property
     def hidden(self) -> Tensor:
-        """What the read-out sees, (N, H)."""
+        """What the readout sees, (N, H)."""
         return self.state[0]
 
 
@@ -150,12 +150,12 @@ class GRU(Cell):
 
 
 class Recurrent(nn.Module):
-    """A cell unrolled over time, and a linear read-out.
+    """A cell unrolled over time, and a linear readout.
 
     Args: cell: an SRN, LSTM, GRU, or another `Cell`.
         outputs: number of outputs, >= 1.
         output: read out at the "last" step, (N, O), or at "every" one, (N, T, O).
-        init: "orthogonal" (each gate, the inputs and the read-out; zero biases), or "uniform":
+        init: "orthogonal" (each gate, the inputs and the readout; zero biases), or "uniform":
             U(+-1 / sqrt(H)) for all, the law of torch's recurrent layers.
         generator: of the initial weights; absent: PyTorch's global one.
     Raises: ValueError for an unknown output or law, a size below 1.

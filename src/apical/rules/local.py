@@ -14,18 +14,18 @@ from apical.rules.base import BroadcastRule, Geometry, Needs, bound, uniform
 
 @dataclass(frozen=True)
 class LocalError(BroadcastRule):
-    """Local error: the layer's input x receives `c e B`, e the error of a read-out of x itself.
+    """Local error: the layer's input x receives `c e B`, e the error of a readout of x itself.
 
-    The read-out sees B x, for all units of x, and e is the gradient of its loss: softmax(B x) - t
+    The readout sees B x, for all units of x, and e is the gradient of its loss: softmax(B x) - t
     with t the one-hot target. Nothing comes from above, only labels: run forward and backward pass
     inside `with apical.labels(model, targets):`.
 
     Args:
         readout: "fixed": B stays as drawn, U(-a, a) with a = 1 / sqrt(units). "trained": B learns
-            by the loss of its own read-out, with the user's optimizer: convert (with `example=`)
+            by the loss of its own readout, with the user's optimizer: convert (with `example=`)
             first.
-        loss: of the read-out: "cross_entropy", or "squared_error" to the one-hot target.
-        each: with steps, whether the read-out sees the "mean" over steps, or each "step" and has a
+        loss: of the readout: "cross_entropy", or "squared_error" to the one-hot target.
+        each: with steps, whether the readout sees the "mean" over steps, or each "step" and has a
             loss at every one.
         magnitude: c. "error": e is given the mean absolute size of the error at the model's output,
             so that hidden layers follow the scale of the loss; "one": c = 1 / N for a batch of N,
@@ -35,7 +35,7 @@ class LocalError(BroadcastRule):
     Raises: ValueError for a negative axis, and for `each="step"` without steps.
     Source: Mostafa, Ramesh, Cauwenberghs 2018, fixed and trained; with a loss at each step:
         Kaiser, Mostafa, Neftci 2020 (DECOLLE, whose neurons and smooth loss are others); trained,
-        in spiking nets: Ma, Yan, Yu, Yu 2022 (BELL, whose read-outs spike).
+        in spiking nets: Ma, Yan, Yu, Yu 2022 (BELL, whose readouts spike).
     """
 
     readout: Literal["fixed", "trained"] = "fixed"
@@ -117,7 +117,7 @@ class LocalError(BroadcastRule):
         return geometry.input_shape[0] // geometry.samples if self.sample_axis == "steps" else 1
 
     def _seen(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """What read-outs see, (T, N, units), T = 1 for the mean or without steps."""
+        """What readouts see, (T, N, units), T = 1 for the mean or without steps."""
         if isinstance(self.sample_axis, int):
             x = x.movedim(self.sample_axis, 0)
         rows = x.reshape(self._steps(geometry), geometry.samples, -1)

@@ -135,7 +135,7 @@ def attack_gradient(tier: str, seeds: int) -> Study:
     cifar = dataclasses.replace(digits, eps=(2 / 255, 8 / 255), images=1000)
     evaluations = {DIGITS: digits, MNIST: mnist, RESNET: cifar}
     notes = [
-        "Each column is the backward pass that the attacker uses, with feedback drawn anew; 'own' "
+        "Each column is the backward pass that the attacker uses, with feedback resampled; 'own' "
         "is the net's own feedback, to which its weights may have aligned. Backprop's backward "
         "pass is the exact gradient. Within an attack there are no updates, so the feedback of "
         "brSF stays as it was drawn first: its column is that of frSF.",

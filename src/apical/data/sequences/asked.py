@@ -24,7 +24,7 @@ class AskedTask(Task):
 
     answers: ClassVar[Literal["last", "every"]] = "every"
     shortest: ClassVar[int] = 2
-    evidence_from: ClassVar[int] = 0  # what is asked for is drawn anew for every sequence
+    evidence_from: ClassVar[int] = 0  # what is asked for is resampled for every sequence
 
     def correct(self, scores: Tensor, targets: Tensor) -> Tensor:
         """The share of its questions that each sequence answers, (N,) float64."""

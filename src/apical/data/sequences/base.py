@@ -26,7 +26,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Task(abc.ABC):
-    """Sequences of one length, drawn anew for every batch.
+    """Sequences of one length, resampled for every batch.
 
     Args: length: steps of a sequence; each task says how many it needs at least.
     Raises: ValueError for a sequence shorter than the task needs.
@@ -41,7 +41,7 @@ class Task(abc.ABC):
     """Outputs a net needs: classes, or numbers."""
     shortest: ClassVar[int] = 10
     evidence_from: ClassVar[int] = 11
-    """Steps below which a random net solves the task, or nearly so, once its read-out is trained:
+    """Steps below which a random net solves the task, or nearly so, once its readout is trained:
     such lengths say nothing of learning in the recurrent weights."""
     loss: ClassVar[Literal["cross_entropy", "squared_error"]] = "cross_entropy"
     answers: ClassVar[Literal["last", "every"]] = "last"
@@ -58,7 +58,7 @@ class Task(abc.ABC):
         if self.length < self.evidence_from:
             warnings.warn(
                 f"{self.name}: at length={self.length} a random recurrent net of which only the "
-                "read-out is trained solves the task, or nearly so; use at least "
+                "readout is trained solves the task, or nearly so; use at least "
                 f"{self.evidence_from} steps as evidence of learning through time",
                 stacklevel=4,
             )

@@ -1,4 +1,4 @@
-"""Spiking nets: neurons, encodings, read-outs. Nets made of them are in `nets`.
+"""Spiking nets: neurons, encodings, readouts. Nets made of them are in `nets`.
 
 >>> import torch
 >>> lif = LIF(steps=3, decay=0.5)  # one neuron, one sample: current 0.8 at every step

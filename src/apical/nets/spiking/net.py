@@ -1,4 +1,4 @@
-"""What holds a spiking net together: its steps, its read-out, what its neurons do."""
+"""What holds a spiking net together: its steps, its readout, what its neurons do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apical.nets.spiking.neurons import LIF, OverTime, check_decay, check_steps,
 
 
 class Membrane(nn.Module):
-    """Read-out by neurons that never fire: o_t = decay o_(t-1) + I_t; scores are their means.
+    """Readout by neurons that never fire: o_t = decay o_(t-1) + I_t; scores are their means.
 
     The mean over steps is a weighted sum of the inputs, by sum_(u <= T - t) decay^u / T at step t.
 
@@ -40,7 +40,7 @@ class Membrane(nn.Module):
 
 
 class Count(nn.Module):
-    """Read-out by spikes: how many each output neuron fired, 0 to T.
+    """Readout by spikes: how many each output neuron fired, 0 to T.
 
     Args: steps: T, >= 1.     Shapes: (T * N, classes) -> (N, classes).
     """

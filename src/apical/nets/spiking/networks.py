@@ -43,7 +43,7 @@ def spiking_mlp(
         output: scores are the mean "membrane" of neurons that do not fire, or the "count" of
             spikes.
         gain: factor (> 0) on PyTorch's initial weights, which leave neurons silent.
-        decay: of all membranes, the read-out's too, in [0, 1].
+        decay: of all membranes, the readout's too, in [0, 1].
         threshold, reset, surrogate, slope: of the neurons that fire, as of `spiking.LIF`.
     Raises: ValueError for a value out of range, or channels that do not fit the steps.
     """
@@ -149,7 +149,7 @@ def _encoding(name: str, steps: int, channels: int) -> tuple[nn.Module, int]:
 
 
 def _finished(layers: Layers, first: str, output: str, gain: float, fire: _Neurons) -> SpikingNet:
-    """The net with its read-out and its initial weights."""
+    """The net with its readout and its initial weights."""
     if not gain > 0:
         raise ValueError(f"a spiking net with gain={gain}: must be above 0")
     if output == "count":

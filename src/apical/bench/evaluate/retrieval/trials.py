@@ -66,7 +66,9 @@ def queries(net: Searched, evaluation: Evaluation, device: str) -> Queries:
     x, y = net.net.examples(evaluation.queries, device)
     classes = net.database.labels.unique()
     if len(classes) < 2:
-        raise ValueError("the database holds one class only: nothing can be told apart in it")
+        raise ValueError(
+            "the database holds one class only: a ranking cannot distinguish anything in it"
+        )
     generator = torch.Generator().manual_seed(evaluation.seed)
     shift = torch.randint(1, len(classes), (len(y),), generator=generator)
     own = torch.searchsorted(classes, y.cpu()).clamp(max=len(classes) - 1)
