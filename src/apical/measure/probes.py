@@ -85,8 +85,8 @@ def delta_alignment(
     """Angle and norm ratio of the signal that teaches each layer to backprop's, by example.
 
     The signal (delta) is the gradient of the loss at the output of the layer's linear operation,
-    before the activation: the signal its weight learns from, whether the rule transports or broadcasts
-    the error. It is compared with what backprop would deliver at the same place through the whole
+    before the activation, from which its weight learns, whether the rule transports or
+    broadcasts the error. It is compared with what backprop would deliver at the same place through the whole
     net above. The output layer's is the error itself: 0 degrees under every rule.
 
     One angle for each entry of axis 0, over all its other axes; the result is their mean, in

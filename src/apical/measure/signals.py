@@ -39,7 +39,7 @@ class Signals(NamedTuple):
         gradients: layer -> gradients of its weights, flat; frozen layers have none.
         deltas: weight of a layer (attention has four) -> for each call of it, the gradient of the
             loss at the output of the linear operation, before the activation.
-        heard: the weights whose feedback a layer below receives; the first layer's is received by none.
+        heard: the weights whose feedback a layer below receives, so not the first layer's.
         error: the gradient of the loss at the model's output; None where that is not one tensor.
         loss: the loss of the batch.
         growth: module that is converted, or contains such a layer -> root mean square of its

@@ -1,4 +1,4 @@
-"""Direct feedback alignment: every layer receives the output error through its own random matrix."""
+"""Direct feedback alignment: each layer receives the output error through a random matrix."""
 
 from __future__ import annotations
 
