@@ -132,10 +132,10 @@ def verdict(
     Masked: at some radius own minus exact robust accuracy is above 5 points with an interval above
     0 (over nets; over images for a single one), Holm-corrected over radii, or the audit found in
     more than half of the nets that a small step along the own gradient does not raise the loss.
-    Else vanishing or random if the audit says so of more than half of the nets. Suspect if more than half of the nets are, or
-    own gradients are significantly stronger than exact ones. Undecided where the interval of own
-    minus exact is not inside 5 points, as with two nets it mostly is not, or more than half of the
-    nets are undecided; else faithful.
+    Else vanishing or random if the audit says so of more than half of the nets. Suspect if more
+    than half of the nets are, or own gradients are significantly stronger than exact ones.
+    Undecided where the interval of own minus exact is not inside 5 points, as with two nets it
+    mostly is not, or more than half of the nets are undecided; else faithful.
 
     Args: gaps: radius -> seed -> row of kind gap. audits: rows of kind audit, one per net. words:
         the verdicts on the single nets.
