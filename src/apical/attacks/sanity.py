@@ -167,7 +167,7 @@ def _transferred(
     found = _compared(TRANSFER, [(t.eps, exact[t.eps], t.accuracy(clean)) for t in made], allowed)
     if not made or not found.passed:
         return found
-    beside = {}
+    beside: dict[float, int] = {}
     for trial in made:
         others = [t for t in trials if t.eps <= trial.eps and t.group not in ("pixels", "transfer")]
         left = together([t for t in others if t.role != "large"], clean)
