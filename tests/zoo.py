@@ -153,6 +153,18 @@ def smoothed(net: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(votes).sum(0).float()
 
 
+def voting(net: nn.Module, x: Tensor) -> Tensor:
+    """Votes over fresh noise."""
+    choices = [net(x + 0.05 * torch.randn_like(x)).argmax(1) for _ in range(5)]
+    return torch.stack([nn.functional.one_hot(each, 10) for each in choices]).sum(0).float()
+
+
+def thermometer(x: Tensor) -> Tensor:
+    """The mean of a code of nine bits, each of which says that a value is above a threshold."""
+    thresholds = torch.arange(0.1, 1, 0.1).view(-1, 1, 1)
+    return (x[:, :1, None] > thresholds).float().mean(2)
+
+
 def symmetric(scale: float) -> nn.Module:
     """Feedback that is the weights, of another length."""
     net = apical.convert(apical.revert(copy.deepcopy(base())), "fa")
@@ -216,11 +228,22 @@ ZOO = (
     simple("gradient times 1e-30", "honest", lambda net, x: net(hooked(x, lambda g: g * 1e-30))),
     simple("gradient times 1e-15", "honest", lambda net, x: net(hooked(x, lambda g: g * 1e-15))),
     simple("gradient times 1e20", "honest", lambda net, x: net(hooked(x, lambda g: g * 1e20))),
-    simple("16 levels, straight through", "honest", lambda net, x: net(straight(partial(levels, count=15), x))),
-    simple("32 levels, straight through", "honest", lambda net, x: net(straight(partial(levels, count=31), x))),
+    simple(
+        "16 levels, straight through",
+        "honest",
+        lambda net, x: net(straight(partial(levels, count=15), x)),
+    ),
+    simple(
+        "32 levels, straight through",
+        "honest",
+        lambda net, x: net(straight(partial(levels, count=31), x)),
+    ),
     simple("jitter of 1e-7", "honest", lambda net, x: net(x) + 1e-7 * torch.randn(len(x), 10)),
     simple("scores as an object", "honest", lambda net, x: {"logits": net(x)}),
-    *(Kept(f"trained by {rule}", "misaligned", partial(trained, rule, steps=150)) for rule in FEEDBACK),
+    *(
+        Kept(f"trained by {rule}", "misaligned", partial(trained, rule, steps=150))
+        for rule in FEEDBACK
+    ),
     sine(5000, 0.002),
     sine(2000, 0.005),
     sine(20000, 0.001),
@@ -235,22 +258,40 @@ ZOO = (
     simple("switching by last digits", "honest", switching),
     simple("purified at test time", "wrong", purified),
     simple("sawtooth input", "wrong", lambda net, x: net(x + 0.02 * ((x * 200) % 1 - 0.5))),
-    simple("logits with steep ripples", "wrong", lambda net, x: net(x) + 3 * torch.sin(500 * net(x))),
+    simple(
+        "logits with steep ripples", "wrong", lambda net, x: net(x) + 3 * torch.sin(500 * net(x))
+    ),
     simple("rounded inputs", "absent", lambda net, x: net(levels(x, 15))),
     simple("rounded logits", "absent", lambda net, x: net(x).round()),
-    simple("one-hot scores", "absent", lambda net, x: nn.functional.one_hot(net(x).argmax(1), 10).float()),
+    simple(
+        "one-hot scores",
+        "absent",
+        lambda net, x: nn.functional.one_hot(net(x).argmax(1), 10).float(),
+    ),
     simple("votes of fixed noise", "absent", smoothed),
     simple("detached", "absent", lambda net, x: net(x).detach()),
-    simple("thermometer", "absent", lambda net, x: net((x[:, :1, None] > torch.arange(0.1, 1, 0.1).view(1, 1, -1, 1, 1)).float().mean(2))),
+    simple("thermometer", "absent", lambda net, x: net(thermometer(x))),
     simple("noise on inputs", "random", lambda net, x: net(x + 0.1 * torch.randn_like(x))),
     simple("little noise on inputs", "random", lambda net, x: net(x + 0.02 * torch.randn_like(x))),
     simple("dropped inputs", "random", lambda net, x: net(nn.functional.dropout(x, 0.1))),
-    simple("votes over noise", "random", lambda net, x: sum(nn.functional.one_hot(net(x + 0.05 * torch.randn_like(x)).argmax(1), 10).float() for _ in range(5))),
-    simple("random gradient", "random", lambda net, x: net(hooked(x, lambda g: g * torch.rand_like(g).round()))),
-    simple("noise, mean of 8", "honest", lambda net, x: net(x + 0.05 * torch.randn_like(x)), samples=8),
-    simple("scores minus their mean over the batch", "batch", lambda net, x: net(x) - net(x).mean(0)),
-    simple("inputs minus their mean over the batch", "batch", lambda net, x: net(x - 0.2 * x.mean(0) + 0.1)),
-)  # fmt: skip
+    simple("votes over noise", "random", voting),
+    simple(
+        "random gradient",
+        "random",
+        lambda net, x: net(hooked(x, lambda g: g * torch.rand_like(g).round())),
+    ),
+    simple(
+        "noise, mean of 8", "honest", lambda net, x: net(x + 0.05 * torch.randn_like(x)), samples=8
+    ),
+    simple(
+        "scores minus their mean over the batch", "batch", lambda net, x: net(x) - net(x).mean(0)
+    ),
+    simple(
+        "inputs minus their mean over the batch",
+        "batch",
+        lambda net, x: net(x - 0.2 * x.mean(0) + 0.1),
+    ),
+)
 
 
 def judged(kept: Kept) -> RobustReport | str:

@@ -166,7 +166,7 @@ def _measured(
     worst = max(shares, key=lambda key: shares[key])
     again = oracle.ask(x, y, against(y, name))
     sized = slopes.pointing(gradient) & slopes.pointing(again.gradient)
-    scores = [oracle.scores(x) for _ in range(2)]
+    scores = oracle.scores(x)
     found = sloping(oracle.model, gradient, x, y, name)
     some = len(found.rising) > 0
     rising = found.rising.double().mean().item() if some else None
@@ -188,7 +188,7 @@ def _measured(
         if sized.any()
         else None,
         "steady": isinstance(oracle.model, Expectation)
-        or not checks.differ(*scores, checks.tolerance(oracle.model, x)),
+        or not checks.differ(scores, oracle.scores(x), checks.tolerance(oracle.model, x)),
         "vanished": shares[name],
     }
 
@@ -259,7 +259,7 @@ def _verdict(
     unmeasured = [key for key in ("rising", "cosine", "agreement") if found[key] is None]
     if unmeasured and not reasons["vanishing"]:
         reasons["undecided"].append(f"nothing was measured of {', '.join(unmeasured)}")
-    finding = ()
+    finding: tuple[str, ...] = ()
     if zero > limits.zero and found["zero_loss"] == "ce":
         finding = (
             f"the cross entropy saturates: the gradient of the ce loss is exactly zero for"

@@ -115,8 +115,6 @@ def steps(eps: float, s: Setting) -> Iterator[Step]:
         yield Step(pgd[0], OwnAveraged(s.effort.redraws, s.seed), "averaged", eps)
     for rule in s.rules:
         yield Step(pgd[0], RuleGradient(rule, s.seed), "rule", eps)
-    for name, other in s.surrogates.items():
-        yield Step(Transfer(pgd[0], other), From(other, name), "transfer", eps)
     if s.protocol:
         options = {"seed": s.seed, "bounds": s.bounds}
         yield from s.protocol.steps(eps, has_feedback=s.has_feedback, **options)
@@ -148,6 +146,10 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
                 **common,
             )
             yield Step(adaptive, Exact(), "exact", eps, "survivors")
+    # After all that follows the exact gradient: what they break beside is a sign that it misleads.
+    for name, other in s.surrogates.items():
+        transferred = PGD(eps, s.effort.steps, stop_when_broken=s.stop, **common)
+        yield Step(Transfer(transferred, other), From(other, name), "transfer", eps)
     if s.effort.queries:
         square = Square(eps, s.effort.queries, **common)
         yield Step(square, NoGradient(), "black box", eps, "survivors")

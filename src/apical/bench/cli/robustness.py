@@ -22,6 +22,7 @@ _OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
     ("protocol", "", str, "attacks of an earlier study beside ours: biotorch"),
     ("pixels", "1,2,3,4,5", str, "numbers of pixels the protocol's few-pixel attack may change"),
     ("pixel_images", 100, int, "images that attack is tried on"),
+    ("samples", 1, int, "forward passes whose mean scores count, for nets with random scores"),
     ("seed", 0, int, "of the attacks"),
 )
 _OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
@@ -124,6 +125,7 @@ def _evaluation(values: dict[str, Any]) -> "Evaluation":
         protocol=values["protocol"],
         pixels=tuple(map(int, _words(pixels))),
         pixel_images=values["pixel_images"],
+        samples=values["samples"],
         seed=values["seed"],
     )
 
@@ -148,7 +150,10 @@ def _of_codes(values: dict[str, Any], evaluation: "Evaluation") -> "retrieval.Ev
 
     plain = {name: default for name, default, _, _ in (*_OF_THE_ATTACK, *_OF_A_MODEL)}
     plain |= {"audit_only": False}
-    of_classes = ("rules", "protocol", "pixels", "pixel_images", "audit_only", *_names(_OF_A_MODEL))
+    of_classes = (
+        *("rules", "protocol", "pixels", "pixel_images", "samples", "audit_only"),
+        *_names(_OF_A_MODEL),
+    )
     stray = [name for name in of_classes if values[name] != plain[name]]
     usual, effort = vars(Effort()), vars(evaluation.effort)
     stray += [f"effort.{n}" for n in usual if n != "steps" and effort[n] != usual[n]]

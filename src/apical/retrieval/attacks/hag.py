@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,14 @@ class HAG(RetrievalAttack):
     def __call__(
         self,
         model: nn.Module,
-        x: Tensor,
+        x: Tensor | Mapping[str, Tensor],
         y: Tensor | None = None,
         *,
         gradient: str | Source | None = None,
-    ) -> Tensor:
-        y = torch.zeros(len(x), dtype=torch.int64) if y is None else y
+    ) -> Any:
+        if y is None:
+            count = len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
+            y = torch.zeros(count, dtype=torch.int64)
         return super().__call__(model, x, y, gradient=gradient)
 
     def aim(self, outputs: Tensor, y: Tensor) -> Callable[[float], Loss]:
