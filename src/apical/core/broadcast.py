@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.core import autograd, outputs, sample_axis
+from apical.core import autograd, memory, outputs, sample_axis
 from apical.core.feedback import Feedback
 from apical.rules.base import BroadcastRule
 from apical.rules.ops import Geometry, Op
@@ -84,13 +84,13 @@ class BroadcastFeedback(Feedback):
         shape = geometry.input_shape
         if shape in self.fitting:
             return
-        memory = [tensor.to("meta") for tensor in self.memory()]
+        stored = [tensor.to("meta") for tensor in self.memory()]
         error = torch.empty(geometry.samples, error_size, device="meta")
         labels = [error] if self.rule.needs_labels else []
         inputs = [torch.empty(shape, device="meta")] if self.rule.needs_input else []
         try:
-            memory = [tensor.to(error.dtype) for tensor in memory]
-            fits = self.rule.signal(error, geometry, *memory, *labels, *inputs).shape == shape
+            cast = [tensor.to(error.dtype) for tensor in stored]
+            fits = self.rule.signal(error, geometry, *cast, *labels, *inputs).shape == shape
         except RuntimeError:
             fits = False
         if not fits:
@@ -128,6 +128,7 @@ class Broadcast:
     Attributes:
         output: which tensors of the model's output carry the error;
         axis: of those tensors, which counts samples; stated: whether the user gave it;
+        max_bytes: of the feedback of all layers; None: the limit of `apical.core.memory`;
         error_shape: that of one sample; None until a first forward pass;
         layers: number of feedback modules that receive the error;
         labels: given by `apical.labels`;
@@ -136,8 +137,14 @@ class Broadcast:
             recomputation has to repeat.
     """
 
-    def __init__(self, output: outputs.OutputKey = None, axis: int | None = None) -> None:
+    def __init__(
+        self,
+        output: outputs.OutputKey = None,
+        axis: int | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
         self.output = output
+        self.max_bytes = max_bytes
         self.axis = axis or 0
         self.stated = axis is not None
         self.error_shape: tuple[int, ...] | None = None
@@ -373,14 +380,18 @@ class Broadcast:
         assert self.error_shape is not None
         tokens = []
         created = False
+        counted: list[tuple[_Tap, int]] = []
         for tap in late:
+            rule, rows = tap.feedback.rule, tap.x.shape[0]
+            count = rule.samples(tap.x.shape, self.error_shape)
+            if count is None and error.shape[0] and rows % error.shape[0] == 0:
+                count = error.shape[0]
+            if count != error.shape[0]:
+                raise _samples_differ(tap.feedback.layer, count or rows, error.shape[0])
+            counted.append((tap, count))
+        self._check_memory(model, counted, error.shape[1:].numel())
+        for tap, samples in counted:
             feedback = tap.feedback
-            rows = tap.x.shape[0]
-            samples = feedback.rule.samples(tap.x.shape, self.error_shape)
-            if samples is None and error.shape[0] and rows % error.shape[0] == 0:
-                samples = error.shape[0]
-            if samples != error.shape[0]:
-                raise _samples_differ(feedback.layer, samples or rows, error.shape[0])
             if feedback.pending:
                 feedback.create(tap.weight, tap.geometry(samples), error.shape[1:].numel())
                 created = True
@@ -389,6 +400,28 @@ class Broadcast:
         if created:
             self._shares = _share_storage(model, self)
         return tokens
+
+    def _check_memory(
+        self, model: nn.Module, counted: list[tuple[_Tap, int]], error_size: int
+    ) -> None:
+        """Refuse feedback that is too large before any of it is created."""
+        pending = {
+            tap.feedback.layer: (tap, samples)
+            for tap, samples in counted
+            if tap.feedback.memory_names is None
+        }
+        if not pending:
+            return
+        sizes = {
+            layer: memory.broadcast_bytes(
+                tap.feedback.rule, tap.geometry(samples), error_size, tap.weight
+            )
+            for layer, (tap, samples) in pending.items()
+        }
+        rules = {layer: tap.feedback.rule for layer, (tap, _) in pending.items()}
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        device = next(iter(pending.values()))[0].weight.device
+        memory.check(sizes, rules, self.max_bytes, weights, device)
 
     def _cut_outside(self, tap: _Tap) -> Tensor:
         """A layer that runs while no call is open: recomputed by checkpointing, or bypassed."""
