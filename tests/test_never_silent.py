@@ -644,6 +644,17 @@ def test_the_estimate_is_what_is_stored(name: Any) -> None:
         apical.convert(net(), name, max_feedback_bytes=-1)
 
 
+@pytest.mark.parametrize("name", [n for n in SENDING if not isinstance(RULES[n], BroadcastRule)])
+def test_a_plan_says_what_feedback_costs(name: str) -> None:
+    planned = apical.plan(net(), name, on_unsupported="keep")
+    described = apical.describe(apical.convert(net(), name, on_unsupported="keep"))
+    stored = {row.layer: row.feedback_bytes for row in described.rows}
+    assert {row.layer: row.feedback_bytes for row in planned.rows} == stored
+    assert all(f"{size:,}" in str(planned) for size in stored.values())
+    (row, *_) = apical.plan(net(), "dfa").rows
+    assert row.feedback_bytes is None and "by inputs" in str(apical.plan(net(), "dfa"))
+
+
 def test_a_shared_matrix_counts_once() -> None:
     largest = 3 * 8 * 8  # outputs x units x bytes
     apical.convert(net(), DFA(shared=True), example=X, max_feedback_bytes=largest + 8)
