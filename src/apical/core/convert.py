@@ -8,13 +8,14 @@ from torch import nn
 
 from apical.core import memory, outputs, updates
 from apical.core.attention import projections
-from apical.core.broadcast import Broadcast, BroadcastFeedback
+from apical.core.broadcast import Broadcast
 from apical.core.converted import converted_layers, feedback_modules
 from apical.core.example import size_feedback
 from apical.core.feedback import Feedback, TransportFeedback, check_checkpoint
 from apical.core.layers import converted_class, mixin_for, operations
 from apical.core.outputs import OutputKey
 from apical.core.plan import Assignment, Row, plan
+from apical.core.taps import BroadcastFeedback
 from apical.rules import BroadcastRule, Rule, TransportRule
 
 

@@ -84,7 +84,7 @@ class History:
 
 class Feedback(nn.Module):
     """The child module `feedback` of a converted layer: `TransportFeedback` or, under a rule that
-    broadcasts, `apical.core.broadcast.BroadcastFeedback`.
+    broadcasts, `apical.core.taps.BroadcastFeedback`.
 
     What a rule remembers are its buffers and parameters, saved with the model.
 

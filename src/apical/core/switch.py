@@ -12,12 +12,12 @@ from torch.nn import Parameter
 from torch.optim import LBFGS, SGD, Optimizer
 
 from apical.core import updates
-from apical.core.broadcast import BroadcastFeedback
 from apical.core.convert import convert, revert
 from apical.core.converted import converted_layers, feedback_modules, feedback_parameters
 from apical.core.feedback import Feedback
 from apical.core.outputs import OutputKey
 from apical.core.plan import Assignment
+from apical.core.taps import BroadcastFeedback
 from apical.core.updates import Slot
 
 
