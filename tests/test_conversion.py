@@ -49,8 +49,8 @@ def test_a_plan_lists_every_layer_with_weights_and_changes_nothing() -> None:
     assert found["6"][1].startswith("elementwise")
     assert keys == list(model.state_dict()) and kinds == [type(m) for m in model.modules()]
     lines = [line.split() for line in str(apical.plan(model, "fa")).splitlines()]
-    assert lines[0] == "layer | type | action | rule | why".split()
-    assert lines[2] == "0 | Conv2d | convert | fa | every layer".split()
+    assert lines[0] == "layer | type | action | rule | bytes | why".split()
+    assert lines[2] == "0 | Conv2d | convert | fa | 144 | every layer".split()
     assert len({line.index("|") for line in str(apical.plan(model, "fa")).splitlines()}) == 1
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import apical
-from apical.rules import DFA, DRTP, RULES, BroadcastRule, build
+from apical.rules import DFA, DRTP, RULES, BroadcastRule, LowDimensional, build
 
 SENDING = [name for name in RULES if name not in ("bp", "frozen")]
 
@@ -600,3 +600,63 @@ def test_structural_pruning_and_other_image_sizes_under_broadcast_rules() -> Non
         else:
             model(larger).sum().backward()
         apical.revert(conv)
+
+
+def unet() -> nn.Module:
+    """Maps in, maps out: every layer's full feedback is (output map) x (input map)."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 2, 1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("with_example", [True, False])
+def test_feedback_above_the_limit_is_refused_before_it_is_allocated(with_example: bool) -> None:
+    images = torch.zeros(1, 3, 256, 256)  # 550 GB of feedback: to allocate it would kill the tests
+    model = unet()
+    example = {"example": images} if with_example else {}
+    with pytest.raises(ValueError) as caught:
+        apical.convert(model, "dfa", **example)(images)
+    text = str(caught.value)
+    assert text.startswith("2: ") and f"{2 * 256**2 * 16 * 256**2 * 4:,}" in text
+    for remedy in ("layout='channel'", "shared=True", "'bp'", "max_feedback_bytes="):
+        assert remedy in text
+    for rule in (DFA(layout="channel"), DFA(layout="kernel", init="noekland")):
+        small = unet()
+        apical.convert(small, rule, example=images[..., :32, :32])
+        small(images[..., :32, :32]).sum().backward()
+        assert small[0].bias.grad.any()
+
+
+@pytest.mark.parametrize("name", [*SENDING, LowDimensional(follows="update")])
+def test_the_estimate_is_what_is_stored(name: Any) -> None:
+    sized = apical.convert(net(), name, example=X, on_unsupported="keep")
+    stored = apical.describe(sized).feedback_bytes
+    for allowed in (stored, stored - 1):
+        options = {"max_feedback_bytes": allowed, "on_unsupported": "keep", "example": X}
+        if allowed == stored or not stored:
+            apical.convert(net(), name, **{**options, "max_feedback_bytes": stored})
+        else:
+            with pytest.raises(ValueError, match=f"{stored:,} bytes .*max_feedback_bytes={stored}"):
+                apical.convert(net(), name, **options)
+    with pytest.raises(ValueError, match="below 0"):
+        apical.convert(net(), name, max_feedback_bytes=-1)
+
+
+@pytest.mark.parametrize("name", [n for n in SENDING if not isinstance(RULES[n], BroadcastRule)])
+def test_a_plan_says_what_feedback_costs(name: str) -> None:
+    planned = apical.plan(net(), name, on_unsupported="keep")
+    described = apical.describe(apical.convert(net(), name, on_unsupported="keep"))
+    stored = {row.layer: row.feedback_bytes for row in described.rows}
+    assert {row.layer: row.feedback_bytes for row in planned.rows} == stored
+    assert all(f"{size:,}" in str(planned) for size in stored.values())
+    (row, *_) = apical.plan(net(), "dfa").rows
+    assert row.feedback_bytes is None and "by inputs" in str(apical.plan(net(), "dfa"))
+
+
+def test_a_shared_matrix_counts_once() -> None:
+    largest = 3 * 8 * 8  # outputs x units x bytes
+    apical.convert(net(), DFA(shared=True), example=X, max_feedback_bytes=largest + 8)
+    with pytest.raises(ValueError, match="max_feedback_bytes"):
+        apical.convert(net(), DFA(shared=True), example=X, max_feedback_bytes=largest)

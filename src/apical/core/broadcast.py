@@ -12,114 +12,21 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
-import threading
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apical.core import autograd, outputs, sample_axis
+from apical.core import autograd, memory, outputs, sample_axis
 from apical.core.feedback import Feedback
-from apical.rules.base import BroadcastRule
-from apical.rules.ops import Geometry, Op
+from apical.core.taps import BroadcastFeedback, Call, OpenCalls, Tap, measurable, recorded_in_memory
+from apical.rules.ops import Op
 
 ATTEMPTS = 3
 """Forward passes in which the axis of samples is verified, until one shows it."""
-
-
-class BroadcastFeedback(Feedback):
-    """The feedback of a rule that broadcasts; its memory is sized by a first forward pass.
-
-    Attributes:
-        broadcast: from whose output the error comes;
-        unchecked: whether the memory was loaded before its shapes were known;
-        fitting: shapes of the layer's input that the memory is known to fit.
-    """
-
-    rule: BroadcastRule
-
-    def __init__(self, rule: BroadcastRule, layer: str, seed: int, broadcast: Broadcast) -> None:
-        super().__init__(rule, layer, seed)
-        self.broadcast = broadcast
-        self.unchecked = False
-        self.fitting: list[torch.Size] = []
-        broadcast.layers += 1
-
-    @property
-    def pending(self) -> bool:
-        return self.memory_names is None or self.unchecked
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def create(self, weight: Tensor, geometry: Geometry, error_size: int) -> None:
-        """Make the memory, or compare what was loaded with what would be made.
-
-        Raises: ValueError if what was loaded has other names or shapes.
-        """
-        name = "shared" if self.rule.shared else self.layer
-        self.fitting = [geometry.input_shape]
-        made = self.rule.create(geometry, error_size, self.generator(name))
-        if not self.unchecked:
-            self.store(made, weight)
-            return
-        loaded = {name: tuple(getattr(self, name).shape) for name in self.memory_names or ()}
-        expected = {name: tuple(tensor.shape) for name, tensor in made.items()}
-        if loaded != expected:
-            raise ValueError(
-                f"{self.layer}: the checkpoint's feedback is {loaded}, but"
-                f" {type(self.rule).__name__} here is {expected}; it is of another rule, model or"
-                " size of input"
-            )
-        self.memory_names = tuple(made)  # a file may have sorted them
-        self.unchecked = False
-
-    def check_fit(self, geometry: Geometry, error_size: int) -> None:
-        """Raises: ValueError if the memory does not fit the layer's input, which another size of
-        images or structural pruning has changed."""
-        shape = geometry.input_shape
-        if shape in self.fitting:
-            return
-        memory = [tensor.to("meta") for tensor in self.memory()]
-        error = torch.empty(geometry.samples, error_size, device="meta")
-        labels = [error] if self.rule.needs_labels else []
-        inputs = [torch.empty(shape, device="meta")] if self.rule.needs_input else []
-        try:
-            memory = [tensor.to(error.dtype) for tensor in memory]
-            fits = self.rule.signal(error, geometry, *memory, *labels, *inputs).shape == shape
-        except RuntimeError:
-            fits = False
-        if not fits:
-            before = f", it was {tuple(self.fitting[0])} before" if self.fitting else ""
-            raise ValueError(
-                f"{self.layer}: its input is {tuple(shape)}{before}, and the feedback of"
-                f" {type(self.rule).__name__} has no signal of that size. Revert and convert again"
-                " after structural pruning; for inputs of several sizes use layout='channel' or"
-                " 'kernel'"
-            )
-        self.fitting = [*self.fitting[-7:], shape]  # batches of a few sizes take turns
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
-        names = [name for name in names if name not in ("updates", "weight_norm")]
-        if names and self.pending:
-            if self.rule.trains_memory:
-                raise ValueError(
-                    f"{self.layer}: its feedback has no size yet, and what of it is trained is not"
-                    " known; give convert(..., example=x) before loading"
-                )
-            for name in (*(self.memory_names or ()), *self.note_names):
-                delattr(self, name)  # of an earlier load
-            for name in names:
-                self.register_tensor(name, torch.empty_like(state_dict[prefix + name]))
-            self.memory_names = tuple(name for name in names if not name.startswith("note_"))
-            self.note_names = tuple(name for name in names if name.startswith("note_"))
-            self.unchecked = True
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Broadcast:
@@ -128,6 +35,7 @@ class Broadcast:
     Attributes:
         output: which tensors of the model's output carry the error;
         axis: of those tensors, which counts samples; stated: whether the user gave it;
+        max_bytes: of the feedback of all layers; None: the limit of `apical.core.memory`;
         error_shape: that of one sample; None until a first forward pass;
         layers: number of feedback modules that receive the error;
         labels: given by `apical.labels`;
@@ -136,8 +44,14 @@ class Broadcast:
             recomputation has to repeat.
     """
 
-    def __init__(self, output: outputs.OutputKey = None, axis: int | None = None) -> None:
+    def __init__(
+        self,
+        output: outputs.OutputKey = None,
+        axis: int | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
         self.output = output
+        self.max_bytes = max_bytes
         self.axis = axis or 0
         self.stated = axis is not None
         self.error_shape: tuple[int, ...] | None = None
@@ -147,7 +61,7 @@ class Broadcast:
         self.warns_of_outputs = True
         self._attempts = ATTEMPTS  # left to verify the axis of samples
         self._shares = True  # until a forward pass has found nothing to share
-        self._open = _OpenCalls()
+        self._open = OpenCalls()
         self._handles: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,14 +84,14 @@ class Broadcast:
     def open(self, model: nn.Module, args: Any) -> None:
         """Forward pre-hook: taps from here on belong to this call."""
         if torch.compiler.is_compiling():
-            self._open.calls.append(_Call(None))
+            self._open.calls.append(Call(None))
             return
         self._current()  # removes calls that were interrupted
         if self._shares:
             self._shares = _share_storage(model, self)
         caller = inspect.currentframe()
-        call = _Call(caller.f_back if caller else None)
-        call.verifies = self._attempts > 0 and call.grad_enabled and _measurable(model)
+        call = Call(caller.f_back if caller else None)
+        call.verifies = self._attempts > 0 and call.grad_enabled and measurable(model)
         self._open.calls.append(call)
 
     def close(self, model: nn.Module, args: Any, output: Any) -> Any:
@@ -254,7 +168,7 @@ class Broadcast:
     def cut(self, feedback: BroadcastFeedback, op: Op, x: Tensor, weight: Tensor) -> Tensor:
         """What the layer runs on: `x` detached from the layers below, which receive the signal of
         the rule through the tap."""
-        tap = _Tap(feedback, op, x, weight, torch.is_grad_enabled() and x.requires_grad)
+        tap = Tap(feedback, op, x, weight, torch.is_grad_enabled() and x.requires_grad)
         call = self._current()
         if call is None:
             return self._cut_outside(tap) if tap.differentiated else x
@@ -283,10 +197,10 @@ class Broadcast:
             call.note(feedback.layer, "tapped")
         return self._bridged(call, tap)
 
-    def _bridged(self, call: _Call, tap: _Tap) -> Tensor:
+    def _bridged(self, call: Call, tap: Tap) -> Tensor:
         """What the layer runs on: `x` detached, or in a pass that shows the axis of samples a
         bridge, also of the first layers' inputs, which nothing below receives."""
-        call.verifies = call.verifies and torch.is_grad_enabled() and _recorded_in_memory()
+        call.verifies = call.verifies and torch.is_grad_enabled() and recorded_in_memory()
         if not call.verifies:
             return tap.x.detach() if tap.differentiated else tap.x
         x = tap.x if tap.differentiated else tap.x.detach().requires_grad_()
@@ -294,7 +208,7 @@ class Broadcast:
         call.bridged.append((tap, bridged))
         return bridged
 
-    def _verify(self, model: nn.Module, call: _Call, parts: Sequence[Tensor]) -> None:
+    def _verify(self, model: nn.Module, call: Call, parts: Sequence[Tensor]) -> None:
         """Whether the axes taken for samples are those of the network; see `sample_axis.verify`."""
         self._attempts -= 1
         readings = [
@@ -326,14 +240,14 @@ class Broadcast:
         if all(shown):
             self._attempts = 0
 
-    def _current(self) -> _Call | None:
+    def _current(self) -> Call | None:
         """The call under way in this thread; calls that were interrupted are removed."""
         calls = self._open.calls
         while calls and not (torch.compiler.is_compiling() or calls[-1].is_running()):
             calls.pop()
         return calls[-1] if calls else None
 
-    def _token(self, tap: _Tap, samples: int) -> Tensor:
+    def _token(self, tap: Tap, samples: int) -> Tensor:
         assert self.error_shape is not None
         targets = None
         rule = tap.feedback.rule
@@ -366,21 +280,25 @@ class Broadcast:
         return autograd.tap(tap.x, tap.feedback, geometry, self.error_shape, targets)
 
     def _tokens_of_late_taps(
-        self, model: nn.Module, late: list[_Tap], error: Tensor
+        self, model: nn.Module, late: list[Tap], error: Tensor
     ) -> list[tuple[BroadcastFeedback, Tensor]]:
         """Create the memory that waited for a first call, and the tokens that waited for the
         number of samples."""
         assert self.error_shape is not None
         tokens = []
         created = False
+        counted: list[tuple[Tap, int]] = []
         for tap in late:
+            rule, rows = tap.feedback.rule, tap.x.shape[0]
+            count = rule.samples(tap.x.shape, self.error_shape)
+            if count is None and error.shape[0] and rows % error.shape[0] == 0:
+                count = error.shape[0]
+            if count != error.shape[0]:
+                raise _samples_differ(tap.feedback.layer, count or rows, error.shape[0])
+            counted.append((tap, count))
+        self._check_memory(model, counted, error.shape[1:].numel())
+        for tap, samples in counted:
             feedback = tap.feedback
-            rows = tap.x.shape[0]
-            samples = feedback.rule.samples(tap.x.shape, self.error_shape)
-            if samples is None and error.shape[0] and rows % error.shape[0] == 0:
-                samples = error.shape[0]
-            if samples != error.shape[0]:
-                raise _samples_differ(feedback.layer, samples or rows, error.shape[0])
             if feedback.pending:
                 feedback.create(tap.weight, tap.geometry(samples), error.shape[1:].numel())
                 created = True
@@ -390,7 +308,29 @@ class Broadcast:
             self._shares = _share_storage(model, self)
         return tokens
 
-    def _cut_outside(self, tap: _Tap) -> Tensor:
+    def _check_memory(
+        self, model: nn.Module, counted: list[tuple[Tap, int]], error_size: int
+    ) -> None:
+        """Refuse feedback that is too large before any of it is created."""
+        pending = {
+            tap.feedback.layer: (tap, samples)
+            for tap, samples in counted
+            if tap.feedback.memory_names is None
+        }
+        if not pending:
+            return
+        sizes = {
+            layer: memory.broadcast_bytes(
+                tap.feedback.rule, tap.geometry(samples), error_size, tap.weight
+            )
+            for layer, (tap, samples) in pending.items()
+        }
+        rules = {layer: tap.feedback.rule for layer, (tap, _) in pending.items()}
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        device = next(iter(pending.values()))[0].weight.device
+        memory.check(sizes, rules, self.max_bytes, weights, device)
+
+    def _cut_outside(self, tap: Tap) -> Tensor:
         """A layer that runs while no call is open: recomputed by checkpointing, or bypassed."""
         layer = tap.feedback.layer
         rule = tap.feedback.rule
@@ -412,73 +352,6 @@ class Broadcast:
             if samples is not None:
                 self._token(tap, samples)  # saves again what the first run saved
         return tap.x.detach()
-
-
-class _Tap(NamedTuple):
-    """The input of a layer in a forward pass. `differentiated`: whether it requires a gradient;
-    otherwise it only shows its shape."""
-
-    feedback: BroadcastFeedback
-    op: Op
-    x: Tensor
-    weight: Tensor
-    differentiated: bool
-
-    def geometry(self, samples: int) -> Geometry:
-        x = self.x
-        shape = x.shape
-        channels_last = x.dim() == 4 and not x.is_contiguous() and x.stride(1) == 1
-        if torch.compiler.is_compiling():  # one graph for all batch sizes, but for one image size
-            shape = torch.Size([shape[0], *map(operator.index, shape[1:])])
-        return Geometry(shape, samples, self.weight.shape, self.op, channels_last)
-
-
-class _Call:
-    """A forward pass of the model.
-
-    Attributes:
-        tokens: feedback and token of each tap;
-        late: taps whose number of samples, or whose memory, is only known at the output;
-        verifies: whether it shows which axis counts samples; bridged: the taps of such a pass, with
-            what their layers run on; probe: lets gradients pass the bridges.
-        part: how each layer takes part: "tapped", "late", or "hidden" from autograd in a pass that
-            others take part in.
-    """
-
-    def __init__(self, caller: FrameType | None) -> None:
-        self.grad_enabled = torch.is_grad_enabled()
-        self.tokens: list[tuple[BroadcastFeedback, Tensor]] = []
-        self.late: list[_Tap] = []
-        self.verifies = False
-        self.bridged: list[tuple[_Tap, Tensor]] = []
-        self.probe = autograd.Probe()
-        self.part: dict[str, str] = {}
-        self._caller = caller
-
-    def note(self, layer: str, part: str) -> None:
-        """Remember the layer's part; of a layer called several times that it was hidden."""
-        if self.part.get(layer) != "hidden" and not torch.compiler.is_compiling():
-            self.part[layer] = part
-
-    def is_running(self) -> bool:
-        """Whether the function that called the hooks is still running, that is, among the callers.
-
-        torch calls no hook after KeyboardInterrupt, so the call may have ended without `close`.
-        """
-        frame = inspect.currentframe() if self._caller is not None else None
-        while frame is not self._caller and frame is not None:
-            frame = frame.f_back
-        return frame is self._caller
-
-
-class _OpenCalls(threading.local):
-    """The open calls of each thread (`nn.DataParallel` runs many threads)."""
-
-    def __init__(self) -> None:
-        self.calls: list[_Call] = []
-
-    def __reduce__(self) -> tuple[type[_OpenCalls], tuple[()]]:
-        return _OpenCalls, ()  # in a copy of the model no call is open
 
 
 def _share_storage(model: nn.Module, broadcast: Broadcast) -> bool:
@@ -504,23 +377,6 @@ def _share_storage(model: nn.Module, broadcast: Broadcast) -> bool:
             if tensor.data_ptr() != longest.data_ptr():
                 setattr(feedback, feedback.memory_names[0], longest[: len(tensor)])
     return waits or bool(groups)
-
-
-def _measurable(model: nn.Module) -> bool:
-    """Whether a further backward pass through the graph of a forward pass has no effects of its
-    own: none through hooks of others on modules, sharded parameters or transforms."""
-    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
-        return False
-    hooked = any(
-        m._backward_hooks or m._backward_pre_hooks or type(m).__name__.startswith("FSDP")
-        for m in model.modules()
-    )
-    return not hooked and all(type(p) in (nn.Parameter, Tensor) for p in model.parameters())
-
-
-def _recorded_in_memory() -> bool:
-    """Whether autograd keeps what it saves; checkpointing would compute it again."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def _samples_differ(layer: str, given: int, expected: int) -> ValueError:

@@ -6,15 +6,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from apical.core import outputs, updates
+from apical.core import memory, outputs, updates
 from apical.core.attention import projections
-from apical.core.broadcast import Broadcast, BroadcastFeedback
+from apical.core.broadcast import Broadcast
 from apical.core.converted import converted_layers, feedback_modules
 from apical.core.example import size_feedback
 from apical.core.feedback import Feedback, TransportFeedback, check_checkpoint
-from apical.core.layers import converted_class, mixin_for
+from apical.core.layers import converted_class, mixin_for, operations
 from apical.core.outputs import OutputKey
 from apical.core.plan import Assignment, Row, plan
+from apical.core.taps import BroadcastFeedback
 from apical.rules import BroadcastRule, Rule, TransportRule
 
 
@@ -26,6 +27,7 @@ def convert(
     seed: int = 0,
     output: OutputKey = None,
     output_axis: int | None = None,
+    max_feedback_bytes: int | None = None,
     on_unsupported: Literal["error", "keep"] = "error",
 ) -> nn.Module:
     """Let the model learn by another rule than backpropagation. In place; returns the model.
@@ -49,6 +51,10 @@ def convert(
             samples, features). None: axis 0, unless the first training call shows that another
             axis fits as well or better (see `apical.core.sample_axis`), which is an error. The axis
             of the layers' inputs is the rule's `sample_axis`.
+        max_feedback_bytes: feedback above it is refused before it is allocated; that of broadcast
+            rules is sized by the example or the first forward pass, and refused there. None: four
+            times the bytes of the weights or 1 GiB, whichever is more, but no more than what is
+            free on the device.
         on_unsupported: "error", or "keep" to leave layers that cannot be converted on their exact
             gradient.
 
@@ -74,7 +80,10 @@ def convert(
     if output_axis is not None and (not isinstance(output_axis, int) or output_axis < 0):
         raise ValueError(f"output_axis={output_axis!r} is no axis from 0, the first")
     outputs.names(output)  # or ValueError
-    conversion = _Conversion(seed, Broadcast(output, output_axis))
+    if max_feedback_bytes is not None and max_feedback_bytes < 0:
+        raise ValueError(f"max_feedback_bytes={max_feedback_bytes} is below 0")
+    _check_memory(model, rows, max_feedback_bytes)
+    conversion = _Conversion(seed, Broadcast(output, output_axis, max_feedback_bytes))
     for row in rows:
         conversion.convert(row)
     if conversion.broadcast.layers:
@@ -157,6 +166,22 @@ class _Conversion:
         if rule.constrain_weights:
             feedback.constrain(weight)
         return feedback
+
+
+def _check_memory(model: nn.Module, rows: list[Row], limit: int | None) -> None:
+    """Refuse feedback of transport rules that is too large. Where no limit is given and the weights
+    are small, it is not counted: such feedback is a few times as large as the weights."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if limit is None and weights < memory.FLOOR // 8:
+        return
+    sizes = {
+        row.layer: sum(memory.transport_bytes(row.rule, w) for _, w in operations(row.module))
+        for row in rows
+        if isinstance(row.rule, TransportRule)
+    }
+    if sizes:
+        rules = {row.layer: row.rule for row in rows if row.rule is not None}
+        memory.check(sizes, rules, limit, weights, next(model.parameters()).device)
 
 
 def _handle_idle(

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import Parameter
 
 from apical.core import updates
-from apical.core.broadcast import Broadcast, BroadcastFeedback
+from apical.core.broadcast import Broadcast
 from apical.core.feedback import Feedback
+from apical.core.taps import BroadcastFeedback
 
 
 def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

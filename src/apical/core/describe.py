@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from apical import rules
 from apical.core import updates
-from apical.core.broadcast import BroadcastFeedback
 from apical.core.converted import broadcasts, converted_layers, feedback_modules, is_converted
 from apical.core.example import call_with
 from apical.core.plan import plan, table
+from apical.core.taps import BroadcastFeedback
 
 
 @dataclass(frozen=True)

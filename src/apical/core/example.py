@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical.core.broadcast import BroadcastFeedback
 from apical.core.converted import converted_layers, feedback_modules
+from apical.core.taps import BroadcastFeedback
 
 
 def call_with(model: nn.Module, example: Any) -> Any:

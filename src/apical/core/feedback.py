@@ -84,7 +84,7 @@ class History:
 
 class Feedback(nn.Module):
     """The child module `feedback` of a converted layer: `TransportFeedback` or, under a rule that
-    broadcasts, `apical.core.broadcast.BroadcastFeedback`.
+    broadcasts, `apical.core.taps.BroadcastFeedback`.
 
     What a rule remembers are its buffers and parameters, saved with the model.
 
@@ -154,9 +154,9 @@ class Feedback(nn.Module):
         copies of a parameter; weights given to `torch.func` are their caller's."""
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return
-        owner = weight._base if weight._is_view() else weight
-        computed = owner is not None and owner.grad_fn is not None
-        if computed and type(owner.grad_fn).__name__ != "BroadcastBackward":
+        base = weight._base  # attention packs three weights
+        node = weight.grad_fn if base is None else base.grad_fn
+        if node is not None and type(node).__name__ != "BroadcastBackward":
             raise ValueError(computed_weight(self))
 
     def count_updates(self, count: int) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from apical.core import autograd
-from apical.core.broadcast import BroadcastFeedback
 from apical.core.feedback import Feedback
+from apical.core.taps import BroadcastFeedback
 from apical.rules.ops import Op
 
 

@@ -13,9 +13,10 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from apical import rules
+from apical.core import memory
 from apical.core.converted import is_converted, modules
 from apical.core.layers import kind_of, mixin_for, operations
-from apical.rules import BP, Rule
+from apical.rules import BP, Rule, TransportRule
 
 Predicate = Callable[[str, nn.Module], bool]
 Assignment = Rule | str | Mapping[Any, Any]
@@ -43,7 +44,7 @@ _SAME_FORWARD = ("timm.layers.linear.Linear",)
 
 @dataclass(frozen=True)
 class Row:
-    """What happens to one layer. `parameters` lists those a container holds itself."""
+    """What happens to one layer."""
 
     layer: str
     kind: str
@@ -52,21 +53,33 @@ class Row:
     why: str
     module: nn.Module
 
+    @property
+    def feedback_bytes(self) -> int | None:
+        """Of the feedback that the layer would get; None for broadcast rules, whose feedback has
+        the size of inputs that only an example or a first forward pass shows."""
+        if isinstance(self.rule, TransportRule):
+            weights = [weight for _, weight in operations(self.module)]
+            return sum(memory.transport_bytes(self.rule, weight) for weight in weights)
+        return 0 if self.rule is None else None
+
     def cells(self) -> list[str]:
         """As a row of a table."""
         rule = "exact" if self.rule is None else rules.spell(self.rule)
-        return [self.layer or "(root)", self.kind, self.action, rule, self.why]
+        size = self.feedback_bytes
+        shown = "by inputs" if size is None else f"{size:,}"
+        return [self.layer or "(root)", self.kind, self.action, rule, shown, self.why]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of every layer with weights, and what stands in the way; `print` it."""
+    """The rows of every layer with weights, and what stands in the way; `print` it: for each layer
+    also the bytes of its feedback (`Row.feedback_bytes`)."""
 
     rows: tuple[Row, ...]
     problems: tuple[str, ...]
 
     def __str__(self) -> str:
-        head = ["layer", "type", "action", "rule", "why"]
+        head = ["layer", "type", "action", "rule", "bytes", "why"]
         lines = table(head, [row.cells() for row in self.rows])
         return "\n".join([*lines, *(f"problem: {text}" for text in self.problems)])
 

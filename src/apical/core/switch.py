@@ -12,12 +12,12 @@ from torch.nn import Parameter
 from torch.optim import LBFGS, SGD, Optimizer
 
 from apical.core import updates
-from apical.core.broadcast import BroadcastFeedback
 from apical.core.convert import convert, revert
 from apical.core.converted import converted_layers, feedback_modules, feedback_parameters
 from apical.core.feedback import Feedback
 from apical.core.outputs import OutputKey
 from apical.core.plan import Assignment
+from apical.core.taps import BroadcastFeedback
 from apical.core.updates import Slot
 
 
@@ -30,6 +30,7 @@ def switch(
     seed: int = 0,
     output: OutputKey = None,
     output_axis: int | None = None,
+    max_feedback_bytes: int | None = None,
     on_unsupported: Literal["error", "keep"] = "error",
 ) -> nn.Module:
     """Let a model continue learning by another rule, with its optimizer as it is. In place.
@@ -44,7 +45,7 @@ def switch(
         rule: the rule from now on, as for `convert`; a plain model may be switched as well, and
             "bp" makes one plain.
         optimizer: the optimizer, or several, that train the model. Without it none is changed.
-        example, output, output_axis, on_unsupported: as for `convert`.
+        example, output, output_axis, max_feedback_bytes, on_unsupported: as for `convert`.
         seed: of fresh feedback. It is drawn by seed and layer alone, so that a rule that returns
             with the same seed starts from the feedback it started from before.
 
@@ -63,6 +64,7 @@ def switch(
         "seed": seed,
         "output": output,
         "output_axis": output_axis,
+        "max_feedback_bytes": max_feedback_bytes,
         "on_unsupported": on_unsupported,
     }
     optimizers = _listed(optimizer)

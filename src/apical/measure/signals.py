@@ -251,10 +251,11 @@ def _mean_square(tensor: Tensor) -> Tensor:
 
 
 def _error_edge(model: nn.Module, output: Any) -> GradientEdge | None:
-    """Where the error enters: at the output, or at the one named to `convert`."""
+    """Where the error enters: at the output, or at the one named to `convert`; None for several."""
     sources = broadcasts(model)
     if sources:
-        output = outputs.find(output, sources[0].output)
+        names = outputs.names(sources[0].output)
+        output = outputs.find(output, names[0]) if len(names) == 1 else None
     if not isinstance(output, Tensor) or not output.requires_grad:
         return None
     return get_gradient_edge(output)
