@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import cast, get_args
 
 import torch
@@ -148,11 +149,7 @@ def robust_report(
     input_checks.check_batch_size("robust_report", batch_size)
     if samples < 1:
         raise ValueError(f"robust_report: samples={samples} must be at least 1")
-    norm = cast(Threat, standard_norm(norm))
-    if norm not in get_args(Threat):
-        raise ValueError(
-            f"robust_report: norm={norm!r} is not one of {', '.join(map(repr, get_args(Threat)))}"
-        )
+    norm = _checked_norm(norm, protocol)
     eps = [eps] if isinstance(eps, int | float) else eps
     model, x = adapted(model, x)
     y = y.detach()
@@ -162,16 +159,8 @@ def robust_report(
     if norm == "flips":
         check_binary("robust_report", x, bounds)
     clean, classes = _clean(model, x, y, bounds, random_allowed=samples > 1)
-    if sum(clean) <= len(clean) / classes:
-        warnings.warn(
-            f"robust_report: the model is right on {int(sum(clean))} of {len(clean)} clean"
-            f" examples, no better than chance with {classes} classes: are labels, their order or"
-            " the normalisation those it was trained with?",
-            stacklevel=2,
-        )
+    _warn_at_chance(clean, classes)
     budgets = _budgets(eps, norm, bounds)
-    if protocol and norm != "linf":
-        raise ValueError(f"robust_report: the protocol's attacks are 'linf', not norm={norm!r}")
     setting = Setting(
         norm,
         bounds,
@@ -188,21 +177,13 @@ def robust_report(
         samples > 1,
     )
     planned = schedule.planned(budgets, setting, x[0].numel())
+    attacked = partial(run, batch_size=batch_size, classes=classes)
     known, trials = {trial.key: trial for trial in finished}, []
     standing = clean.clone()
     for number, step in enumerate(planned, 1):  # grows where steps are doubled once more
         rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
         ball = _allowed(step, norm, bounds)
-        trial = known.get(step.key) or run(
-            step,
-            model,
-            x,
-            y,
-            rows.to(x.device),
-            ball,
-            batch_size=batch_size,
-            classes=classes,
-        )
+        trial = known.get(step.key) or attacked(step, model, x, y, rows.to(x.device), ball)
         trials.append(trial)
         if _counts(trial):
             standing &= ~torch.tensor(trial.broken)
@@ -215,6 +196,26 @@ def robust_report(
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
     right = tuple(clean.tolist())
     return _concluded(norm, classes, right, trials, budgets, found, setting.has_feedback)
+
+
+def _checked_norm(norm: str, protocol: Protocol | None) -> Threat:
+    found = cast(Threat, standard_norm(norm))
+    if found not in get_args(Threat):
+        allowed = ", ".join(map(repr, get_args(Threat)))
+        raise ValueError(f"robust_report: norm={norm!r} is not one of {allowed}")
+    if protocol and found != "linf":
+        raise ValueError(f"robust_report: the protocol's attacks are 'linf', not norm={norm!r}")
+    return found
+
+
+def _warn_at_chance(clean: Tensor, classes: int) -> None:
+    if sum(clean) <= len(clean) / classes:
+        warnings.warn(
+            f"robust_report: the model is right on {int(sum(clean))} of {len(clean)} clean"
+            f" examples, no better than chance with {classes} classes: are labels, their order or"
+            " the normalisation those it was trained with?",
+            stacklevel=3,
+        )
 
 
 def _allowed(step: Step, norm: Threat, bounds: tuple[float, float]) -> Ball | FewFlips | FewPixels:

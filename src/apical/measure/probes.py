@@ -86,8 +86,8 @@ def delta_alignment(
 
     The signal (delta) is the gradient of the loss at the output of the layer's linear operation,
     before the activation, from which its weight learns, whether the rule transports or
-    broadcasts the error. It is compared with what backprop would deliver at the same place through the whole
-    net above. The output layer's is the error itself: 0 degrees under every rule.
+    broadcasts the error. It is compared with what backprop would deliver at the same place through
+    the whole net above. The output layer's is the error itself: 0 degrees under every rule.
 
     One angle for each entry of axis 0, over all its other axes; the result is their mean, in
     which examples with a vanishing signal do not count. Costs and leaves behind what

@@ -1,7 +1,4 @@
-"""The results of a study: test error of each rule in each setting, and published values.
-
-Everything is test error in %, as the published tables are; differences are percentage points.
-"""
+"""Test error of each rule in each setting, in %, and published values; differences in points."""
 
 import itertools
 import math
@@ -26,7 +23,6 @@ from apical.measure import statistics
 
 FEWEST = 3
 """Rules of a setting with published values, below which an order says nothing."""
-
 
 GAINED = (
     "`gained` is the error of the control with frozen hidden layers minus the rule's, paired on "
@@ -105,7 +101,7 @@ def _setting_cells(study: Study, setting: str) -> list[Cell]:
     baseline, frozen = errors.get(bp, {}), errors.get(control, {})
     others = sum(not is_frozen(rule) for rule in rules)
     values = [row.error for rule in rules if (row := study.find_published(setting, rule))]
-    made = []
+    made: list[Cell] = []
     for rule in rules:
         from_frozen = noise[rule] + noise.get(control, 0.0)
         gained = statistics.paired_difference(

@@ -185,7 +185,8 @@ def legend(study: Study, found: Sequence[Section]) -> list[str]:
         "net's own feedback, as in earlier papers; exact: the same attacks along the true "
         "gradient of the same weights; worst case: per image, over everything tried. `own minus "
         "exact` and `worst minus BP` are paired on the seeds, in points, each interval on its own. "
-        "Masked: own minus exact is above 5 points with an interval above 0, or a step along the "
+        "Masked: own minus exact is above 5 points with an interval above 0, Holm-corrected over "
+        "radii, or a step along the "
         "own gradient does not raise the loss."
     ]
     if sources:
