@@ -148,7 +148,7 @@ def test_bad_settings_say_what_is_allowed(changes: dict[str, Any], problem: str)
 
 
 def test_the_fields_leave_older_keys_valid() -> None:
-    kept = packing.open_folder(ROOT / "results" / "smoke")
+    kept = packing.open_folder(ROOT / "results" / "biotorch-mnist")
     name = next(name for name in kept.folders(".") if "-fa-s0" in name)
     described = kept.read_json(f"{name}/experiment.json")
     assert "probe_share" not in described["experiment"]

@@ -116,12 +116,13 @@ def test_gaps_are_corrected_over_radii():
 
 def test_any_radius_masks_and_the_largest_gap_is_told():
     gaps = {0.1: nets((0.12, 0.1), (0.13, 0.1), (0.12, 0.1))[0.1]}
-    gaps[0.2] = nets((0.9, 0.1), (0.9, 0.1), (0.9, 0.1))[0.1]
-    gaps[0.05] = nets((0.4, 0.1), (0.4, 0.1), (0.4, 0.1))[0.1]
+    gaps[0.2] = nets((0.9, 0.1), (0.91, 0.1), (0.89, 0.1))[0.1]
+    gaps[0.05] = nets((0.4, 0.1), (0.41, 0.1), (0.39, 0.1))[0.1]
     (reason,) = robustness_verdict.verdict(gaps, [FAITHFUL] * 3).reasons
     assert reason == (
         "at radius 0.2 the own gradient leaves 90.0 % right, the exact one 10.0 %: 80.0 points "
-        "apart (95 % interval 80.0 to 80.0, over 3 nets); so they are at radius 0.05 (30.0 points)"
+        "between them (95 % interval 77.5 to 82.5, over 3 nets); so they are at radius 0.05 "
+        "(30.0 points)"
     )
 
 
@@ -138,7 +139,7 @@ def test_the_audit_decides_by_more_than_half_of_the_nets():
     assert robustness_verdict.verdict(same, [zero, zero, FAITHFUL]).reasons == (
         "it is zero, in 2 of 3 nets",
     )
-    both = robustness_verdict.verdict(nets((0.9, 0.1), (0.9, 0.1)), [zero, zero])
+    both = robustness_verdict.verdict(nets((0.9, 0.1), (0.92, 0.1)), [zero, zero])
     assert both.word == "masked"
     with pytest.raises(ValueError, match="at least one net"):
         robustness_verdict.verdict({}, [FAITHFUL])

@@ -60,7 +60,7 @@ def test_every_trained_net_is_attacked_and_described(done: tuple[Path, list[str]
         assert transferred == (set() if entry["rule"] == "bp" else {"bp"})
     assert "attacking 4 trained nets" in told
     assert any("worst case" in text and "at eps 0.1" in text for text in told)
-    assert any(text.startswith("digits, bp: faithful") for text in told)
+    assert any(text.startswith("digits, bp: undecided") for text in told)  # a small effort
     assert any(text.startswith("digits, fa: masked") for text in told)
     assert len(read_study(root / "tiny").runs) == 4
 

@@ -200,7 +200,10 @@ class Broadcast:
     def _bridged(self, call: Call, tap: Tap) -> Tensor:
         """What the layer runs on: `x` detached, or in a pass that shows the axis of samples a
         bridge, also of the first layers' inputs, which nothing below receives."""
-        call.verifies = call.verifies and torch.is_grad_enabled() and recorded_in_memory()
+        traced = torch.compiler.is_compiling()
+        call.verifies = (
+            call.verifies and not traced and torch.is_grad_enabled() and recorded_in_memory()
+        )
         if not call.verifies:
             return tap.x.detach() if tap.differentiated else tap.x
         x = tap.x if tap.differentiated else tap.x.detach().requires_grad_()

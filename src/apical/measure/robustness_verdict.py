@@ -100,7 +100,8 @@ def gap(rows: Mapping[int, Mapping[str, Any]]) -> Estimate | None:
 
 
 def gap_p(rows: Mapping[int, Mapping[str, Any]]) -> float:
-    """p-value for no gap at one radius: paired t over nets; one net: over its images.
+    """p-value for no gap at one radius: paired t over nets, whose gaps vary at least as much as
+    each one's does over its images; one net: over its images.
 
     Rows of evaluations before version 2 have no p-value of their own: there the interval decides.
     """
@@ -108,7 +109,9 @@ def gap_p(rows: Mapping[int, Mapping[str, Any]]) -> float:
         (row,) = rows.values()
         return float(row.get("p", 1.0 if row["low"] <= 0 <= row["high"] else 0.0))
     own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
-    found = statistics.difference_p(own, exact)
+    half = [(row["high"] - row["low"]) / 2 for row in rows.values()]
+    noise = sum((each / 1.96) ** 2 for each in half) / len(half)  # of one net's gap over its images
+    found = statistics.difference_p(own, exact, noise=noise)
     return 1.0 if found is None else found
 
 

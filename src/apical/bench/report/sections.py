@@ -85,9 +85,21 @@ class Section:
         if self.baseline is None:
             return set()
         base = self.shares(self.baseline, value)
-        found = [statistics.difference_p(self.shares(rule, value), base) for rule in others]
+        found = []
+        for rule in others:
+            shares = self.shares(rule, value)
+            noise = self._noise(shares) + self._noise(base)
+            found.append(statistics.difference_p(shares, base, noise=noise))
         corrected = statistics.holm([1.0 if p is None else p for p in found])
         return {rule for rule, p in zip(others, corrected, strict=True) if p < 0.05}
+
+    def _noise(self, shares: Mapping[int, float]) -> float:
+        """Variance of one net's share over the examples measured; of a mean of average precisions,
+        which lie in [0, 1] too, an upper bound."""
+        examples = self.clean.get("examples", self.clean.get("queries", 0))
+        if not shares or not examples:
+            return 0.0
+        return statistics.binomial_variance(sum(shares.values()) / len(shares), examples)
 
     def settings(self) -> dict[str, str]:
         """The fields of all nets, with every value there is; the list of runs has their names."""
