@@ -14,7 +14,7 @@ from apical.nets import resnet
 
 SHAPES = {
     "efficientnet_lite0": [(3, 32, 32), (1, 33, 64)],
-    "lenet": [(1, 32, 32), (3, 32, 32), (3, 40, 36)],
+    "lenet": [(1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 40, 36)],
     "mlp": [(1, 8, 8), (2, 5, 7)],
     "resnet110": [(3, 8, 8)],
     "resnet20": [(3, 32, 32), (1, 9, 9)],
@@ -118,7 +118,7 @@ def test_every_projection_of_the_vit_is_a_linear_a_rule_can_reach():
 @pytest.mark.parametrize(
     ("name", "shape", "options", "text"),
     [
-        ("lenet", (1, 28, 28), {}, "size=32"),
+        ("lenet", (1, 30, 30), {}, "size=32"),
         ("lenet", (3, 16, 16), {}, "18x18"),
         ("lenet", (2, 32, 32), {}, "form='mnist'"),
         ("lenet", (1, 32, 32), {"form": "big"}, "allowed: auto, cifar, mnist"),

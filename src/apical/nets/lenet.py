@@ -14,8 +14,8 @@ def lenet(
     """LeNet; layers are named conv1, conv2, conv3, fc1, fc2.
 
     Args: in_shape: (channels, height, width).     num_classes: number of outputs.
-        form: "mnist" (conv 5x5 of 6, 16, 120 channels, then 84 units; 32x32 pixels only),
-            "cifar" (conv 3x3 of 32, 64, 128 channels, mean over positions, then 256 units;
+        form: "mnist" (conv 5x5 of 6, 16, 120 channels, then 84 units; 32x32 pixels, or 28x28,
+            which conv1 pads by 2), "cifar" (conv 3x3 of 32, 64, 128 channels, mean over positions, then 256 units;
             18 pixels a side or more), "auto" = "mnist" for one channel, "cifar" for three.
     Both forms: relu after every layer but the last, 2x2 max pooling after conv1 and conv2.
     Raises: ValueError for a shape the form cannot take.
@@ -25,11 +25,13 @@ def lenet(
     if form == "auto":
         form = _form_of(channels)
     if form == "mnist":
-        _require((height, width) == (32, 32), in_shape, "the mnist form takes 32x32 pixels")
-        return _net(channels, (6, 16, 120), 5, nn.Identity(), 84, num_classes)
+        fits = (height, width) in ((28, 28), (32, 32))
+        _require(fits, in_shape, "the mnist form takes 28x28 or 32x32 pixels")
+        padding = (32 - height) // 2
+        return _net(channels, (6, 16, 120), 5, nn.Identity(), 84, num_classes, padding)
     if form == "cifar":
         _require(min(height, width) >= 18, in_shape, "the cifar form takes 18x18 pixels or more")
-        return _net(channels, (32, 64, 128), 3, nn.AdaptiveAvgPool2d(1), 256, num_classes)
+        return _net(channels, (32, 64, 128), 3, nn.AdaptiveAvgPool2d(1), 256, num_classes, 0)
     raise ValueError(f"lenet: form={form!r} is unknown; allowed: auto, cifar, mnist")
 
 
@@ -56,10 +58,11 @@ def _net(
     gather: nn.Module,
     units: int,
     num_classes: int,
+    padding: int,
 ) -> nn.Sequential:
     first, second, third = widths
     layers: dict[str, nn.Module] = {
-        "conv1": nn.Conv2d(channels, first, kernel),
+        "conv1": nn.Conv2d(channels, first, kernel, padding=padding),
         "relu1": nn.ReLU(),
         "pool1": nn.MaxPool2d(2),
         "conv2": nn.Conv2d(first, second, kernel),
