@@ -16,7 +16,8 @@ def lenet(
     Args: in_shape: (channels, height, width).     num_classes: number of outputs.
         form: "mnist" (conv 5x5 of 6, 16, 120 channels, then 84 units; 32x32 pixels, or 28x28,
             which conv1 pads by 2), "cifar" (conv 3x3 of 32, 64, 128 channels, mean over positions,
-            then 256 units; 18 pixels a side or more), "auto" = "mnist" for one channel, "cifar" for three.
+            then 256 units; 18 pixels a side or more), "auto" = "mnist" for one channel, "cifar"
+            for three.
     Both forms: relu after every layer but the last, 2x2 max pooling after conv1 and conv2.
     Raises: ValueError for a shape the form cannot take.
     Source: LeCun et al. 1998; layout of jsalbert/biotorch, models/le_net.py (release 0.0.16).
