@@ -20,7 +20,7 @@ from victims import digits, fit, trained
 Truth = Literal["honest", "misaligned", "wrong", "absent", "random", "batch"]
 """honest: the gradient is that of the loss, at every length that counts; also where it only looks
 broken (k winners take all, switching): of the images left there, Square with 2,000 queries, APGD
-with 200 steps and a transfer from the plain net broke one of 14 at most. misaligned: that of a
+with 100 steps and a transfer from the plain net broke one of 14 at most. misaligned: that of a
 feedback rule. wrong: of another function, or of one that is shattered. absent: zero. random: it,
 or the scores, change. batch: the scores of an example depend on the others."""
 
