@@ -19,6 +19,7 @@ from apical.rules.base import (
     fans,
     with_norm_of,
 )
+from apical.rules.fa import FA
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,7 @@ class Redrawn(TransportRule):
     init: Law = "xavier"
     scale: Scale = "init"
 
-    reference: ClassVar[str] = """@article{lillicrap2016,
-  title = {Random synaptic feedback weights support error backpropagation for deep learning},
-  author = {Lillicrap, Timothy P. and Cownden, Daniel and Tweed, Douglas B. and
-            Akerman, Colin J.},
-  journal = {Nature Communications}, volume = {7}, pages = {13276}, year = {2016}
-}"""
+    reference: ClassVar[str] = FA.reference
 
     @property
     def needs(self) -> Needs:
