@@ -30,7 +30,7 @@ def build_external(
         factory, known = maker(wanted, in_shape, num_classes)
     try:
         model = factory(**known, **options)
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+    except Exception as error:  # code of others may raise anything
         given = {**known, **options}
         raise ValueError(f"net {name!r} refused the arguments {given}: {error}") from error
     if not isinstance(model, nn.Module):

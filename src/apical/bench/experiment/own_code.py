@@ -72,26 +72,33 @@ def paths(experiment: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def refuse(experiment: Any, where: str) -> None:
+def refuse(experiment: Any, where: str, *, but: Mapping[str, Any] | None = None) -> None:
     """Refuse settings read from a file that would run code which this library does not contain.
 
-    Args: where: the file, for the error.
+    Args: where: the file, for the error. but: settings that the user gave in another way: what
+        they name is allowed.
     Raises: ValueError naming what it would import, and how to allow it.
     """
-    if not isinstance(experiment, Mapping):
-        return
-    wanted = [f"{what} {path!r}" for path, what in paths(experiment).items()]
-    level: Any = experiment
-    while level:
-        options = level.get("net_options")
-        if str(level.get("net")).startswith("timm:") and isinstance(options, Mapping):
-            wanted += [f"timm's option {n!r}" for n in options if n in FILES_OF_TIMM]
-        level = _before(level)
-    if wanted:
+    allowed = _runs(but or {})
+    if wanted := [each for each in _runs(experiment) if each not in allowed]:
         raise ValueError(
             f"{where} names code to run: {', '.join(wanted)}. Nothing was imported. If you wrote "
             "that code or have read it, allow it with --trust (in Python: trust=True)"
         )
+
+
+def _runs(experiment: Any) -> list[str]:
+    """What settings would import or unpickle, in words."""
+    if not isinstance(experiment, Mapping):
+        return []
+    found = [f"{what} {path!r}" for path, what in paths(experiment).items()]
+    level: Any = experiment
+    while level:
+        options = level.get("net_options")
+        if str(level.get("net")).startswith("timm:") and isinstance(options, Mapping):
+            found += [f"timm's option {n!r}" for n in options if n in FILES_OF_TIMM]
+        level = _before(level)
+    return found
 
 
 def digests(experiment: Mapping[str, Any]) -> dict[str, str]:
