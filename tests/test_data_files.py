@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import struct
 import tarfile
@@ -15,6 +16,8 @@ import torch
 from apical.data import DamagedFile, cifar, mnist, parquet
 from apical.data.cifar_files import read_binary, read_python
 from apical.data.errors import MissingData
+from apical.data.events import read_events
+from apical.data.folder import load_folder
 from apical.data.idx import read_idx
 
 AGAIN = "copy it again"
@@ -244,7 +247,7 @@ def test_a_damaged_cifar_file_is_named(tmp_path, monkeypatch):
     with pytest.raises(DamagedFile, match=r"data_batch_2.bin is damaged: 1 images"):
         cifar._load(which, tmp_path, False)
     (tmp_path / "data_batch_2.bin").write_bytes(b"\xff" * 2 * 3073)
-    with pytest.raises(DamagedFile, match=r"labels 255..255; expected 2 images, labels 0..9"):
+    with pytest.raises(DamagedFile, match=r"labels 255..255; expected labels 0..9"):
         cifar._load(which, tmp_path, False)
 
 
@@ -274,9 +277,11 @@ def table(tmp_path):
     return tmp_path, images
 
 
-def read(folder, count=3, label="label", mode="RGB"):
+def read(folder, count=3, label="label", mode="RGB", size=(4, 5)):
     shards = parquet.find_parquet(folder, "train")
-    return parquet.read_parquet(shards, count=count, label=label, mode=mode, again=AGAIN)
+    return parquet.read_parquet(
+        shards, count=count, classes=10, size=size, label=label, mode=mode, again=AGAIN
+    )
 
 
 def test_a_table_of_png_images_is_exact_and_decoded_once(table, monkeypatch):
@@ -321,7 +326,7 @@ def test_a_cache_that_cannot_be_written_warns_and_works(table, tmp_path, monkeyp
 def test_damaged_tables_are_named(table):
     folder, _ = table
     shard = folder / "train-00001-of-00002.parquet"
-    with pytest.raises(DamagedFile, match="hold 3 images; expected 50000"):
+    with pytest.raises(DamagedFile, match="3 images; expected 50000 images"):
         read(folder, count=50000)
     with pytest.raises(DamagedFile, match=r"columns \['img', 'label'\]; expected .* fine_label"):
         read(folder, label="fine_label")
@@ -332,6 +337,72 @@ def test_damaged_tables_are_named(table):
     write_table(shard, np.zeros((1, 6, 6, 3), np.uint8), [1], "PNG")
     with pytest.raises(DamagedFile, match="several sizes"):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([-5, 0, 1], r"labels -5\.\.1; expected labels 0\.\.9"),
+        ([300, 0, 1], r"labels 0\.\.300; expected labels 0\.\.9"),
+        ([1.5, 0.0, 1.0], "column 'label' of type double; expected whole numbers"),
+        (["a", "b", "c"], "column 'label' of type string"),
+        ([None, 0, 1], "1 labels that are null"),
+    ],
+)
+def test_labels_of_tables_are_checked_as_those_of_archives(tmp_path, labels, told):
+    images = np.zeros((3, 4, 5, 3), np.uint8)
+    write_table(tmp_path / "train-0.parquet", images, labels, "PNG")
+    with pytest.raises(DamagedFile, match=told):
+        read(tmp_path)
+
+
+def test_images_of_another_size_are_no_images_of_this_set(table):
+    with pytest.raises(DamagedFile, match=r"images \(3, 4, 5\); expected 32x32 pixels"):
+        read(table[0], size=(32, 32))
+
+
+@pytest.mark.parametrize(
+    "column", [[1, 2], ["a", "b"], [b"x", b"y"], [{"path": "x"}] * 2, [{"bytes": 1}] * 2, [[1]] * 2]
+)
+def test_columns_of_other_types_are_named(tmp_path, column):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"img": column, "label": [0, 1]})
+    pyarrow.parquet.write_table(table, tmp_path / "train-0.parquet")
+    with pytest.raises(DamagedFile, match="column 'img' of type"):
+        read(tmp_path, count=2)
+
+
+def test_a_picture_bomb_is_named(tmp_path, monkeypatch):
+    from PIL import Image
+
+    write_table(tmp_path / "train-0.parquet", np.zeros((1, 40, 50, 3), np.uint8), [0], "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
+    with pytest.raises(DamagedFile, match="row 0: .*decompression bomb"):
+        read(tmp_path, count=1)
+    folder = tmp_path / "images"
+    for part in ("train", "val"):
+        (folder / part / "a").mkdir(parents=True)
+        Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / part / "a" / "0.png")
+    split = load_folder(folder).train
+    with pytest.raises(DamagedFile, match=r"0\.png is damaged: .*decompression bomb"):
+        next(iter(split.batches([torch.tensor([0])])))
+
+
+def test_a_pipe_is_no_data_file(tmp_path):
+    """Reading one would wait for ever."""
+    for place in (tmp_path / "train-0.parquet", tmp_path / "f/train/a/0.png", tmp_path / "e.bin"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(place)
+    (tmp_path / "f/val/a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "f/val/a/0.png")
+    with pytest.raises(DamagedFile, match="no ordinary file"):
+        read(tmp_path)
+    with pytest.raises(DamagedFile, match="no ordinary file"):
+        next(iter(load_folder(tmp_path / "f").train.batches([torch.tensor([0])])))
+    with pytest.raises(DamagedFile, match="no ordinary file"):
+        read_events(tmp_path / "e.bin")
 
 
 def test_an_image_that_is_none_is_named_by_its_row(tmp_path):

@@ -415,7 +415,7 @@ def test_an_overflow_leaves_p_as_it_is() -> None:
     [
         ({"rank": 0}, "rank=0 must be at least 1"),
         ({"rank": 1.5}, r"rank=1.5 is outside \(0, 1\]"),
-        ({"rank": True}, "neither a whole number nor a fraction"),
+        ({"rank": True}, "rank=True is not a finite number"),
         ({"decay": 1.0}, r"decay=1.0 is outside \[0, 1\)"),
         ({"rate": 3.0}, r"rate=3.0 is outside \(0, 1\]"),
         ({"projection_decay": -0.1}, "projection_decay=-0.1"),

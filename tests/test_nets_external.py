@@ -102,8 +102,8 @@ def test_trying_the_shape_leaves_no_trace():
         ("my_nets:ten_always", "does not honour num_classes=7"),
         ("my_nets:not_a_net", "gave a int"),
         ("my_nets:tinny", "did you mean 'tiny'"),
-        ("my_nets:SMALL", "not callable"),
-        ("no_such_package_here:net", "cannot be imported"),
+        ("my_nets:SMALL", "is dict: expected a class of torch.nn.Module"),
+        ("no_such_package_here:net", "no module 'no_such_package_here'"),
     ],
 )
 def test_callables_that_are_no_net(name, text):

@@ -5,10 +5,13 @@ import difflib
 import functools
 import importlib
 import itertools
+import math
 import os
 import sys
+import traceback
 import types
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LISTED = 60  # names up to which all are listed
@@ -37,15 +40,19 @@ def unknown(kind: str, given: object, allowed: Iterable[str]) -> ValueError:
 def from_path(path: str, what: str) -> Any:
     """Import what a path names; the current folder is searched too, as with ``python -m``.
 
+    It runs the code of that module. Only names that the user typed or trusts may come here: see
+    ``apical.bench.experiment.own_code``.
+
     Args: path: ``package.module:Name`` (dots within Name allowed) or ``package.module.Name``.
         what: the kind of object, for the error.
-    Raises: ValueError saying which part does not exist.
+    Raises: ValueError saying which part does not exist, or why the module cannot be imported.
     """
     module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
-    if not module_name or not name:
+    if not module_name or not name or module_name.startswith("."):
         raise ValueError(f"{what} {path!r}: write it as package.module:Name")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()  # the file may have been written a moment ago
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -53,18 +60,32 @@ def from_path(path: str, what: str) -> Any:
             f"{what} {path!r}: no module {error.name!r} to import; is its package installed, or "
             "does it lie in the current folder?"
         ) from error
-    except ImportError as error:
-        raise ValueError(f"{what} {path!r}: {error}") from error
+    except Exception as error:  # whatever the module's own code raises
+        place = _raised_at(error, module_name)
+        raise ValueError(
+            f"{what} {path!r}: importing it failed{place}: {type(error).__name__}: {error}"
+        ) from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"{what} {path!r}: {found.__name__!r} has no {part!r}")
+            known = [each for each in dir(found) if not each.startswith("_")]
+            missing = unknown(f"name in {getattr(found, '__name__', found)!r}", part, known)
+            raise ValueError(f"{what} {path!r}: {missing}")
         found = getattr(found, part)
     return found
 
 
+def _raised_at(error: Exception, module: str) -> str:
+    """The file and line where importing a module failed, as " (FILE, line N)"; "" if unclear."""
+    if isinstance(error, SyntaxError):
+        return ""  # its message names them
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    own = [f for f in frames if module.rpartition(".")[2] in f.filename] or frames[1:]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
 def check_literals(value: Any, owner: str) -> None:
-    """Check the fields of a dataclass instance that are annotated as `Literal[...]` or
-    `Literal[...] | None`.
+    """Check the fields of a dataclass instance that are annotated as numbers, texts, booleans,
+    `Literal[...]`, or tuples and unions of these.
 
     Args: owner: how the error calls the instance.
     Raises: ValueError naming every field that holds another value, and the allowed ones.
@@ -73,35 +94,101 @@ def check_literals(value: Any, owner: str) -> None:
         raise ValueError(f"{owner}: " + "; ".join(problems))
 
 
-def literal_problems(value: Any) -> list[str]:
+def literal_problems(value: Any, *, but: Iterable[str] = ()) -> list[str]:
     """What `check_literals` raises, one sentence for each field.
+
+    Numbers must be finite unless the default is not, and True is no number.
+    Args: but: names of fields that are checked elsewhere.
 
     >>> @dataclasses.dataclass
     ... class Pooling:
     ...     kind: Literal["max", "mean"] = "max"
-    >>> literal_problems(Pooling("sum"))
-    ["kind='sum' is not one of 'max', 'mean'"]
+    ...     side: int = 2
+    >>> literal_problems(Pooling("sum", True))
+    ["kind='sum' is not one of 'max', 'mean'", 'side=True is not a whole number']
     """
-    return [
-        f"{name}={getattr(value, name)!r} is not one of {', '.join(map(repr, allowed))}"
-        for name, allowed in _literals(type(value)).items()  # type: ignore[arg-type]
-        if getattr(value, name) not in allowed
-    ]
+    found = []
+    for name, (hint, default) in _checked(type(value)).items():
+        given = getattr(value, name)
+        same = type(given) is type(default) and given == default
+        if name not in but and not same and not _fits(given, hint):
+            text = repr(given) if len(repr(given)) <= LONGEST else repr(given)[:LONGEST] + " ..."
+            found.append(f"{name}={text} is not {_allowed(hint)}")
+    return found
+
+
+LONGEST = 80
+"""Characters up to which an error repeats a value."""
+
+PLAIN = {
+    bool: "true or false",
+    float: "a finite number",
+    int: "a whole number",
+    str: "a text",
+    types.NoneType: "null",
+}
 
 
 @functools.cache
-def _literals(kind: type) -> dict[str, tuple[Any, ...]]:
-    """The allowed values of each field of a dataclass whose annotation lists them."""
-    found = {}
+def _checked(kind: type) -> dict[str, tuple[Any, Any]]:
+    """Annotation and default of each field whose annotation consists of what `_fits` checks."""
     hints = type_hints(kind)
-    for option in dataclasses.fields(kind):
-        hint = hints.get(option.name)
-        members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        if any(get_origin(member) is Literal for member in members):
-            if all(get_origin(m) is Literal or m is types.NoneType for m in members):
-                values = [get_args(m) if get_origin(m) is Literal else (None,) for m in members]
-                found[option.name] = tuple(itertools.chain(*values))
-    return found
+    return {
+        option.name: (hints[option.name], option.default)
+        for option in dataclasses.fields(kind)
+        if option.name in hints and _is_plain(hints[option.name])
+    }
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_plain(hint: Any) -> bool:
+    if get_origin(hint) is tuple:
+        return len(get_args(hint)) == 2 and get_args(hint)[1] is ... and _is_plain(hint.__args__[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return all(map(_is_plain, get_args(hint)))
+    return hint in PLAIN or get_origin(hint) is Literal
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what a plain annotation says; a list stands for a tuple."""
+    for member in _members(hint):
+        if get_origin(member) is Literal:
+            allowed = get_args(member)
+            if any(type(value) is type(each) and value == each for each in allowed):
+                return True
+        elif get_origin(member) is tuple:
+            inner = get_args(member)[0]
+            if isinstance(value, tuple | list) and all(_fits(each, inner) for each in value):
+                return True
+        elif member is float:
+            if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+                return True
+        elif member is int:
+            if isinstance(value, Integral) and not isinstance(value, bool):
+                return True
+        elif isinstance(value, member):
+            return True
+    return False
+
+
+def _allowed(hint: Any) -> str:
+    """What a plain annotation allows, in words."""
+    literals = [v for m in _members(hint) if get_origin(m) is Literal for v in get_args(m)]
+    listed = [repr(value) for value in literals]
+    if literals and types.NoneType in _members(hint):
+        listed.append("None")
+    words = [f"one of {', '.join(listed)}"] if listed else []
+    for member in _members(hint):
+        if get_origin(member) is tuple:
+            words.append(f"a list, each {_allowed(get_args(member)[0])}")
+        elif member is int and float in _members(hint):
+            continue
+        elif member in PLAIN and not (listed and member is types.NoneType):
+            words.append(PLAIN[member])
+    return " or ".join(words)
 
 
 def type_hints(kind: type) -> Mapping[str, Any]:

@@ -64,9 +64,8 @@ def convert(
     >>> [name for name, _ in model.named_buffers()]
     ['0.feedback.matrix', '2.feedback.matrix']
     """
+    _check_call(model, example, seed)
     planned = plan(model, rule, on_unsupported=on_unsupported)
-    if not isinstance(seed, int):
-        raise ValueError(f"seed={seed!r} is no whole number")
     if planned.problems:
         listed = "".join(f"\n  - {problem}" for problem in planned.problems)
         raise ValueError(f"nothing was converted:{listed}")
@@ -100,6 +99,22 @@ def convert(
         _stop_checking_checkpoints(model)  # of parts that were converted before
         model.register_load_state_dict_pre_hook(check_checkpoint)
     return model
+
+
+def _check_call(model: nn.Module, example: Any, seed: Any) -> None:
+    """Raises: ValueError for arguments of another kind, and within or after inference mode."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"seed={seed!r} is no whole number")
+    if isinstance(example, str | bytes | bool | int | float):
+        raise ValueError(
+            f"example={example!r} is no input of a model: give a tensor, a tuple of arguments, or "
+            "a dictionary of keyword arguments"
+        )
+    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in model.parameters()):
+        raise ValueError(
+            "convert within torch.inference_mode(), or of weights made there: such tensors can "
+            "never be trained. Build and convert the model outside of it"
+        )
 
 
 def revert(model: nn.Module) -> nn.Module:

@@ -14,11 +14,12 @@ from apical.data.cifar_files import read_binary, read_python
 from apical.data.download import download
 from apical.data.errors import MissingData, damaged
 from apical.data.images import ImageData, Split
-from apical.data.parquet import find_parquet, read_parquet
+from apical.data.parquet import check_images, find_parquet, read_parquet
 from apical.data.places import cache_folder, candidates, missing
 
 SITE = "https://www.cs.toronto.edu/~kriz/"
 TRAIN_COUNT, TEST_COUNT = 50_000, 10_000
+SIZE = (32, 32)  # pixels
 Reader = Callable[[bytes], tuple[np.ndarray, np.ndarray]]
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -194,9 +195,8 @@ def _batch(
         images, labels = form.read(content)
     except ValueError as error:
         raise damaged(path, str(error), f"{count} images", _again(form)) from error
-    if len(labels) != count or labels.min() < 0 or labels.max() >= classes:
-        got = f"{len(labels)} images, labels {labels.min()}..{labels.max()}"
-        raise damaged(path, got, f"{count} images, labels 0..{classes - 1}", _again(form))
+    again = _again(form)
+    check_images(path, images, labels, count=count, classes=classes, size=SIZE, again=again)
     return images, labels
 
 
@@ -212,6 +212,8 @@ def _parquet(which: Cifar, place: Path) -> ImageData | None:
         images, labels, is_jpeg = read_parquet(
             find_parquet(place, split),
             count=count,
+            classes=which.classes,
+            size=SIZE,
             label=which.label_column,
             mode="RGB",
             again=f"delete it and copy the Parquet files of {which.name!r} again, or use "

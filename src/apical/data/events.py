@@ -40,6 +40,8 @@ def read_events(path: str | os.PathLike, *, height: int = SIDE, width: int = SID
     Raises: DamagedFile, naming the file, if it is empty or ends within an event, or if an event
         lies outside the camera or before the one before it.
     """
+    if not os.path.isfile(path):
+        raise DamagedFile(f"{path} is no ordinary file, or is missing; fetch it again")
     raw = np.fromfile(path, dtype=np.uint8)
     if not len(raw) or len(raw) % EVENT:
         raise DamagedFile(

@@ -132,7 +132,7 @@ class Decoder(Dataset):
         path = os.fsdecode(self.paths[index])
         try:
             return decode(path, self.size, zoom)
-        except (OSError, SyntaxError) as error:
+        except Exception as error:  # of files that are no image, decoders raise anything
             # a value, not an exception: the loader would bury it in a worker's traceback
             return damaged(path, str(error), "a whole image", "copy it from the source of the set")
 
@@ -144,6 +144,8 @@ def decode(path: str, size: int, zoom: tuple[float, ...] | None) -> torch.Tensor
     """
     from PIL import Image
 
+    if not os.path.isfile(path):  # a pipe would never end
+        raise OSError("no ordinary file")
     with Image.open(path) as file:
         image = file.convert("RGB")
     box = _centre(image.size) if zoom is None else _zoom(image.size, zoom)

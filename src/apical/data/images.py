@@ -1,5 +1,6 @@
 """Labelled images as values: a split, and a data set of two splits."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -64,6 +65,7 @@ class Split:
         """Images of size x size pixels: bilinear, antialiased, rounded to uint8 once."""
         if self.shape[1:] == (size, size):
             return self
+        check_memory(f"size={size}", len(self) * self.shape[0] * size * size)
         chunks = [
             F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
             .round_()
@@ -113,6 +115,19 @@ class ImageData:
     def resized(self, size: int) -> "ImageData":
         """The same data with images of size x size pixels."""
         return replace(self, train=self.train.resized(size), test=self.test.resized(size))
+
+
+def check_memory(told: str, needed: int) -> None:
+    """Raises: ValueError if so many bytes exceed the memory of this machine."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return
+    if needed > there:
+        raise ValueError(
+            f"{told}: the images would take {needed / 1e9:,.0f} GB, this machine has "
+            f"{there / 1e9:,.0f} GB of memory"
+        )
 
 
 def split_validation(split: Images, count: int, seed: int) -> tuple[Images, Images]:

@@ -25,27 +25,58 @@ def read_parquet(
     shards: list[Path],
     *,
     count: int,
+    classes: int,
+    size: tuple[int, int],
     label: str,
     mode: Literal["L", "RGB"],
     again: str,
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """The images and labels of one split; decoded once, then read from the cache.
 
-    Args: count: images there must be.     label: name of the label column.
+    Args: count: images there must be.     classes: labels lie in 0 to classes - 1.
+        size: height and width of the images in pixels.     label: name of the label column.
         mode: "L" (one channel) or "RGB".     again: how to replace a damaged file.
     Returns: uint8 (N, C, H, W), int64 (N,), and whether the images were stored as JPEG.
     Raises: DamagedFile (a ValueError) naming the file; ValueError if pyarrow or Pillow is missing.
     """
     pyarrow = _libraries()
+    for shard in shards:
+        if not shard.is_file():  # a pipe would never end
+            raise damaged(shard, "no ordinary file", "a Parquet file", again)
     digests = [hashlib.md5(shard.read_bytes(), usedforsecurity=False) for shard in shards]
     joined = "".join(digest.hexdigest() for digest in digests) + f":{label}:{mode}:{VERSION}"
     key = "parquet-" + hashlib.sha256(joined.encode()).hexdigest()[:20]
     arrays = kept(key, lambda: _decode(pyarrow, shards, label, mode, again))
-    found = len(arrays["labels"])
-    if found != count:
-        names = ", ".join(shard.name for shard in shards)
-        raise damaged(shards[0].parent, f"{names} hold {found} images", f"{count}", again)
-    return arrays["images"], arrays["labels"], bool(arrays["jpeg"])
+    images, labels = arrays["images"], arrays["labels"]
+    place = shards[0].parent
+    check_images(place, images, labels, count=count, classes=classes, size=size, again=again)
+    return images, labels, bool(arrays["jpeg"])
+
+
+def check_images(
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    count: int,
+    classes: int,
+    size: tuple[int, int],
+    again: str,
+) -> None:
+    """What every reader of a set checks of one of its files, in whatever format.
+
+    Args: images: uint8 (N, C, H, W), or (N, C * H * W). labels: int64 (N,).
+    Raises: DamagedFile (a ValueError) naming the file.
+    """
+    if len(labels) != count or len(images) != count:
+        raise damaged(path, f"{len(labels)} images", f"{count} images", again)
+    if labels.min() < 0 or labels.max() >= classes:
+        got = f"labels {labels.min()}..{labels.max()}"
+        raise damaged(path, got, f"labels 0..{classes - 1}", again)
+    height, width = size
+    flat = images.ndim == 2 and images.shape[1] % (height * width) == 0
+    if not flat and images.shape[2:] != size:
+        raise damaged(path, f"images {images.shape[1:]}", f"{height}x{width} pixels", again)
 
 
 def _libraries() -> ModuleType:
@@ -84,15 +115,25 @@ def _columns(
 ) -> tuple[list[bytes], np.ndarray]:
     try:
         table = pyarrow.parquet.read_table(shard, page_checksum_verification=True)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise damaged(shard, reason, "a whole Parquet file", again) from error
     image = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
     if image is None or label not in table.column_names:
         expected = f"{' or '.join(IMAGE_COLUMNS)} {{bytes, path}}, and {label}"
         raise damaged(shard, f"columns {table.column_names}", expected, again)
+    kinds = pyarrow.types
+    kind, labels = table.schema.field(image).type, table.column(label)
+    parts = [kind.field(i) for i in range(kind.num_fields)] if kinds.is_struct(kind) else []
+    binary = {p.name for p in parts if kinds.is_binary(p.type) or kinds.is_large_binary(p.type)}
+    if "bytes" not in binary:
+        raise damaged(shard, f"column {image!r} of type {kind}", "{bytes: binary, path}", again)
+    if not kinds.is_integer(labels.type):
+        raise damaged(shard, f"column {label!r} of type {labels.type}", "whole numbers", again)
+    if labels.null_count:
+        raise damaged(shard, f"{labels.null_count} labels that are null", "a label for each", again)
     encoded = table.column(image).combine_chunks().field("bytes").to_pylist()
-    return encoded, table.column(label).to_numpy().astype(np.int64)
+    return encoded, labels.to_numpy().astype(np.int64)
 
 
 def _pixels(shard: Path, row: int, encoded: bytes, mode: str, again: str) -> np.ndarray:
@@ -100,5 +141,5 @@ def _pixels(shard: Path, row: int, encoded: bytes, mode: str, again: str) -> np.
 
     try:
         return np.asarray(Image.open(io.BytesIO(encoded)).convert(mode))
-    except (OSError, SyntaxError, TypeError) as error:  # PIL's own errors derive from OSError
+    except Exception as error:  # of bytes that are no image, decoders raise anything
         raise damaged(shard, f"row {row}: {error}", "an image", again) from error

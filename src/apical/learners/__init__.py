@@ -113,12 +113,15 @@ def from_dict(form: Mapping[str, Any]) -> Learner:
     options = dict(form)
     if "learner" not in options:
         raise ValueError(f"a learner in dictionary form needs the key 'learner'; got {options!r}")
-    return build(options.pop("learner"), **options)
+    name = options.pop("learner")
+    if isinstance(name, Mapping):
+        raise ValueError(f"learner: its name is {dict(name)!r}, a mapping in a mapping; give one")
+    return build(name, **options)
 
 
 def _class(name: Any) -> type[Learner]:
     found = LEARNERS.get(name) if isinstance(name, str) else name
-    if found is None and ":" not in name:
+    if found is None and ":" not in str(name):
         raise unknown("learner", name, LEARNERS)
     found = from_path(name, "learner") if found is None else found
     if not (isinstance(found, type) and issubclass(found, Learner)):

@@ -8,7 +8,7 @@ Linear(in_features=64, out_features=32, bias=True)
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -69,7 +69,11 @@ def build(
     with _seeded(seed):
         if ":" in name:
             return build_external(name, in_shape=shape, num_classes=num_classes, options=options)
-        return _own(name, options)(in_shape=shape, num_classes=num_classes, **options)
+        make = _own(name, options)
+        try:
+            return make(in_shape=shape, num_classes=num_classes, **options)
+        except (TypeError, RuntimeError, OverflowError, MemoryError, IndexError) as error:
+            raise refused(name, options, error) from error
 
 
 def build_recurrent(
@@ -96,7 +100,18 @@ def build_recurrent(
             raise unknown(f"option of net {name!r}", option, allowed)
     if type(hidden) is not int:
         raise ValueError(f"net {name!r}: hidden={hidden!r} must be a whole number of at least 1")
-    return Recurrent(CELLS[name](inputs, hidden, **options), outputs, output=output, init=init)
+    try:
+        return Recurrent(CELLS[name](inputs, hidden, **options), outputs, output=output, init=init)
+    except (TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        raise refused(name, {"hidden": hidden, **options}, error) from error
+
+
+def refused(name: str, options: Mapping[str, object], error: BaseException) -> ValueError:
+    """The error for options that a net cannot be built with, or not in the memory there is."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "allocate memory" in text:
+        text = "it needs more memory than there is"
+    return ValueError(f"net {name!r} cannot be built with the options {dict(options)}: {text}")
 
 
 def _own(name: str, options: dict[str, object]) -> Callable[..., nn.Module]:

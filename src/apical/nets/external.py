@@ -1,5 +1,6 @@
 """Nets of other packages: `torchvision:NAME`, `timm:NAME`, `package.module:callable`."""
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from apical.names import unknown
+from apical.names import from_path, unknown
 
 Shape = tuple[int, int, int]
 
@@ -24,12 +25,12 @@ def build_external(
     source, _, wanted = name.partition(":")
     maker = {"torchvision": _torchvision, "timm": _timm}.get(source)
     if maker is None:
-        factory, known = _callable(source, wanted, in_shape, num_classes)
+        factory, known = _callable(name, in_shape, num_classes)
     else:
         factory, known = maker(wanted, in_shape, num_classes)
     try:
         model = factory(**known, **options)
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+    except Exception as error:  # code of others may raise anything
         given = {**known, **options}
         raise ValueError(f"net {name!r} refused the arguments {given}: {error}") from error
     if not isinstance(model, nn.Module):
@@ -61,18 +62,27 @@ def _timm(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dic
     return create, known
 
 
-def _callable(source: str, wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
-    factory: object = import_package(source)
-    for part in wanted.split("."):
-        if not hasattr(factory, part):
-            raise unknown(f"callable in {source}", wanted, [n for n in dir(factory) if n[0] != "_"])
-        factory = getattr(factory, part)
-    if not callable(factory):
-        raise ValueError(f"net '{source}:{wanted}' is a {type(factory).__name__}, not callable")
+def _callable(name: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
+    factory = from_path(name, "net")
+    if not is_factory(factory):
+        kind = factory.__name__ if isinstance(factory, type) else type(factory).__name__
+        raise ValueError(
+            f"net {name!r} is {kind}: expected a class of torch.nn.Module, or a Python function "
+            "that returns a module"
+        )
     takes = inspect.signature(factory).parameters
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
     offered = {"in_shape": tuple(in_shape), "num_classes": num_classes}
     return factory, {key: value for key, value in offered.items() if anything or key in takes}
+
+
+def is_factory(found: object) -> bool:
+    """Whether an object is of a kind that makes nets: a class of modules, or a Python function,
+    also one with arguments bound to it."""
+    if isinstance(found, functools.partial):
+        return is_factory(found.func)
+    is_class = isinstance(found, type) and issubclass(found, nn.Module)
+    return is_class or inspect.isfunction(found) or inspect.ismethod(found)
 
 
 def import_package(package: str) -> ModuleType:

@@ -144,7 +144,10 @@ def from_dict(form: Mapping[str, Any]) -> Rule:
     options = dict(form)
     if "rule" not in options:
         raise ValueError(f"a rule in dictionary form needs the key 'rule'; got {dict(form)!r}")
-    return build(options.pop("rule"), **options)
+    name = options.pop("rule")
+    if isinstance(name, Mapping):
+        raise ValueError(f"rule: its name is {dict(name)!r}, a mapping in a mapping; give one")
+    return build(name, **options)
 
 
 def _name_of(rule: Rule) -> str:
@@ -177,4 +180,15 @@ def _named(name: str) -> Rule:
             raise unknown("rule", name, RULES)
         return RULES[name]
     found = from_path(name, "rule")
-    return found() if isinstance(found, type) else found
+    if isinstance(found, type) and issubclass(found, Rule):
+        try:
+            found = found()
+        except TypeError as error:
+            raise ValueError(
+                f"rule {name!r} cannot be made without arguments ({error}): give its fields "
+                "defaults, or name an object"
+            ) from error
+    if not isinstance(found, Rule):
+        kind = found.__name__ if isinstance(found, type) else type(found).__name__
+        raise ValueError(f"rule {name!r} is {kind}, neither a Rule nor a class of rules")
+    return found

@@ -1,10 +1,19 @@
 """The command line: ``apical list | train | study | robustness | report | check``."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apical.bench.cli.parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
+from apical.bench.cli.parsing import (
+    UsageError,
+    add_keep_memory,
+    add_trust,
+    execution_of,
+    make_parser,
+    parse,
+    parse_settings,
+)
 
 USAGE = """usage: apical VERB [options]
 
@@ -18,6 +27,9 @@ Train networks with biologically motivated learning rules, and compare them.
   apical check my_module:MyRule     test a rule of your own against the contract
 
 apical VERB --help explains the options of a verb."""
+
+DEFECT = 70
+"""Exit status after an error that nobody foresaw (EX_SOFTWARE of sysexits.h)."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -40,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except (ValueError, OSError) as error:
-        print(f"apical {words[0]}: {error}", file=sys.stderr)
+        print(f"apical {words[0]}: {_in_words(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print(
@@ -48,6 +60,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+    except Exception as error:  # a defect of ours, or of a package that we call
+        print(f"apical {words[0]}: {_defect(error)}", file=sys.stderr)
+        return DEFECT
+
+
+def _in_words(error: Exception) -> str:
+    """An error as one reads it; Python's own errors of files by file and reason."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        from pathlib import Path
+
+        from apical.bench.storage.records import WHY
+
+        why = WHY.get(error.errno, error.strerror)
+        return f"{Path(os.fsdecode(error.filename))}: {why}"
+    return str(error) or type(error).__name__
+
+
+def _defect(error: Exception) -> str:
+    """One line about an error that nobody foresaw; its traceback goes to a file."""
+    import tempfile
+    import traceback
+
+    first = " ".join((str(error).splitlines() or [""])[0].split())
+    text = f"unexpected {type(error).__name__}{': ' if first else ''}{first:.200}"
+    try:
+        handle, path = tempfile.mkstemp(prefix="apical-traceback-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return f"{text} (its traceback could not be written)"
+    return f"{text}. Its traceback is in {path}; please report it with your command"
 
 
 def _verb(name: str) -> Callable[[list[str]], int]:
@@ -92,10 +135,11 @@ def _list(words: list[str]) -> int:
 
 def _train(words: list[str]) -> int:
     from dataclasses import fields
+    from pathlib import Path
 
     from apical.bench.experiment.execution import Execution
     from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict
-    from apical.bench.storage import claims
+    from apical.bench.storage import claims, run_folder
     from apical.bench.training import loop
 
     parser = make_parser("train", "Train one net. If it is killed, the same command resumes it.")
@@ -106,12 +150,23 @@ def _train(words: list[str]) -> int:
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_argument("--folder", default=None, type=str,
                         help="folder of this run (default: RUNS/train/NAME-KEY)")  # fmt: skip
+    parser.add_argument("--again", default=False, action="store_true",
+                        help="if it is finished, remove its results and train once more")  # fmt: skip
     add_keep_memory(parser)
-    values = parse(parser, words)
+    add_trust(parser)
+    values = parse_settings(parser, words)
     execution = execution_of(values)
-    experiment = from_dict({field.name: values[field.name] for field in fields(Experiment)})
-    folder = values["folder"] or f"{values['runs']}/train/{experiment.name}"
+    named = {field.name: values[field.name] for field in fields(Experiment)}
+    experiment = from_dict(named, trust=True)  # by the options, or in a file that is trusted
+    folder = Path(values["folder"] or f"{values['runs']}/train/{experiment.name}")
     try:
+        run_folder.check(folder, experiment)
+        if run_folder.end(folder) is not None:
+            if values["again"]:
+                run_folder.renew(folder)
+            else:
+                day = run_folder.finished_on(folder)
+                print(f"finished on {day}; nothing was run (--again to repeat)")
         row = loop.run(experiment, folder, execution)
     except claims.Held as held:
         raise ValueError(str(held)) from held

@@ -12,10 +12,18 @@ Row = dict[str, Any]
 SHOWN = (("HAG", "own"), ("HAG", "exact"), ("SDHA", "own"), ("SDHA", "exact"), ("both", "transfer"))
 
 
-def search(run: str, evaluation: "Evaluation", transfer: Mapping[str, str], execution: Any) -> int:
+def search(
+    run: str,
+    evaluation: "Evaluation",
+    transfer: Mapping[str, str],
+    execution: Any,
+    *,
+    trust: bool = False,
+) -> int:
     """Attack the retrieval of a hash net, print what is left, and leave the records in its folder.
 
     Args: transfer: folders of the hash nets to transfer attacks from, by name.
+        trust: as of `load_run`.
     """
     from apical.bench.evaluate import retrieval
     from apical.bench.storage import claims
@@ -24,6 +32,7 @@ def search(run: str, evaluation: "Evaluation", transfer: Mapping[str, str], exec
         "device": execution.device,
         "data_root": execution.data_root,
         "download": execution.download,
+        "trust": trust,
     }
     net = retrieval.from_run(run, **where)
     others = {name: retrieval.from_run(path, **where) for name, path in transfer.items()}

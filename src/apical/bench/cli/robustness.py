@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apical.bench.cli.parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
+from apical.bench.cli.parsing import (
+    UsageError,
+    add_keep_memory,
+    add_trust,
+    execution_of,
+    make_parser,
+    parse,
+)
 from apical.bench.cli.robustness_tables import print_audits, print_rows
 
 if TYPE_CHECKING:
@@ -45,16 +52,18 @@ def robustness(words: list[str]) -> int:
     values = parse(_options(), words)
     execution = execution_of(values)
     evaluation = _evaluation(values)
-    if _learned_codes(values["run"]):
+    if _learned_codes(values["run"], trust=values["trust"]):
         from apical.bench.cli.retrieval import search
 
         asked = _of_codes(values, evaluation)
-        return search(values["run"], asked, _named(values["transfer"]), execution)
+        others = _named(values["transfer"])
+        return search(values["run"], asked, others, execution, trust=values["trust"])
     net, run = _target(values, execution)
     if values["audit_only"]:
         print_audits([found.row() for found in library.audits(net, evaluation, execution)])
         return 0
-    others = {name: _run(path, execution) for name, path in _named(values["transfer"]).items()}
+    trust = values["trust"]
+    others = {name: _run(path, execution, trust) for name, path in _named(values["transfer"]).items()}
     digests = {name: other.digest for name, other in others.items()}
     folder = library.place(run, evaluation, net.digest, digests)
     try:
@@ -88,6 +97,7 @@ def _options() -> Any:
         parser.add_argument(f"--{name}", default=default, type=kind, help=about)
     parser.add_class_arguments(Execution, None, skip={"checkpoint_steps"})
     add_keep_memory(parser)
+    add_trust(parser)
     return parser
 
 
@@ -130,14 +140,14 @@ def _evaluation(values: dict[str, Any]) -> "Evaluation":
     )
 
 
-def _learned_codes(run: str | None) -> bool:
+def _learned_codes(run: str | None, *, trust: bool) -> bool:
     """Whether a run trained a hash net, which has no classes to attack but a retrieval."""
     from apical.bench.evaluate.trained_net import experiment_of
 
     path = Path(run or "")
     folder = path.parent if path.is_file() else path
     described = run is not None and (folder / "experiment.json").exists()
-    return described and experiment_of(folder).hashing is not None
+    return described and experiment_of(folder, trust=trust).hashing is not None
 
 
 def _of_codes(values: dict[str, Any], evaluation: "Evaluation") -> "retrieval.Evaluation":
@@ -185,7 +195,7 @@ def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
         stray = [n for n in ("weights", "data", "size", "rule") if values[n] is not None]
         if stray:
             raise UsageError(f"--{stray[0]} belongs to --model; a run knows its own")
-        net = _run(values["run"], execution)
+        net = _run(values["run"], execution, values["trust"])
         path = Path(values["run"])
         return net, path.parent if path.is_file() else path
     if values["data"] is None:
@@ -203,10 +213,10 @@ def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
     return net, Path(values["runs"]) / "models" / net.name
 
 
-def _run(path: str, execution: Any) -> "Trained":
+def _run(path: str, execution: Any, trust: bool) -> "Trained":
     from apical.bench.evaluate import trained_net
 
-    return trained_net.from_run(path, **_where(execution))
+    return trained_net.from_run(path, **_where(execution), trust=trust)
 
 
 def _where(execution: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +154,7 @@ def evaluate(
     _check_classes(net, *others.values())
     evaluation_folder.check(folder, key)
     if found := rows(folder):
+        claims.clear(folder)  # a kill after the last row leaves one
         return found
     with loop.settings(execution), claims.hold(folder) as claim:
         if found := rows(folder):
@@ -194,9 +194,7 @@ def _report(
     still_mine: Any,
 ) -> RobustReport:
     path = folder / "trials.jsonl"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a torn last line is what going on mends
-        finished = [Trial.read(row) for row in records.read(path)]
+    finished = evaluation_folder.trials(folder, Trial.read)
     known, begin = {trial.key for trial in finished}, time.perf_counter()
     with progress.steps(net.name, quiet=execution.quiet) as show:
 
@@ -206,7 +204,7 @@ def _report(
             if trial.key not in known:
                 still_mine()
                 seconds = round(time.perf_counter() - begin, 3)
-                records.append(path, trial.record() | {"seconds": seconds})
+                records.append(path, trial.record() | {"seconds": seconds}, digest=True)
             begin = time.perf_counter()
 
         return robust_report(

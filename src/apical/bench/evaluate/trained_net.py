@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from apical import data, nets, rules
 from apical.attacks import Normalised
-from apical.bench.experiment.experiment import Experiment, from_dict
+from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_assignment
-from apical.bench.storage import checkpoint, records, run_folder
+from apical.bench.storage import checkpoint, records, run_folder, schema
 from apical.bench.training import build, splits
 from apical.core.convert import convert, feedback_modules
 from apical.names import from_path
@@ -67,40 +67,55 @@ class Run(NamedTuple):
 
 
 def load_run(
-    path: str | Path, *, device: str = "cpu", data_root: str | None = None, download: bool = True
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    data_root: str | None = None,
+    download: bool = True,
+    trust: bool = False,
 ) -> Run:
     """Experiment, records and trained net of a finished run, of images or of sequences.
 
     Args: path: of the run's folder, or of the checkpoint in it.
         data_root, download: where its data set lies, which decides the shape of the net.
-    Raises: ValueError if there is no run, it is not finished, or this version cannot build it.
+        trust: whether to import code outside this library that its settings name, as
+            ``my_nets:Net``; only for folders whose author you trust.
+    Raises: ValueError if there is no run, it is not finished, this version cannot build it, a file
+        of it is damaged, or it names code that is not trusted.
     """
     folder = _folder(Path(path))
-    experiment, _, model = _finished(folder, data_root=data_root, download=download)
+    experiment, _, model = _finished(folder, data_root=data_root, download=download, trust=trust)
     return Run(experiment, records.read(folder / "records.jsonl"), model.to(device))
 
 
 def from_run(
-    path: str | Path, *, device: str = "cpu", data_root: str | None = None, download: bool = True
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    data_root: str | None = None,
+    download: bool = True,
+    trust: bool = False,
 ) -> Trained:
     """The net of a finished run.
 
-    Args: path: of the run's folder, or of the checkpoint in it.
-    Raises: ValueError if there is no run, it is not finished, or this version cannot build it.
+    Args: path: of the run's folder, or of the checkpoint in it. trust: as of `load_run`.
+    Raises: ValueError as `load_run` does.
     """
     folder = _folder(Path(path))
-    experiment, images, model = _finished(folder, data_root=data_root, download=download)
+    found = _finished(folder, data_root=data_root, download=download, trust=trust)
+    experiment, images, model = found
     if not isinstance(images, data.ImageData):
         raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
     whole = Normalised(model, *splits.normalisation(experiment, images))
     bits = None if experiment.hashing is None else experiment.hashing.bits
-    return Trained(whole.to(device), images, digest_of_run(folder), folder.name, bits)
+    digest = digest_of_run(folder, trust=trust)
+    return Trained(whole.to(device), images, digest, folder.name, bits)
 
 
-def experiment_of(folder: Path) -> Experiment:
-    """The experiment in a run folder.
+def experiment_of(folder: Path, *, trust: bool = False) -> Experiment:
+    """The experiment in a run folder. Args: trust: as of `load_run`.
 
-    Raises: ValueError if there is none, or another version of apical wrote it.
+    Raises: ValueError if there is none, or as `run_folder.read` does.
     """
     described = folder / "experiment.json"
     if not described.exists():
@@ -108,19 +123,12 @@ def experiment_of(folder: Path) -> Experiment:
             f"{folder} is no run: it has no experiment.json. Give the folder that `apical train` "
             "printed, or a model of your own: --model package.module:callable --weights FILE"
         )
-    found = records.read_json(described)
-    experiment = from_dict(found["experiment"])
-    if experiment.key != found["key"]:
-        raise ValueError(
-            f"{folder} has the key {found['key']}, which here is {experiment.key}: another version "
-            "of apical made it. Evaluate it with that version (environment.json names it)"
-        )
-    return experiment
+    return run_folder.read(folder, trust=trust)
 
 
-def digest_of_run(folder: Path) -> str:
+def digest_of_run(folder: Path, *, trust: bool = False) -> str:
     """The digest of a finished run's net, without building it."""
-    experiment = experiment_of(folder)
+    experiment = experiment_of(folder, trust=trust)
     return pretrained.digest(_weights_of_run(folder, experiment), told=f"run {experiment.key}")
 
 
@@ -174,10 +182,10 @@ def _folder(path: Path) -> Path:
 
 
 def _finished(
-    folder: Path, *, data_root: str | None, download: bool
+    folder: Path, *, data_root: str | None, download: bool, trust: bool
 ) -> tuple[Experiment, build.Source, nn.Module]:
     """Settings, data and trained net, in eval mode, of a finished run."""
-    experiment = experiment_of(folder)
+    experiment = experiment_of(folder, trust=trust)
     state = run_folder.state(folder)
     if state != "finished":
         raise ValueError(
@@ -187,7 +195,10 @@ def _finished(
     source = build.load(experiment, data_root=data_root, download=download)
     with torch.random.fork_rng(devices=[]):
         model = build.build_model(experiment, source, epoch=experiment.epochs)
-    model.load_state_dict(_weights_of_run(folder, experiment))
+    try:
+        model.load_state_dict(_weights_of_run(folder, experiment))
+    except RuntimeError as error:
+        raise ValueError(f"{folder / 'checkpoint.pt'} does not fit its experiment: {error}") from error
     return experiment, source, model.eval()
 
 
@@ -204,6 +215,7 @@ def _weights_of_run(folder: Path, experiment: Experiment) -> dict[str, Tensor]:
             f"{path} belongs to the experiment {belongs_to.get('experiment')}, experiment.json "
             f"describes {experiment.key}"
         )
+    schema.check(state, {"model": {str: Tensor}}, str(path))
     return state["model"]
 
 

@@ -1,6 +1,12 @@
 """How and where runs are executed."""
 
+import os
 from dataclasses import dataclass
+
+from apical.names import check_literals
+
+MOST_THREADS = 256
+"""More than any machine's cores are allowed up to here; far more kill the process in OpenMP."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,10 @@ class Execution:
     quiet: bool = False
 
     def __post_init__(self) -> None:
+        check_literals(self, "execution")
+        most = max(MOST_THREADS, os.cpu_count() or 1)
+        if self.threads > most:
+            raise ValueError(f"execution: threads={self.threads} must be at most {most}")
         if self.threads < 1 or self.checkpoint_steps < 0:
             raise ValueError(
                 f"execution: threads={self.threads} must be at least 1 and "

@@ -7,9 +7,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from apical import nets
+from apical.bench.experiment import own_code
 from apical.bench.experiment.data_settings import DataSettings
 from apical.bench.experiment.learner_settings import (
     LearnerSettings,
@@ -140,7 +142,8 @@ class Experiment(
     @property
     def before(self) -> Experiment | None:
         """The experiment whose trained net this one starts from, if it does."""
-        return from_dict(self.start.source) if isinstance(self.start.source, dict) else None
+        source = self.start.source
+        return from_dict(source, trust=True) if isinstance(source, dict) else None
 
     def assignment(self, epoch: int = 0) -> Any:
         """What ``apical.convert`` takes once so many epochs (>= 0) are finished. On trained
@@ -165,11 +168,21 @@ class Experiment(
 
         return sequences.TASKS[self.task].loss
 
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """Digests of the user's own code and image folders, by their names in the fields. They are
+        those of the first time that this object was asked."""
+        return own_code.digests(to_dict(self))
+
     @property
     def key(self) -> str:
-        """Short hash of all that influences the outcome: the versions, and every field that
-        differs from its default. Left-out defaults keep old keys valid when a field is added;
-        whoever changes a default raises `VERSION`."""
+        """Short hash of all that influences the outcome: the versions, every field that differs
+        from its default, and the user's own code. Left-out defaults keep old keys valid when a
+        field is added; whoever changes a default raises `VERSION`."""
+        return self.key_with(self.code)
+
+    def key_with(self, code: Mapping[str, str]) -> str:
+        """The key that the experiment has, or had, with such `code`."""
         norm = bool(self.start.source)
         value = differing(self) | {"rule": rule_values(self.rule, norm=norm), "version": versions()}
         if not is_default(self.learner):
@@ -182,8 +195,11 @@ class Experiment(
         if norm:
             value["start"].pop("source")  # its content counts, not its place
             value["start"].pop("entry", None)
-            value["start"]["weights"] = self.before.key if self.before else self.start.digest
+            before = self.before
+            value["start"]["weights"] = before.key_with({}) if before else self.start.digest
             value["start"].pop("digest", None)
+        if code:
+            value["code"] = dict(code)
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
@@ -212,11 +228,20 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 
-def from_dict(values: Mapping[str, Any]) -> Experiment:
+def from_dict(
+    values: Mapping[str, Any], *, trust: bool = False, where: str = "the experiment"
+) -> Experiment:
     """The experiment of a JSON object; absent keys take their defaults.
 
-    Raises: ValueError for an unknown key, with similar names, or a value out of range.
+    Args:
+        trust: whether it may name code outside this library, as ``my_rules:Mine``, which is
+            imported then. Only for settings that the user wrote.
+        where: the file that they come from, for errors.
+    Raises: ValueError for an unknown key, with similar names, a value out of range, or code that
+        is not trusted.
     """
+    if not trust:
+        own_code.refuse(values, where)
     return from_json(Experiment, values, "experiment")
 
 

@@ -35,6 +35,9 @@ def build(
         if ":" not in name and "." not in name:
             raise unknown("optimizer", name, [*OPTIMIZERS, "package.module:Class"])
         chosen = from_path(name, "optimizer")
+        if not (isinstance(chosen, type) and issubclass(chosen, torch.optim.Optimizer)):
+            kind = chosen.__name__ if isinstance(chosen, type) else type(chosen).__name__
+            raise ValueError(f"optimizer {name!r} is {kind}, no class of torch.optim.Optimizer")
     allowed = [p for p in inspect.signature(chosen).parameters if p not in ("params", "lr")]
     for option in options:
         if option not in allowed:
@@ -48,6 +51,17 @@ def build(
     if name in FUSED and plain and not values.keys() & {"fused", "foreach", "differentiable"}:
         values["fused"] = True
     try:
+        if name not in OPTIMIZERS:
+            _try_step(chosen, lr, values)
         return chosen(given, lr=lr, **values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"optimizer {name} with lr={lr}, {options}: {error}") from error
+    except Exception as error:  # an optimizer of any package may raise anything
+        reason = error if str(error) else type(error).__name__
+        raise ValueError(f"optimizer {name} with lr={lr}, {options}: {reason}") from error
+
+
+def _try_step(kind: type[torch.optim.Optimizer], lr: float, values: dict[str, Any]) -> None:
+    """One step on a parameter of its own. Some classes cannot be used in a plain loop: LBFGS needs
+    a closure, SparseAdam sparse gradients; others check their options only when they step."""
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    parameter.grad = torch.ones(2, 2)
+    kind([parameter], lr=lr, **values).step()  # type: ignore[call-arg]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from apical import rules
-from apical.bench.experiment.settings import Settings, setting
+from apical.bench.experiment.settings import Settings, not_json, setting
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,15 @@ class RuleSettings(Settings):
     label: ClassVar[str] = "rule"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.switch, Mapping) or not_json(self.switch):
+            return super().__post_init__()  # which says what is wrong
         numbered = {  # JSON has the epochs as text
             int(epoch) if isinstance(epoch, str) and epoch.isdecimal() else epoch: rule
             for epoch, rule in self.switch.items()
         }
         in_order = dict(sorted(numbered.items(), key=lambda item: str(item[0]).zfill(9)))
         object.__setattr__(self, "switch", in_order)
-        super().__post_init__()
+        return super().__post_init__()
 
     def problems(self) -> list[str]:
         found = super().problems()

@@ -8,14 +8,19 @@ YAML and keys follow from the field.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from apical.names import literal_problems, type_hints, unknown
 
 S = TypeVar("S")
+
+DEEPEST = 20
+"""Levels of mappings and lists within a setting."""
 
 SHORT = 60
 """Characters up to which a message repeats the value of a setting."""
@@ -59,9 +64,14 @@ class Settings:
     def __post_init__(self) -> None:
         hints = type_hints(type(self))
         for option in dataclasses.fields(self):
-            if get_origin(hints[option.name]) is tuple:  # JSON gives back a list
+            if get_origin(hints[option.name]) is tuple and type(getattr(self, option.name)) is list:
                 object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
-        alone = [*literal_problems(self), *self._number_problems(hints)]
+        numbers = [o.name for o in dataclasses.fields(self) if o.metadata.get("interval")]
+        alone = [
+            *literal_problems(self, but=numbers),
+            *self._number_problems(hints),
+            *self._structure_problems(hints),
+        ]
         if problems := alone or [*self.problems(), *self._combination_problems()]:
             raise ValueError(f"{self.label}: " + "; ".join(problems))
 
@@ -82,11 +92,29 @@ class Settings:
             if interval is None or (value is None and option.default is None):
                 continue
             whole = int in (hints[option.name], *get_args(hints[option.name]))
-            if not isinstance(value, Integral if whole else Real):
+            if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
                 kind = "a whole number" if whole else "a number"
                 found.append(f"{option.name}={value!r}: must be {kind}")
             elif not _inside(value, interval):
                 found.append(f"{option.name}={value}: must {_in_words(interval)}")
+        return found
+
+    def _structure_problems(self, hints: Mapping[str, Any]) -> list[str]:
+        """A sentence for each mapping or group of settings that is none, or cannot be JSON."""
+        found = []
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            members = (hints[option.name], *get_args(hints[option.name]))
+            kinds = tuple(m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m))
+            mapping = any(get_origin(member) is dict for member in members)
+            absent = value is None and NoneType in members
+            if kinds and not absent and not isinstance(value, kinds):
+                found.append(f"{self._shown(option.name)}: must be a mapping of its settings")
+            elif mapping:
+                if not isinstance(value, Mapping) and not (str in members and type(value) is str):
+                    found.append(f"{self._shown(option.name)}: must be a mapping")
+                elif problem := not_json(value):
+                    found.append(f"{option.name}: {problem}")
         return found
 
     def _combination_problems(self) -> list[str]:
@@ -111,6 +139,33 @@ class Settings:
         """A setting in a message: with its value where that is short."""
         text = f"{name}={getattr(self, name)!r}"
         return text if len(text) <= SHORT else name
+
+
+def not_json(value: Any, place: str = "", depth: int = 0) -> str:
+    """What in a value JSON would not give back as it is, "" if nothing.
+
+    >>> not_json({"rate": float("nan")}), not_json({"a": [1, 2.5, None, "x"]})
+    ('rate=nan is no finite number', '')
+    """
+    if depth > DEEPEST:
+        return f"{place.split('.')[0]} is nested more than {DEEPEST} deep"
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+        for key in value:
+            if type(key) not in (str, int):
+                return f"key {key!r} is no text"
+        if len({str(key) for key in value}) < len(value):
+            return f"a key occurs twice, as number and as text: {', '.join(map(repr, value))}"
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    elif isinstance(value, bool | str | NoneType):
+        return ""
+    elif isinstance(value, Real):
+        return "" if math.isfinite(value) else f"{place}={value} is no finite number"
+    else:
+        return f"{place}={value!r} is a {type(value).__name__}, not of JSON's kinds"
+    inner = (not_json(each, f"{place}.{key}".lstrip("."), depth + 1) for key, each in items)
+    return next(filter(None, inner), "")
 
 
 def default_of(kind: type, name: str) -> Any:
@@ -139,6 +194,8 @@ def from_json(kind: type[S], values: Mapping[str, Any], where: str) -> S:
     """
     hints = type_hints(kind)
     names = [option.name for option in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected a mapping of settings, found {values!r:.60}")
     if problems := [str(unknown("key", key, names)) for key in values if key not in names]:
         raise ValueError(f"{where}: " + "; ".join(problems))
     made = dict(values)

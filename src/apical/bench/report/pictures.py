@@ -10,6 +10,7 @@ from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.names import display_name
 from apical.bench.report.sections import Section
 from apical.bench.report.table import Column, Shown, Table, percent
+from apical.bench.storage import evaluation_folder
 
 MOST_IMAGES, MOST_ATTACKS = 3, 3
 """Shown of each rule: enough to see what a radius looks like."""
@@ -102,13 +103,15 @@ def arrays(path: Path, shapes: Mapping[str, int]) -> dict[str, Any]:
     Raises: ValueError saying what is wrong with it.
     """
     import zipfile
+    import zlib
 
     import numpy
 
+    evaluation_folder.verify(path)
     try:
         with numpy.load(path, allow_pickle=False) as file:
             found = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     missing = sorted({*shapes, "eps"} - found.keys())
     if missing:

@@ -245,7 +245,10 @@ def _raster(path: Path) -> tuple[str, list[tuple[str, Any]]] | None:
     then of the attacked one; None without any."""
     if not path.exists():
         return None
-    found = arrays(path, {"names": 1})
+    try:
+        found = arrays(path, {"names": 1})
+    except (ValueError, OSError):  # the pictures of the same file say so on the page
+        return None
     layers = {name[7:]: each for name, each in found.items() if name.startswith("raster_")}
     names = [str(name) for name in found["names"]]
     place = next((i for i, name in enumerate(names) if name.endswith("/ exact")), None)

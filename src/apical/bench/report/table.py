@@ -138,9 +138,13 @@ def each(
     ]
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""Beginnings of a text that spreadsheets may run; some of them skip the blank ones."""
+
+
 def for_spreadsheet(value: Any) -> Any:
     """Text that no spreadsheet runs as a formula; other values as they are."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
 
 
 def for_markdown(text: str) -> str:

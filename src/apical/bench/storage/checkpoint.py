@@ -10,8 +10,22 @@ from typing import Any
 
 import torch
 
-FORMAT = 1
-"""Raised when the content of a checkpoint changes its meaning."""
+from apical.bench.storage import records, schema
+from apical.nets.pretrained import sealed
+
+FORMAT = 2
+"""Raised when the content of a checkpoint changes its meaning. Format 1 had no digest."""
+
+SHAPE = {
+    "model": dict,
+    "optimizer": dict,
+    "scaler": dict,
+    "position": dict,
+    "processes": [{"sums": torch.Tensor, "random": torch.Tensor}],
+    "rows": schema.COUNT,
+    "records?": str,
+}
+"""What the state of a run consists of."""
 
 
 def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> None:
@@ -24,16 +38,19 @@ def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> No
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with _interrupts_held():
-            with part.open("wb") as file:
+            with part.open("w+b") as file:
                 torch.save({"format": FORMAT, "belongs_to": belongs_to, "state": state}, file)
+                sealed.seal(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        part.unlink(missing_ok=True)
-        raise OSError(
-            f"cannot write the checkpoint {path}: {error}. The last one still stands: make room "
-            "or fix the permissions, and start the same command again to go on"
+        why = records.reason(error, path)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise records.StorageError(
+            f"cannot write the checkpoint {path}: {why}. The last one still stands: make room or "
+            "fix the permissions, and start the same command again to go on"
         ) from error
 
 
@@ -65,32 +82,47 @@ def load(path: Path, *, belongs_to: dict[str, Any]) -> dict[str, Any]:
     """
     state, found = read(path)
     _compare(path, found, belongs_to)
+    schema.check(state, SHAPE, str(path))
     return state
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state saved under ``path``, and what it belongs to.
 
-    Loads tensors and plain values only (``weights_only=True``): no code of a file is ever run.
+    The SHA-256 in the file is verified first. Then tensors and plain values are loaded, nothing
+    else (``weights_only=True``): no code of a file is ever run.
 
-    Raises: ValueError if the file is damaged or of another format.
+    Raises: ValueError if the file is damaged, of another format or incomplete.
     """
+    remedy = f"Remove it and {path.parent / 'records.jsonl'} to train the run anew; {_earlier(path)}"
     try:
+        has_digest = sealed.check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
+    except sealed.Damaged as error:
+        raise ValueError(f"{error}. {remedy}") from error
     except Exception as error:  # of a damaged file the reader raises anything
         raise ValueError(
-            f"{path} is no readable checkpoint ({_first_line(error)}). Remove the run folder "
-            f"{path.parent} to train it anew"
+            f"{path} is no readable checkpoint ({_first_line(error)}). {remedy}"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        given = content.get("format") if isinstance(content, dict) else None
+    given = content.get("format") if isinstance(content, dict) else None
+    if given not in (1, FORMAT) or isinstance(given, bool):
         raise ValueError(
-            f"{path} has checkpoint format {given}, this version of apical reads {FORMAT}. Use "
-            "the version that wrote it (environment.json names it), or train anew elsewhere"
+            f"{path} has checkpoint format {given}, this version of apical reads {FORMAT} and 1. "
+            "Use the version that wrote it (environment.json names it), or train anew elsewhere"
         )
+    if given == FORMAT and not has_digest:
+        raise ValueError(f"{path} is damaged: the SHA-256 at its end is lost. {remedy}")
+    schema.check(content, {"state": dict, "belongs_to": dict}, str(path))
     return content["state"], content["belongs_to"]
+
+
+def _earlier(path: Path) -> str:
+    others = sorted(p.name for p in path.parent.glob("checkpoint*.pt") if p != path)
+    if not others:
+        return "there is no older checkpoint beside it"
+    return f"or go on from an older checkpoint beside it ({', '.join(others)}): rename that"
 
 
 def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

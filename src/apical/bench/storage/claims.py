@@ -68,8 +68,9 @@ def hold(folder: Path) -> Iterator[Claim]:
 
 def clear(folder: Path) -> None:
     """Remove the claims of a folder in which nothing is left to be done."""
-    for number in _numbers(folder):
-        _path(folder, number).unlink(missing_ok=True)
+    for path in [_path(folder, number) for number in _numbers(folder)]:
+        with contextlib.suppress(IsADirectoryError, PermissionError):
+            path.unlink(missing_ok=True)
 
 
 def owner(folder: Path) -> str | None:
@@ -90,7 +91,7 @@ def _take(folder: Path) -> Claim:
     _write(mine, _identity())
     try:
         os.link(mine, _path(folder, number))  # atomic, with its content, and fails if it is there
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # taken, or finished and cleared
         raise Held(f"{folder} was just taken by another process") from None
     finally:
         mine.unlink(missing_ok=True)
@@ -98,16 +99,37 @@ def _take(folder: Path) -> Claim:
 
 
 def _free(path: Path) -> bool:
-    """Whether a claim is released or its owner dead."""
+    """Whether a claim is released or its owner dead.
+
+    Claims appear with their whole content, so one that is empty or cut was left by a crash of the
+    machine. One of another shape may be that of another version, alive while it shows it.
+    """
     values = _read(path)
-    if values.get("released"):
+    if values.get("released") is True:
         return True
-    if (values.get("host"), values.get("boot")) == (socket.gethostname(), _boot()):
-        return _started(values.get("pid", -1)) != values.get("started")
+    pid, started = values.get("pid"), values.get("started")
+    whole = type(pid) is int and pid > 0 and type(started) is int
+    if whole and (values.get("host"), values.get("boot")) == (socket.gethostname(), _boot()):
+        return _started(pid) != started
     try:
-        return time.time() - path.stat().st_mtime > STALE_AFTER
+        age = _now(path.parent) - path.stat().st_mtime
     except FileNotFoundError:
         return True
+    return abs(age) > STALE_AFTER  # no living owner sets a time far ahead
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of the file system that holds the folder, which stamps the claims."""
+    probe = folder / f"claim.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.now.part"
+    try:
+        probe.touch()
+        os.utime(probe)
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _beat(claim: Claim, stop: threading.Event) -> None:
@@ -140,7 +162,7 @@ def _started(pid: int) -> int | None:
             return None
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return None
     except PermissionError:
         pass
@@ -162,9 +184,16 @@ def _latest(folder: Path) -> int | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        if path.exists() and not path.is_file():
+            return {}
+        values = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {"released": True}  # cleared since: nothing is left to be done there
+    except (ValueError, RecursionError):
+        return {"released": True}  # cut: see _free
+    except OSError:  # a folder, or no permission
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import versions
 from apical.bench.storage import records
 from apical.bench.storage.environment import environment
 
+T = TypeVar("T")
+
+DIGESTS = "sha256.json"
+"""SHA-256 of each file of results of a finished evaluation."""
+
 
 def rows(folder: Path, last: str) -> list[dict[str, Any]]:
     """The rows of a finished evaluation, whose last is of the kind `last`; none while it is not."""
+    verify(folder / "records.jsonl")
     found = records.read(folder / "records.jsonl")
-    return found if found and found[-1]["kind"] == last else []
+    return found if found and found[-1].get("kind") == last else []
 
 
 def check(folder: Path, key: str) -> None:
@@ -42,6 +50,8 @@ def describe(
 
     Args: checkpoint: digest of the net. version: of the kind of evaluation, by its name.
     """
+    for part in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
+        part.unlink()  # left by a kill in the middle of a write; the claim says nobody writes now
     told = {"key": key, "versions": {**versions(), **version}}
     records.write_json(
         folder / "setting.json", told | {"checkpoint": checkpoint, "setting": dict(setting)}
@@ -53,9 +63,56 @@ def describe(
 
 
 def write_rows(folder: Path, made: Iterable[Mapping[str, Any]]) -> None:
-    """Write the rows of the report, whole."""
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in made)
-    records.write_bytes(folder / "records.jsonl", text.encode())
+    """Write the rows of the report, whole, and before them the digests of all results: the rows
+    say that the evaluation is finished."""
+    data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in made).encode()
+    digests = {"records.jsonl": hashlib.sha256(data).hexdigest()}
+    for name in ("trials.jsonl", "examples.npz"):
+        if (folder / name).exists():
+            digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    records.write_json(folder / DIGESTS, digests)
+    records.write_bytes(folder / "records.jsonl", data)
+
+
+def trials(folder: Path, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """The attacks that are finished, in a folder that may have been left by a kill.
+
+    Args: read: makes one of its row.
+    Raises: ValueError naming a line that is none, or is damaged, with the remedy.
+    """
+    path = folder / "trials.jsonl"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a torn last line is what going on mends
+        rows = records.read(path)
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append(read(row))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: no finished attack ({type(error).__name__}: {error}). Cut "
+                f"the file before this line (head -n {number - 1}) and start the same command "
+                "again: it goes on from the last good row"
+            ) from error
+    return found
+
+
+def verify(path: Path) -> None:
+    """Check a file of a finished evaluation against the SHA-256 that was stored at its end. Files
+    of evaluations under way, or made by versions that stored none, pass.
+
+    Raises: ValueError if it is damaged, with the remedy.
+    """
+    stored, finished = path.parent / DIGESTS, path.parent / "records.jsonl"
+    if not (stored.exists() and finished.exists() and path.exists()):
+        return
+    digest = records.read_json(stored).get(path.name)
+    if digest is not None and digest != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise ValueError(
+            f"{path} is damaged, or was changed: its SHA-256 is not the one in {DIGESTS}. Remove "
+            f"records.jsonl, {DIGESTS} and this file from {path.parent}, and start the same "
+            "command again: it goes on from the attacks that are left in trials.jsonl"
+        )
 
 
 def write_examples(folder: Path, values: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from apical.bench.storage import records
+from apical.bench.storage import evaluation_folder, records, schema
 
 FORMAT = 1
 """Raised when files packed before can no longer be read."""
@@ -72,7 +72,13 @@ class LooseFolder:
         return records.read_json(self.path / name) if (self.path / name).exists() else {}
 
     def rows(self, name: str) -> list[Row]:
-        return records.read(self.path / name)
+        path = self.path / name
+        evaluation_folder.verify(path)
+        found = records.read(path)
+        if path.name == "records.jsonl":
+            for number, row in enumerate(found, 1):
+                schema.check_row(row, f"{path}, line {number}")
+        return found
 
     def folders(self, name: str) -> list[str]:
         return sorted(folder.name for folder in (self.path / name).glob("*/"))
@@ -181,6 +187,7 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
     if not (study / STUDY).is_file() or is_packed(study):
         raise ValueError(f"{study} is no study as `apical study` leaves it: it has no {STUDY}, or "
                          "is packed already")  # fmt: skip
+    source = LooseFolder(study)
     lines: list[Row] = []
     rows: list[tuple[str, str, Row]] = []
     environments: dict[str, Row] = {}
@@ -193,7 +200,7 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
             environment = records.read_json(folder / "environment.json")
             line["environment"] = _digest(environment)[:12]
             environments[line["environment"]] = environment
-        found = {file: records.read(folder / f"{file}.jsonl") for file in ROW_FILES}
+        found = {file: source.rows(f"{name}/{file}.jsonl") for file in ROW_FILES}
         if found["records"]:
             line["last"] = found["records"][-1]
         lines.append(line)

@@ -16,32 +16,54 @@ from run to run, rows do not differ in number.
 """
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import secrets
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apical.bench.storage import schema
+
 Row = Mapping[str, Any]
 Pathlike = str | os.PathLike[str]
+
+
+DIGEST = "sha256"
+"""Key of a row under which its own digest is stored."""
+
+WHY = {
+    errno.EACCES: "no permission",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than allowed",
+    errno.ENOSPC: "the disk is full",
+    errno.EROFS: "the file system is read-only",
+}
+
+NEARLY_FULL = 1 << 20
+"""Bytes left on a disk that count as none."""
 
 
 class StorageError(OSError):
     """A result could not be written: disk full, folder missing or not writable."""
 
 
-def append(path: Pathlike, *rows: Row) -> None:
+def append(path: Pathlike, *rows: Row, digest: bool = False) -> None:
     """Add rows at the end of a JSON lines file and wait until they are on disk.
 
     Rows that belong together (one epoch: its losses and one row per layer) go into one call: after
     a kill they are mostly all there or all missing.
-    Args: rows: flat mappings of text to text, finite numbers, booleans, None or lists of these.
+    Args:
+        rows: flat mappings of text to text, finite numbers, booleans, None or lists of these.
+        digest: store the SHA-256 of each row in it, as `sha256`; `read` verifies and removes it.
     Raises: ValueError for a value JSON cannot hold (nan, inf, tensors), naming row kind and key;
         StorageError when the disk is full or the folder is not writable; earlier rows stay intact.
     """
-    data = b"".join(_line(row) for row in rows)
+    data = b"".join(_line({**row, DIGEST: _row_digest(row)} if digest else row) for row in rows)
     path = Path(path)
     try:
         fresh = not path.exists()
@@ -65,15 +87,27 @@ def read(path: Pathlike) -> list[dict[str, Any]]:
 
     A torn last line, left by a kill, is dropped with a warning. A file that is not there has no
     rows.
-    Raises: ValueError when a line before the last is no JSON object, naming file and line.
+    Raises: ValueError when a line before the last is no JSON object, or a row differs from the
+        SHA-256 that was stored with it, naming file and line.
     """
     path = Path(path)
     if not path.exists():
         return []
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
     rows, _, torn = _scan(path)
     if torn:
         warnings.warn(f"{path}: dropped a torn last line ({torn} bytes)", stacklevel=2)
     return rows
+
+
+def digest(path: Pathlike, rows: int) -> str | None:
+    """SHA-256 of the first `rows` rows of a JSON lines file as they are; None if it has fewer."""
+    path = Path(path)
+    _, ends, _ = _scan(path) if path.exists() else ([], [], 0)
+    if rows > len(ends):
+        return None
+    return hashlib.sha256(path.read_bytes()[: ends[rows - 1]] if rows else b"").hexdigest()
 
 
 def truncate(path: Pathlike, rows: int) -> None:
@@ -116,16 +150,42 @@ def write_json(path: Pathlike, value: Any) -> None:
 def read_json(path: Pathlike) -> Any:
     """Read a JSON file.
 
-    Raises: FileNotFoundError; ValueError when it is not JSON, naming file, line and column.
+    A file with a shape in `schema.FILES` is checked against it.
+
+    Raises: FileNotFoundError; ValueError when it is not JSON or of another shape, naming file and
+        place.
     """
+    path = Path(path)
+    if not path.is_file() and path.exists():  # a folder, or a pipe, which would never end
+        raise ValueError(f"{path} is no file")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_no_number
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason}") from error
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if path.name in schema.FILES:
+        schema.check(value, schema.FILES[path.name], str(path))
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of a JSON object, whose keys must differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
 
 
 def write_bytes(path: Pathlike, data: bytes) -> None:
@@ -158,6 +218,11 @@ def _line(row: Row) -> bytes:
         ) from error
 
 
+def _row_digest(row: Row) -> str:
+    text = json.dumps({k: v for k, v in row.items() if k != DIGEST}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _is_json(value: Any) -> bool:
     try:
         json.dumps(value, allow_nan=False)
@@ -181,6 +246,13 @@ def _scan(path: Path) -> tuple[list[dict[str, Any]], list[int], int]:
                 f"{path}, line {number}: not a row of JSON; only the last line may be torn. "
                 "The file was changed by something else: restore it or delete the run folder"
             )
+        stored = row.pop(DIGEST, None)
+        if stored is not None and stored != _row_digest(row):
+            raise ValueError(
+                f"{path}, line {number}: damaged, its content differs from the SHA-256 stored with "
+                f"it. Cut the file before this line (head -n {number - 1}) and start the same "
+                "command again: it goes on from the last good row"
+            )
         end += len(line)
         rows.append(row)
         ends.append(end)
@@ -191,8 +263,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json.loads(line, parse_constant=_no_number)
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
@@ -240,11 +312,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _storage_error(path: Path, error: OSError, state: str) -> StorageError:
-    reason = error.strerror or str(error)
+def reason(error: BaseException, path: Path) -> str:
+    """Why a file could not be written, in plain words."""
     if not path.parent.is_dir():
-        reason = f"the folder {path.parent} does not exist"
+        return f"the folder {path.parent} does not exist"
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for each in chain:
+        if isinstance(each, OSError) and each.errno in WHY:
+            return WHY[each.errno]
+    # torch's own writer says which of its checks failed, not why
+    if shutil.disk_usage(path.parent).free < NEARLY_FULL:
+        return WHY[errno.ENOSPC]
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+def _storage_error(path: Path, error: OSError, state: str) -> StorageError:
     return StorageError(
-        f"cannot write {path}: {reason}; {state}. "
+        f"cannot write {path}: {reason(error, path)}; {state}. "
         "Free some space or correct the folder's permissions, then start again"
     )

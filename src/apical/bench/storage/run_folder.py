@@ -1,10 +1,13 @@
 """A run folder: which experiment it holds, and how far that has come."""
 
+import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from apical.bench.experiment.experiment import Experiment, to_dict, versions
-from apical.bench.storage import records
+from apical.bench.experiment import own_code
+from apical.bench.experiment.experiment import Experiment, from_dict, to_dict, versions
+from apical.bench.storage import claims, records
 from apical.bench.storage.environment import environment
 
 ENDS = ("final", "stopped")
@@ -26,12 +29,59 @@ def check(folder: Path, experiment: Experiment) -> None:
             )
         return
     found = records.read_json(described)
-    if found.get("key") == experiment.key:
-        return
-    raise ValueError(
-        f"{folder} holds another experiment ({_difference(found, experiment)}). It was left "
-        "untouched: choose another folder, or remove this one"
-    )
+    if found["key"] != experiment.key:
+        raise ValueError(
+            f"{folder} holds another experiment ({_difference(found, experiment)}). It was left "
+            "untouched: choose another folder, or remove this one"
+        )
+    if _key(found, described, own_code.paths(to_dict(experiment))) != experiment.key:
+        raise ValueError(
+            f"{described} was changed: its settings do not have its key {found['key']} "
+            f"({_difference(found, experiment)}). Restore the file, or choose another folder"
+        )
+
+
+def read(folder: Path, *, trust: bool = False) -> Experiment:
+    """The experiment in a run folder, with the code and the image folder that it was run with.
+
+    Args: trust: as of ``from_dict``.
+    Raises: ValueError if there is none; it is damaged, or another version of apical wrote it; it
+        names code that is not trusted; or that code, or the image folder, has changed since.
+    """
+    path = folder / "experiment.json"
+    found = records.read_json(path)
+    key = _key(found, path, None if trust else ())
+    experiment = from_dict(found["experiment"], trust=True)  # it was checked for its key
+    if key != found["key"]:
+        raise ValueError(
+            f"{folder} has the key {found['key']}, which here is {key}: another version of apical "
+            "made it, or the file was changed. Evaluate it with that version (environment.json "
+            "names it)"
+        )
+    then = found.get("code", {})
+    if then and (changed := own_code.changes(then, experiment.code)):
+        raise ValueError(
+            f"{folder}: {'; '.join(changed)} changed since the run was made, so its net cannot be "
+            "built again. Restore what changed, or train anew"
+        )
+    return experiment
+
+
+def _key(found: dict[str, Any], path: Path, trusted: Container[str] | None) -> str:
+    """The key of the settings in an experiment.json, computed anew.
+
+    Args: trusted: paths to code that it may name; None: any.
+    """
+    values = found["experiment"]
+    for name, version in versions().items():
+        if found["versions"].get(name, version) > version:
+            raise ValueError(
+                f"{path} has version {found['versions'][name]} of {name}, this apical knows "
+                f"{version}: read it with the version that wrote it (environment.json names it)"
+            )
+    named = own_code.paths(values)
+    trust = trusted is None or (bool(named) and all(each in trusted for each in named))
+    return from_dict(values, trust=trust, where=str(path)).key_with(found.get("code", {}))
 
 
 def create(folder: Path, experiment: Experiment, execution: Any) -> None:
@@ -43,6 +93,8 @@ def create(folder: Path, experiment: Experiment, execution: Any) -> None:
         "versions": versions(),
         "experiment": to_dict(experiment),
     }
+    if experiment.code:
+        described["code"] = experiment.code
     if not (folder / "experiment.json").exists():
         records.write_json(folder / "experiment.json", described)
     here = environment() | {"device": execution.device, "run_threads": execution.threads}
@@ -55,6 +107,23 @@ def create(folder: Path, experiment: Experiment, execution: Any) -> None:
     if changed := {name: value for name, value in here.items() if last.get(name) != value}:
         found.setdefault("resumed_with", []).append(changed)
         records.write_json(path, found)
+
+
+def renew(folder: Path) -> None:
+    """Remove what a run has left, so that it is done again; evaluations of its net stay.
+
+    Raises: claims.Held if a living process works on it.
+    """
+    with claims.hold(folder):
+        for name in ("checkpoint.pt", "records.jsonl", "environment.json", "experiment.json"):
+            (folder / name).unlink(missing_ok=True)
+    claims.clear(folder)
+
+
+def finished_on(folder: Path) -> str:
+    """The day and time of a run's last record, as 2026-01-31 23:59."""
+    last = (folder / "records.jsonl").stat().st_mtime
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(last))
 
 
 def end(folder: Path) -> dict[str, Any] | None:
@@ -90,6 +159,7 @@ def _difference(found: dict[str, Any], experiment: Experiment) -> str:
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
     ]
+    told += own_code.changes(found.get("code", {}), experiment.code)
     if not told:
         told = [f"versions {found.get('versions')} there, {versions()} here"]
     return "; ".join(told)

@@ -50,6 +50,7 @@ class Assessment:
             "device": execution.device,
             "data_root": execution.data_root,
             "download": execution.download,
+            "trust": True,  # the study itself names what it runs, and the folder was checked
         }
         others = {name: from_run(run, **where) for name, run in self.surrogates.items()}
         robustness.evaluate(
@@ -76,7 +77,7 @@ def reuse(study: Study, root: Path) -> int:
         target = root / study.folder / name
         if target.exists():
             continue
-        source = next((f for f in sorted(root.glob(f"*/{name}")) if _readable(f)), None)
+        source = next((f for f in sorted(root.glob(f"*/{name}")) if _readable(f, entry)), None)
         if source is None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,8 +112,10 @@ def victims(
         if entry.setting in settings and _whole(folder / entry.experiment.name)
     ]
     known = {
-        name: Victim(folder / name, digest_of_run(folder / name))
-        for name in (entry.experiment.name for entry in done)
+        entry.experiment.name: Victim(
+            folder / entry.experiment.name, _digest(folder / entry.experiment.name, entry)
+        )
+        for entry in done
     }
     return [
         (
@@ -181,14 +184,20 @@ def _surrogates(study: Study, entry: Entry, done: Sequence[Entry]) -> dict[str, 
     return {e.rule: e.experiment.name for e in done if (*e.cell, e.experiment.seed) == wanted}
 
 
-def _readable(run: Path) -> bool:
+def _readable(run: Path, entry: Entry) -> bool:
     if not _whole(run):
         return False
     try:
-        digest_of_run(run)
-    except ValueError:
+        _digest(run, entry)
+    except (ValueError, OSError):
         return False
     return True
+
+
+def _digest(run: Path, entry: Entry) -> str:
+    """The digest of the net of a run. Raises: ValueError if it is not the run of this entry."""
+    run_folder.check(run, entry.experiment)
+    return digest_of_run(run, trust=True)  # what it names is what the study names
 
 
 def _whole(run: Path) -> bool:

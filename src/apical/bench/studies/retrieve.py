@@ -38,6 +38,7 @@ class Search:
             "device": execution.device,
             "data_root": execution.data_root,
             "download": execution.download,
+            "trust": True,  # the study itself names what it runs, and the folder was checked
         }
         retrieval.evaluate(
             retrieval.from_run(self.run, **where),

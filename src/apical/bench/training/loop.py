@@ -39,6 +39,7 @@ def run(
     run_folder.check(folder, experiment)
     ended = run_folder.end(folder)
     if ended is not None:
+        claims.clear(folder)  # a kill after the last row leaves one
         return ended
     build.check_device(execution.device, experiment)
     weights = pretraining.weights(experiment, folder, lambda e, place: run(e, place, execution))
@@ -88,6 +89,7 @@ def classification(
         if writes:
             still_mine()
             records.append(folder / "records.jsonl", *new)
+            state["records"] = records.digest(folder / "records.jsonl", rows)
             checkpoint.save(folder / "checkpoint.pt", state, belongs_to=belongs_to)
 
     if not (at.step or rows):

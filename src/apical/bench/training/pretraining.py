@@ -65,7 +65,12 @@ def _trained(before: Experiment, folder: Path, train: Train) -> pretrained.State
         raise ValueError(
             f"start: {folder} has records but no checkpoint.pt; remove the folder to train it anew"
         )
-    state, _ = checkpoint.read(folder / "checkpoint.pt")
+    state, belongs_to = checkpoint.read(folder / "checkpoint.pt")
+    if belongs_to.get("experiment") != before.key:
+        raise ValueError(
+            f"start: {folder / 'checkpoint.pt'} belongs to the experiment "
+            f"{belongs_to.get('experiment')}, not {before.key}; remove the folder to train it anew"
+        )
     return _plain(state["model"])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apical.bench.experiment.experiment import Experiment, versions
-from apical.bench.storage import checkpoint, records
+from apical.bench.storage import checkpoint, records, schema
 from apical.bench.training import build
 
 
@@ -27,6 +27,9 @@ class Position:
     step_ms: list[float] = field(default_factory=list)  # mean of each epoch
     train_loss: float = math.nan  # of the last epoch finished
     train_acc: float = math.nan
+
+
+_PLAIN = dataclasses.asdict(Position())
 
 
 def restore(
@@ -47,21 +50,48 @@ def restore(
     path = folder / "checkpoint.pt"
     if path.exists():
         state = checkpoint.load(path, belongs_to=belongs_to)
-        at, rows = Position(**state["position"]), state["rows"]
+        at, rows = _position(path, state["position"]), state["rows"]
+        if parts.group.rank == 0:
+            _check_records(folder, rows, state.get("records"))
         for epoch in range(1, at.epoch + 1):
             build.follow_switch(experiment, parts, epoch)
-        parts.model.load_state_dict(state["model"])
-        parts.optimizer.load_state_dict(state["optimizer"])
-        parts.scaler.load_state_dict(state["scaler"])
-        mine = state["processes"][parts.group.rank]
-        sums.copy_(mine["sums"])
-        torch.set_rng_state(mine["random"])
+        try:
+            parts.model.load_state_dict(state["model"])
+            parts.optimizer.load_state_dict(state["optimizer"])
+            parts.scaler.load_state_dict(state["scaler"])
+            mine = state["processes"][parts.group.rank]
+            sums.copy_(mine["sums"])
+            torch.set_rng_state(mine["random"])
+        except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"{path} does not fit the net of its experiment ({error}). Use the version of "
+                "apical that wrote it (environment.json names it), or train anew elsewhere"
+            ) from error
         if "cuda_random" in mine:
             torch.cuda.set_rng_state(mine["cuda_random"], parts.device)
     if parts.group.rank == 0:
         records.truncate(folder / "records.jsonl", rows)
     parts.group.wait()
     return at, sums, rows
+
+
+def _position(path: Path, values: dict[str, Any]) -> Position:
+    """The position in a checkpoint. Raises: ValueError if it is none."""
+    shape = {name: list if type(value) is list else type(value) for name, value in _PLAIN.items()}
+    schema.check(values, shape, f"{path}, position")
+    schema.check(values, {"step_ms": [float]}, f"{path}, position")
+    return Position(**{name: values[name] for name in _PLAIN})
+
+
+def _check_records(folder: Path, rows: int, digest: str | None) -> None:
+    """Raises: ValueError if the rows that a checkpoint counts are not those it was made with."""
+    path = folder / "records.jsonl"
+    if digest is not None and records.digest(path, rows) not in (digest, None):
+        raise ValueError(
+            f"{path} is damaged, or was changed: its first {rows} rows are not those that the "
+            f"checkpoint was made with. Restore it, or remove it and {folder / 'checkpoint.pt'} to "
+            "train the run anew"
+        )
 
 
 def state(parts: build.Parts, at: Position, sums: Tensor, rows: int) -> dict[str, Any]:

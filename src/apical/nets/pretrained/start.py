@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import Field, dataclass, field, fields
+from math import inf
 from typing import Any, Literal
 
 from apical.names import literal_problems
@@ -52,6 +53,8 @@ class Start:
     def __post_init__(self) -> None:
         for name in ("skip", "freeze", "train_only"):
             value = getattr(self, name)
+            if not isinstance(value, str | tuple | list):
+                raise ValueError(f"start: {name}={value!r} must be a list of patterns")
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         problems = self._problems()
         if problems:
@@ -64,6 +67,13 @@ class Start:
         if not self.source:
             return [f"{name} has no effect without a source" for name in changed]
         problems = literal_problems(self)
+        if not isinstance(self.source, str | dict):
+            problems.append(f"source={self.source!r} must be a text, or fields of an experiment")
+        for name in ("rename", "rates"):
+            if not isinstance(getattr(self, name), dict):
+                problems.append(f"{name}={getattr(self, name)!r} must be a mapping")
+        if problems:
+            return problems
         if not isinstance(self.source, str):
             problems += [
                 f"{name}={getattr(self, name)!r} has no effect with an experiment as source"
@@ -74,8 +84,8 @@ class Start:
             problems.append("freeze and train_only: give one of them")
         if self.head and not self.new_head and self.head_by == "rule":
             problems.append(f"head={self.head!r} has no effect on a head that stays as it is")
-        if any(not factor >= 0 for factor in self.rates.values()):
-            problems.append(f"rates={self.rates}: factors must be at least 0")
+        if any(type(f) not in (int, float) or not 0 <= f < inf for f in self.rates.values()):
+            problems.append(f"rates={self.rates}: factors must be numbers of at least 0")
         return problems
 
 

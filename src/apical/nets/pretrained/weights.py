@@ -14,6 +14,7 @@ from torch import Tensor
 
 from apical.names import unknown
 from apical.nets.external import import_package
+from apical.nets.pretrained.sealed import Damaged, check
 
 State = dict[str, Tensor]
 WRAPPED = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
@@ -109,7 +110,10 @@ def _file(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return _safetensors(path)
     try:
+        check(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged as error:
+        raise ValueError(f"{error}. Copy it again from where it came") from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
@@ -169,7 +173,8 @@ def _state_dict(found: Any, source: object, entry: str | None) -> Mapping[str, A
             raise unknown(f"entry of {label}", entry, map(str, found))
         return _state_dict(found[entry], source, None)
     if "belongs_to" in found and "state" in found:  # a checkpoint of Apical's
-        return _state_dict(found["state"]["model"], source, None)
+        inner = found["state"].get("model") if isinstance(found["state"], Mapping) else None
+        return _state_dict(inner, source, None)
     inside = [key for key in found if isinstance(found[key], Mapping) and _has_tensors(found[key])]
     if not any(isinstance(value, Tensor) for value in found.values()):
         known = [key for key in inside if key in WRAPPED] or inside

@@ -11,7 +11,6 @@ An evaluation lies in RUN/retrieval/KEY:
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,7 @@ def evaluate(
     key = evaluation.key(net.net.digest, digests)
     evaluation_folder.check(folder, key)
     if found := rows(folder):
+        claims.clear(folder)  # a kill after the last row leaves one
         return found
     with loop.settings(execution), claims.hold(folder) as claim:
         if found := rows(folder):
@@ -88,9 +88,7 @@ def _trials(
     quiet: bool,
 ) -> list[Trial]:
     path = folder / "trials.jsonl"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a torn last line is what going on mends
-        finished = {trial.step: trial for trial in map(Trial.read, records.read(path))}
+    finished = {trial.step: trial for trial in evaluation_folder.trials(folder, Trial.read)}
     steps = list(evaluation.steps_of(feedback=net.feedback, surrogates=list(others)))
     found = []
     with progress.steps(net.net.name, quiet=quiet) as show:
@@ -100,7 +98,7 @@ def _trials(
                 trial = trials.run(net, step, asked, evaluation, others)
                 still_mine()
                 seconds = round(time.perf_counter() - begin, 3)
-                records.append(path, trial.record() | {"seconds": seconds})
+                records.append(path, trial.record() | {"seconds": seconds}, digest=True)
                 finished[step] = trial
             found.append(finished[step])
             show(f"{step.attack} / {step.source}  eps {step.eps:.3g}", number, len(steps))

@@ -67,15 +67,24 @@ class Searched:
 
 
 def from_run(
-    path: str | Path, *, device: str = "cpu", data_root: str | None = None, download: bool = True
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    data_root: str | None = None,
+    download: bool = True,
+    trust: bool = False,
 ) -> Searched:
     """The hash net of a finished run.
 
+    Args: trust: as of `trained_net.load_run`.
     Raises: ValueError as `trained.from_run`, and for a run that learned no codes.
     """
-    net = trained_net.from_run(path, device=device, data_root=data_root, download=download)
+    net = trained_net.from_run(
+        path, device=device, data_root=data_root, download=download, trust=trust
+    )
     folder = Path(path)
-    experiment = trained_net.experiment_of(folder.parent if folder.is_file() else folder)
+    folder = folder.parent if folder.is_file() else folder
+    experiment = trained_net.experiment_of(folder, trust=trust)
     if experiment.hashing is None:
         raise ValueError(f"{folder} learned classes, no codes: there is no retrieval to attack")
     unit = dataclasses.replace(experiment, pixels="unit")

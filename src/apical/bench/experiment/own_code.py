@@ -1,0 +1,234 @@
+"""The user's own code and image folders in an experiment: where it is named, and its content.
+
+An experiment names rules, learners, nets, optimizers and data sets. A name of one of the library's
+tables stands for code of this library, whose versions are part of every key. A path, as
+``my_rules:Mine``, stands for code that its author edits, so a digest of the source is part of the
+key; likewise a digest of the listing of an image folder. Code of installed packages counts as that
+of torch does: by its name, with its version in environment.json.
+
+Importing what a path names runs that code. Settings that were read from a file may therefore name
+such paths only where the reader was told to trust the file.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from apical.bench.experiment.optimizers import OPTIMIZERS
+from apical.data.folder import SUFFIXES
+from apical.names import from_path
+
+FOLDER = "folder:"
+LIBRARIES = ("timm", "torchvision")
+"""Sources of nets by name, which import no other module."""
+
+FILES_OF_TIMM = (
+    *("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
+    "features_cls",
+)
+"""Options by which timm unpickles files or downloads them from anywhere."""
+
+DIGITS = 16
+
+
+def paths(experiment: Mapping[str, Any]) -> dict[str, str]:
+    """The paths to code that the fields of an experiment name, and what each stands for.
+
+    Args: experiment: in its JSON form, valid or not. That of a start is searched too.
+
+    >>> paths({"rule": {"conv*": "fa", "*": "sparse(my_rules:Mine)"}, "net": "timm:resnet18"})
+    {'my_rules:Mine': 'rule'}
+    """
+    found: dict[str, str] = {}
+    switch = experiment.get("switch")
+    rules = [experiment.get("rule"), *(switch.values() if isinstance(switch, Mapping) else ())]
+    for name in (name for rule in rules for name in _names(rule, "rule")):
+        if ":" in name:
+            found[name.rpartition("(")[2].rstrip(")")] = "rule"
+    for name in _names(experiment.get("learner"), "learner"):
+        if ":" in name:
+            found[name] = "learner"
+    optimizer = experiment.get("optimizer", "sgd")
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS and {":", "."} & set(optimizer):
+        found[optimizer] = "optimizer"
+    net = experiment.get("net")
+    if isinstance(net, str) and ":" in net and net.partition(":")[0] not in LIBRARIES:
+        found[net] = "net"
+    data = experiment.get("data")
+    if isinstance(data, str) and ":" in data and not data.startswith(FOLDER):
+        found[data] = "data set"
+    if before := _before(experiment):
+        found |= paths(before)
+    return found
+
+
+def refuse(experiment: Any, where: str, *, but: Mapping[str, Any] | None = None) -> None:
+    """Refuse settings read from a file that would run code which this library does not contain.
+
+    Args: where: the file, for the error. but: settings that the user gave in another way: what
+        they name is allowed.
+    Raises: ValueError naming what it would import, and how to allow it.
+    """
+    allowed = _runs(but or {})
+    if wanted := [each for each in _runs(experiment) if each not in allowed]:
+        raise ValueError(
+            f"{where} names code to run: {', '.join(wanted)}. Nothing was imported. If you wrote "
+            "that code or have read it, allow it with --trust (in Python: trust=True)"
+        )
+
+
+def _runs(experiment: Any) -> list[str]:
+    """What settings would import or unpickle, in words."""
+    if not isinstance(experiment, Mapping):
+        return []
+    found = [f"{what} {path!r}" for path, what in paths(experiment).items()]
+    level: Any = experiment
+    while level:
+        options = level.get("net_options")
+        if str(level.get("net")).startswith("timm:") and isinstance(options, Mapping):
+            found += [f"timm's option {n!r}" for n in options if n in FILES_OF_TIMM]
+        level = _before(level)
+    return found
+
+
+def digests(experiment: Mapping[str, Any]) -> dict[str, str]:
+    """A digest of the source of each path that the fields name, and of the listing of an image
+    folder; nothing for code of installed packages. Imports what is named.
+
+    Raises: ValueError as `from_path` does.
+    """
+    found = {path: _source_digest(path, what) for path, what in paths(experiment).items()}
+    level: Any = experiment
+    while level:
+        data = level.get("data")
+        if isinstance(data, str) and data.startswith(FOLDER):
+            found[data] = _listing_digest(Path(data.removeprefix(FOLDER)).expanduser())
+        level = _before(level)
+    return {name: digest for name, digest in sorted(found.items()) if digest}
+
+
+def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What changed between two results of `digests`, a few words each."""
+    found = []
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            kind = "the files of" if name.startswith(FOLDER) else "the source of"
+            found.append(
+                f"{kind} {name} (digest {then.get(name, 'none')}, now {now.get(name, 'none')})"
+            )
+    return found
+
+
+def _names(value: Any, key: str) -> Iterator[str]:
+    """All names in a rule or learner, however it is written."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        parts = [value[key], value.get("inner")] if key in value else list(value.values())
+        for part in parts:
+            yield from _names(part, key)
+
+
+def _before(experiment: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    start = experiment.get("start")
+    source = start.get("source") if isinstance(start, Mapping) else None
+    return source if isinstance(source, Mapping) else None
+
+
+_known: dict[str, tuple[ModuleSpec | None, str]] = {}
+"""By path: the import that its digest belongs to. An edit counts once the module is loaded again:
+until then, the code in memory is the old one."""
+
+
+def _source_digest(path: str, what: str) -> str:
+    found = from_path(path, what)
+    module = sys.modules[path.partition(":")[0] if ":" in path else path.rpartition(".")[0]]
+    spec = module.__spec__
+    if path not in _known or _known[path][0] is not spec:
+        _known[path] = (spec, _digest_of_files(module, found))
+    return _known[path][1]
+
+
+def _digest_of_files(module: ModuleType, found: object) -> str:
+    """Of the module's file and the files that it imports from its own package or folder. "" for
+    installed packages."""
+    file = getattr(module, "__file__", None)
+    if file is None:  # a notebook, an interpreter
+        return hashlib.sha256(inspect.getsource(found).encode()).hexdigest()[:DIGITS]  # type: ignore[arg-type]
+    path = Path(file).resolve()
+    if _installed(path):
+        return ""
+    name = "" if module.__name__ == "__main__" else module.__name__
+    levels = len(name.split(".")) - (path.name != "__init__.py")
+    root = path.parent if not name else path.parents[levels]
+    total = hashlib.sha256()
+    for each in sorted(_closure(path, root)):
+        total.update(f"{each.relative_to(root).as_posix()}\0".encode())
+        total.update(hashlib.sha256(each.read_bytes()).digest())
+    return total.hexdigest()[:DIGITS]
+
+
+def _installed(path: Path) -> bool:
+    """Whether a file belongs to Python, an installed package or this library."""
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        return True
+    places = (Path(sysconfig.get_path("stdlib")).resolve(), Path(__file__).resolve().parents[2])
+    return any(path.is_relative_to(place) for place in places)
+
+
+def _closure(path: Path, root: Path) -> set[Path]:
+    """A file, and the files below `root` that it imports, directly or through others."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        if file.suffix == ".py":
+            waiting += _imported(file, root)
+    return found
+
+
+def _imported(file: Path, root: Path) -> Iterator[Path]:
+    """Files below `root` that the statements of a file may import."""
+    package = file.relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        names: list[tuple[str, ...]] = []
+        if isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = (*above, *(node.module.split(".") if node.module else ()))
+            names = [base, *((*base, alias.name) for alias in node.names)]
+        for parts in names:
+            for length in range(1, len(parts) + 1):
+                place = root.joinpath(*parts[:length])
+                for each in (place.with_suffix(".py"), place / "__init__.py"):
+                    if each.is_file():
+                        yield each.resolve()
+
+
+def _listing_digest(folder: Path) -> str:
+    """Of the names and sizes of all images in a folder, in order; "" where there is none."""
+    total = hashlib.sha256()
+    count = 0
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIXES):
+                path = Path(place, name)
+                size = path.lstat().st_size
+                total.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+                count += 1
+    return total.hexdigest()[:DIGITS] if count else ""

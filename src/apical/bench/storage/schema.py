@@ -1,0 +1,168 @@
+"""One check of shape for everything that is read from a file: names, types, ranges, and where.
+
+A shape is a type, a tuple of types, `[shape]` for a list, `{name: shape}` for a mapping with these
+names (`"name?"` may be absent; others are allowed), or `{str: shape}` for a mapping of any names.
+Whole numbers pass for `float`, and True for no number. Numbers must be finite.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Shape = Any
+
+NUMBER = (int, float)
+
+COUNT = "a whole number of at least 0"
+"""A shape beside the types: rows, epochs, steps."""
+
+EXPERIMENT_FILE: Shape = {
+    "key": str,
+    "versions": {str: int},
+    "experiment": dict,
+    "code?": {str: str},
+}
+SETTING_FILE: Shape = {"key": str, "versions?": {str: int}, "checkpoint?": str, "setting": dict}
+ENVIRONMENT_FILE: Shape = {"resumed_with?": [dict]}
+
+_NAMED: Shape = {"setting": str, "rule": str}
+_RUN: Shape = {"folder": str, **_NAMED, "seed": int}
+_PUBLISHED: Shape = {
+    **_NAMED,
+    "metric": str,
+    "value": float,
+    "unit": str,
+    "source": str,
+    "n?": int,
+    "other_scale?": str,
+}
+STUDY_FILE: Shape = {
+    "name": str,
+    "title": str,
+    "tier": str,
+    "command": str,
+    "runs": [{**_RUN, "command?": str}],
+    "published": [_PUBLISHED],
+    "notes": [str],
+    "search?": [{**_NAMED, "lr": float, "tries": [{"lr": float}]}],
+    "curves?": [{**_NAMED, "metric": str, "values": {str: float}, "source": str}],
+    "robustness?": [{**_RUN, "evaluation": str}],
+    "retrieval?": [{**_RUN, "evaluation": str}],
+    "robust_published?": [{**_PUBLISHED, "attack": str, "eps": float}],
+}
+
+FILES: Mapping[str, Shape] = {
+    "environment.json": ENVIRONMENT_FILE,
+    "experiment.json": EXPERIMENT_FILE,
+    "setting.json": SETTING_FILE,
+    "sha256.json": {str: str},
+    "study.json": STUDY_FILE,
+}
+"""Shapes of the JSON files of runs and studies."""
+
+COUNTS = "count epoch examples feedback_bytes parameters step".split()
+TEXTS = "before kind reason rule verdict where".split()
+NUMBERS = "_acc _loss _map _ms _deg".split()
+SHARES = "_acc accuracy".split()
+"""Names of values in rows, or ends of names, that are counts, texts, numbers, shares in [0, 1]."""
+
+OF_KIND: Mapping[str, tuple[str, ...]] = {
+    "epoch": ("epoch",),
+    "final": ("epoch",),
+    "layer": ("layer",),
+    "stopped": ("reason",),
+    "test": ("epoch",),
+}
+"""Names that a row of a kind must have."""
+
+
+def check(value: Any, shape: Shape, where: str) -> None:
+    """Check a value that was read from a file.
+
+    Args: where: the file, and the line if it has lines.
+    Raises: ValueError naming file, place, what was found and what is allowed.
+    """
+    if problem := _problem(value, shape, ""):
+        raise ValueError(f"{where}: {problem}")
+
+
+def check_row(row: Mapping[str, Any], where: str) -> None:
+    """Check a row of records.jsonl. Raises: ValueError as `check` does."""
+    kind = row.get("kind")
+    if not isinstance(kind, str):
+        raise ValueError(f"{where}: kind is {_short(kind)}, expected a text")
+    for name in OF_KIND.get(kind, ()):
+        if name not in row:
+            raise ValueError(f"{where}: a row of kind {kind!r} without {name!r}")
+    for name, value in row.items():
+        shape = _shape_of(name)
+        if shape is not None and value is not None and (problem := _problem(value, shape, name)):
+            raise ValueError(f"{where}: {problem}")
+        if name.endswith(tuple(SHARES)) and isinstance(value, NUMBER) and not 0 <= value <= 1:
+            raise ValueError(f"{where}: {name}={value} is outside [0, 1]")
+
+
+def _shape_of(name: str) -> Shape:
+    if name in TEXTS:
+        return str
+    if name in COUNTS:
+        return COUNT
+    return float if name.endswith(tuple(NUMBERS)) and name != "zero_loss" else None
+
+
+def _problem(value: Any, shape: Shape, place: str) -> str:
+    """What does not fit, "" if all does."""
+    if shape == COUNT:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return "" if whole and value >= 0 else f"{place or 'it'} is {_short(value)}, expected {COUNT}"
+    if isinstance(shape, list):
+        if not isinstance(value, list | tuple):
+            return f"{place or 'it'} is {_short(value)}, expected a list"
+        inner = (_problem(v, shape[0], f"{place}[{i}]") for i, v in enumerate(value))
+        return next(filter(None, inner), "")
+    if isinstance(shape, Mapping):
+        return _problem_of_mapping(value, shape, place)
+    if _is(value, shape):
+        return ""
+    return f"{place or 'it'} is {_short(value)}, expected {_word(shape)}"
+
+
+def _problem_of_mapping(value: Any, shape: Mapping[Any, Shape], place: str) -> str:
+    if not isinstance(value, Mapping):
+        return f"{place or 'it'} is {_short(value)}, expected a mapping"
+    if str in shape:
+        inner = (_problem(v, shape[str], f"{place}.{k}".lstrip(".")) for k, v in value.items())
+        return next(filter(None, inner), "")
+    for key, each in shape.items():
+        name = key.removesuffix("?")
+        inside = f"{place}.{name}".lstrip(".")
+        if name not in value:
+            if name == key:
+                return f"{inside} is missing"
+        elif problem := _problem(value[name], each, inside):
+            return problem
+    return ""
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _word(kind: type) -> str:
+    words = {
+        bool: "true or false",
+        dict: "a mapping",
+        float: "a finite number",
+        int: "a whole number",
+        str: "a text",
+    }
+    return words.get(kind, f"a {kind.__name__}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

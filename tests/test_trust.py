@@ -1,0 +1,517 @@
+"""What is read from files is checked: damage, code that a file names, code that was edited."""
+
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apical.bench import Execution, Experiment, load_run
+from apical.bench.cli.main import main
+from apical.bench.evaluate.trained_net import from_run
+from apical.bench.experiment import own_code
+from apical.bench.experiment.experiment import from_dict, to_dict
+from apical.bench.storage import checkpoint, claims, evaluation_folder, records, run_folder
+from apical.bench.training import loop
+from apical.nets import pretrained
+
+SMALL = Experiment(
+    net="mlp", net_options={"hidden": [8]}, epochs=2, train_images=200, test_images=50
+)
+QUIET = Execution(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: Any) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    loop.run(SMALL, folder, QUIET)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current folder, whose modules are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def interrupted(run: Path) -> Path:
+    """Make a finished run one that was killed before its last row."""
+    rows = records.read(run / "records.jsonl")
+    records.truncate(run / "records.jsonl", len(rows) - 1)
+    return run
+
+
+# damage
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """30 bytes anywhere in a file are others."""
+    found, draw = bytearray(data), random.Random(seed)
+    for place in draw.sample(range(len(found)), 30):
+        found[place] ^= draw.randrange(1, 256)
+    return bytes(found)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_damaged_checkpoint_is_refused_by_whoever_reads_it(run: Path, seed: int) -> None:
+    path = run / "checkpoint.pt"
+    path.write_bytes(damaged(path.read_bytes(), seed))
+    before = (run / "records.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt .*Remove it and"):
+        load_run(run)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+        from_run(run)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+        pretrained.read(path)
+    assert (run / "records.jsonl").read_bytes() == before
+    interrupted(run)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+        loop.run(SMALL, run, QUIET)
+
+
+def test_one_bit_of_the_weights_or_of_the_digest_is_enough(run: Path) -> None:
+    path = run / "checkpoint.pt"
+    whole = path.read_bytes()
+    for place in (len(whole) // 2, len(whole) - 1, len(whole) - 70):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="damaged|no readable checkpoint"):
+            checkpoint.read(path)
+
+
+def earlier_form(path: Path) -> None:
+    """Write a checkpoint as version 0.2 did: format 1, no digest."""
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "format": 1}, path)
+
+
+def test_checkpoints_of_earlier_versions_load_and_their_damage_is_found_too(run: Path) -> None:
+    path = run / "checkpoint.pt"
+    whole = load_run(run).model.state_dict()
+    earlier_form(path)
+    again = load_run(run).model.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+    data = path.read_bytes()
+    value = whole["fc1.weight"].numpy().tobytes() if "fc1.weight" in whole else None
+    place = data.find(value or next(iter(whole.values())).numpy().tobytes())
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    with pytest.raises(ValueError, match="checksum"):
+        load_run(run)
+
+
+def test_a_checkpoint_is_still_a_file_of_torch(run: Path) -> None:
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["format"] == checkpoint.FORMAT
+
+
+def test_an_older_checkpoint_beside_a_damaged_one_is_named(run: Path) -> None:
+    path = run / "checkpoint.pt"
+    shutil.copy(path, run / "checkpoint.older.pt")
+    path.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"go on from an older .*checkpoint\.older\.pt"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rows": -1}, "rows is -1, expected a whole number of at least 0"),
+        ({"rows": "2"}, "rows is '2'"),
+        ({"position": {}}, "position: epoch is missing"),
+        ({"position": []}, r"position is \[\], expected a mapping"),
+        ({"processes": [{}]}, r"processes\[0\]\.sums is missing"),
+        ({"model": {}}, "does not fit the net"),
+        ({"optimizer": {}}, "does not fit the net"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_named(
+    run: Path, change: dict[str, Any], told: str
+) -> None:
+    state, belongs_to = checkpoint.read(run / "checkpoint.pt")
+    checkpoint.save(run / "checkpoint.pt", {**state, **change}, belongs_to=belongs_to)
+    with pytest.raises(ValueError, match=told):
+        loop.run(SMALL, interrupted(run), QUIET)
+
+
+def test_changed_rows_of_an_interrupted_run_are_found(run: Path) -> None:
+    path = interrupted(run) / "records.jsonl"
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7', 1))
+    with pytest.raises(ValueError, match=r"records\.jsonl is damaged.* first \d rows"):
+        loop.run(SMALL, run, QUIET)
+
+
+def test_a_damaged_row_with_a_digest_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    rows = [{"attack": "pgd", "eps": n / 10} for n in range(4)]
+    records.append(path, *rows, digest=True)
+    assert records.read(path) == rows
+    path.write_text(path.read_text().replace("0.2", "0.7"))
+    with pytest.raises(ValueError, match=r"trials\.jsonl, line 3: damaged.*head -n 2.*last good"):
+        records.read(path)
+
+
+def test_files_of_a_finished_evaluation_are_verified(tmp_path: Path) -> None:
+    records.append(tmp_path / "trials.jsonl", {"attack": "pgd"}, digest=True)
+    evaluation_folder.write_examples(tmp_path, {"x": [1.0], "eps": 0.1})
+    evaluation_folder.write_rows(tmp_path, [{"kind": "verdict", "verdict": "robust"}])
+    names = ("records.jsonl", "trials.jsonl", "examples.npz")
+    for name in names:
+        evaluation_folder.verify(tmp_path / name)
+    for name in names:
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.write_bytes(damaged(whole * 2, 0)[: len(whole)] if len(whole) < 30 else damaged(whole, 0))
+        with pytest.raises(ValueError, match=rf"{name} is damaged"):
+            evaluation_folder.verify(path)
+        path.write_bytes(whole)
+    (tmp_path / evaluation_folder.DIGESTS).unlink()  # as earlier versions left it
+    assert evaluation_folder.rows(tmp_path, "verdict")
+
+
+# code that a file names
+
+EVIL = "import pathlib\npathlib.Path({mark!r}).touch()\n"
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "net of the standard library": {"net": "subprocess:Popen", "net_options": {"args": ["touch"]}},
+    "net": {"net": "evil_mod:X"},
+    "rule": {"rule": "evil_mod:X"},
+    "rule in a wrapper": {"rule": "sparse(evil_mod:X)"},
+    "rule in a mapping": {"rule": {"fc*": "bp", "*": {"rule": "sparse(fa)", "inner": "evil_mod:X"}}},
+    "rule later": {"switch": {"1": {"rule": "evil_mod:X"}}},
+    "learner": {"learner": {"learner": "evil_mod:X", "gamma": 1.0}},
+    "optimizer": {"optimizer": "evil_mod.X"},
+    "data": {"data": "evil_mod:make"},
+    "start": {"start": {"source": {"rule": "evil_mod:X"}}},
+    "start of a start": {"start": {"source": {"start": {"source": {"net": "evil_mod:X"}}}}},
+    "pickle of timm": {"net": "timm:resnet18", "net_options": {"checkpoint_path": "evil.pt"}},
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_folder_creates_no_file_and_imports_nothing(
+    run: Path, here: Path, change: dict[str, Any], capsys: Any
+) -> None:
+    mark = here / "EXECUTED"
+    (here / "evil_mod.py").write_text(EVIL.format(mark=str(mark)))
+    described = records.read_json(run / "experiment.json")
+    described["experiment"] |= change
+    (run / "experiment.json").write_text(json.dumps(described))
+    (here / "config.yaml").write_text(json.dumps(change))
+    files = set(here.rglob("*"))
+    calls = [["robustness", "run"], ["robustness", "run/checkpoint.pt"], ["report", "run"]]
+    calls.append(["train", "--config", "config.yaml", "--epochs", "1"])
+    for words in calls:
+        status = main(words)
+        told = capsys.readouterr().err
+        assert words[0] == "report" or (status == 1 and "--trust" in told), (words, told)
+    for read in (load_run, from_run):
+        with pytest.raises(ValueError, match="names code to run"):
+            read(run)
+    with pytest.raises(ValueError):
+        loop.run(SMALL, run, QUIET)
+    assert not mark.exists() and "evil_mod" not in sys.modules
+    assert {p for p in set(here.rglob("*")) - files if "report" not in p.parts} == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "schedule: evil_mod.X",
+        "hashing: evil_mod.X",
+        "start: evil_mod.X",
+        "schedule: {class_path: evil_mod.X}",
+        "net_options: {hidden: {class_path: evil_mod.X}}",
+        "net_options.hidden.class_path: evil_mod.X",
+        "rule.rule: 'evil_mod:X'",
+        "rule: !!python/object/apply:os.system ['touch EXECUTED']",
+        "trust: true\nrule: 'evil_mod:X'",
+    ],
+)
+def test_a_hostile_config_imports_nothing(here: Path, text: str, capsys: Any) -> None:
+    (here / "evil_mod.py").write_text(EVIL.format(mark=str(here / "EXECUTED")))
+    (here / "config.yaml").write_text(text)
+    assert main(["train", "--config", "config.yaml", "--epochs", "1"]) in (1, 2)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert sorted(p.name for p in here.iterdir()) == ["config.yaml", "evil_mod.py"]
+    assert "evil_mod" not in sys.modules
+
+
+OWN = """
+import torch
+from helper_of_mine import SIGN
+from apical.data import load as load_digits
+from apical.rules import FA
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Mine(FA):
+    def matrix(self, weight, matrix):
+        return SIGN * matrix
+
+class Net(torch.nn.Sequential):
+    def __init__(self, in_shape, num_classes):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))
+"""
+TRAIN = ["train", "--epochs", "1", "--train_images", "100", "--test_images", "50", "--quiet", "true"]
+
+
+def apical(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A process of its own, as every call of the command line is."""
+    code = "import sys; from apical.bench.cli.main import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_own_code_runs_by_flags_and_runs_again_after_an_edit(tmp_path: Path) -> None:
+    (tmp_path / "my_code.py").write_text(OWN)
+    (tmp_path / "helper_of_mine.py").write_text("SIGN = 1.0\n")
+    words = [*TRAIN, "--rule", "my_code:Mine", "--net", "my_code:Net"]
+    first = apical(*words, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    again = apical(*words, folder=tmp_path)
+    assert "; nothing was run (--again to repeat)" in again.stdout
+    (tmp_path / "helper_of_mine.py").write_text("SIGN = -1.0\n")  # it is imported by the rule
+    edited = apical(*words, folder=tmp_path)
+    assert "nothing was run" not in edited.stdout
+    one, other = (each.stdout.splitlines()[-1] for each in (first, edited))
+    assert one != other and first.stdout.splitlines()[0] != ""
+    # the folder was made here, yet reading it later needs trust, and the code as it was
+    assert "--trust" in apical("robustness", one, "--audit_only", folder=tmp_path).stderr
+    stale = apical("robustness", one, "--audit_only", "--trust", folder=tmp_path)
+    assert "the source of my_code:Mine" in stale.stderr and stale.returncode == 1
+    fresh = apical("robustness", other, "--audit_only", "--trust", folder=tmp_path)
+    assert fresh.returncode == 0, fresh.stderr
+    named = apical(*words, "--folder", one, folder=tmp_path)
+    assert "holds another experiment (the source of my_code:Mine" in named.stderr
+
+
+def test_again_repeats_a_finished_run(here: Path, capsys: Any) -> None:
+    assert main(TRAIN) == 0
+    assert "nothing was run" not in capsys.readouterr().out
+    assert main(TRAIN) == 0
+    first = capsys.readouterr().out
+    assert f"finished on {time.strftime('%Y-')}" in first
+    (folder,) = (here / "runs" / "train").iterdir()
+    before = (folder / "checkpoint.pt").stat().st_mtime_ns
+    assert main([*TRAIN, "--again"]) == 0
+    assert "nothing was run" not in capsys.readouterr().out
+    assert (folder / "checkpoint.pt").stat().st_mtime_ns > before
+    assert run_folder.state(folder) == "finished"
+
+
+def test_a_changed_image_folder_is_another_experiment(tmp_path: Path) -> None:
+    for name in ("train/a/0.png", "train/b/0.png", "val/a/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    keys = [Experiment(data=f"folder:{tmp_path}").key]
+    (tmp_path / "train/a/1.png").write_bytes(b"x")
+    keys.append(Experiment(data=f"folder:{tmp_path}").key)
+    (tmp_path / "train/a/1.png").write_bytes(b"xx")
+    keys.append(Experiment(data=f"folder:{tmp_path}").key)
+    shutil.rmtree(tmp_path / "train" / "b")
+    keys.append(Experiment(data=f"folder:{tmp_path}").key)
+    assert len(set(keys)) == 4
+
+
+def test_installed_packages_and_the_library_itself_have_no_digest() -> None:
+    named = {"optimizer": "torch.optim:Adamax", "rule": "apical.rules.fa:FA"}
+    assert own_code.digests(named) == {}
+    assert from_dict(to_dict(SMALL)).code == {}
+
+
+@pytest.mark.parametrize("kind", ["rule", "learner", "net", "optimizer"])
+@pytest.mark.parametrize("path", ["os:system", "subprocess:Popen", "json:JSONDecoder", "os:sep"])
+def test_what_a_path_finds_must_be_of_its_kind(kind: str, path: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{kind}|{path}"):
+        experiment = Experiment(**{kind: path})  # type: ignore[arg-type]
+        loop.run(experiment, tmp_path / "run", QUIET)
+
+
+# the shape of files
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([], r"it is \[\], expected a mapping"),
+        ({}, "key is missing"),
+        ({"key": "x", "versions": {}}, "experiment is missing"),
+        ({"key": 3, "versions": {}, "experiment": {}}, "key is 3, expected a text"),
+        ({"key": "x", "versions": {"feedback": "1"}, "experiment": {}}, "versions.feedback is '1'"),
+        ({"key": "x", "versions": {"experiment": 99}, "experiment": {}}, "version 99 of exper"),
+        ({"key": "x", "versions": {}, "experiment": {"epochs": "3"}}, "epochs='3': must be a whole"),
+        ({"key": "x", "versions": {}, "experiment": {"lr": True}}, "lr=True: must be a number"),
+        ({"key": "x", "versions": {}, "experiment": {"schedule": 1}}, "schedule"),
+        ({"key": "x", "versions": {}, "experiment": {}}, "which here is 09a2aa18e8"),
+    ],
+)
+def test_experiment_files_of_another_shape(run: Path, content: Any, told: str) -> None:
+    (run / "experiment.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=told):
+        load_run(run)
+    with pytest.raises(ValueError):
+        loop.run(SMALL, run, QUIET)
+
+
+def test_the_key_in_a_file_is_not_trusted(run: Path) -> None:
+    described = records.read_json(run / "experiment.json")
+    described["experiment"]["lr"] = 0.5
+    records.write_json(run / "experiment.json", described)
+    with pytest.raises(ValueError, match="which here is"):
+        load_run(run)
+    with pytest.raises(ValueError, match=r"was changed.*lr: 0\.5 there, 0\.05 here"):
+        loop.run(SMALL, run, QUIET)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"epoch": 1},
+        {"kind": 3},
+        {"kind": "epoch"},
+        {"kind": "epoch", "epoch": "1"},
+        {"kind": "final", "epoch": 1, "test_acc": "high"},
+        {"kind": "final", "epoch": 1, "test_acc": 1.7},
+        {"kind": "final", "epoch": -1},
+    ],
+)
+def test_one_bad_record_is_shown_and_the_report_survives(
+    trained: Path, tmp_path: Path, row: dict[str, Any], capsys: Any
+) -> None:
+    for name in ("good", "bad"):
+        shutil.copytree(trained, tmp_path / name)
+    with (tmp_path / "bad" / "records.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    runs = [
+        {"folder": name, "setting": "mlp", "rule": "bp", "seed": seed}
+        for seed, name in enumerate(("good", "bad"))
+    ]
+    about = {"name": "s", "title": "t", "tier": "smoke", "command": "c"}
+    study = {**about, "runs": runs, "published": [], "notes": []}
+    records.write_json(tmp_path / "study.json", study)
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "unreadable: bad/records.jsonl, line" in page
+
+
+def test_a_defect_is_one_line_a_file_and_status_70(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def broken(words: list[str]) -> int:
+        raise KeyError("no such thing")
+
+    monkeypatch.setitem(sys.modules["apical.bench.cli.main"].VERBS, "list", broken)
+    assert main(["list"]) == 70
+    (line,) = capsys.readouterr().err.splitlines()
+    path = Path(line.partition("traceback is in ")[2].partition(";")[0])
+    assert "KeyError" in line and "no such thing" in path.read_text()
+    path.unlink()
+
+
+# claims
+
+CLAIMS: dict[str, str | None] = {
+    "empty": "",
+    "cut": '{"pid": 1',
+    "a list": "[]",
+    "a number": "3",
+    "no keys": "{}",
+    "wrong types": '{"pid": "x", "host": 3, "boot": null, "started": []}',
+    "negative": '{"pid": -1, "host": "elsewhere", "boot": "", "started": 0}',
+    "huge": '{"pid": 1' + "0" * 40 + ', "host": "elsewhere", "boot": "", "started": 1}',
+    "binary": "\x00\x01",
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("content", CLAIMS.values(), ids=CLAIMS)
+@pytest.mark.parametrize("ahead", [-1000.0, 1e6, 1e9])
+def test_no_claim_blocks_for_ever(tmp_path: Path, content: str | None, ahead: float) -> None:
+    path = tmp_path / "claim-0.json"
+    path.mkdir() if content is None else path.write_text(content)
+    os.utime(path, (time.time() + ahead, time.time() + ahead))
+    assert claims.owner(tmp_path) is None
+    with claims.hold(tmp_path) as claim:
+        assert claim.number == 1
+    assert claims.owner(tmp_path) is None
+
+
+def test_an_empty_claim_is_free_at_once_and_one_of_another_version_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "claim-0.json"
+    path.write_text("")
+    assert claims.owner(tmp_path) is None
+    path.write_text('{"owner": "a later version"}')
+    assert claims.owner(tmp_path) is not None
+
+
+def test_a_claim_behind_the_last_row_is_removed(run: Path) -> None:
+    (run / "claim-0.json").write_text(json.dumps(claims._identity()))
+    loop.run(SMALL, run, QUIET)
+    assert not list(run.glob("claim*"))
+
+
+# messages
+
+
+def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(28, os.strerror(28))
+
+    def save(value: Any, file: io.BufferedRandom) -> None:
+        try:
+            raise full
+        except OSError:  # torch's writer covers the reason
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="checkpoint.pt: the disk is full") as caught:
+        checkpoint.save(tmp_path / "checkpoint.pt", {}, belongs_to={})
+    assert "enforce" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_errors_of_files_name_the_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from apical.bench.cli import main as module
+
+    error = OSError(30, "Read-only file system", "/mnt/x")
+    assert module._in_words(error) == "/mnt/x: the file system is read-only"
+
+
+def test_a_config_is_not_repeated_in_the_error(here: Path, capsys: Any) -> None:
+    (here / "secret").write_text("password: hunter2\n")
+    (here / "a.yaml").write_text("config: secret\n")
+    for name in ("a.yaml", "secret"):
+        assert main(["train", "--config", name]) in (1, 2)
+        assert "hunter2" not in capsys.readouterr().err
+
+
+def test_aliases_and_deep_nesting_are_refused_at_once(here: Path, capsys: Any) -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    texts = [bomb, "rule: &r {rule: *r}", "rule: " + "[" * 5000, "rule: {a: 1, a: 2}"]
+    for text in texts:
+        (here / "c.yaml").write_text(text)
+        begin = time.perf_counter()
+        assert main(["train", "--config", "c.yaml"]) in (1, 2)
+        assert time.perf_counter() - begin < 20
+        assert len(capsys.readouterr().err.splitlines()) == 1
