@@ -1,16 +1,15 @@
 """The command line: ``apical robustness``."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apical.bench.cli.parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
-from apical.bench.cli.robustness_tables import print_audits, print_rows
+from apical.bench.cli.robustness_tables import print_audits, print_retrieval, print_rows
 
 if TYPE_CHECKING:
-    from apical.bench.evaluate import retrieval
-    from apical.bench.evaluate.robustness import Evaluation
+    from apical.bench.evaluate import robustness as robustness_of
+    from apical.bench.evaluate.evaluation import Evaluation
     from apical.bench.evaluate.trained_net import Trained
 
 _OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
@@ -39,29 +38,28 @@ _OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
 
 def robustness(words: list[str]) -> int:
     """Attack a trained net, print what survives, and leave the records in its folder."""
-    from apical.bench.evaluate import robustness as library
+    from apical.bench.evaluate import evaluation as library
+    from apical.bench.evaluate.robustness import audits
+    from apical.bench.evaluate.trained_net import HashNet
     from apical.bench.storage import claims
 
     values = parse(_options(), words)
     execution = execution_of(values)
-    evaluation = _evaluation(values)
-    if _learned_codes(values["run"]):
-        from apical.bench.cli.retrieval import search
-
-        asked = _of_codes(values, evaluation)
-        return search(values["run"], asked, _named(values["transfer"]), execution)
+    asked: Evaluation = _of_scores(values)
     net, run = _target(values, execution)
+    if isinstance(net, HashNet):
+        asked = _of_codes(values)
     if values["audit_only"]:
-        print_audits([found.row() for found in library.audits(net, evaluation, execution)])
+        print_audits([found.row() for found in audits(net, _of_scores(values), execution)])
         return 0
-    others = {name: _run(path, execution) for name, path in _named(values["transfer"]).items()}
-    digests = {name: other.digest for name, other in others.items()}
-    folder = library.place(run, evaluation, net.digest, digests)
+    paths = {Path(path).resolve().name: path for path in _words(values["transfer"])}
+    others = {name: _run(path, execution) for name, path in paths.items()}
+    folder = asked.place(run, net.digest, {name: other.digest for name, other in others.items()})
     try:
-        rows = library.evaluate(net, evaluation, folder, execution, surrogates=others)
+        rows = library.evaluate(net, asked, folder, execution, surrogates=others)
     except claims.Held as held:
         raise ValueError(str(held)) from held
-    print_rows(net.name, rows)
+    (print_retrieval if isinstance(net, HashNet) else print_rows)(net.name, rows)
     print(folder)
     return 0
 
@@ -109,70 +107,48 @@ def radii(text: str) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _evaluation(values: dict[str, Any]) -> "Evaluation":
+def _of_scores(values: dict[str, Any]) -> "robustness_of.Evaluation":
     from apical.attacks import Effort
     from apical.bench.evaluate.robustness import Evaluation
 
     pixels = values["pixels"]
     if not re.fullmatch(r"[\d, ]*", pixels):
         raise UsageError(f"--pixels {pixels}: expected whole numbers, as 1,2,5")
+    alike = ("norm", "images", "protocol", "pixel_images", "samples", "seed")
     return Evaluation(
         eps=radii(values["eps"]),
-        norm=values["norm"],
-        images=values["images"],
         effort=Effort(**values["effort"]),
         rules=tuple(_words(values["rules"])),
-        protocol=values["protocol"],
         pixels=tuple(map(int, _words(pixels))),
-        pixel_images=values["pixel_images"],
-        samples=values["samples"],
-        seed=values["seed"],
+        **{name: values[name] for name in alike},
     )
 
 
-def _learned_codes(run: str | None) -> bool:
-    """Whether a run trained a hash net, which has no classes to attack but a retrieval."""
-    from apical.bench.evaluate.trained_net import experiment_of
-
-    path = Path(run or "")
-    folder = path.parent if path.is_file() else path
-    described = run is not None and (folder / "experiment.json").exists()
-    return described and experiment_of(folder).hashing is not None
-
-
-def _of_codes(values: dict[str, Any], evaluation: "Evaluation") -> "retrieval.Evaluation":
+def _of_codes(values: dict[str, Any]) -> "Evaluation":
     """The same attacker on the retrieval of a hash net.
 
     Raises: UsageError for options that have no meaning there.
     """
     from apical.attacks import Effort
-    from apical.bench.evaluate import retrieval
+    from apical.bench.evaluate.retrieval import Evaluation
 
-    plain = {name: default for name, default, _, _ in (*_OF_THE_ATTACK, *_OF_A_MODEL)}
-    plain |= {"audit_only": False}
-    of_classes = (
-        *("rules", "protocol", "pixels", "pixel_images", "samples", "audit_only"),
-        *_names(_OF_A_MODEL),
-    )
+    plain = {name: default for name, default, *_ in _OF_THE_ATTACK} | {"audit_only": False}
+    of_classes = ("rules", "protocol", "pixels", "pixel_images", "samples", "audit_only")
     stray = [name for name in of_classes if values[name] != plain[name]]
-    usual, effort = vars(Effort()), vars(evaluation.effort)
+    usual, effort = vars(Effort()), values["effort"]
     stray += [f"effort.{n}" for n in usual if n != "steps" and effort[n] != usual[n]]
     if stray:
         raise UsageError(f"--{stray[0]} has no meaning for a hash net, whose retrieval is attacked")
-    if evaluation.norm == "flips":
+    if values["norm"] == "flips":
         raise UsageError("--norm flips is for inputs of 0 and 1; a hash net is given images")
     given = effort["steps"] != usual["steps"]
-    return retrieval.Evaluation(
-        eps=evaluation.eps,
-        norm=evaluation.norm,
-        queries=evaluation.images,
-        steps=effort["steps"] if given else retrieval.Evaluation.steps,
-        seed=evaluation.seed,
+    return Evaluation(
+        eps=radii(values["eps"]),
+        norm=values["norm"],
+        queries=values["images"],
+        steps=effort["steps"] if given else Evaluation.steps,
+        seed=values["seed"],
     )
-
-
-def _names(options: Sequence[tuple[str, Any, Any, str]]) -> list[str]:
-    return [name for name, *_ in options]
 
 
 def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
@@ -182,7 +158,8 @@ def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
     if (values["run"] is None) == (values["model"] is None):
         raise UsageError("give a run folder, or a model of your own with --model; one of the two")
     if values["run"] is not None:
-        stray = [n for n in ("weights", "data", "size", "rule") if values[n] is not None]
+        stray = [name for name, default, *_ in _OF_A_MODEL
+                 if name != "runs" and values[name] != default]  # fmt: skip
         if stray:
             raise UsageError(f"--{stray[0]} belongs to --model; a run knows its own")
         net = _run(values["run"], execution)
@@ -215,11 +192,6 @@ def _where(execution: Any) -> dict[str, Any]:
         "data_root": execution.data_root,
         "download": execution.download,
     }
-
-
-def _named(paths: str) -> dict[str, str]:
-    """Surrogates by the names of their folders."""
-    return {Path(path).resolve().name: path for path in _words(paths)}
 
 
 def _words(text: str) -> list[str]:
