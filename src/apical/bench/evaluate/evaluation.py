@@ -176,7 +176,11 @@ def evaluate(
         if found := evaluation.rows(folder):
             return found
         examples = net.examples(getattr(evaluation, evaluation.counted), execution.device)
-        setting: Row = {"net": net.name, "data": net.images.name, "image_shape": list(net.images.shape)}
+        setting: Row = {
+            "net": net.name,
+            "data": net.images.name,
+            "image_shape": list(net.images.shape),
+        }
         setting |= json.loads(json.dumps(dataclasses.asdict(evaluation)))  # type: ignore[call-overload]
         setting |= {evaluation.counted: len(examples[0]), "surrogates": list(others)}
         version = {evaluation.home: evaluation.version}
