@@ -39,9 +39,10 @@ _OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
 def robustness(words: list[str]) -> int:
     """Attack a trained net, print what survives, and leave the records in its folder."""
     from apical.bench.evaluate import evaluation as library
+    from apical.bench.evaluate import robustbench
     from apical.bench.evaluate.robustness import audits
     from apical.bench.evaluate.trained_net import HashNet
-    from apical.bench.storage import claims
+    from apical.bench.storage import claims, records
 
     values = parse(_options(), words)
     execution = execution_of(values)
@@ -49,6 +50,11 @@ def robustness(words: list[str]) -> int:
     net, run = _target(values, execution)
     if isinstance(net, HashNet):
         asked = _of_codes(values)
+    if values["claimed"] and not values["robustbench"]:
+        raise UsageError("--claimed has no effect without --robustbench FILE")
+    claims_given = claimed(values["claimed"])
+    if stray := [eps for eps in claims_given if eps not in asked.eps]:
+        raise UsageError(f"--claimed: radius {stray[0]:.4g} is not in --eps {values['eps']}")
     if values["audit_only"]:
         print_audits([found.row() for found in audits(net, _of_scores(values), execution)])
         return 0
@@ -59,6 +65,10 @@ def robustness(words: list[str]) -> int:
         rows = library.evaluate(net, asked, folder, execution, surrogates=others)
     except claims.Held as held:
         raise ValueError(str(held)) from held
+    if values["robustbench"]:
+        setting = records.read_json(folder / "setting.json")["setting"]
+        made = robustbench.entries(net.name, setting, rows, claims_given)
+        records.write_json(values["robustbench"], made)
     (print_retrieval if isinstance(net, HashNet) else print_rows)(net.name, rows)
     print(folder)
     return 0
@@ -80,6 +90,10 @@ def _options() -> Any:
     for name, default, kind, about in _OF_THE_ATTACK:
         parser.add_argument(f"--{name}", default=default, type=kind, help=about)
     parser.add_class_arguments(attacks.Effort, "effort")
+    about = "also write claimed and re-measured values in the form of RobustBench to this file"
+    parser.add_argument("--robustbench", default=None, type=str, help=about)
+    about = "robust accuracies in % that were claimed, by radius, as 8/255:56.3,0.1:40"
+    parser.add_argument("--claimed", default="", type=str, help=about)
     about = "only ask what the gradient is worth, in seconds; nothing is written"
     parser.add_argument("--audit_only", default=False, action="store_true", help=about)
     for name, default, kind, about in _OF_A_MODEL:
@@ -105,6 +119,20 @@ def radii(text: str) -> tuple[float, ...]:
                 f"--eps {word}: expected a number or a fraction, as 0.1 or 8/255"
             ) from None
     return tuple(found)
+
+
+def claimed(text: str) -> dict[float, float]:
+    """Accuracies in % by radius, of a list as "8/255:56.3".
+
+    Raises: UsageError for what is no radius with a number.
+    """
+    found = {}
+    for word in _words(text):
+        eps, _, value = word.partition(":")
+        if not re.fullmatch(r"[\d.]+", value):
+            raise UsageError(f"--claimed {word}: expected a radius and a number, as 8/255:56.3")
+        found[radii(eps)[0]] = float(value)
+    return found
 
 
 def _of_scores(values: dict[str, Any]) -> "robustness_of.Evaluation":
@@ -133,7 +161,9 @@ def _of_codes(values: dict[str, Any]) -> "Evaluation":
     from apical.bench.evaluate.retrieval import Evaluation
 
     plain = {name: default for name, default, *_ in _OF_THE_ATTACK} | {"audit_only": False}
+    plain |= {"robustbench": None, "claimed": ""}
     of_classes = ("rules", "protocol", "pixels", "pixel_images", "samples", "audit_only")
+    of_classes = (*of_classes, "robustbench", "claimed")
     stray = [name for name in of_classes if values[name] != plain[name]]
     usual, effort = vars(Effort()), values["effort"]
     stray += [f"effort.{n}" for n in usual if n != "steps" and effort[n] != usual[n]]

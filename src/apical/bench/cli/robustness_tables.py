@@ -40,6 +40,8 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
 
 
 def _print_verdict(rows: Sequence[Row]) -> None:
+    from apical.bench.evaluate.robustbench import page
+
     verdict = _one(rows, "verdict")
     print(f"verdict: {verdict['verdict'].upper()}")
     for reason in verdict["reasons"]:
@@ -49,7 +51,7 @@ def _print_verdict(rows: Sequence[Row]) -> None:
     ran = [row for row in checks if row.get("passed") is not None]
     print(f"sanity checks: {len(ran) - len(flagged)} of {len(ran)} passed")
     for row in flagged:
-        print(f"  FLAGGED: {row['name']}: {row['detail']}")
+        print(f"  FLAGGED: {row['name']}: {row['detail']} ({page(row['name'])})")
 
 
 def print_retrieval(title: str, rows: Sequence[Row]) -> None:
