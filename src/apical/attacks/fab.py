@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from apical.attacks.ball import Norm, lengths, per_example, scaled, unit
+from apical.attacks.ball import Ball, Norm, lengths, per_example, scaled, unit
 from apical.attacks.base import Attack
+from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
-from apical.attacks.sources import Oracle
+from apical.attacks.scores import adapted
+from apical.attacks.sources import Oracle, Source
 
 BACK = 0.9
 """Share of the distance that a misclassified point keeps when it is drawn towards the input."""
@@ -52,6 +54,10 @@ class FAB(Attack):
     def label(self) -> str:
         return f"FAB-{self.steps}"
 
+    @property
+    def ball(self) -> Ball | None:
+        return None if self.eps is None else super().ball
+
     def check_classes(self, classes: int) -> None:
         if self.targets >= classes:
             raise ValueError(
@@ -80,9 +86,7 @@ class FAB(Attack):
                 start = x[open_]
                 if restart:
                     start = self._start(start, found[open_], generator)
-                near, size = self._run(
-                    oracle, x[open_], y[open_], ranked[open_, target], start
-                )
+                near, size = self._run(oracle, x[open_], y[open_], ranked[open_, target], start)
                 better = size < found[open_]
                 point[open_[better]], found[open_[better]] = near[better], size[better]
         if self.eps is not None:  # what lies outside does not count
@@ -113,19 +117,51 @@ class FAB(Attack):
             from_point = to_plane(point, answer.gradient, -answer.losses)
             slope = (answer.gradient * (point - x)).flatten(1).sum(1)
             from_input = to_plane(x, answer.gradient, slope - answer.losses)
-            here, there = (self._size(each).clamp_min(1e-8) for each in (from_point, from_input))
+            here, there = (self.size(each).clamp_min(1e-8) for each in (from_point, from_input))
             share = per_example((here / (here + there)).clamp(0, MOST), x)
             point = (point + STEP * from_point) * (1 - share) + (x + STEP * from_input) * share
             point = point.clamp(*self.bounds)
             wrong = broken(oracle.scores(point), y)
-            size = self._size(point - x)
+            size = self.size(point - x)
             better = wrong & (size < least)
             near[better], least[better] = point[better], size[better]
             point = torch.where(per_example(wrong, x), x + BACK * (point - x), point)
         return near, least
 
-    def _size(self, change: Tensor) -> Tensor:
+    def size(self, change: Tensor) -> Tensor:
+        """Of each example, in this norm."""
         return change.flatten(1).abs().amax(1) if self.norm == "linf" else lengths(change)
+
+
+def minimum_norms(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: Norm = "linf",
+    steps: int = 100,
+    restarts: int = 1,
+    gradient: str | Source | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Tensor:
+    """The size of the smallest change found by which each example is misclassified: 0 where it is
+    from the start, infinite where none was found. An upper bound, as every attack gives.
+
+    The share of values above a radius is the robust accuracy there, so that sorted values are the
+    curve of robust accuracy over the radius.
+
+    Args: as of `FAB`; gradient: as of every attack.
+    Shapes: x (N, ...) within `bounds`, y (N,) -> (N,).
+    Raises: ValueError as attacks do.
+    """
+    attack = FAB(None, steps, norm, restarts, seed=seed, bounds=bounds)
+    points = attack(model, x, y, gradient=gradient)
+    scoring, inputs = adapted(model, x)
+    with undisturbed(scoring, seed=seed), torch.no_grad():
+        wrong = broken(scoring(points), y)
+    size = attack.size(points - inputs)
+    return size.where(wrong, torch.full_like(size, float("inf")))
 
 
 def nearest(

@@ -22,6 +22,7 @@ _OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
     ("pixels", "1,2,3,4,5", str, "numbers of pixels the protocol's few-pixel attack may change"),
     ("pixel_images", 100, int, "images that attack is tried on"),
     ("samples", 1, int, "forward passes whose mean scores count, for nets with random scores"),
+    ("substitute", False, bool, "transfer from a net too that learns the attacked one's answers"),
     ("seed", 0, int, "of the attacks"),
 )
 _OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
@@ -142,7 +143,7 @@ def _of_scores(values: dict[str, Any]) -> "robustness_of.Evaluation":
     pixels = values["pixels"]
     if not re.fullmatch(r"[\d, ]*", pixels):
         raise UsageError(f"--pixels {pixels}: expected whole numbers, as 1,2,5")
-    alike = ("norm", "images", "protocol", "pixel_images", "samples", "seed")
+    alike = ("norm", "images", "protocol", "pixel_images", "samples", "substitute", "seed")
     return Evaluation(
         eps=radii(values["eps"]),
         effort=Effort(**values["effort"]),
@@ -162,7 +163,15 @@ def _of_codes(values: dict[str, Any]) -> "Evaluation":
 
     plain = {name: default for name, default, *_ in _OF_THE_ATTACK} | {"audit_only": False}
     plain |= {"robustbench": None, "claimed": ""}
-    of_classes = ("rules", "protocol", "pixels", "pixel_images", "samples", "audit_only")
+    of_classes = (
+        "rules",
+        "protocol",
+        "pixels",
+        "pixel_images",
+        "samples",
+        "substitute",
+        "audit_only",
+    )
     of_classes = (*of_classes, "robustbench", "claimed")
     stray = [name for name in of_classes if values[name] != plain[name]]
     usual, effort = vars(Effort()), values["effort"]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from apical import attacks, rules
+from apical import attacks, data, nets, rules
 from apical.attacks import Audit, Effort, audit, robust_report
 from apical.attacks.ball import Threat
 from apical.attacks.evaluation import AUDITED
@@ -17,10 +18,13 @@ from apical.attacks.pictures import pictures
 from apical.attacks.trials import Trial
 from apical.bench.evaluate import evaluation
 from apical.bench.evaluate.evaluation import Nets, OnTrial, Outcome, Row
-from apical.bench.evaluate.trained_net import HashNet, Trained
+from apical.bench.evaluate.trained_net import CHOICE, HashNet, Trained
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.settings import differing
 from apical.bench.training import loop
+
+SUBSTITUTE_IMAGES = 2000
+"""Training images that a substitute learns from, at most."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Evaluation(evaluation.Evaluation):
         pixels: numbers of pixels that the protocol's few-pixel attack may change.
         pixel_images: images that is tried on (>= 1).
         samples: forward passes whose mean scores count, for nets with random scores (>= 1).
+        substitute: transfer from a small net too that is trained to imitate the attacked one on
+            training images (Papernot et al. 2017): the way into a model without gradients.
         seed: of the attacks.
     Raises: ValueError for a value out of range, or one that would have no effect.
     """
@@ -51,6 +57,7 @@ class Evaluation(evaluation.Evaluation):
     pixels: tuple[int, ...] = (1, 2, 3, 4, 5)
     pixel_images: int = 100
     samples: int = 1
+    substitute: bool = False
     seed: int = 0
 
     home = "robustness"
@@ -101,6 +108,9 @@ class Evaluation(evaluation.Evaluation):
         finished: Sequence[Trial],
         on_trial: OnTrial,
     ) -> Outcome:
+        surrogates = {name: other.model for name, other in others.items()}
+        if self.substitute:
+            surrogates["substitute"] = substitute(net, examples[0].device, self.seed)
         report = robust_report(
             net.model,
             *examples,
@@ -108,7 +118,7 @@ class Evaluation(evaluation.Evaluation):
             norm=self.norm,
             effort=self.effort,
             rules=self.rules,
-            surrogates={name: other.model for name, other in others.items()},
+            surrogates=surrogates,
             protocol=self.published_attacks,
             samples=self.samples,
             seed=self.seed,
@@ -122,6 +132,22 @@ class Evaluation(evaluation.Evaluation):
     def left(self, rows: Sequence[Row]) -> tuple[str, dict[float, float]]:
         worst = {row["eps"]: row["accuracy"] for row in rows if row["kind"] == "worst"}
         return str(rows[-1]["verdict"]), worst
+
+
+def substitute(net: Trained, device: torch.device, seed: int) -> nn.Module:
+    """A small convolutional net that learned the answers of another one to training images."""
+    images = net.images
+    count = min(SUBSTITUTE_IMAGES, len(images.train) - 1)
+    chosen = data.split_validation(images.train, count, CHOICE)[1]
+    channels = images.shape[0]
+    unit: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    batches = data.Batches(chosen, 500, device=str(device), **unit)
+    x = torch.cat([each for each, _ in batches.epoch(0)]).clamp(0, 1)
+    made = nets.build(
+        "vgg", in_shape=images.shape, num_classes=images.num_classes, seed=seed, widths=[16, 32, 64]
+    )
+    whole = attacks.Normalised(made, images.mean, images.std).to(device)
+    return attacks.imitate(net.model, whole, x, seed=seed)
 
 
 def audits(net: Trained, asked: Evaluation, execution: Execution | None = None) -> list[Audit]:
