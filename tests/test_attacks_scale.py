@@ -84,7 +84,7 @@ def test_every_attack_finds_the_same_images(name: str, scale: float) -> None:
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30])
 def test_an_audit_says_the_same(scale: float) -> None:
     plain, found = (attacks.audit(m, X, Y) for m in (net(), Rescaled(net(), scale).eval()))
-    assert found.verdict == plain.verdict == "faithful"
+    assert found.passed and plain.passed
     assert found.rising == plain.rising
     assert found.cosine == pytest.approx(plain.cosine, abs=1e-6)
     assert found.agreement == pytest.approx(plain.agreement, abs=1e-4)

@@ -23,8 +23,8 @@ trained = cache(training)
 QUICK = attacks.Effort(steps=5, adaptive_steps=0, queries=20)
 
 SOUND = Audit(
-    "faithful", ("it is right",), "own", "dlr", 100, 1.0, 0.96, 1.0, 1.0, 1.0, 1.0, 0.0, "dlr",
-    0.0, 10.0, 1.0, False,
+    "undecided", ("it is right",), "own", "dlr", 100, 1.0, 0.96, 1.0, 1.0, 1.0, 1.0, 0.0, "dlr",
+    0.0, 10.0, 1.0, False, True,
 )  # fmt: skip
 PASSED = (Check(DOUBLED, True, "0"), Check(BLACK_BOX, True, "0"), Check(TRANSFER, None, "not run"))
 
@@ -87,9 +87,18 @@ def test_without_feedback_something_must_have_contradicted() -> None:
     assert word(checks=PASSED[1:], has_feedback=False) == "undecided"
 
 
-@pytest.mark.parametrize("of_audit", ["random", "masked", "vanishing", "undecided"])
-def test_the_audit_must_agree(of_audit: str) -> None:
-    assert word(audit=replace(SOUND, verdict=of_audit)) == of_audit
+@pytest.mark.parametrize("of_audit", ["random", "masked", "vanishing"])
+def test_a_word_of_the_audit_is_that_of_the_report(of_audit: str) -> None:
+    found = replace(SOUND, verdict=of_audit, passed=False)
+    assert word(audit=found) == of_audit
+    failed = (*PASSED, Check("noise is weaker", False, "it is not"))
+    for gaps in ([gap(0.2, p=0.001)], [gap(-0.5, p=1e-9)], [gap(0.0, 0.9)]):
+        assert word(gaps, failed, audit=found, above_chance=False) == of_audit
+        assert word(gaps, audit=found) == of_audit
+
+
+def test_without_one_it_has_to_be_passed() -> None:
+    assert word(audit=replace(SOUND, passed=False)) == "undecided"
 
 
 @pytest.mark.parametrize("key", ["rising", "cosine", "agreement"])

@@ -43,7 +43,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     net = types.SimpleNamespace(digest="", name="net")
     monkeypatch.setattr("apical.bench.evaluate.trained_net.from_run", lambda *_, **__: net)
     monkeypatch.setattr("apical.bench.evaluate.trained_net.from_model", lambda *_, **__: net)
-    monkeypatch.setattr("apical.bench.evaluate.robustness.evaluate", lambda *_, **__: [])
+    monkeypatch.setattr("apical.bench.evaluate.evaluation.evaluate", lambda *_, **__: [])
     monkeypatch.setattr("apical.bench.evaluate.robustness.audits", lambda *_, **__: [])
     for name in ("print_rows", "print_audits"):
         monkeypatch.setattr(f"apical.bench.cli.robustness.{name}", lambda *_: None)

@@ -12,7 +12,8 @@ import torch
 from apical import data, retrieval
 from apical.attacks import Effort
 from apical.bench.cli import main as cli
-from apical.bench.evaluate import robustness, trained_net
+from apical.bench.evaluate import trained_net
+from apical.bench.evaluate.evaluation import evaluate
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, differing, from_dict, to_dict
@@ -66,7 +67,7 @@ def test_records_of_a_run(run: Path) -> None:
     assert final["test_count"] == 360
     # the same by hand: codes of the whole training split less the validation split, and of the test
     net = trained_net.from_run(run)
-    assert net.bits == 8
+    assert isinstance(net, trained_net.HashNet) and net.bits == 8
     images = data.load("digits")
     kept = data.split_validation(images.train, 100, 0)[0]
     unit: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
@@ -238,7 +239,7 @@ def test_a_bit_that_the_loss_keeps_constant_is_no_surprise() -> None:
 def test_attacks_on_classes_refuse_a_hash_net(run: Path, tmp_path: Path) -> None:
     net = trained_net.from_run(run)
     with pytest.raises(ValueError, match="hash codes of 8 bits, no scores of classes"):
-        robustness.evaluate(net, Evaluation((0.1,), images=9, effort=Effort(steps=1)), tmp_path)
+        evaluate(net, Evaluation((0.1,), images=9, effort=Effort(steps=1)), tmp_path)
 
 
 def test_train_on_the_command_line(tmp_path: Path, capsys: Any) -> None:

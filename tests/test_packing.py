@@ -51,9 +51,9 @@ def small_study() -> Study:
                 eps=(0.1,),
                 images=40,
                 effort=Effort(steps=2, adaptive_steps=0, queries=0, redraws=2),
-            )
+            ),
+            "hashed": retrieval.Evaluation(eps=(0.1,), queries=12, known=30, steps=2),
         },
-        retrievals={"hashed": retrieval.Evaluation(eps=(0.1,), queries=12, known=30, steps=2)},
         surrogate="bp",
     )
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from apical.bench.report import (
+    evaluations,
     pictures,
     read,
-    robust_read,
     robustness,
     sections,
     table_markdown,
@@ -205,7 +205,7 @@ def test_pictures_are_the_arrays(tmp_path, channels):
     folder = tmp_path / "run" / "robustness" / "a"
     make_evaluation(folder, "fa", 1)
     make_examples(folder, channels=channels, eps=0.1)
-    (section,) = sections.sections(robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1))
+    (section,) = sections.sections(evaluations.Robustness.of_run(tmp_path / "run", "s", "fa", 1))
     ((_, found),), problems = pictures.of_section(section, pictures.examples)
     assert problems == []
     assert found.columns == (
@@ -242,7 +242,7 @@ def test_examples_that_cannot_be_shown_are_named(tmp_path, change, message):
     make_examples(folder)
     arrays = {**np.load(folder / "examples.npz")} | change
     np.savez(folder / "examples.npz", **{k: v for k, v in arrays.items() if v is not None})
-    (section,) = sections.sections(robust_read.Evaluation.of_run(tmp_path / "run", "s", "fa", 1))
+    (section,) = sections.sections(evaluations.Robustness.of_run(tmp_path / "run", "s", "fa", 1))
     found, (problem,) = pictures.of_section(section, pictures.examples)
     assert found == [] and re.search(message, problem)
     assert str(tmp_path) not in problem

@@ -9,6 +9,7 @@ from apical.attacks.apgd import APGD
 from apical.attacks.audit import Audit, audit
 from apical.attacks.base import Attack
 from apical.attacks.evaluation import Effort, RobustReport, robust_report
+from apical.attacks.fab import FAB, minimum_norms
 from apical.attacks.flips import Flips, GreedyFlips, RandomFlips
 from apical.attacks.names import SOURCES, source
 from apical.attacks.noise import Noise
@@ -36,6 +37,7 @@ __all__ = [
     "APGD",
     "ATTACKS",
     "EOT",
+    "FAB",
     "FGSM",
     "PGD",
     "PROTOCOLS",
@@ -67,6 +69,7 @@ __all__ = [
     "Transfer",
     "audit",
     "imitate",
+    "minimum_norms",
     "protocol",
     "robust_report",
     "source",
@@ -75,6 +78,7 @@ __all__ = [
 ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,
     "eot": EOT,
+    "fab": FAB,
     "few-pixel": FewPixel,
     "fgsm": FGSM,
     "flips": Flips,

@@ -25,7 +25,11 @@ from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
 from apical.measure import statistics
 
 Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
-"""What a gradient is called. The audit alone does not say suspect: that takes attacks."""
+"""What a gradient is called. The audit alone says neither faithful nor suspect: attacks do."""
+
+PASSED = "steps along the gradient raise the loss, and it agrees with the exact one"
+"""What the audit says of a gradient that passed."""
+OPEN = "whether it is faithful attacks decide: attacks.robust_report"
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,11 @@ class Audit:
     """What a gradient was found to be. Shares are fractions; None where nothing could be measured.
 
     Attributes:
-        verdict: "faithful"; "masked": not zero, but it does not point up the loss; "vanishing":
-            zero for many examples; "random": it differs from one time to the next; "undecided": it
-            points up the loss, but not quite where the exact one does, so attacks decide. In a
-            report it is the word of the report, where also checks of the attacks count.
+        verdict: "masked": not zero, but it does not point up the loss; "vanishing": zero for many
+            examples; "random": it differs from one time to the next. A report has the same word
+            for such a gradient. "undecided": anything else, since a gradient that points up the
+            loss may be shattered, and one that points nearly where the exact one does may be
+            masked: attacks decide. In a report it is the word of the report.
         reasons: sentences, also those that alone would not have decided.
         rising: share of examples (of those with a gradient) whose loss the smallest step that
             moves it raises; rising_low, rising_high: its Wilson interval. The loss of a spiking net
@@ -74,6 +79,7 @@ class Audit:
         repeat: mean cosine between two answers to the same question.
         misleading: whether a step along the gradient does not raise the loss often enough; a
             gradient may be "masked" without it, when it points up the loss but elsewhere.
+        passed: whether nothing that was measured speaks against the gradient.
     """
 
     verdict: Word
@@ -93,6 +99,7 @@ class Audit:
     largest_score: float
     repeat: float | None
     misleading: bool
+    passed: bool
 
     def row(self) -> dict[str, object]:
         """As a record: a flat dictionary for JSON."""
@@ -203,7 +210,7 @@ def _judged(measured: dict[str, object], gradient: Tensor, exact: Tensor, limits
     cosine = slopes.cosines(gradient, exact)[both].median().item() if both.any() else None
     found = dict(measured)
     steady = found.pop("steady")
-    verdict, reasons = _verdict(found | {"cosine": cosine}, bool(steady), limits)
+    verdict, passed, reasons = _verdict(found | {"cosine": cosine}, bool(steady), limits)
     del found["vanished"]
     rising = found["rising"]
     misleading = isinstance(rising, float) and rising < limits.rising
@@ -212,13 +219,16 @@ def _judged(measured: dict[str, object], gradient: Tensor, exact: Tensor, limits
         reasons=reasons,
         cosine=cosine,
         misleading=misleading,
+        passed=passed,
         **found,  # type: ignore[arg-type]
     )
 
 
 def _verdict(
     found: dict[str, object], steady: bool, limits: Limits
-) -> tuple[Word, tuple[str, ...]]:
+) -> tuple[Word, bool, tuple[str, ...]]:
+    """The word, whether the gradient passed, and the reasons."""
+
     def below(key: str, limit: float) -> bool:
         value = found[key]
         return isinstance(value, float) and value < limit
@@ -268,10 +278,9 @@ def _verdict(
         )
     every = tuple(reason for group in reasons.values() for reason in group)
     order: tuple[Word, ...] = ("random", "masked", "vanishing", "undecided")
-    verdict: Word = next((word for word in order if reasons[word]), "faithful")
-    if verdict == "faithful":
-        every = ("steps along the gradient raise the loss, and it agrees with the exact one",)
-    return verdict, (*every, *finding)
+    verdict: Word = next((word for word in order if reasons[word]), "undecided")
+    passed = not every
+    return verdict, passed, (*(every or (PASSED, OPEN)), *finding)
 
 
 def _varies(scores: Tensor, y: Tensor, loss: str) -> Tensor:

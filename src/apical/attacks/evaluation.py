@@ -67,6 +67,15 @@ class RobustReport:
     verdict: Word
     reasons: tuple[str, ...]
 
+    def breaking_radii(self) -> tuple[float, ...]:
+        """Of each example the smallest radius tried at which something broke it: 0 where it is
+        wrong from the start, infinite where nothing did."""
+        found = []
+        for place, right in enumerate(self.clean):
+            tried = [worst.eps for worst in self.worst if not worst.robust[place]]
+            found.append(0.0 if not right else min(tried, default=float("inf")))
+        return tuple(found)
+
     def rows(self) -> list[dict[str, object]]:
         """As records: flat dictionaries for JSON; lists of examples are left in `trials`."""
         n = len(self.clean)

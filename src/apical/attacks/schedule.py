@@ -12,6 +12,7 @@ from torch import nn
 from apical.attacks.apgd import APGD
 from apical.attacks.ball import Threat
 from apical.attacks.base import Attack
+from apical.attacks.fab import FAB
 from apical.attacks.flips import Flips, GreedyFlips, RandomFlips
 from apical.attacks.names import source
 from apical.attacks.noise import Noise
@@ -38,6 +39,8 @@ class Effort:
         steps: of PGD, doubled for one of the checks until that breaks next to none (>= 1).
         restarts: of PGD by the exact gradient (>= 1).
         adaptive_steps: of APGD, 0 to leave it out.
+        adaptive_restarts: of APGD (>= 1).
+        boundary_steps: of FAB, which steps to the decision boundary; 0 to leave it out.
         queries: of the black box, Square or greedy flips; 0 to leave it out.
         redraws: of random feedback (>= 1).
         noise: the control: "uniform" in the ball, or "sign", +-eps for every value ("linf" only).
@@ -46,17 +49,25 @@ class Effort:
     steps: int = 20
     restarts: int = 1
     adaptive_steps: int = 50
+    adaptive_restarts: int = 1
+    boundary_steps: int = 0
     queries: int = 1000
     redraws: int = 10
     noise: Literal["sign", "uniform"] = "uniform"
 
     def __post_init__(self) -> None:
-        for name, least in [("steps", 1), ("restarts", 1), ("redraws", 1)]:
-            if getattr(self, name) < least:
-                raise ValueError(f"Effort: {name}={getattr(self, name)} must be at least {least}")
-        if min(self.adaptive_steps, self.queries) < 0:
-            raise ValueError("Effort: adaptive_steps and queries are at least 0")
+        for name in ("steps", "restarts", "adaptive_restarts", "redraws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Effort: {name}={getattr(self, name)} must be at least 1")
+        if min(self.adaptive_steps, self.boundary_steps, self.queries) < 0:
+            raise ValueError("Effort: adaptive_steps, boundary_steps and queries are at least 0")
         check_literals(self, "Effort")
+
+    @classmethod
+    def high(cls) -> Effort:
+        """As much as AutoAttack's standard version spends on an image that nothing breaks, and
+        what that does not run."""
+        return cls(steps=40, restarts=5, adaptive_steps=100, boundary_steps=100, queries=5000)
 
 
 @dataclass(frozen=True)
@@ -142,10 +153,14 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
                 eps,
                 s.effort.adaptive_steps,
                 loss=loss,
+                restarts=s.effort.adaptive_restarts,
                 stop_when_broken=s.stop,
                 **common,
             )
             yield Step(adaptive, Exact(), "exact", eps, "survivors")
+    if s.effort.boundary_steps:
+        boundary = FAB(eps, s.effort.boundary_steps, **common)
+        yield Step(boundary, Exact(), "exact", eps, "survivors")
     # After all that follows the exact gradient: what they break beside is a sign that it misleads.
     for name, other in s.surrogates.items():
         transferred = PGD(eps, s.effort.steps, stop_when_broken=s.stop, **common)

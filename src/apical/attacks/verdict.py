@@ -1,5 +1,8 @@
 """The verdict on a net: one word for its own gradient, earned by evidence, and why.
 
+A word of the audit alone (masked, vanishing, random) is the word of the report, so that one
+gradient has one.
+
 faithful: the own gradient says what the exact one says, and every check that would show a useless
     gradient was passed.
 masked: attacks by the own gradient are weaker than those by the exact one, or a step along it does
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from apical.attacks.audit import Audit, Word
+from apical.attacks.audit import OPEN, Audit, Word
 from apical.attacks.sanity import BLACK_BOX, DOUBLED, GAP, STRAYS, TRANSFER, Check, Gap
 from apical.measure import statistics
 
@@ -36,13 +39,14 @@ def verdict(
         feedback their gap is 0 by construction, and no evidence: there, a black box or a transfer,
         and longer iteration, must have found nothing more. above_chance: of the clean accuracy.
     """
+    masked = masking(gaps) if above_chance else ()
+    if audit.verdict in ("random", "masked", "vanishing"):
+        return audit.verdict, (*masked, *audit.reasons)
     if not above_chance:
         reason = "the clean accuracy is no better than chance, so there is nothing to attack"
         return "undecided", (reason,)
-    if masked := masking(gaps):
-        return "masked", (*masked, *_of(audit, "masked"))
-    if audit.verdict in ("random", "masked", "vanishing"):
-        return audit.verdict, audit.reasons
+    if masked:
+        return "masked", masked
     if doubts := _doubts(gaps, checks):
         bound = "the worst case is an upper bound: a better attack would find more"
         return "suspect", (*doubts, bound)
@@ -87,7 +91,7 @@ def _missing(
     found += [
         f"the audit could not measure {key}" for key, value in measured.items() if value is None
     ]
-    if audit.verdict == "undecided":
+    if not audit.passed:
         found += audit.reasons
     passed = {check.name for check in checks if check.passed}
     if not has_feedback and not passed & {BLACK_BOX, TRANSFER}:
@@ -111,11 +115,11 @@ def _evidence(
             "the model has no feedback, its gradient is the exact one; black box or transfer, and"
             " longer iteration, found nothing more"
         )
-    return (first, f"all {held} checks that were run hold", *audit.reasons)
-
-
-def _of(audit: Audit, word: str) -> tuple[str, ...]:
-    return audit.reasons if audit.verdict == word else ()
+    return (
+        first,
+        f"all {held} checks that were run hold",
+        *(r for r in audit.reasons if r != OPEN),
+    )
 
 
 def _points(gap: Gap) -> str:

@@ -229,7 +229,7 @@ def _study(words: list[str]) -> int:
     if values["estimate"]:
         sequences, extensions = conduct.left(study, folder)
         print(cost.estimate(sequences, execution, extensions).text(jobs), flush=True)
-        if study.evaluations or study.retrievals:
+        if study.evaluations:
             most = attack_cost.most(study, folder, execution)
             print(f"attacks on the trained nets: at most {most.told(jobs)}", flush=True)
     outcome = conduct.conduct(

@@ -1,7 +1,6 @@
 """The command line: ``apical robustness``."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,11 @@ from apical.bench.cli.parsing import (
     make_parser,
     parse,
 )
-from apical.bench.cli.robustness_tables import print_audits, print_rows
+from apical.bench.cli.robustness_tables import print_audits, print_retrieval, print_rows
 
 if TYPE_CHECKING:
-    from apical.bench.evaluate import retrieval
-    from apical.bench.evaluate.robustness import Evaluation
+    from apical.bench.evaluate import robustness as robustness_of
+    from apical.bench.evaluate.evaluation import Evaluation
     from apical.bench.evaluate.trained_net import Trained
 
 _OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
@@ -30,6 +29,7 @@ _OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
     ("pixels", "1,2,3,4,5", str, "numbers of pixels the protocol's few-pixel attack may change"),
     ("pixel_images", 100, int, "images that attack is tried on"),
     ("samples", 1, int, "forward passes whose mean scores count, for nets with random scores"),
+    ("substitute", False, bool, "transfer from a net too that learns the attacked one's answers"),
     ("seed", 0, int, "of the attacks"),
 )
 _OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
@@ -46,31 +46,38 @@ _OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
 
 def robustness(words: list[str]) -> int:
     """Attack a trained net, print what survives, and leave the records in its folder."""
-    from apical.bench.evaluate import robustness as library
-    from apical.bench.storage import claims
+    from apical.bench.evaluate import evaluation as library
+    from apical.bench.evaluate import robustbench
+    from apical.bench.evaluate.robustness import audits
+    from apical.bench.evaluate.trained_net import HashNet
+    from apical.bench.storage import claims, records
 
     values = parse(_options(), words)
     execution = execution_of(values)
-    evaluation = _evaluation(values)
-    if _learned_codes(values["run"], trust=values["trust"]):
-        from apical.bench.cli.retrieval import search
-
-        asked = _of_codes(values, evaluation)
-        others = _named(values["transfer"])
-        return search(values["run"], asked, others, execution, trust=values["trust"])
+    asked: Evaluation = _of_scores(values)
     net, run = _target(values, execution)
+    if isinstance(net, HashNet):
+        asked = _of_codes(values)
+    if values["claimed"] and not values["robustbench"]:
+        raise UsageError("--claimed has no effect without --robustbench FILE")
+    claims_given = claimed(values["claimed"])
+    if stray := [eps for eps in claims_given if eps not in asked.eps]:
+        raise UsageError(f"--claimed: radius {stray[0]:.4g} is not in --eps {values['eps']}")
     if values["audit_only"]:
-        print_audits([found.row() for found in library.audits(net, evaluation, execution)])
+        print_audits([found.row() for found in audits(net, _of_scores(values), execution)])
         return 0
-    trust = values["trust"]
-    others = {name: _run(path, execution, trust) for name, path in _named(values["transfer"]).items()}
-    digests = {name: other.digest for name, other in others.items()}
-    folder = library.place(run, evaluation, net.digest, digests)
+    paths = {Path(path).resolve().name: path for path in _words(values["transfer"])}
+    others = {name: _run(path, execution, values["trust"]) for name, path in paths.items()}
+    folder = asked.place(run, net.digest, {name: other.digest for name, other in others.items()})
     try:
-        rows = library.evaluate(net, evaluation, folder, execution, surrogates=others)
+        rows = library.evaluate(net, asked, folder, execution, surrogates=others)
     except claims.Held as held:
         raise ValueError(str(held)) from held
-    print_rows(net.name, rows)
+    if values["robustbench"]:
+        setting = records.read_json(folder / "setting.json")["setting"]
+        made = robustbench.entries(net.name, setting, rows, claims_given)
+        records.write_json(values["robustbench"], made)
+    (print_retrieval if isinstance(net, HashNet) else print_rows)(net.name, rows)
     print(folder)
     return 0
 
@@ -91,6 +98,10 @@ def _options() -> Any:
     for name, default, kind, about in _OF_THE_ATTACK:
         parser.add_argument(f"--{name}", default=default, type=kind, help=about)
     parser.add_class_arguments(attacks.Effort, "effort")
+    about = "also write claimed and re-measured values in the form of RobustBench to this file"
+    parser.add_argument("--robustbench", default=None, type=str, help=about)
+    about = "robust accuracies in % that were claimed, by radius, as 8/255:56.3,0.1:40"
+    parser.add_argument("--claimed", default="", type=str, help=about)
     about = "only ask what the gradient is worth, in seconds; nothing is written"
     parser.add_argument("--audit_only", default=False, action="store_true", help=about)
     for name, default, kind, about in _OF_A_MODEL:
@@ -119,70 +130,72 @@ def radii(text: str) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _evaluation(values: dict[str, Any]) -> "Evaluation":
+def claimed(text: str) -> dict[float, float]:
+    """Accuracies in % by radius, of a list as "8/255:56.3".
+
+    Raises: UsageError for what is no radius with a number.
+    """
+    found = {}
+    for word in _words(text):
+        eps, _, value = word.partition(":")
+        if not re.fullmatch(r"[\d.]+", value):
+            raise UsageError(f"--claimed {word}: expected a radius and a number, as 8/255:56.3")
+        found[radii(eps)[0]] = float(value)
+    return found
+
+
+def _of_scores(values: dict[str, Any]) -> "robustness_of.Evaluation":
     from apical.attacks import Effort
     from apical.bench.evaluate.robustness import Evaluation
 
     pixels = values["pixels"]
     if not re.fullmatch(r"[\d, ]*", pixels):
         raise UsageError(f"--pixels {pixels}: expected whole numbers, as 1,2,5")
+    alike = ("norm", "images", "protocol", "pixel_images", "samples", "substitute", "seed")
     return Evaluation(
         eps=radii(values["eps"]),
-        norm=values["norm"],
-        images=values["images"],
         effort=Effort(**values["effort"]),
         rules=tuple(_words(values["rules"])),
-        protocol=values["protocol"],
         pixels=tuple(map(int, _words(pixels))),
-        pixel_images=values["pixel_images"],
-        samples=values["samples"],
-        seed=values["seed"],
+        **{name: values[name] for name in alike},
     )
 
 
-def _learned_codes(run: str | None, *, trust: bool) -> bool:
-    """Whether a run trained a hash net, which has no classes to attack but a retrieval."""
-    from apical.bench.evaluate.trained_net import experiment_of
-
-    path = Path(run or "")
-    folder = path.parent if path.is_file() else path
-    described = run is not None and (folder / "experiment.json").exists()
-    return described and experiment_of(folder, trust=trust).hashing is not None
-
-
-def _of_codes(values: dict[str, Any], evaluation: "Evaluation") -> "retrieval.Evaluation":
+def _of_codes(values: dict[str, Any]) -> "Evaluation":
     """The same attacker on the retrieval of a hash net.
 
     Raises: UsageError for options that have no meaning there.
     """
     from apical.attacks import Effort
-    from apical.bench.evaluate import retrieval
+    from apical.bench.evaluate.retrieval import Evaluation
 
-    plain = {name: default for name, default, _, _ in (*_OF_THE_ATTACK, *_OF_A_MODEL)}
-    plain |= {"audit_only": False}
+    plain = {name: default for name, default, *_ in _OF_THE_ATTACK} | {"audit_only": False}
+    plain |= {"robustbench": None, "claimed": ""}
     of_classes = (
-        *("rules", "protocol", "pixels", "pixel_images", "samples", "audit_only"),
-        *_names(_OF_A_MODEL),
+        "rules",
+        "protocol",
+        "pixels",
+        "pixel_images",
+        "samples",
+        "substitute",
+        "audit_only",
     )
+    of_classes = (*of_classes, "robustbench", "claimed")
     stray = [name for name in of_classes if values[name] != plain[name]]
-    usual, effort = vars(Effort()), vars(evaluation.effort)
+    usual, effort = vars(Effort()), values["effort"]
     stray += [f"effort.{n}" for n in usual if n != "steps" and effort[n] != usual[n]]
     if stray:
         raise UsageError(f"--{stray[0]} has no meaning for a hash net, whose retrieval is attacked")
-    if evaluation.norm == "flips":
+    if values["norm"] == "flips":
         raise UsageError("--norm flips is for inputs of 0 and 1; a hash net is given images")
     given = effort["steps"] != usual["steps"]
-    return retrieval.Evaluation(
-        eps=evaluation.eps,
-        norm=evaluation.norm,
-        queries=evaluation.images,
-        steps=effort["steps"] if given else retrieval.Evaluation.steps,
-        seed=evaluation.seed,
+    return Evaluation(
+        eps=radii(values["eps"]),
+        norm=values["norm"],
+        queries=values["images"],
+        steps=effort["steps"] if given else Evaluation.steps,
+        seed=values["seed"],
     )
-
-
-def _names(options: Sequence[tuple[str, Any, Any, str]]) -> list[str]:
-    return [name for name, *_ in options]
 
 
 def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
@@ -192,7 +205,8 @@ def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
     if (values["run"] is None) == (values["model"] is None):
         raise UsageError("give a run folder, or a model of your own with --model; one of the two")
     if values["run"] is not None:
-        stray = [n for n in ("weights", "data", "size", "rule") if values[n] is not None]
+        stray = [name for name, default, *_ in _OF_A_MODEL
+                 if name != "runs" and values[name] != default]  # fmt: skip
         if stray:
             raise UsageError(f"--{stray[0]} belongs to --model; a run knows its own")
         net = _run(values["run"], execution, values["trust"])
@@ -225,11 +239,6 @@ def _where(execution: Any) -> dict[str, Any]:
         "data_root": execution.data_root,
         "download": execution.download,
     }
-
-
-def _named(paths: str) -> dict[str, str]:
-    """Surrogates by the names of their folders."""
-    return {Path(path).resolve().name: path for path in _words(paths)}
 
 
 def _words(text: str) -> list[str]:

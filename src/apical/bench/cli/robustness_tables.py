@@ -1,4 +1,4 @@
-"""What ``apical robustness`` prints: the robust accuracies of a net, and its gradient audits."""
+"""What ``apical robustness`` prints: robust accuracies or retrieval of a net, gradient audits."""
 
 import sys
 from collections.abc import Sequence
@@ -40,6 +40,8 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
 
 
 def _print_verdict(rows: Sequence[Row]) -> None:
+    from apical.bench.evaluate.robustbench import page
+
     verdict = _one(rows, "verdict")
     print(f"verdict: {verdict['verdict'].upper()}")
     for reason in verdict["reasons"]:
@@ -49,7 +51,40 @@ def _print_verdict(rows: Sequence[Row]) -> None:
     ran = [row for row in checks if row.get("passed") is not None]
     print(f"sanity checks: {len(ran) - len(flagged)} of {len(ran)} passed")
     for row in flagged:
-        print(f"  FLAGGED: {row['name']}: {row['detail']}")
+        print(f"  FLAGGED: {row['name']}: {row['detail']} ({page(row['name'])})")
+
+
+def print_retrieval(title: str, rows: Sequence[Row]) -> None:
+    """The rows of a hash net: mAP in %, with 95 % intervals over queries."""
+    clean = rows[0]
+    worst = {row["eps"]: row for row in rows if row.get("source") == "worst"}
+    about = f"{title}: mAP in %, {clean['queries']} queries, {clean['bits']} bits, {clean['norm']}"
+    table = _table(about, ["attack", *(f"eps {eps:.4g}" for eps in worst)])
+
+    def add(name: str, found: Sequence[Row]) -> None:
+        if found:
+            table.add_row(name, *(f"{_share(row['map'])} {_bounds(row)}" for row in found))
+
+    add("clean", [clean] * len(worst))
+    left = [row for row in _of(rows, "map") if row["source"] != "worst"]
+    for attack, source in dict.fromkeys((row["attack"], row["source"]) for row in left):
+        name = f"{attack} / {source}"
+        if source == "transfer":
+            if attack != "any":
+                continue
+            name = "made on the other nets"
+        add(name, [row for row in left if (row["attack"], row["source"]) == (attack, source)])
+    add("[bold]worst case per query[/bold]", list(worst.values()))
+    table.add_section()
+    for source in ("own", "exact"):
+        aimed = [row for row in _of(rows, "targeted") if row["source"] == source]
+        add(f"targeted / {source}: t-MAP", aimed)
+    _show(table)
+    for gap in (row for row in _of(rows, "gap") if row["attack"] == "any"):
+        print(
+            f"own minus exact at eps {gap['eps']:.4g}: {100 * gap['mean']:+.1f} points "
+            f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+        )
 
 
 def print_audits(rows: Sequence[Row]) -> None:
@@ -100,8 +135,11 @@ def _number(value: float | None) -> str:
 
 
 def _interval(row: Row) -> str:
-    bounds = f"({_share(row['low'])} to {_share(row['high'])})"
-    return f"[bold]{_share(row['accuracy'])}[/bold] {bounds}"
+    return f"[bold]{_share(row['accuracy'])}[/bold] {_bounds(row)}"
+
+
+def _bounds(row: Row) -> str:
+    return f"({_share(row['low'])} to {_share(row['high'])})"
 
 
 def _table(title: str, columns: Sequence[str]) -> Any:

@@ -1,48 +1,34 @@
-"""Evaluating the robustness of a trained net in a folder, so that a killed evaluation goes on.
+"""Evaluating the robustness of a classifier: by every gradient source, with a verdict."""
 
-An evaluation lies in RUN/robustness/KEY:
-    setting.json      key, versions, digest of the net, and what it was evaluated by
-    environment.json  versions and machine
-    trials.jsonl      one attack by one source at one radius a line, with a bit for each example
-    records.jsonl     the rows of the report, written whole at the end
-    examples.npz      a few images and what attacks made of them
-"""
+from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 
-from apical import attacks, rules
-from apical.attacks import Audit, Effort, RobustReport, audit, robust_report
+from apical import attacks, data, nets, rules
+from apical.attacks import Audit, Effort, audit, robust_report
 from apical.attacks.ball import Threat
-from apical.attacks.checks import check_eps
 from apical.attacks.evaluation import AUDITED
 from apical.attacks.pictures import pictures
 from apical.attacks.trials import Trial
-from apical.bench.evaluate.trained_net import Trained
+from apical.bench.evaluate import evaluation
+from apical.bench.evaluate.evaluation import Nets, OnTrial, Outcome, Row
+from apical.bench.evaluate.trained_net import CHOICE, HashNet, Trained
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import KEY_DIGITS
 from apical.bench.experiment.settings import differing
-from apical.bench.storage import claims, evaluation_folder, records
-from apical.bench.training import loop, progress
-from apical.names import check_literals
+from apical.bench.training import loop
 
-VERSION = 2
-"""Raised when a change of the attacks alters what an evaluation finds."""
-
-FOLDER = "robustness"
-"""Where the evaluations of a run lie in its folder."""
+SUBSTITUTE_IMAGES = 2000
+"""Training images that a substitute learns from, at most."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(evaluation.Evaluation):
     """How a net is attacked: everything that influences the outcome beside the nets themselves.
 
     Args:
@@ -56,6 +42,8 @@ class Evaluation:
         pixels: numbers of pixels that the protocol's few-pixel attack may change.
         pixel_images: images that is tried on (>= 1).
         samples: forward passes whose mean scores count, for nets with random scores (>= 1).
+        substitute: transfer from a small net too that is trained to imitate the attacked one on
+            training images (Papernot et al. 2017): the way into a model without gradients.
         seed: of the attacks.
     Raises: ValueError for a value out of range, or one that would have no effect.
     """
@@ -69,28 +57,25 @@ class Evaluation:
     pixels: tuple[int, ...] = (1, 2, 3, 4, 5)
     pixel_images: int = 100
     samples: int = 1
+    substitute: bool = False
     seed: int = 0
 
+    home = "robustness"
+    version = 2
+    last = "verdict"
+    trial = Trial
+    counted = "images"
+    least: ClassVar = {"images": 1, "samples": 1, "seed": 0}
+
     def __post_init__(self) -> None:
-        for name in ("eps", "rules", "pixels"):
+        for name in ("rules", "pixels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_literals(self, "robustness")
-        for eps in self.eps:
-            check_eps("robustness", eps, low=0.0, high=1.0, linf=self.norm == "linf")
-        if not self.eps or len(set(self.eps)) < len(self.eps) or min(self.eps) == 0:
-            raise ValueError(
-                f"robustness: eps={self.eps}; give at least one radius above 0, each once"
-            )
+        self.check()
         if self.norm == "flips" and any(eps != round(eps) for eps in self.eps):
             raise ValueError(f"robustness: eps={self.eps} must be whole numbers of flips")
-        for name, least in (("images", 1), ("samples", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"robustness: {name}={getattr(self, name)} must be at least {least}"
-                )
         for rule in self.rules:
             rules.build(rule)
-        if not self.protocol and {"pixels", "pixel_images"} & _changed(self):
+        if not self.protocol and {"pixels", "pixel_images"} & differing(self).keys():
             raise ValueError(
                 "robustness: pixels and pixel_images have no effect without a protocol"
             )
@@ -108,137 +93,68 @@ class Evaluation:
         found = attacks.protocol(self.protocol)
         return dataclasses.replace(found, pixels=self.pixels, pixel_images=self.pixel_images)
 
-    def key(self, net: str, surrogates: Mapping[str, str]) -> str:
-        """Short hash of what influences the outcome. Args: digests of the nets, by name."""
-        value = differing(self) | {"net": net, "surrogates": dict(surrogates), "version": VERSION}
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
-
-
-def _changed(evaluation: Evaluation) -> set[str]:
-    """Names of the fields that are not at their defaults."""
-    defaults = {f.name: f.default for f in dataclasses.fields(evaluation)}
-    return {name for name, value in defaults.items() if getattr(evaluation, name) != value}
-
-
-def place(
-    run: Path, evaluation: Evaluation, net: str, surrogates: Mapping[str, str] | None = None
-) -> Path:
-    """The folder of an evaluation. Args: run: of the net. net, surrogates: digests."""
-    return run / FOLDER / evaluation.key(net, surrogates or {})
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a finished evaluation, none while it is not."""
-    return evaluation_folder.rows(folder, "verdict")
-
-
-def evaluate(
-    net: Trained,
-    evaluation: Evaluation,
-    folder: str | Path,
-    execution: Execution | None = None,
-    *,
-    surrogates: Mapping[str, Trained] | None = None,
-) -> list[dict[str, Any]]:
-    """Evaluate a net in a folder, or go on where that was killed, or read what it found.
-
-    Args: folder: as `place` names it. surrogates: nets to transfer attacks from, by name.
-    Returns: the rows of the report.
-    Raises: ValueError as attacks do, or if the folder holds another evaluation; claims.Held if
-        another living process works on it.
-    """
-    folder, execution = Path(folder), execution or Execution()
-    others = dict(surrogates or {})
-    key = evaluation.key(net.digest, {name: other.digest for name, other in others.items()})
-    _check_classes(net, *others.values())
-    evaluation_folder.check(folder, key)
-    if found := rows(folder):
-        claims.clear(folder)  # a kill after the last row leaves one
-        return found
-    with loop.settings(execution), claims.hold(folder) as claim:
-        if found := rows(folder):
-            return found
-        x, y = net.examples(evaluation.images, execution.device)
-        setting = _described(net, evaluation, others, len(x))
-        evaluation_folder.describe(folder, key, net.digest, setting, execution, robustness=VERSION)
-        report = _report(net, evaluation, folder, execution, others, (x, y), claim.check)
-        shown = pictures(
-            net.model, x, y, eps=_middle(evaluation.eps), norm=evaluation.norm, seed=evaluation.seed
-        )
-        claim.check()
-        if shown:
-            evaluation_folder.write_examples(folder, shown)
-        evaluation_folder.write_rows(folder, report.rows())
-    claims.clear(folder)
-    return rows(folder)
-
-
-def audits(net: Trained, evaluation: Evaluation, execution: Execution | None = None) -> list[Audit]:
-    """The gradient audit alone: of the net's own gradient, the exact one, those of the rules."""
-    execution = execution or Execution()
-    _check_classes(net)
-    x, y = net.examples(min(evaluation.images, AUDITED), execution.device)
-    sources = ["own", "exact", *(f"rule:{rule}" for rule in evaluation.rules)]
-    with loop.settings(execution):
-        return [audit(net.model, x, y, gradient=s, seed=evaluation.seed) for s in sources]
-
-
-def _report(
-    net: Trained,
-    evaluation: Evaluation,
-    folder: Path,
-    execution: Execution,
-    others: Mapping[str, Trained],
-    examples: tuple[torch.Tensor, torch.Tensor],
-    still_mine: Any,
-) -> RobustReport:
-    path = folder / "trials.jsonl"
-    finished = evaluation_folder.trials(folder, Trial.read)
-    known, begin = {trial.key for trial in finished}, time.perf_counter()
-    with progress.steps(net.name, quiet=execution.quiet) as show:
-
-        def on_trial(trial: Trial, number: int, total: int) -> None:
-            nonlocal begin
-            show(f"{trial.attack} / {trial.source}  eps {trial.eps:.3g}", number, total)
-            if trial.key not in known:
-                still_mine()
-                seconds = round(time.perf_counter() - begin, 3)
-                records.append(path, trial.record() | {"seconds": seconds}, digest=True)
-            begin = time.perf_counter()
-
-        return robust_report(
-            net.model,
-            *examples,
-            eps=evaluation.eps,
-            norm=evaluation.norm,
-            effort=evaluation.effort,
-            rules=evaluation.rules,
-            surrogates={name: other.model for name, other in others.items()},
-            protocol=evaluation.published_attacks,
-            samples=evaluation.samples,
-            seed=evaluation.seed,
-            finished=finished,
-            on_trial=on_trial,
-        )
-
-
-def _described(
-    net: Trained, evaluation: Evaluation, others: Mapping[str, Trained], count: int
-) -> dict[str, Any]:
-    values = json.loads(json.dumps(dataclasses.asdict(evaluation)))
-    about = {"net": net.name, "data": net.images.name, "image_shape": list(net.images.shape)}
-    return about | values | {"images": count, "surrogates": list(others)}
-
-
-def _check_classes(*nets: Trained) -> None:
-    for net in nets:
-        if net.bits is not None:
+    def check_net(self, net: Trained) -> None:
+        if isinstance(net, HashNet):
             raise ValueError(
                 f"{net.name} gives hash codes of {net.bits} bits, no scores of classes: attack its "
                 "retrieval (apical.bench.evaluate.retrieval)"
             )
 
+    def attack(
+        self,
+        net: Trained,
+        others: Nets,
+        examples: tuple[Tensor, Tensor],
+        finished: Sequence[Trial],
+        on_trial: OnTrial,
+    ) -> Outcome:
+        surrogates = {name: other.model for name, other in others.items()}
+        if self.substitute:
+            surrogates["substitute"] = substitute(net, examples[0].device, self.seed)
+        report = robust_report(
+            net.model,
+            *examples,
+            eps=self.eps,
+            norm=self.norm,
+            effort=self.effort,
+            rules=self.rules,
+            surrogates=surrogates,
+            protocol=self.published_attacks,
+            samples=self.samples,
+            seed=self.seed,
+            finished=finished,
+            on_trial=on_trial,
+        )
+        middle = sorted(self.eps)[len(self.eps) // 2]
+        shown = pictures(net.model, *examples, eps=middle, norm=self.norm, seed=self.seed)
+        return Outcome(report.rows(), shown)
 
-def _middle(eps: tuple[float, ...]) -> float:
-    return sorted(eps)[len(eps) // 2]
+    def left(self, rows: Sequence[Row]) -> tuple[str, dict[float, float]]:
+        worst = {row["eps"]: row["accuracy"] for row in rows if row["kind"] == "worst"}
+        return str(rows[-1]["verdict"]), worst
+
+
+def substitute(net: Trained, device: torch.device, seed: int) -> nn.Module:
+    """A small convolutional net that learned the answers of another one to training images."""
+    images = net.images
+    count = min(SUBSTITUTE_IMAGES, len(images.train) - 1)
+    chosen = data.split_validation(images.train, count, CHOICE)[1]
+    channels = images.shape[0]
+    unit: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    batches = data.Batches(chosen, 500, device=str(device), **unit)
+    x = torch.cat([each for each, _ in batches.epoch(0)]).clamp(0, 1)
+    made = nets.build(
+        "vgg", in_shape=images.shape, num_classes=images.num_classes, seed=seed, widths=[16, 32, 64]
+    )
+    whole = attacks.Normalised(made, images.mean, images.std).to(device)
+    return attacks.imitate(net.model, whole, x, seed=seed)
+
+
+def audits(net: Trained, asked: Evaluation, execution: Execution | None = None) -> list[Audit]:
+    """The gradient audit alone: of the net's own gradient, the exact one, those of the rules."""
+    execution = execution or Execution()
+    asked.check_net(net)
+    x, y = net.examples(min(asked.images, AUDITED), execution.device)
+    sources: Any = ["own", "exact", *(f"rule:{rule}" for rule in asked.rules)]
+    with loop.settings(execution):
+        return [audit(net.model, x, y, gradient=s, seed=asked.seed) for s in sources]

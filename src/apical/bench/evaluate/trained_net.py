@@ -1,15 +1,18 @@
 """Trained nets as an attacker meets them: in eval mode, for pixels in [0, 1], with their images."""
 
 import copy
+import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apical import data, nets, rules
+from apical import data, nets, retrieval, rules
 from apical.attacks import Normalised
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_assignment
@@ -18,6 +21,7 @@ from apical.bench.training import build, splits
 from apical.core.convert import convert, feedback_modules
 from apical.names import from_path
 from apical.nets import pretrained
+from apical.retrieval.ranking import check_k
 
 CHOICE = 0
 """Seed by which the images are chosen: the same ones for every net."""
@@ -28,15 +32,13 @@ class Trained:
     """A net and what it is tried on.
 
     Attributes: model: with its normalisation inside. images: its data. digest: short hash of all
-        that decides what it computes, forwards and backwards. name: in tables. bits: of the hash
-        codes that it gives; None for scores of classes.
+        that decides what it computes, forwards and backwards. name: in tables.
     """
 
     model: nn.Module
     images: data.ImageData
     digest: str
     name: str
-    bits: int | None = None
 
     def examples(self, count: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """`count` images of the test split (all, where it has fewer) and their labels.
@@ -51,6 +53,54 @@ class Trained:
         batches = data.Batches(split, 500, device=device, **unit)
         x, y = zip(*batches.epoch(0), strict=True)
         return torch.cat(x).clamp_(0, 1), torch.cat(y)
+
+
+@dataclass(frozen=True, eq=False)
+class HashNet(Trained):
+    """A trained hash net with the database that its codes are searched in.
+
+    Attributes: bits: of its codes. searched: images of the database, in its order. k: of mAP@k,
+        None for the whole database.
+    """
+
+    bits: int
+    searched: data.Batches
+    k: int | None
+
+    @cached_property
+    def database(self) -> retrieval.Database:
+        """The codes of the images. Of bits that never change whoever trained the net was warned.
+
+        Raises: ValueError for codes that hold NaN, or a k that the database does not hold.
+        """
+        check_k(self.k, len(self.searched.split))
+        codes = [retrieval.encode(self.model, x).packed for x, _ in self.searched.epoch(0)]
+        return _silent(retrieval.Codes(torch.cat(codes), self.bits), self.searched.split.labels)
+
+    @property
+    def feedback(self) -> bool:
+        """Whether the net has a gradient of its own, other than the exact one."""
+        return any(True for _ in feedback_modules(self.model))
+
+    def known(self, count: int) -> retrieval.Database:
+        """A random part of the database with something of every class, the same for every net of
+        these data.
+
+        Raises: ValueError for a count below the number of classes.
+        """
+        whole, classes = self.database, self.database.labels.unique()
+        if count < len(classes):
+            raise ValueError(
+                f"known={count} codes: there are {len(classes)} classes, of each of which the"
+                " attacker needs one"
+            )
+        generator = torch.Generator().manual_seed(CHOICE)
+        order = torch.randperm(len(whole), generator=generator).tolist()
+        labels = whole.labels.tolist()
+        first = {labels[row]: row for row in reversed(order)}  # of each class the first drawn
+        drawn = list(dict.fromkeys([*first.values(), *order]))[:count]
+        rows = torch.tensor(sorted(drawn))
+        return _silent(whole.codes[rows], whole.labels[rows])
 
 
 class Run(NamedTuple):
@@ -96,7 +146,7 @@ def from_run(
     download: bool = True,
     trust: bool = False,
 ) -> Trained:
-    """The net of a finished run.
+    """The net of a finished run: a `HashNet` if it learned codes.
 
     Args: path: of the run's folder, or of the checkpoint in it. trust: as of `load_run`.
     Raises: ValueError as `load_run` does.
@@ -106,10 +156,15 @@ def from_run(
     experiment, images, model = found
     if not isinstance(images, data.ImageData):
         raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
-    whole = Normalised(model, *splits.normalisation(experiment, images))
-    bits = None if experiment.hashing is None else experiment.hashing.bits
-    digest = digest_of_run(folder, trust=trust)
-    return Trained(whole.to(device), images, digest, folder.name, bits)
+    whole = Normalised(model, *splits.normalisation(experiment, images)).to(device)
+    net = Trained(whole, images, digest_of_run(folder, trust=trust), folder.name)
+    if experiment.hashing is None:
+        return net
+    unit = dataclasses.replace(experiment, pixels="unit")
+    searched = build.database(unit, images, torch.device(device))
+    assert searched is not None
+    codes = experiment.hashing
+    return HashNet(whole, images, net.digest, net.name, codes.bits, searched, codes.k)
 
 
 def experiment_of(folder: Path, *, trust: bool = False) -> Experiment:
@@ -228,3 +283,9 @@ def _built(model: str, images: data.ImageData, options: dict[str, Any]) -> nn.Mo
                 raise ValueError(f"model {model!r} is a module already: options have no effect")
             return copy.deepcopy(found)
     return nets.build(model, in_shape=images.shape, num_classes=images.num_classes, **options)
+
+
+def _silent(codes: retrieval.Codes, labels: torch.Tensor) -> retrieval.Database:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", retrieval.ConstantBitWarning)
+        return retrieval.Database(codes, labels)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from apical.bench.experiment.adversarial_settings import Adversarial
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.experiment.settings import Settings, setting
 
@@ -20,6 +21,7 @@ class TrainingSettings(Settings):
         schedule: how the learning rate changes.
         clip_norm: upper limit (> 0) of the norm of all gradients; absent: none.
         accumulate: parts (>= 1) that a batch is split into, to need less memory.
+        adversarial: train on attacked images; absent: on the images as they are.
         autocast: ``bf16`` or ``fp16`` (CUDA only, with a gradient scaler).
         seed: of weights, feedback, order of images and augmentation (>= 0).
     """
@@ -32,6 +34,7 @@ class TrainingSettings(Settings):
     schedule: Schedule = setting(factory=Schedule)
     clip_norm: float | None = setting(None, "(0, inf)")
     accumulate: int = setting(1, "[1, inf)", not_with=("learner",))
+    adversarial: Adversarial | None = setting(None, not_with=("task", "hashing"))
     autocast: Literal["off", "bf16", "fp16"] = setting("off", not_with=("learner",))
     seed: int = setting(0, "[0, inf)")
 

@@ -16,6 +16,7 @@ from apical.bench.report import (
     sections,
     spikes,
 )
+from apical.bench.report.evaluations import Evaluated
 from apical.bench.report.read import Study
 from apical.bench.report.sections import Section
 from apical.bench.storage.records import write_bytes
@@ -27,8 +28,6 @@ MOST_RADII = 4
 
 def of_classifiers(study: Study, out: Path) -> dict[str, Any] | None:
     """Values for robust.html.j2, None for a study without evaluations."""
-    if not study.robustness:
-        return None
     found = sections.sections(study.robustness, study.robust_published)
     if found:
         write_bytes(out / "robust.csv", robustness_tables.numbers_csv(found).encode())
@@ -42,15 +41,24 @@ def of_classifiers(study: Study, out: Path) -> dict[str, Any] | None:
     ]
     settings = {section.setting for section in found}
     published = sum(row.setting in settings for row in study.robust_published)
+    unused = published - sum(len(part["compared"]) for part in made)
+    return _part(study.robustness, made, unused=unused, check_meaning=robustness_words.CHECKS)
+
+
+def _part(
+    evaluations: Sequence[Evaluated], made: Sequence[dict[str, Any]], **more: Any
+) -> dict[str, Any] | None:
+    """What the part of a page on either kind of evaluation shows; None without any."""
+    if not evaluations:
+        return None
     return {
-        "missing": sections.missing(study.robustness),
-        "missing_count": sum(each.status != "finished" for each in study.robustness),
-        "superseded": sections.superseded(study.robustness),
-        "count": len(study.robustness),
+        "missing": sections.missing(evaluations),
+        "missing_count": sum(each.status != "finished" for each in evaluations),
+        "superseded": sections.superseded(evaluations),
+        "count": len(evaluations),
         "sections": made,
         "finding": _finding(made),
-        "unused": published - sum(len(part["compared"]) for part in made),
-        "check_meaning": robustness_words.CHECKS,
+        **more,
     }
 
 
@@ -122,20 +130,11 @@ def _curves(section: Section, title: str, out: Path, slug: str) -> dict[str, Any
 
 def of_hash_nets(study: Study, out: Path) -> dict[str, Any] | None:
     """Values for hash.html.j2, None for a study without evaluations of hash nets."""
-    if not study.retrieval:
-        return None
     found = sections.sections(study.retrieval)
     if found:
         write_bytes(out / "retrieval.csv", retrieval.numbers_csv(found).encode())
         write_bytes(out / "retrieval-attacks.csv", retrieval.attacks_csv(found).encode())
-    made = list(map(_hash_nets, found))
-    return {
-        "missing": sections.missing(study.retrieval),
-        "missing_count": sum(each.status != "finished" for each in study.retrieval),
-        "count": len(study.retrieval),
-        "sections": made,
-        "finding": _finding(made),
-    }
+    return _part(study.retrieval, list(map(_hash_nets, found)))
 
 
 def _hash_nets(section: Section) -> dict[str, Any]:
@@ -148,6 +147,7 @@ def _hash_nets(section: Section) -> dict[str, Any]:
         "conclusion": [retrieval.conclusion(found) for found in radii.values()],
         "measured": retrieval.measured(section),
         "single": any(row.n == 1 for row in rows),
+        "anchored": retrieval.anchored(rows),
         "targeted": retrieval.targeted(rows),
         "plain": retrieval.without_attack(section, radii[max(radii)]) if radii else None,
         "largest": radius(max(radii)) if radii else "",

@@ -5,6 +5,12 @@ An evaluation is a folder RUN/<home>/<key> (see `evaluation_folder`), loose or p
                     many attacks are planned
     records.jsonl   its rows; one of kind `last` ends a finished evaluation
     trials.jsonl    one finished attack a line
+    examples.npz    a few examples, what attacks made of them, and the answers to both: see
+                    `pictures`
+
+The setting has the fields of the evaluation beside the names of net, data and surrogates. Rows of
+robustness are of the kinds clean, attack, worst, gap, check, audit and, last, verdict; rows of
+retrieval of the kinds clean, attack, map, gap, targeted and, last, end.
 """
 
 from __future__ import annotations
@@ -102,13 +108,18 @@ class Evaluated:
         try:
             name = f"{place}/setting.json"
             described = source.read_json(name)["setting"] if source.has(name) else {}
-            rows = tuple(quietly(source, f"{place}/records.jsonl"))
+            rows = tuple(map(cls.current, quietly(source, f"{place}/records.jsonl")))
             status, reason = cls._status(source, place, rows, described)
         except (ValueError, OSError, KeyError) as error:
             # Pages are published: no absolute paths.
             reason = str(error).replace(f"{source.path / place}/", "")
             return cls(*about, "failed", f"unreadable: {reason}")
         return cls(*about, status, reason, described, rows)
+
+    @classmethod
+    def current(cls, row: Row) -> Row:
+        """A row in the words of today's version."""
+        return row
 
     @classmethod
     def _status(
@@ -131,3 +142,48 @@ def quietly(source: packing.Folder, name: str) -> list[dict[str, Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return source.rows(name)
+
+
+class Robustness(Evaluated):
+    """A classifier under attack. Accuracies are fractions of all examples."""
+
+    home = "robustness"
+    last = "verdict"
+    needed = ("clean", "worst", "gap", "audit")
+    compared = ("data", "images", "norm", "eps", "effort")
+
+    def at(self, kind: str, eps: float) -> Row:
+        """The row of a kind at a radius, {} where there is none."""
+        return self.find(kind, eps=eps)
+
+    @property
+    def images(self) -> int:
+        """Test images it was measured on, those misclassified from the start included."""
+        return int(self.clean["examples"])
+
+    @property
+    def radii(self) -> list[float]:
+        return [row["eps"] for row in self.of_kind("worst")]
+
+
+class Retrieval(Evaluated):
+    """A hash net under attack. Average precisions are means over queries in [0, 1]."""
+
+    home = "retrieval"
+    last = "end"
+    needed = ("clean", "map", "gap")
+    compared = ("data", "queries", "known", "norm", "eps", "steps")
+
+    @property
+    def radii(self) -> list[float]:
+        return [row["eps"] for row in self.of_kind("map") if row["source"] == "worst"]
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the anchor attack was run, as it is from version 3 on."""
+        return bool(self.find("map", attack="Anchor"))
+
+    @classmethod
+    def current(cls, row: Row) -> Row:
+        """Before version 3 there were two attacks, and "both" stood for any of them."""
+        return {**row, "attack": "any"} if row.get("attack") == "both" else row

@@ -34,10 +34,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from apical.bench.report import hash_read, robust_read
-from apical.bench.report.evaluations import Status
+from apical.bench.report import robust_read
+from apical.bench.report.evaluations import Retrieval, Robustness, Status
 from apical.bench.report.names import display_name
-from apical.bench.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
+from apical.bench.report.robust_read import FULL_TIER, PublishedRobustness
 from apical.bench.storage import packing
 
 __all__ = ["FULL_TIER", "Curve", "Published", "Run", "Study", "is_study", "read_study"]
@@ -118,8 +118,8 @@ class Study:
     notes: tuple[str, ...]
     search: tuple[Mapping[str, Any], ...] = ()
     curves: tuple[Curve, ...] = ()
-    robustness: tuple[Evaluation, ...] = ()
-    retrieval: tuple[hash_read.Evaluation, ...] = ()
+    robustness: tuple[Robustness, ...] = ()
+    retrieval: tuple[Retrieval, ...] = ()
     robust_published: tuple[PublishedRobustness, ...] = ()
     overview: Mapping[str, Any] | None = None
     solved: float | None = None
@@ -156,7 +156,7 @@ def is_study(folder: Path) -> bool:
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or evaluations of the robustness of a net."""
     folder = folder.resolve()
-    source, home = packing.open_folder(folder.parent), f"{folder.name}/{Evaluation.home}"
+    source, home = packing.open_folder(folder.parent), f"{folder.name}/{Robustness.home}"
     return source.has(f"{folder.name}/experiment.json") or any(
         source.has(f"{home}/{name}/setting.json") for name in source.folders(home)
     )
@@ -181,8 +181,8 @@ def read_run(folder: Path) -> Study:
         runs=(run,),
         published=(),
         notes=(),
-        robustness=tuple(Evaluation.of_run(folder, setting, run.rule, seed)),
-        retrieval=tuple(hash_read.Evaluation.of_run(folder, setting, run.rule, seed)),
+        robustness=tuple(Robustness.of_run(folder, setting, run.rule, seed)),
+        retrieval=tuple(Retrieval.of_run(folder, setting, run.rule, seed)),
     )
 
 
@@ -230,10 +230,10 @@ def read_study(folder: Path) -> Study:
             overview=value.get("overview"),
             solved=value.get("solved"),
             robustness=tuple(
-                Evaluation.of_entry(source, entry) for entry in value.get("robustness", ())
+                Robustness.of_entry(source, entry) for entry in value.get("robustness", ())
             ),
             retrieval=tuple(
-                hash_read.Evaluation.of_entry(source, entry) for entry in value.get("retrieval", ())
+                Retrieval.of_entry(source, entry) for entry in value.get("retrieval", ())
             ),
             robust_published=tuple(
                 robust_read.published(entry) for entry in value.get("robust_published", ())

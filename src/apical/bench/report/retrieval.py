@@ -6,8 +6,7 @@ from functools import partial
 from typing import Any
 
 from apical.bench.report import sections
-from apical.bench.report.evaluations import Row
-from apical.bench.report.hash_read import Evaluation
+from apical.bench.report.evaluations import Retrieval, Row
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Study
 from apical.bench.report.results import closing, rule_column, setting_column
@@ -32,8 +31,10 @@ COLUMNS = {
     "HAG exact": ("map", {"attack": "HAG", "source": "exact"}),
     "SDHA own": ("map", {"attack": "SDHA", "source": "own"}),
     "SDHA exact": ("map", {"attack": "SDHA", "source": "exact"}),
-    "transfer": ("map", {"attack": "both", "source": "transfer"}),
-    "worst": ("map", {"attack": "both", "source": "worst"}),
+    "Anchor own": ("map", {"attack": "Anchor", "source": "own"}),
+    "Anchor exact": ("map", {"attack": "Anchor", "source": "exact"}),
+    "transfer": ("map", {"attack": "any", "source": "transfer"}),
+    "worst": ("map", {"attack": "any", "source": "worst"}),
     "targeted own": ("targeted", {"source": "own"}),
     "targeted exact": ("targeted", {"source": "exact"}),
     "targeted transfer": ("targeted", {"source": "transfer"}),
@@ -43,7 +44,7 @@ COLUMNS = {
 MEASURES = ("flipped", "linf", "l2", "mse")
 CLEAN = ("precision2", "inverted_map", "target_map", "constant_bits")
 
-Find = Callable[[Evaluation], Row]
+Find = Callable[[Retrieval], Row]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Line:
     """A rule at one radius. mAP in %, differences in points.
 
     Attributes: values: by the keys of `COLUMNS`, those that were measured. gap: own minus exact,
-        whichever of HAG and SDHA is the stronger, query by query. clean_minus_bp, worst_minus_bp:
+        whichever attack is the strongest, query by query. clean_minus_bp, worst_minus_bp:
         on the same seeds. differs: whether the worst case differs from BP's by a paired t test,
         Holm-corrected over the rules, 5 %. word: what the gap says of the own gradient.
     """
@@ -84,7 +85,7 @@ def lines(section: Section, eps: float) -> list[Line]:
     for rule in rules:
         nets = {seed: each for seed, each in section.of(rule).items() if eps in each.radii}
         gap = robustness_verdict.gap(
-            {seed: each.find("gap", attack="both", eps=eps) for seed, each in nets.items()}
+            {seed: each.find("gap", attack="any", eps=eps) for seed, each in nets.items()}
         )
         clean = _estimate(section, rule, _clean)
         if gap is None or clean is None:
@@ -108,7 +109,7 @@ def lines(section: Section, eps: float) -> list[Line]:
     return made
 
 
-def _clean(net: Evaluation) -> Row:
+def _clean(net: Retrieval) -> Row:
     return net.clean
 
 
@@ -166,6 +167,16 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
             Column("HAG exact", value("HAG exact"), page="HAG, exact gradient", brief=True),
             Column("SDHA own", value("SDHA own"), page="SDHA, own gradient", brief=True),
             Column("SDHA exact", value("SDHA exact"), page="SDHA, exact gradient", brief=True),
+            *(
+                Column(
+                    f"Anchor {source}",
+                    value(f"Anchor {source}"),
+                    page=f"Anchor, {source} gradient",
+                    keep=anchored(rows),
+                    brief=True,
+                )
+                for source in ("own", "exact")
+            ),
             Column("", value("transfer"), page="Made on BP's net"),
             Column("worst case", value("worst"), strong=True),
             Column("own minus exact", lambda line: estimate(line.gap, points)),
@@ -181,6 +192,11 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
         rows,
         f"mAP at radius {radius(rows[0].eps)}" if rows else "",
     )
+
+
+def anchored(rows: Sequence[Line]) -> bool:
+    """Whether the anchor attack was run, as it is from version 3 on."""
+    return any("Anchor exact" in row.values for row in rows)
 
 
 def _value(name: str, line: Line) -> Shown:
@@ -303,14 +319,17 @@ def to_markdown(study: Study) -> str:
     """mAP in %, one line per setting, radius and rule, then what the columns mean."""
     found = sections.sections(study.retrieval)
     rows = [line for section in found for eps in section.radii for line in lines(section, eps)]
+    attacks, targeted = "HAG or SDHA", "SDHA"
+    if anchored(rows):
+        attacks, targeted = "HAG, SDHA or Anchor", "SDHA or Anchor"
     parts = [
         f"Tier {study.tier}: mAP in %, mean over n nets with a 95 % t interval over seeds. Own: "
         "attacks along the gradient that the net learns from, as in the paper that proposes such "
         "nets; exact: the same along the true gradient of the same weights; worst case: per query "
         "the least that anything left, noise and attacks made on BP's net among it. `own minus "
-        "exact` (HAG or SDHA, whichever leaves less) and `worst minus BP` are paired on the seeds, "
-        "in points, each interval on its own. t-MAP: of the labels that targeted SDHA aims at, "
-        "higher is a stronger attack.",
+        f"exact` ({attacks}, whichever leaves less) and `worst minus BP` are paired on the seeds, "
+        "in points, each interval on its own. t-MAP: of the labels that targeted "
+        f"{targeted} aims at, higher is a stronger attack.",
         *sections.missing_sentence(study.retrieval),
     ]
     sizes = dict.fromkeys(f"{s.described.get('queries')} queries ({s.heading})" for s in found)
@@ -324,10 +343,11 @@ def measured(section: Section) -> str:
     described, clean = section.described, section.clean
     norm = NORMS.get(str(described.get("norm")), f"norm {described.get('norm')}")
     within = "the whole database" if clean.get("k") is None else f"the {clean['k']} nearest"
+    users = "SDHA and Anchor use" if section.evaluations[0].anchored else "SDHA uses"
     return (
         f"mAP over {within} ({clean['database']} codes of {clean['bits']} bits, ties at their "
         f"mean) of the same {clean['queries']} queries of {described.get('data')} for every net. "
-        f"What an attack may do: {norm}, in {described.get('steps')} steps; SDHA uses "
+        f"What an attack may do: {norm}, in {described.get('steps')} steps; {users} "
         f"{described.get('known')} codes of the database."
     )
 

@@ -1,45 +1,11 @@
-"""Robustness evaluations, folders RUN/robustness/<key>, and published values beside them.
-
-The setting is {data, images, eps, norm, effort, rules, surrogates, seed}. Rows are of kinds clean,
-attack, worst, gap, check, audit and, last, verdict; accuracies are fractions of all examples.
-examples.npz holds x (k, C, H, W), adv (s, k, C, H, W), names (s), labels (k), eps,
-predictions_clean (k), predictions_adv (s, k) and optionally class_names.
-"""
+"""Published values of robustness."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apical.bench.report.evaluations import Evaluated, Row
-
 FULL_TIER = "full"
 """The tier of a published protocol; every other one is on another scale."""
-
-
-class Evaluation(Evaluated):
-    """One net under attack. Accuracies are fractions."""
-
-    home = "robustness"
-    last = "verdict"
-    needed = ("clean", "worst", "gap", "audit")
-    compared = ("data", "images", "norm", "eps", "effort")
-
-    def at(self, kind: str, eps: float) -> Row:
-        """The row of a kind at a radius, {} where there is none."""
-        return self.find(kind, eps=eps)
-
-    @property
-    def images(self) -> int:
-        """Test images it was measured on, those misclassified from the start included."""
-        return int(self.clean["examples"])
-
-    @property
-    def norm(self) -> str:
-        return str(self.clean["norm"])
-
-    @property
-    def radii(self) -> list[float]:
-        return [row["eps"] for row in self.of_kind("worst")]
 
 
 @dataclass(frozen=True)

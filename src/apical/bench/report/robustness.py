@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from apical.bench.report.evaluations import Robustness
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.robust_read import FULL_TIER, Evaluation, PublishedRobustness
+from apical.bench.report.robust_read import FULL_TIER, PublishedRobustness
 from apical.bench.report.sections import Section, Value, attack_row, attack_share, near
 from apical.measure import robustness_verdict, statistics
 from apical.measure.robustness_verdict import MASKED, Estimate, RuleVerdict
@@ -54,7 +55,7 @@ def worst(eps: float) -> Value:
     return lambda net: net.at("worst", eps).get("accuracy")
 
 
-def clean(net: Evaluation) -> float:
+def clean(net: Robustness) -> float:
     return float(net.clean["accuracy"])
 
 
@@ -144,7 +145,7 @@ def lines(section: Section, rule: str) -> Lines:
     return {kind: values for kind, values in found.items() if values}
 
 
-def _line(net: Evaluation, *, kind: str, eps: float) -> float | None:
+def _line(net: Robustness, *, kind: str, eps: float) -> float | None:
     if kind in ("own", "exact"):
         return net.at("gap", eps).get(kind)
     if kind == "worst":

@@ -5,11 +5,11 @@ from functools import partial
 from typing import Any
 
 from apical.bench.report import robustness, robustness_words, sections
-from apical.bench.report.evaluations import Row
+from apical.bench.report.evaluations import Robustness, Row
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Study
 from apical.bench.report.results import rule_column, setting_column, verdict
-from apical.bench.report.robust_read import Evaluation, PublishedRobustness
+from apical.bench.report.robust_read import PublishedRobustness
 from apical.bench.report.robustness import Compared, Headline, Heat
 from apical.bench.report.sections import Section
 from apical.bench.report.table import (
@@ -310,7 +310,7 @@ def _numbers(section: Section) -> list[dict[str, Any]]:
     return made
 
 
-def _attacks(net: Evaluation) -> dict[tuple[Any, ...], tuple[float, int]]:
+def _attacks(net: Robustness) -> dict[tuple[Any, ...], tuple[float, int]]:
     """Robust accuracy under each attack that ran on all images, and how many these were."""
     rows = [row for row in net.of_kind("attack") if row["on"] == "all"]
     return {
@@ -319,7 +319,7 @@ def _attacks(net: Evaluation) -> dict[tuple[Any, ...], tuple[float, int]]:
     }
 
 
-def _accuracy(net: Evaluation, *, names: tuple[Any, ...]) -> float | None:
+def _accuracy(net: Robustness, *, names: tuple[Any, ...]) -> float | None:
     return _attacks(net).get(names, (None,))[0]
 
 

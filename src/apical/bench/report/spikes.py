@@ -11,12 +11,12 @@ from typing import Any
 
 from apical.bench.report import robustness, sections
 from apical.bench.report.colours import INK, SOFT
+from apical.bench.report.evaluations import Robustness
 from apical.bench.report.names import display_name
 from apical.bench.report.pictures import address, arrays
 from apical.bench.report.read import Study
 from apical.bench.report.render import FONT, save_png
 from apical.bench.report.results import closing, rule_column
-from apical.bench.report.robust_read import Evaluation
 from apical.bench.report.sections import Section
 from apical.bench.report.table import (
     Column,
@@ -102,10 +102,10 @@ def _line(section: Section, rule: str, eps: float) -> Line:
     )
 
 
-def _share(groups: Iterable[str], eps: float) -> Callable[[Evaluation], float | None]:
+def _share(groups: Iterable[str], eps: float) -> Callable[[Robustness], float | None]:
     """The share of images that survive all attacks of these groups; a group may not be run."""
 
-    def share(net: Evaluation) -> float | None:
+    def share(net: Robustness) -> float | None:
         rows = [
             row
             for row in net.trials

@@ -1,27 +1,23 @@
-"""The second half of a robustness study: every trained net is attacked, in its own run folder."""
+"""The second half of a study with attacks: every trained net is evaluated, in its run folder."""
 
 import dataclasses
 import shutil
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apical.bench.evaluate import robustness
-from apical.bench.evaluate.robustness import Evaluation
+from apical.bench.evaluate import retrieval, robustness
+from apical.bench.evaluate.evaluation import Evaluation, evaluate
 from apical.bench.evaluate.trained_net import digest_of_run, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.storage import records, run_folder
 from apical.bench.studies.base import Choice, Entry, Study
 from apical.measure import robustness_verdict
 
-
-@dataclass(frozen=True)
-class Victim:
-    """A trained net: the folder of its run, and the digest."""
-
-    run: Path
-    digest: str
+HOMES = (retrieval.Evaluation.home, robustness.Evaluation.home)
+"""Folders of evaluations in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -38,31 +34,30 @@ class Assessment:
     folder: Path
 
     def ended(self) -> dict[str, Any] | None:
-        rows = robustness.rows(self.folder)
+        rows = self.evaluation.rows(self.folder)
         if not rows:
             return None
         seconds = sum(row["seconds"] for row in records.read(self.folder / "trials.jsonl"))
-        worst = {row["eps"]: row["accuracy"] for row in rows if row["kind"] == "worst"}
-        return {"kind": "final", "seconds": seconds, "worst": worst, "word": rows[-1]["verdict"]}
+        words, worst = self.evaluation.left(rows)
+        return {"kind": "final", "seconds": seconds, "worst": worst, "words": words}
 
     def do(self, execution: Execution) -> dict[str, Any]:
-        where: dict[str, Any] = {
-            "device": execution.device,
-            "data_root": execution.data_root,
-            "download": execution.download,
-            "trust": True,  # the study itself names what it runs, and the folder was checked
-        }
-        others = {name: from_run(run, **where) for name, run in self.surrogates.items()}
-        robustness.evaluate(
-            from_run(self.run, **where), self.evaluation, self.folder, execution, surrogates=others
+        load = partial(
+            from_run,
+            device=execution.device,
+            data_root=execution.data_root,
+            download=execution.download,
+            trust=True,  # the study itself names what it runs, and the folder was checked
         )
+        others = {name: load(run) for name, run in self.surrogates.items()}
+        evaluate(load(self.run), self.evaluation, self.folder, execution, surrogates=others)
         row = self.ended()
         assert row is not None
         return row
 
     def told(self, row: dict[str, Any]) -> str:
         worst = ", ".join(f"{share:.1%} at eps {eps:.3g}" for eps, share in row["worst"].items())
-        return f"{self.run.name}: worst case {worst}; {row['word']} ({row['seconds']:.0f} s)"
+        return f"{self.run.name}: {row['words']}, worst case {worst} ({row['seconds']:.0f} s)"
 
 
 def reuse(study: Study, root: Path) -> int:
@@ -83,7 +78,7 @@ def reuse(study: Study, root: Path) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(source, part, ignore=shutil.ignore_patterns(robustness.FOLDER, "claim*"))
+        shutil.copytree(source, part, ignore=shutil.ignore_patterns(*HOMES, "claim*"))
         part.rename(target)
         copied += 1
     return copied
@@ -91,67 +86,48 @@ def reuse(study: Study, root: Path) -> int:
 
 def assessments(study: Study, folder: Path) -> list[tuple[Entry, Assessment]]:
     """What there is to be evaluated, of the runs that are finished so far."""
-    found = []
-    for entry, victim, others in victims(study, folder, study.evaluations):
-        evaluation = study.evaluation_of(entry)
-        digests = {name: other.digest for name, other in others.items()}
-        place = robustness.place(victim.run, evaluation, victim.digest, digests)
-        runs = {name: other.run for name, other in others.items()}
-        found.append((entry, Assessment(victim.run, evaluation, runs, place)))
-    return found
-
-
-def victims(
-    study: Study, folder: Path, settings: Container[str]
-) -> list[tuple[Entry, Victim, dict[str, Victim]]]:
-    """The finished runs of some settings, and by name those that attacks on each are transferred
-    from."""
     done = [
         entry
         for entry in study.entries
-        if entry.setting in settings and _whole(folder / entry.experiment.name)
+        if entry.setting in study.evaluations and _whole(folder / entry.experiment.name)
     ]
-    known = {
-        entry.experiment.name: Victim(
-            folder / entry.experiment.name, _digest(folder / entry.experiment.name, entry)
-        )
-        for entry in done
+    runs = {entry.experiment.name: folder / entry.experiment.name for entry in done}
+    digests = {
+        entry.experiment.name: _digest(runs[entry.experiment.name], entry) for entry in done
     }
-    return [
-        (
-            entry,
-            known[entry.experiment.name],
-            {label: known[other] for label, other in _surrogates(study, entry, done).items()},
-        )
-        for entry in done
-    ]
-
-
-def listed(entry: Entry, run: Path, evaluation: Path) -> dict[str, Any]:
-    """How study.json names an evaluation."""
-    return {
-        "folder": entry.experiment.name,
-        "setting": entry.setting,
-        "rule": entry.rule,
-        "seed": entry.experiment.seed,
-        "evaluation": str(evaluation.relative_to(run)),
-    }
+    found = []
+    for entry in done:
+        name, others = entry.experiment.name, _surrogates(study, entry, done)
+        evaluation = study.evaluation_of(entry)
+        known = {label: digests[other] for label, other in others.items()}
+        place = evaluation.place(runs[name], digests[name], known)
+        transferred = {label: runs[other] for label, other in others.items()}
+        found.append((entry, Assessment(runs[name], evaluation, transferred, place)))
+    return found
 
 
 def described(
     study: Study, found: Sequence[tuple[Entry, Assessment]], data_notes: Sequence[str]
 ) -> dict[str, Any]:
     """What study.json says of the evaluations; nothing for a study without any."""
-    if not study.evaluations:
-        return {}
-    published = [
-        dataclasses.replace(row, other_scale=row.other_scale or "; ".join(data_notes))
-        for row in study.robust_published
-    ]
-    return {
-        "robustness": [listed(entry, job.run, job.folder) for entry, job in found],
-        "robust_published": [dataclasses.asdict(row) for row in published],
-    }
+    value: dict[str, Any] = {each.home: [] for each in study.evaluations.values()}
+    for entry, job in found:
+        value[job.evaluation.home].append(
+            {
+                "folder": entry.experiment.name,
+                "setting": entry.setting,
+                "rule": entry.rule,
+                "seed": entry.experiment.seed,
+                "evaluation": str(job.folder.relative_to(job.run)),
+            }
+        )
+    if robustness.Evaluation.home in value:
+        published = [
+            dataclasses.replace(row, other_scale=row.other_scale or "; ".join(data_notes))
+            for row in study.robust_published
+        ]
+        value["robust_published"] = [dataclasses.asdict(row) for row in published]
+    return value
 
 
 def verdicts(
@@ -160,7 +136,9 @@ def verdicts(
     """For each setting and rule, what its evaluated nets say together."""
     by_cell: dict[Choice, dict[int, list[dict[str, Any]]]] = {}
     for entry, job in found:
-        if rows := robustness.rows(job.folder):
+        if not isinstance(job.evaluation, robustness.Evaluation):
+            continue
+        if rows := job.evaluation.rows(job.folder):
             by_cell.setdefault(entry.cell, {})[entry.experiment.seed] = rows
     return {cell: _verdict(seeds) for cell, seeds in by_cell.items()}
 

@@ -4,22 +4,21 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from apical import data
+from apical import data, retrieval
 from apical.attacks import PGD, NoGradient, OwnAveraged
 from apical.attacks import schedule as planning
 from apical.attacks.trials import Step
 from apical.attacks.twins import random_feedback
-from apical.bench.evaluate.robustness import Evaluation
+from apical.bench.evaluate import robustness
+from apical.bench.evaluate.retrieval import NOISE
+from apical.bench.evaluate.retrieval import Evaluation as OfRetrieval
 from apical.bench.experiment.execution import Execution
-from apical.bench.studies import search_cost
 from apical.bench.studies.assess import assessments
 from apical.bench.studies.base import Choice, Entry, Study
 from apical.bench.studies.cost import Cost
-from apical.bench.studies.retrieve import searches
 from apical.bench.studies.timed import timed
-from apical.bench.sweep.sweep import Job
 from apical.bench.training import build, loop
 from apical.core.convert import feedback_modules
 from apical.core.converted import labels
@@ -28,6 +27,8 @@ PASSES, BATCH = 4, 256
 BESIDE = 0.6
 """Of the seconds of a gradient, least those of a query: proposals of Square cost as much as its
 forward passes through a small net."""
+STEPS, QUERIES = 4, 64
+"""Of the attack on a retrieval that is timed."""
 
 
 def most(study: Study, folder: Path, execution: Execution) -> Cost:
@@ -35,18 +36,15 @@ def most(study: Study, folder: Path, execution: Execution) -> Cost:
 
     Args: folder: of the study; what is evaluated there costs nothing.
     """
-    jobs: dict[str, Job] = {e.experiment.name: job for e, job in assessments(study, folder)}
-    jobs |= {e.experiment.name: job for e, job in searches(study, folder)}
-    costs = dict.fromkeys(study.evaluations, _seconds)
-    costs |= dict.fromkeys(study.retrievals, search_cost.seconds)
+    jobs = {entry.experiment.name: job for entry, job in assessments(study, folder)}
     seconds_of: dict[Choice, float] = {}
     parts: dict[str, tuple[int, float]] = {}
     for entry in study.entries:
         job = jobs.get(entry.experiment.name)
-        if entry.setting not in costs or (job and job.ended()):
+        if entry.setting not in study.evaluations or (job and job.ended()):
             continue
         if entry.cell not in seconds_of:
-            seconds_of[entry.cell] = costs[entry.setting](study, entry, execution)
+            seconds_of[entry.cell] = _seconds(study, entry, execution)
         runs, seconds = parts.get(entry.setting, (0, 0.0))
         parts[entry.setting] = (runs + 1, seconds + seconds_of[entry.cell])
     rows = tuple((f"{name} attacked", n, seconds) for name, (n, seconds) in parts.items())
@@ -58,10 +56,23 @@ def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
     experiment, evaluation = entry.experiment, study.evaluation_of(entry)
     load = partial(data.load, root=execution.data_root, download=execution.download)
     images = load(experiment.data, size=experiment.size)
-    count = min(evaluation.images, len(images.test))
+    count = min(getattr(evaluation, evaluation.counted), len(images.test))
     with loop.settings(execution):
         model = build.build_model(experiment, images).to(execution.device).eval()
-        forward, gradient = _pass_seconds(model, images, min(count, BATCH), execution.device)
+        if isinstance(evaluation, OfRetrieval):
+            each = _of_one_query(model, images, evaluation, min(count, QUERIES), execution.device)
+        else:
+            each = _pass_seconds(model, images, min(count, BATCH), execution.device)
+    forward, gradient = each
+    if isinstance(evaluation, OfRetrieval):
+        searched = build.database(experiment, images, torch.device(execution.device))
+        assert searched is not None
+        others = [study.surrogate] if study.surrogate not in ("", entry.rule) else []
+        feedback = any(True for _ in feedback_modules(model))
+        tried = list(evaluation.steps_of(feedback=feedback, surrogates=others))
+        steps = sum(step.attack != NOISE for step in tried) * evaluation.steps
+        return forward * (len(searched.split) + count * len(tried)) + gradient * count * steps
+    assert isinstance(evaluation, robustness.Evaluation)
     total = 0.0
     for step in _planned(model, evaluation, images, study.surrogate):
         passes = step.attack.passes(images.num_classes) * min(step.first or count, count)
@@ -73,7 +84,7 @@ def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
 
 
 def _planned(
-    model: nn.Module, evaluation: Evaluation, images: data.ImageData, surrogate: str
+    model: nn.Module, evaluation: robustness.Evaluation, images: data.ImageData, surrogate: str
 ) -> list[Step]:
     setting = planning.Setting(
         evaluation.norm,
@@ -99,11 +110,31 @@ def _pass_seconds(
 
     Short attacks on random images and labels, as slow as they get: what is broken is not left out.
     """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(count, *images.shape, generator=generator).to(device)
-    y = torch.randint(images.num_classes, (count,), generator=generator).to(device)
+    x, y = _random(images, count, device)
     pgd = PGD(0.01, PASSES)
     with labels(model, y):  # rules that learn from them refuse a pass without
         forward = timed(lambda: [model(x) for _ in range(PASSES)], device)
     gradient = timed(lambda: pgd(model, x, y, gradient="own"), device)
     return max(forward, BESIDE * gradient) / PASSES / count, gradient / PASSES / count
+
+
+def _of_one_query(
+    model: nn.Module, images: data.ImageData, evaluation: OfRetrieval, count: int, device: str
+) -> tuple[float, float]:
+    """Seconds of a code, and of a step of SDHA, the dearest attack, for one image."""
+    x, y = _random(images, count, device)
+    bits = retrieval.encode(model, x[:1]).bits
+    _, classes = _random(images, min(evaluation.known, len(images.train)), "cpu")
+    codes = torch.randn(len(classes), bits, generator=torch.Generator().manual_seed(0))
+    database = retrieval.Database(retrieval.pack(codes), classes)
+    attack = retrieval.SDHA(evaluation.eps[0], STEPS, evaluation.norm, database=database)
+    forward = timed(lambda: retrieval.encode(model, x), device)
+    whole = timed(lambda: attack(model, x, y, gradient="own"), device)
+    return forward / count, whole / STEPS / count
+
+
+def _random(images: data.ImageData, count: int, device: str) -> tuple[Tensor, Tensor]:
+    """Images and labels of the shape of those of a data set."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(count, *images.shape, generator=generator).to(device)
+    return x, torch.randint(images.num_classes, (count,), generator=generator).to(device)

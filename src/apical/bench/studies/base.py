@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from apical.bench.evaluate import retrieval
-from apical.bench.evaluate.robustness import Evaluation
+from apical.bench.evaluate import robustness
+from apical.bench.evaluate.evaluation import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.studies import selection
@@ -166,8 +166,7 @@ class Study:
     """The experiments of a table. With a ``search`` their learning rates are still to be chosen.
 
     Args: search: one for all settings, or by setting; settings without one keep their rates.
-        evaluations: by setting, how its trained nets are attacked.     retrievals: the same of hash
-        nets.     surrogate: the rule whose
+        evaluations: by setting, how its trained nets are attacked.     surrogate: the rule whose
         net of the same setting and seed attacks are transferred from; "": none.
         crossed: rules whose backward pass is put on the nets of the surrogate: are they as robust?
         follows: rows without a search of their own, and whose learning rate they take: rate or
@@ -186,7 +185,6 @@ class Study:
     search: Search | Mapping[str, Search] | None = None
     curves: tuple[Curve, ...] = ()
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
-    retrievals: Mapping[str, retrieval.Evaluation] = field(default_factory=dict)
     surrogate: str = ""
     crossed: tuple[str, ...] = ()
     follows: Mapping[str, str] = field(default_factory=dict)
@@ -203,9 +201,10 @@ class Study:
     def evaluation_of(self, entry: Entry) -> Evaluation:
         """How the net of an entry is attacked."""
         evaluation = self.evaluations[entry.setting]
-        if not self.crossed or entry.rule != self.surrogate:
-            return evaluation
-        return dataclasses.replace(evaluation, rules=self.crossed)
+        if self.crossed and entry.rule == self.surrogate:
+            assert isinstance(evaluation, robustness.Evaluation)
+            return dataclasses.replace(evaluation, rules=self.crossed)
+        return evaluation
 
     @property
     def folder(self) -> str:
@@ -230,7 +229,6 @@ class Study:
             published=tuple(row for row in self.published if row.setting in kept),
             curves=tuple(row for row in self.curves if row.setting in kept),
             evaluations={name: self.evaluations[name] for name in kept if name in self.evaluations},
-            retrievals={name: self.retrievals[name] for name in kept if name in self.retrievals},
             robust_published=tuple(row for row in self.robust_published if row.setting in kept),
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 from apical import data
 from apical.bench.experiment.execution import Execution
 from apical.bench.storage import packing, records, run_folder
-from apical.bench.studies import assess, retrieve, selection
+from apical.bench.studies import assess, selection
 from apical.bench.studies.base import Choice, Entry, Search, Study
 from apical.bench.sweep import sweep, workers
 from apical.bench.training import pretraining
@@ -57,11 +57,10 @@ def conduct(
     value = described(study, command, found, notes)
     _write(study, folder, value, notes)
     outcome = sweep.sweep(table_tasks(study, folder), execution, make=make, jobs=jobs, say=say)
-    if not (study.evaluations or study.retrievals):
+    if not study.evaluations:
         return outcome
-    evaluated, retrieved = _write(study, folder, value, notes)
-    attacks: list[sweep.Job] = [job for _, job in evaluated]
-    attacks += [job for _, job in retrieved]
+    evaluated = _write(study, folder, value, notes)
+    attacks = [job for _, job in evaluated]
     say(f"attacking {len(attacks)} trained nets")
     later = sweep.sweep(attacks, execution, make=make, jobs=jobs, say=say)
     for (setting, rule), verdict in assess.verdicts(evaluated).items():
@@ -71,12 +70,11 @@ def conduct(
 
 def _write(
     study: Study, folder: Path, value: dict[str, Any], notes: Sequence[str]
-) -> tuple[list[tuple[Entry, assess.Assessment]], list[tuple[Entry, retrieve.Search]]]:
+) -> list[tuple[Entry, assess.Assessment]]:
     """Write study.json with the evaluations of what is trained so far; returns those."""
-    found, retrieved = assess.assessments(study, folder), retrieve.searches(study, folder)
-    value = value | assess.described(study, found, notes) | retrieve.described(study, retrieved)
-    records.write_json(folder / "study.json", value)
-    return found, retrieved
+    found = assess.assessments(study, folder)
+    records.write_json(folder / "study.json", value | assess.described(study, found, notes))
+    return found
 
 
 def start_tasks(study: Study, folder: Path) -> list[sweep.Task]:

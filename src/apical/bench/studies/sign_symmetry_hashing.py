@@ -54,7 +54,7 @@ def sign_symmetry_hashing(tier: str, seeds: int) -> Study:
         tuple(entries),
         notes=_notes(tier),
         search=searches,
-        retrievals=attacked,
+        evaluations=attacked,
         surrogate="bp",
     )
 

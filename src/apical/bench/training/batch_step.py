@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apical import nets
+from apical import data, nets
+from apical.attacks import PGD, Normalised, source
 from apical.bench.experiment import learner_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.training.build import Parts
 from apical.bench.training.resume import Position
+from apical.bench.training.splits import normalisation
 from apical.core.converted import labels
 
 Gradients = Callable[..., tuple[Tensor, Tensor]]
@@ -29,6 +32,9 @@ def function(
         at: where the run stands, kept up to date: a loss may change with the step.
         update: an optimizer step that empties ``.grad``, for learners that make several a batch.
     """
+    if experiment.adversarial is not None:
+        plain = dataclasses.replace(experiment, adversarial=None)
+        return _attacked(experiment, parts, at, function(plain, parts, at, update))
     if learner_settings.is_default(experiment.learner):
         return _backward(experiment, parts, at)
     learner = experiment.build_learner()
@@ -37,6 +43,35 @@ def function(
         assert share == 1.0  # an experiment with a learner splits no batches
         loss, info = learner.stepwise(parts.model, (x, y), update)
         return loss, info.scores
+
+    return gradients
+
+
+def _attacked(experiment: Experiment, parts: Parts, at: Position, learn: Gradients) -> Gradients:
+    """The same for what an attack makes of the batch; its random start is that of the step."""
+    options = experiment.adversarial
+    assert options is not None and isinstance(parts.source, data.ImageData)
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1).to(parts.device)
+        for values in normalisation(experiment, parts.source)
+    )
+    single = options.attack == "fgsm"
+    attack = PGD(
+        options.eps,
+        1 if single else options.steps,
+        1.25 * options.eps if single and options.step_size is None else options.step_size,
+        options.norm,
+    )
+    model = Normalised(parts.model, *normalisation(experiment, parts.source)).to(parts.device)
+    gradient = source(options.gradient)
+
+    def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        model.eval()
+        pixels = (x * std + mean).clamp(0, 1)
+        seeded = dataclasses.replace(attack, seed=at.step)
+        points = seeded.made(model, pixels, y, gradient, classes=parts.source.num_classes)
+        parts.net.train()
+        return learn((points - mean) / std, y, share)
 
     return gradients
 
