@@ -157,7 +157,7 @@ class Feedback(nn.Module):
         base = weight._base  # attention packs three weights
         node = weight.grad_fn if base is None else base.grad_fn
         if node is not None and type(node).__name__ != "BroadcastBackward":
-            raise ValueError(computed_weight(self))
+            raise ValueError(f"{self.layer}: {computed_weight(self.rule)}")
 
     def count_updates(self, count: int) -> None:
         """Set the number of updates that counted."""
@@ -244,18 +244,19 @@ class TransportFeedback(Feedback):
         return super().takes_part(x, weight)
 
 
-def computed_weight(feedback: Feedback) -> str:
+def computed_weight(rule: Rule) -> str:
     """Why a rule that changes the weight itself cannot act on one that is computed."""
-    rule = feedback.rule
+    while not rule.constrain_weights and hasattr(rule, "inner"):  # of a rule around another
+        rule = rule.inner
     name = type(rule).__name__
     option = "decay=0.0) and the optimizer's weight decay"
     if rule.constrain_weights:
         option = "constrain_weights=False)"
     return (
-        f"{feedback.layer}: {name} changes the weight itself after an update (a decay, or"
-        " constrain_weights), but this weight is computed from other parameters (weight_norm,"
-        " spectral_norm, pruning) and the change would be lost. Remove the parametrization, or"
-        f" convert with {name}({option}"
+        f"{name} changes the weight itself after an update (a decay, or constrain_weights), but"
+        " this weight is computed from other parameters (weight_norm, spectral_norm, pruning, a"
+        " standardised weight) and the change would be lost. Remove what computes it, or convert"
+        f" with {name}({option}"
     )
 
 
