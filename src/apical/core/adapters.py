@@ -15,6 +15,7 @@ from apical.core import libraries
 from apical.core.layers import converted_class
 from apical.core.feedback import Feedback
 from apical.core.forward import serves_plain
+from apical.core.own_forward import OwnForward
 from apical.core.products import Adapter, Product, Weight
 from apical.core.recurrent import ONE_STEP, STEPS
 from apical.core.updates import Part
@@ -36,7 +37,9 @@ def register(
             refused.
         forward: what the layer computes, as `forward(layer, product, *args)` with the arguments of
             the layer's own forward, where `product(x, name)` stands for each product with a weight
-            (see `Product`). None: `product(x)` is all, with the only weight.
+            (see `Product`). None: the layer's own forward, in which each call of torch with a
+            registered weight (`F.linear`, `@`, `matmul`, `mm`, `addmm`, `F.conv2d` and the like) is
+            replaced; another use of the weight is an error.
 
     A class that is registered again gets the new entry. `apical.check_adapter(layer, *inputs)`
     compares what is registered with the layer's own forward and its gradients.
@@ -50,7 +53,7 @@ def register(
     ...         self.matrix = nn.Parameter(torch.randn(4, 3))
     ...     def forward(self, x):
     ...         return 0.5 * (x @ self.matrix)
-    >>> register(Scaled, {"matrix": Weight("x W")}, lambda layer, product, x: 0.5 * product(x))
+    >>> register(Scaled, {"matrix": Weight("x W")})
     >>> type(apical.convert(Scaled(), "fa")).__name__
     'FeedbackScaled'
     """
@@ -67,24 +70,32 @@ def register(
                 "adapters.register: weights are a mapping from names of parameters to how they are"
                 f" used, {{'weight': Weight('x W^T', bias='bias')}}, not {weights!r}"
             )
-        if forward is None and (len(uses) > 1 or uses[0].stacked):
+        by_hand = [name for name, use in weights.items() if use.stacked or use.value or "." in name]
+        if forward is None and by_hand:
             raise ValueError(
-                "adapters.register: several weights need a forward function, forward(layer,"
-                " product, *args), that says which product reads what"
+                f"adapters.register: {', '.join(by_hand)}: what is stacked, computed or in a list"
+                " needs a forward function, forward(layer, product, *args), that says which product"
+                " reads what"
             )
     _REGISTERED[kind] = Adapter(weights, forward)
-    find.cache_clear()
+    _by_type.cache_clear()
     converted_class.cache_clear()
+
+
+def find(layer: nn.Module) -> tuple[type[nn.Module] | None, Adapter | None]:
+    """The class in the ancestry of a layer that has an adapter, and the adapter; None for both where
+    the layer has no weight that it names."""
+    base, adapter = _by_type(type(layer))
+    return (base, adapter) if adapter is not None and adapter.of(layer) else (None, None)
 
 
 def adapter_of(layer: nn.Module) -> Adapter | None:
     """The adapter of a layer, or None."""
-    return find(type(layer))[1]
+    return find(layer)[1]
 
 
 @cache
-def find(kind: type[nn.Module]) -> tuple[type[nn.Module] | None, Adapter | None]:
-    """The class in the ancestry of this one that has an adapter, and the adapter."""
+def _by_type(kind: type[nn.Module]) -> tuple[type[nn.Module] | None, Adapter | None]:
     for base in kind.__mro__:
         name = f"{base.__module__}.{base.__qualname__}"
         adapter = _REGISTERED.get(base) or _REGISTERED.get(name) or libraries.find(base)
@@ -112,14 +123,17 @@ class AdapterMixin:
         own = self.feedback
         if serves_plain([own] if isinstance(own, Feedback) else own.values()):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        product = Product(self)
-        if self.adapter.forward is None:
-            return product(*args, **kwargs)
-        return self.adapter.forward(self, product, *args, **kwargs)
+        product = Product(self, self.adapter)
+        if self.adapter.forward is not None:
+            return self.adapter.forward(self, product, *args, **kwargs)
+        with OwnForward(product) as replaced:
+            output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        replaced.check()
+        return output
 
 
 def _of(kind: type[nn.Module]) -> Adapter:
-    adapter = find(kind)[1]
+    adapter = _by_type(kind)[1]
     if adapter is None:
         raise ValueError(
             f"{kind.__module__}.{kind.__qualname__} has no adapter in this process: call"

@@ -25,7 +25,7 @@ adapter (`apical.core.adapters`)."""
 
 def kind_of(layer: nn.Module) -> type[nn.Module] | None:
     """The class that says how this layer is converted, or None."""
-    adapted = find(type(layer))[0]
+    adapted = find(layer)[0]
     return adapted or next((kind for kind in KINDS if isinstance(layer, kind)), None)
 
 

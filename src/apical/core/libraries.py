@@ -17,9 +17,14 @@ def find(kind: type) -> Adapter | None:
     """The adapter of a class of a library, by its name."""
     name = f"{kind.__module__}.{kind.__qualname__}"
     for pattern, adapter in LIBRARIES.items():
-        if fnmatchcase(name, pattern) and (adapter is not EXPERTS or hasattr(kind, "_apply_gate")):
+        if fnmatchcase(name, pattern):
             return adapter
     return None
+
+
+def only(layer: Any, product: Product, x: Tensor) -> Tensor:
+    """One product."""
+    return product(x)
 
 
 def over_steps(layer: Any, product: Product, x: Tensor) -> Tensor:
@@ -53,10 +58,16 @@ def standardised(layer: Any) -> Tensor:
 
 
 def weights_of_experts(layer: Any) -> Weights:
-    """Experts of transformers, stacked along axis 0 of their parameters."""
+    """Experts of transformers that share its interface, stacked along axis 0 of parameters."""
+    if not hasattr(layer, "_apply_gate"):
+        return {}
     computes = "x W" if layer.is_transposed else "x W^T"
     first = "gate_up_proj" if layer.has_gate else "up_proj"
     return {name: Weight(computes, f"{name}_bias", stacked=True) for name in (first, "down_proj")}  # type: ignore[arg-type]
+
+
+def weights_of_routers(layer: Any) -> Weights:
+    return {"weight": Weight("x W^T")} if "weight" in layer._parameters else {}
 
 
 def experts(layer: Any, product: Product, *args: Tensor, **kwargs: Tensor) -> Tensor:
@@ -83,9 +94,8 @@ def experts(layer: Any, product: Product, *args: Tensor, **kwargs: Tensor) -> Te
 _SPIKING = "spikingjelly.activation_based.layer.stateless_wrapper."
 _STEPPED = Adapter({"weight": Weight("convolution", "bias")}, over_steps)
 _STEPPED_TRANSPOSED = Adapter({"weight": Weight("transposed convolution", "bias")}, over_steps)
-_STANDARDISED = Adapter({"weight": Weight("convolution", "bias", value=standardised)})
+_STANDARDISED = Adapter({"weight": Weight("convolution", "bias", value=standardised)}, only)
 _STANDARDISED_SAME = Adapter({"weight": Weight("convolution", "bias", value=standardised)}, padded)
-EXPERTS = Adapter(weights_of_experts, experts)
 
 LIBRARIES: dict[str, Adapter] = {
     **{f"{_SPIKING}Conv{axes}d": _STEPPED for axes in (1, 2, 3)},
@@ -95,7 +105,7 @@ LIBRARIES: dict[str, Adapter] = {
         over_steps,
     ),
     f"{_SPIKING}WSLinear": Adapter(
-        {"weight": Weight("x W^T", "bias", value=lambda layer: layer.get_weight())}
+        {"weight": Weight("x W^T", "bias", value=lambda layer: layer.get_weight())}, only
     ),
     "timm.layers.conv2d_same.Conv2dSame": Adapter(
         {"weight": Weight("convolution", "bias")}, padded
@@ -104,8 +114,9 @@ LIBRARIES: dict[str, Adapter] = {
     "timm.layers.std_conv.ScaledStdConv2dSame": _STANDARDISED_SAME,
     "timm.layers.std_conv.StdConv2d": _STANDARDISED,
     "timm.layers.std_conv.StdConv2dSame": _STANDARDISED_SAME,
-    "torch_geometric.nn.dense.linear.Linear": Adapter({"weight": Weight("x W^T", "bias")}),
-    "transformers.models.*Experts": EXPERTS,
-    "transformers.pytorch_utils.Conv1D": Adapter({"weight": Weight("x W", "bias")}),
+    "torch_geometric.nn.dense.linear.Linear": Adapter({"weight": Weight("x W^T", "bias")}, only),
+    "transformers.models.*Experts": Adapter(weights_of_experts, experts),
+    "transformers.models.*Top[Kk]Router": Adapter(weights_of_routers),
+    "transformers.pytorch_utils.Conv1D": Adapter({"weight": Weight("x W", "bias")}, only),
 }
 """By the name of the class, which may be a pattern."""

@@ -3,7 +3,7 @@ convolution of torch's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,7 +63,8 @@ Weights = Mapping[str, Weight]
 class Adapter:
     """How a class of layers uses its parameters: by name (`"weights.0"` for one of a
     `ParameterList`) how, or a function of the layer that says so; and its forward function, given
-    the layer, its `Product` and the arguments of the call. None: one product with the only weight.
+    the layer, its `Product` and the arguments of the call. None: the layer's own forward, in which
+    the products are replaced (`apical.core.own_forward`).
     """
 
     weights: Weights | Callable[[Any], Weights]
@@ -105,16 +106,17 @@ def part_name(name: str, item: int | None = None) -> str:
 
 
 class Product:
-    """The products of a layer with its weights, for the forward function of its adapter."""
+    """The products of a layer with its weights, for the forward function of its adapter.
 
-    def __init__(self, layer: Any) -> None:
+    Attributes: layer: the name of its class, for errors.
+    """
+
+    def __init__(self, layer: Any, adapter: Adapter) -> None:
         own = layer.feedback
-        alone = isinstance(own, Feedback)
-        self._layer = type(layer).plain_class.__name__
-        self._parts = {
-            name: (own if alone else own[name] if name in own else None, part)
-            for name, part in layer._apical_parts().items()
-        }
+        self._feedback = {"": own} if isinstance(own, Feedback) else own
+        self._parts = layer._apical_parts()
+        self._layer, self._adapter = layer, adapter
+        self.layer = type(layer).plain_class.__name__
 
     def __call__(self, x: Tensor, name: str = "", item: int | None = None) -> Tensor:
         """`op(x, W) + bias` with the backward pass of the layer's rule.
@@ -124,23 +126,36 @@ class Product:
         Shapes: x as the product reads it; convolutions also without the axis of samples.
         Raises: ValueError for a name that was not registered.
         """
-        known = self._parts
-        key = "" if "" in known else part_name(name, item)
-        if key not in known:
+        key = "" if "" in self._parts else part_name(name, item)
+        if key not in self._parts:
             raise ValueError(
-                f"{self._layer}: no weight {key!r} was registered; there are {', '.join(known)}"
+                f"{self.layer}: no weight {key!r} was registered; there are"
+                f" {', '.join(self._parts)}"
             )
-        feedback, part = known[key]
-        op, weight, bias = part[:3]
+        op, weight, bias = self._parts[key][:3]
+        return self.with_weight(key, op, x, weight, bias)
+
+    def with_weight(
+        self, key: str, op: Op, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """The product of the part of this name, with its weight as it is given here."""
         single = isinstance(op, ConvOp) and x.dim() == weight.dim() - 1
         x = x.unsqueeze(0) if single else x
-        if feedback is None:
-            output = autograd.exact(op, op.prepare(x), weight, bias)
+        if key in self._feedback:
+            output = apply(self._feedback[key], op, x, weight, bias)
         else:
-            output = apply(feedback, op, x, weight, bias)
+            output = autograd.exact(op, op.prepare(x), weight, bias)
         return output.squeeze(0) if single else output
 
     @property
     def feedback(self) -> list[Feedback]:
         """The feedback of all weights that have some."""
-        return [feedback for feedback, _ in self._parts.values() if feedback is not None]
+        return list(self._feedback.values())
+
+    def parameters(self) -> Iterator[tuple[str, Tensor, bool]]:
+        """Each part with the parameter as the layer's own forward reads it, and whether that is
+        transposed to the weight of the product."""
+        weights = self._adapter.of(self._layer)
+        for name, weight in weights.items():
+            key = "" if "" in self._parts else part_name(name)
+            yield key, getattr(self._layer, name), weight.computes == "x W"
