@@ -115,6 +115,22 @@ class Feedback(nn.Module):
     def extra_repr(self) -> str:
         return rules.spell(self.rule)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):  # of tools that take every module below a layer for one
+            raise AttributeError(
+                f"{self.layer}: its feedback has no {name!r}, which partitioning a model looks for;"
+                " tensor parallelism (parallelize_module) is not supported for converted models,"
+                " use fully_shard or DistributedDataParallel"
+            )
+        return super().__getattr__(name)
+
+    def __prepare_scriptable__(self) -> None:
+        raise ValueError(
+            f"{self.layer}: torch.jit.script compiles the source of forward functions and would"
+            " lose the rule; use torch.compile or torch.export, or script after"
+            " apical.revert(model)"
+        )
+
     @property
     def pending(self) -> bool:
         """Whether the memory waits for the shapes of a first forward pass."""
@@ -144,6 +160,12 @@ class Feedback(nn.Module):
             self.adopt(weight)
         if self.rule.changes_weight:
             self._refuse_if_computed(weight)
+        if type(weight).__name__ == "DTensor":
+            raise ValueError(
+                f"{self.layer}: its weight is a DTensor now, a part of a weight on each process;"
+                " tensor parallelism (parallelize_module) is not supported for converted models,"
+                " use fully_shard or DistributedDataParallel"
+            )
         acts = x.requires_grad or self.trained
         if self.rule.acts_after_update and (acts or self.rule.follows_weight):
             self.history.took_part = True
