@@ -85,7 +85,7 @@ def register(
 def find(layer: nn.Module) -> tuple[type[nn.Module] | None, Adapter | None]:
     """The class in the ancestry of a layer that has an adapter, and the adapter; None for both where
     the layer has no weight that it names."""
-    base, adapter = _by_type(type(layer))
+    base, adapter = _by_type(getattr(layer, "plain_class", type(layer)))
     return (base, adapter) if adapter is not None and adapter.of(layer) else (None, None)
 
 

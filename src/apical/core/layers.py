@@ -104,6 +104,7 @@ def converted_class(mixin: type, plain: type) -> type:
         "__reduce_ex__": _reduce,
         "__setstate__": _restore,
         "qconfig": _QCONFIG,
+        "register_parameter": _register_parameter,
     }
     if not hasattr(plain, "__deepcopy__"):
         names["__deepcopy__"] = _copy
@@ -137,6 +138,17 @@ def _refuse_qconfig(layer: Any, qconfig: object) -> None:
 
 
 _QCONFIG = property(_no_qconfig, _refuse_qconfig)
+
+
+def _register_parameter(layer: Any, name: str, parameter: Any) -> None:
+    """`parallelize_module` registers every parameter below a layer with the layer again."""
+    if name.startswith("feedback."):
+        raise ValueError(
+            f"{name}: partitioning the layer would take its feedback for a weight; tensor"
+            " parallelism (parallelize_module) is not supported for converted models, use"
+            " fully_shard or DistributedDataParallel"
+        )
+    super(layer.plain_class, layer).register_parameter(name, parameter)
 
 
 def _rebuild(mixin: type, plain: type) -> nn.Module:

@@ -67,6 +67,7 @@ def weights_of_experts(layer: Any) -> Weights:
 
 
 def weights_of_routers(layer: Any) -> Weights:
+    """Routers of transformers that hold their matrix themselves."""
     return {"weight": Weight("x W^T")} if "weight" in layer._parameters else {}
 
 
@@ -89,6 +90,28 @@ def experts(layer: Any, product: Product, *args: Tensor, **kwargs: Tensor) -> Te
         output = output * weights_TK[token, place, None]
         result = result.index_add(0, token, output.to(result.dtype))
     return result
+
+
+def llama_experts(layer: Any, product: Product, x: Tensor) -> Tensor:
+    """Llama 4: all tokens once for each expert, one expert after the other."""
+    outputs = []
+    for expert, rows in enumerate(x.view(layer.num_experts, -1, layer.hidden_size).unbind(0)):
+        gate, up = product(rows, "gate_up_proj", expert).chunk(2, -1)
+        outputs.append(product(up * layer.act_fn(gate), "down_proj", expert))
+    return torch.cat(outputs)
+
+
+def sorted_experts(layer: Any, product: Product, x: Tensor, counts: list[int]) -> Tensor:
+    """JetMoe: rows sorted by expert."""
+    parts = enumerate(x.split(counts))
+    return torch.cat([product(rows, "weight", expert) for expert, rows in parts])
+
+
+def by_type(layer: Any, product: Product, x: Tensor, types: Tensor) -> Tensor:
+    """torch_geometric's `HeteroLinear`: a weight for each type of node."""
+    rows = [torch.where(types == kind)[0] for kind in range(layer.num_types)]
+    outputs = [product(x[where], "weight", kind) for kind, where in enumerate(rows)]
+    return torch.cat(outputs)[torch.cat(rows).argsort()]
 
 
 _SPIKING = "spikingjelly.activation_based.layer.stateless_wrapper."
@@ -115,6 +138,20 @@ LIBRARIES: dict[str, Adapter] = {
     "timm.layers.std_conv.StdConv2d": _STANDARDISED,
     "timm.layers.std_conv.StdConv2dSame": _STANDARDISED_SAME,
     "torch_geometric.nn.dense.linear.Linear": Adapter({"weight": Weight("x W^T", "bias")}, only),
+    "torch_geometric.nn.dense.linear.HeteroLinear": Adapter(
+        {"weight": Weight("x W", "bias", stacked=True)}, by_type
+    ),
+    "transformers.models.jetmoe.modeling_jetmoe.JetMoeParallelExperts": Adapter(
+        {"weight": Weight("x W^T", stacked=True)}, sorted_experts
+    ),
+    "transformers.models.llama4.modeling_llama4.Llama4Router": Adapter({"weight": Weight("x W^T")}),
+    "transformers.models.llama4.modeling_llama4.Llama4TextExperts": Adapter(
+        {
+            "gate_up_proj": Weight("x W", stacked=True),
+            "down_proj": Weight("x W", stacked=True),
+        },
+        llama_experts,
+    ),
     "transformers.models.*Experts": Adapter(weights_of_experts, experts),
     "transformers.models.*Top[Kk]Router": Adapter(weights_of_routers),
     "transformers.pytorch_utils.Conv1D": Adapter({"weight": Weight("x W", "bias")}, only),

@@ -190,6 +190,8 @@ def _belonging(module: nn.Module) -> Iterator[nn.Module]:
     adapter = adapter_of(module)
     if is_converted(module):
         yield from module.feedback.modules()  # type: ignore[union-attr]
+    if parametrize.is_parametrized(module) and mixin_for(module):
+        yield from module.parametrizations.modules()  # type: ignore[union-attr]
     if isinstance(module, nn.MultiheadAttention):
         yield from (child for child in module.modules() if child is not module)
     elif adapter is not None:
@@ -220,6 +222,14 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     if isinstance(rule, BP) and not rule.constrain_weights:
         return Row(name, kind, "keep", None, "rule BP: exact gradient", module)
     obstacle = _obstacle(module)
+    adapter = adapter_of(module)
+    if not obstacle and adapter and not isinstance(rule, TransportRule):
+        if any(use.stacked for use in adapter.of(module).values()):
+            obstacle = (
+                "each of its weights reads the rows that are chosen for it, so no axis of its"
+                f" inputs counts samples, which {type(rule).__name__} needs; give it a rule that"
+                f" transports, or its exact gradient, by name: {{{name!r}: 'fa', '*': ...}}"
+            )
     if not obstacle:
         of_rule = (_obstacle_of_rule(name, rule, part) for part in _ruled(rule, module))
         obstacle = next((text for text in of_rule if text), "")
@@ -311,10 +321,16 @@ def _obstacle(module: nn.Module) -> str:
             " changes; convert and train first, then apical.revert(model), then quantise"
         )
     if parametrize.is_parametrized(module):
+        registered = {
+            name: ", ".join(type(part).__name__ for part in made)
+            for name, made in module.parametrizations.items()  # type: ignore[operator,union-attr]
+        }
+        name, made = next(iter(registered.items()))
         return (
-            "is parametrized; convert first, then register the parametrization. Of a model that"
-            " registers its own: torch.nn.utils.parametrize.remove_parametrizations(layer, name),"
-            " convert, then register it again"
+            f"is parametrized ({name} by {made}); convert first, then register the parametrization."
+            " Of a model that registers its own:"
+            f" torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r}), convert, then"
+            " register it again"
         )
     sharded = next((n for n, p in module.named_parameters() if type(p).__name__ == "DTensor"), "")
     if sharded:
