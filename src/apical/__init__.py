@@ -6,6 +6,7 @@ from apical.names import import_on_use
 
 if TYPE_CHECKING:
     from apical import rules
+    from apical.core import adapters
     from apical.core.convert import convert, revert
     from apical.core.converted import (
         cite,
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from apical.core.switch import switch
     from apical.measure import diagnostics, probes
     from apical.testing import check_rule
+    from apical.testing.adapters import check_adapter
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "adapters",
+    "check_adapter",
     "check_rule",
     "cite",
     "convert",
@@ -44,6 +48,8 @@ __all__ = [
 import_on_use(
     __name__,
     {
+        "adapters": "apical.core.adapters",
+        "check_adapter": "apical.testing.adapters:check_adapter",
         "check_rule": "apical.testing:check_rule",
         "cite": "apical.core.converted:cite",
         "convert": "apical.core.convert:convert",

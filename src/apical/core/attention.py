@@ -8,15 +8,14 @@ for each: `q`, `k`, `v` and `out`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.core.forward import apply
-from apical.core.updates import Slot
+from apical.core.forward import apply, serves_plain
+from apical.core.updates import Part
 from apical.rules.ops import LinearOp
 
 PROJECTIONS = ("q", "k", "v", "out")
@@ -25,11 +24,18 @@ PROJECTIONS = ("q", "k", "v", "out")
 class AttentionMixin:
     """The forward of `nn.MultiheadAttention`, equal to it within rounding."""
 
-    def slots(self: Any) -> Iterator[Slot]:
-        """The weight of each projection with its feedback."""
-        for name, (weight, bias) in projections(self).items():
-            owner = self.in_proj_weight if self._qkv_same_embed_dim and name != "out" else weight
-            yield Slot(name, self.feedback[name], LinearOp(), weight, bias, (owner,))
+    def _apical_parts(self: Any) -> dict[str, Part]:
+        """The weight of each projection."""
+        packed = self._qkv_same_embed_dim
+        return {
+            name: Part(
+                LinearOp(),
+                weight,
+                bias,
+                (self.in_proj_weight if packed and name != "out" else weight,),
+            )
+            for name, (weight, bias) in projections(self).items()
+        }
 
     def forward(
         self: Any,
@@ -42,8 +48,7 @@ class AttentionMixin:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        pending = any(feedback.pending for feedback in self.feedback.values())
-        if not (torch.is_grad_enabled() or pending):  # pending feedback needs the shapes
+        if serves_plain(self.feedback.values()):
             return super().forward(  # type: ignore[misc]
                 query, key, value, key_padding_mask, need_weights, attn_mask,
                 average_attn_weights, is_causal,

@@ -7,12 +7,12 @@ from typing import Any, Literal
 from torch import nn
 
 from apical.core import memory, outputs, updates
-from apical.core.attention import projections
 from apical.core.broadcast import Broadcast
 from apical.core.converted import converted_layers, feedback_modules
 from apical.core.example import size_feedback
 from apical.core.feedback import Feedback, TransportFeedback, check_checkpoint
-from apical.core.layers import converted_class, mixin_for, operations
+from apical.core.kinds import mixin_for, parts
+from apical.core.layers import converted_class
 from apical.core.outputs import OutputKey
 from apical.core.plan import Assignment, Row, plan
 from apical.core.taps import BroadcastFeedback
@@ -154,15 +154,16 @@ class _Conversion:
         mixin = mixin_for(layer)
         assert mixin is not None and row.rule is not None
         layer.__class__ = converted_class(mixin, type(layer))  # type: ignore[arg-type]
-        if isinstance(layer, nn.MultiheadAttention):
-            layer.feedback = nn.ModuleDict(
-                {
-                    name: self._feedback(row.rule, f"{row.layer}.{name}", weight)
-                    for name, (weight, _) in projections(layer).items()
-                }
-            )
-        else:
-            layer.feedback = self._feedback(row.rule, row.layer, layer.weight)
+        weights = {
+            name: part.weight
+            for name, part in parts(layer).items()
+            if part.tapped or not isinstance(row.rule, BroadcastRule)
+        }
+        made = {
+            name: self._feedback(row.rule, f"{row.layer}.{name}" if name else row.layer, weight)
+            for name, weight in weights.items()
+        }
+        layer.feedback = made[""] if "" in made else nn.ModuleDict(made)
         layer.feedback.train(layer.training)
         updates.watch(layer)
 
@@ -172,12 +173,12 @@ class _Conversion:
             feedback = BroadcastFeedback(rule, name, self.seed, self.broadcast)
         else:
             assert isinstance(rule, TransportRule)
-            packed = weight._base is not None  # attention packs three weights
-            owner, place = (weight._base, weight.storage_offset()) if packed else (weight, 0)
-            if (owner, place, rule) in self._of_weight:  # layers share a weight: they share this
-                return self._of_weight[owner, place, rule]
+            owner = weight if weight._base is None else weight._base  # attention packs three
+            place = (owner, weight.storage_offset(), weight.shape, weight.stride(), rule)
+            if place in self._of_weight:  # layers share a weight: they share this
+                return self._of_weight[place]
             feedback = TransportFeedback(rule, name, self.seed, weight)
-            self._of_weight[owner, place, rule] = feedback
+            self._of_weight[place] = feedback
         if rule.constrain_weights:
             feedback.constrain(weight)
         return feedback
@@ -190,7 +191,7 @@ def _check_memory(model: nn.Module, rows: list[Row], limit: int | None) -> None:
     if limit is None and weights < memory.FLOOR // 8:
         return
     sizes = {
-        row.layer: sum(memory.transport_bytes(row.rule, w) for _, w in operations(row.module))
+        row.layer: sum(memory.transport_bytes(row.rule, p.weight) for p in parts(row.module).values())
         for row in rows
         if isinstance(row.rule, TransportRule)
     }

@@ -115,6 +115,22 @@ class Feedback(nn.Module):
     def extra_repr(self) -> str:
         return rules.spell(self.rule)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):  # of tools that take every module below a layer for one
+            raise AttributeError(
+                f"{self.layer}: its feedback has no {name!r}, which partitioning a model looks for;"
+                " tensor parallelism (parallelize_module) is not supported for converted models,"
+                " use fully_shard or DistributedDataParallel"
+            )
+        return super().__getattr__(name)
+
+    def __prepare_scriptable__(self) -> None:
+        raise ValueError(
+            f"{self.layer}: torch.jit.script compiles the source of forward functions and would"
+            " lose the rule; use torch.compile or torch.export, or script after"
+            " apical.revert(model)"
+        )
+
     @property
     def pending(self) -> bool:
         """Whether the memory waits for the shapes of a first forward pass."""
@@ -144,6 +160,12 @@ class Feedback(nn.Module):
             self.adopt(weight)
         if self.rule.changes_weight:
             self._refuse_if_computed(weight)
+        if type(weight).__name__ == "DTensor":
+            raise ValueError(
+                f"{self.layer}: its weight is a DTensor now, a part of a weight on each process;"
+                " tensor parallelism (parallelize_module) is not supported for converted models,"
+                " use fully_shard or DistributedDataParallel"
+            )
         acts = x.requires_grad or self.trained
         if self.rule.acts_after_update and (acts or self.rule.follows_weight):
             self.history.took_part = True
@@ -157,7 +179,7 @@ class Feedback(nn.Module):
         base = weight._base  # attention packs three weights
         node = weight.grad_fn if base is None else base.grad_fn
         if node is not None and type(node).__name__ != "BroadcastBackward":
-            raise ValueError(computed_weight(self))
+            raise ValueError(f"{self.layer}: {computed_weight(self.rule)}")
 
     def count_updates(self, count: int) -> None:
         """Set the number of updates that counted."""
@@ -244,18 +266,19 @@ class TransportFeedback(Feedback):
         return super().takes_part(x, weight)
 
 
-def computed_weight(feedback: Feedback) -> str:
+def computed_weight(rule: Rule) -> str:
     """Why a rule that changes the weight itself cannot act on one that is computed."""
-    rule = feedback.rule
+    while not rule.constrain_weights and hasattr(rule, "inner"):  # of a rule around another
+        rule = rule.inner
     name = type(rule).__name__
     option = "decay=0.0) and the optimizer's weight decay"
     if rule.constrain_weights:
         option = "constrain_weights=False)"
     return (
-        f"{feedback.layer}: {name} changes the weight itself after an update (a decay, or"
-        " constrain_weights), but this weight is computed from other parameters (weight_norm,"
-        " spectral_norm, pruning) and the change would be lost. Remove the parametrization, or"
-        f" convert with {name}({option}"
+        f"{name} changes the weight itself after an update (a decay, or constrain_weights), but"
+        " this weight is computed from other parameters (weight_norm, spectral_norm, pruning, a"
+        " standardised weight) and the change would be lost. Remove what computes it, or convert"
+        f" with {name}({option}"
     )
 
 

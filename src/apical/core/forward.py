@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -34,3 +36,20 @@ def apply(feedback: Feedback, op: Op, x: Tensor, weight: Tensor, bias: Tensor | 
     for listener in feedback.listeners:
         listener(x, output)
     return output
+
+
+def serves_plain(parts: Iterable[Feedback]) -> bool:
+    """Whether the plain layer's own forward computes all that is wanted of these parts: nothing is
+    differentiated or all of it exactly, no feedback waits for shapes, and nothing is measured.
+
+    Raises: RuntimeError in forward-mode differentiation.
+    """
+    differentiated = torch.is_grad_enabled()
+    for feedback in parts:
+        if feedback.listeners:
+            return False
+        if not feedback.exact:
+            autograd.refuse_forward_mode(feedback)
+            if differentiated or feedback.pending:
+                return False
+    return True

@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from apical.core import updates
-from apical.core.attention import AttentionMixin, projections
 from apical.core.feedback import Feedback
 from apical.core.forward import apply
-from apical.rules.ops import ConvOp, LinearOp, Op
+from apical.core.updates import Part, only_part
+from apical.rules.ops import ConvOp, LinearOp
 
 
 class LinearMixin:
@@ -27,41 +27,32 @@ class LinearMixin:
     def forward(self: Any, input: Tensor) -> Tensor:
         return apply(self.feedback, LinearOp(), input, self.weight, self.bias)
 
-    def operation(self) -> LinearOp:
-        """What the layer computes."""
-        return LinearOp()
+    def _apical_parts(self) -> dict[str, Part]:
+        """Its weight."""
+        return only_part(self, LinearOp())
 
 
 class ConvMixin:
     """The forward of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d` through the layer's feedback."""
 
+    def _apical_parts(self) -> dict[str, Part]:
+        """Its weight."""
+        return only_part(self, convolution(self))
+
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         axes = weight.dim() - 2
         batched = input.dim() == axes + 2
         x = input if batched else input.unsqueeze(0)
-        output = apply(self.feedback, self.operation(), x, weight, bias)
+        output = apply(self.feedback, convolution(self), x, weight, bias)
         return output if batched else output.squeeze(0)
-
-    def operation(self: Any) -> ConvOp:
-        """What the layer computes, with its settings of this moment."""
-        zeros = (0,) * len(self.stride)
-        pad: tuple[int, ...] = ()
-        padding, mode = self.padding, "constant"
-        if self.padding_mode != "zeros":
-            mode = self.padding_mode
-            pad, padding = tuple(self._reversed_padding_repeated_twice), zeros
-        elif padding == "valid":
-            padding = zeros
-        elif padding == "same":
-            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            padding = tuple(t // 2 for t in total)
-            uneven = [side for t in reversed(total) for side in (0, t % 2)]
-            pad = tuple(uneven) if any(uneven) else ()
-        return ConvOp(self.stride, padding, self.dilation, False, zeros, self.groups, pad, mode)
 
 
 class ConvTransposeMixin:
     """The forward of the transposed convolutions through the layer's feedback."""
+
+    def _apical_parts(self) -> dict[str, Part]:
+        """Its weight; the operation is that where no output size is asked for."""
+        return only_part(self, transposed_convolution(self))
 
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         axes = self.weight.dim() - 2
@@ -70,47 +61,35 @@ class ConvTransposeMixin:
         output_padding = self._output_padding(
             x, output_size, self.stride, self.padding, self.kernel_size, axes, self.dilation
         )
-        op = self.operation()._replace(output_padding=tuple(output_padding))
+        op = transposed_convolution(self)._replace(output_padding=tuple(output_padding))
         output = apply(self.feedback, op, x, self.weight, self.bias)
         return output if batched else output.squeeze(0)
 
-    def operation(self: Any) -> ConvOp:
-        """What the layer computes where no output size is asked for."""
-        return ConvOp(
-            self.stride, self.padding, self.dilation, True, self.output_padding, self.groups
-        )
+
+def convolution(layer: Any) -> ConvOp:
+    """What a convolution computes, with its settings of this moment."""
+    zeros = (0,) * len(layer.stride)
+    pad: tuple[int, ...] = ()
+    padding, mode = layer.padding, "constant"
+    if layer.padding_mode != "zeros":
+        mode = layer.padding_mode
+        pad, padding = tuple(layer._reversed_padding_repeated_twice), zeros
+    elif padding == "valid":
+        padding = zeros
+    elif padding == "same":
+        sizes = zip(layer.dilation, layer.kernel_size, strict=True)
+        total = [d * (k - 1) for d, k in sizes]
+        padding = tuple(t // 2 for t in total)
+        uneven = [side for t in reversed(total) for side in (0, t % 2)]
+        pad = tuple(uneven) if any(uneven) else ()
+    return ConvOp(layer.stride, padding, layer.dilation, False, zeros, layer.groups, pad, mode)
 
 
-KINDS: dict[type[nn.Module], type] = {
-    nn.Conv1d: ConvMixin,
-    nn.Conv2d: ConvMixin,
-    nn.Conv3d: ConvMixin,
-    nn.ConvTranspose1d: ConvTransposeMixin,
-    nn.ConvTranspose2d: ConvTransposeMixin,
-    nn.ConvTranspose3d: ConvTransposeMixin,
-    nn.Linear: LinearMixin,
-    nn.MultiheadAttention: AttentionMixin,
-}
-"""The layers that can be converted, and what converts them; subclasses must keep the forward."""
-
-
-def kind_of(layer: nn.Module) -> type[nn.Module] | None:
-    """The class of `KINDS` that this layer belongs to, or None."""
-    return next((kind for kind in KINDS if isinstance(layer, kind)), None)
-
-
-def mixin_for(layer: nn.Module) -> type | None:
-    """The mixin that converts this kind of layer, or None."""
-    kind = kind_of(layer)
-    return None if kind is None else KINDS[kind]
-
-
-def operations(layer: nn.Module) -> list[tuple[Op, Tensor]]:
-    """Operation and weight of a layer that is still plain; attention has four, others one."""
-    mixin = mixin_for(layer)
-    if isinstance(layer, nn.MultiheadAttention):
-        return [(LinearOp(), weight) for weight, _ in projections(layer).values()]
-    return [(mixin.operation(layer), layer.weight)]  # type: ignore[union-attr,list-item]
+def transposed_convolution(layer: Any) -> ConvOp:
+    """What a transposed convolution computes where no output size is asked for."""
+    return ConvOp(
+        layer.stride, layer.padding, layer.dilation, True, layer.output_padding, layer.groups
+    )
 
 
 @cache
@@ -125,6 +104,7 @@ def converted_class(mixin: type, plain: type) -> type:
         "__reduce_ex__": _reduce,
         "__setstate__": _restore,
         "qconfig": _QCONFIG,
+        "register_parameter": _register_parameter,
     }
     if not hasattr(plain, "__deepcopy__"):
         names["__deepcopy__"] = _copy
@@ -148,12 +128,27 @@ def _refuse_qconfig(layer: Any, qconfig: object) -> None:
     )
     if qconfig is not None:
         own = layer.feedback
-        name = own.layer if isinstance(own, Feedback) else own["q"].layer.removesuffix(".q")
+        if isinstance(own, Feedback):
+            name = own.layer
+        else:
+            part, feedback = next(iter(own.items()))
+            name = feedback.layer.removesuffix(f".{part}")
         raise ValueError(f"{name}: {text}")
     warnings.warn(text, stacklevel=2)
 
 
 _QCONFIG = property(_no_qconfig, _refuse_qconfig)
+
+
+def _register_parameter(layer: Any, name: str, parameter: Any) -> None:
+    """`parallelize_module` registers every parameter below a layer with the layer again."""
+    if name.startswith("feedback."):
+        raise ValueError(
+            f"{name}: partitioning the layer would take its feedback for a weight; tensor"
+            " parallelism (parallelize_module) is not supported for converted models, use"
+            " fully_shard or DistributedDataParallel"
+        )
+    super(layer.plain_class, layer).register_parameter(name, parameter)
 
 
 def _rebuild(mixin: type, plain: type) -> nn.Module:
@@ -173,6 +168,8 @@ def _copy(layer: Any, memo: dict[int, Any]) -> Any:
     twin = layer.__class__.__new__(layer.__class__)
     memo[id(layer)] = twin
     twin.__dict__ = copy.deepcopy(layer.__dict__, memo)
+    if isinstance(twin, nn.RNNBase):
+        twin._init_flat_weights()  # it refers to its weights a second time, weakly
     updates.watch(twin)
     return twin
 

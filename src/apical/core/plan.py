@@ -15,7 +15,11 @@ from torch.nn.utils import parametrize
 from apical import rules
 from apical.core import memory
 from apical.core.converted import is_converted, modules
-from apical.core.layers import kind_of, mixin_for, operations
+from apical.core.feedback import computed_weight
+from apical.core.adapters import adapter_of
+from apical.core.kinds import KINDS, kind_of, mixin_for, parts
+from apical.core.products import Adapter
+from apical.core.updates import Part
 from apical.rules import BP, Rule, TransportRule
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -29,7 +33,7 @@ _NORMS = (
     nn.RMSNorm,
 )
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_LISTS = (nn.ParameterList, nn.ParameterDict)
 
 _OF_LAYERS = ("weight", "in_proj_", "q_proj_", "k_proj_", "v_proj_", "bias_")
 """How the names of the parameters begin that layers of a supported kind have (old `weight_norm` and
@@ -58,7 +62,7 @@ class Row:
         """Of the feedback that the layer would get; None for broadcast rules, whose feedback has
         the size of inputs that only an example or a first forward pass shows."""
         if isinstance(self.rule, TransportRule):
-            weights = [weight for _, weight in operations(self.module)]
+            weights = [part.weight for part in parts(self.module).values()]
             return sum(memory.transport_bytes(self.rule, weight) for weight in weights)
         return 0 if self.rule is None else None
 
@@ -119,7 +123,13 @@ def plan(
             else:
                 problems.append(f"{name or '(root)'} ({row.kind}): {row.why}")
         rows.append(row)
-    problems += _followed_in_part(rows)
+    for place, text in _followed_in_part(rows):
+        row = rows[place]
+        if on_unsupported == "keep":
+            why = f"kept knowingly: {text.partition(';')[0]}"
+            rows[place] = Row(row.layer, row.kind, "keep", None, why, row.module)
+        else:
+            problems.append(f"{row.layer or '(root)'} ({row.kind}): {text}")
     problems += _useless_patterns(rows, choices)
     if not any(mixin_for(row.module) for row in rows):
         problems.append("the model has no layer that a rule could convert")
@@ -170,10 +180,24 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that hold parameters themselves, but not what an attention layer contains."""
     inside: set[int] = set()
     for name, module in modules(model):
-        if isinstance(module, nn.MultiheadAttention) or is_converted(module):
-            inside.update(id(child) for child in module.modules() if child is not module)
+        inside.update(map(id, _belonging(module)))
         if id(module) not in inside and (module._parameters or mixin_for(module)):
             yield name, module
+
+
+def _belonging(module: nn.Module) -> Iterator[nn.Module]:
+    """What is part of a layer and no layer of its own."""
+    adapter = adapter_of(module)
+    if is_converted(module):
+        yield from module.feedback.modules()  # type: ignore[union-attr]
+    if parametrize.is_parametrized(module) and mixin_for(module):
+        yield from module.parametrizations.modules()  # type: ignore[union-attr]
+    if isinstance(module, nn.MultiheadAttention):
+        yield from (child for child in module.modules() if child is not module)
+    elif adapter is not None:
+        for name in adapter.of(module):
+            if "." in name:
+                yield module.get_submodule(name.rpartition(".")[0])
 
 
 def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
@@ -198,8 +222,16 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     if isinstance(rule, BP) and not rule.constrain_weights:
         return Row(name, kind, "keep", None, "rule BP: exact gradient", module)
     obstacle = _obstacle(module)
+    adapter = adapter_of(module)
+    if not obstacle and adapter and not isinstance(rule, TransportRule):
+        if any(use.stacked for use in adapter.of(module).values()):
+            obstacle = (
+                "each of its weights reads the rows that are chosen for it, so no axis of its"
+                f" inputs counts samples, which {type(rule).__name__} needs; give it a rule that"
+                f" transports, or its exact gradient, by name: {{{name!r}: 'fa', '*': ...}}"
+            )
     if not obstacle:
-        of_rule = (rule.obstacle(op, weight) for op, weight in operations(module))
+        of_rule = (_obstacle_of_rule(name, rule, part) for part in _ruled(rule, module))
         obstacle = next((text for text in of_rule if text), "")
     if obstacle:
         return Row(name, kind, "refuse", None, obstacle, module)
@@ -213,10 +245,6 @@ def _without_rule(name: str, module: nn.Module) -> tuple[Action, str]:
         return "keep", "norm: scales each unit, exact gradient"
     if isinstance(module, _EMBEDDINGS):
         return "keep", "embedding: its input has no gradient to replace"
-    if isinstance(module, _RECURRENT):
-        return "refuse", (
-            "recurrent layers are not supported yet; keep it knowingly with on_unsupported='keep'"
-        )
     held = {name: p for name, p in module._parameters.items() if p is not None}
     matrices = {name: p for name, p in held.items() if not _is_elementwise(p)}
     if not matrices:
@@ -224,11 +252,40 @@ def _without_rule(name: str, module: nn.Module) -> tuple[Action, str]:
     unknown = {name: p for name, p in matrices.items() if not _is_table(name, p)}
     if not unknown:
         return "keep", f"added to activations, exact gradient: {_listed(held)}"
-    return "refuse", (
-        f"holds weights ({_listed(unknown)}) but is of no kind that Apical converts; use Linear, a"
-        f" convolution or MultiheadAttention, or keep its exact gradient: {{{name!r}: 'bp', '*':"
-        " ...} for this one, on_unsupported='keep' for all"
+    keep = (
+        f"or keep its exact gradient: {{{name!r}: 'bp', '*': ...}} for this one,"
+        " on_unsupported='keep' for all"
     )
+    if isinstance(module, _LISTS):
+        owner, _, own = name.rpartition(".")
+        used = f"{own}.{next(iter(unknown))}"
+        return "refuse", (
+            f"is a list of weights ({_listed(unknown)}) that {owner or 'the model'} uses itself; say"
+            f" how: apical.adapters.register(the class of {owner or 'the model'}, {{{used!r}:"
+            f" Weight('x W^T'), ...}}, forward), {keep}"
+        )
+    return "refuse", (
+        f"holds weights ({_listed(unknown)}) but is of no kind that Apical converts; say what it"
+        f" computes with them: apical.adapters.register({type(module).__name__},"
+        f" {{{next(iter(unknown))!r}: Weight('x W^T')}}), {keep}"
+    )
+
+
+def _ruled(rule: Rule, module: nn.Module) -> Iterator[Part]:
+    """The weights of a layer that get feedback under this rule."""
+    return (part for part in parts(module).values() if part.tapped or isinstance(rule, TransportRule))
+
+
+def _obstacle_of_rule(name: str, rule: Rule, part: Part) -> str:
+    """Why a weight cannot learn by the rule; empty if it can."""
+    op, weight = part.op, part.weight
+    owner = weight if weight._base is None else weight._base
+    if isinstance(owner, nn.Parameter) or type(owner).__name__ == "DTensor":
+        return rule.obstacle(op, weight)
+    if rule.changes_weight:
+        return computed_weight(rule)
+    trained = any(p is not None and p.requires_grad for p in part.parameters)
+    return rule.obstacle(op, weight.detach().requires_grad_(trained))
 
 
 def _is_elementwise(parameter: Tensor) -> bool:
@@ -264,7 +321,24 @@ def _obstacle(module: nn.Module) -> str:
             " changes; convert and train first, then apical.revert(model), then quantise"
         )
     if parametrize.is_parametrized(module):
-        return "is parametrized; convert first, then register the parametrization"
+        registered = {
+            name: ", ".join(type(part).__name__ for part in made)
+            for name, made in module.parametrizations.items()  # type: ignore[operator,union-attr]
+        }
+        name, made = next(iter(registered.items()))
+        return (
+            f"is parametrized ({name} by {made}); convert first, then register the parametrization."
+            " Of a model that registers its own:"
+            f" torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r}), convert, then"
+            " register it again"
+        )
+    sharded = next((n for n, p in module.named_parameters() if type(p).__name__ == "DTensor"), "")
+    if sharded:
+        return (
+            f"its {sharded} is a DTensor, a part of a weight on each process: convert first, then"
+            " fully_shard; tensor parallelism (parallelize_module) is not supported, use FSDP2 or"
+            " DDP"
+        )
     plain = kind_of(module)
     assert plain is not None
     kind = type(module)
@@ -273,13 +347,22 @@ def _obstacle(module: nn.Module) -> str:
         if overrides and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
             return (
                 f"overrides {method} of {plain.__name__}, so it may compute something else; use"
-                f" the plain {plain.__name__}, or keep it with on_unsupported='keep'"
+                f" the plain {plain.__name__}, say what it computes with"
+                f" apical.adapters.register({kind.__name__}, ...), or keep it with"
+                " on_unsupported='keep'"
             )
+    adapter = adapter_of(module)
+    missing = [name for name in adapter.of(module) if not _has(module, name)] if adapter else []
+    if missing:
+        return (
+            f"has no {' or '.join(missing)}, which its adapter names; it has"
+            f" {_listed(dict(module.named_parameters()))}"
+        )
     further = {
         name: p
         for name, p in module._parameters.items()
         if p is not None
-        and not name.startswith(_OF_LAYERS)
+        and not (name in _named(adapter, module) if adapter else name.startswith(_OF_LAYERS))
         and not (_is_elementwise(p) or _is_table(name, p))
     }
     if further:
@@ -292,6 +375,18 @@ def _obstacle(module: nn.Module) -> str:
     if any(p.is_complex() for p in module.parameters()):
         return "has complex weights, for which no rule is defined"
     return ""
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    return name in dict(module.named_parameters()) or isinstance(
+        getattr(module, name, None), Tensor
+    )
+
+
+def _named(adapter: Adapter, module: nn.Module) -> set[str]:
+    """The parameters of a layer that its adapter names."""
+    weights = adapter.of(module)
+    return {*weights, *(use.bias for use in weights.values() if use.bias)}
 
 
 def _wrappers(model: nn.Module) -> Iterator[str]:
@@ -307,14 +402,15 @@ def _wrappers(model: nn.Module) -> Iterator[str]:
             yield f"{name or '(root)'} ({kind}): its forward is fixed; convert the original module"
 
 
-def _followed_in_part(rows: list[Row]) -> Iterator[str]:
-    """Layers whose feedback is to follow a weight that another layer updates as well."""
+def _followed_in_part(rows: list[Row]) -> Iterator[tuple[int, str]]:
+    """The place of layers whose feedback is to follow a weight that another layer updates as well,
+    and why it cannot."""
     holders: dict[Any, list[Row]] = {}
     for row in rows:
         for owner in _weights(row.module):
             holders.setdefault(owner, []).append(row)
     reported: set[str] = set()
-    for row in rows:
+    for place, row in enumerate(rows):
         if row.action != "convert" or row.rule is None or not row.rule.follows_weight:
             continue
         shared = (other for owner in _weights(row.module) for other in holders[owner])
@@ -323,11 +419,14 @@ def _followed_in_part(rows: list[Row]) -> Iterator[str]:
             if alike or other.layer in reported:
                 continue
             reported.add(row.layer)
+            both = "" if mixin_for(other.module) is None else "give both layers this rule, or "
             yield (
-                f"{row.layer} ({row.kind}): shares its weight with {other.layer} ({other.kind}),"
-                f" and the feedback of {rules.spell(row.rule)} would not follow what that layer"
-                " learns; give both layers this rule, or this one a rule whose feedback does not"
-                " follow the weight (fa, usf, bp)"
+                place,
+                f"shares its weight with {other.layer} ({other.kind}), and the feedback of"
+                f" {rules.spell(row.rule)} would not follow what that layer learns; {both}give this"
+                " one a rule whose feedback does not follow the weight (fa, usf, bp):"
+                f" {{{row.layer!r}: 'fa', '*': ...}}, or keep its exact gradient with"
+                " on_unsupported='keep'",
             )
             break
 
@@ -336,7 +435,7 @@ def _weights(module: nn.Module) -> list[Any]:
     """The parameters of a layer that may be tied: its weights, and a table of embeddings."""
     if mixin_for(module) is None:
         return list(module._parameters.values())
-    found = [weight for _, weight in operations(module)]
+    found = [part.weight for part in parts(module).values()]
     return [weight if weight._base is None else weight._base for weight in found]
 
 

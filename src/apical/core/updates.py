@@ -30,8 +30,25 @@ _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order o
 _HOOKS: list[Any] = []
 
 
+class Part(NamedTuple):
+    """One weight of a layer, plain or converted, and what the layer computes with it.
+
+    Attributes:
+        op: what the layer computes; weight: in the layout of `op`, a view of a parameter or
+            computed from some; bias: added by the same operation;
+        parameters: those that the weight is made of;
+        tapped: whether a broadcast rule gives its input a signal.
+    """
+
+    op: Op
+    weight: Tensor
+    bias: Tensor | None
+    parameters: tuple[Tensor | None, ...]
+    tapped: bool = True
+
+
 class Slot(NamedTuple):
-    """One weight of a converted layer, its feedback, and the parameters it is made of."""
+    """One weight of a converted layer with its feedback; see `Part`."""
 
     name: str
     feedback: Feedback
@@ -41,17 +58,25 @@ class Slot(NamedTuple):
     parameters: tuple[Tensor | None, ...]
 
 
-def slots(layer: Any) -> Iterator[Slot]:
-    """The weights of a converted layer that have feedback; attention has four, others one."""
-    if not isinstance(layer.feedback, Feedback):
-        yield from layer.slots()
-        return
+def only_part(layer: Any, op: Op) -> dict[str, Part]:
+    """The part of a layer that has one `weight` and a `bias`."""
     parameters = tuple(  # the weight itself, or what its hooks or parametrization compute it from
         parameter
         for name, parameter in layer.named_parameters()
         if not name.startswith("feedback.") and not name.endswith("bias")
     )
-    yield Slot("", layer.feedback, layer.operation(), layer.weight, layer.bias, parameters)
+    return {"": Part(op, layer.weight, layer.bias, parameters)}
+
+
+def slots(layer: Any) -> Iterator[Slot]:
+    """The weights of a converted layer that have feedback, by the names of their parts; a layer
+    with one weight gives it no name."""
+    own = layer.feedback
+    for name, part in layer._apical_parts().items():
+        if not name:
+            yield Slot(name, own, *part[:4])
+        elif name in own:
+            yield Slot(name, own[name], *part[:4])
 
 
 def watch(layer: nn.Module) -> None:
@@ -126,7 +151,7 @@ def _after_update(slot: Slot, *, counts: bool, by_hand: bool) -> None:
         update = Update(weight.detach(), bias, op, feedback.history.count, generator)
         rule.after_update(update, *feedback.memory(), *feedback.notes)
     if before is not None and not torch.equal(before, weight):
-        raise RuntimeError(computed_weight(feedback))
+        raise RuntimeError(f"{feedback.layer}: {computed_weight(rule)}")
 
 
 def _acts(feedback: Feedback) -> bool:

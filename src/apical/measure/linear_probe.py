@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical.core.converted import modules
-from apical.core.layers import mixin_for
+from apical.core.kinds import mixin_for
 from apical.measure import signals
 from apical.names import unknown
 

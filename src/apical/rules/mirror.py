@@ -203,8 +203,8 @@ def mean_product(op: Op, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(op, ConvOp):
         # a convolution reads one window per output position, its transpose writes one per input's
         images = x if op.transposed else y
-        return total / (images.numel() // images.shape[1])
-    return total / (x.numel() // x.shape[-1])
+        return total / max(images.numel() // images.shape[1], 1)
+    return total / max(x.numel() // x.shape[-1], 1)  # an expert may get no token
 
 
 def unpadded(op: Op) -> Op:
