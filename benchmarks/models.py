@@ -115,7 +115,7 @@ def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
             return {"outcome": "silent", **row, "problems": finding.problems[:8]}
         given = [spell(tried)] if fields else []
         given += [f"{key}={value!r}" for key, value in options.items()]
-        given += [f"{{{layer!r}: 'bp'}}" for layer in excepted[:1]]
+        given += [f"{{{layer!r}: 'fa'}}" for layer in excepted[:1]]
         if len(excepted) > 1:
             given.append(f"and {len(excepted) - 1} more")
         if refusal or excepted:
@@ -128,18 +128,21 @@ def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
 def _with_exceptions(
     subject: Subject, plain: Trace, rule: Rule, options: Mapping[str, Any]
 ) -> tuple[Finding, list[str]]:
-    """What `check` finds, after giving rule BP to layers whose input has no samples, or not the
-    positions of the output, as their refusal says."""
+    """What `check` finds, after giving rule FA to layers whose weight is tied or whose input has
+    not the samples or positions of the output, as their refusal says."""
     excepted: list[str] = []
     while True:
-        assigned = {**dict.fromkeys(excepted, "bp"), "*": rule} if excepted else rule
+        assigned = {**dict.fromkeys(excepted, "fa"), "*": rule} if excepted else rule
         model = copy.deepcopy(subject.model)
         try:
             found = check(
                 model, subject.example, assigned, loss=loss, exact=plain, steps=STEPS, **options
             )
         except ValueError as error:
-            layer = re.match(r"(\S+): its input (counts|has the positions)", str(error))
+            layer = re.search(
+                r"(\S+)(: its input (counts|has the positions)| \(\w+\): shares its weight)",
+                str(error),
+            )
             if not layer or layer[1] in excepted or len(excepted) > 60:
                 raise
             parts = layer[1].rpartition(".")

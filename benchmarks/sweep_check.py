@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import apical
 from apical.core.converted import converted_layers, is_converted
 from apical.core.example import call_with
+from apical.core.feedback import Feedback
 from apical.core.layers import mixin_for
 from apical.core.plan import Assignment
 
@@ -118,13 +119,14 @@ def _unlisted(model: nn.Module, reasons: dict[str, str]) -> list[str]:
         f"{name}: not in the plan"
         for name, module in model.named_modules()
         if (mixin_for(module) or _has_matrix(module))
+        and not isinstance(module, Feedback)
         and id(module) not in inside
         and not reasons.get(name)
     ]
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    own = (p for name, p in module.named_parameters(recurse=False) if "feedback" not in name)
+    own = module.parameters(recurse=False)
     return any(sum(size > 1 for size in parameter.shape) > 1 for parameter in own)
 
 
