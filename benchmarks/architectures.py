@@ -67,7 +67,7 @@ def examine(name: str, rule_names: Iterable[str]) -> Iterator[dict[str, Any]]:
     found = smallest(name)
     if isinstance(found, str):
         for rule in rule_names:
-            yield {"net": name, "rule": rule, "outcome": "unusable", "reason": _short(found)}
+            yield {"net": name, "rule": rule, "outcome": "unusable", "reason": short(found)}
         return
     size, model = found
     parameters = sum(p.numel() for p in model.parameters())
@@ -91,7 +91,7 @@ def _under(name: str, size: int, rule_name: str) -> dict[str, Any]:
         try:
             finding, excepted = _with_exceptions(name, size, rule, options)
         except (ValueError, RuntimeError) as error:
-            refusals[", ".join(spelled) or "strict"] = _short(f"{type(error).__name__}: {error}")
+            refusals[", ".join(spelled) or "strict"] = short(f"{type(error).__name__}: {error}")
             continue
         if excepted:
             spelled.append(f"bp for {len(excepted)} layers without samples, as {excepted[0]!r}")
@@ -129,7 +129,7 @@ def _outcome(finding: Finding, remedy: str, refusal: str) -> dict[str, Any]:
     return row
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 200 else text[:197] + "..."
 

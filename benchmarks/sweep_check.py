@@ -1,7 +1,7 @@
 """One architecture under one rule: does every layer do what the plan says?
 
 The converted model is held against a plain twin with the same weights, the same random numbers
-and two training steps. Both move by the sign of the gradient, so that a weight moves whenever its
+and a few training steps. Both move by the sign of the gradient, so that a weight moves whenever its
 gradient is not zero, however large or small it is.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 import apical
 from apical.core.converted import converted_layers, is_converted
+from apical.core.example import call_with
+from apical.core.feedback import Feedback
 from apical.core.layers import mixin_for
 from apical.core.plan import Assignment
 
@@ -46,8 +49,8 @@ class Finding:
 
 
 @dataclass
-class _Trace:
-    """Two steps of a model: first output, first gradients, weights that ever had a gradient."""
+class Trace:
+    """Some steps of a model: first output, first gradients, weights that ever had a gradient."""
 
     output: Tensor
     gradients: dict[str, Tensor]
@@ -56,19 +59,32 @@ class _Trace:
     finite: bool
 
 
-def check(model: nn.Module, x: Tensor, rule: Assignment, **options: Any) -> Finding:
+def check(
+    model: nn.Module,
+    x: Any,
+    rule: Assignment,
+    *,
+    loss: Callable[[Any], Tensor] | None = None,
+    exact: Trace | None = None,
+    steps: int = STEPS,
+    **options: Any,
+) -> Finding:
     """Convert the model (it is changed) and compare it with a plain twin.
 
-    Args: options: of `apical.convert`.
+    Args: x: an example, as of `apical.convert`.
+        loss: of what the model returned; None: the cross entropy of its first tensor.
+        exact: what `train` gave for a plain twin, if it is there already.
+        options: of `apical.convert`.
     Raises: whatever converting or running the model raises.
     """
     finding = Finding()
-    plain = copy.deepcopy(model)
+    if exact is None:
+        exact = train(copy.deepcopy(model), x, loss, steps)
     planned = apical.plan(
         model, rule, **{k: v for k, v in options.items() if k == "on_unsupported"}
     )
     apical.convert(model, rule, example=x, **options)
-    finding.problems += _unlisted(model, {row.layer for row in planned.rows})
+    finding.problems += _unlisted(model, {row.layer: row.why for row in planned.rows})
     layers = dict(converted_layers(model))
     finding.converted = len(layers)
     kept = [row for row in planned.rows if not is_converted(row.module)]
@@ -78,7 +94,7 @@ def check(model: nn.Module, x: Tensor, rule: Assignment, **options: Any) -> Find
         Counter(idle if row.action == "convert" else row.why.split(":")[0] for row in kept)
     )
     calls = _counted(layers)
-    exact, ours = _train(plain, x), _train(model, x)
+    ours = train(model, x, loss, steps)
     finding.problems += [f"{name}: never called" for name in layers if not calls[name]]
     finding.rounding = not torch.equal(exact.output, ours.output)
     attends = any(isinstance(layer, nn.MultiheadAttention) for layer in layers.values())
@@ -90,8 +106,8 @@ def check(model: nn.Module, x: Tensor, rule: Assignment, **options: Any) -> Find
     return finding
 
 
-def _unlisted(model: nn.Module, listed: set[str]) -> list[str]:
-    """Layers that a rule could convert and that no row of the plan names."""
+def _unlisted(model: nn.Module, reasons: dict[str, str]) -> list[str]:
+    """Modules with a weight of two or more dimensions for which the plan gives no reason."""
     inside = {
         id(child)
         for module in model.modules()
@@ -102,8 +118,16 @@ def _unlisted(model: nn.Module, listed: set[str]) -> list[str]:
     return [
         f"{name}: not in the plan"
         for name, module in model.named_modules()
-        if mixin_for(module) and id(module) not in inside and name not in listed
+        if (mixin_for(module) or _has_matrix(module))
+        and not isinstance(module, Feedback)
+        and id(module) not in inside
+        and not reasons.get(name)
     ]
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    own = module.parameters(recurse=False)
+    return any(sum(size > 1 for size in parameter.shape) > 1 for parameter in own)
 
 
 def _counted(layers: dict[str, nn.Module]) -> Counter[str]:
@@ -113,15 +137,21 @@ def _counted(layers: dict[str, nn.Module]) -> Counter[str]:
     return calls
 
 
-def _train(model: nn.Module, x: Tensor) -> _Trace:
+def train(
+    model: nn.Module, x: Any, loss: Callable[[Any], Tensor] | None = None, steps: int = STEPS
+) -> Trace:
+    """Some steps on one batch, by the sign of the gradient."""
     model.train()
-    y = torch.arange(len(x)) % CLASSES
-    trace = _Trace(torch.empty(0), {}, set(), set(), True)
-    for step in range(STEPS):
+    trace = Trace(torch.empty(0), {}, set(), set(), True)
+    for step in range(steps):
         torch.manual_seed(step)
         model.zero_grad()
-        output = logits(model(x))
-        F.cross_entropy(output, y).backward()
+        returned = call_with(model, x)
+        output = logits(returned)
+        if loss is None:
+            F.cross_entropy(output, torch.arange(len(output)) % CLASSES).backward()
+        else:
+            loss(returned).backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         trace.taught |= {name for name, grad in gradients.items() if bool(grad.any())}
         trace.finite &= all(bool(grad.isfinite().all()) for grad in gradients.values())
@@ -142,11 +172,11 @@ def _train(model: nn.Module, x: Tensor) -> _Trace:
 def logits(output: Any) -> Tensor:
     """The class scores in what a model returned: itself, or the first tensor in it."""
     while not isinstance(output, Tensor):
-        output = next(iter(output.values() if isinstance(output, dict) else output))
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
     return output
 
 
-def _compare(finding: Finding, layers: dict[str, nn.Module], exact: _Trace, ours: _Trace) -> None:
+def _compare(finding: Finding, layers: dict[str, nn.Module], exact: Trace, ours: Trace) -> None:
     for layer_name, layer in layers.items():
         own = [n for n, p in layer.named_parameters() if p.dim() > 1 and "feedback" not in n]
         names = [f"{layer_name}.{n}" if layer_name else n for n in own]

@@ -107,14 +107,19 @@ class Broadcast:
         parts = [outputs.find(output, key) for key in keys]
         error = self._error(parts)
         shape = tuple(error.shape[1:])
-        if call.tokens and shape != self.error_shape:
+        joint = [feedback for feedback, _ in call.tokens if not feedback.rule.by_position]
+        if joint and shape != self.error_shape:
             raise ValueError(
-                f"the model's output changed from {self.error_shape} to {shape} per sample; the"
-                " feedback is sized for the former. Revert and convert again to change it"
+                f"{joint[0].layer}: the model's output changed from {self.error_shape} to"
+                f" {shape} per sample; the feedback is sized for the former. Revert and convert"
+                " again to change it; for sequences of any length give the rule"
+                " positions='samples', as DFA(positions='samples')"
             )
         self.error_shape = shape
         tokens = call.tokens + self._tokens_of_late_taps(model, call.late, error)
         for feedback, token in tokens:
+            if feedback.rule.by_position and token.shape != error.shape:
+                raise _positions_differ(feedback, tuple(token.shape[:-1]), tuple(error.shape[:-1]))
             if token.shape[0] != error.shape[0]:
                 raise _samples_differ(feedback.layer, token.shape[0], error.shape[0])
         if not tokens:
@@ -186,14 +191,12 @@ class Broadcast:
                 f"{feedback.layer}: its input has no axis that counts samples, and an error belongs"
                 " to a sample; give the model a batch of one, x.unsqueeze(0)"
             )
-        samples = None
-        if self.error_shape is not None and not feedback.pending:
-            samples = feedback.rule.samples(x.shape, self.error_shape)
-        if samples is None:
+        token = None if feedback.pending else self._early_token(tap)
+        if token is None:
             call.late.append(tap)
             call.note(feedback.layer, "late")
         else:
-            call.tokens.append((feedback, self._token(tap, samples)))
+            call.tokens.append((feedback, token))
             call.note(feedback.layer, "tapped")
         return self._bridged(call, tap)
 
@@ -221,6 +224,7 @@ class Broadcast:
                 tap.op,
                 bridged,
                 getattr(tap.feedback.rule, "sample_axis", 0) if tap.differentiated else None,
+                tap.feedback.rule.by_position,
             )
             for tap, bridged in call.bridged
         ]
@@ -250,10 +254,22 @@ class Broadcast:
             calls.pop()
         return calls[-1] if calls else None
 
+    def _early_token(self, tap: Tap) -> Tensor | None:
+        """The token, where the number of samples is known before the model's output is."""
+        rule = tap.feedback.rule
+        if self.error_shape is None:
+            return None
+        if rule.by_position and getattr(rule, "sample_axis", 0) != "folded":
+            rows = tap.by_rows()
+            return self._token(rows, len(rows.x))
+        samples = rule.samples(tap.x.shape, self.error_shape)
+        return None if samples is None else self._token(tap, samples)
+
     def _token(self, tap: Tap, samples: int) -> Tensor:
         assert self.error_shape is not None
         targets = None
         rule = tap.feedback.rule
+        shape = self.error_shape[-1:] if rule.by_position else self.error_shape
         if rule.needs_labels:
             if self.labels is None:
                 raise ValueError(
@@ -268,7 +284,12 @@ class Broadcast:
                     f" {self.error_shape[0]}), one for each entry of the outputs in their order,"
                     f" not {tuple(labels.shape)} of {labels.dtype}"
                 )
-            if self.axis and not several:
+            if rule.by_position:
+                expected = (*(tap.positions or ()), *shape)
+                targets = outputs.targets_by_position(
+                    labels, self.axis, expected, tap.feedback.layer
+                )
+            elif self.axis and not several:
                 if not labels.is_floating_point() or labels.dim() <= self.axis:
                     raise ValueError(
                         f"{tap.feedback.layer}: with output_axis={self.axis}, labels are numbers in"
@@ -276,11 +297,13 @@ class Broadcast:
                         f" {tuple(labels.shape)} of {labels.dtype}"
                     )
                 labels = labels.movedim(self.axis, 0)
-            targets = outputs.targets(labels, samples, self.error_shape)
+            if targets is None:
+                targets = outputs.targets(labels, samples, self.error_shape)
         geometry = tap.geometry(samples)
         if not torch.compiler.is_compiling():
-            tap.feedback.check_fit(geometry, math.prod(self.error_shape))
-        return autograd.tap(tap.x, tap.feedback, geometry, self.error_shape, targets)
+            tap.feedback.check_fit(geometry, math.prod(shape))
+        token = autograd.tap(tap.x, tap.feedback, geometry, shape, targets)
+        return token if tap.positions is None else token.view(*tap.positions, *shape)
 
     def _tokens_of_late_taps(
         self, model: nn.Module, late: list[Tap], error: Tensor
@@ -293,17 +316,25 @@ class Broadcast:
         counted: list[tuple[Tap, int]] = []
         for tap in late:
             rule, rows = tap.feedback.rule, tap.x.shape[0]
+            if rule.by_position:
+                by_rows = tap.by_rows(tuple(error.shape[:-1]))
+                counted.append((by_rows, len(by_rows.x)))
+                if by_rows.positions != tuple(error.shape[:-1]):
+                    raise _positions_differ(
+                        tap.feedback, by_rows.positions or (), tuple(error.shape[:-1])
+                    )
+                continue
             count = rule.samples(tap.x.shape, self.error_shape)
             if count is None and error.shape[0] and rows % error.shape[0] == 0:
                 count = error.shape[0]
             if count != error.shape[0]:
                 raise _samples_differ(tap.feedback.layer, count or rows, error.shape[0])
             counted.append((tap, count))
-        self._check_memory(model, counted, error.shape[1:].numel())
+        self._check_memory(model, counted, error)
         for tap, samples in counted:
             feedback = tap.feedback
             if feedback.pending:
-                feedback.create(tap.weight, tap.geometry(samples), error.shape[1:].numel())
+                feedback.create(tap.weight, tap.geometry(samples), _error_size(tap, error))
                 created = True
             if tap.differentiated:
                 tokens.append((feedback, self._token(tap, samples)))
@@ -312,7 +343,7 @@ class Broadcast:
         return tokens
 
     def _check_memory(
-        self, model: nn.Module, counted: list[tuple[Tap, int]], error_size: int
+        self, model: nn.Module, counted: list[tuple[Tap, int]], error: Tensor
     ) -> None:
         """Refuse feedback that is too large before any of it is created."""
         pending = {
@@ -324,7 +355,7 @@ class Broadcast:
             return
         sizes = {
             layer: memory.broadcast_bytes(
-                tap.feedback.rule, tap.geometry(samples), error_size, tap.weight
+                tap.feedback.rule, tap.geometry(samples), _error_size(tap, error), tap.weight
             )
             for layer, (tap, samples) in pending.items()
         }
@@ -351,9 +382,7 @@ class Broadcast:
                 " use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
         if part != "late" and self.error_shape is not None:
-            samples = rule.samples(tap.x.shape, self.error_shape)
-            if samples is not None:
-                self._token(tap, samples)  # saves again what the first run saved
+            self._early_token(tap)  # saves again what the first run saved
         return tap.x.detach()
 
 
@@ -380,6 +409,33 @@ def _share_storage(model: nn.Module, broadcast: Broadcast) -> bool:
             if tensor.data_ptr() != longest.data_ptr():
                 setattr(feedback, feedback.memory_names[0], longest[: len(tensor)])
     return waits or bool(groups)
+
+
+def _error_size(tap: Tap, error: Tensor) -> int:
+    """Outputs of one sample, or of one position."""
+    shape = error.shape[-1:] if tap.feedback.rule.by_position else error.shape[1:]
+    return shape.numel()
+
+
+def _positions_differ(
+    feedback: BroadcastFeedback, given: tuple[int, ...], expected: tuple[int, ...]
+) -> ValueError:
+    layer, rule = feedback.layer, type(feedback.rule).__name__
+    front = (given[1:2] + given[:1] + given[2:]) if len(given) > 1 else given
+    if given == (math.prod(expected),):
+        remedy = f"give it {rule}(positions='samples', sample_axis='folded')"
+    elif front == expected:
+        axis = 0 if getattr(feedback.rule, "sample_axis", 0) else 1
+        remedy = f"give it {rule}(positions='samples', sample_axis={axis})"
+    else:
+        remedy = (
+            f"give the layer a rule without positions, {{{layer!r}: 'fa', '*': ...}}, as for an"
+            " encoder and for pooled or strided layers"
+        )
+    return ValueError(
+        f"{layer}: its input has the positions {given}, samples first, and the model's output"
+        f" {expected}, features last. With positions='samples' they must agree; here {remedy}"
+    )
 
 
 def _samples_differ(layer: str, given: int, expected: int) -> ValueError:

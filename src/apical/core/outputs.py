@@ -125,6 +125,33 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
     return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).reshape(samples, -1)
 
 
+def targets_by_position(
+    labels: Tensor, axis: int, expected: tuple[int, ...], layer: str
+) -> Tensor:
+    """Labels of every position, flat: (samples * positions, classes).
+
+    Args:
+        axis: of samples, in the model's output and in the labels alike.
+        expected: shape of the output with samples first, (samples, *positions, classes).
+    Shapes: labels as the output without its classes, of class numbers, of which a negative one
+        marks a position that is ignored and becomes zeros; or numbers in the shape of the output.
+    Raises: ValueError for another shape or a class out of range.
+    """
+    *positions, classes = expected
+    shape = tuple(labels.shape)
+    moved = labels.movedim(axis, 0) if labels.dim() > axis else labels
+    if labels.is_floating_point() and tuple(moved.shape) == expected:
+        return moved.reshape(-1, classes)
+    if labels.is_floating_point() or list(moved.shape) != positions:
+        raise ValueError(
+            f"{layer}: labels are {shape} of {labels.dtype}; with positions='samples' they are"
+            f" class numbers, one for each position of the output {tuple(positions)}, negative"
+            " where it is ignored, or numbers in the shape of the output"
+        )
+    flat = moved.reshape(-1)
+    return targets(flat.clamp_min(0), flat.numel(), (classes,)) * (flat >= 0).unsqueeze(1)
+
+
 def _place(output: Any, key: Name | None) -> Name | None:
     """The place of a field of a namedtuple; other keys as they are."""
     fields = getattr(output, "_fields", ()) if isinstance(output, tuple) else ()

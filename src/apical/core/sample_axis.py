@@ -23,13 +23,25 @@ Dependence = Literal["own", "spread", "none"]
 
 class Reading(NamedTuple):
     """A layer's input, and the axis of it that its rule takes for the samples (as `DFA` names
-    them); None where no layer below receives its signal."""
+    them); None where no layer below receives its signal. `by_position`: every position counts as
+    a sample, so that other axes of the output count as well, if their order is the input's."""
 
     layer: str
     rule: str
     op: Op
     input: Tensor
     axis: Axis | None
+    by_position: bool = False
+
+    def allows(self, view: Axis | Literal["none"], output_axis: int, other: int) -> bool:
+        """Whether an axis of the input may count the entries of another axis of the output than
+        the samples': where every position is a sample, and the other axes keep their order."""
+        if not self.by_position:
+            return False
+        if view == "none" or not isinstance(self.axis, int):
+            return True
+        place = other + (other < output_axis)  # with samples in front
+        return view == (place if place > self.axis else place - 1)
 
 
 def verify(
@@ -47,6 +59,9 @@ def verify(
       with the same output axis, another axis of a layer's input has it;
     * where it was not stated and another axis has it as well: in a network that treats positions
       alike, (samples, positions, features) and (positions, samples, features) look the same.
+
+    Where every position is a sample (`DFA(positions="samples")`), other axes of the output count
+    samples too; only that they come in another order in a layer's input is refused.
 
     Never refused: an axis that has the property and was stated, one that no other axis rivals, and
     one that was stated for a model that mixes samples.
@@ -76,6 +91,8 @@ def verify(
     if not (stated and (own or mixes)):
         for other in range(output.dim()):
             found = other != axis and _supported(output, other, readings, reached)
+            if found and all(readings[at].allows(v, axis, other) for at, v in found.items()):
+                continue
             if found and not (own and "none" in found.values()):
                 raise _contradiction(output, axis, other, readings, found, own or mixes)
     for at, state in states.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import threading
 from types import FrameType
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from apical.core import autograd
 from apical.core.feedback import Feedback
 from apical.rules.base import BroadcastRule
-from apical.rules.ops import Geometry, Op
+from apical.rules.ops import ConvOp, Geometry, LinearOp, Op
 
 
 class BroadcastFeedback(Feedback):
@@ -84,7 +85,7 @@ class BroadcastFeedback(Feedback):
                 f"{self.layer}: its input is {tuple(shape)}{before}, and the feedback of"
                 f" {type(self.rule).__name__} has no signal of that size. Revert and convert again"
                 " after structural pruning; for inputs of several sizes use layout='channel' or"
-                " 'kernel'"
+                " 'kernel', for sequences with an error at every position positions='samples'"
             )
         self.fitting = [*self.fitting[-7:], shape]  # batches of a few sizes take turns
 
@@ -109,13 +110,30 @@ class BroadcastFeedback(Feedback):
 
 class Tap(NamedTuple):
     """The input of a layer in a forward pass. `differentiated`: whether it requires a gradient;
-    otherwise it only shows its shape."""
+    otherwise it only shows its shape. `positions`: (samples, *positions), where x holds them as
+    rows, for a rule to which every position is a sample."""
 
     feedback: BroadcastFeedback
     op: Op
     x: Tensor
     weight: Tensor
     differentiated: bool
+    positions: tuple[int, ...] | None = None
+
+    def by_rows(self, positions: tuple[int, ...] | None = None) -> Tap:
+        """The tap of a rule to which every position is a sample, with the positions as rows.
+
+        Args: positions: of the output; None before it is known.
+        """
+        axis = getattr(self.feedback.rule, "sample_axis", 0)
+        x = self.x.movedim(1, -1) if isinstance(self.op, ConvOp) else self.x
+        if axis != "folded":
+            x = x.movedim(axis, 0) if 0 < axis < x.dim() - 1 else x
+            positions = tuple(x.shape[:-1])
+        elif positions is None or x.shape[0] != math.prod(positions):
+            positions = (x.shape[0],)  # which the output has not
+        rows = x.reshape(-1, x.shape[-1])
+        return self._replace(x=rows, op=LinearOp(), positions=positions)
 
     def geometry(self, samples: int) -> Geometry:
         x = self.x

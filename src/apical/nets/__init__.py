@@ -24,6 +24,7 @@ from apical.nets.offers import OwnLoss, Problem, Traced
 from apical.nets.recurrent import GRU, LSTM, SRN, Cell, Recurrent
 from apical.nets.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from apical.nets.spiking.networks import spiking_conv, spiking_mlp
+from apical.nets.transformer import causal_transformer
 from apical.nets.vgg import vgg
 from apical.nets.vit import vit
 
@@ -34,12 +35,14 @@ __all__ = [
     "LSTM",
     "NETS",
     "SRN",
+    "TRANSFORMERS",
     "OwnLoss",
     "Problem",
     "Recurrent",
     "Traced",
     "build",
     "build_recurrent",
+    "build_transformer",
     "initialise",
 ]
 
@@ -114,6 +117,23 @@ def refused(name: str, options: Mapping[str, object], error: BaseException) -> V
     return ValueError(f"net {name!r} cannot be built with the options {dict(options)}: {text}")
 
 
+def build_transformer(
+    name: str, *, inputs: int, outputs: int, output: Literal["last", "every"], **options: object
+) -> nn.Module:
+    """A transformer for sequences by name; weights use the global generator.
+
+    Args: name: one of TRANSFORMERS.     inputs: at each step.     options: of the net.
+    Raises: ValueError for an unknown name or option, or a value out of range.
+    """
+    if name not in TRANSFORMERS:
+        raise unknown("transformer", name, TRANSFORMERS)
+    allowed = set(inspect.signature(TRANSFORMERS[name]).parameters) - {"inputs", "outputs"}
+    for option in options:
+        if option not in allowed:
+            raise unknown(f"option of net {name!r}", option, allowed)
+    return TRANSFORMERS[name](inputs=inputs, outputs=outputs, output=output, **options)
+
+
 def _own(name: str, options: dict[str, object]) -> Callable[..., nn.Module]:
     if name not in NETS:
         sources = ("torchvision:NAME", "timm:NAME", "package.module:callable")
@@ -154,4 +174,8 @@ CELLS: dict[str, Callable[..., Cell]] = {
     "gru": GRU,
     "lstm": LSTM,
     "srn": SRN,
+}
+
+TRANSFORMERS: dict[str, Callable[..., nn.Module]] = {
+    "causal_transformer": causal_transformer,
 }

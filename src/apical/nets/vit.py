@@ -6,11 +6,14 @@ from torch import nn
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: one linear for q, k, v, one for the output."""
+    """Multi-head self-attention: one linear for q, k, v, one for the output.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    Args: causal: whether a token attends to itself and earlier ones alone.
+    """
+
+    def __init__(self, dim: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -18,17 +21,17 @@ class Attention(nn.Module):
         batch, tokens, dim = x_BTD.shape
         qkv = self.qkv(x_BTD).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then two linear layers with GELU between."""
 
-    def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
+    def __init__(self, dim: int, heads: int, mlp_dim: int, *, causal: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
+        self.attention = Attention(dim, heads, causal=causal)
         self.norm2 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, mlp_dim)
         self.gelu = nn.GELU()

@@ -233,6 +233,12 @@ class BroadcastRule(Rule):
         return (None,) * len(memory)
 
     @property
+    def by_position(self) -> bool:
+        """Whether every position of the output is a sample of its own: the rule is then given
+        inputs and errors as rows, (samples * positions, features), in any number."""
+        return False
+
+    @property
     def trains_memory(self) -> bool:
         """Whether a tensor of the memory is a parameter."""
         return type(self).memory_gradients is not BroadcastRule.memory_gradients

@@ -40,15 +40,24 @@ class DFA(BroadcastRule):
             holds several rows for each sample, one sample after the other (windows, patches);
             "steps" where it holds all samples of the first step, then all of the next, as in
             spiking nets: the error is sent to every step, by the same B.
+        positions: "joint": the error of a sample is that of all its positions, which B maps to all
+            positions of the layer's input. "samples": every position of the output (samples,
+            positions, features) is a sample of its own. One B (features of the output x features
+            of the layer) then serves all positions and sequences of any length; `sample_axis`
+            still names the axis of whole sequences, "folded" for inputs (samples * positions,
+            features). The input needs the positions of the output.
 
-    Raises: ValueError for `shared` with "kernel", whose matrices do not nest.
-    Source: Noekland 2016, equation 6; "kernel": BioTorch (2021), computed here in closed form.
+    Raises: ValueError for `shared` with "kernel", whose matrices do not nest, and for
+        positions="samples" with sample_axis="steps".
+    Source: Noekland 2016, equation 6; "kernel": BioTorch (2021), computed here in closed form;
+        positions="samples": language models in Launay, Poli, Boniface, Krzakala 2020.
     """
 
     layout: Literal["full", "kernel", "channel"] = "full"
     init: Literal["xavier", "kaiming", "noekland"] = "xavier"
     shared: bool = False
     sample_axis: int | Literal["folded", "steps"] = 0
+    positions: Literal["joint", "samples"] = "joint"
 
     reference: ClassVar[str] = """@inproceedings{nokland2016,
   title = {Direct Feedback Alignment Provides Learning in Deep Neural Networks},
@@ -65,13 +74,23 @@ class DFA(BroadcastRule):
             )
         if self.shared and self.layout == "kernel":
             raise ValueError("DFA: shared=True needs layout='full' or 'channel', not 'kernel'")
+        if self.by_position and axis == "steps":
+            raise ValueError(
+                "DFA: positions='samples' needs sample_axis as a number or 'folded', not 'steps'"
+            )
 
     @property
     def needs(self) -> Needs:
         return Needs("nothing", "output")
 
+    @property
+    def by_position(self) -> bool:
+        return self.positions == "samples"
+
     def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
-        return shape[self.sample_axis] if isinstance(self.sample_axis, int) else None
+        if self.by_position or not isinstance(self.sample_axis, int):
+            return None
+        return shape[self.sample_axis]
 
     def create(
         self, geometry: Geometry, error_size: int, generator: torch.Generator
@@ -123,8 +142,8 @@ class DFA(BroadcastRule):
             return self._at_one_step.gather(summed, one_step(geometry))
         assert not self._by_kernel(geometry)
         inner, unit = self._inner(geometry), self._columns(geometry)
-        if isinstance(self.sample_axis, int):
-            x = x.movedim(self.sample_axis, 0)
+        if isinstance(self._axis, int):
+            x = x.movedim(self._axis, 0)
         x = x.reshape(-1, *inner)
         shared = [1 + i for i, (a, b) in enumerate(zip(inner, unit, strict=True)) if a != b]
         return (x.sum(shared) if shared else x).flatten(1)
@@ -135,10 +154,10 @@ class DFA(BroadcastRule):
     def _inner(self, geometry: Geometry) -> tuple[int, ...]:
         """Shape of one sample of the layer's input."""
         shape = tuple(geometry.input_shape)
-        if self.sample_axis == "folded":
+        if self._axis == "folded":
             return (shape[0] // geometry.samples, *shape[1:])
-        assert isinstance(self.sample_axis, int)
-        return shape[: self.sample_axis] + shape[self.sample_axis + 1 :]
+        assert isinstance(self._axis, int)
+        return shape[: self._axis] + shape[self._axis + 1 :]
 
     def _columns(self, geometry: Geometry) -> tuple[int, ...]:
         """Shape of one row of B; ones where all positions share a column."""
@@ -152,10 +171,15 @@ class DFA(BroadcastRule):
         return (geometry.input_shape[1], *(1 for _ in geometry.weight_shape[2:]))
 
     def _to_input(self, signal: Tensor, geometry: Geometry) -> Tensor:
-        if self.sample_axis == "folded":
+        if self._axis == "folded":
             return signal.reshape(geometry.input_shape)
-        assert isinstance(self.sample_axis, int)
-        return signal.movedim(0, self.sample_axis) if self.sample_axis else signal
+        assert isinstance(self._axis, int)
+        return signal.movedim(0, self._axis) if self._axis else signal
+
+    @property
+    def _axis(self) -> int | Literal["folded", "steps"]:
+        """The axis of samples in the inputs that the rule is given."""
+        return 0 if self.by_position else self.sample_axis
 
     @property
     def _at_one_step(self) -> DFA:
@@ -172,3 +196,8 @@ def to_every_step(signal: Tensor, geometry: Geometry) -> Tensor:
     """The signal of one step, repeated for all."""
     steps = geometry.input_shape[0] // geometry.samples
     return signal.expand(steps, *signal.shape).reshape(geometry.input_shape)
+
+
+def counted(rows: Tensor) -> Tensor:
+    """How many rows are not zero: the positions whose error or target counts. A tensor ()."""
+    return rows.ne(0).any(1).sum()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from apical.rules import oja
 from apical.rules.base import BroadcastRule, Geometry, Needs, Update
-from apical.rules.dfa import DFA
+from apical.rules.dfa import DFA, counted
 from apical.rules.low_dimensional import LowDimensional
 from apical.rules.oja import Rank
 
@@ -27,12 +27,13 @@ class _Direct(BroadcastRule, abc.ABC):
     """What DFA's relatives share with it.
 
     Args:
-        layout, init, sample_axis: as in `DFA`.
+        layout, init, sample_axis, positions: as in `DFA`.
     """
 
     layout: Literal["full", "kernel", "channel"] = "full"
     init: Literal["xavier", "kaiming", "noekland"] = "xavier"
     sample_axis: int | Literal["folded", "steps"] = 0
+    positions: Literal["joint", "samples"] = "joint"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,7 +41,22 @@ class _Direct(BroadcastRule, abc.ABC):
 
     @cached_property
     def _taps(self) -> DFA:
-        return DFA(layout=self.layout, init=self.init, sample_axis=self.sample_axis)
+        return DFA(
+            layout=self.layout,
+            init=self.init,
+            sample_axis=self.sample_axis,
+            positions=self.positions,
+        )
+
+    @property
+    def by_position(self) -> bool:
+        return self._taps.by_position
+
+    def _mean_size(self, error: Tensor) -> Tensor:
+        """The mean of |e|; of positions, those alone that have an error (others are ignored)."""
+        if not self.by_position:
+            return error.abs().mean()
+        return error.abs().sum() / counted(error).clamp_min(1) / error.shape[1]
 
     @property
     def needs(self) -> Needs:
@@ -77,7 +93,7 @@ class SignDFA(_Direct):
         return "sdfa"
 
     def signal(self, error: Tensor, geometry: Geometry, *memory: Tensor) -> Tensor:
-        return self._taps.signal(error.sign() * error.abs().mean(), geometry, *memory)
+        return self._taps.signal(error.sign() * self._mean_size(error), geometry, *memory)
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,8 @@ class DRTP(_Direct):
             layers follow the scale of the loss (its reduction, loss scaling, accumulation);
             "one": m = 1 / N for a batch of N, the source's constant magnitude under a loss that
             is a mean. It ignores the scale of the loss.
+
+    With positions="samples" a negative label marks a position that sends nothing.
 
     Source: Frenkel, Lefebvre, Bol 2021. Its code gives hidden layers sums over the batch and the
         output layer means; here both are means.
@@ -113,7 +131,11 @@ class DRTP(_Direct):
 
     def signal(self, error: Tensor, geometry: Geometry, *memory: Tensor) -> Tensor:
         *matrices, targets = memory
-        scale = error.abs().mean() if self.magnitude == "error" else 1 / max(len(error), 1)
+        scale: float | Tensor = 1 / max(len(error), 1)
+        if self.magnitude == "error":
+            scale = self._mean_size(error)
+        elif self.by_position:
+            scale = 1 / counted(targets).clamp_min(1)
         return self._taps.signal(targets * scale, geometry, *matrices)
 
 

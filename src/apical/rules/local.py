@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from apical.rules.base import BroadcastRule, Geometry, Needs, bound, uniform
+from apical.rules.dfa import counted
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,11 @@ class LocalError(BroadcastRule):
             so that hidden layers follow the scale of the loss; "one": c = 1 / N for a batch of N,
             the gradient of the mean local loss. It ignores the scale of the loss.
         sample_axis: the axis of x that counts samples, or "steps", as in `DFA`.
+        positions: "samples": every position is a sample, with one readout for all, as in `DFA`; a
+            negative label marks a position that has no loss.
 
-    Raises: ValueError for a negative axis, and for `each="step"` without steps.
+    Raises: ValueError for a negative axis, for `each="step"` without steps, and for
+        positions="samples" with steps.
     Source: Mostafa, Ramesh, Cauwenberghs 2018, fixed and trained; with a loss at each step:
         Kaiser, Mostafa, Neftci 2020 (DECOLLE, whose neurons and smooth loss are others); trained,
         in spiking nets: Ma, Yan, Yu, Yu 2022 (BELL, whose readouts spike).
@@ -43,6 +47,7 @@ class LocalError(BroadcastRule):
     each: Literal["mean", "step"] = "mean"
     magnitude: Literal["error", "one"] = "error"
     sample_axis: int | Literal["steps"] = 0
+    positions: Literal["joint", "samples"] = "joint"
 
     reference: ClassVar[str] = """@article{mostafa2018,
   title = {Deep Supervised Learning Using Local Errors},
@@ -59,6 +64,8 @@ class LocalError(BroadcastRule):
             )
         if self.each == "step" and self.sample_axis != "steps":
             raise ValueError("LocalError: each='step' has no effect without sample_axis='steps'")
+        if self.by_position and axis == "steps":
+            raise ValueError("LocalError: positions='samples' needs sample_axis as a number")
 
     @property
     def name(self) -> str:
@@ -76,8 +83,14 @@ class LocalError(BroadcastRule):
     def needs_input(self) -> bool:
         return True
 
+    @property
+    def by_position(self) -> bool:
+        return self.positions == "samples"
+
     def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
-        return shape[self.sample_axis] if isinstance(self.sample_axis, int) else None
+        if self.by_position or not isinstance(self.sample_axis, int):
+            return None
+        return shape[self.sample_axis]
 
     def create(
         self, geometry: Geometry, error_size: int, generator: torch.Generator
@@ -91,17 +104,15 @@ class LocalError(BroadcastRule):
         matrix, targets, x = memory
         steps = self._steps(geometry)
         wrong_TNC = self._wrong(self._seen(x, geometry), matrix, targets)
-        scale: float | Tensor = 1 / max(geometry.samples, 1)
-        if self.magnitude == "error":
+        scale = 1 / self._count(geometry, targets)
+        if self.magnitude == "error":  # the positions that are ignored cancel in the ratio
             size = wrong_TNC.abs().mean().clamp_min(torch.finfo(wrong_TNC.dtype).tiny)
             scale = error.abs().mean() / size
         signal_TNU = (wrong_TNC * (scale / steps)) @ matrix
         every = signal_TNU.expand(steps, *signal_TNU.shape[1:])
-        if isinstance(self.sample_axis, int):
-            shape = (
-                torch.empty(geometry.input_shape, device="meta").movedim(self.sample_axis, 0).shape
-            )
-            return every.reshape(shape).movedim(0, self.sample_axis)
+        if isinstance(self._axis, int):
+            shape = torch.empty(geometry.input_shape, device="meta").movedim(self._axis, 0).shape
+            return every.reshape(shape).movedim(0, self._axis)
         return every.reshape(geometry.input_shape)
 
     def memory_gradients(
@@ -110,7 +121,7 @@ class LocalError(BroadcastRule):
         matrix, targets = memory
         seen_TNU = self._seen(x.to(matrix.dtype), geometry)
         wrong_TNC = self._wrong(seen_TNU, matrix, targets)
-        shares = geometry.samples * len(seen_TNU)
+        shares = self._count(geometry, targets) * len(seen_TNU)
         return (wrong_TNC.flatten(0, 1).t().mm(seen_TNU.flatten(0, 1)) / shares,)
 
     def _steps(self, geometry: Geometry) -> int:
@@ -118,8 +129,8 @@ class LocalError(BroadcastRule):
 
     def _seen(self, x: Tensor, geometry: Geometry) -> Tensor:
         """What readouts see, (T, N, units), T = 1 for the mean or without steps."""
-        if isinstance(self.sample_axis, int):
-            x = x.movedim(self.sample_axis, 0)
+        if isinstance(self._axis, int):
+            x = x.movedim(self._axis, 0)
         rows = x.reshape(self._steps(geometry), geometry.samples, -1)
         return rows.mean(0, keepdim=True) if self.each == "mean" else rows
 
@@ -127,8 +138,21 @@ class LocalError(BroadcastRule):
         """The gradient of each sample's loss at its scores."""
         scores = seen @ matrix.t()
         if self.loss == "cross_entropy":
-            return torch.softmax(scores, -1) - targets
-        return 2 * (scores - targets)
+            wrong = torch.softmax(scores, -1) - targets
+        else:
+            wrong = 2 * (scores - targets)
+        return wrong * targets.ne(0).any(1, keepdim=True) if self.by_position else wrong
+
+    def _count(self, geometry: Geometry, targets: Tensor) -> Any:
+        """Samples in the mean loss: a number, or of positions a tensor ()."""
+        if self.by_position:
+            return counted(targets).clamp_min(1)
+        return max(geometry.samples, 1)
+
+    @property
+    def _axis(self) -> int | Literal["steps"]:
+        """The axis of samples in the inputs that the rule is given."""
+        return 0 if self.by_position else self.sample_axis
 
     @property
     def trains_memory(self) -> bool:

@@ -120,6 +120,8 @@ def _list(words: list[str]) -> int:
     _show("recurrent nets (--net, with --task)", {n: _summary(f) for n, f in nets.CELLS.items()})
     _show("nets with a memory (--net, with --task)",
           {n: _summary(f) for n, f in memory.NETS.items()})  # fmt: skip
+    _show("transformers (--net, with --task)",
+          {n: _summary(f) for n, f in nets.TRANSFORMERS.items()})  # fmt: skip
     _show("tasks of sequences (--task, with --length)",
           {n: _summary(f) for n, f in sequences.TASKS.items()})  # fmt: skip
     _show("learners (--learner), or package.module:Class",

@@ -43,8 +43,8 @@ VERSION = 1
 
 KEY_DIGITS = 10
 
-SEQUENCE_NETS = (*nets.CELLS, *memory.NETS)
-"""Nets that take sequences: recurrent ones, and those with a memory."""
+SEQUENCE_NETS = (*nets.CELLS, *memory.NETS, *nets.TRANSFORMERS)
+"""Nets that take sequences: recurrent ones, those with a memory, and transformers."""
 
 OF_THE_TASK = ("inputs", "outputs", "output")
 """Options of such nets that follow from the task."""

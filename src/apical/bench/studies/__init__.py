@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from apical.bench.studies import biotorch, robustness
 from apical.bench.studies.base import TIERS, Curve, Entry, Published, Search, Study
+from apical.bench.studies.char_lm import char_lm
 from apical.bench.studies.low_dim_error import low_dim_error
 from apical.bench.studies.lra_rnn import lra_rnn
 from apical.bench.studies.mnm import mnm
@@ -50,6 +51,7 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "biotorch-imagenet": biotorch.imagenet,
     "biotorch-mnist": biotorch.mnist,
     "biotorch-robustness": robustness.robustness,
+    "char-lm": char_lm,
     "low-dim-error": low_dim_error,
     "lra-rnn": lra_rnn,
     "mnm": mnm,

@@ -172,7 +172,11 @@ def build_model(
 def _net(experiment: Experiment, source: Source) -> nn.Module:
     options = experiment.net_options
     if isinstance(source, sequences.Task):
-        build: Any = memory.build if experiment.net in memory.NETS else nets.build_recurrent
+        build: Any = nets.build_recurrent
+        if experiment.net in memory.NETS:
+            build = memory.build
+        elif experiment.net in nets.TRANSFORMERS:
+            build = nets.build_transformer
         sizes = {"inputs": source.inputs, "outputs": source.outputs, "output": source.answers}
         return build(experiment.net, **sizes, **options)
     return nets.build(

@@ -150,7 +150,7 @@ class Monitor:
                 rows += of_spikes(model, probe[0])
             if isinstance(model, nets.Traced):
                 rows += self._traced(model, epoch)
-            elif self.experiment.task is not None:
+            elif isinstance(model, nets.Recurrent):
                 rows += of_steps(
                     model,
                     self.experiment.build_learner(),

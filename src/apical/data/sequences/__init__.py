@@ -18,6 +18,7 @@ from apical.data.sequences.order import TemporalOrder, TemporalOrder3
 from apical.data.sequences.permutation import RandomPermutation
 from apical.data.sequences.sort import PrioritySort
 from apical.data.sequences.stream import Stream
+from apical.data.sequences.unicode_names import UnicodeNames
 from apical.names import unknown
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Task",
     "TemporalOrder",
     "TemporalOrder3",
+    "UnicodeNames",
     "batches",
     "build",
 ]
@@ -64,4 +66,5 @@ TASKS: dict[str, type[Task]] = {
     "random_permutation": RandomPermutation,
     "temporal_order": TemporalOrder,
     "temporal_order_3bit": TemporalOrder3,
+    "unicode_names": UnicodeNames,
 }

@@ -1,0 +1,229 @@
+"""Models of a dozen libraries under FA, uSF, KP and DFA, three steps each: does any layer keep its
+exact gradient without a word, and does every refusal say what to do?
+
+Tiny configurations with random weights; nothing is downloaded. Results are written after every
+model, and what is already there is not done again. A library that is not installed is left out.
+
+    python benchmarks/models.py --out results/models.json
+    python benchmarks/models.py --again refused remedied    once more what was refused at first
+    python benchmarks/models.py --show results/models.json  as Markdown
+
+Outcomes: "ok": converted as it is; "remedied": refused at first, and right with what the refusal
+names; "refused": the refusal names layer, reason and remedy, none of which the sweep tries;
+"silent": a layer keeps its exact gradient, or does not learn, and the plan does not say so; "raw":
+an error that names no layer or no remedy; "unusable": the plain model fails here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import torch
+from architectures import save, short
+from model_definitions import SUBJECTS, Subject, loss
+from sweep_check import Finding, Trace, check, train
+
+from apical.rules import DFA, FA, BroadcastRule, KolenPollack, Rule, SignSymmetric, spell
+from torchvision_ops import import_torchvision
+
+RULES: dict[str, Rule] = {
+    "dfa": DFA(),
+    "fa": FA(),
+    "kp": KolenPollack(),
+    "usf": SignSymmetric("uniform"),
+}
+STEPS = 3
+REMEDIES: tuple[dict[str, Any], ...] = (
+    {},
+    {"rule": {"layout": "channel"}},
+    {"rule": {"sample_axis": 1}, "output_axis": 1},
+    {"rule": {"sample_axis": "folded"}},
+    {"on_unsupported": "keep"},
+)
+"""Tried in this order; fields of the rule and axes are options of DFA."""
+
+REMEDY = re.compile(
+    r"\b(use|give|call|convert|revert|keep|run|remove|register|allow|say|accept)\b", re.IGNORECASE
+)
+
+
+def examine(name: str, rules: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one model. Raises: ImportError if its library is not installed."""
+    torch.manual_seed(0)
+    try:
+        subject = SUBJECTS[name]()
+        plain = train(copy.deepcopy(subject.model), subject.example, loss, STEPS)
+        if not plain.taught or not plain.finite:
+            raise ValueError("no finite gradient other than zero")
+    except ImportError:
+        raise
+    except Exception as error:  # any: whatever a foreign model does
+        reason = short(f"{type(error).__name__}: {error}")
+        yield from ({"model": name, "rule": rule, "outcome": "unusable", "reason": reason} for rule in rules)  # fmt: skip
+        return
+    for rule in rules:
+        start = time.process_time()
+        row = {"model": name, "rule": rule, **_under(subject, plain, RULES[rule])}
+        yield row | {"cpu_seconds": round(time.process_time() - start, 1)}
+
+
+def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
+    """Outcome of the first remedy with which the model converts and trains."""
+    names = [name for name, _ in subject.model.named_modules() if name]
+    refusal = ""
+    for remedy in REMEDIES:
+        options = dict(remedy)
+        fields = options.pop("rule", {})
+        broadcast = isinstance(rule, BroadcastRule)
+        if not broadcast and fields:
+            continue
+        tried = rule
+        if broadcast:
+            if subject.language:
+                fields = {"positions": "samples", **fields}
+            if subject.output is not None:
+                options["output"] = subject.output
+            tried = DFA(**fields)
+        try:
+            finding, excepted = _with_exceptions(subject, plain, tried, options)
+        except Exception as error:  # any: an error of torch is what this looks for
+            text = f"{type(error).__name__}: {error}"
+            if not any(part in text for part in names) or not REMEDY.search(text):
+                return {"outcome": "raw", "refusal": short(text)}
+            refusal = refusal or text
+            continue
+        row: dict[str, Any] = {
+            key: value for key, value in vars(finding).items() if value and key != "idle"
+        }
+        row["exact"] = len(finding.exact)
+        if finding.problems:
+            return {"outcome": "silent", **row, "problems": finding.problems[:8]}
+        given = [spell(tried)] if fields else []
+        given += [f"{key}={value!r}" for key, value in options.items()]
+        given += [f"{{{layer!r}: 'fa'}}" for layer in excepted[:1]]
+        if len(excepted) > 1:
+            given.append(f"and {len(excepted) - 1} more")
+        if refusal or excepted:
+            row["refusal"] = short(refusal) if refusal else f"of {', '.join(excepted[:3])}"
+        outcome = "remedied" if refusal or excepted else "ok"
+        return {"outcome": outcome, **({"with": ", ".join(given)} if given else {}), **row}
+    return {"outcome": "refused", "refusal": short(refusal)}
+
+
+def _with_exceptions(
+    subject: Subject, plain: Trace, rule: Rule, options: Mapping[str, Any]
+) -> tuple[Finding, list[str]]:
+    """What `check` finds, after giving rule FA to layers whose weight is tied or whose input has
+    not the samples or positions of the output, as their refusal says."""
+    excepted: list[str] = []
+    while True:
+        assigned = {**dict.fromkeys(excepted, "fa"), "*": rule} if excepted else rule
+        model = copy.deepcopy(subject.model)
+        try:
+            found = check(
+                model, subject.example, assigned, loss=loss, exact=plain, steps=STEPS, **options
+            )
+        except ValueError as error:
+            layer = re.search(
+                r"(\S+)(: its input (counts|has the positions)| \(\w+\): shares its weight)",
+                str(error),
+            )
+            if not layer or layer[1] in excepted or len(excepted) > 60:
+                raise
+            parts = layer[1].rpartition(".")
+            whole = dict(subject.model.named_modules())
+            named = layer[1] if layer[1] in whole else parts[0]  # a projection of attention
+            if named in excepted:
+                raise
+            excepted.append(named)
+            continue
+        return found, excepted
+
+
+def sweep(names: Iterable[str], out: Path, again: Iterable[str]) -> None:
+    """Examine what `out` does not hold yet, and what it holds with an outcome in `again`."""
+    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    rows = [row for row in rows if row["outcome"] not in again]
+    missing: Counter[str] = Counter()
+    for name in names:
+        done = {row["rule"] for row in rows if row["model"] == name}
+        wanted = [rule for rule in RULES if rule not in done]
+        try:
+            found = list(examine(name, wanted)) if wanted else []
+        except ImportError as error:
+            missing[f"{name.partition(':')[0]} ({short(str(error))})"] += 1
+            continue
+        rows += found
+        if found:
+            rows.sort(key=lambda row: (row["model"], row["rule"]))
+            save(out, rows)
+        for row in found:
+            text = row.get("problems", row.get("refusal", row.get("reason", "")))
+            print(f"{name:55} {row['rule']:4} {row['outcome']:9} {row.get('with', '')} {text}", flush=True)  # fmt: skip
+    for library, count in missing.items():
+        print(f"left out {count} models of {library}")
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table: for every library and rule, how many models had which outcome."""
+    outcomes = ("ok", "remedied", "refused", "silent", "raw")
+    usable = [row for row in rows if row["outcome"] != "unusable"]
+    counts: dict[str, Counter[str]] = {}
+    models: dict[str, set[str]] = {}
+    for row in usable:
+        library = row["model"].partition(":")[0]
+        counts.setdefault(library, Counter())[row["outcome"]] += 1
+        models.setdefault(library, set()).add(row["model"])
+    lines = [
+        "| library | models | " + " | ".join(outcomes) + " |",
+        "|---|---:|" + "---:|" * len(outcomes),
+    ]
+    for library in sorted(counts):
+        cells = " | ".join(str(counts[library][outcome]) for outcome in outcomes)
+        lines.append(f"| {library} | {len(models[library])} | {cells} |")
+    total = sum(counts.values(), Counter[str]())
+    cells = " | ".join(str(total[outcome]) for outcome in outcomes)
+    lines.append(f"| in all | {sum(map(len, models.values()))} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/models.json"))
+    parser.add_argument("--model", nargs="+", help="names or libraries; default: all")
+    parser.add_argument("--again", nargs="+", default=[], metavar="OUTCOME")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="print a result as Markdown")
+    options = parser.parse_args()
+    if options.show:
+        print(markdown(json.loads(options.show.read_text())["rows"]))
+        return
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of the models' own code
+    import_torchvision()
+    chosen = [
+        name
+        for name in SUBJECTS
+        if not options.model or name in options.model or name.partition(":")[0] in options.model
+    ]
+    sweep(chosen, options.out, options.again)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Text that every Python ships: the names of the characters of Unicode."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apical.data.sequences.asked import AskedTask
+from apical.data.sequences.base import Fixed
+
+ALPHABET = "\n -0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SHARES = 10
+"""One name of so many is for validation, another for the test."""
+COUNTED = ("CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH", "HANGUL SYLLABLE")
+"""Beginnings of names that go on with a number or a transcription alone."""
+
+
+class Text(NamedTuple):
+    """Numbers in `ALPHABET` of the characters of each split, (length,) int64."""
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+
+
+@dataclass(frozen=True)
+class UnicodeNames(AskedTask):
+    """Predict the next character of text: the names of the characters of Unicode 3.2, a line each.
+
+    12,886 different names, such as LATIN SMALL LETTER A WITH GRAVE, of 355,000 characters in all. A
+    database of that version is part of every Python, so the text is the same everywhere. Names
+    stand in the order of their SHA-256; a tenth of them is held out for validation and a tenth for
+    the test. Training draws windows anywhere in the rest; validation and test, of whatever size,
+    are all windows of the split, one after the other.
+
+    Inputs: the character, one-hot in `ALPHABET`. Classes: the next one, at every step.
+
+    Source: the Unicode Character Database, `unicodedata.ucd_3_2_0`.
+    """
+
+    inputs: ClassVar[int] = len(ALPHABET)
+    outputs: ClassVar[int] = len(ALPHABET)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        train = text().train
+        starts = torch.randint(len(train) - self.length, (count,), generator=generator)
+        return self._windows(train, starts)
+
+    def fixed(self, purpose: str) -> Fixed | None:
+        if purpose not in ("validation", "test"):
+            return None
+        split = getattr(text(), purpose)
+        starts = torch.arange(0, len(split) - self.length, self.length)
+        return Fixed(len(starts), lambda first, end: self._windows(split, starts[first:end]))
+
+    def _windows(self, split: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        windows = split[starts[:, None] + torch.arange(self.length + 1)]
+        return F.one_hot(windows[:, :-1], len(ALPHABET)).float(), windows[:, 1:]
+
+
+@cache
+def text() -> Text:
+    """The three splits."""
+    database = unicodedata.ucd_3_2_0
+    names = (database.name(chr(code), "") for code in range(sys.maxunicode + 1))
+    chosen = {name for name in names if name and not name.startswith(COUNTED)}
+    hashed = sorted((hashlib.sha256(name.encode()).digest(), name) for name in chosen)
+    part = len(hashed) // SHARES
+    splits = hashed[2 * part :], hashed[:part], hashed[part : 2 * part]
+    return Text(*(_numbers("".join(f"{name}\n" for _, name in split)) for split in splits))
+
+
+def _numbers(characters: str) -> Tensor:
+    return torch.tensor([ALPHABET.index(character) for character in characters])
