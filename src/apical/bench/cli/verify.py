@@ -20,7 +20,7 @@ def verify(words: list[str]) -> int:
                         help="budget: recorded training time of the sample")  # fmt: skip
     parser.add_argument("--results", default="results", help="folder of the kept studies")
     parser.add_argument("--data_root", default=None, type=str,
-                        help="folder of data sets (default: APICAL_DATA, else the cache)")  # fmt: skip
+                        help="folder of data sets (else APICAL_DATA, the cache)")  # fmt: skip
     values = parse(parser, words)
     from apical.bench.studies import verify as verifying
 

@@ -8,6 +8,7 @@ from apical.bench.report.names import display_name
 from apical.bench.report.read import FULL_TIER, Run, Study
 from apical.bench.report.results import Cell, rule_column, setting_column
 from apical.bench.report.table import Column, Shown, Table, each, number
+from apical.nets.pretrained.start import WITHOUT_SOURCE
 
 PER_RUN = ("key", "seed")
 """Fields of an experiment that the list of runs shows."""
@@ -114,8 +115,10 @@ def _fields(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """The experiment as one level; a rule or learner with its options stays one field."""
     named = {key: _named(key, experiment[key]) for key in ("rule", "learner") if key in experiment}
     left_out = {*named, "data"} if experiment.get("task") else {*named}
-    if not (experiment.get("start") or {}).get("source"):
-        left_out.add("start")
+    start = experiment.get("start") or {}
+    if not start.get("source"):  # but which parameters of the net's own learn, and how fast
+        limits = {name: start[name] for name in WITHOUT_SOURCE if start.get(name)}
+        experiment = {**experiment, "start": limits}
     return named | flatten({k: value for k, value in experiment.items() if k not in left_out})
 
 

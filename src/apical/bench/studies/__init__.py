@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from apical.bench.studies import biotorch, robustness
 from apical.bench.studies.base import TIERS, Curve, Entry, Published, Search, Study
+from apical.bench.studies.credit import credit
 from apical.bench.studies.low_dim_error import low_dim_error
 from apical.bench.studies.lra_rnn import lra_rnn
 from apical.bench.studies.mnm import mnm
@@ -40,7 +41,7 @@ def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> St
 
 
 DEFAULT_SEEDS = 3
-SEEDS = {"lra-rnn": 5, "rules-overview": 5, "smoke": 10}
+SEEDS = {"credit": 10, "lra-rnn": 5, "rules-overview": 5, "smoke": 10}
 """Runs of each cell where they are not `DEFAULT_SEEDS`."""
 
 STUDIES: dict[str, Callable[[str, int], Study]] = {
@@ -50,6 +51,7 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "biotorch-imagenet": biotorch.imagenet,
     "biotorch-mnist": biotorch.mnist,
     "biotorch-robustness": robustness.robustness,
+    "credit": credit,
     "low-dim-error": low_dim_error,
     "lra-rnn": lra_rnn,
     "mnm": mnm,

@@ -164,8 +164,8 @@ def rerun(run: Run, source: packing.Folder, work: Path, data_root: str | None) -
     if end["kind"] != "final":
         why = f"diverged in epoch {end['epoch']}"
         return named | {"outcome": DIFFERS, "why": why, **_environment(run, place)}
-    return named | compared(run.rows, records.read(place / "records.jsonl")) | _environment(
-        run, place
+    return (
+        named | compared(run.rows, records.read(place / "records.jsonl")) | _environment(run, place)
     )
 
 
