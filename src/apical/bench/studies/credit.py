@@ -10,7 +10,7 @@ from typing import Any
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.studies import smoke
-from apical.bench.studies.base import FROZEN, Entry, Search, Study
+from apical.bench.studies.base import CONTROLS, Entry, Search, Study
 from apical.nets.pretrained import Start
 
 TITLE = "What the learning of each layer is worth"
@@ -55,7 +55,8 @@ def credit(tier: str, seeds: int) -> Study:
                     for seed in range(seeds)
                 ]
         entries += [
-            Entry(setting, FROZEN, dataclasses.replace(base, rule=FROZEN, seed=seed))
+            Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
+            for label, rule in CONTROLS.items()
             for seed in range(seeds)
         ]
     notes = [*NOTES]
