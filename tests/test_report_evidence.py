@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from apical.bench.report import figures, linear_probes, results, table_markdown, write
+from apical.bench.report import figures, gained, linear_probes, results, table_markdown, write
 from apical.bench.report.colours import colours
 from apical.bench.report.read import Run, read_study
 from apical.bench.storage import records
@@ -35,31 +35,31 @@ def make(folder: Path, errors: dict[str, tuple[float, ...]] = ERRORS) -> Path:
 def test_gained_is_the_control_minus_the_rule_with_a_corrected_interval(tmp_path: Path) -> None:
     rows = {row.rule: row for row in results.cells(read_study(make(tmp_path / "s")))}
     noise = sum(1e4 * stats.binomial_variance(share, 10_000) for share in (0.26466667, 0.04166667))
-    gained, by_hand = rows["fa"].gained, stats.summarize([22.1, 22.4, 22.4], noise=noise)
-    assert gained is not None and gained.n == 3
+    gained, by_hand = rows["fa"].gain.summary, stats.summarize([22.1, 22.4, 22.4], noise=noise)
+    assert gained.n == 3
     assert (gained.mean, gained.low) == pytest.approx((by_hand.mean, by_hand.low))
-    assert {rule: row.learns for rule, row in rows.items()} == {
-        "bp": True, "fa": True, "idle": False, "harms": False, "frozen": None,
+    assert rows.pop("frozen").gain is None
+    assert {rule: row.gain.learns for rule, row in rows.items()} == {
+        "bp": True, "fa": True, "idle": False, "harms": False,
     }  # fmt: skip
-    assert rows["frozen"].gained is None
 
 
 def test_the_correction_decides(tmp_path: Path) -> None:
     """Gains of 3, 4.5 and 6 points leave 0 out at 95 %, for one rule, but not at 99.5 %."""
     errors = {"bp": (9.0, 8.0, 7.0), "frozen": (12.0, 12.5, 13.0)}
     (bp, _) = results.cells(read_study(make(tmp_path / "one", errors)))
-    assert bp.gained is not None and bp.gained.low is not None and bp.gained.low > 0
-    assert bp.learns
+    assert bp.gain.summary.low > 0 and bp.gain.learns
     many = errors | {f"r{place}": errors["frozen"] for place in range(9)}
     bp = results.cells(read_study(make(tmp_path / "many", many)))[0]
-    assert bp.gained is not None and bp.gained.low is not None and bp.gained.low > 0
-    assert bp.learns is False
+    assert bp.gain.summary.low > 0 and bp.gain.learns is False
+    shown = gained.shown(bp.gain)  # not with an interval that contradicts the mark
+    assert shown.text.startswith("does not learn") and shown.interval.startswith("\N{MINUS SIGN}")
 
 
 def test_two_runs_are_not_judged(tmp_path: Path) -> None:
     few = {rule: values[:2] for rule, values in ERRORS.items()}
     rows = results.cells(read_study(make(tmp_path / "s", few)))
-    assert {row.learns for row in rows} == {None} and rows[1].gained is not None
+    assert [row.gain and row.gain.learns for row in rows] == [None] * 5 and rows[1].gain
 
 
 def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None:

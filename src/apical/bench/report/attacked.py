@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.report import (
+    gained,
     lines,
     pictures,
     render,
@@ -57,6 +58,7 @@ def of_classifiers(study: Study, out: Path) -> dict[str, Any] | None:
 def _classifiers(section: Section, study: Study, out: Path, slug: str) -> dict[str, Any]:
     eps = robustness.headline_radius(section)
     rows = robustness.headlines(section, eps)
+    gains = gained.gains(study)
     title = f"{study.title} · {section.heading}"
     heats = robustness.heats(section, eps)
     names = [f"gradients{f'-{n + 1}' if n else ''}" for n in range(len(heats))]
@@ -74,9 +76,12 @@ def _classifiers(section: Section, study: Study, out: Path, slug: str) -> dict[s
         "heading": section.heading,
         "radius": radius(eps),
         "rows": rows,
-        "table": robustness_tables.headline(rows, eps),
+        "table": robustness_tables.headline(rows, eps, gains=gains),
         "others": [
-            (radius(e), robustness_tables.headline(robustness.headlines(section, e), e))
+            (
+                radius(e),
+                robustness_tables.headline(robustness.headlines(section, e), e, gains=gains),
+            )
             for e in others
         ],
         "measured": robustness_words.measured(section),
@@ -128,7 +133,8 @@ def of_hash_nets(study: Study, out: Path) -> dict[str, Any] | None:
     if found:
         write_bytes(out / "retrieval.csv", retrieval.numbers_csv(found).encode())
         write_bytes(out / "retrieval-attacks.csv", retrieval.attacks_csv(found).encode())
-    made = list(map(_hash_nets, found))
+    gains = gained.gains(study, gained.MAP)
+    made = [_hash_nets(section, gains) for section in found]
     return {
         "missing": sections.missing(study.retrieval),
         "missing_count": sum(each.status != "finished" for each in study.retrieval),
@@ -138,13 +144,15 @@ def of_hash_nets(study: Study, out: Path) -> dict[str, Any] | None:
     }
 
 
-def _hash_nets(section: Section) -> dict[str, Any]:
+def _hash_nets(section: Section, gains: gained.Gains) -> dict[str, Any]:
     radii = {eps: rows for eps in section.radii if (rows := retrieval.lines(section, eps))}
     answers, problems = pictures.answers(section)
     rows = [row for of_radius in radii.values() for row in of_radius]
     return {
         "heading": section.heading,
-        "radii": [(radius(eps), retrieval.table(found)) for eps, found in radii.items()],
+        "radii": [
+            (radius(eps), retrieval.table(found, gains=gains)) for eps, found in radii.items()
+        ],
         "conclusion": [retrieval.conclusion(found) for found in radii.values()],
         "measured": retrieval.measured(section),
         "single": any(row.n == 1 for row in rows),
@@ -170,7 +178,7 @@ def of_spiking_nets(study: Study, out: Path) -> dict[str, Any] | None:
     parts = [
         {
             "heading": section.heading,
-            "table": spikes.table(of_section),
+            "table": spikes.table(of_section, gained.gains(study)),
             "rasters": spikes.rasters(section, out / f"spikes-{number}.png"),
         }
         for number, (section, of_section) in enumerate(found, 1)

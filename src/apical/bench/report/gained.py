@@ -12,7 +12,7 @@ from apical.measure import statistics
 
 LEGEND = (
     "`gained` is the {measure} of {what}, paired on the seeds, in points, and a rule does not "
-    "learn where its interval, corrected for the number of rules, is not above 0"
+    "learn where its interval, corrected for the number of rules and then shown, is not above 0"
 )
 """What the column says."""
 
@@ -24,16 +24,26 @@ ERROR, MAP = "test_acc", "test_map"
 class Gain:
     """Of a rule in a setting over the control, in points; above 0: better than the control.
 
-    Attributes: learns: whether its interval, corrected for the number of rules in the setting, is
-        above 0; None for fewer than three seeds.
+    Attributes: summary: with an interval that stands for itself. corrected: with one that is
+        corrected for the number of rules in the setting (Bonferroni).
     """
 
     summary: statistics.Summary
-    learns: bool | None
+    corrected: statistics.Summary
+
+    @property
+    def learns(self) -> bool | None:
+        """Whether the corrected interval is above 0; None for fewer than three seeds."""
+        if self.corrected.low is None or self.corrected.n < statistics.FEWEST:
+            return None
+        return self.corrected.low > 0
 
 
 Gains = Mapping[tuple[str, str], Gain]
 """By setting and rule."""
+
+
+NONE: Gains = {}
 
 
 def control(study: Study, setting: str) -> str:
@@ -61,11 +71,13 @@ def gains(study: Study, metric: str = ERROR) -> Gains:
         least, other_noise = _shares(study.finished(setting, frozen), metric)
         for rule in rules:
             shares, noise = _shares(study.finished(setting, rule), metric)
-            both = noise + other_noise
-            summary = statistics.paired_difference(shares, least, noise=both)
-            if summary is not None:
-                learns = _learns(shares, least, len(rules), both)
-                made[setting, rule] = Gain(summary, learns)
+            level = 1 - (1 - statistics.LEVEL) / len(rules)
+            summary, corrected = (
+                statistics.paired_difference(shares, least, level=each, noise=noise + other_noise)
+                for each in (statistics.LEVEL, level)
+            )
+            if summary is not None and corrected is not None:
+                made[setting, rule] = Gain(summary, corrected)
     return made
 
 
@@ -84,17 +96,6 @@ def share_noise(runs: Sequence[Run], metric: str = ERROR) -> float:
     return 1e4 * statistics.binomial_variance(mean, runs[0].final["test_count"])
 
 
-def _learns(
-    shares: statistics.Sample, frozen: statistics.Sample, rules: int, noise: float
-) -> bool | None:
-    """Whether hidden layers help beyond chance, by intervals that hold together for all rules."""
-    level = 1 - (1 - statistics.LEVEL) / rules  # Bonferroni
-    found = statistics.paired_difference(shares, frozen, level=level, noise=noise)
-    if found is None or found.low is None or found.n < statistics.FEWEST:
-        return None
-    return found.low > 0
-
-
 def columns(found: Gains, page: str | None = None) -> list[Column]:
     """The column for rows with a `setting` and a `rule`; none where no setting has a control."""
     if not found:
@@ -108,12 +109,12 @@ def of(found: Gains, heading: str, rule: str) -> Gain | None:
 
 
 def shown(gain: Gain | None) -> Shown:
-    """The gain with its interval; marked where the rule does not learn."""
+    """The gain with its interval; marked, with the corrected one, where the rule does not learn."""
     if gain is None:
         return Shown("")
-    text = estimate(gain.summary, signed)
     if gain.learns is not False:
-        return text
+        return estimate(gain.summary, signed)
+    text = estimate(gain.corrected, signed)
     return replace(text, text=f"does not learn: {text.text}", style="differs")
 
 

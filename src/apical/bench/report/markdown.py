@@ -7,6 +7,7 @@ from pathlib import Path
 
 from apical.bench.report import (
     angles,
+    credit,
     curves,
     fine_tuning,
     overview,
@@ -31,6 +32,8 @@ def table_markdown(folder: Pathlike) -> str:
     study = read_study(Path(folder))
     if study.overview is not None:
         return overview.to_markdown(study, Path(folder))
+    if credit.concerns(study):
+        return credit.to_markdown(study)
     if sequence_learners.concerns(study):
         return sequence_learners.to_markdown(study)
     if study.retrieval:

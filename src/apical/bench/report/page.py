@@ -102,7 +102,7 @@ def _write_study(study: Study, out: Path) -> Path:
         learners=learners,
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
         orders=results.orders(rows),
-        control=any(row.gained for row in rows),
+        control=any(row.gain for row in rows),
         spikes=attacked.of_spiking_nets(study, out),
         most_neurons=spikes.MOST_NEURONS,
         sections=[_section(study, rows, setting, looks, out) for setting in study.settings],
@@ -149,7 +149,7 @@ def _fine_tuning(study: Study, out: Path) -> dict[str, Any] | None:
         return None
     write_bytes(out / "tuning.csv", fine_tuning.layers_csv(found).encode())
     return {
-        "table": fine_tuning.table(found),
+        "table": fine_tuning.table(found, fine_tuning.gains_of(study, found)),
         "layers": fine_tuning.layers(found),
         "legend": fine_tuning.legend(study, found),
     }

@@ -30,8 +30,8 @@ FEWEST = 3
 class Cell:
     """One row of the table: a rule in a setting. Errors and differences in % and points.
 
-    Attributes: difference: minus backprop, on the same seeds. gained, learns: over the control
-        whose hidden layers keep their initial weights, see `gained.Gain`.
+    Attributes: difference: minus backprop, on the same seeds. gain: over the control whose
+        hidden layers keep their initial weights.
     """
 
     setting: str
@@ -42,8 +42,7 @@ class Cell:
     summary: statistics.Summary | None = None
     one_net: tuple[float, float] | None = None
     difference: statistics.Summary | None = None
-    gained: statistics.Summary | None = None
-    learns: bool | None = None
+    gain: gained.Gain | None = None
     ties: str = ""
     published: Published | None = None
     verdict: statistics.Verdict | None = None
@@ -114,8 +113,7 @@ def _setting_cells(study: Study, setting: str, over_control: gained.Gains) -> li
                 summary=summary,
                 one_net=_one_net(runs),
                 difference=difference,
-                gained=gain and gain.summary,
-                learns=gain and gain.learns,
+                gain=gain,
                 ties=letters[rule],
                 published=published,
                 verdict=_verdict(study, summary, published, values, noise[rule]),
@@ -177,11 +175,12 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
             *[
                 Column(
                     "gained",
-                    lambda c: gained.shown(c.gained and gained.Gain(c.gained, c.learns)),
-                    "gained=gained.mean gained_low=gained.low gained_high=gained.high learns",
+                    lambda c: gained.shown(c.gain),
+                    "gained=gain.summary.mean gained_low=gain.summary.low "
+                    "gained_high=gain.summary.high learns=gain.learns",
                 )
             ]
-            * any(cell.gained for cell in rows),
+            * any(cell.gain for cell in rows),
             Column("ties", lambda c: c.ties, "ties", left=True),
             Column(
                 "published %",
@@ -351,7 +350,7 @@ def finding(rows: Sequence[Cell]) -> str:
         else:
             text = f"{display_name(best.rule)} has the lowest test error, {error}"
             text += f", not significantly different from {_names(same)}" if same else ""
-        if idle := [row for row in ranked if row.learns is False]:
+        if idle := [row for row in ranked if row.gain and row.gain.learns is False]:
             text += f"; hidden layers do not learn under {_names(idle)}"
         where = f"{setting}: " if len(settings) > 1 else ""
         made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
