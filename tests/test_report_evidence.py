@@ -12,6 +12,8 @@ from apical.bench.storage import records
 from apical.measure import statistics as stats
 from fake_study import make_study, rewrite
 
+FINDING = "BP has the lowest test error, 2.10 %; hidden layers do not learn under idle, harms."
+
 ERRORS = {
     "bp": (2.0, 2.2, 2.1),
     "fa": (4.0, 4.4, 4.1),
@@ -51,9 +53,9 @@ def test_the_correction_decides(tmp_path: Path) -> None:
     assert bp.gain.summary.low > 0 and bp.gain.learns
     many = errors | {f"r{place}": errors["frozen"] for place in range(9)}
     bp = results.cells(read_study(make(tmp_path / "many", many)))[0]
-    assert bp.gain.summary.low > 0 and bp.gain.learns is False
+    assert bp.gain.summary.low > 0 and bp.gain.learns is None
     shown = gained.shown(bp.gain)  # not with an interval that contradicts the mark
-    assert shown.text.startswith("does not learn") and shown.interval.startswith("\N{MINUS SIGN}")
+    assert shown.text.startswith("undecided") and shown.interval.startswith("\N{MINUS SIGN}")
 
 
 def test_two_runs_are_not_judged(tmp_path: Path) -> None:
@@ -65,21 +67,26 @@ def test_two_runs_are_not_judged(tmp_path: Path) -> None:
 def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None:
     folder = make(tmp_path / "s")
     text = table_markdown(folder)
-    head, _, bp, fa, idle, *_ = text.splitlines()
+    found, _, head, _, bp, fa, idle, *_ = text.splitlines()
     assert "| gained |" in head and "| +22.30 [" in fa and "does not learn" not in bp
     assert "| does not learn: +0.03 [" in idle
-    assert "corrected for the number of rules" in text
+    assert found == f"**{FINDING}**" and "corrected for the number of rules" in text
     page = write(folder).read_text()
     assert page.count("does not learn:") == 2
-    assert "BP has the lowest test error, 2.10 %; hidden layers do not learn under" in page
+    assert FINDING in page and page.index(FINDING) < page.index("no published values")
     header = (folder / "report" / "table.csv").read_text().splitlines()[0]
     assert "gained,gained_low,gained_high,learns,ties" in header
 
 
-def test_without_the_control_no_column_speaks_of_it(tmp_path: Path) -> None:
+def test_without_the_control_no_column_speaks_of_it_and_the_table_says_so(tmp_path: Path) -> None:
     folder = make(tmp_path / "s", {rule: ERRORS[rule] for rule in ("bp", "fa")})
     assert "gained" not in table_markdown(folder)
-    assert "Gained" not in write(folder).read_text()
+    page = write(folder).read_text()
+    assert "Gained" not in page
+    for text in (table_markdown(folder), page):
+        assert "No control row: without a row whose hidden layers keep" in text
+    alone = make(tmp_path / "alone", {"bp": ERRORS["bp"]})  # compares no rules
+    assert "No control row" not in table_markdown(alone)
     assert "gained" not in (folder / "report" / "table.csv").read_text()
 
 

@@ -1,6 +1,5 @@
 """What the parts of a page on nets under attack show; their CSV and PNG files are written here."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,6 @@ def of_classifiers(study: Study, out: Path) -> dict[str, Any] | None:
         "superseded": sections.superseded(study.robustness),
         "count": len(study.robustness),
         "sections": made,
-        "finding": _finding(made),
         "unused": published - sum(len(part["compared"]) for part in made),
         "check_meaning": robustness_words.CHECKS,
     }
@@ -140,7 +138,6 @@ def of_hash_nets(study: Study, out: Path) -> dict[str, Any] | None:
         "missing_count": sum(each.status != "finished" for each in study.retrieval),
         "count": len(study.retrieval),
         "sections": made,
-        "finding": _finding(made),
     }
 
 
@@ -186,16 +183,6 @@ def of_spiking_nets(study: Study, out: Path) -> dict[str, Any] | None:
     if not found:
         return None
     return {"parts": parts, "seen": spikes.seen(rows), "stronger": spikes.weakest(rows)}
-
-
-def _finding(parts: Sequence[dict[str, Any]]) -> str:
-    """What each part concludes first, for the opening of the page."""
-    several = len(parts) > 1
-    return " ".join(
-        f"{part['heading']}: {part['conclusion'][0]}" if several else part["conclusion"][0]
-        for part in parts
-        if part["conclusion"]
-    )
 
 
 def slugs(names: list[str]) -> dict[str, str]:

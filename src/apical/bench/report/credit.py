@@ -181,6 +181,6 @@ def legend(study: Study) -> list[str]:
 
 
 def to_markdown(study: Study) -> str:
-    """The finding, the table, and what its columns mean."""
-    notes = filter(None, [*legend(study), *map(for_markdown, study.notes), closing(study)])
-    return f"{table(study).markdown()}\n{' '.join(notes)}\n"
+    """The table, and what its columns mean."""
+    notes = map(for_markdown, filter(None, [*legend(study), *study.notes]))
+    return f"{table(study).markdown()}\n{' '.join([*notes, closing(study)])}\n"

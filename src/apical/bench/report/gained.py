@@ -11,8 +11,9 @@ from apical.bench.report.table import Column, Shown, estimate, signed
 from apical.measure import statistics
 
 LEGEND = (
-    "`gained` is the {measure} of {what}, paired on the seeds, in points, and a rule does not "
-    "learn where its interval, corrected for the number of rules and then shown, is not above 0"
+    "Gained: the {measure} of {what}, paired on the seeds, in points. A rule does not learn where "
+    "its 95 % interval is not above 0, and is undecided where only the one corrected for the "
+    "number of rules is not; with either mark the corrected interval is shown"
 )
 """What the column says."""
 
@@ -33,10 +34,22 @@ class Gain:
 
     @property
     def learns(self) -> bool | None:
-        """Whether the corrected interval is above 0; None for fewer than three seeds."""
-        if self.corrected.low is None or self.corrected.n < statistics.FEWEST:
+        """Whether hidden layers help: True where the corrected interval is above 0, False where
+        not even the other one is; None where they disagree, and for fewer than three seeds."""
+        if self.summary.low is None or self.corrected.low is None:
             return None
-        return self.corrected.low > 0
+        if self.summary.n < statistics.FEWEST:
+            return None
+        if self.corrected.low > 0:
+            return True
+        return None if self.summary.low > 0 else False
+
+    @property
+    def mark(self) -> str:
+        """What the table says of a rule that is not shown to learn."""
+        if self.learns is False:
+            return "does not learn"
+        return "" if self.learns or self.summary.n < statistics.FEWEST else "undecided"
 
 
 Gains = Mapping[tuple[str, str], Gain]
@@ -109,13 +122,13 @@ def of(found: Gains, heading: str, rule: str) -> Gain | None:
 
 
 def shown(gain: Gain | None) -> Shown:
-    """The gain with its interval; marked, with the corrected one, where the rule does not learn."""
+    """The gain with its interval; with its mark and the corrected interval, where it has one."""
     if gain is None:
         return Shown("")
-    if gain.learns is not False:
+    if not gain.mark:
         return estimate(gain.summary, signed)
     text = estimate(gain.corrected, signed)
-    return replace(text, text=f"does not learn: {text.text}", style="differs")
+    return replace(text, text=f"{gain.mark}: {text.text}", style="differs")
 
 
 def legend(study: Study, found: Gains, metric: str = ERROR) -> str:

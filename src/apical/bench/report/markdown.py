@@ -10,6 +10,7 @@ from apical.bench.report import (
     credit,
     curves,
     fine_tuning,
+    opening,
     overview,
     results,
     retrieval,
@@ -18,20 +19,28 @@ from apical.bench.report import (
     spikes,
     steps_to_solve,
 )
-from apical.bench.report.read import is_study, read_study
+from apical.bench.report.read import Study, is_study, read_study
+from apical.bench.report.table import for_markdown
 from apical.bench.storage.records import write_bytes
 
 Pathlike = str | os.PathLike[str]
 
 
 def table_markdown(folder: Pathlike) -> str:
-    """The table of the study in `folder`: test error in %, one line per setting and rule.
+    """The finding of the study in `folder` and its table: test error in %, one line per setting and
+    rule.
 
     A study of robustness has its table of robust accuracies instead, one of hash nets that of mAP.
     """
     study = read_study(Path(folder))
+    found = opening.finding(study)
+    start = f"**{for_markdown(found)}**\n\n" if found else ""
+    return start + _table(study, Path(folder))
+
+
+def _table(study: Study, folder: Path) -> str:
     if study.overview is not None:
-        return overview.to_markdown(study, Path(folder))
+        return overview.to_markdown(study, folder)
     if credit.concerns(study):
         return credit.to_markdown(study)
     if sequence_learners.concerns(study):

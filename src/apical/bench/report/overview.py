@@ -133,8 +133,8 @@ def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
         "Reads of the weights: what the way back takes from the forward weights (values: weight"
         " transport). Waits for: what a hidden layer needs before it can learn. Labels: whether"
         " hidden layers receive them. Own phase: whether feedback learns between the passes.",
-        gained.legend(study, gained.gains(study)),
-        *rates.sentences(study),
+        for_markdown(gained.legend(study, gained.gains(study))),
+        for_markdown(" ".join(rates.sentences(study))),
         f"Tier {study.tier}. " + " ".join(map(for_markdown, study.notes)),
         f"{closing(study)[:-1]}, then `make keep STUDY={name}`.",
     ]

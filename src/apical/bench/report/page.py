@@ -10,11 +10,14 @@ from typing import Any
 from apical.bench.report import (
     angles,
     attacked,
+    credit,
     curves,
     diagnostics,
     figures,
     fine_tuning,
+    gained,
     linear_probes,
+    opening,
     protocol,
     render,
     results,
@@ -88,7 +91,7 @@ def _write_study(study: Study, out: Path) -> Path:
         out,
         "study.html.j2",
         **_common(study, looks, out),
-        finding=results.finding(rows),
+        finding=opening.finding(study),
         summary=protocol.summary(study),
         verdicts=protocol.verdicts(rows),
         search=protocol.search(study),
@@ -103,6 +106,8 @@ def _write_study(study: Study, out: Path) -> Path:
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
         orders=results.orders(rows),
         control=any(row.gain for row in rows),
+        owed=[*gained.missing(study), *results.notes(study, rows)],
+        credit=_credit(study),
         spikes=attacked.of_spiking_nets(study, out),
         most_neurons=spikes.MOST_NEURONS,
         sections=[_section(study, rows, setting, looks, out) for setting in study.settings],
@@ -140,6 +145,13 @@ def _common(study: Study, looks: Mapping[str, Look], out: Path) -> dict[str, Any
         "hashed": attacked.of_hash_nets(study, out),
         "diagnoses": [_diagnosis(each, study, out) for each in found if each is not None],
     }
+
+
+def _credit(study: Study) -> dict[str, Any] | None:
+    """What the learning of each layer is worth, None where no layer was left out."""
+    if not credit.concerns(study):
+        return None
+    return {"table": credit.table(study), "legend": credit.legend(study)}
 
 
 def _fine_tuning(study: Study, out: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from apical.bench.report import rates
 from apical.bench.report.names import display_name
 from apical.bench.report.read import FULL_TIER, Run, Study
 from apical.bench.report.results import Cell, rule_column, setting_column
@@ -138,7 +139,7 @@ def search(study: Study) -> list[tuple[str, Table]]:
 
 
 def _tries(cells: list[Mapping[str, Any]]) -> Table:
-    rates = sorted({tried["lr"] for cell in cells for tried in cell["tries"]}, reverse=True)
+    values = sorted({tried["lr"] for cell in cells for tried in cell["tries"]}, reverse=True)
 
     def show(rate: float, cell: Mapping[str, Any]) -> Shown:
         chosen = rate == cell["lr"]
@@ -146,12 +147,13 @@ def _tries(cells: list[Mapping[str, Any]]) -> Table:
         return Shown(errors.get(rate, ""), strong=chosen, style="" if chosen else "soft")
 
     def edge(cell: Mapping[str, Any]) -> str:
-        return "at the edge of what was tried" if cell.get("at_edge") else ""
+        at_edge = ["at the edge of what was tried"] if cell.get("at_edge") else []
+        return "; ".join([*filter(None, [rates.stability(cell)]), *at_edge])
 
     return Table(
         [
             Column("rule", lambda cell: display_name(cell["rule"]), left=True, style="rule"),
-            *each(rates, show, "{:g}"),
+            *each(values, show, "{:g}"),
             Column(" ", edge, left=True, style="soft", keep=any(map(edge, cells))),
         ],
         cells,

@@ -285,28 +285,24 @@ def legend(study: Study, rows: Sequence[Cell]) -> str:
         + "`minus BP` is paired on the seeds, in points; " * baseline
         + "rules that share a letter do not differ significantly, corrected for all pairs of the "
         + "setting (Holm), which an interval is not.",
-        *notes(study, rows),
+        for_markdown(gained.legend(study, gained.gains(study))),
+        *map(for_markdown, notes(study, rows)),
     ]
     if sources:
         parts.append(f"Published: {for_markdown('; '.join(sources))}.")
     parts += [for_markdown(sentence) for sentence in (*orders(rows), *study.notes)]
-    return " ".join([*parts, closing(study)])
+    return " ".join([*filter(None, parts), closing(study)])
 
 
 def notes(study: Study, rows: Sequence[Cell]) -> list[str]:
-    """What must stand beside the numbers: controls, number of seeds, choice of rates."""
+    """What must stand beside the numbers: how many seeds, and how rates were chosen."""
     several = len(study.settings) > 1
     widest = {
         f"{cell.setting} {display_name(cell.rule)}" if several else display_name(cell.rule): found
         for cell in rows
         if (found := cell.summary)
     }
-    parts = [
-        gained.legend(study, gained.gains(study)),
-        seeds_sentence(widest),
-        *rates.sentences(study),
-    ]
-    return [for_markdown(text) if "`" not in text else text for text in parts if text]
+    return list(filter(None, [seeds_sentence(widest), *rates.sentences(study)]))
 
 
 def seeds_sentence(found: Mapping[str, statistics.Summary]) -> str:

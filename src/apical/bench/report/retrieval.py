@@ -319,8 +319,8 @@ def to_markdown(study: Study) -> str:
     sizes = dict.fromkeys(f"{s.described.get('queries')} queries ({s.heading})" for s in found)
     parts.append(f"Measured on {for_markdown(', '.join(sizes))}.")
     gains = gained.gains(study, gained.MAP)
-    parts += [gained.legend(study, gains, gained.MAP), *rates.sentences(study)]
-    parts += [*map(for_markdown, study.notes), closing(study)]
+    more = [gained.legend(study, gains, gained.MAP), *rates.sentences(study), *study.notes]
+    parts += [*map(for_markdown, more), closing(study)]
     text = table(rows, several=len(found) > 1, gains=gains).markdown()
     return f"{text}\n{' '.join(filter(None, parts))}\n"
 

@@ -192,8 +192,8 @@ def legend(study: Study, found: Sequence[Section]) -> list[str]:
     ]
     if sources:
         parts.append(f"Published: {for_markdown('; '.join(sources))}.")
-    parts += [gained.legend(study, gained.gains(study)), *rates.sentences(study)]
-    return [*filter(None, parts), *ending(study, found)]
+    more = [gained.legend(study, gained.gains(study)), *rates.sentences(study)]
+    return [*parts, *map(for_markdown, filter(None, more)), *ending(study, found)]
 
 
 def ending(study: Study, found: Sequence[Section]) -> list[str]:

@@ -34,8 +34,9 @@ class Line:
     """A learner in a setting. Accuracies in %, differences in points.
 
     Attributes: test: at the end.     best: on validation sequences, at the epoch where it is
-        highest.     over_plain: minus the same learner without a regulariser.     silent: of `length` steps those that no signal reached at the
-        end, median over seeds; None where the learner sends none.
+        highest.     over_plain: minus the same learner without a regulariser.     silent: of
+        `length` steps those that no signal reached at the end, median over seeds; None where the
+        learner sends none.
     """
 
     setting: str
@@ -175,10 +176,10 @@ def _reached(line: Line) -> Shown:
 
 def to_markdown(study: Study) -> str:
     """The table of the study, and what its columns mean."""
-    notes = [*legend(study), *missing(study), *map(for_markdown, study.notes)]
+    notes = [*legend(study), *missing(study), *study.notes]
     if study.solved is not None and steps_to_solve.lines(study):
         notes.insert(1, f"Solved, iterations: {steps_to_solve.legend(study)}")
-    return f"{table(study).markdown()}\n{' '.join([*notes, closing(study)])}\n"
+    return f"{table(study).markdown()}\n{' '.join([*map(for_markdown, notes), closing(study)])}\n"
 
 
 def legend(study: Study) -> list[str]:

@@ -196,8 +196,7 @@ def legend(study: Study, found: Iterable[Section], claim: str) -> str:
         "other attack is stronger.",
         claim,
         f"Measured on {for_markdown(images)}.",
-        gained.legend(study, gained.gains(study)),
-        *rates.sentences(study),
+        *map(for_markdown, [gained.legend(study, gained.gains(study)), *rates.sentences(study)]),
         *map(for_markdown, study.notes),
     ]
     return " ".join(filter(None, parts))
