@@ -22,6 +22,7 @@ def verify(words: list[str]) -> int:
     parser.add_argument("--data_root", default=None, type=str,
                         help="folder of data sets (else APICAL_DATA, the cache)")  # fmt: skip
     values = parse(parser, words)
+    from apical.bench.report import verified
     from apical.bench.studies import verify as verifying
 
     folder = Path(values["study"])
@@ -34,7 +35,7 @@ def verify(words: list[str]) -> int:
         say=lambda text: print(text, flush=True),
     )
     counts = Counter(run["outcome"] for run in found["runs"])
-    outcomes = [f"{counts[each]} {each}" for each in verifying.OUTCOMES if counts[each]]
+    outcomes = [f"{counts[each]} {each}" for each in verified.OUTCOMES if counts[each]]
     print(", ".join(outcomes) or "no run fits the budget: give more --minutes")
-    print(folder.resolve().parent / verifying.FOLDER / f"{found['study']}.json")
-    return 1 if counts[verifying.DIFFERS] else 0
+    print(folder.resolve().parent / verified.FOLDER / f"{found['study']}.json")
+    return 1 if counts[verified.DIFFERS] else 0

@@ -272,7 +272,7 @@ def layers_csv(found: Sequence[Line]) -> str:
 
 def to_markdown(study: Study, found: Sequence[Line]) -> str:
     """The table for a document, and what its columns mean."""
-    notes = [*map(for_markdown, [legend(study, found), *study.notes]), closing(study)]
+    notes = [legend(study, found), *map(for_markdown, study.notes), closing(study)]
     return f"{table(found, gains_of(study, found)).markdown()}\n{' '.join(notes)}\n"
 
 

@@ -325,7 +325,7 @@ def seeds_sentence(found: Mapping[str, statistics.Summary]) -> str:
 
 def finding(rows: Sequence[Cell]) -> str:
     """What the table shows, in a sentence for each setting: the best rule, which rules it does not
-    differ from, and which do not learn; "" without two rules to compare."""
+    differ from, and which are not shown to learn; "" without two rules to compare."""
     made = []
     settings = dict.fromkeys(row.setting for row in rows)
     for setting in settings:
@@ -346,8 +346,8 @@ def finding(rows: Sequence[Cell]) -> str:
         else:
             text = f"{display_name(best.rule)} has the lowest test error, {error}"
             text += f", not significantly different from {_names(same)}" if same else ""
-        if idle := [row for row in ranked if row.gain and row.gain.learns is False]:
-            text += f"; hidden layers do not learn under {_names(idle)}"
+        if idle := [row for row in ranked if row.gain and row.gain.mark]:
+            text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
         where = f"{setting}: " if len(settings) > 1 else ""
         made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
     return " ".join(made)

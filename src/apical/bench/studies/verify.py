@@ -20,22 +20,12 @@ from typing import Any
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.bench.report.read import Run, read_study
+from apical.bench.report.verified import CLOSE, DIFFERS, FOLDER, NOT_COMPARABLE, SAME
 from apical.bench.storage import claims, packing, records
 from apical.bench.storage.environment import environment
 from apical.bench.sweep.sweep import Say
 from apical.bench.training import loop, pretraining
 from apical.measure import statistics
-
-FOLDER = "verify"
-"""Beside the studies: a record of each that was verified."""
-
-SAME, CLOSE, DIFFERS, NOT_COMPARABLE = (
-    "same bits",
-    "same within tolerance",
-    "differs",
-    "not comparable",
-)
-OUTCOMES = (SAME, CLOSE, DIFFERS, NOT_COMPARABLE)
 
 TRAINING = ("epoch", "test", "final")
 """Kinds of rows whose numbers decide whether the bits are the same."""
@@ -133,7 +123,7 @@ def _start(run: Run, source: packing.Folder) -> dict[str, float]:
 def rerun(run: Run, source: packing.Folder, work: Path, data_root: str | None) -> dict[str, Any]:
     """Train a run again, with its recorded device and number of threads, and compare.
 
-    Returns: ``outcome``, one of `OUTCOMES`; ``why`` where it is not comparable; else the test
+    Returns: ``outcome``, see `report.verified`; ``why`` where it is not comparable; else the test
         errors in % that are ``recorded`` and come from the ``rerun``, the ``tolerance`` in points,
         ``first_difference``, the first number of training that differs, ``other_differences``,
         measures beside training that differ, ``not_compared``, what one record alone has, and
