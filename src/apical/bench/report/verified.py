@@ -28,17 +28,17 @@ LEGEND = (
     "recorded one (binomial; 0.9 points for 3 % of 360 images, 0.2 for 3 % of 10,000). Differs: by "
     "more. Not comparable: this version computes something else from the settings, or lacks what "
     "they need. Largest: largest difference of the test error, in points. Attacks on trained nets "
-    "are not repeated. Every rerun is in `results/verify/STUDY.json`, with the recorded environment "
-    "and its own."
+    "are not repeated. Every rerun is in `results/verify/STUDY.json`, with both environments."
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """A kept study and the record of its verification, {} where there is none."""
+    """A kept study: recorded seconds of its runs, and the record of its verification, {} where
+    there is none."""
 
     study: str
-    runs: int
+    seconds: tuple[float, ...]
     record: Mapping[str, Any]
 
     @property
@@ -61,7 +61,8 @@ class Line:
         """ "DFA 7.7 min": rules without a rerun, and what one would take."""
         found = self.record.get("left_out", {})
         if not self.record:
-            return "not verified"
+            least, most = min(self.seconds) / 60, max(self.seconds) / 60
+            return f"not verified, a run takes {least:.1f} to {most:.1f} min"
         if found and not self.record["runs"]:
             return f"all: a run takes {min(found.values()):g} to {max(found.values()):g} min"
         return ", ".join(f"{rule} {minutes:g} min" for rule, minutes in found.items())
@@ -73,7 +74,8 @@ def lines(results: Path) -> list[Line]:
     for folder in sorted(path for path in results.iterdir() if is_study(path)):
         path = results / FOLDER / f"{folder.name}.json"
         record = records.read_json(path) if path.exists() else {}
-        made.append(Line(folder.name, len(read_study(folder).runs), record))
+        seconds = tuple(run.final.get("seconds", 0.0) for run in read_study(folder).runs)
+        made.append(Line(folder.name, seconds, record))
     return made
 
 
@@ -96,7 +98,7 @@ def to_markdown(results: Path) -> str:
     table = Table(
         [
             Column("study", lambda line: line.study, left=True),
-            Column("runs", lambda line: str(line.runs)),
+            Column("runs", lambda line: str(len(line.seconds))),
             Column("again", lambda line: str(sum(line.outcomes.values()))),
             *each(OUTCOMES, _count, "{}"),
             Column("largest", _largest),
