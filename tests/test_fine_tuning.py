@@ -64,6 +64,7 @@ def model_of(experiment: Experiment, path: Path) -> nn.Module:
     ("options", "told"),
     [
         ({"head_by": "bp"}, "head_by has no effect without a source"),
+        ({"freeze": "fc1.*", "train_only": "fc2.*"}, "freeze and train_only: give one of them"),
         ({"source": {"data": "letters"}, "digest": "a"}, "digest='a' has no effect with an exp"),
         (
             {"source": "x", "digest": "a", "norms": "off"},

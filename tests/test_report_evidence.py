@@ -5,12 +5,17 @@ from typing import Any
 
 import pytest
 
-from apical.bench.report import figures, linear_probes, results, table_markdown, write
+from apical.bench.report import figures, gained, linear_probes, results, table_markdown, write
 from apical.bench.report.colours import colours
 from apical.bench.report.read import Run, read_study
 from apical.bench.storage import records
 from apical.measure import statistics as stats
 from fake_study import make_study, rewrite
+
+FINDING = (
+    "BP has the lowest test error, 2.10 %; no gain over frozen hidden layers is shown under idle, "
+    "harms."
+)
 
 ERRORS = {
     "bp": (2.0, 2.2, 2.1),
@@ -35,51 +40,56 @@ def make(folder: Path, errors: dict[str, tuple[float, ...]] = ERRORS) -> Path:
 def test_gained_is_the_control_minus_the_rule_with_a_corrected_interval(tmp_path: Path) -> None:
     rows = {row.rule: row for row in results.cells(read_study(make(tmp_path / "s")))}
     noise = sum(1e4 * stats.binomial_variance(share, 10_000) for share in (0.26466667, 0.04166667))
-    gained, by_hand = rows["fa"].gained, stats.summarize([22.1, 22.4, 22.4], noise=noise)
-    assert gained is not None and gained.n == 3
+    gained, by_hand = rows["fa"].gain.summary, stats.summarize([22.1, 22.4, 22.4], noise=noise)
+    assert gained.n == 3
     assert (gained.mean, gained.low) == pytest.approx((by_hand.mean, by_hand.low))
-    assert {rule: row.learns for rule, row in rows.items()} == {
-        "bp": True, "fa": True, "idle": False, "harms": False, "frozen": None,
+    assert rows.pop("frozen").gain is None
+    assert {rule: row.gain.learns for rule, row in rows.items()} == {
+        "bp": True, "fa": True, "idle": False, "harms": False,
     }  # fmt: skip
-    assert rows["frozen"].gained is None
 
 
 def test_the_correction_decides(tmp_path: Path) -> None:
     """Gains of 3, 4.5 and 6 points leave 0 out at 95 %, for one rule, but not at 99.5 %."""
     errors = {"bp": (9.0, 8.0, 7.0), "frozen": (12.0, 12.5, 13.0)}
     (bp, _) = results.cells(read_study(make(tmp_path / "one", errors)))
-    assert bp.gained is not None and bp.gained.low is not None and bp.gained.low > 0
-    assert bp.learns
+    assert bp.gain.summary.low > 0 and bp.gain.learns
     many = errors | {f"r{place}": errors["frozen"] for place in range(9)}
     bp = results.cells(read_study(make(tmp_path / "many", many)))[0]
-    assert bp.gained is not None and bp.gained.low is not None and bp.gained.low > 0
-    assert bp.learns is False
+    assert bp.gain.summary.low > 0 and bp.gain.learns is None
+    shown = gained.shown(bp.gain)  # not with an interval that contradicts the mark
+    assert shown.text.startswith("undecided") and shown.interval.startswith("\N{MINUS SIGN}")
 
 
 def test_two_runs_are_not_judged(tmp_path: Path) -> None:
     few = {rule: values[:2] for rule, values in ERRORS.items()}
     rows = results.cells(read_study(make(tmp_path / "s", few)))
-    assert {row.learns for row in rows} == {None} and rows[1].gained is not None
+    assert [row.gain and row.gain.learns for row in rows] == [None] * 5 and rows[1].gain
 
 
 def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None:
     folder = make(tmp_path / "s")
     text = table_markdown(folder)
-    head, _, bp, fa, idle, *_ = text.splitlines()
+    found, _, head, _, bp, fa, idle, *_ = text.splitlines()
     assert "| gained |" in head and "| +22.30 [" in fa and "does not learn" not in bp
     assert "| does not learn: +0.03 [" in idle
-    assert "corrected for the number of rules" in text
+    assert found == f"**{FINDING}**" and "corrected for the number of rules" in text
     page = write(folder).read_text()
     assert page.count("does not learn:") == 2
-    assert "BP has the lowest test error, 2.10 %; hidden layers do not learn under" in page
+    assert FINDING in page and page.index(FINDING) < page.index("no published values")
     header = (folder / "report" / "table.csv").read_text().splitlines()[0]
     assert "gained,gained_low,gained_high,learns,ties" in header
 
 
-def test_without_the_control_no_column_speaks_of_it(tmp_path: Path) -> None:
+def test_without_the_control_no_column_speaks_of_it_and_the_table_says_so(tmp_path: Path) -> None:
     folder = make(tmp_path / "s", {rule: ERRORS[rule] for rule in ("bp", "fa")})
     assert "gained" not in table_markdown(folder)
-    assert "Gained" not in write(folder).read_text()
+    page = write(folder).read_text()
+    assert "Gained" not in page
+    for text in (table_markdown(folder), page):
+        assert "No control row: without a row whose hidden layers keep" in text
+    alone = make(tmp_path / "alone", {"bp": ERRORS["bp"]})  # compares no rules
+    assert "No control row" not in table_markdown(alone)
     assert "gained" not in (folder / "report" / "table.csv").read_text()
 
 

@@ -84,11 +84,14 @@ def test_the_hybrid_breaks_what_either_part_breaks(study: Path) -> None:
     lines = spikes.lines(section)
     for line in lines:
         values = {name: each.mean for name, each in line.values.items() if each}
-        # the twin leaves the first 90, the substitute the last 60: no image is in both
-        assert values == {"noise": 100, "own": 75, "twin": 45, "substitute": 30, "hybrid": 0}
-        assert line.gap is not None and line.gap.mean == pytest.approx(75)
-        assert line.stronger == {}
-    assert spikes.seen(lines).endswith("over all nets and radii: FA 9 of 9.")
+        # the twin leaves the first 90, transfer the last 60: no image is in both
+        assert values == {"noise": 100, "own": 75, "twin": 45, "transfer": 30, "hybrid": 0}
+        gaps = {name: each and each.mean for name, each in line.gaps.items()}
+        assert gaps == pytest.approx({"twin": 30, "transfer": 45, "hybrid": 75})
+        assert not any(line.stronger.values())
+    assert spikes.seen(lines).endswith(
+        "the twin alone FA 9 of 9; transfer alone FA 9 of 9; both together FA 9 of 9."
+    )
     assert spikes.weakest(lines) == ""
 
 
@@ -106,9 +109,9 @@ def test_where_own_is_stronger_it_is_said(study: Path) -> None:
     let_own_be_stronger(study)
     (section,) = spikes.sections_of(read_study(study))
     lines = spikes.lines(section)
-    (line,) = [line for line in lines if line.stronger]
-    assert (line.rule, line.eps, line.stronger) == ("fa", EPS[1], {1: (0, 0.45)})
-    assert spikes.seen(lines).endswith("FA 8 of 9.")
+    (line,) = [line for line in lines if line.stronger["hybrid"]]
+    assert (line.rule, line.eps, line.stronger["hybrid"]) == ("fa", EPS[1], {1: (0, 0.45)})
+    assert spikes.seen(lines).endswith("both together FA 8 of 9.")
 
 
 def test_the_page_and_the_markdown_show_it(study: Path, tmp_path: Path) -> None:
@@ -118,7 +121,10 @@ def test_the_page_and_the_markdown_show_it(study: Path, tmp_path: Path) -> None:
     assert "The own gradient was stronger than the hybrid attack here" in page
     assert (tmp_path / "spikes-1.png").stat().st_size > 3000
     text = table_markdown(study)
-    assert "| **hybrid** | own minus hybrid |" in text and "Regenerate:" in text
+    assert (
+        "| **hybrid** | own minus twin | own minus transfer | own minus hybrid |" in text
+        and "Regenerate:" in text
+    )
 
 
 def test_studies_of_other_nets_have_no_such_section(tmp_path: Path) -> None:

@@ -87,8 +87,10 @@ def test_under_attack_backprops_weights_stand_beside_the_rules_own(
     assert usf.crossed.mean == pytest.approx(usf.own.mean, abs=25)
     assert by_rule["head only"].own.mean == pytest.approx(by_rule["head only"].exact.mean, abs=5)
     text = table_markdown(folder)
-    head, _, *lines = text.splitlines()
-    assert head.startswith("| rule | n | accuracy | trunk moved | head moved | update cosine | own")
+    head, _, *lines = text.splitlines()[2:]
+    assert head.startswith(
+        "| rule | n | accuracy | gained | trunk moved | head moved | update cosine | own"
+    )
     assert [line.split(" | ")[0] for line in lines[:4]] == ["| BP", "| head only", "| uSF", "| FA"]
     assert "| worst minus BP, same rate |" in head
     assert "weights look as robust under the rule's backward pass" in text

@@ -99,6 +99,22 @@ def summarize(
     return Summary(n, mean, sd, low, high)
 
 
+def seeds_needed(sd: float, half_width: float, *, level: float = LEVEL) -> int:
+    """How many runs give the t interval of a mean this half width, at least 2.
+
+    Args: sd: standard deviation of a run, as measured: itself known to within a factor of two from
+        three runs. half_width: wanted, above 0, in the unit of sd.
+    >>> seeds_needed(1.0, 0.5)
+    18
+    """
+    if not (sd >= 0 and half_width > 0):
+        raise ValueError(f"sd={sd}, half_width={half_width}: need at least 0, and above 0")
+    n = 2
+    while _t_quantile(level, n - 1) * sd / math.sqrt(n) > half_width:
+        n += 1
+    return n
+
+
 def wilson(successes: float, trials: int, *, level: float = LEVEL) -> tuple[float, float]:
     """Interval for one net's accuracy on `trials` test examples.
 

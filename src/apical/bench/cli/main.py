@@ -1,4 +1,4 @@
-"""The command line: ``apical list | train | study | robustness | report | check``."""
+"""The command line: ``apical list | train | study | verify | robustness | report | check``."""
 
 import os
 import sys
@@ -22,6 +22,7 @@ Train networks with biologically motivated learning rules, and compare them.
   apical list                       show the names of studies, rules, nets and data sets
   apical train --rule fa            train one net; every setting is a flag
   apical study smoke                do all runs behind a table; the same command resumes it
+  apical verify results/smoke       train some of its runs again: the same bits?
   apical robustness RUN_FOLDER      attack a trained net: worst case, verdict, sanity checks
   apical report runs/smoke --open   write the table and its figures as a page
   apical check my_module:MyRule     test a rule of your own against the contract
@@ -284,6 +285,12 @@ def _robustness(words: list[str]) -> int:
     return robustness(words)
 
 
+def _verify(words: list[str]) -> int:
+    from apical.bench.cli.verify import verify
+
+    return verify(words)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "check": _check,
     "list": _list,
@@ -291,6 +298,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "robustness": _robustness,
     "study": _study,
     "train": _train,
+    "verify": _verify,
 }
 
 

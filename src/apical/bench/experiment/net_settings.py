@@ -18,7 +18,7 @@ class NetSettings(Settings):
             samples them from U(+-sqrt(6/(fan_in+fan_out))) with zero biases, as BioTorch does,
             ``normal`` samples weights and biases from N(0, 1/(fan_in+fan_out)), ``default`` uses
             PyTorch's distribution.
-        start: trained weights to begin with, which of them learn, and how fast.
+        start: trained weights to begin with, if any; which parameters learn, and how fast.
         compile: run the net through ``torch.compile``.
         channels_last: memory layout of images and convolutions.
     """

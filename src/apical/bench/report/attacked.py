@@ -1,10 +1,10 @@
 """What the parts of a page on nets under attack show; their CSV and PNG files are written here."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from apical.bench.report import (
+    gained,
     lines,
     pictures,
     render,
@@ -57,7 +57,6 @@ def _part(
         "superseded": sections.superseded(evaluations),
         "count": len(evaluations),
         "sections": made,
-        "finding": _finding(made),
         **more,
     }
 
@@ -65,6 +64,7 @@ def _part(
 def _classifiers(section: Section, study: Study, out: Path, slug: str) -> dict[str, Any]:
     eps = robustness.headline_radius(section)
     rows = robustness.headlines(section, eps)
+    gains = gained.gains(study)
     title = f"{study.title} · {section.heading}"
     heats = robustness.heats(section, eps)
     names = [f"gradients{f'-{n + 1}' if n else ''}" for n in range(len(heats))]
@@ -82,9 +82,12 @@ def _classifiers(section: Section, study: Study, out: Path, slug: str) -> dict[s
         "heading": section.heading,
         "radius": radius(eps),
         "rows": rows,
-        "table": robustness_tables.headline(rows, eps),
+        "table": robustness_tables.headline(rows, eps, gains=gains),
         "others": [
-            (radius(e), robustness_tables.headline(robustness.headlines(section, e), e))
+            (
+                radius(e),
+                robustness_tables.headline(robustness.headlines(section, e), e, gains=gains),
+            )
             for e in others
         ],
         "measured": robustness_words.measured(section),
@@ -134,16 +137,19 @@ def of_hash_nets(study: Study, out: Path) -> dict[str, Any] | None:
     if found:
         write_bytes(out / "retrieval.csv", retrieval.numbers_csv(found).encode())
         write_bytes(out / "retrieval-attacks.csv", retrieval.attacks_csv(found).encode())
-    return _part(study.retrieval, list(map(_hash_nets, found)))
+    gains = gained.gains(study, gained.MAP)
+    return _part(study.retrieval, [_hash_nets(section, gains) for section in found])
 
 
-def _hash_nets(section: Section) -> dict[str, Any]:
+def _hash_nets(section: Section, gains: gained.Gains) -> dict[str, Any]:
     radii = {eps: rows for eps in section.radii if (rows := retrieval.lines(section, eps))}
     answers, problems = pictures.answers(section)
     rows = [row for of_radius in radii.values() for row in of_radius]
     return {
         "heading": section.heading,
-        "radii": [(radius(eps), retrieval.table(found)) for eps, found in radii.items()],
+        "radii": [
+            (radius(eps), retrieval.table(found, gains=gains)) for eps, found in radii.items()
+        ],
         "conclusion": [retrieval.conclusion(found) for found in radii.values()],
         "measured": retrieval.measured(section),
         "single": any(row.n == 1 for row in rows),
@@ -170,7 +176,7 @@ def of_spiking_nets(study: Study, out: Path) -> dict[str, Any] | None:
     parts = [
         {
             "heading": section.heading,
-            "table": spikes.table(of_section),
+            "table": spikes.table(of_section, gained.gains(study)),
             "rasters": spikes.rasters(section, out / f"spikes-{number}.png"),
         }
         for number, (section, of_section) in enumerate(found, 1)
@@ -178,16 +184,6 @@ def of_spiking_nets(study: Study, out: Path) -> dict[str, Any] | None:
     if not found:
         return None
     return {"parts": parts, "seen": spikes.seen(rows), "stronger": spikes.weakest(rows)}
-
-
-def _finding(parts: Sequence[dict[str, Any]]) -> str:
-    """What each part concludes first, for the opening of the page."""
-    several = len(parts) > 1
-    return " ".join(
-        f"{part['heading']}: {part['conclusion'][0]}" if several else part["conclusion"][0]
-        for part in parts
-        if part["conclusion"]
-    )
 
 
 def slugs(names: list[str]) -> dict[str, str]:

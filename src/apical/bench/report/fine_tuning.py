@@ -9,7 +9,7 @@ from functools import partial
 from statistics import mean, median
 from typing import Any
 
-from apical.bench.report import robustness, sections
+from apical.bench.report import gained, rates, robustness, sections
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import closing, rule_column, setting_column
@@ -187,7 +187,7 @@ def _attacked(section: Section, rule: str, base: str | None) -> Attacked | None:
     return Attacked(heat.attack, eps, own, crossed, exact, line.worst, same_rate or None)
 
 
-def table(found: Sequence[Line]) -> Table:
+def table(found: Sequence[Line], gains: gained.Gains = gained.NONE) -> Table:
     """What moved and, where the nets were attacked, whose gradient breaks them."""
     measure = found[0].measure
     attacked = any(line.attacked for line in found)
@@ -201,6 +201,7 @@ def table(found: Sequence[Line]) -> Table:
             rule_column(),
             Column("n", lambda line: count(line.accuracy.n, line.planned), page="Nets n"),
             Column(measure, _accuracy, page=f"{measure} %"),
+            *gained.columns(gains),
             Column("trunk moved", _moved),
             Column("head moved", lambda line: _amount(line.head)),
             Column("update cosine", lambda line: Shown(_cosine(line.cosine), line.cosine)),
@@ -272,7 +273,16 @@ def layers_csv(found: Sequence[Line]) -> str:
 def to_markdown(study: Study, found: Sequence[Line]) -> str:
     """The table for a document, and what its columns mean."""
     notes = [legend(study, found), *map(for_markdown, study.notes), closing(study)]
-    return f"{table(found).markdown()}\n{' '.join(notes)}\n"
+    return f"{table(found, gains_of(study, found)).markdown()}\n{' '.join(notes)}\n"
+
+
+def gains_of(study: Study, found: Sequence[Line]) -> gained.Gains:
+    """Over the control whose trunk keeps the weights of the start."""
+    return gained.gains(study, _metric(found))
+
+
+def _metric(found: Sequence[Line]) -> str:
+    return gained.MAP if found[0].measure == "mAP" else gained.ERROR
 
 
 def legend(study: Study, found: Sequence[Line]) -> str:
@@ -299,4 +309,5 @@ def legend(study: Study, found: Sequence[Line]) -> str:
             "look as robust under the rule's backward pass as the rule's own, the robustness is "
             "the attacker's gradient's."
         )
-    return text
+    more = [gained.legend(study, gains_of(study, found), _metric(found)), *rates.sentences(study)]
+    return " ".join(filter(None, [text, *more]))

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from apical.bench.report import (
     angles,
+    credit,
     curves,
     fine_tuning,
+    opening,
     overview,
     results,
     retrieval,
@@ -16,21 +18,32 @@ from apical.bench.report import (
     sequence_learners,
     spikes,
     steps_to_solve,
+    verified,
 )
-from apical.bench.report.read import is_study, read_study
+from apical.bench.report.read import Study, is_study, read_study
+from apical.bench.report.table import for_markdown
 from apical.bench.storage.records import write_bytes
 
 Pathlike = str | os.PathLike[str]
 
 
 def table_markdown(folder: Pathlike) -> str:
-    """The table of the study in `folder`: test error in %, one line per setting and rule.
+    """The finding of the study in `folder` and its table: test error in %, one line per setting and
+    rule.
 
     A study of robustness has its table of robust accuracies instead, one of hash nets that of mAP.
     """
     study = read_study(Path(folder))
+    found = opening.finding(study)
+    start = f"**{for_markdown(found)}**\n\n" if found else ""
+    return start + _table(study, Path(folder))
+
+
+def _table(study: Study, folder: Path) -> str:
     if study.overview is not None:
-        return overview.to_markdown(study, Path(folder))
+        return overview.to_markdown(study, folder)
+    if credit.concerns(study):
+        return credit.to_markdown(study)
     if sequence_learners.concerns(study):
         return sequence_learners.to_markdown(study)
     if study.retrieval:
@@ -58,9 +71,9 @@ def angles_markdown(folder: Pathlike) -> str:
 
 KINDS = {"table": table_markdown, "angles": angles_markdown}
 MARKER = re.compile(
-    rf"<!-- (?P<kind>{'|'.join(KINDS)}):(?P<name>[\w.-]+) -->\n.*?<!-- end -->", flags=re.S
+    rf"<!-- (?P<kind>{'|'.join(KINDS)}|verified):(?P<name>[\w.-]+) -->\n.*?<!-- end -->", flags=re.S
 )
-OPENING = re.compile(rf"<!-- (?:{'|'.join(KINDS)}):")
+OPENING = re.compile(rf"<!-- (?:{'|'.join(KINDS)}|verified):")
 
 
 def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
@@ -68,7 +81,8 @@ def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
 
     NAME is a study in `results_folder`, of which there may be a shorter tier only (the folder
     NAME-short, or else NAME-smoke). `<!-- angles:NAME -->` opens its table of delta angles at the
-    end of training instead. The rest of the file is left as it is.
+    end of training instead, `<!-- verified:all -->` what `apical verify` has found of all studies.
+    The rest of the file is left as it is.
     Returns: whether the file changed.
     Raises: ValueError for a marker that is not closed, a NAME without a study, a study without
         delta angles.
@@ -83,6 +97,8 @@ def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
 
     def block(match: re.Match[str]) -> str:
         kind, name = match["kind"], match["name"]
+        if kind == "verified":
+            return f"<!-- {kind}:{name} -->\n{verified.to_markdown(folder)}<!-- end -->"
         made = KINDS[kind](_folder(path, folder, f"{kind}:{name}"))
         return f"<!-- {kind}:{name} -->\n{made}<!-- end -->"
 

@@ -38,6 +38,11 @@ def is_baseline(rule: str) -> bool:
     return rule.lower() == "bp"
 
 
+FROZEN = ("frozen", "head only", "read-out only")
+"""Labels of the control; the last two are those of earlier studies of trained nets and of recurrent
+ones, in which all but the output layer keeps the weights that it begins with."""
+
+
 def is_frozen(rule: str) -> bool:
     """Whether it is the control whose hidden layers keep their initial weights."""
-    return rule.lower() == "frozen"
+    return rule.lower() in FROZEN

@@ -7,12 +7,14 @@ A study asks for it by the key "overview" of its study.json:
     timed_as   names of rules there, by rule, where they differ
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from apical.bench.report import gained, rates
 from apical.bench.report.names import is_baseline
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import closing, rule_column
@@ -95,7 +97,7 @@ def to_markdown(study: Study, folder: Path) -> str:
     table = Table(
         [
             rule_column(),
-            *each(study.settings, lambda name, row: _spelled(row.accuracies[name]), "{}, %"),
+            *itertools.chain.from_iterable(_of_setting(study, each) for each in study.settings),
             Column("angle °", lambda row: "" if row.angle is None else f"{row.angle:.0f}"),
             Column("step", lambda row: ratio(row.step)),
             Column("memory", lambda row: ratio(row.memory)),
@@ -104,6 +106,16 @@ def to_markdown(study: Study, folder: Path) -> str:
         rows,
     )
     return f"{table.markdown()}\n" + "\n".join(_legend(study, times, folder.name)) + "\n"
+
+
+def _of_setting(study: Study, setting: str) -> list[Column]:
+    """The accuracy in a setting and, where it has the control, what is gained over it."""
+    gains = {cell: each for cell, each in gained.gains(study).items() if cell[0] == setting}
+    made = [Column(f"{setting}, %", lambda row: _spelled(row.accuracies[setting]))]
+    if gains:
+        head = f"{setting}, gained" if len(study.settings) > 1 else "gained"
+        made.append(Column(head, lambda row: gained.shown(gains.get((setting, row.rule)))))
+    return made
 
 
 def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
@@ -121,10 +133,12 @@ def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
         "Reads of the weights: what the way back takes from the forward weights (values: weight"
         " transport). Waits for: what a hidden layer needs before it can learn. Labels: whether"
         " hidden layers receive them. Own phase: whether feedback learns between the passes.",
+        for_markdown(gained.legend(study, gained.gains(study))),
+        for_markdown(" ".join(rates.sentences(study))),
         f"Tier {study.tier}. " + " ".join(map(for_markdown, study.notes)),
         f"{closing(study)[:-1]}, then `make keep STUDY={name}`.",
     ]
-    return [f"- {text}" for text in legend]
+    return [f"- {text}" for text in legend if text]
 
 
 def _spelled(summary: statistics.Summary | None) -> str:

@@ -10,11 +10,14 @@ from typing import Any
 from apical.bench.report import (
     angles,
     attacked,
+    credit,
     curves,
     diagnostics,
     figures,
     fine_tuning,
+    gained,
     linear_probes,
+    opening,
     protocol,
     render,
     results,
@@ -88,7 +91,7 @@ def _write_study(study: Study, out: Path) -> Path:
         out,
         "study.html.j2",
         **_common(study, looks, out),
-        finding=results.finding(rows),
+        finding=opening.finding(study),
         summary=protocol.summary(study),
         verdicts=protocol.verdicts(rows),
         search=protocol.search(study),
@@ -102,7 +105,9 @@ def _write_study(study: Study, out: Path) -> Path:
         learners=learners,
         sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
         orders=results.orders(rows),
-        control=any(row.gained for row in rows),
+        control=any(row.gain for row in rows),
+        owed=[*gained.missing(study), *results.notes(study, rows)],
+        credit=_credit(study),
         spikes=attacked.of_spiking_nets(study, out),
         most_neurons=spikes.MOST_NEURONS,
         sections=[_section(study, rows, setting, looks, out) for setting in study.settings],
@@ -142,6 +147,13 @@ def _common(study: Study, looks: Mapping[str, Look], out: Path) -> dict[str, Any
     }
 
 
+def _credit(study: Study) -> dict[str, Any] | None:
+    """What the learning of each layer is worth, None where no layer was left out."""
+    if not credit.concerns(study):
+        return None
+    return {"table": credit.table(study), "legend": credit.legend(study)}
+
+
 def _fine_tuning(study: Study, out: Path) -> dict[str, Any] | None:
     """Values for tuning.html.j2, None without fine-tuned nets; their CSV file is written here."""
     found = fine_tuning.lines(study)
@@ -149,7 +161,7 @@ def _fine_tuning(study: Study, out: Path) -> dict[str, Any] | None:
         return None
     write_bytes(out / "tuning.csv", fine_tuning.layers_csv(found).encode())
     return {
-        "table": fine_tuning.table(found),
+        "table": fine_tuning.table(found, fine_tuning.gains_of(study, found)),
         "layers": fine_tuning.layers(found),
         "legend": fine_tuning.legend(study, found),
     }

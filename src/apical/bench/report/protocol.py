@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from apical.bench.report import rates
 from apical.bench.report.names import display_name
 from apical.bench.report.read import FULL_TIER, Run, Study
 from apical.bench.report.results import Cell, rule_column, setting_column
 from apical.bench.report.table import Column, Shown, Table, each, number
+from apical.nets.pretrained.start import WITHOUT_SOURCE
 
 PER_RUN = ("key", "seed")
 """Fields of an experiment that the list of runs shows."""
@@ -114,8 +116,10 @@ def _fields(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """The experiment as one level; a rule or learner with its options stays one field."""
     named = {key: _named(key, experiment[key]) for key in ("rule", "learner") if key in experiment}
     left_out = {*named, "data"} if experiment.get("task") else {*named}
-    if not (experiment.get("start") or {}).get("source"):
-        left_out.add("start")
+    start = experiment.get("start") or {}
+    if not start.get("source"):  # but which parameters of the net's own learn, and how fast
+        limits = {name: start[name] for name in WITHOUT_SOURCE if start.get(name)}
+        experiment = {**experiment, "start": limits}
     return named | flatten({k: value for k, value in experiment.items() if k not in left_out})
 
 
@@ -135,7 +139,7 @@ def search(study: Study) -> list[tuple[str, Table]]:
 
 
 def _tries(cells: list[Mapping[str, Any]]) -> Table:
-    rates = sorted({tried["lr"] for cell in cells for tried in cell["tries"]}, reverse=True)
+    values = sorted({tried["lr"] for cell in cells for tried in cell["tries"]}, reverse=True)
 
     def show(rate: float, cell: Mapping[str, Any]) -> Shown:
         chosen = rate == cell["lr"]
@@ -143,12 +147,13 @@ def _tries(cells: list[Mapping[str, Any]]) -> Table:
         return Shown(errors.get(rate, ""), strong=chosen, style="" if chosen else "soft")
 
     def edge(cell: Mapping[str, Any]) -> str:
-        return "at the edge of what was tried" if cell.get("at_edge") else ""
+        at_edge = ["at the edge of what was tried"] if cell.get("at_edge") else []
+        return "; ".join([*filter(None, [rates.stability(cell)]), *at_edge])
 
     return Table(
         [
             Column("rule", lambda cell: display_name(cell["rule"]), left=True, style="rule"),
-            *each(rates, show, "{:g}"),
+            *each(values, show, "{:g}"),
             Column(" ", edge, left=True, style="soft", keep=any(map(edge, cells))),
         ],
         cells,

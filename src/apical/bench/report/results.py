@@ -2,10 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from apical.bench.report.names import display_name, is_baseline, is_frozen
+from apical.bench.report import gained, rates
+from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.read import FULL_TIER, Published, Run, Study
 from apical.bench.report.table import (
     Column,
@@ -24,22 +25,13 @@ from apical.measure import statistics
 FEWEST = 3
 """Rules of a setting with published values, below which an order says nothing."""
 
-GAINED = (
-    "`gained` is the error of the control with frozen hidden layers minus the rule's, paired on "
-    "the seeds, in points, and a rule does not learn where its interval, corrected for the number "
-    "of rules, is not above 0; "
-)
-"""What the column says."""
-
 
 @dataclass(frozen=True)
 class Cell:
     """One row of the table: a rule in a setting. Errors and differences in % and points.
 
-    Attributes: difference: minus backprop, on the same seeds. gained: the error of the control
-        `frozen`, whose hidden layers keep their initial weights, minus the rule's, on the same
-        seeds. learns: whether its interval, corrected for the number of rules in the setting, is
-        above 0; None for fewer than three seeds.
+    Attributes: difference: minus backprop, on the same seeds. gain: over the control whose
+        hidden layers keep their initial weights.
     """
 
     setting: str
@@ -50,8 +42,7 @@ class Cell:
     summary: statistics.Summary | None = None
     one_net: tuple[float, float] | None = None
     difference: statistics.Summary | None = None
-    gained: statistics.Summary | None = None
-    learns: bool | None = None
+    gain: gained.Gain | None = None
     ties: str = ""
     published: Published | None = None
     verdict: statistics.Verdict | None = None
@@ -85,28 +76,24 @@ def test_error(run: Run) -> float:
 
 def cells(study: Study) -> list[Cell]:
     """All rows of the table, in the order of study.json."""
-    return [cell for setting in study.settings for cell in _setting_cells(study, setting)]
+    found = gained.gains(study)
+    return [cell for setting in study.settings for cell in _setting_cells(study, setting, found)]
 
 
-def _setting_cells(study: Study, setting: str) -> list[Cell]:
+def _setting_cells(study: Study, setting: str, over_control: gained.Gains) -> list[Cell]:
     rules = list(dict.fromkeys(run.rule for run in study.runs if run.setting == setting))
     rules.sort(key=study.rules.index)
     errors = {
         rule: {run.seed: test_error(run) for run in study.finished(setting, rule)} for rule in rules
     }
-    noise = {rule: _noise(study.finished(setting, rule)) for rule in rules}
+    noise = {rule: gained.share_noise(study.finished(setting, rule)) for rule in rules}
     letters = statistics.tie_groups(errors, noise=noise)
     bp = next(filter(is_baseline, rules), "")
-    control = next(filter(is_frozen, rules), "")
-    baseline, frozen = errors.get(bp, {}), errors.get(control, {})
-    others = sum(not is_frozen(rule) for rule in rules)
+    baseline = errors.get(bp, {})
     values = [row.error for rule in rules if (row := study.find_published(setting, rule))]
     made: list[Cell] = []
     for rule in rules:
-        from_frozen = noise[rule] + noise.get(control, 0.0)
-        gained = statistics.paired_difference(
-            frozen, {} if is_frozen(rule) else errors[rule], noise=from_frozen
-        )
+        gain = over_control.get((setting, rule))
         planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
         runs = tuple(study.finished(setting, rule))
         published = study.find_published(setting, rule)
@@ -126,22 +113,13 @@ def _setting_cells(study: Study, setting: str) -> list[Cell]:
                 summary=summary,
                 one_net=_one_net(runs),
                 difference=difference,
-                gained=gained,
-                learns=_learns(frozen, errors[rule], others, from_frozen) if gained else None,
+                gain=gain,
                 ties=letters[rule],
                 published=published,
                 verdict=_verdict(study, summary, published, values, noise[rule]),
             )
         )
     return made
-
-
-def _noise(runs: Sequence[Run]) -> float:
-    """Variance, in %^2, that the test error of one run has for its test set alone; 0 if unknown."""
-    if not runs or any("test_count" not in run.final for run in runs):
-        return 0.0
-    share = sum(1 - run.final["test_acc"] for run in runs) / len(runs)
-    return 1e4 * statistics.binomial_variance(share, runs[0].final["test_count"])
 
 
 def _verdict(
@@ -164,17 +142,6 @@ def _verdict(
         published_n=published.n,
         noise=noise,
     )
-
-
-def _learns(
-    frozen: statistics.Sample, errors: statistics.Sample, rules: int, noise: float
-) -> bool | None:
-    """Whether hidden layers help beyond chance, by intervals that hold together for all rules."""
-    level = 1 - (1 - statistics.LEVEL) / rules  # Bonferroni
-    found = statistics.paired_difference(frozen, errors, level=level, noise=noise)
-    if found is None or found.low is None or found.n < statistics.FEWEST:
-        return None
-    return found.low > 0
 
 
 def _one_net(runs: Sequence[Run]) -> tuple[float, float] | None:
@@ -208,11 +175,12 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
             *[
                 Column(
                     "gained",
-                    _gained,
-                    "gained=gained.mean gained_low=gained.low gained_high=gained.high learns",
+                    lambda c: gained.shown(c.gain),
+                    "gained=gain.summary.mean gained_low=gain.summary.low "
+                    "gained_high=gain.summary.high learns=gain.learns",
                 )
             ]
-            * any(cell.gained for cell in rows),
+            * any(cell.gain for cell in rows),
             Column("ties", lambda c: c.ties, "ties", left=True),
             Column(
                 "published %",
@@ -294,13 +262,6 @@ def _interval(cell: Cell) -> Shown:
     return Shown(share(cell.summary), getattr(cell.summary, "low", None), style="soft")
 
 
-def _gained(cell: Cell) -> Shown:
-    shown = estimate(cell.gained, signed)
-    if cell.learns is not False:
-        return shown
-    return replace(shown, text=f"does not learn: {shown.text}", style="differs")
-
-
 def _published(cell: Cell) -> Shown:
     row = cell.published
     return (
@@ -322,19 +283,49 @@ def legend(study: Study, rows: Sequence[Cell]) -> str:
     parts = [
         f"Tier {study.tier}: mean over n seeds with a 95 % t interval, cut off at 0 and 100; "
         + "`minus BP` is paired on the seeds, in points; " * baseline
-        + GAINED * any(cell.gained for cell in rows)
         + "rules that share a letter do not differ significantly, corrected for all pairs of the "
-        + "setting (Holm), which an interval is not."
+        + "setting (Holm), which an interval is not.",
+        for_markdown(gained.legend(study, gained.gains(study))),
+        *map(for_markdown, notes(study, rows)),
     ]
     if sources:
         parts.append(f"Published: {for_markdown('; '.join(sources))}.")
     parts += [for_markdown(sentence) for sentence in (*orders(rows), *study.notes)]
-    return " ".join([*parts, closing(study)])
+    return " ".join([*filter(None, parts), closing(study)])
+
+
+def notes(study: Study, rows: Sequence[Cell]) -> list[str]:
+    """What must stand beside the numbers: how many seeds, and how rates were chosen."""
+    several = len(study.settings) > 1
+    widest = {
+        f"{cell.setting} {display_name(cell.rule)}" if several else display_name(cell.rule): found
+        for cell in rows
+        if (found := cell.summary)
+    }
+    return list(filter(None, [seeds_sentence(widest), *rates.sentences(study)]))
+
+
+def seeds_sentence(found: Mapping[str, statistics.Summary]) -> str:
+    """The widest interval of a table by its row, and how many seeds would halve it."""
+    known = {row: s for row, s in found.items() if s.sd and s.high is not None and s.n > 1}
+    if not known:
+        return ""
+
+    def half(row: str) -> float:
+        return (known[row].high or 0.0) - known[row].mean
+
+    row = max(known, key=half)
+    sd = known[row].sd or 0.0
+    needed = statistics.seeds_needed(sd, half(row) / 2)
+    return (
+        f"The widest interval is that of {row}: {known[row].n} seeds give ±{number(half(row))}, "
+        f"about {needed} would give ±{number(half(row) / 2)}."
+    )
 
 
 def finding(rows: Sequence[Cell]) -> str:
     """What the table shows, in a sentence for each setting: the best rule, which rules it does not
-    differ from, and which do not learn; "" without two rules to compare."""
+    differ from, and which are not shown to learn; "" without two rules to compare."""
     made = []
     settings = dict.fromkeys(row.setting for row in rows)
     for setting in settings:
@@ -355,8 +346,8 @@ def finding(rows: Sequence[Cell]) -> str:
         else:
             text = f"{display_name(best.rule)} has the lowest test error, {error}"
             text += f", not significantly different from {_names(same)}" if same else ""
-        if idle := [row for row in ranked if row.learns is False]:
-            text += f"; hidden layers do not learn under {_names(idle)}"
+        if idle := [row for row in ranked if row.gain and row.gain.mark]:
+            text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
         where = f"{setting}: " if len(settings) > 1 else ""
         made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
     return " ".join(made)

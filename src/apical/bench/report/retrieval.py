@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from apical.bench.report import sections
+from apical.bench.report import gained, rates, sections
 from apical.bench.report.evaluations import Retrieval, Row
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Study
@@ -150,7 +150,9 @@ def attacks(section: Section) -> list[dict[str, Any]]:
 # Tables
 
 
-def table(rows: Sequence[Line], *, several: bool = False) -> Table:
+def table(
+    rows: Sequence[Line], *, several: bool = False, gains: gained.Gains = gained.NONE
+) -> Table:
     """mAP under attack; several: whether it names the setting."""
 
     def value(name: str) -> Callable[[Line], Shown]:
@@ -163,6 +165,7 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
             Column("radius", lambda line: Shown(radius(line.eps), line.eps), page=""),
             Column("n", lambda line: count(line.n, line.planned), page="Nets n"),
             Column("clean", lambda line: estimate(line.clean), brief=True),
+            *gained.columns(gains),
             Column("HAG own", value("HAG own"), page="HAG, own gradient", brief=True),
             Column("HAG exact", value("HAG exact"), page="HAG, exact gradient", brief=True),
             Column("SDHA own", value("SDHA own"), page="SDHA, own gradient", brief=True),
@@ -334,8 +337,11 @@ def to_markdown(study: Study) -> str:
     ]
     sizes = dict.fromkeys(f"{s.described.get('queries')} queries ({s.heading})" for s in found)
     parts.append(f"Measured on {for_markdown(', '.join(sizes))}.")
-    parts += [*map(for_markdown, study.notes), closing(study)]
-    return f"{table(rows, several=len(found) > 1).markdown()}\n{' '.join(parts)}\n"
+    gains = gained.gains(study, gained.MAP)
+    more = [gained.legend(study, gains, gained.MAP), *rates.sentences(study), *study.notes]
+    parts += [*map(for_markdown, more), closing(study)]
+    text = table(rows, several=len(found) > 1, gains=gains).markdown()
+    return f"{text}\n{' '.join(filter(None, parts))}\n"
 
 
 def measured(section: Section) -> str:

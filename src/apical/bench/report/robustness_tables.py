@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from apical.bench.report import robustness, robustness_words, sections
+from apical.bench.report import gained, robustness, robustness_words, sections
 from apical.bench.report.evaluations import Robustness, Row
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Study
@@ -40,7 +40,12 @@ MEASURES = {
 """Measures of the audit that the page shows."""
 
 
-def headline(rows: Sequence[Headline], eps: float | None = None, several: bool = False) -> Table:
+def headline(
+    rows: Sequence[Headline],
+    eps: float | None = None,
+    several: bool = False,
+    gains: gained.Gains = gained.NONE,
+) -> Table:
     """Robust accuracies of each rule. several: whether it names the setting."""
 
     def of(name: str, text: Any = percent) -> Callable[[Headline], Shown]:
@@ -60,6 +65,7 @@ def headline(rows: Sequence[Headline], eps: float | None = None, several: bool =
             Column("radius", lambda row: Shown(radius(row.eps), row.eps), page=""),
             Column("n", lambda row: count(row.n, row.planned), page="Nets n"),
             Column("clean", of("clean"), brief=True),
+            *gained.columns(gains),
             Column("noise", of("noise"), page="Random noise", brief=True),
             Column("own gradient", of("own"), page="Own gradient (papers)", brief=True),
             Column("exact gradient", of("exact"), brief=True),
@@ -246,13 +252,14 @@ def to_markdown(study: Study) -> str:
     found = sections.sections(study.robustness, study.robust_published)
     crossed = [_heats(section) for section in found]
     if any(crossed):
-        return f"{''.join(crossed)}{' '.join(robustness_words.ending(study, found))}\n"
+        ending = [*robustness_words.ending(study, found), *gained.missing(study)]
+        return f"{''.join(crossed)}{' '.join(ending)}\n"
     rows = [
         row
         for section in found
         for row in robustness.headlines(section, robustness.headline_radius(section))
     ]
-    text = headline(rows, several=len(found) > 1).markdown()
+    text = headline(rows, several=len(found) > 1, gains=gained.gains(study)).markdown()
     compared = [row for section in found for row in robustness.compared(section, study.tier)]
     if compared:
         text += f"\n{published(compared).markdown()}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from apical.bench.report import gained, rates
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.read import Study
 from apical.bench.report.results import closing
@@ -191,7 +192,8 @@ def legend(study: Study, found: Sequence[Section]) -> list[str]:
     ]
     if sources:
         parts.append(f"Published: {for_markdown('; '.join(sources))}.")
-    return [*parts, *ending(study, found)]
+    more = [gained.legend(study, gained.gains(study)), *rates.sentences(study)]
+    return [*parts, *map(for_markdown, filter(None, more)), *ending(study, found)]
 
 
 def ending(study: Study, found: Sequence[Section]) -> list[str]:

@@ -1,7 +1,7 @@
 """Learners on tasks of sequences: accuracy, differences from baselines, steps with a signal.
 
-A difference is paired on the seeds. Every learner is compared with the readout alone, and one with
-a regulariser against the same learner without.
+A difference is paired on the seeds. Every learner is compared with the control, the readout alone,
+and one with a regulariser against the same learner without.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from apical.bench.report import steps_to_solve
+from apical.bench.report import gained, rates, steps_to_solve
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import closing, rule_column, setting_column
 from apical.bench.report.table import (
@@ -34,9 +34,9 @@ class Line:
     """A learner in a setting. Accuracies in %, differences in points.
 
     Attributes: test: at the end.     best: on validation sequences, at the epoch where it is
-        highest.     over_readout, over_plain: minus the readout alone, and minus the same learner
-        without a regulariser.     silent: of `length` steps those that no signal reached at the
-        end, median over seeds; None where the learner sends none.
+        highest.     over_plain: minus the same learner without a regulariser.     silent: of
+        `length` steps those that no signal reached at the end, median over seeds; None where the
+        learner sends none.
     """
 
     setting: str
@@ -45,7 +45,6 @@ class Line:
     planned: int
     test: statistics.Summary | None
     best: statistics.Summary | None
-    over_readout: statistics.Summary | None
     over_plain: statistics.Summary | None
     silent: float | None
     length: int
@@ -71,7 +70,6 @@ def lines(study: Study) -> list[Line]:
         runs = study.finished(setting, rule)
         tests = _tests(runs)
         best = [max(found) for run in runs if (found := _validation(run))]
-        readout = _others(study, setting, runs, {"learner": READOUT})
         plain = _others(study, setting, runs, _plain(runs))
         made.append(
             Line(
@@ -81,7 +79,6 @@ def lines(study: Study) -> list[Line]:
                 len(planned),
                 statistics.summarize(list(tests.values())) if tests else None,
                 statistics.summarize(best) if best else None,
-                statistics.paired_difference(tests, _tests(readout)),
                 statistics.paired_difference(tests, _tests(plain)),
                 _silent(runs),
                 int(runs[0].experiment.get("length") or 0) if runs else 0,
@@ -162,7 +159,7 @@ def table(study: Study) -> Table:
             Column("test accuracy %", lambda line: mean(line.test), style="strong"),
             Column("95 % interval", lambda line: share(line.test), style="soft"),
             Column("best validation %", lambda line: mean(line.best)),
-            Column("minus readout", lambda line: estimate(line.over_readout, signed)),
+            *gained.columns(gained.gains(study)),
             Column("minus unregularised", lambda line: estimate(line.over_plain, signed)),
             Column("signal at", _reached, page="Signal at steps"),
             Column("solved", solved, page="", left=True),
@@ -182,8 +179,7 @@ def to_markdown(study: Study) -> str:
     notes = [*legend(study), *missing(study), *study.notes]
     if study.solved is not None and steps_to_solve.lines(study):
         notes.insert(1, f"Solved, iterations: {steps_to_solve.legend(study)}")
-    notes = [*map(for_markdown, notes), closing(study)]
-    return f"{table(study).markdown()}\n{' '.join(notes)}\n"
+    return f"{table(study).markdown()}\n{' '.join([*map(for_markdown, notes), closing(study)])}\n"
 
 
 def legend(study: Study) -> list[str]:
@@ -196,4 +192,5 @@ def legend(study: Study) -> list[str]:
         "corrected for their number.",
         "Signal at: steps that a learning signal other than exact zero reached at the end, median "
         "over seeds.",
+        *filter(None, [gained.legend(study, gained.gains(study)), *rates.sentences(study)]),
     ]

@@ -1,4 +1,4 @@
-"""Spiking nets under attack: own gradient, its twin by backprop, a substitute, and both together.
+"""Spiking nets under attack: own gradient, its twin by backprop, transfer, and both together.
 
 Read from the trials of each evaluation, image by image: the hybrid attack breaks what one of its
 two parts breaks.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apical.bench.report import robustness, sections
+from apical.bench.report import gained, rates, robustness, sections
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.evaluations import Robustness
 from apical.bench.report.names import display_name
@@ -35,10 +35,13 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "noise": ("noise",),
     "own": ("own",),
     "twin": ("exact",),
-    "substitute": ("transfer",),
+    "transfer": ("transfer",),
     "hybrid": ("exact", "transfer"),
 }
 """Which groups of attacks each column stands for."""
+
+COMPARED = ("twin", "transfer", "hybrid")
+"""What the own gradient is compared with: each part alone, and both."""
 
 MOST_NEURONS = 60
 """Shown of each layer, the first ones."""
@@ -48,9 +51,10 @@ MOST_NEURONS = 60
 class Line:
     """A rule at one radius. Accuracies in %, the difference in points.
 
-    Attributes: values: by column, None where that was not run. gap: own minus hybrid on the same
-        nets. stronger: shares that own gradient and hybrid leave, by the seeds of the nets where
-        the own gradient leaves less.
+    Attributes: values: by column, None where that was not run. gaps: own minus twin, own minus
+        transfer and own minus hybrid on the same nets, by column; above 0: the own gradient is
+        weaker. stronger: by the same columns, shares that own gradient and the other leave, by the
+        seeds of the nets where the own gradient leaves less.
     """
 
     setting: str
@@ -58,8 +62,8 @@ class Line:
     eps: float
     clean: Estimate
     values: Mapping[str, Estimate | None]
-    gap: Estimate | None
-    stronger: Mapping[int, tuple[float, float]]
+    gaps: Mapping[str, Estimate | None]
+    stronger: Mapping[str, Mapping[int, tuple[float, float]]]
     worst: Estimate | None
 
 
@@ -80,7 +84,7 @@ def lines(section: Section) -> list[Line]:
 
 def _line(section: Section, rule: str, eps: float) -> Line:
     shares = {name: section.shares(rule, _share(groups, eps)) for name, groups in PARTS.items()}
-    own, hybrid = shares["own"], shares["hybrid"]
+    own = shares["own"]
     clean = section.estimate(rule, robustness.clean)
     assert clean is not None
     return Line(
@@ -92,11 +96,14 @@ def _line(section: Section, rule: str, eps: float) -> Line:
             name: robustness_verdict.estimate(each, section.clean["examples"])
             for name, each in shares.items()
         },
-        robustness_verdict.difference(own, hybrid),
+        {name: robustness_verdict.difference(own, shares[name]) for name in COMPARED},
         {
-            seed: (own[seed], hybrid[seed])
-            for seed in own
-            if seed in hybrid and own[seed] < hybrid[seed]
+            name: {
+                seed: (own[seed], other[seed])
+                for seed in own
+                if seed in (other := shares[name]) and own[seed] < other[seed]
+            }
+            for name in COMPARED
         },
         section.estimate(rule, robustness.worst(eps)),
     )
@@ -133,7 +140,7 @@ def mask(digits: str, examples: int) -> int:
     return int(digits, 16) >> (4 * len(digits) - examples) if digits else 0
 
 
-def table(rows: Iterable[Line]) -> Table:
+def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
     """Own gradient against the hybrid attack; radius by radius, where there are several."""
 
     def value(name: str) -> Callable[[Line], Shown]:
@@ -149,12 +156,15 @@ def table(rows: Iterable[Line]) -> Table:
             Column("radius", lambda line: Shown(radius(line.eps), line.eps)),
             Column("n", lambda line: Shown(str(line.clean.n), line.clean.n), page="Nets n"),
             Column("clean", lambda line: mean(line.clean, percent)),
+            *gained.columns(gains),
             Column("noise", value("noise")),
             Column("own gradient", value("own")),
             Column("twin", value("twin")),
-            Column("substitute", value("substitute")),
+            Column("transfer", value("transfer")),
             Column("hybrid", hybrid, strong=True),
-            Column("own minus hybrid", lambda line: estimate(line.gap, points)),
+            Column("own minus twin", lambda line: estimate(line.gaps["twin"], points)),
+            Column("own minus transfer", lambda line: estimate(line.gaps["transfer"], points)),
+            Column("own minus hybrid", lambda line: estimate(line.gaps["hybrid"], points)),
             Column("worst of all", lambda line: mean(line.worst, percent)),
         ],
         list(rows),
@@ -168,7 +178,8 @@ def to_markdown(study: Study) -> str:
     rows = [(each, line) for each in found for line in lines(each)]
     shown = [line for each, line in rows if line.eps == robustness.headline_radius(each)]
     notes = legend(study, found, seen(line for _, line in rows))
-    return f"{table(shown).markdown()}\n{notes} {closing(study)}\n"
+    text = table(shown, gained.gains(study)).markdown()
+    return f"{text}\n{notes} {closing(study)}\n"
 
 
 def legend(study: Study, found: Iterable[Section], claim: str) -> str:
@@ -178,27 +189,37 @@ def legend(study: Study, found: Iterable[Section], claim: str) -> str:
         *sections.missing_sentence(study.robustness),
         f"Tier {study.tier}: share of test images that are right, in %, mean over n nets. Own "
         "gradient: what the net learns by. Twin: the same attacks along the exact gradient of the "
-        "same weights, by backpropagation through time. Substitute: made on the net that "
-        "backpropagation trained from the same start. Hybrid: per image, the worst of twin and "
-        "substitute; worst of all: of everything tried. `own minus hybrid` in points, paired on "
-        "the seeds, with its 95 % t interval.",
+        "same weights, by backpropagation through time. Transfer: made on another net, the one "
+        "that backpropagation trained from the same start, and no gradient of the attacked net. "
+        "Hybrid: per image, the worst of twin and transfer; worst of all: of everything tried. "
+        "`own minus ...` in points, paired on the seeds, with its 95 % t interval: above 0 the "
+        "other attack is stronger.",
         claim,
         f"Measured on {for_markdown(images)}.",
+        *map(for_markdown, [gained.legend(study, gained.gains(study)), *rates.sentences(study)]),
         *map(for_markdown, study.notes),
     ]
     return " ".join(filter(None, parts))
 
 
 def seen(rows: Iterable[Line]) -> str:
-    """Whether the hybrid attack was at least as strong as the own gradient, over all radii."""
-    found: dict[str, list[int]] = {}
-    for row in rows:
-        if row.rule != "bp" and row.gap is not None:
-            counts = found.setdefault(row.rule, [0, 0])
-            counts[0] += row.gap.n - len(row.stronger)
-            counts[1] += row.gap.n
-    each = ", ".join(f"{display_name(rule)} {a} of {b}" for rule, (a, b) in found.items())
-    return f"Hybrid at least as strong as own, over all nets and radii: {each}." if each else ""
+    """Whether twin, transfer and both together were at least as strong as the own gradient, each by
+    itself, over all radii."""
+    rows = [row for row in rows if row.rule != "bp"]
+    said = []
+    for name, words in (("twin", "the twin alone"), ("transfer", "transfer alone"),
+                        ("hybrid", "both together")):  # fmt: skip
+        found: dict[str, list[int]] = {}
+        for row in rows:
+            if (gap := row.gaps[name]) is not None:
+                counts = found.setdefault(row.rule, [0, 0])
+                counts[0] += gap.n - len(row.stronger[name])
+                counts[1] += gap.n
+        each = ", ".join(f"{display_name(rule)} {a} of {b}" for rule, (a, b) in found.items())
+        said += [f"{words} {each}"] if each else []
+    if not said:
+        return ""
+    return f"At least as strong as own, over all nets and radii: {'; '.join(said)}."
 
 
 def weakest(rows: Iterable[Line]) -> str:
@@ -207,7 +228,7 @@ def weakest(rows: Iterable[Line]) -> str:
         f"{row.setting}, {display_name(row.rule)}, seed {seed}, radius {radius(row.eps)} "
         f"({100 * own:.1f} against {100 * hybrid:.1f})"
         for row in rows
-        for seed, (own, hybrid) in row.stronger.items()
+        for seed, (own, hybrid) in row.stronger["hybrid"].items()
     ]
     text = f"The own gradient was stronger than the hybrid attack here: {'; '.join(found)}."
     return text if found else ""

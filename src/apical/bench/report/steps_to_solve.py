@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from apical.bench.report import gained
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import rule_column, setting_column
 from apical.bench.report.table import Column, Shown, Table, each, share
@@ -92,6 +93,7 @@ def table(study: Study, *, several: bool = True) -> Table | None:
         [
             setting_column(several),
             rule_column(),
+            *gained.columns(gained.gains(study)),
             Column("solved", lambda line: Shown(line.count, line.solved)),
             Column("steps", _mean),
             Column("95 % interval", _interval),

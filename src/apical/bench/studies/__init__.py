@@ -5,6 +5,7 @@ from collections.abc import Callable
 from apical.bench.studies import biotorch, robustness
 from apical.bench.studies.base import TIERS, Curve, Entry, Published, Search, Study
 from apical.bench.studies.char_lm import char_lm
+from apical.bench.studies.credit import credit
 from apical.bench.studies.low_dim_error import low_dim_error
 from apical.bench.studies.lra_rnn import lra_rnn
 from apical.bench.studies.mnm import mnm
@@ -41,7 +42,7 @@ def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> St
 
 
 DEFAULT_SEEDS = 3
-SEEDS = {"lra-rnn": 5, "rules-overview": 5, "smoke": 10}
+SEEDS = {"credit": 10, "lra-rnn": 5, "rules-overview": 5, "smoke": 10}
 """Runs of each cell where they are not `DEFAULT_SEEDS`."""
 
 STUDIES: dict[str, Callable[[str, int], Study]] = {
@@ -52,6 +53,7 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "biotorch-mnist": biotorch.mnist,
     "biotorch-robustness": robustness.robustness,
     "char-lm": char_lm,
+    "credit": credit,
     "low-dim-error": low_dim_error,
     "lra-rnn": lra_rnn,
     "mnm": mnm,

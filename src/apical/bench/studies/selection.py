@@ -10,48 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
+from apical.measure.rate_choice import Tried, choose
 
-
-@dataclass(frozen=True)
-class Tried:
-    """What one learning rate gave.
-
-    Args: errors: validation error of each seed, in [0, 1].     examples: behind each (>= 1).
-    """
-
-    rate: float
-    errors: tuple[float, ...]
-    examples: int
-
-    @property
-    def mean(self) -> float:
-        """Mean error over seeds, in [0, 1]."""
-        return float(np.mean(self.errors))
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean. At least that of a binomial variable of all examples that were judged: equal
-        values of a few seeds are not certainty.
-
-        >>> Tried(0.1, (0.25, 0.25, 0.25), 400).standard_error
-        0.0125
-        """
-        seeds = len(self.errors)
-        spread = float(np.std(self.errors, ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
-        return max(spread, math.sqrt(self.mean * (1 - self.mean) / (self.examples * seeds)))
-
-
-def choose(tried: Sequence[Tried]) -> Tried:
-    """The smallest rate whose mean error is within one standard error of the lowest mean.
-
-    The standard error is that of the rate with the lowest mean.
-    """
-    best = min(tried, key=lambda one: (one.mean, one.rate))
-    limit = best.mean + best.standard_error
-    return min((one for one in tried if one.mean <= limit), key=lambda one: one.rate)
+__all__ = ["Tried", "beyond", "choose", "half_decade", "half_decades"]
 
 
 def beyond(rates: Sequence[float], chosen: float) -> float | None:

@@ -1,10 +1,10 @@
 """Spiking nets that learn by local rules, under attack: is the robustness theirs?
 
-Lin and Sengupta (2025, arXiv 2504.08897) train spiking nets by backpropagation through time,
-feedback alignment, direct feedback alignment and local errors, find that gradient attacks work
-badly on the local ones, and that attacks transferred from a net trained by backpropagation work
-well. Of the paper only the abstract could be read: no number of it is here, its claim is tried as
-a direction. Non-spiking nets with the same rules stand beside.
+Lin and Sengupta (2025, arXiv 2504.08897) compare backpropagation, feedback alignment, direct
+feedback alignment and local errors; their abstract says that gradient attacks are ineffective on
+the local ones, and that a hybrid attack which uses transferability is stronger. More could not be
+read: what they transfer from is not known, no number of theirs is here, and the claim is tested as
+a direction, by two sources, each alone and both together. Non-spiking nets stand beside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trained weights that a run starts from, and which of them learn, as a value."""
+"""The weights that a run starts from, and which of them learn, as a value."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Any, Literal
 from apical.names import literal_problems
 from apical.nets.pretrained.weights import digest, read
 
+WITHOUT_SOURCE = ("freeze", "train_only", "rates")
+"""Fields that apply to a net's own initial weights too."""
+
 
 @dataclass(frozen=True)
 class Start:
-    """The trained weights that a net starts from, and which parameters learn.
+    """The weights that a net starts from, trained or its own, and which parameters learn.
 
-    Transport rules without an explicit scale then use ``norm``: feedback of the norm of the
-    trained weights.
+    ``freeze``, ``train_only`` and ``rates`` apply to a net's own initial weights too; all other
+    fields have an effect only with a source. On trained weights, transport rules without an
+    explicit scale use ``norm``: feedback of the norm of the trained weights.
 
     Args:
         source: a file, ``package:DISTRIBUTION/PATH``, ``torchvision:NAME`` or ``timm:NAME`` (see
@@ -64,8 +68,6 @@ class Start:
 
     def _problems(self) -> list[str]:
         changed = [f.name for f in fields(self) if getattr(self, f.name) != _default(f)]
-        if not self.source:
-            return [f"{name} has no effect without a source" for name in changed]
         problems = literal_problems(self)
         if not isinstance(self.source, str | dict):
             problems.append(f"source={self.source!r} must be a text, or fields of an experiment")
@@ -74,7 +76,10 @@ class Start:
                 problems.append(f"{name}={getattr(self, name)!r} must be a mapping")
         if problems:
             return problems
-        if not isinstance(self.source, str):
+        if not self.source:
+            without = [name for name in changed if name not in WITHOUT_SOURCE]
+            problems += [f"{name} has no effect without a source" for name in without]
+        elif not isinstance(self.source, str):
             problems += [
                 f"{name}={getattr(self, name)!r} has no effect with an experiment as source"
                 for name in ("digest", "entry")

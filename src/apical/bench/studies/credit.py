@@ -1,0 +1,102 @@
+"""Which layers' learning helps: each layer in turn keeps its initial weights, the others learn.
+
+A low error does not say which layers earned it. Where the error without the learning of a layer is
+no higher, that layer's credit is worth nothing to the net; where it is lower, it does harm.
+"""
+
+import dataclasses
+from typing import Any
+
+from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.schedule import Schedule
+from apical.bench.studies import smoke
+from apical.bench.studies.base import CONTROLS, Entry, Search, Study
+from apical.nets.pretrained import Start
+
+TITLE = "What the learning of each layer is worth"
+DIGITS, MNIST, LENET = smoke.SETTING, "MNIST MLP", "MNIST LeNet"
+LAYERS = {
+    DIGITS: ("fc1", "fc2", "fc3"),
+    MNIST: ("fc1", "fc2", "fc3"),
+    LENET: ("conv1", "conv2", "conv3", "fc1", "fc2"),
+}
+"""From input to output."""
+ROWS: dict[str, str | dict[str, Any]] = {
+    name: smoke.ROWS[name] for name in ("bp", "fa", "dfa", "usf", "kp")
+}
+IMAGES = 10_000
+"""Of the training split of MNIST, below tier full."""
+NOTES = (
+    "A row without the learning of a layer has the learning rate that was chosen for its rule with "
+    "all layers learning, and is trained from the same initial weights, as long.",
+)
+
+
+def credit(tier: str, seeds: int) -> Study:
+    """One layer at a time keeps its initial weights: does its learning help, or harm?"""
+    entries = []
+    follows = {}
+    for setting, base in settings(tier).items():
+        entries += [
+            Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
+            for label, rule in ROWS.items()
+            for seed in range(seeds)
+        ]
+        for label, rule in ROWS.items():
+            for layer in LAYERS[setting]:
+                follows[f"{label}, without {layer}"] = label
+                without = dataclasses.replace(base, rule=rule, start=Start(freeze=(f"{layer}.*",)))
+                entries += [
+                    Entry(
+                        setting,
+                        f"{label}, without {layer}",
+                        dataclasses.replace(without, seed=seed),
+                    )
+                    for seed in range(seeds)
+                ]
+        entries += [
+            Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
+            for label, rule in CONTROLS.items()
+            for seed in range(seeds)
+        ]
+    notes = [*NOTES]
+    if tier == "short":
+        notes.append(f"MNIST: {IMAGES:,} training images, all test images.")
+    return Study(
+        "credit",
+        TITLE,
+        tier,
+        tuple(entries),
+        notes=tuple(notes),
+        search=searches(tier),
+        follows=follows,
+    )
+
+
+def settings(tier: str) -> dict[str, Experiment]:
+    """What is trained on what, without a rule."""
+    digits = smoke.BASE
+    mlp = dataclasses.replace(digits, data="mnist", batch_size=64, probe_every=0)
+    lenet = dataclasses.replace(mlp, net="lenet", net_options={}, size=32, channels_last=True)
+    if tier == "smoke":
+        return {DIGITS: digits}
+    epochs = 20
+    if tier == "short":
+        epochs = 5
+        mlp, lenet = (dataclasses.replace(e, train_images=IMAGES) for e in (mlp, lenet))
+    return {
+        DIGITS: digits,
+        MNIST: dataclasses.replace(mlp, epochs=epochs),
+        LENET: dataclasses.replace(lenet, epochs=epochs),
+    }
+
+
+def searches(tier: str) -> dict[str, Search]:
+    """The same values for every rule of a net; that of the demonstration on its net."""
+    falling = Schedule("cosine")
+    epochs, images = (5, 2_000) if tier == "short" else (10, 5_000)
+    return {
+        DIGITS: smoke.SEARCH,
+        MNIST: Search((0.003, 0.01, 0.03, 0.1), epochs, falling, images),
+        LENET: Search((0.003, 0.01, 0.03, 0.1), epochs, falling, images),
+    }

@@ -1,0 +1,71 @@
+"""Which learning rate a row of a table gets, from the validation errors of a few seeds, and whether
+that choice is stable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What one learning rate gave.
+
+    Args: errors: validation error of each seed, in [0, 1].     examples: behind each (>= 1).
+    """
+
+    rate: float
+    errors: tuple[float, ...]
+    examples: int
+
+    @property
+    def mean(self) -> float:
+        """Mean error over seeds, in [0, 1]."""
+        return float(np.mean(self.errors))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean. At least that of a binomial variable of all examples that were judged: equal
+        values of a few seeds are not certainty.
+
+        >>> Tried(0.1, (0.25, 0.25, 0.25), 400).standard_error
+        0.0125
+        """
+        seeds = len(self.errors)
+        spread = float(np.std(self.errors, ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
+        return max(spread, math.sqrt(self.mean * (1 - self.mean) / (self.examples * seeds)))
+
+
+def choose(tried: Sequence[Tried]) -> Tried:
+    """The smallest rate whose mean error is within one standard error of the lowest mean.
+
+    The standard error is that of the rate with the lowest mean.
+    """
+    best = min(tried, key=lambda one: (one.mean, one.rate))
+    limit = best.mean + best.standard_error
+    return min((one for one in tried if one.mean <= limit), key=lambda one: one.rate)
+
+
+def others(tried: Sequence[Tried]) -> list[float]:
+    """The rates that would be chosen with one seed of the tries fewer, where they are not the
+    chosen one; rising. With any, the choice is unstable: another seed or CPU could change it.
+
+    Raises: ValueError for tries of one seed, which cannot say.
+    >>> others([Tried(0.1, (0.2, 0.3, 0.3), 400), Tried(0.01, (0.3, 0.29, 0.29), 400)])
+    [0.1]
+    """
+    seeds = len(tried[0].errors)
+    if seeds < 2:
+        raise ValueError(f"{seeds} seed of each rate: a choice by one seed has no known stability")
+    chosen = choose(tried).rate
+    found = set()
+    for left_out in range(seeds):
+        fewer = [
+            Tried(one.rate, one.errors[:left_out] + one.errors[left_out + 1 :], one.examples)
+            for one in tried
+        ]
+        found.add(choose(fewer).rate)
+    return sorted(found - {chosen})
