@@ -103,7 +103,7 @@ def test_trying_the_shape_leaves_no_trace():
         ("my_nets:not_a_net", "gave a int"),
         ("my_nets:tinny", "did you mean 'tiny'"),
         ("my_nets:SMALL", "not callable"),
-        ("no_such_package_here:net", "cannot be imported"),
+        ("no_such_package_here:net", "no module 'no_such_package_here'"),
     ],
 )
 def test_callables_that_are_no_net(name, text):

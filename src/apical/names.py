@@ -57,7 +57,9 @@ def from_path(path: str, what: str) -> Any:
         raise ValueError(f"{what} {path!r}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"{what} {path!r}: {found.__name__!r} has no {part!r}")
+            near = _near(part, [n for n in dir(found) if not n.startswith("_")])
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(f"{what} {path!r}: {found.__name__!r} has no {part!r}{hint}")
         found = getattr(found, part)
     return found
 

@@ -8,9 +8,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from apical.names import unknown
+from apical.names import from_path, unknown
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def build_external(
@@ -62,11 +62,12 @@ def _timm(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dic
 
 
 def _callable(source: str, wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
-    factory: object = import_package(source)
-    for part in wanted.split("."):
-        if not hasattr(factory, part):
-            raise unknown(f"callable in {source}", wanted, [n for n in dir(factory) if n[0] != "_"])
-        factory = getattr(factory, part)
+    factory: object = from_path(f"{source}:{wanted}", "net")
+    if isinstance(factory, nn.Module):
+        raise ValueError(
+            f"net '{source}:{wanted}' is a module already: name its class, or a function that makes "
+            "it, so that every run has initial weights of its own"
+        )
     if not callable(factory):
         raise ValueError(f"net '{source}:{wanted}' is a {type(factory).__name__}, not callable")
     takes = inspect.signature(factory).parameters
