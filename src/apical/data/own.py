@@ -370,7 +370,7 @@ def _read(split: Any, part: str) -> _Content:
             pixels += wide.shape[1]
         else:
             _check_float(x, part)
-            unit = unit and 0 <= x.min().item() and x.max().item() <= 1
+            unit = unit and x.min().item() >= 0 and x.max().item() <= 1
         labels.append(_labels(y, part))
         digest.update(x.contiguous().numpy().tobytes())
         digest.update(labels[-1].numpy().tobytes())

@@ -63,7 +63,7 @@ def build(
     Raises: ValueError for an unknown name or option, or a shape the net cannot take.
     """
     shape = tuple(in_shape)
-    image = len(shape) == 3 or (name == "mlp" or ":" in name and len(shape) > 0)
+    image = len(shape) == 3 or (name == "mlp" or (":" in name and len(shape) > 0))
     if not image or any(not isinstance(n, int) or n < 1 for n in shape):
         raise ValueError(
             f"net {name!r}: in_shape={in_shape!r} must be (channels, height, width), each >= 1; "

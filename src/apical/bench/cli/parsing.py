@@ -1,7 +1,12 @@
 """Options of the command line, and the errors where they cannot be understood."""
 
+import ast
+import json
 import re
+import shlex
 import signal
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -9,17 +14,27 @@ class UsageError(ValueError):
     """A command line that cannot be understood."""
 
 
-def make_parser(verb: str, description: str, operand: str = "") -> Any:
-    """The parser of a verb. Args: operand: name of the argument after its options."""
+def make_parser(
+    verb: str, description: str, operand: str = "", essential: Sequence[str] = ()
+) -> Any:
+    """The parser of a verb.
+
+    Args: operand: name of the argument after its options.
+        essential: the options that ``--help`` shows, where ``--help-all`` shows all; none: all.
+    """
     from jsonargparse import ArgumentParser
 
-    return ArgumentParser(
+    parser = ArgumentParser(
         prog=f"apical {verb}",
         usage=f"apical {verb} [options] {operand}".rstrip(),
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
     )
+    if essential:
+        parser.add_argument("--help_all", action="store_true", help="explain every option")
+    parser.essential = tuple(essential)
+    return parser
 
 
 def parse(parser: Any, words: list[str]) -> dict[str, Any]:
@@ -30,12 +45,58 @@ def parse(parser: Any, words: list[str]) -> dict[str, Any]:
     for action in parser._actions:
         action.help = action.help and action.help.replace("``", "")
     words = [_underscored(word) for word in words]
+    if parser.essential and "--help_all" in words:
+        words = ["--help"]
+    elif parser.essential and {"-h", "--help"} & set(words):
+        print(_short_help(parser))
+        raise SystemExit(0)
     try:
         values = parser.parse_args(words).as_dict()
     except ArgumentError as error:
         text = _explained(str(error), names)
-        raise UsageError(f"{text} ({parser.prog} --help lists all options)") from error
+        every = "--help-all" if parser.essential else "--help"
+        raise UsageError(f"{text} ({parser.prog} {every} lists all options)") from error
     return values
+
+
+def _short_help(parser: Any) -> str:
+    """The essential options, a paragraph each."""
+    lines = [f"usage: {parser.usage}", "", *textwrap.wrap(parser.description, 100), ""]
+    actions = {action.dest: action for action in parser._actions}
+    for name in parser.essential:
+        action = actions[name]
+        default = (
+            "" if action.default in (None, "==SUPPRESS==") else f" (default: {action.default})"
+        )
+        text = (action.help or "").replace("%%", "%").partition(" (type:")[0].rstrip(".") + default
+        head = f"  --{name}".ljust(22)
+        lines += textwrap.wrap(
+            " ".join(text.split()), 100, initial_indent=head + " ", subsequent_indent=" " * 23
+        )
+    lines += ["", f"{parser.prog} --help-all explains every option."]
+    return "\n".join(lines)
+
+
+def as_flags(message: str, names: Iterable[str]) -> str:
+    """A message about settings in the form in which the command line takes them.
+
+    >>> as_flags("use autocast='bf16', not test_at=(3,)", ["autocast", "test_at"])
+    "use --autocast bf16, not --test_at '[3]'"
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        try:
+            value = ast.literal_eval(match[2])
+        except (ValueError, SyntaxError):
+            return match[0]
+        if value is None:
+            return match[0]
+        text = value if isinstance(value, str) else json.dumps(value)
+        return f"--{match[1]} {shlex.quote(text)}"
+
+    words = "|".join(sorted(names, key=len, reverse=True))
+    value = r"""'[^']*'|"[^"]*"|\{[^{}]*\}|\[[^\]]*\]|\([^()]*\)|[\w+-]+(?:\.\w+)*"""
+    return re.sub(rf"(?<![\w.-])({words})=({value})", flag, message)
 
 
 def add_keep_memory(parser: Any) -> None:

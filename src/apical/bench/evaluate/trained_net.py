@@ -1,6 +1,7 @@
 """Trained nets as an attacker meets them: in eval mode, for pixels in [0, 1], with their images."""
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from apical.bench.training import build, splits
 from apical.core.convert import convert, feedback_modules
 from apical.names import from_path
 from apical.nets import pretrained
+
+GIVEN_FILE = "given.json"
+"""In a run folder: name, shape, classes and statistics of data that were given as objects."""
 
 CHOICE = 0
 """Seed by which the images are chosen: the same ones for every net."""
@@ -65,19 +69,31 @@ class Run(NamedTuple):
     records: list[dict[str, Any]]
     model: nn.Module
 
+    def __repr__(self) -> str:
+        kind = type(self.model).__name__
+        return f"Run({self.experiment!r}, {len(self.records)} records, model {kind})"
+
 
 def load_run(
-    path: str | Path, *, device: str = "cpu", data_root: str | None = None, download: bool = True
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    device: str = "cpu",
+    data_root: str | None = None,
+    download: bool = True,
 ) -> Run:
     """Experiment, records and trained net of a finished run, of images or of sequences.
 
     Args: path: of the run's folder, or of the checkpoint in it.
+        model: a net of the same architecture, where `apical.bench.fit` was given one as an object;
+            it is copied.
         data_root, download: where its data set lies, which decides the shape of the net.
     Raises: ValueError if there is no run, it is not finished, or this version cannot build it.
     """
     folder = _folder(Path(path))
-    experiment, _, model = _finished(folder, data_root=data_root, download=download)
-    return Run(experiment, records.read(folder / "records.jsonl"), model.to(device))
+    found = _finished(folder, data_root=data_root, download=download, net=model)
+    experiment, _, trained = found
+    return Run(experiment, records.read(folder / "records.jsonl"), trained.to(device))
 
 
 def from_run(
@@ -92,6 +108,16 @@ def from_run(
     experiment, images, model = _finished(folder, data_root=data_root, download=download)
     if not isinstance(images, data.ImageData):
         raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
+    if experiment.data.startswith(build.GIVEN):
+        raise ValueError(
+            f"{folder} trained on data that were given as objects, which are not kept: attack its "
+            "net in Python (apical.attacks), or train by name (--data my_data:make)"
+        )
+    if not images.unit:
+        raise ValueError(
+            f"{folder} trained on data={experiment.data!r}, which are no images in [0, 1]: attacks "
+            "need that range. Let the function return uint8 images, or floats in [0, 1]"
+        )
     whole = Normalised(model, *splits.normalisation(experiment, images))
     bits = None if experiment.hashing is None else experiment.hashing.bits
     return Trained(whole.to(device), images, digest_of_run(folder), folder.name, bits)
@@ -116,6 +142,17 @@ def experiment_of(folder: Path) -> Experiment:
             "of apical made it. Evaluate it with that version (environment.json names it)"
         )
     return experiment
+
+
+def weights_of(path: str | os.PathLike[str]) -> tuple[Path, Experiment, dict[str, Tensor]]:
+    """Folder, settings and state dict (with feedback) of a finished run; nothing is built.
+
+    Raises: ValueError if there is no run, or it is not finished.
+    """
+    folder = _folder(Path(path))
+    experiment = experiment_of(folder)
+    _check_finished(folder)
+    return folder, experiment, _weights_of_run(folder, experiment)
 
 
 def digest_of_run(folder: Path) -> str:
@@ -174,21 +211,38 @@ def _folder(path: Path) -> Path:
 
 
 def _finished(
-    folder: Path, *, data_root: str | None, download: bool
+    folder: Path, *, data_root: str | None, download: bool, net: nn.Module | None = None
 ) -> tuple[Experiment, build.Source, nn.Module]:
     """Settings, data and trained net, in eval mode, of a finished run."""
     experiment = experiment_of(folder)
+    _check_finished(folder)
+    given = build.Given(_shapes(folder), net)
+    source = build.load(experiment, data_root=data_root, download=download, given=given)
+    with torch.random.fork_rng(devices=[]):
+        model = build.build_model(experiment, source, epoch=experiment.epochs, given=given)
+    model.load_state_dict(_weights_of_run(folder, experiment))
+    return experiment, source, model.eval()
+
+
+def _check_finished(folder: Path) -> None:
     state = run_folder.state(folder)
     if state != "finished":
         raise ValueError(
             f"{folder} is {state}: there is no trained net yet. The command that started it "
             "goes on where it stopped"
         )
-    source = build.load(experiment, data_root=data_root, download=download)
-    with torch.random.fork_rng(devices=[]):
-        model = build.build_model(experiment, source, epoch=experiment.epochs)
-    model.load_state_dict(_weights_of_run(folder, experiment))
-    return experiment, source, model.eval()
+
+
+def _shapes(folder: Path) -> data.ImageData | None:
+    """What stands for data that were given as objects: their shapes, which decide the net."""
+    path = folder / GIVEN_FILE
+    if not path.exists():
+        return None
+    found = records.read_json(path)
+    blank = data.TensorSplit(torch.zeros(1, *found["shape"]), torch.zeros(1, dtype=torch.int64))
+    channels = len(found["mean"])
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    return data.ImageData(found["name"], blank, blank, found["num_classes"], mean, std)
 
 
 def _weights_of_run(folder: Path, experiment: Experiment) -> dict[str, Tensor]:
