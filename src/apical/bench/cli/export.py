@@ -7,7 +7,7 @@ def export(words: list[str]) -> int:
     """Write the weights of a trained net under the keys of the plain net."""
     parser = make_parser(
         "export",
-        "Write the weights of a finished run, under the keys of the plain net and without feedback.",
+        "Write the weights of a finished run, under the keys of the plain net, without feedback.",
         "RUN FILE",
     )
     parser.add_argument("run", help="folder of a finished run, or its checkpoint")
