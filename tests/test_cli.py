@@ -127,7 +127,8 @@ def test_a_net_and_data_of_the_current_folder_train(capsys: Any) -> None:
         "from torch import nn\n\n\n"
         "class Net(nn.Sequential):\n"
         "    def __init__(self, in_shape, num_classes):\n"
-        "        super().__init__(nn.Linear(in_shape[0], 6), nn.Tanh(), nn.Linear(6, num_classes))\n"
+        "        layers = nn.Linear(in_shape[0], 6), nn.Tanh(), nn.Linear(6, num_classes)\n"
+        "        super().__init__(*layers)\n"
     )
     Path("front_data.py").write_text(
         "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n\n"

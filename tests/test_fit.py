@@ -99,7 +99,7 @@ def test_a_function_gives_initial_weights_by_the_seed() -> None:
 def test_a_run_that_diverges_is_a_result() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers that are saturated
-        done = fit(make, TRAIN, TEST, optimizer="sgd", lr=1e30, epochs=5, execution=QUIET)
+        done = fit(make, TRAIN, TEST, optimizer="sgd", lr=1e39, epochs=5, execution=QUIET)
     assert (done.accuracy, done.model) == (None, None)
     assert "diverged in epoch" in repr(done) and "a smaller lr may help" in repr(done)
 

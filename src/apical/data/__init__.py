@@ -52,7 +52,7 @@ def load(
     then the ordinary download into the cache.
 
     Args: name: one of DATA; "folder:PATH" for images in PATH/SPLIT/CLASS or PATH/CLASS (see
-        `folder.load_folder`); or "package.module:function", which returns them (see `own.load_own`).
+        `folder.load_folder`); or "package.module:function" (see `own.load_own`).
         root: folder of data sets, or of this one.
         size: pixels a side to resize to (bilinear, antialiased); None = as they are.
         download: whether the network may be used.

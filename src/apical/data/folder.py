@@ -20,9 +20,7 @@ from apical.data.places import candidates, missing
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 SIZE = 224  # pixels a side of ImageNet unless asked otherwise, and at most of other folders
-KEPT = (
-    224 / 256
-)  # side of the central square of ImageNet that is kept for testing, in shorter sides
+KEPT = 224 / 256  # of the shorter side: the central square of ImageNet that is tested
 HELD_OUT = 0.2  # share of each class that tests, where a folder has no splits
 SIZED, MEASURED = 200, 1000  # images whose size, whose mean and deviation stand for all of a split
 TESTS = ("test", "val", "eval", "dev", "held")  # beginnings of names of splits, in this order
@@ -43,9 +41,7 @@ def load_imagenet(root: str | os.PathLike | None = None, *, download: bool = Tru
         if (place / "train").is_dir() and (place / "val").is_dir():
             classes = _classes(place / "train")
             if other := set(_classes(place / "val")) - set(classes):
-                raise ValueError(
-                    f"{place / 'val'} has classes that train lacks: {sorted(other)[:5]}"
-                )
+                raise ValueError(f"{place}/val has classes that train lacks: {sorted(other)[:5]}")
             train, test = (_list(place / part, classes) for part in ("train", "val"))
             name, source = "imagenet", str(place)
             return ImageData(name, train, test, len(classes), MEAN, STD, source=source)

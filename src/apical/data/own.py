@@ -1,4 +1,4 @@
-"""Data of one's own: tensors, datasets or loaders, checked once and then like any other data set."""
+"""Data of one's own: tensors, datasets or loaders, checked once, then like any other data set."""
 
 import hashlib
 import random

@@ -65,8 +65,8 @@ def _callable(source: str, wanted: str, in_shape: Shape, num_classes: int) -> tu
     factory: object = from_path(f"{source}:{wanted}", "net")
     if isinstance(factory, nn.Module):
         raise ValueError(
-            f"net '{source}:{wanted}' is a module already: name its class, or a function that makes "
-            "it, so that every run has initial weights of its own"
+            f"net '{source}:{wanted}' is a module already: name its class, or a function that "
+            "makes it, so that every run has initial weights of its own"
         )
     if not callable(factory):
         raise ValueError(f"net '{source}:{wanted}' is a {type(factory).__name__}, not callable")
@@ -116,8 +116,8 @@ def try_shape(name: str, model: nn.Module, in_shape: Shape, num_classes: int) ->
     shapes = [tuple(t.shape) for t in _tensors(output)]
     if not any(shape and shape[-1] == num_classes for shape in shapes):
         raise ValueError(
-            f"net {name!r} gave outputs of shape {shapes}, not {num_classes} classes, for 2 inputs: "
-            "it must have one output for each class (give the option by which it sets them)"
+            f"net {name!r} gave outputs of shape {shapes}, not {num_classes} classes, for 2 "
+            "inputs: it must have one output for each class (give the option by which it sets them)"
         )
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from apical.bench.cli.parsing import (
     UsageError,
+    add_experiment,
     add_keep_memory,
     as_flags,
     execution_of,
+    experiment_of,
     make_parser,
     parse,
 )
@@ -90,18 +92,14 @@ def _tune(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
-    from dataclasses import fields
-
     from apical.bench.experiment.execution import Execution
-    from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict
     from apical.bench.storage import claims
     from apical.bench.training import loop
 
     about = "Train one net. If it is killed, the same command resumes it."
     parser = make_parser("train", about, essential=ESSENTIAL)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    for group in GROUPS:
-        parser.add_class_arguments(group, None)
+    add_experiment(parser)
     parser.add_class_arguments(Execution, None)
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_argument("--folder", default=None, type=str,
@@ -109,15 +107,14 @@ def _train(words: list[str]) -> int:
     add_keep_memory(parser)
     values = parse(parser, words)
     execution = execution_of(values)
-    names = [field.name for field in fields(Experiment)]
+    experiment = experiment_of(values)
+    folder = values["folder"] or f"{values['runs']}/train/{experiment.name}"
     try:
-        experiment = from_dict({name: values[name] for name in names})
-        folder = values["folder"] or f"{values['runs']}/train/{experiment.name}"
         row = loop.run(experiment, folder, execution)
     except claims.Held as held:
         raise ValueError(str(held)) from held
     except ValueError as error:
-        raise ValueError(as_flags(str(error), names)) from error
+        raise ValueError(as_flags(str(error))) from error
     if not row:  # another process of the group reports
         return 0
     if row["kind"] == "stopped":

@@ -6,7 +6,7 @@ import re
 import shlex
 import signal
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -65,10 +65,9 @@ def _short_help(parser: Any) -> str:
     actions = {action.dest: action for action in parser._actions}
     for name in parser.essential:
         action = actions[name]
-        default = (
-            "" if action.default in (None, "==SUPPRESS==") else f" (default: {action.default})"
-        )
-        text = (action.help or "").replace("%%", "%").partition(" (type:")[0].rstrip(".") + default
+        text = (action.help or "").replace("%%", "%").partition(" (type:")[0].rstrip(".")
+        if action.default not in (None, "==SUPPRESS=="):
+            text += f" (default: {action.default})"
         head = f"  --{name}".ljust(22)
         lines += textwrap.wrap(
             " ".join(text.split()), 100, initial_indent=head + " ", subsequent_indent=" " * 23
@@ -77,12 +76,15 @@ def _short_help(parser: Any) -> str:
     return "\n".join(lines)
 
 
-def as_flags(message: str, names: Iterable[str]) -> str:
+def as_flags(message: str) -> str:
     """A message about settings in the form in which the command line takes them.
 
-    >>> as_flags("use autocast='bf16', not test_at=(3,)", ["autocast", "test_at"])
+    >>> as_flags("use autocast='bf16', not test_at=(3,)")
     "use --autocast bf16, not --test_at '[3]'"
     """
+    from apical.bench.experiment.experiment import Experiment
+
+    names = Experiment.__dataclass_fields__
 
     def flag(match: re.Match[str]) -> str:
         try:
@@ -97,6 +99,42 @@ def as_flags(message: str, names: Iterable[str]) -> str:
     words = "|".join(sorted(names, key=len, reverse=True))
     value = r"""'[^']*'|"[^"]*"|\{[^{}]*\}|\[[^\]]*\]|\([^()]*\)|[\w+-]+(?:\.\w+)*"""
     return re.sub(rf"(?<![\w.-])({words})=({value})", flag, message)
+
+
+def add_experiment(parser: Any, skip: Sequence[str] = ()) -> None:
+    """The options of an experiment. Without ``--optimizer`` and ``--lr`` it begins with Adam, at
+    the rate of `rates.default`."""
+    from apical.bench.experiment import rates
+    from apical.bench.experiment.experiment import GROUPS
+
+    for group in GROUPS:
+        parser.add_class_arguments(group, None, skip={"lr", *skip})
+    parser.set_defaults(optimizer=rates.OPTIMIZER)
+    if "lr" not in skip:
+        about = (
+            f"learning rate (> 0) before the schedule; absent: {rates.ADAM} of adam, of sgd "
+            f"{rates.SGD}, of sgd with momentum 0.9 the rate of the rule"
+        )
+        parser.add_argument("--lr", default=None, type=float | None, help=about)
+
+
+def experiment_of(values: dict[str, Any]) -> Any:
+    """The ``Experiment`` of the options.
+
+    Raises: ValueError for what does not fit, in the form of options.
+    """
+    from apical.bench.experiment import rates
+    from apical.bench.experiment.experiment import Experiment, from_dict
+
+    names = [name for name in Experiment.__dataclass_fields__ if name in values]
+    settings = {name: values[name] for name in names}
+    try:
+        if settings.get("lr", 0) is None:
+            options = settings["optimizer_options"]
+            settings["lr"] = rates.default(settings["rule"], settings["optimizer"], options)
+        return from_dict(settings)
+    except ValueError as error:
+        raise ValueError(as_flags(str(error))) from error
 
 
 def add_keep_memory(parser: Any) -> None:

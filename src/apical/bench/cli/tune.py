@@ -3,14 +3,15 @@
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from apical.bench.cli.parsing import (
     UsageError,
+    add_experiment,
     add_keep_memory,
     as_flags,
     execution_of,
+    experiment_of,
     make_parser,
     parse,
 )
@@ -24,18 +25,16 @@ WIDTH = 40
 def tune(words: list[str]) -> int:
     """Choose a learning rate for each rule, and print what every rate gave."""
     from apical.bench.experiment.execution import Execution
-    from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict
     from apical.bench.studies import tuning
 
     parser = make_parser(
         "tune",
-        "Choose the learning rate of a net for each rule, by one procedure: every rate with several "
-        "seeds on a validation split, then the smallest rate within one standard error of the "
-        "lowest error. The test split is not read. The same command resumes it.",
+        "Choose the learning rate of a net for each rule, by one procedure: every rate with "
+        "several seeds on a validation split, then the smallest rate within one standard error of "
+        "the lowest error. The test split is not read. The same command resumes it.",
         essential=ESSENTIAL,
     )
-    for group in GROUPS:
-        parser.add_class_arguments(group, None, skip={"rule", "lr", "seed", "test"})
+    add_experiment(parser, skip=("rule", "lr", "seed", "test"))
     parser.add_argument("--rule", default="bp", type=str,
                         help="rules, as fa,bp, or one as '{rule: fa, init: xavier}'")  # fmt: skip
     parser.add_argument("--rates", default="0.001,0.003,0.01,0.03,0.1", type=str,
@@ -48,12 +47,12 @@ def tune(words: list[str]) -> int:
     add_keep_memory(parser)
     values = parse(parser, words)
     execution = execution_of(values)
-    names = [f.name for f in fields(Experiment) if f.name in values and f.name != "rule"]
+    rule = values.pop("rule")
+    experiment = experiment_of(values)
     try:
-        experiment = from_dict({name: values[name] for name in names})
         found = tuning.tune(
             experiment,
-            _rules(values["rule"]),
+            _rules(rule),
             rates=_rates(values["rates"]),
             tries=values["tries"],
             folder=f"{values['runs']}/tune",
@@ -64,13 +63,13 @@ def tune(words: list[str]) -> int:
     except UsageError:
         raise
     except ValueError as error:
-        raise ValueError(as_flags(str(error), names)) from error
+        raise ValueError(as_flags(str(error))) from error
     rest = _without(words, ("rule", "rates", "tries", "jobs", "validation"))
     for label, choice in found.items():
         print()
         print(curve(label, choice))
-        rule = values["rule"] if len(found) == 1 else label
-        print(shlex.join(["apical", "train", *rest, "--rule", rule, "--lr", f"{choice['lr']:g}"]))
+        chosen = rule if len(found) == 1 else label
+        print(shlex.join(["apical", "train", *rest, "--rule", chosen, "--lr", f"{choice['lr']:g}"]))
     return 0
 
 

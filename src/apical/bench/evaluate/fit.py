@@ -50,9 +50,9 @@ class Fit:
 
     def report(self) -> Path:
         """Write the page of the run. Returns: the HTML file."""
-        from apical.bench import report
+        from apical.bench.report import write
 
-        return report.write(self.folder)
+        return write(self.folder)
 
     def __repr__(self) -> str:
         label, epochs = rule_label(self.experiment.rule), self.experiment.epochs
@@ -92,16 +92,15 @@ def fit(
         seed: of feedback, order of the data, and weights that are made here (>= 0).
         folder: of the run; absent: ``runs/fit/NAME-KEY``, by settings, data and weights.
         settings: any other field of an `Experiment`: ``batch_size=128``, ``validation=1000``,
-            ``probe_every=1``, ``optimizer="adam"``, ...
+            ``probe_every=1``, ``optimizer="sgd"`` (absent: adam), ...
     Returns: accuracy, records, report and the trained model. A run that diverges is a result too.
     Raises: ValueError for data, a model or settings that do not fit, saying what is allowed.
     """
     images = data.from_splits(train, test)
     settings = {**images.loader, **settings}
-    if "optimizer" not in settings and "optimizer_options" not in settings:
-        settings |= {"optimizer": rates.OPTIMIZER, "optimizer_options": dict(rates.OPTIONS)}
+    optimizer = settings.setdefault("optimizer", rates.OPTIMIZER)
     if lr is None:
-        lr = rates.default(rule, settings["optimizer"], settings.get("optimizer_options", {}))
+        lr = rates.default(rule, optimizer, settings.get("optimizer_options", {}))
     net, name = _net(model, seed)
     experiment = Experiment(
         data=images.name, net=name, rule=rule, epochs=epochs, lr=lr, seed=seed, **settings
