@@ -59,7 +59,7 @@ def test_the_tables_of_the_documents_come_from_the_records(tmp_path: Path) -> No
         assert not refresh(copy, ROOT / "results"), f"{document}: run make tables"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/rules.md"])
+@pytest.mark.parametrize("document", ["docs/choose_a_rule.md", "docs/rules.md"])
 def test_every_rule_has_a_row_in_the_tables_of_rules(document: str) -> None:
     rows = [r for r in (ROOT / document).read_text().splitlines() if r.startswith("|")]
     assert not {name for name in rules.RULES if not any(f"| `{name}` |" in row for row in rows)}
@@ -80,3 +80,8 @@ def test_the_documents_have_examples() -> None:
 def test_the_examples_of_a_module_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_has_a_text(document: Path) -> None:
+    assert not re.findall(r"\[\]\([^)]*\)", document.read_text())  # empty on a repository's page
