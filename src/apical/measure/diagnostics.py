@@ -114,7 +114,7 @@ class Watch:
 
         Args: loss: of every step, in order. Reading it from a GPU waits for the step.
         """
-        value = float(loss)
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
         self._losses += 1
         if self._losses == 1:
             self._first_loss = value

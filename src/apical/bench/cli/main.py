@@ -30,8 +30,8 @@ Train networks with biologically motivated learning rules, and compare them.
 
 apical VERB --help explains the options of a verb."""
 
-ESSENTIAL = ("data", "net", "rule", "epochs", "lr", "batch_size", "optimizer", "validation", "seed",
-             "device", "config", "folder")  # fmt: skip
+ESSENTIAL = ("data", "net", "net_options", "rule", "epochs", "lr", "batch_size", "optimizer",
+             "validation", "seed", "device", "config", "folder")  # fmt: skip
 """Options of ``apical train`` that its short help shows."""
 
 INTERRUPTED = 130
@@ -203,16 +203,24 @@ def _report(words: list[str]) -> int:
     )
     parser.add_argument("folder", help="folder of a study, of several, or of one run")
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
+    about = "also write every figure as a PNG file, for print"
+    parser.add_argument("--png", default=False, action="store_true", help=about)
     values = parse(parser, words)
     from apical.bench.report import write
 
-    page = write(values["folder"])
+    page = write(values["folder"], png=values["png"], say=_progress)
     print(page)
     if values["open"]:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _progress(text: str) -> None:
+    """What is being done, on standard error, where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"{text} ...", file=sys.stderr, flush=True)
 
 
 def _check(words: list[str]) -> int:

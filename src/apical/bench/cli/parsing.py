@@ -65,7 +65,7 @@ def _short_help(parser: Any) -> str:
     actions = {action.dest: action for action in parser._actions}
     for name in parser.essential:
         action = actions[name]
-        text = (action.help or "").replace("%%", "%").partition(" (type:")[0].rstrip(".")
+        text = (action.help or "").replace("%%", "%").partition(" (type:")[0].rstrip(" .,")
         if action.default not in (None, "==SUPPRESS=="):
             text += f" (default: {action.default})"
         head = f"  --{name}".ljust(22)
@@ -102,18 +102,20 @@ def as_flags(message: str) -> str:
 
 
 def add_experiment(parser: Any, skip: Sequence[str] = ()) -> None:
-    """The options of an experiment. Without ``--optimizer`` and ``--lr`` it begins with Adam, at
-    the rate of `rates.default`."""
+    """The options of an experiment; of learning rate and optimizer what `rates.filled` fills in is
+    absent."""
     from apical.bench.experiment import rates
     from apical.bench.experiment.experiment import GROUPS
 
     for group in GROUPS:
-        parser.add_class_arguments(group, None, skip={"lr", *skip})
-    parser.set_defaults(optimizer=rates.OPTIMIZER)
+        parser.add_class_arguments(group, None, skip={"lr", "optimizer", *skip})
+    given = "sgd" if "lr" in skip else "adam, with --lr given sgd"
+    about = f"sgd, adam, adamw, rmsprop, or a class as package.module:Class; absent: {given}"
+    parser.add_argument("--optimizer", default=None, type=str | None, help=about)
     if "lr" not in skip:
         about = (
-            f"learning rate (> 0) before the schedule; absent: {rates.ADAM} of adam, of sgd "
-            f"{rates.SGD}, of sgd with momentum 0.9 the rate of the rule"
+            f"learning rate (> 0) before the schedule; absent: {rates.ADAM} of adam, {rates.SGD} "
+            "of sgd, with momentum 0.9 that of the rule"
         )
         parser.add_argument("--lr", default=None, type=float | None, help=about)
 
@@ -128,11 +130,10 @@ def experiment_of(values: dict[str, Any]) -> Any:
 
     names = [name for name in Experiment.__dataclass_fields__ if name in values]
     settings = {name: values[name] for name in names}
+    if "lr" not in names and settings["optimizer"] is None:
+        del settings["optimizer"]
     try:
-        if settings.get("lr", 0) is None:
-            options = settings["optimizer_options"]
-            settings["lr"] = rates.default(settings["rule"], settings["optimizer"], options)
-        return from_dict(settings)
+        return from_dict(rates.filled(settings) if "lr" in names else settings)
     except ValueError as error:
         raise ValueError(as_flags(str(error))) from error
 
@@ -192,5 +193,5 @@ def _misspelt(option: str, known: list[str]) -> str:
     from apical.names import unknown
 
     bare = unknown("option", option[2:], [name[2:] for name in known])
-    text = str(bare).partition(" Allowed: ")[0].rstrip(".")
+    text = str(bare).partition(" Allowed: ")[0].rstrip(" .,")
     return re.sub(r"'([\w.-]+)'", r"'--\1'", text)

@@ -72,6 +72,7 @@ def fit(
     rule: str | dict[str, Any] = "bp",
     epochs: int = 10,
     lr: float | None = None,
+    optimizer: str | None = None,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     execution: Execution | None = None,
@@ -88,23 +89,21 @@ def fit(
             `apical.data.from_splits`. A loader's batch size and order are used.
         rule: name of a rule, its fields, or rules by patterns of layers, as of an `Experiment`.
         epochs: passes over the training split (>= 1).
-        lr: learning rate (> 0); absent: the rule's default (`rates.default`).
+        lr, optimizer: learning rate (> 0) and name of the optimizer. Without both: Adam at 0.001;
+            a rate alone: SGD; an optimizer alone: its default (`rates.default`).
         seed: of feedback, order of the data, and weights that are made here (>= 0).
         folder: of the run; absent: ``runs/fit/NAME-KEY``, by settings, data and weights.
         settings: any other field of an `Experiment`: ``batch_size=128``, ``validation=1000``,
-            ``probe_every=1``, ``optimizer="sgd"`` (absent: adam), ...
+            ``probe_every=1``, ``optimizer_options={"momentum": 0.9}``, ...
     Returns: accuracy, records, report and the trained model. A run that diverges is a result too.
     Raises: ValueError for data, a model or settings that do not fit, saying what is allowed.
     """
     images = data.from_splits(train, test)
     settings = {**images.loader, **settings}
-    optimizer = settings.setdefault("optimizer", rates.OPTIMIZER)
-    if lr is None:
-        lr = rates.default(rule, optimizer, settings.get("optimizer_options", {}))
     net, name = _net(model, seed)
-    experiment = Experiment(
-        data=images.name, net=name, rule=rule, epochs=epochs, lr=lr, seed=seed, **settings
-    )
+    named = {"data": images.name, "net": name, "rule": rule}
+    settings |= {**named, "epochs": epochs, "lr": lr, "optimizer": optimizer, "seed": seed}
+    experiment = Experiment(**rates.filled(settings))
     if net is not None and experiment.hashing is None:
         try_shape(type(net).__name__, net, images.shape, images.num_classes)
     place = Path("runs", "fit", experiment.name) if folder is None else Path(folder)

@@ -12,14 +12,28 @@ from apical.bench.experiment.optimizers import OPTIMIZERS
 from apical.bench.experiment.rule_settings import rules_of
 from apical.names import unknown
 
-OPTIMIZER = "adam"
-"""The optimizer to begin with: its steps adapt to the scale of a rule's signal."""
-
 ADAM = 0.001
 SGD = 0.05
 MOMENTUM = {
     "bp": 0.01, "brsf": 0.01, "dfa": 0.0001, "fa": 0.003, "frsf": 0.03, "kp": 0.03, "usf": 0.03
 }  # fmt: skip
+
+
+def filled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an `Experiment` in which ``optimizer`` and ``lr`` are not None.
+
+    Without both Adam begins, whose steps adapt to the scale of a rule's signal; a rate alone is one
+    of SGD, as in an `Experiment`; an optimizer alone gets its `default`.
+
+    Raises: as `default`.
+    """
+    made = dict(settings)
+    if made.get("optimizer") is None:
+        made["optimizer"] = "adam" if made.get("lr") is None else "sgd"
+    if made.get("lr") is None:
+        options = made.get("optimizer_options", {})
+        made["lr"] = default(made.get("rule", "bp"), made["optimizer"], options)
+    return made
 
 
 def default(rule: str | dict[str, Any], optimizer: str, options: Mapping[str, Any]) -> float:
