@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -71,9 +73,22 @@ def test_help_of_verbs(verb: str, capsys: Any) -> None:
     assert "``" not in text
 
 
+def test_short_help_fits_a_screen_and_is_understood(capsys: Any) -> None:
+    for verb in ("train", "tune"):
+        with pytest.raises(SystemExit):
+            cli.main([verb, "--help"])
+        text = capsys.readouterr().out
+        assert len(text.splitlines()) <= 40
+        for line in text.splitlines():
+            assert len(line) <= 100
+        for option in re.findall(r"^  (--\w+)", text, re.M):
+            assert len(text.partition(option)[2].split("--")[0].split()) > 3, option
+        assert f"apical {verb} --help-all" in text
+
+
 def test_every_setting_is_a_flag_with_an_explanation(capsys: Any) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["train", "--help"])
+        cli.main(["train", "--help-all"])
     text = capsys.readouterr().out
     names = [f.name for kind in (Experiment, Execution) for f in dataclasses.fields(kind)]
     for name in names:
@@ -84,18 +99,106 @@ def test_every_setting_is_a_flag_with_an_explanation(capsys: Any) -> None:
 def test_list_shows_every_table(capsys: Any) -> None:
     assert cli.main(["list"]) == 0
     text = capsys.readouterr().out
-    for name in (
-        "biotorch-mnist",
-        "smoke",
-        "usf",
-        "lenet",
-        "cifar10",
-        "adamw",
-        "lra",
-        "srn",
-        "addition",
-    ):
-        assert f"  {name} " in text or f"  {name}\n" in text
+    assert len(text.splitlines()) <= 40
+    names = {
+        "studies": "biotorch-mnist", "rules": "usf", "nets": "lenet", "data": "cifar10",
+        "optimizers": "adamw", "learners": "lra", "recurrent": "srn", "tasks": "addition",
+        "attacks": "pgd", "losses": "csq",
+    }  # fmt: skip
+    for kind, name in names.items():
+        assert re.search(rf"\b{name}\b", text), kind
+        assert cli.main(["list", kind]) == 0
+        assert re.search(rf"^  {name}\b", capsys.readouterr().out, re.M), kind
+
+
+def test_values_in_messages_can_be_pasted(capsys: Any) -> None:
+    words = ["train", "--data", "mnist", "--net", "lenet", "--autocast", "fp16", "--quiet", "true"]
+    assert cli.main(words) == 1
+    advice = re.search(r"use (--autocast bf16) here", told(capsys))
+    assert advice
+    words = ["train", "--test_at", "[30]", "--optimizer_options", '{"momentum": 0.9}']
+    assert cli.main(words) == 1
+    shown = re.search(r"--test_at '\[30\]'", told(capsys))
+    assert shown and shlex.split(shown[0]) == ["--test_at", "[30]"]
+
+
+def test_a_net_and_data_of_the_current_folder_train(capsys: Any) -> None:
+    Path("front_nets.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, in_shape, num_classes):\n"
+        "        layers = nn.Linear(in_shape[0], 6), nn.Tanh(), nn.Linear(6, num_classes)\n"
+        "        super().__init__(*layers)\n"
+    )
+    Path("front_data.py").write_text(
+        "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n\n"
+        "x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))\n"
+        "y = (x[:, 0] > 0).long()\n\n\n"
+        "def make():\n    return (x, y), (x[:20], y[:20])\n\n\n"
+        "def loaders():\n"
+        "    sets = TensorDataset(x, y)\n"
+        "    return DataLoader(sets, batch_size=10, shuffle=True), DataLoader(sets)\n"
+    )
+    words = "train --net front_nets:Net --rule dfa --epochs 2 --data".split()
+    assert cli.main([*words, "front_data:make", "--folder", "here"]) == 0
+    assert cli.main([*words, "front_data:loaders", "--folder", "there"]) == 1
+    advice = told(capsys)
+    assert "--batch_size 10 --shuffle true --drop_last false" in advice
+    flags = advice.partition("experiment (")[2].partition(")")[0].split()
+    assert cli.main([*words, "front_data:loaders", "--folder", "there", *flags]) == 0
+    assert cli.main(["train", "--data", "front_data:make", "--net", "lenet"]) == 1
+    assert "must be (channels, height, width)" in told(capsys)
+    assert cli.main(["robustness", "here"]) == 1
+    assert "no images in [0, 1]" in told(capsys)
+
+
+def test_weights_are_exported_under_the_keys_of_the_plain_net(capsys: Any) -> None:
+    import safetensors.torch
+    import torch
+
+    from apical import nets
+    from apical.bench import load_run
+
+    assert cli.main(["train", "--rule", "dfa", "--folder", "here", *SMALL]) == 0
+    plain = nets.build("mlp", in_shape=(1, 8, 8), num_classes=10, hidden=[8]).eval()
+    x = torch.randn(3, 1, 8, 8)
+    for file in ("out/net.safetensors", "net.pt"):
+        assert cli.main(["export", "here", file]) == 0
+        if file.endswith(".pt"):
+            state = torch.load(file, weights_only=True)
+        else:
+            state = safetensors.torch.load_file(file)
+        assert set(state) == set(plain.state_dict())
+        plain.load_state_dict(state)
+        torch.testing.assert_close(plain(x), load_run("here").model(x), rtol=0, atol=0)
+    assert cli.main(["export", "here", "net.bin"]) == 1
+    assert "must end in .safetensors or .pt" in told(capsys)
+    assert cli.main(["export", "nowhere", "net.pt"]) == 1
+    assert cli.main(["train", "--lr", "1e30", "--folder", "bad", *SMALL[:2]]) == 1
+    assert cli.main(["export", "bad", "net.pt"]) == 1
+    assert "bad is stopped" in told(capsys)
+
+
+def test_tune_prints_the_curve_and_a_command_that_trains(capsys: Any) -> None:
+    words = ["tune", "--rule", "fa,bp", *SMALL, "--rates", "0.01,0.03,0.1", "--jobs", "1"]
+    words += ["--train_images", "300"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    commands = [line for line in out.splitlines() if line.startswith("apical train")]
+    assert len(commands) == 2 and all(" --lr " in line for line in commands)
+    assert out.count("<- chosen") == 2
+    for label, command in zip(("fa", "bp"), commands, strict=True):
+        block = out.partition(f"{label}: learning rate ")[2].partition("apical train")[0]
+        rate = re.search(r"^  (\S+) .*<- chosen", block, re.M)
+        assert rate and f"--rule {label} --lr {rate[1]}" in command
+    assert cli.main([*words[:-2]]) == 0  # other data, other tries
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    again = capsys.readouterr().out
+    assert "choosing" not in again and out.endswith(again[again.index("\nfa: learning") :])
+    assert cli.main(shlex.split(commands[0])[1:]) == 0
+    assert cli.main(["tune", "--rates", "0.01,0.02"]) == 1
+    assert "half decades" in told(capsys)
 
 
 def test_train_on_sequences_by_a_learner(capsys: Any) -> None:
@@ -173,12 +276,12 @@ def test_a_rule_of_the_current_folder_trains() -> None:
         (["train", "--lr", "x"], "--lr x: expected float", 2),
         (["train", "--size", "x"], "--size x: expected int or null", 2),
         (["train", "--test_at", "x"], "--test_at x: expected a list", 2),
-        (["train", "--learning-rate", "1"], "train --help lists all options", 2),
+        (["train", "--learning-rate", "1"], "train --help-all lists all options", 2),
         (["train", "--rule", "no_package.rules:Mine"], "no module 'no_package'", 1),
         (["train", "--rule", '{"rule":"fa"'], "not whole JSON or YAML", 1),
         (["train", "--init", "xavir"], "one of 'net', 'default',", 2),
         (["train", "extra"], "unrecognized arguments: extra", 2),
-        (["train", "--epochs", "0"], "epochs=0: must be at least 1", 1),
+        (["train", "--epochs", "0"], "--epochs 0: must be at least 1", 1),
         (["train", "--rule", "faa"], "unknown rule 'faa'; did you mean", 1),
         (["train", "--task", "adition"], "unknown task 'adition'; did you mean 'addition'", 1),
         (["train", "--learner", "lra"], "LRA: reduction is not stated", 1),
@@ -187,7 +290,7 @@ def test_a_rule_of_the_current_folder_trains() -> None:
         (["train", "--data", "mnst"], "unknown data set 'mnst'; did you mean 'mnist'", 1),
         (["train", "--optimizer", "sdg"], "unknown optimizer 'sdg'; did you mean 'sgd'", 1),
         (["train", "--rule", '{"zz*": "fa"}'], "'zz*' matches no layer", 1),
-        (["train", "--autocast", "fp16"], "use autocast='bf16' here", 1),
+        (["train", "--autocast", "fp16"], "use --autocast bf16 here", 1),
         (["train", "--config", "none.yaml"], "File does not exist: '", 2),
         (["study", "smoek"], "unknown study 'smoek'; did you mean 'smoke'", 1),
         (["study", "smoke", "--tier", "full"], "unknown tier of the study smoke 'full'", 1),

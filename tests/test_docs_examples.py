@@ -1,4 +1,4 @@
-"""Every example a reader may copy runs: python blocks of the documents, and docstrings."""
+"""Every example a reader may copy runs: the blocks of the documents, and docstrings."""
 
 import doctest
 import importlib
@@ -6,26 +6,53 @@ import pkgutil
 import re
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import apical
+import small_budget
 from apical import rules
+from small_budget import small  # noqa: F401, a fixture
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(?:python|\{code-block\} python)\n(.*?)^```$", re.M | re.S)
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.M | re.S)
+NOT_CODE = {
+    "": "a drawing or a printed result",
+    "diff": "applied by test_house.py, on a copy of the package",
+    "{eval-rst}": "directives of Sphinx, built by make docs",
+    "{include} ../CHANGELOG.md": "the changelog",
+    "{toctree}": "the list of pages",
+}
+"""Kinds of blocks that are not run, and why."""
 
 
-def python_blocks(document: Path) -> list[tuple[int, str]]:
-    """(line, code) of each python block."""
+def blocks(document: Path) -> list[tuple[str, int, str]]:
+    """(kind, line, code) of each block that runs."""
     text = document.read_text()
-    return [(text[: m.start(1)].count("\n"), m.group(1)) for m in FENCE.finditer(text)]
+    found = [(m[1], text[: m.start(2)].count("\n"), m[2]) for m in FENCE.finditer(text)]
+    assert {kind for kind, _, _ in found} <= {"python", "sh", *NOT_CODE}, document
+    return [block for block in found if block[0] not in NOT_CODE]
 
 
 def with_blocks() -> list[Path]:
-    return [d for d in DOCUMENTS if d.exists() and python_blocks(d)]
+    return [d for d in DOCUMENTS if d.exists() and blocks(d)]
+
+
+def prepare(executed: list[str]) -> None:
+    """What the documents presume: a package that holds the rule of the text, and a model."""
+    Path("my_package").mkdir()
+    Path("my_package/__init__.py").write_text("")
+    Path("my_package/my_rules.py").write_text("\n".join(executed))
+    Path("my_package/my_nets.py").write_text(
+        "from torch import nn\n\n\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    torch.save(model.state_dict(), "weights.pt")
 
 
 def module_names() -> list[str]:
@@ -34,17 +61,40 @@ def module_names() -> list[str]:
 
 
 @pytest.mark.parametrize("document", with_blocks(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_examples_of_a_document_run(
+@pytest.mark.usefixtures("small")
+def test_the_blocks_of_a_document_run(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """All Python and shell blocks, in their order, in one folder; commands on a small budget."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
     # A real module: classes defined in the examples can be found by name, pickled and unpickled.
     module = types.ModuleType("example")
     monkeypatch.setitem(sys.modules, "example", module)
-    for line, code in python_blocks(document):
-        # Leading newlines keep the document's line numbers in tracebacks.
-        exec(compile("\n" * line + code, str(document), "exec"), module.__dict__)
+    if document.name == "CONTRIBUTING.md":  # its file of the library is not there
+        monkeypatch.setitem(sys.modules, "apical.rules.binary", module)
+    executed: list[str] = []
+    try:
+        for kind, line, code in blocks(document):
+            if kind == "python":
+                if named := re.match(r"# file: (\S+)\n", code):
+                    Path(named[1]).write_text(code)
+                # Leading newlines keep the document's line numbers in tracebacks.
+                exec(compile("\n" * line + code, str(document), "exec"), module.__dict__)
+                executed.append(code)
+                continue
+            if "my_package" in code:
+                prepare(executed)
+            with warnings.catch_warnings():
+                # nets that saw 64 images once have every fault that training warns of
+                warnings.simplefilter("ignore")
+                for command in code.splitlines():
+                    small_budget.run(command)
+    finally:
+        for name in set(sys.modules) - before:  # modules of this folder, not of the next test
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+                del sys.modules[name]
 
 
 def test_the_tables_of_the_documents_come_from_the_records(tmp_path: Path) -> None:

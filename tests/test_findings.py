@@ -4,7 +4,10 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from apical.measure.diagnostics import Watch
 from apical.measure.findings import KINDS, Finding, Thresholds, findings
 
 HEALTHY = {
@@ -52,7 +55,17 @@ def test_saturated_activations_are_named() -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert set(KINDS) == {*BAD, "saturated"}
+    assert set(KINDS) == {*BAD, "saturated", "diverged"}
+
+
+def test_a_loss_that_diverges_is_said_once() -> None:
+    for losses, step in (([2.0, 1.0, 90.0, 210.0, 1e9], 4), ([2.0, float("nan"), 3.0], 2)):
+        watch = Watch(nn.Linear(2, 2))
+        found = [finding for loss in losses for finding in watch.loss(torch.tensor(loss))]
+        assert [(f.kind, f.epoch, f.threshold) for f in found] == [("diverged", step, 200.0)]
+        assert str(found[0]).startswith(f"(the model): training diverged: the loss of step {step}")
+    watch = Watch(nn.Linear(2, 2))
+    assert not [f for loss in (0.02, 1.9, 0.4) for f in watch.loss(loss)]
 
 
 def test_health_is_no_finding() -> None:

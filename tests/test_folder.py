@@ -37,7 +37,6 @@ def test_a_folder_is_a_data_set(place):
     x, y = next(iter(batches(found.train).epoch(0)))
     assert x.shape == (4, 3, 16, 16)
     assert y.tolist() == [0] * 4
-    assert data.load(f"folder:{place}").shape == (3, 224, 224)
 
 
 def test_imagenet_is_such_a_folder_in_the_root(place, monkeypatch, tmp_path):
@@ -101,18 +100,65 @@ def test_a_validation_part_can_be_held_out(place):
 def test_a_damaged_image_is_named_in_one_line(place, workers):
     from dataclasses import replace
 
+    split = replace(data.load(f"folder:{place}", size=8).train, workers=workers)
     bad = place / "train/ant/2.png"
     bad.write_bytes(bad.read_bytes()[:200])
-    split = replace(data.load(f"folder:{place}", size=8).train, workers=workers)
     with pytest.raises(DamagedFile) as caught:
         list(batches(split).epoch(0))
     assert str(caught.value).startswith(f"{bad} is damaged")
     assert "\n" not in str(caught.value)
 
 
+def test_splits_are_found_by_their_names(place):
+    expected = data.load(f"folder:{place}", size=8)
+    (place / "train").rename(place / "Training")
+    for name in ("val", "test_images", "held_out", "whatever"):
+        (next(c for c in place.iterdir() if c.name != "Training")).rename(place / name)
+        found = data.load(f"folder:{place}", size=8)
+        assert (len(found.train), len(found.test), found.mean) == (9, 3, expected.mean), name
+    (place / "val/ant").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(place / "val/ant/0.png")
+    with pytest.warns(UserWarning, match="whatever is not read; Training trains, val tests"):
+        assert len(data.load(f"folder:{place}", size=8).test) == 1
+    (place / "Training").rename(place / "a")
+    with pytest.raises(ValueError, match=r"\?train=a&test=whatever"):
+        data.load(f"folder:{place}")
+    assert len(data.load(f"folder:{place}?train=a&test=whatever", size=8).test) == 3
+    with pytest.raises(ValueError, match="name both splits"):
+        data.load(f"folder:{place}?train=a")
+
+
+def test_a_folder_without_splits_holds_out_a_fifth_of_each_class(place):
+    found, again = (data.load(f"folder:{place / 'train'}", size=8) for _ in range(2))
+    assert found.train.labels.bincount().tolist() == [4, 3]
+    assert found.test.labels.bincount().tolist() == [1, 1]
+    assert not set(found.train.paths) & set(found.test.paths)
+    assert found.test.paths == again.test.paths and "2 of 9 images" in found.note
+
+
+def test_size_and_statistics_are_those_of_the_images(place):
+    found = data.load(f"folder:{place}")
+    # shorter sides of (20 + i) x (30 - i): 20, 21, 22, 23, 24 and 20, 21, 22, 23
+    assert found.shape == (3, 22, 22)
+    pixels = torch.cat([x for x, _ in found.train.batches([torch.arange(9)])]) / 255.0
+    torch.testing.assert_close(torch.tensor(found.mean), pixels.mean((0, 2, 3)))
+    deviation = pixels.std((0, 2, 3), correction=0)
+    torch.testing.assert_close(torch.tensor(found.std), deviation)
+    square = torch.arange(22 * 22 * 3, dtype=torch.uint8).view(22, 22, 3).numpy()
+    for path in found.train.paths:
+        Image.fromarray(square).save(path)
+    x, _ = next(data.load(f"folder:{place}").train.batches([torch.arange(1)]))
+    assert np.array_equal(x[0].permute(1, 2, 0).numpy(), square)  # all of it, as it is
+    for path in found.train.paths:
+        Image.fromarray(square).resize((300, 400)).save(path)
+    assert data.load(f"folder:{place}").shape == (3, 224, 224)
+
+
 def test_folders_that_are_no_data_set_are_refused(place):
-    with pytest.raises(ValueError, match=r"train is missing"):
-        data.load(f"folder:{place / 'train'}")
+    with pytest.raises(ValueError, match=r"there is no folder"):
+        data.load(f"folder:{place / 'absent'}")
+    with pytest.raises(ValueError, match=r"holds no class folders"):
+        data.load(f"folder:{place / 'train/ant'}")
     (place / "val/cat").mkdir()
     with pytest.raises(ValueError, match=r"train lacks: \['cat'\]"):
         data.load(f"folder:{place}")

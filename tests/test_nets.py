@@ -132,7 +132,8 @@ def test_every_projection_of_the_vit_is_a_linear_a_rule_can_reach():
         ("vit", (3, 30, 30), {}, "4x4 patches"),
         ("vit", (3, 32, 32), {"heads": 3}, "multiple of heads=3"),
         ("vit", (3, 32, 32), {"depth": 0}, "at least 1"),
-        ("mlp", (8, 8), {}, "(channels, height, width)"),
+        ("lenet", (8, 8), {}, "(channels, height, width)"),
+        ("mlp", (8, 0), {}, "each >= 1"),
     ],
 )
 def test_what_a_net_cannot_take_is_refused(name, shape, options, text):

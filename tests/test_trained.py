@@ -221,7 +221,7 @@ def test_the_checkpoint_of_a_run_fits_a_plain_model(run: Path, package: Path) ->
         ({"weights": "narrow.pt"}, r"does not fit \w+:\n  - other shapes: .*weight"),
         ({"weights": "whole.pt"}, "cannot be read as tensors"),
         ({"data_name": "digit"}, "unknown data set 'digit'"),
-        ({"name": "their_nets:small", "size": 9}, "cannot take images"),
+        ({"name": "their_nets:small", "size": 9}, "cannot take inputs"),
     ],
 )
 def test_refusals(package: Path, options: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -389,11 +390,14 @@ def test_quiet_where_there_is_no_terminal(tmp_path: Path, capfd: Any) -> None:
 def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
-    with progress.bar(BASE, 1, quiet=False) as show:
-        show([{"kind": "epoch", "train_loss": 0.5, "train_acc": 0.75, "val_acc": 0.5}])
+    with progress.bar(BASE, 3, 3, quiet=False) as show:
+        show.step(4)
+        time.sleep(0.05)
+        show.epoch([{"kind": "epoch", "train_loss": 0.5, "train_acc": 0.75, "val_acc": 0.5}], 2)
     told = capsys.readouterr().err
-    assert "2/2" in told
+    assert "6/6" in told
     assert "train 75.0%" in told
+    assert "steps/s" in told
 
 
 # several processes

@@ -4,6 +4,7 @@ Needs ``pip install apical[bench]``.
 
     Experiment, Execution   what is trained, and where it runs
     Schedule, Start, Hashing   values that some fields of an experiment take
+    fit       train a model of one's own on data of one's own
     run       train an experiment in a folder, or continue a run that was killed
     load_run  experiment, records and trained net of a finished run
     Study     the experiments behind one table
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from apical.names import import_on_use
 
 if TYPE_CHECKING:
+    from apical.bench.evaluate.fit import fit
     from apical.bench.evaluate.trained_net import load_run
     from apical.bench.experiment.execution import Execution
     from apical.bench.experiment.experiment import Experiment
@@ -37,6 +39,7 @@ __all__ = [
     "Schedule",
     "Start",
     "Study",
+    "fit",
     "load_run",
     "report",
     "run",
@@ -52,6 +55,7 @@ import_on_use(
         "Schedule": "apical.bench.experiment.schedule:Schedule",
         "Start": "apical.nets.pretrained:Start",
         "Study": "apical.bench.studies:Study",
+        "fit": "apical.bench.evaluate.fit:fit",
         "load_run": "apical.bench.evaluate.trained_net:load_run",
         "report": "apical.bench.report:write",
         "run": "apical.bench.training.loop:run",

@@ -18,6 +18,7 @@ from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation
 from apical.data.letters import load_letters
 from apical.data.mnist import load_fashion_mnist, load_mnist
+from apical.data.own import TensorSplit, from_splits, load_own
 from apical.data.parts import load_cifar10_first5, load_cifar10_unseen
 from apical.data.saccades import load_event_mnist
 from apical.names import unknown
@@ -31,6 +32,8 @@ __all__ = [
     "Images",
     "MissingData",
     "Split",
+    "TensorSplit",
+    "from_splits",
     "load",
     "split_validation",
 ]
@@ -48,7 +51,8 @@ def load(
     Places: `root`, the folder in APICAL_DATA, the cache (APICAL_CACHE, else ~/.cache/apical),
     then the ordinary download into the cache.
 
-    Args: name: one of DATA, or "folder:PATH" for images in PATH/train/CLASS and PATH/val/CLASS.
+    Args: name: one of DATA; "folder:PATH" for images in PATH/SPLIT/CLASS or PATH/CLASS (see
+        `folder.load_folder`); or "package.module:function" (see `own.load_own`).
         root: folder of data sets, or of this one.
         size: pixels a side to resize to (bilinear, antialiased); None = as they are.
         download: whether the network may be used.
@@ -58,11 +62,13 @@ def load(
     if size is not None and size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")
     if name.startswith("folder:"):
-        data = load_folder(name.removeprefix("folder:"), name=name)
-    elif name in DATA:
+        return load_folder(name.removeprefix("folder:"), size=size)
+    if name in DATA:
         data = DATA[name](root, download=download)
+    elif ":" in name:
+        data = load_own(name)
     else:
-        raise unknown("data set", name, [*DATA, "folder:PATH"])
+        raise unknown("data set", name, [*DATA, "folder:PATH", "package.module:function"])
     return data if size is None else data.resized(size)
 
 

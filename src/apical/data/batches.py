@@ -20,7 +20,8 @@ class Batches:
     The order and the augmentation of epoch e depend on (shuffle_seed, e) only, so a resumed run
     sees the same bits, and the CPU and a GPU see the same images. No global generator is touched.
 
-    Args: batch_size: images in a batch, >= 1.     mean, std: per channel, pixels in [0, 1].
+    Args: batch_size: images in a batch, >= 1.
+        mean, std: per channel, pixels in [0, 1]; of uint8 images, others are not normalised.
         augment: "none"; "flip_crop" (4 pixels of padding, random crop, mirrored by a fair coin);
             "zoom_flip" (image folders only: random area and aspect, mirrored by a fair coin).
         shuffle_seed: None = the order of the split, without augmentation.
@@ -46,7 +47,7 @@ class Batches:
         channels_last: bool = False,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        _check(split, batch_size, mean, std, augment, shuffle_seed, shard)
+        _check(split, batch_size, mean, std, augment, shuffle_seed, shard, channels_last)
         self.split = split.to(device)
         self.batch_size = batch_size
         self.augment = augment
@@ -86,7 +87,10 @@ class Batches:
         return scores.argmax(1) == labels
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.float().mul_(self._scale).add_(self._shift)
+        if images.dtype == torch.uint8:
+            x = images.float().mul_(self._scale).add_(self._shift)
+        else:  # inputs of one's own reach the net as they are
+            x = images
         # last: on the CPU floats change their layout three times faster than bytes
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
@@ -122,6 +126,7 @@ def _check(
     augment: str,
     shuffle_seed: int | None,
     shard: tuple[int, int],
+    channels_last: bool,
 ) -> None:
     if augment not in AUGMENTS:
         raise unknown("augmentation", augment, AUGMENTS)
@@ -133,6 +138,9 @@ def _check(
             f"mean={tuple(mean)} and std={tuple(std)} must have one value for each of the "
             f"{split.shape[0]} channels, std above 0"
         )
+    image = len(split.shape) == 3
+    if not image and (augment != "none" or channels_last):
+        problems.append(f"augment and channels_last need images, not inputs of {split.shape}")
     if augment != "none" and shuffle_seed is None:
         problems.append(f"augment={augment!r} is random: it needs a shuffle_seed")
     rank, world = shard

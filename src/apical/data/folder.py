@@ -1,10 +1,13 @@
-"""Image folders in the layout of ImageNet, streamed: train/CLASS/*.jpg and val/CLASS/*.jpg."""
+"""Image folders, streamed: PATH/SPLIT/CLASS/*.jpg or PATH/CLASS/*.jpg; ImageNet in its layout."""
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
+from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
@@ -16,8 +19,11 @@ from apical.data.places import candidates, missing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-SIZE = 224  # pixels a side unless asked otherwise
-KEPT = 224 / 256  # side of the central square that is kept for testing, in shorter sides
+SIZE = 224  # pixels a side of ImageNet unless asked otherwise, and at most of other folders
+KEPT = 224 / 256  # of the shorter side: the central square of ImageNet that is tested
+HELD_OUT = 0.2  # share of each class that tests, where a folder has no splits
+SIZED, MEASURED = 200, 1000  # images whose size, whose mean and deviation stand for all of a split
+TESTS = ("test", "val", "eval", "dev", "held")  # beginnings of names of splits, in this order
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random zoom
 FEW = 1000  # images below which starting worker processes costs more than it brings
 
@@ -33,38 +39,80 @@ def load_imagenet(root: str | os.PathLike | None = None, *, download: bool = Tru
     """
     for place in candidates(root, ("imagenet", "ImageNet", "ILSVRC2012", "imagenet/ILSVRC2012")):
         if (place / "train").is_dir() and (place / "val").is_dir():
-            return load_folder(place, name="imagenet")
+            classes = _classes(place / "train")
+            if other := set(_classes(place / "val")) - set(classes):
+                raise ValueError(f"{place}/val has classes that train lacks: {sorted(other)[:5]}")
+            train, test = (_list(place / part, classes) for part in ("train", "val"))
+            name, source = "imagenet", str(place)
+            return ImageData(name, train, test, len(classes), MEAN, STD, source=source)
     files = "the folders train and val with one folder of images for each class"
     why = "It is given out at https://image-net.org after registration only."
     raise missing("imagenet", root, files, why, downloads=False)
 
 
-def load_folder(place: str | os.PathLike, *, name: str = "folder") -> ImageData:
-    """Any folder in this layout; classes are the folders of train/, numbered by name.
+def load_folder(text: str, *, size: int | None = None) -> ImageData:
+    """Any folder of images, by class, with splits or without.
 
-    Raises: ValueError if a folder or its images are missing, or val/ has other classes.
+    - Splits, ``PATH/SPLIT/CLASS/IMAGE``: the one whose name begins with "train" trains; of the
+      others the only one, or that whose name begins with "test" ("val", "eval", "dev", "held", in
+      this order), tests. ``PATH?train=A&test=B`` names them where that does not decide.
+    - Flat, ``PATH/CLASS/IMAGE``: a fifth of each class, chosen at random and always the same,
+      tests.
+
+    Classes are the folders of the training split, numbered by name. Images become RGB, size x size:
+    the central square, resized (bilinear, antialiased). Mean and standard deviation, per channel,
+    are those of (at most 1,000) training images.
+
+    Args: text: PATH, or with splits named as above.
+        size: pixels a side; None: the median of the shorter sides of the images, at most 224.
+    Raises: ValueError if folders or images are missing, the splits cannot be chosen, or the test
+        split has other classes.
     """
-    place = Path(place).expanduser()
-    classes = _classes(place / "train")
-    other = set(_classes(place / "val")) - set(classes)
-    if other:
-        raise ValueError(f"{place / 'val'} has classes that train lacks: {sorted(other)[:5]}")
-    train, test = (_list(place / part, classes) for part in ("train", "val"))
-    return ImageData(name, train, test, len(classes), MEAN, STD, source=str(place))
+    path, _, query = text.partition("?")
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        raise ValueError(f"folder:{text}: there is no folder {place}")
+    named = dict(parse_qsl(query))
+    if query and set(named) != {"train", "test"}:
+        raise ValueError(f"folder:{text}: after ? name both splits, as ?train=A&test=B")
+    children = _folders(place)
+    splits = [child for child in children if _folders(place / child)]
+    note = ""
+    if splits or named:
+        names = named or _chosen(text, splits)
+        classes = _classes(place / names["train"])
+        other = set(_classes(place / names["test"])) - set(classes)
+        if other:
+            raise ValueError(
+                f"{place / names['test']} has classes that {names['train']} lacks: "
+                f"{sorted(other)[:5]}"
+            )
+        train, test = (_list(place / names[part], classes) for part in ("train", "test"))
+    else:
+        classes = _classes(place)
+        train, test = _held_out(_list(place, classes))
+        note = f"{len(test)} of {len(test) + len(train)} images, chosen at random, are the test set"
+    size = size or _size(train)
+    train, test = (replace(split, size=size, kept=1.0) for split in (train, test))
+    mean, std = _statistics(train)
+    name = f"folder:{text}"
+    return ImageData(name, train, test, len(classes), mean, std, note=note, source=str(place))
 
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
     """Images on disk, decoded while training.
 
-    Every image becomes size x size: the central 7/8 of the shorter side, or the random part that
-    a row of `zooms` names. workers: decoding processes; None = one for each core, at most 8.
+    Every image becomes size x size: the central square, `kept` of the shorter side, or the random
+    part that a row of `zooms` names. workers: decoding processes; None = one for each core, at
+    most 8.
     """
 
     paths: tuple[str, ...]
     labels: torch.Tensor
     size: int = SIZE
     workers: int | None = None
+    kept: float = KEPT
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -98,7 +146,7 @@ class FolderSplit:
         Raises: DamagedFile (a ValueError) naming an image that cannot be read.
         """
         loader = DataLoader(
-            Decoder(self.paths, self.size),
+            Decoder(self.paths, self.size, self.kept),
             batch_sampler=_items(indices, zooms),
             num_workers=self._workers(),
             collate_fn=_stack,
@@ -119,10 +167,11 @@ class FolderSplit:
 class Decoder(Dataset):
     """Decodes one image of a folder at a time, in a worker process."""
 
-    def __init__(self, paths: tuple[str, ...], size: int) -> None:
+    def __init__(self, paths: tuple[str, ...], size: int, kept: float = KEPT) -> None:
         # one array of bytes: a million strings would be copied into every worker, page by page
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.size = size
+        self.kept = kept
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -137,7 +186,9 @@ class Decoder(Dataset):
             return damaged(path, str(error), "a whole image", "copy it from the source of the set")
 
 
-def decode(path: str, size: int, zoom: tuple[float, ...] | None) -> torch.Tensor:
+def decode(
+    path: str, size: int, zoom: tuple[float, ...] | None, kept: float = KEPT
+) -> torch.Tensor:
     """One image, uint8 (3, size, size): its central or zoomed part, bilinear, antialiased.
 
     Raises: OSError if it is no image or is cut.
@@ -148,14 +199,14 @@ def decode(path: str, size: int, zoom: tuple[float, ...] | None) -> torch.Tensor
         raise OSError("no ordinary file")
     with Image.open(path) as file:
         image = file.convert("RGB")
-    box = _centre(image.size) if zoom is None else _zoom(image.size, zoom)
+    box = _centre(image.size, kept) if zoom is None else _zoom(image.size, zoom)
     pixels = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     tensor = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
     return tensor.flip(2) if zoom is not None and zoom[4] < 0.5 else tensor
 
 
-def _centre(size: tuple[int, int]) -> Box:
-    side = KEPT * min(size)
+def _centre(size: tuple[int, int], kept: float) -> Box:
+    side = kept * min(size)
     left, top = (size[0] - side) / 2, (size[1] - side) / 2
     return left, top, left + side, top + side
 
@@ -191,11 +242,89 @@ def _stack(images: list[torch.Tensor | DamagedFile]) -> torch.Tensor | DamagedFi
     return bad[0] if bad else torch.stack(whole)
 
 
+def _folders(place: Path) -> list[str]:
+    """Names of the folders in one, hidden ones aside, in order."""
+    return sorted(e.name for e in os.scandir(place) if e.is_dir() and not e.name.startswith("."))
+
+
+def _chosen(text: str, splits: list[str]) -> dict[str, str]:
+    """Which split trains and which tests, by their names."""
+    train = [name for name in splits if name.lower().startswith("train")]
+    others = [name for name in splits if name not in train]
+    test = others
+    for beginning in TESTS if len(others) > 1 else ():
+        if test := [name for name in others if name.lower().startswith(beginning)]:
+            break
+    if len(train) != 1 or len(test) != 1:
+        raise ValueError(
+            f"folder:{text} has the splits {', '.join(splits)}: say which is which, as "
+            f"'folder:{text}?train={splits[0]}&test={splits[-1]}'"
+        )
+    if unused := [name for name in others if name not in test]:
+        warnings.warn(
+            f"folder:{text}: {', '.join(unused)} is not read; {train[0]} trains, {test[0]} tests",
+            stacklevel=4,
+        )
+    return {"train": train[0], "test": test[0]}
+
+
+def _held_out(split: "FolderSplit") -> tuple["FolderSplit", "FolderSplit"]:
+    """A fifth of the images of each class, at least one, is held out."""
+    generator = torch.Generator().manual_seed(0)
+    test = torch.zeros(len(split), dtype=torch.bool)
+    for label in split.labels.unique():
+        places = (split.labels == label).nonzero()[:, 0]
+        if len(places) < 2:
+            raise ValueError(
+                f"{Path(split.paths[int(places[0])]).parent} has one image: a class needs two, one "
+                "to train and one to test"
+            )
+        count = max(1, round(HELD_OUT * len(places)))
+        test[places[torch.randperm(len(places), generator=generator)[:count]]] = True
+    every = torch.arange(len(split))
+    return split.take(every[~test]), split.take(every[test])
+
+
+def _some(split: "FolderSplit", count: int) -> list[str]:
+    """At most so many images, evenly spaced."""
+    step = max(1, math.ceil(len(split) / count))
+    return list(split.paths[::step])
+
+
+def _size(split: "FolderSplit") -> int:
+    """The median of the shorter sides of the images, at most 224 pixels."""
+    from PIL import Image
+
+    sides = []
+    for path in _some(split, SIZED):
+        try:
+            with Image.open(path) as file:
+                sides.append(min(file.size))
+        except OSError as error:
+            remedy = "copy it from the source of the set"
+            raise damaged(path, str(error), "a whole image", remedy) from error
+    return min(SIZE, round(median(sides)))
+
+
+def _statistics(split: "FolderSplit") -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the training images, per channel, of pixels in [0, 1]."""
+    step = max(1, math.ceil(len(split) / MEASURED))
+    chosen = split.take(torch.arange(0, len(split), step))
+    sums, squares, count = torch.zeros(3).double(), torch.zeros(3).double(), 0
+    for images, _ in chosen.batches(torch.arange(len(chosen)).split(100)):
+        pixels = images.double().div_(255).transpose(0, 1).flatten(1)
+        sums, squares = sums + pixels.sum(1), squares + pixels.square().sum(1)
+        count += pixels.shape[1]
+    mean = sums / count
+    # images of one colour alone would divide by zero
+    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
 def _classes(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise ValueError(f"{folder} is missing: an image folder holds train/CLASS and val/CLASS")
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    if not found:
+        raise ValueError(f"{folder} is missing: an image folder holds SPLIT/CLASS/IMAGE")
+    if not (found := _folders(folder)):
         raise ValueError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE")
     return found
 

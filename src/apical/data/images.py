@@ -4,18 +4,22 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
 
 class Images(Protocol):
-    """What batches are drawn from: images in memory (`Split`) or on disk (`FolderSplit`)."""
+    """What batches are drawn from: images in memory (`Split`) or on disk (`FolderSplit`), or inputs
+    of one's own (`apical.data.own`), whose shape need not be that of images."""
 
     @property
     def labels(self) -> torch.Tensor: ...
     @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> tuple[int, ...]: ...
     def __len__(self) -> int: ...
     def take(self, indices: torch.Tensor) -> "Images": ...
     def to(self, device: torch.device | str) -> "Images": ...
@@ -96,6 +100,9 @@ class ImageData:
     mean, std: per channel, of pixels on the scale [0, 1].
     note: what must stand beside a number measured on it, e.g. "JPEG re-compressed"; "" = nothing.
     source: where it was read from.
+    loader: settings of an experiment (batch_size, shuffle, drop_last) that a loader it came from
+        names, and that an experiment must share.
+    unit: whether its inputs are images of the scale [0, 1], as attacks need them.
     """
 
     name: str
@@ -106,10 +113,12 @@ class ImageData:
     std: tuple[float, ...]
     note: str = ""
     source: str = ""
+    loader: Mapping[str, Any] = field(default_factory=dict)
+    unit: bool = True
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one image; inputs of one's own have any shape."""
         return self.train.shape
 
     def resized(self, size: int) -> "ImageData":

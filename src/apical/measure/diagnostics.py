@@ -4,7 +4,9 @@ For a loop of one's own:
 
     watch = diagnostics.Watch(model)                      # before training
     for epoch in range(1, epochs + 1):
-        ...                                               # train
+        ...                                               # train; after each step
+            for finding in watch.loss(loss):              # says once if training diverged
+                print(finding)
         for finding in watch.check(loss_fn, x, y):        # a batch of some 128 examples
             print(finding)
 
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 
 from apical.core import updates
 from apical.measure import probes, signals
-from apical.measure.findings import KINDS, Finding, Row, Thresholds, findings
+from apical.measure.findings import KINDS, Finding, Row, Thresholds, divergence, findings
 
 __all__ = ["KINDS", "Finding", "Start", "Thresholds", "Watch", "check", "findings", "measure"]
 
@@ -90,6 +92,8 @@ class Watch:
         self.rows: list[Row] = []
         self._told: set[tuple[str, str]] = set()
         self._checks = 0
+        self._losses = 0
+        self._first_loss = 0.0
 
     def check(self, loss_fn: Loss, x: Any, y: Any, *, epoch: float | None = None) -> list[Finding]:
         """Measure, and say what is wrong that was not said before.
@@ -104,6 +108,21 @@ class Watch:
         at = self._checks if epoch is None else epoch
         measured = measure(self.model, loss_fn, x, y, self.start)
         return self.add([{**row, "epoch": at} for row in measured])
+
+    def loss(self, loss: Tensor | float) -> list[Finding]:
+        """Take the loss of a step, and say once if training has diverged.
+
+        Args: loss: of every step, in order. Reading it from a GPU waits for the step.
+        """
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        self._losses += 1
+        if self._losses == 1:
+            self._first_loss = value
+        found = divergence(value, self._first_loss, self._losses, self.thresholds)
+        if found is None or ("", found.kind) in self._told:
+            return []
+        self._told.add(("", found.kind))
+        return [found]
 
     def add(self, rows: Iterable[Row]) -> list[Finding]:
         """Take rows measured elsewhere, and give what they show that was not said before."""

@@ -6,6 +6,7 @@ a loop, a runner and a reader of old records judge alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ class Thresholds:
             may multiply them by hundreds.
         saturated: share of an activation's entries where its slope is below a twentieth of its
             largest, or of rectified units that are zero on the whole batch, in (0, 1].
+        diverged: the loss of a step over that of the first (> 1); also any that is not finite.
+            Batches differ by less, and a loss that has come so far does not return.
     Raises: ValueError naming every value out of range.
     """
 
@@ -46,6 +49,7 @@ class Thresholds:
     moved: float = 1e-4
     grown: float = 1000.0
     saturated: float = 0.9
+    diverged: float = 100.0
 
     def __post_init__(self) -> None:
         allowed = {
@@ -57,6 +61,7 @@ class Thresholds:
             "moved": (0 < self.moved < 1, "in (0, 1)"),
             "grown": (self.grown > 1, "above 1"),
             "saturated": (0 < self.saturated <= 1, "in (0, 1]"),
+            "diverged": (self.diverged > 1, "above 1"),
         }
         problems = [
             f"{name}={getattr(self, name)}: must be {where}"
@@ -212,8 +217,23 @@ _KINDS = (
     ),
 )
 
-KINDS = tuple(dict.fromkeys(kind.name for kind in _KINDS))
+DIVERGED = "diverged"
+KINDS = (*dict.fromkeys(kind.name for kind in _KINDS), DIVERGED)
 """The names of all findings."""
+
+
+def divergence(loss: float, first: float, step: int, thresholds: Thresholds) -> Finding | None:
+    """Whether training has diverged, going by its loss. Args: first: the loss of the first step."""
+    limit = thresholds.diverged * abs(first)
+    if math.isfinite(loss) and loss <= limit:
+        return None
+    message = (
+        f"training diverged: the loss of step {step} is {loss:.3g}, that of the first was "
+        f"{first:.3g} (threshold {limit:.3g}). Try: start anew with a smaller learning rate (a "
+        "tenth), as the best rate of a rule is not that of backpropagation; clip the norm of the "
+        "gradients; or an optimizer that adapts the step to the gradient (adam)"
+    )
+    return Finding("", DIVERGED, loss, limit, step, message)
 
 
 def findings(rows: Iterable[Row], thresholds: Thresholds | None = None) -> list[Finding]:

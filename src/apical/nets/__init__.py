@@ -50,7 +50,7 @@ __all__ = [
 def build(
     name: str,
     *,
-    in_shape: tuple[int, int, int],
+    in_shape: tuple[int, ...],
     num_classes: int,
     seed: int | None = None,
     **options: object,
@@ -58,15 +58,20 @@ def build(
     """A net by name, for images of `in_shape` and `num_classes` classes.
 
     Args: name: one of NETS, or "torchvision:NAME", "timm:NAME", "package.module:callable".
-        in_shape: (channels, height, width).     num_classes: number of outputs, at least 1.
+        in_shape: (channels, height, width); "mlp" and nets by path take any shape.
+        num_classes: number of outputs, at least 1.
         seed: of the initial weights; PyTorch's global generators are then left as they were.
             None draws from the global generator, as any torch module does.
         options: of the net; see its docstring.
     Raises: ValueError for an unknown name or option, or a shape the net cannot take.
     """
     shape = tuple(in_shape)
-    if len(shape) != 3 or any(not isinstance(n, int) or n < 1 for n in shape):
-        raise ValueError(f"in_shape={in_shape!r} must be (channels, height, width), each >= 1")
+    image = len(shape) == 3 or (name == "mlp" or (":" in name and len(shape) > 0))
+    if not image or any(not isinstance(n, int) or n < 1 for n in shape):
+        raise ValueError(
+            f"net {name!r}: in_shape={in_shape!r} must be (channels, height, width), each >= 1; "
+            "net 'mlp' takes any shape"
+        )
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes={num_classes!r} must be a whole number of at least 1")
     with _seeded(seed):

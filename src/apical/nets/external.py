@@ -11,7 +11,7 @@ from torch import nn
 
 from apical.names import from_path, unknown
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def build_external(
@@ -35,7 +35,7 @@ def build_external(
         raise ValueError(f"net {name!r} refused the arguments {given}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"net {name!r} gave a {type(model).__name__}, not a torch.nn.Module")
-    _try_shape(name, model, in_shape, num_classes)
+    try_shape(name, model, in_shape, num_classes)
     return model
 
 
@@ -106,7 +106,11 @@ def import_package(package: str) -> ModuleType:
 
 
 @torch.no_grad()
-def _try_shape(name: str, model: nn.Module, in_shape: Shape, num_classes: int) -> None:
+def try_shape(name: str, model: nn.Module, in_shape: Shape, num_classes: int) -> None:
+    """Run a model on two blank inputs, and leave it as it was.
+
+    Raises: ValueError if it cannot take them, or no output has one number for each class.
+    """
     training = {module: module.training for module in model.modules()}
     model.eval()
     tensor = next(model.parameters(), torch.zeros(()))
@@ -114,15 +118,15 @@ def _try_shape(name: str, model: nn.Module, in_shape: Shape, num_classes: int) -
     try:
         output = model(blank)
     except Exception as error:
-        raise ValueError(f"net {name!r} cannot take images {tuple(in_shape)}: {error}") from error
+        raise ValueError(f"net {name!r} cannot take inputs {tuple(in_shape)}: {error}") from error
     finally:
         for module, flag in training.items():
             module.training = flag
     shapes = [tuple(t.shape) for t in _tensors(output)]
     if not any(shape and shape[-1] == num_classes for shape in shapes):
         raise ValueError(
-            f"net {name!r} does not honour num_classes={num_classes}: for 2 images it gave "
-            f"outputs of shape {shapes}; pass the option by which this net sets its outputs"
+            f"net {name!r} gave outputs of shape {shapes}, not {num_classes} classes, for 2 "
+            "inputs: it must have one output for each class (give the option by which it sets them)"
         )
 
 

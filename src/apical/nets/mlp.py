@@ -19,14 +19,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 def mlp(
     *,
-    in_shape: tuple[int, int, int],
+    in_shape: tuple[int, ...],
     num_classes: int,
     hidden: Sequence[int] = (1024, 1024),
     activation: Literal["relu", "sigmoid", "tanh"] = "relu",
 ) -> nn.Sequential:
     """Multilayer perceptron; layers are named fc1, fc2, ...
 
-    Args: in_shape: (channels, height, width), flattened.     num_classes: number of outputs.
+    Args: in_shape: of one input, flattened.     num_classes: number of outputs.
         hidden: units of each hidden layer, each >= 1; empty = a linear classifier.
         activation: between the layers, none after the last.
     Raises: ValueError for an unknown activation or a width below 1.

@@ -1,4 +1,4 @@
-"""The command line: ``apical list | train | study | verify | robustness | report | check``."""
+"""The command line: ``apical VERB``; a verb with more than a few options has a file of its own."""
 
 import os
 import sys
@@ -7,9 +7,12 @@ from typing import Any
 
 from apical.bench.cli.parsing import (
     UsageError,
+    add_experiment,
     add_keep_memory,
     add_trust,
+    as_flags,
     execution_of,
+    experiment_of,
     make_parser,
     parse,
     parse_settings,
@@ -19,18 +22,24 @@ USAGE = """usage: apical VERB [options]
 
 Train networks with biologically motivated learning rules, and compare them.
 
-  apical list                       show the names of studies, rules, nets and data sets
+  apical list rules                 show the rules; also nets, data, studies, ...
   apical train --rule fa            train one net; every setting is a flag
+  apical tune --rule fa,bp          choose a learning rate for each rule
   apical study smoke                do all runs behind a table; the same command resumes it
   apical verify results/smoke       train some of its runs again: the same bits?
   apical robustness RUN_FOLDER      attack a trained net: worst case, verdict, sanity checks
   apical report runs/smoke --open   write the table and its figures as a page
+  apical export RUN_FOLDER net.pt   write the weights of a trained net for plain PyTorch
   apical check my_module:MyRule     test a rule of your own against the contract
 
 apical VERB --help explains the options of a verb."""
 
 DEFECT = 70
 """Exit status after an error that nobody foresaw (EX_SOFTWARE of sysexits.h)."""
+
+ESSENTIAL = ("data", "net", "net_options", "rule", "epochs", "lr", "batch_size", "optimizer",
+             "validation", "seed", "device", "config", "folder")  # fmt: skip
+"""Options of ``apical train`` that its short help shows."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -103,52 +112,34 @@ def _verb(name: str) -> Callable[[list[str]], int]:
 
 
 def _list(words: list[str]) -> int:
-    parser = make_parser(
-        "list", "Show the names of studies, rules, learners, nets, data sets, tasks and attacks."
-    )
-    parse(parser, words)
-    from apical import attacks, data, learners, nets, retrieval, rules
-    from apical.bench import studies
-    from apical.bench.experiment import optimizers
-    from apical.data import sequences
-    from apical.nets import memory
+    from apical.bench.cli.listing import show
 
-    _show("studies (apical study NAME)", {n: _summary(f) for n, f in studies.STUDIES.items()})
-    _show("rules (--rule), also around one another, as sparse(kp), or package.module:Class",
-          {n: _summary(type(r)) + _kind(r) for n, r in rules.RULES.items()})  # fmt: skip
-    _show("nets (--net), or timm:NAME, torchvision:NAME, package.module:callable",
-          {n: _summary(f) for n, f in nets.NETS.items()})  # fmt: skip
-    _show("recurrent nets (--net, with --task)", {n: _summary(f) for n, f in nets.CELLS.items()})
-    _show("nets with a memory (--net, with --task)",
-          {n: _summary(f) for n, f in memory.NETS.items()})  # fmt: skip
-    _show("transformers (--net, with --task)",
-          {n: _summary(f) for n, f in nets.TRANSFORMERS.items()})  # fmt: skip
-    _show("tasks of sequences (--task, with --length)",
-          {n: _summary(f) for n, f in sequences.TASKS.items()})  # fmt: skip
-    _show("learners (--learner), or package.module:Class",
-          {n: _summary(f) for n, f in learners.LEARNERS.items()})  # fmt: skip
-    _show("losses of hash codes (--hashing.loss)",
-          {n: _summary(f) for n, f in retrieval.LOSSES.items()})  # fmt: skip
-    _show("data sets (--data)", {n: _summary(f) for n, f in data.DATA.items()})
-    _show("optimizers (--optimizer), or package.module:Class",
-          dict.fromkeys(optimizers.OPTIMIZERS, ""))  # fmt: skip
-    _show("attacks (apical.attacks)", {n: _summary(f) for n, f in attacks.ATTACKS.items()})
-    return 0
+    return show(words)
+
+
+def _export(words: list[str]) -> int:
+    from apical.bench.cli.export import export
+
+    return export(words)
+
+
+def _tune(words: list[str]) -> int:
+    from apical.bench.cli.tune import tune
+
+    return tune(words)
 
 
 def _train(words: list[str]) -> int:
-    from dataclasses import fields
     from pathlib import Path
 
     from apical.bench.experiment.execution import Execution
-    from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict
     from apical.bench.storage import claims, run_folder
     from apical.bench.training import loop
 
-    parser = make_parser("train", "Train one net. If it is killed, the same command resumes it.")
+    about = "Train one net. If it is killed, the same command resumes it."
+    parser = make_parser("train", about, essential=ESSENTIAL)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    for group in GROUPS:
-        parser.add_class_arguments(group, None)
+    add_experiment(parser)
     parser.add_class_arguments(Execution, None)
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_argument("--folder", default=None, type=str,
@@ -159,8 +150,7 @@ def _train(words: list[str]) -> int:
     add_trust(parser)
     values = parse_settings(parser, words)
     execution = execution_of(values)
-    named = {field.name: values[field.name] for field in fields(Experiment)}
-    experiment = from_dict(named, trust=True)  # by the options, or in a file that is trusted
+    experiment = experiment_of(values)
     folder = Path(values["folder"] or f"{values['runs']}/train/{experiment.name}")
     try:
         run_folder.check(folder, experiment)
@@ -173,11 +163,17 @@ def _train(words: list[str]) -> int:
         row = loop.run(experiment, folder, execution)
     except claims.Held as held:
         raise ValueError(str(held)) from held
+    except ValueError as error:
+        raise ValueError(as_flags(str(error))) from error
     if not row:  # another process of the group reports
         return 0
     if row["kind"] == "stopped":
         where = f"epoch {row['epoch']}, step {row['step']}, at {row['where']}"
-        print(f"stopped: {row['reason']} in {where}; a smaller --lr may help", file=sys.stderr)
+        print(
+            f"stopped: {row['reason']} in {where}. The learning rate was {experiment.lr:g}: try a "
+            f"smaller one (--lr {experiment.lr / 10:g}), or let apical tune choose it",
+            file=sys.stderr,
+        )
         print(folder)
         return 1
     for split in ("val", "test"):
@@ -257,16 +253,24 @@ def _report(words: list[str]) -> int:
     )
     parser.add_argument("folder", help="folder of a study, of several, or of one run")
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
+    about = "also write every figure as a PNG file, for print"
+    parser.add_argument("--png", default=False, action="store_true", help=about)
     values = parse(parser, words)
     from apical.bench.report import write
 
-    page = write(values["folder"])
+    page = write(values["folder"], png=values["png"], say=_progress)
     print(page)
     if values["open"]:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _progress(text: str) -> None:
+    """What is being done, on standard error, where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"{text} ...", file=sys.stderr, flush=True)
 
 
 def _check(words: list[str]) -> int:
@@ -293,11 +297,13 @@ def _verify(words: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "check": _check,
+    "export": _export,
     "list": _list,
     "report": _report,
     "robustness": _robustness,
     "study": _study,
     "train": _train,
+    "tune": _tune,
     "verify": _verify,
 }
 
@@ -316,26 +322,3 @@ def _cores() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _show(title: str, rows: dict[str, str]) -> None:
-    print(title)
-    width = max(map(len, rows), default=0)
-    for name, text in rows.items():
-        print(f"  {name.ljust(width)}  {text}".rstrip())
-
-
-def _kind(rule: Any) -> str:
-    """The options by which a named rule differs from the others of its class."""
-    from dataclasses import fields
-
-    from apical.rules import RULES
-
-    peers = [peer for peer in RULES.values() if type(peer) is type(rule)]
-    values = {f.name: [getattr(peer, f.name) for peer in peers] for f in fields(rule)}
-    kinds = [n for n, all_ in values.items() if isinstance(all_[0], str) and len(set(all_)) > 1]
-    return "".join(f" {name}={getattr(rule, name)!r}" for name in kinds)
-
-
-def _summary(found: Any) -> str:
-    return (found.__doc__ or "").strip().split("\n")[0]

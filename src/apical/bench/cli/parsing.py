@@ -1,9 +1,14 @@
 """Options of the command line, and the errors where they cannot be understood."""
 
+import ast
 import dataclasses
 import itertools
+import json
 import re
+import shlex
 import signal
+import textwrap
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from apical.names import type_hints
@@ -13,8 +18,14 @@ class UsageError(ValueError):
     """A command line that cannot be understood."""
 
 
-def make_parser(verb: str, description: str, operand: str = "") -> Any:
-    """The parser of a verb. Args: operand: name of the argument after its options."""
+def make_parser(
+    verb: str, description: str, operand: str = "", essential: Sequence[str] = ()
+) -> Any:
+    """The parser of a verb.
+
+    Args: operand: name of the argument after its options.
+        essential: the options that ``--help`` shows, where ``--help-all`` shows all; none: all.
+    """
     from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
     from apical.bench.experiment.yaml_values import read_yaml
@@ -22,7 +33,7 @@ def make_parser(verb: str, description: str, operand: str = "") -> Any:
     set_loader("apical", read_yaml, exceptions=(ValueError,))
     # else the name of a class in the place of a group of settings would be imported
     set_parsing_settings(subclasses_disabled=[dataclasses.is_dataclass])
-    return ArgumentParser(
+    parser = ArgumentParser(
         parser_mode="apical",
         prog=f"apical {verb}",
         usage=f"apical {verb} [options] {operand}".rstrip(),
@@ -30,6 +41,10 @@ def make_parser(verb: str, description: str, operand: str = "") -> Any:
         exit_on_error=False,
         allow_abbrev=False,
     )
+    if essential:
+        parser.add_argument("--help_all", action="store_true", help="explain every option")
+    parser.essential = tuple(essential)
+    return parser
 
 
 def parse(parser: Any, words: list[str]) -> dict[str, Any]:
@@ -41,11 +56,17 @@ def parse(parser: Any, words: list[str]) -> dict[str, Any]:
         action.help = action.help and action.help.replace("``", "")
     words = [_underscored(word) for word in words]
     _check_structures(words)
+    if parser.essential and "--help_all" in words:
+        words = ["--help"]
+    elif parser.essential and {"-h", "--help"} & set(words):
+        print(_short_help(parser))
+        raise SystemExit(0)
     try:
         values = parser.parse_args(words).as_dict()
     except ArgumentError as error:
         text = _explained(str(error), names)
-        raise UsageError(f"{text} ({parser.prog} --help lists all options)") from error
+        every = "--help-all" if parser.essential else "--help"
+        raise UsageError(f"{text} ({parser.prog} {every} lists all options)") from error
     return values
 
 
@@ -108,6 +129,85 @@ def add_trust(parser: Any) -> None:
                         help="import code that the files read name, as my_rules:Mine")  # fmt: skip
 
 
+def _short_help(parser: Any) -> str:
+    """The essential options, a paragraph each."""
+    lines = [f"usage: {parser.usage}", "", *textwrap.wrap(parser.description, 100), ""]
+    actions = {action.dest: action for action in parser._actions}
+    for name in parser.essential:
+        action = actions[name]
+        text = (action.help or "").replace("%%", "%").partition(" (type:")[0].rstrip(" .,")
+        if action.default not in (None, "==SUPPRESS=="):
+            text += f" (default: {action.default})"
+        head = f"  --{name}".ljust(22)
+        lines += textwrap.wrap(
+            " ".join(text.split()), 100, initial_indent=head + " ", subsequent_indent=" " * 23
+        )
+    lines += ["", f"{parser.prog} --help-all explains every option."]
+    return "\n".join(lines)
+
+
+def as_flags(message: str) -> str:
+    """A message about settings in the form in which the command line takes them.
+
+    >>> as_flags("use autocast='bf16', not test_at=(3,)")
+    "use --autocast bf16, not --test_at '[3]'"
+    """
+    from apical.bench.experiment.experiment import Experiment
+
+    names = Experiment.__dataclass_fields__
+
+    def flag(match: re.Match[str]) -> str:
+        try:
+            value = ast.literal_eval(match[2])
+        except (ValueError, SyntaxError):
+            return match[0]
+        if value is None:
+            return match[0]
+        text = value if isinstance(value, str) else json.dumps(value)
+        return f"--{match[1]} {shlex.quote(text)}"
+
+    words = "|".join(sorted(names, key=len, reverse=True))
+    value = r"""'[^']*'|"[^"]*"|\{[^{}]*\}|\[[^\]]*\]|\([^()]*\)|[\w+-]+(?:\.\w+)*"""
+    return re.sub(rf"(?<![\w.-])({words})=({value})", flag, message)
+
+
+def add_experiment(parser: Any, skip: Sequence[str] = ()) -> None:
+    """The options of an experiment; of learning rate and optimizer what `rates.filled` fills in is
+    absent."""
+    from apical.bench.experiment import rates
+    from apical.bench.experiment.experiment import GROUPS
+
+    for group in GROUPS:
+        parser.add_class_arguments(group, None, skip={"lr", "optimizer", *skip})
+    given = "sgd" if "lr" in skip else "adam, with --lr given sgd"
+    about = f"sgd, adam, adamw, rmsprop, or a class as package.module:Class; absent: {given}"
+    parser.add_argument("--optimizer", default=None, type=str | None, help=about)
+    if "lr" not in skip:
+        about = (
+            f"learning rate (> 0) before the schedule; absent: {rates.ADAM} of adam, {rates.SGD} "
+            "of sgd, with momentum 0.9 that of the rule"
+        )
+        parser.add_argument("--lr", default=None, type=float | None, help=about)
+
+
+def experiment_of(values: dict[str, Any]) -> Any:
+    """The ``Experiment`` of the options.
+
+    Raises: ValueError for what does not fit, in the form of options.
+    """
+    from apical.bench.experiment import rates
+    from apical.bench.experiment.experiment import Experiment, from_dict
+
+    names = [name for name in Experiment.__dataclass_fields__ if name in values]
+    settings = {name: values[name] for name in names}
+    if "lr" not in names and settings["optimizer"] is None:
+        del settings["optimizer"]
+    try:
+        return from_dict(rates.filled(settings) if "lr" in names else settings, trust=True)
+    except ValueError as error:
+        raise ValueError(as_flags(str(error))) from error
+
+
 def add_keep_memory(parser: Any) -> None:
     """The option of every verb that trains or attacks."""
     parser.add_argument("--keep_memory", default=False, action="store_true",
@@ -163,5 +263,5 @@ def _misspelt(option: str, known: list[str]) -> str:
     from apical.names import unknown
 
     bare = unknown("option", option[2:], [name[2:] for name in known])
-    text = str(bare).partition(" Allowed: ")[0].rstrip(".")
+    text = str(bare).partition(" Allowed: ")[0].rstrip(" .,")
     return re.sub(r"'([\w.-]+)'", r"'--\1'", text)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from apical.core.convert import convert, feedback_modules
 from apical.names import from_path
 from apical.nets import pretrained
 from apical.retrieval.ranking import check_k
+
+GIVEN_FILE = "given.json"
+"""In a run folder: name, shape, classes and statistics of data that were given as objects."""
 
 CHOICE = 0
 """Seed by which the images are chosen: the same ones for every net."""
@@ -115,10 +119,15 @@ class Run(NamedTuple):
     records: list[dict[str, Any]]
     model: nn.Module
 
+    def __repr__(self) -> str:
+        kind = type(self.model).__name__
+        return f"Run({self.experiment!r}, {len(self.records)} records, model {kind})"
+
 
 def load_run(
     path: str | Path,
     *,
+    model: nn.Module | None = None,
     device: str = "cpu",
     data_root: str | None = None,
     download: bool = True,
@@ -127,6 +136,8 @@ def load_run(
     """Experiment, records and trained net of a finished run, of images or of sequences.
 
     Args: path: of the run's folder, or of the checkpoint in it.
+        model: a net of the same architecture, where `apical.bench.fit` was given one as an object;
+            it is copied.
         data_root, download: where its data set lies, which decides the shape of the net.
         trust: whether to import code outside this library that its settings name, as
             ``my_nets:Net``; only for folders whose author you trust.
@@ -134,8 +145,9 @@ def load_run(
         of it is damaged, or it names code that is not trusted.
     """
     folder = _folder(Path(path))
-    experiment, _, model = _finished(folder, data_root=data_root, download=download, trust=trust)
-    return Run(experiment, records.read(folder / "records.jsonl"), model.to(device))
+    found = _finished(folder, data_root=data_root, download=download, trust=trust, net=model)
+    experiment, _, trained = found
+    return Run(experiment, records.read(folder / "records.jsonl"), trained.to(device))
 
 
 def from_run(
@@ -156,6 +168,16 @@ def from_run(
     experiment, images, model = found
     if not isinstance(images, data.ImageData):
         raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
+    if experiment.data.startswith(build.GIVEN):
+        raise ValueError(
+            f"{folder} trained on data that were given as objects, which are not kept: attack its "
+            "net in Python (apical.attacks), or train by name (--data my_data:make)"
+        )
+    if not images.unit:
+        raise ValueError(
+            f"{folder} trained on data={experiment.data!r}, which are no images in [0, 1]: attacks "
+            "need that range. Let the function return uint8 images, or floats in [0, 1]"
+        )
     whole = Normalised(model, *splits.normalisation(experiment, images)).to(device)
     net = Trained(whole, images, digest_of_run(folder, trust=trust), folder.name)
     if experiment.hashing is None:
@@ -179,6 +201,20 @@ def experiment_of(folder: Path, *, trust: bool = False) -> Experiment:
             "printed, or a model of your own: --model package.module:callable --weights FILE"
         )
     return run_folder.read(folder, trust=trust)
+
+
+def weights_of(
+    path: str | os.PathLike[str], *, trust: bool = False
+) -> tuple[Path, Experiment, dict[str, Tensor]]:
+    """Folder, settings and state dict (with feedback) of a finished run; nothing is built.
+
+    Args: trust: as of `load_run`.
+    Raises: ValueError if there is no run, or it is not finished.
+    """
+    folder = _folder(Path(path))
+    experiment = experiment_of(folder, trust=trust)
+    _check_finished(folder)
+    return folder, experiment, _weights_of_run(folder, experiment)
 
 
 def digest_of_run(folder: Path, *, trust: bool = False) -> str:
@@ -237,24 +273,46 @@ def _folder(path: Path) -> Path:
 
 
 def _finished(
-    folder: Path, *, data_root: str | None, download: bool, trust: bool
+    folder: Path,
+    *,
+    data_root: str | None,
+    download: bool,
+    trust: bool,
+    net: nn.Module | None = None,
 ) -> tuple[Experiment, build.Source, nn.Module]:
     """Settings, data and trained net, in eval mode, of a finished run."""
     experiment = experiment_of(folder, trust=trust)
+    _check_finished(folder)
+    given = build.Given(_shapes(folder), net)
+    source = build.load(experiment, data_root=data_root, download=download, given=given)
+    with torch.random.fork_rng(devices=[]):
+        model = build.build_model(experiment, source, epoch=experiment.epochs, given=given)
+    try:
+        model.load_state_dict(_weights_of_run(folder, experiment))
+    except RuntimeError as error:
+        raise ValueError(f"{folder / 'checkpoint.pt'} does not fit its experiment: {error}") from error
+    return experiment, source, model.eval()
+
+
+def _check_finished(folder: Path) -> None:
     state = run_folder.state(folder)
     if state != "finished":
         raise ValueError(
             f"{folder} is {state}: there is no trained net yet. The command that started it "
             "goes on where it stopped"
         )
-    source = build.load(experiment, data_root=data_root, download=download)
-    with torch.random.fork_rng(devices=[]):
-        model = build.build_model(experiment, source, epoch=experiment.epochs)
-    try:
-        model.load_state_dict(_weights_of_run(folder, experiment))
-    except RuntimeError as error:
-        raise ValueError(f"{folder / 'checkpoint.pt'} does not fit its experiment: {error}") from error
-    return experiment, source, model.eval()
+
+
+def _shapes(folder: Path) -> data.ImageData | None:
+    """What stands for data that were given as objects: their shapes, which decide the net."""
+    path = folder / GIVEN_FILE
+    if not path.exists():
+        return None
+    found = records.read_json(path)
+    blank = data.TensorSplit(torch.zeros(1, *found["shape"]), torch.zeros(1, dtype=torch.int64))
+    channels = len(found["mean"])
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    return data.ImageData(found["name"], blank, blank, found["num_classes"], mean, std)
 
 
 def _weights_of_run(folder: Path, experiment: Experiment) -> dict[str, Tensor]:

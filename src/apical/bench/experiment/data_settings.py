@@ -11,7 +11,8 @@ class DataSettings(Settings):
     """The data set, how it is split, and in which form the net receives it.
 
     Args:
-        data: name of a data set; ``apical list`` shows them.
+        data: name of a data set (``apical list data``), ``folder:PATH`` of images, or
+            ``package.module:function`` that returns them.
         size: side of the images in pixels; absent: as stored.
         train_images: images of the training split that are trained on, the same for every seed
             (>= 1; absent: all). To compare rules where the whole set would take too long.

@@ -50,7 +50,7 @@ OF_THE_TASK = ("inputs", "outputs", "output")
 """Options of such nets that follow from the task."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experiment(
     ProbeSettings,  # dataclasses take the fields of the last base first
     TrainingSettings,

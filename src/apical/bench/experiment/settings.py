@@ -75,6 +75,12 @@ class Settings:
         if problems := alone or [*self.problems(), *self._combination_problems()]:
             raise ValueError(f"{self.label}: " + "; ".join(problems))
 
+    def __repr__(self) -> str:
+        """What differs from the defaults, so that it fits a line."""
+        fields = [f.name for f in dataclasses.fields(self) if self.differs(f.name)]
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in fields)
+        return f"{type(self).__name__}({shown})"
+
     def problems(self) -> list[str]:
         """What cannot be combined, a sentence each. Every value alone is valid by then."""
         return []

@@ -36,7 +36,7 @@ def of_classifiers(study: Study, out: Path) -> dict[str, Any] | None:
     names = slugs([section.heading for section in found])
     several = len(found) > 1
     made = [
-        _classifiers(section, study, out, f"robust-{f'{names[section.heading]}-' * several}")
+        _classifiers(section, study, out, f"robust-{f'{names[section.heading]}-' * several}", png)
         for section in found
     ]
     settings = {section.setting for section in found}
@@ -61,20 +61,20 @@ def _part(
     }
 
 
-def _classifiers(section: Section, study: Study, out: Path, slug: str) -> dict[str, Any]:
+def _classifiers(section: Section, study: Study, out: Path, slug: str, png: bool) -> dict[str, Any]:
     eps = robustness.headline_radius(section)
     rows = robustness.headlines(section, eps)
     gains = gained.gains(study)
     title = f"{study.title} · {section.heading}"
     heats = robustness.heats(section, eps)
     names = [f"gradients{f'-{n + 1}' if n else ''}" for n in range(len(heats))]
-    for heat, name in zip(heats, names, strict=True):
+    for heat, name in zip(heats, names, strict=True) if png else ():
         group = robustness_figures.crossed(heat, name)
         render.write_png(out / f"{slug}{name}.png", group, title=f"{title} · {group.heading}")
     compared = robustness.compared(section, study.tier)
     found, problems = pictures.of_section(section, pictures.examples)
     examples = [each for _, each in found]
-    if examples:
+    if examples and png:
         pictures.write_png(out / f"{slug}examples.png", examples, title)
     changed = robustness.pixels(section)
     others = [each for each in lines.spread(section.radii, MOST_RADII) if each != eps]
@@ -99,9 +99,9 @@ def _classifiers(section: Section, study: Study, out: Path, slug: str) -> dict[s
         "compared": compared,
         "published": robustness_tables.published(compared),
         "pixels": robustness_tables.pixels(changed) if changed else None,
-        "curves": _curves(section, title, out, slug),
+        "curves": _curves(section, title, out, slug, png),
         "heats": [
-            (heat, f"{slug}{name}.png", robustness_tables.heat(heat), radius(heat.eps))
+            (heat, f"{slug}{name}.png" * png, robustness_tables.heat(heat), radius(heat.eps))
             for heat, name in zip(heats, names, strict=True)
         ],
         "checks": robustness_tables.checks(section),
@@ -111,17 +111,17 @@ def _classifiers(section: Section, study: Study, out: Path, slug: str) -> dict[s
         "examples": [each.table() for each in examples],
         "shown_radius": radius(examples[0].eps) if examples else "",
         "problems": problems,
-        "png": f"{slug}examples.png",
+        "png": f"{slug}examples.png" * png,
         "settings": section.settings(),
     }
 
 
-def _curves(section: Section, title: str, out: Path, slug: str) -> dict[str, Any] | None:
+def _curves(section: Section, title: str, out: Path, slug: str, png: bool) -> dict[str, Any] | None:
     found = robustness_figures.over_radius(section)
     if found is None:
         return None
     group, kinds = found
-    (figure,) = render.draw([group], out, title=title, slug=slug)
+    (figure,) = render.draw([group], out, title=title, slug=slug, png=png)
     behind = [
         robustness_words.behind(section, kind)
         for kind in ("black box", "transfer")

@@ -1,5 +1,7 @@
 """Names of rules as their papers write them."""
 
+from collections.abc import Sequence
+
 NAMES = {
     "aa": "AA",
     "bp": "BP",
@@ -32,6 +34,15 @@ def display_name(rule: str) -> str:
     """
     name, comma, rest = rule.partition(", ")
     return NAMES.get(name.lower(), name) + comma + rest
+
+
+def joined(names: Sequence[str]) -> str:
+    """Names in a row, set off by semicolons where one of them has a comma.
+
+    >>> joined(["FA", "DFA"]), joined(["FA", "DFA, published rate"])
+    ('FA, DFA', 'FA; DFA, published rate')
+    """
+    return ("; " if any("," in name for name in names) else ", ").join(names)
 
 
 def is_baseline(rule: str) -> bool:

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,20 @@ ANGLES_CSV = "delta-angles.csv"
 READOUTS_CSV = "linear-probes.csv"
 
 
-def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+def write(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    png: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Write the report of a study folder, of every study in a folder of studies, or of one run.
 
     Args: folder: `runs/<study>`, `runs` or the folder of a run. out: where the pages go, default
         `<folder>/report`;
         a folder of studies gets an index and one folder per study.
+        png: whether every figure is written as a PNG file for print too, which takes as long as
+        the page itself.     say: is given what is being written.
     Returns: the page to open.
     Raises: ValueError where there is no study; StorageError where `out` cannot be written. A study
         without a finished run is no error: its page says what is missing.
@@ -50,9 +58,10 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     source = Path(folder)
     target = source / "report" if out is None else Path(out)
     if is_study(source):
-        return _write_study(read_study(source), target)
+        say(f"reading {source}")
+        return _write_study(read_study(source), target, png, say)
     if is_run(source):
-        return _write_run(read_run(source), target)
+        return _write_run(read_run(source), target, png, say)
     children = sorted(source.iterdir()) if source.is_dir() else []
     studies = {child.name: read_study(child) for child in children if is_study(child)}
     if not studies:
@@ -62,7 +71,7 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
             "shown by its own folder"
         )
     for name, study in studies.items():
-        _write_study(study, target / name)
+        _write_study(study, target / name, png, say)
     entries = [
         {"folder": name, "study": study, "state": protocol.state(study)}
         for name, study in studies.items()
@@ -70,8 +79,9 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     return _write_html(target, "index.html.j2", entries=entries)
 
 
-def _write_study(study: Study, out: Path) -> Path:
+def _write_study(study: Study, out: Path, png: bool, say: Callable[[str], None]) -> Path:
     _make_folder(out)
+    say(f"{study.title}: tables of {len(study.runs)} runs")
     rows = results.cells(study)
     looks = colours(study.rules)
     several = len(study.settings) > 1
@@ -92,11 +102,14 @@ def _write_study(study: Study, out: Path) -> Path:
         "study.html.j2",
         **_common(study, looks, out),
         finding=opening.finding(study),
+        **_common(study, looks, out, png, say),
+        finding=results.finding(rows),
         summary=protocol.summary(study),
         verdicts=protocol.verdicts(rows),
         search=protocol.search(study),
         unfinished=[run for run in study.runs if run.status != "finished"],
         rows=rows,
+        contradicting=any(results.contradicts(row, rows) for row in rows),
         table=table,
         runs=protocol.runs(study),
         courses=courses,
@@ -110,29 +123,34 @@ def _write_study(study: Study, out: Path) -> Path:
         credit=_credit(study),
         spikes=attacked.of_spiking_nets(study, out),
         most_neurons=spikes.MOST_NEURONS,
-        sections=[_section(study, rows, setting, looks, out) for setting in study.settings],
+        sections=[
+            _section(study, rows, setting, looks, out, png, say) for setting in study.settings
+        ],
         allowance=ALLOWANCE,
         full_tier=FULL_TIER,
     )
 
 
-def _write_run(study: Study, out: Path) -> Path:
+def _write_run(study: Study, out: Path, png: bool, say: Callable[[str], None]) -> Path:
     """The page of one run: how it trained, and its robustness where that was evaluated."""
     _make_folder(out)
     (run,) = study.runs
     looks = colours([run.rule])
-    drawn = render.draw(figures.of_run(run, looks), out, title=study.title)
+    say(f"{study.title}: figures")
+    drawn = render.draw(figures.of_run(run, looks), out, title=study.title, png=png)
     return _write_html(
         out,
         "run.html.j2",
-        **_common(study, looks, out),
+        **_common(study, looks, out, png, say),
         run=run,
         cell=results.cells(study)[0],
         sections=[{"setting": run.setting, "figures": drawn, "legend": []}],
     )
 
 
-def _common(study: Study, looks: Mapping[str, Look], out: Path) -> dict[str, Any]:
+def _common(
+    study: Study, looks: Mapping[str, Look], out: Path, png: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
     """What pages of studies and of runs show alike."""
     found = [diagnostics.diagnose(study, setting, looks) for setting in study.settings]
     return {
@@ -141,9 +159,9 @@ def _common(study: Study, looks: Mapping[str, Look], out: Path) -> dict[str, Any
         "protocols": protocol.protocols(study),
         "environment": protocol.environment(study),
         "tuned": _fine_tuning(study, out),
-        "robust": attacked.of_classifiers(study, out),
+        "robust": attacked.of_classifiers(study, out, png),
         "hashed": attacked.of_hash_nets(study, out),
-        "diagnoses": [_diagnosis(each, study, out) for each in found if each is not None],
+        "diagnoses": [_diagnosis(each, study, out, png, say) for each in found if each is not None],
     }
 
 
@@ -173,18 +191,32 @@ def _slug(study: Study, setting: str) -> str:
 
 
 def _section(
-    study: Study, rows: Sequence[results.Cell], setting: str, looks: Mapping[str, Look], out: Path
+    study: Study,
+    rows: Sequence[results.Cell],
+    setting: str,
+    looks: Mapping[str, Look],
+    out: Path,
+    png: bool,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The figures of one setting."""
+    say(f"{study.title}: figures of {setting}")
     groups = figures.of_setting(study, rows, setting, looks)
     groups += curves.groups(study, setting, looks)
     title = f"{study.title} · {setting}"
-    drawn = render.draw(groups, out, title=title, slug=_slug(study, setting))
+    drawn = render.draw(groups, out, title=title, slug=_slug(study, setting), png=png)
     return {"setting": setting, "figures": drawn, "legend": render.legend(groups)}
 
 
-def _diagnosis(found: diagnostics.Diagnosis, study: Study, out: Path) -> dict[str, Any]:
+def _diagnosis(
+    found: diagnostics.Diagnosis,
+    study: Study,
+    out: Path,
+    png: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     """The diagnostics of one setting."""
+    say(f"{study.title}: diagnostics of {found.setting}")
     slug = _slug(study, found.setting)
     title = f"{study.title} · {found.setting}"
     layers = angles.by_layer(found.last)
@@ -207,7 +239,7 @@ def _diagnosis(found: diagnostics.Diagnosis, study: Study, out: Path) -> dict[st
         "readouts": linear_probes.table(found.readouts) if found.readouts else None,
         "readouts_legend": linear_probes.LEGEND,
         "readouts_csv": f"{slug}{READOUTS_CSV}",
-        "figures": render.draw(found.groups, out, title=title, slug=slug),
+        "figures": render.draw(found.groups, out, title=title, slug=slug, png=png),
         "legend": legend if len(legend) > 1 else [],
     }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from apical.bench.report import rates
 from apical.bench.report.names import display_name
+from apical.bench.report.names import display_name, joined
 from apical.bench.report.read import FULL_TIER, Run, Study
 from apical.bench.report.results import Cell, rule_column, setting_column
 from apical.bench.report.table import Column, Shown, Table, each, number
@@ -24,7 +25,7 @@ def state(study: Study) -> dict[str, int]:
 
 def summary(study: Study) -> str:
     """One paragraph: what was run, how often, on what, under which protocol."""
-    rules = ", ".join(display_name(rule) for rule in study.rules)
+    rules = joined([display_name(rule) for rule in study.rules])
     seeds = sorted({run.seed for run in study.runs})
     parts = [
         f"{_plural(len(study.rules), 'rule')} ({rules}) in "

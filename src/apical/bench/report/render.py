@@ -72,24 +72,28 @@ class Group:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A group as the macro `figure` of a page needs it: file of the PNG, titles and SVG."""
+    """A group as the macro `figure` of a page needs it: file of the PNG, "" where none was asked
+    for; titles and SVG."""
 
     group: Group
     png: str
     panels: tuple[tuple[str, str], ...]
 
 
-def draw(groups: Iterable[Group], out: Path, *, title: str, slug: str = "") -> list[Drawn]:
-    """The groups for a page; their PNG files are written into `out` on the way.
+def draw(
+    groups: Iterable[Group], out: Path, *, title: str, slug: str = "", png: bool = True
+) -> list[Drawn]:
+    """The groups for a page; with `png` their PNG files are written into `out` on the way.
 
     Args: title: of the PNG files, before their own. slug: start of their names.
     """
     made = []
     for group in groups:
-        png = f"{slug}{group.name}.png"
-        write_png(out / png, group, title=f"{title} · {group.heading}")
+        file = f"{slug}{group.name}.png" if png else ""
+        if file:
+            write_png(out / file, group, title=f"{title} · {group.heading}")
         panels = tuple((panel.title, to_svg(group, panel)) for panel in group.panels)
-        made.append(Drawn(group, png, panels))
+        made.append(Drawn(group, file, panels))
     return made
 
 
@@ -202,13 +206,18 @@ def _inline(figure: Any, title: str) -> str:
     if head is None:
         raise AssertionError("matplotlib's SVG starts without a viewBox")
     opening = f'<svg xmlns:xlink="{XLINK}" {head[1]} role="img" aria-label="{escape(title)}">'
-    body = re.sub(r' d="[^"]*"', _hundredths, svg[head.end() :], flags=re.S)
+    body = re.sub(r' d="([^"]*)"', _short, svg[head.end() :], flags=re.S)
+    body = re.sub(r">\n\s*<", "><", body)
     return opening + _themed(_without_idle_ids(body))
 
 
-def _hundredths(path: re.Match[str]) -> str:
-    """Coordinates of a path rounded down: hundredths of a point suffice, at half the size."""
-    return re.sub(r"(\.\d\d)\d+", r"\1", path[0])
+def _short(path: re.Match[str]) -> str:
+    """A path at a third of its size: coordinates in tenths of a point, commands that repeat left
+    out, line breaks as spaces."""
+    text = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", path[1])
+    text = " ".join(text.replace(".0 ", " ").replace(".0\n", "\n").split())
+    text = re.sub(r"([A-Za-z]) ", r"\1", text)
+    return f' d="{re.sub(r"(?<=[0-9]) L", " ", text)}"'
 
 
 def _without_idle_ids(svg: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from apical.bench.report import gained, rates
 from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.names import display_name, is_baseline, is_frozen, joined
 from apical.bench.report.read import FULL_TIER, Published, Run, Study
 from apical.bench.report.table import (
     Column,
@@ -156,7 +157,8 @@ def _one_net(runs: Sequence[Run]) -> tuple[float, float] | None:
 def table(study: Study, rows: Sequence[Cell]) -> Table:
     """The table of results, its CSV file with every number."""
     error = "First found is wrong %" if study.retrieval else "Test error %"
-    several, compared = len(study.settings) > 1, bool(study.published)
+    settings, compared = list(study.settings), bool(study.published)
+    several = len(settings) > 1
 
     return Table(
         [
@@ -214,6 +216,8 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
         ],
         rows,
         "Table of results",
+        order=lambda c: (settings.index(c.setting), c.summary is None,
+                         c.summary.mean if c.summary else 0.0),
     )  # fmt: skip
 
 
@@ -241,6 +245,24 @@ def _band(cell: Cell) -> Shown:
         return Shown("")
     low = max(0.0, found.low)
     return Shown(f"{number(low)} to {number(found.high)}", low)
+
+
+def contradicts(cell: Cell, rows: Sequence[Cell]) -> bool:
+    """Whether the interval of a rule minus BP leaves out 0 although the two share a letter: alone
+    they differ, corrected for all pairs they do not."""
+    found = cell.difference
+    if found is None or found.low is None or found.high is None:
+        return False
+    others = [c for c in rows if c.setting == cell.setting and is_baseline(c.rule)]
+    same = any({*c.ties} & {*cell.ties} for c in others)
+    return same and (found.low > 0 or found.high < 0)
+
+
+def _ties(cell: Cell, rows: Sequence[Cell]) -> Shown:
+    if not contradicts(cell, rows):
+        return Shown(cell.ties)
+    why = "its interval leaves out 0, but not once corrected for all pairs"
+    return Shown(cell.ties, title=why, mark=" *")
 
 
 def _runs(cell: Cell) -> Shown:
@@ -354,7 +376,8 @@ def finding(rows: Sequence[Cell]) -> str:
 
 
 def _names(rows: Sequence[Cell]) -> str:
-    return ", ".join(display_name(row.rule) for row in rows)
+    """Names in a row, set off by semicolons where one has a comma."""
+    return joined([display_name(row.rule) for row in rows])
 
 
 def orders(rows: Sequence[Cell]) -> list[str]:

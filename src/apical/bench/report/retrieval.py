@@ -1,5 +1,6 @@
 """The retrieval of each rule under attack: mAP by gradient, differences, verdict; as tables."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -194,6 +195,7 @@ def table(
         ],
         rows,
         f"mAP at radius {radius(rows[0].eps)}" if rows else "",
+        order=lambda line: -line.values["worst"].mean if "worst" in line.values else math.inf,
     )
 
 

@@ -1,5 +1,6 @@
 """Tables of a robustness study: its headline, published values, whose gradient, checks, audits."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -82,6 +83,7 @@ def headline(
         ],
         rows,
         f"Robust accuracy at radius {radius(eps)}" if eps is not None else "",
+        order=lambda row: -row.worst.mean if row.worst else math.inf,
     )
 
 

@@ -83,13 +83,20 @@ class Column:
 @dataclass(frozen=True)
 class Table:
     """Columns and rows. label: what it is, for readers who do not see it. caption: printed above it
-    on pages. kind: class of page.css; "sortable" makes its heads buttons."""
+    on pages. kind: class of page.css; "sortable" makes its heads buttons. order: key by which pages
+    sort the rows, where documents and CSV files keep their order."""
 
     columns: Sequence[Column]
     rows: Sequence[Any]
     label: str = ""
     caption: str = ""
     kind: str = "sortable"
+    order: Callable[[Any], Any] | None = None
+
+    @property
+    def page_rows(self) -> Sequence[Any]:
+        """The rows in the order of pages."""
+        return self.rows if self.order is None else sorted(self.rows, key=self.order)
 
     @property
     def on_page(self) -> list[Column]:

@@ -28,6 +28,22 @@ Splits = tuple[tuple[Split, Split | None, Split], tuple[Tensor, Tensor] | None]
 """Training, validation, test; and the batch that is measured."""
 
 
+GIVEN = "given:"
+"""Beginning of the names, in experiments, of data and nets that were given as objects."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Objects that an experiment names by ``given:`` and their digest.
+
+    Args: images: the data set, None where it has a name of its own.     net: likewise, not
+        converted; it is copied.
+    """
+
+    images: data.ImageData | None = None
+    net: nn.Module | None = None
+
+
 @dataclass
 class Group:
     """The processes that train together under ``torchrun``; one of them without it."""
@@ -84,6 +100,7 @@ def build(
     data_root: str | None = None,
     download: bool = True,
     weights: pretrained.State | None = None,
+    given: Given | None = None,
 ) -> Parts:
     """Build everything an experiment names; consumes the global random numbers of its seed.
 
@@ -92,10 +109,11 @@ def build(
 
     Args: weights: of the experiment's start; absent, the net keeps its own, which is enough to
         time it.
+        given: what the experiment names as given.
     Raises: ValueError for any name or value that does not fit, before anything is written.
     """
     where = check_device(device, experiment)
-    source = load(experiment, data_root=data_root, download=download)
+    source = load(experiment, data_root=data_root, download=download, given=given)
     group = join_group(where)
     _check_group(experiment, group)
     found: Splits
@@ -107,7 +125,7 @@ def build(
     (train, validation, test), probe = found
     objective = objectives.build(experiment, train, database(experiment, source, where))
     torch.manual_seed(experiment.seed)
-    model = build_model(experiment, source, weights=weights).to(where)
+    model = build_model(experiment, source, weights=weights, given=given).to(where)
     optimizer = optimizers.build(
         experiment.optimizer,
         apply_start.parameters(model, experiment.start, experiment.lr),
@@ -124,14 +142,29 @@ def build(
     return Parts(model, net, optimizer, scaler, source, objective, *parts)
 
 
-def load(experiment: Experiment, *, data_root: str | None = None, download: bool = True) -> Source:
+def load(
+    experiment: Experiment,
+    *,
+    data_root: str | None = None,
+    download: bool = True,
+    given: Given | None = None,
+) -> Source:
     """The data set of an experiment, or its task.
 
+    Raises: ValueError for data that were given as objects, and are not given here.
     Warns: of sequences so short that they are no evidence.
     """
     task = task_settings.task_of(experiment, data_root)
     if task is not None:
         return task
+    if experiment.data.startswith(GIVEN):
+        if given is None or given.images is None:
+            raise ValueError(
+                f"data={experiment.data!r} were given to bench.fit as objects: they cannot be "
+                "loaded by name. Call bench.fit again; for the command line, write a function that "
+                "returns them (--data my_data:make)"
+            )
+        return given.images
     return data.load(experiment.data, root=data_root, size=experiment.size, download=download)
 
 
@@ -141,15 +174,16 @@ def build_model(
     *,
     epoch: int = 0,
     weights: pretrained.State | None = None,
+    given: Given | None = None,
 ) -> nn.Module:
     """The converted net of an experiment on the CPU, with what its learner remembers; its weights
     use the global generator.
 
     Args: source: as of ``load``.
         epoch: epochs finished (>= 0), on which the rule depends where it switches.
-        weights: as of ``build``.
+        weights, given: as of ``build``.
     """
-    model = _net(experiment, source)
+    model = _net(experiment, source, given)
     if experiment.init != "net":
         nets.initialise(model, experiment.init)
     if experiment.channels_last:
@@ -169,8 +203,15 @@ def build_model(
     )
 
 
-def _net(experiment: Experiment, source: Source) -> nn.Module:
+def _net(experiment: Experiment, source: Source, given: Given | None = None) -> nn.Module:
     options = experiment.net_options
+    if experiment.net.startswith(GIVEN):
+        if given is None or given.net is None:
+            raise ValueError(
+                f"net={experiment.net!r} was given to bench.fit as an object: give a net of the "
+                "same architecture here too, as load_run(folder, model=net)"
+            )
+        return copy.deepcopy(given.net)
     if isinstance(source, sequences.Task):
         build: Any = nets.build_recurrent
         if experiment.net in memory.NETS:

@@ -25,12 +25,17 @@ LOOK_STEPS = 50
 
 
 def run(
-    experiment: Experiment, folder: str | Path, execution: Execution | None = None
+    experiment: Experiment,
+    folder: str | Path,
+    execution: Execution | None = None,
+    *,
+    given: build.Given | None = None,
 ) -> dict[str, Any]:
     """Train an experiment in a folder, or go on where a killed run stopped, or do nothing.
 
     One that starts from another experiment has that trained first, in ``starts`` beside the folder.
 
+    Args: given: objects that the experiment names by their digest; see `apical.bench.fit`.
     Returns: the last record: of kind ``final``, or ``stopped`` if the loss became non-finite.
     Raises: ValueError if the experiment cannot be built or the folder holds another one;
         claims.Held if another living process works on the folder.
@@ -50,6 +55,7 @@ def run(
             data_root=execution.data_root,
             download=execution.download,
             weights=weights,
+            given=given,
         )
         try:
             if parts.group.rank:
@@ -94,10 +100,11 @@ def classification(
 
     if not (at.step or rows):
         save(*monitor.at_epoch(0))
-    with progress.bar(experiment, at.epoch, quiet=execution.quiet or not writes) as show:
+    quiet = execution.quiet or not writes
+    with progress.bar(experiment, at.step, len(parts.train), quiet=quiet) as show:
         while at.epoch < experiment.epochs:
             stopped = _train_epoch(
-                experiment, parts, at, sums, monitor, execution.checkpoint_steps, save
+                experiment, parts, at, sums, monitor, execution.checkpoint_steps, save, show.step
             )
             if stopped is not None:
                 if writes:
@@ -109,7 +116,7 @@ def classification(
             at.epoch_step, at.epoch_seconds, at.epoch_cpu_seconds = 0, 0.0, 0.0
             sums.zero_()
             save(*new)
-            show(new)
+            show.epoch(new, at.epoch)
     ending = _final_rows(experiment, parts, at, folder) if writes else [{}]
     parts.group.wait()
     if writes:
@@ -126,6 +133,7 @@ def _train_epoch(
     monitor: Monitor,
     checkpoint_steps: int,
     save: Callable[..., None],
+    show: Callable[[int], None],
 ) -> dict[str, Any] | None:
     """Train to the end of the epoch under way; the ``stopped`` record if the loss blew up."""
     group, device = parts.group, parts.device
@@ -153,6 +161,7 @@ def _train_epoch(
                 return _stopped(at, evaluate.first_nonfinite(parts.model, x))
         _update(experiment, parts)
         at.step += 1
+        show(at.step)
         measure = monitor.within(at.step)
         keep = measure or (checkpoint_steps and at.step % checkpoint_steps == 0)
         if keep and at.epoch_step < per_epoch:

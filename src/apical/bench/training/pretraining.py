@@ -35,7 +35,7 @@ def weights(experiment: Experiment, folder: Path, train: Train) -> pretrained.St
             f"start: {start.source} holds the weights {here}, the experiment was described with "
             f"{start.digest}. Restore the file, or describe a new experiment without a digest"
         )
-    return _plain(found)
+    return plain(found)
 
 
 def place(before: Experiment, folder: Path) -> Path:
@@ -74,7 +74,7 @@ def _trained(before: Experiment, folder: Path, train: Train) -> pretrained.State
     return _plain(state["model"])
 
 
-def _plain(found: pretrained.State) -> pretrained.State:
-    """Without what rules and learners remembered: a start is weights."""
+def plain(found: pretrained.State) -> pretrained.State:
+    """A state dict without what rules and learners remembered: the weights of the plain net."""
     memory = (".feedback.", "learner.")
     return {k: v for k, v in found.items() if memory[0] not in k and not k.startswith(memory[1])}

@@ -2,43 +2,79 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 
-Show = Callable[[list[dict[str, Any]]], None]
+EVERY = 0.2
+"""Seconds, at least, between two moves of a bar by optimizer steps."""
+
+
+class Bar:
+    """The bar of a run: its unit is the optimizer step, its text that of the last epoch."""
+
+    def __init__(self, move: Callable[[str, int, int], None], per_epoch: int, total: int) -> None:
+        self.move, self.per_epoch, self.total = move, per_epoch, total
+        self.text = ""
+        self._next = 0.0
+
+    def step(self, done: int) -> None:
+        """So many steps are done."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + EVERY
+            self.move(self.text, done, self.total)
+
+    def epoch(self, rows: list[dict[str, Any]], done: int) -> None:
+        """Epochs are finished, so many; the rows are those of the last."""
+        row = next(row for row in rows if row["kind"] == "epoch")
+        parts = [f"loss {row['train_loss']:.3f}", f"train {row['train_acc']:.1%}"]
+        if "val_acc" in row:
+            parts.append(f"validation {row['val_acc']:.1%}")
+        self.text = "  ".join(parts)
+        self.move(self.text, done * self.per_epoch, self.total)
 
 
 @contextlib.contextmanager
-def bar(experiment: Experiment, done: int, *, quiet: bool) -> Iterator[Show]:
-    """Give a function that takes the records of an epoch and moves the bar of a run by one.
+def bar(experiment: Experiment, done: int, per_epoch: int, *, quiet: bool) -> Iterator[Bar]:
+    """The bar of a run.
 
-    Args: done: epochs finished before.     quiet: no bar, even in a terminal.
+    Args: done: steps finished before.     per_epoch: steps in an epoch.
+        quiet: no bar, even in a terminal.
     """
-    with steps(experiment.name, quiet=quiet, done=done, total=experiment.epochs) as move:
-
-        def show(rows: list[dict[str, Any]]) -> None:
-            nonlocal done
-            done += 1
-            move(_told(rows), done, experiment.epochs)
-
-        yield show
+    total = experiment.epochs * per_epoch
+    with steps(experiment.name, quiet=quiet, done=done, total=total, unit="steps") as move:
+        yield Bar(move, per_epoch, total)
 
 
 @contextlib.contextmanager
 def steps(
-    title: str, *, quiet: bool, done: int = 0, total: int | None = None
+    title: str, *, quiet: bool, done: int = 0, total: int | None = None, unit: str = ""
 ) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function that takes what was just done, how many are done, and of how many."""
+    """Give a function that takes what was just done, how many are done, and of how many; the bar
+    shows the rate and the time that remains."""
     if quiet or not sys.stderr.isatty():
         yield lambda text, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn
+    from rich.progress import ProgressColumn as Column
     from rich.progress import TimeRemainingColumn as Remaining
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    class Rate(Column):
+        def render(self, task: Task) -> Text:
+            if not task.speed:
+                return Text("")
+            slow = task.speed < 1
+            value = 1 / task.speed if slow else task.speed
+            return Text(f"{value:.1f} {'s each' if slow else f'{unit}/s'.lstrip('/')}")
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), Remaining()
+    )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as shown:
         task = shown.add_task(title, total=total, completed=done)
 
@@ -46,11 +82,3 @@ def steps(
             shown.update(task, completed=done, total=total, description=f"{title}  {text}")
 
         yield show
-
-
-def _told(rows: list[dict[str, Any]]) -> str:
-    row = next(row for row in rows if row["kind"] == "epoch")
-    parts = [f"loss {row['train_loss']:.3f}", f"train {row['train_acc']:.1%}"]
-    if "val_acc" in row:
-        parts.append(f"validation {row['val_acc']:.1%}")
-    return "  ".join(parts)

@@ -26,6 +26,7 @@ def of_images(
 
     Args: shard: number of this process, and how many share the training split.
     """
+    _check_loader(experiment, images)
     train, validation = _splits(experiment, images)
     batches = _batches(experiment, images, (train, validation), device, shard)
     return batches, _probe_batch(experiment, images, train, device)
@@ -46,6 +47,21 @@ def common(experiment: Experiment, images: data.ImageData, device: torch.device)
     mean, std = normalisation(experiment, images)
     layout = experiment.channels_last
     return {"mean": mean, "std": std, "device": device, "channels_last": layout}
+
+
+def _check_loader(experiment: Experiment, images: data.ImageData) -> None:
+    """Data that came as a loader say how they are cut into batches, and so does the experiment."""
+    other = [
+        f"{name}={value} (here {getattr(experiment, name)})"
+        for name, value in images.loader.items()
+        if value != getattr(experiment, name)
+    ]
+    if other:
+        flags = " ".join(f"--{name} {str(v).lower()}" for name, v in images.loader.items())
+        raise ValueError(
+            f"data={images.name!r} are a DataLoader with {', '.join(other)}: give its settings to "
+            f"the experiment ({flags}), or return its dataset"
+        )
 
 
 def _splits(

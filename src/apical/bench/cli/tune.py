@@ -1,0 +1,122 @@
+"""The command line: ``apical tune``."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from apical.bench.cli.parsing import (
+    UsageError,
+    add_experiment,
+    add_keep_memory,
+    as_flags,
+    execution_of,
+    experiment_of,
+    make_parser,
+    parse,
+)
+
+ESSENTIAL = ("data", "net", "rule", "rates", "tries", "epochs", "validation", "optimizer",
+             "batch_size", "jobs", "runs")  # fmt: skip
+WIDTH = 40
+"""Characters of the longest bar of a curve."""
+
+
+def tune(words: list[str]) -> int:
+    """Choose a learning rate for each rule, and print what every rate gave."""
+    from apical.bench.experiment.execution import Execution
+    from apical.bench.studies import tuning
+
+    parser = make_parser(
+        "tune",
+        "Choose the learning rate of a net for each rule, by one procedure: every rate with "
+        "several seeds on a validation split, then the smallest rate within one standard error of "
+        "the lowest error. The test split is not read. The same command resumes it.",
+        essential=ESSENTIAL,
+    )
+    add_experiment(parser, skip=("rule", "lr", "seed", "test"))
+    parser.add_argument("--rule", default="bp", type=str,
+                        help="rules, as fa,bp, or one as '{rule: fa, init: xavier}'")  # fmt: skip
+    parser.add_argument("--rates", default="0.001,0.003,0.01,0.03,0.1", type=str,
+                        help="rates tried, in half decades; extended where the choice is at "
+                             "an edge")  # fmt: skip
+    parser.add_argument("--tries", default=3, type=int, help="seeds of each rate, at least 3")
+    parser.add_argument("--jobs", default=1, type=int, help="tries at once, a process each")
+    parser.add_argument("--runs", default="runs", help="folder that holds all runs")
+    parser.add_class_arguments(Execution, None)
+    add_keep_memory(parser)
+    values = parse(parser, words)
+    execution = execution_of(values)
+    rule = values.pop("rule")
+    experiment = experiment_of(values)
+    try:
+        found = tuning.tune(
+            experiment,
+            _rules(rule),
+            rates=_rates(values["rates"]),
+            tries=values["tries"],
+            folder=f"{values['runs']}/tune",
+            execution=execution,
+            jobs=values["jobs"],
+            say=lambda text: print(text, flush=True),
+        )
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise ValueError(as_flags(str(error))) from error
+    rest = _without(words, ("rule", "rates", "tries", "jobs", "validation"))
+    for label, choice in found.items():
+        print()
+        print(curve(label, choice))
+        chosen = rule if len(found) == 1 else label
+        print(shlex.join(["apical", "train", *rest, "--rule", chosen, "--lr", f"{choice['lr']:g}"]))
+    return 0
+
+
+def curve(label: str, choice: Mapping[str, Any]) -> str:
+    """Validation error over learning rate, as text."""
+    most = max(each["error"] for each in choice["tries"]) or 1.0
+    lines = [f"{label}: learning rate {choice['lr']:g}"]
+    if choice["at_edge"]:
+        lines[0] += ", at the edge of what was tried: give further --rates"
+    for each in choice["tries"]:
+        text = f"  {each['lr']:<8g} {each['error']:7.2%} +- {each['se']:.2%}  "
+        text += "#" * max(1, round(WIDTH * each["error"] / most))
+        if each["diverged"]:
+            text += f"  {each['diverged']} of {len(each['errors'])} diverged"
+        if each["lr"] == choice["lr"]:
+            text += "  <- chosen"
+        lines.append(text)
+    lines.append(f"  rate     validation error, mean of {len(choice['tries'][0]['errors'])} seeds")
+    return "\n".join(lines)
+
+
+def _rules(text: str) -> dict[str, Any]:
+    """Rules by label: names with commas between, or one in the form of ``apical train``."""
+    import yaml
+
+    from apical.bench.experiment.rule_settings import rule_label
+
+    if text.startswith("{"):
+        value = yaml.safe_load(text)
+        return {rule_label(value): value}
+    return {name: name for part in re.split(r",(?![^(]*\))", text) if (name := part.strip())}
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(sorted(float(word) for word in text.split(",")))
+    except ValueError:
+        raise UsageError(f"--rates {text}: expected numbers, as 0.01,0.03,0.1") from None
+
+
+def _without(words: list[str], names: tuple[str, ...]) -> list[str]:
+    """The options of a command, without some of them and their values."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if word.startswith("--"):
+            skip = word[2:].partition("=")[0].replace("-", "_") in names
+        if not skip:
+            kept.append(word)
+    return kept

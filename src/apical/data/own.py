@@ -1,0 +1,418 @@
+"""Data of one's own: tensors, datasets or loaders, checked once, then like any other data set."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
+
+from apical.data.images import ImageData, Images, Split
+from apical.names import from_path
+
+CONTRACT = (
+    "give (inputs, labels) as tensors or arrays, a Dataset of (input, label), or a DataLoader or "
+    "other iterable of batches (inputs, labels)"
+)
+
+
+def load_own(path: str) -> ImageData:
+    """The data set that a function of one's own returns.
+
+    Args: path: ``package.module:function``, called without arguments; it returns ``(train, test)``,
+        each as `from_splits` takes it, or an `ImageData`.
+    Raises: ValueError naming what does not fit the contract.
+    """
+    make = from_path(path, "data")
+    if not callable(make):
+        raise ValueError(f"data {path!r} is a {type(make).__name__}, not a function")
+    made = make()
+    if isinstance(made, ImageData):
+        return replace(made, name=path)
+    if not isinstance(made, (tuple, list)) or len(made) != 2:
+        count = f" of {len(made)} values" if isinstance(made, (tuple, list)) else ""
+        raise ValueError(
+            f"data {path!r} returned a {type(made).__name__}{count}: it must return (train, test). "
+            "Images to select by are held out of train with --validation N"
+        )
+    return from_splits(*made, name=path)
+
+
+def from_splits(train: Any, test: Any, *, name: str | None = None) -> ImageData:
+    """A data set of two splits. Each is
+
+    - ``(inputs, labels)``: tensors or NumPy arrays, held in memory;
+    - a ``Dataset`` of (input, label), read item by item in every epoch: its random transforms act
+      anew, seeded by the order of the epoch, so that a resumed run sees the same;
+    - a ``DataLoader``: its dataset and ``collate_fn``; its batch size, order and ``drop_last`` must
+      be those of the experiment (see ``ImageData.loader``);
+    - another iterable of batches (inputs, labels): read once into memory.
+
+    Inputs of type uint8 are images (N, C, H, W) or (N, H, W) in [0, 255]; nets receive them less
+    the training split's mean, over its standard deviation, per channel. Inputs of a floating type
+    have any shape (N, ...) and reach the net as they are, in float32. Labels are whole numbers from
+    0 to K - 1, (N,); K is one more than the largest of the training split.
+
+    Every item is read once here, for the checks, the statistics and the digest.
+
+    Args: name: of the data set; absent: ``given:`` and the digest of the content.
+    Raises: ValueError naming the split, what is wrong, and what is allowed.
+    """
+    splits: dict[str, Any] = {}
+    found: dict[str, _Content] = {}
+    loader: Mapping[str, Any] = {}
+    for part, given in (("train", train), ("test", test)):
+        splits[part], options = _split(given, part)
+        found[part] = _read(splits[part], part)
+        loader = options if part == "train" else loader
+    first, second = found["train"], found["test"]
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        raise ValueError(
+            f"data: train has inputs {first.shape} of {first.dtype}, test has {second.shape} of "
+            f"{second.dtype}: they must be alike"
+        )
+    classes = int(first.labels.max()) + 1
+    if int(second.labels.max()) >= classes:
+        raise ValueError(
+            f"data: test has the label {int(second.labels.max())}, train only 0 to {classes - 1}"
+        )
+    digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()[:16]
+    mean, std = first.statistics
+    return ImageData(
+        name or f"given:{digest}",
+        _with_labels(splits["train"], first),
+        _with_labels(splits["test"], second),
+        classes,
+        mean,
+        std,
+        source="in memory",
+        loader=loader,
+        unit=first.unit and second.unit,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit:
+    """Inputs of any shape, held in memory, that reach the net as they are.
+
+    Shapes: inputs float32 (N, ...); labels int64 (N,).
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return tuple(self.inputs.shape[1:])
+
+    def take(self, indices: Tensor) -> "TensorSplit":
+        """The inputs at `indices`, copied, in that order."""
+        return TensorSplit(self.inputs[indices], self.labels[indices])
+
+    def to(self, device: torch.device | str) -> "TensorSplit":
+        """The same inputs on another device."""
+        return TensorSplit(self.inputs.to(device), self.labels.to(device))
+
+    def resized(self, size: int) -> "TensorSplit":
+        """Raises: ValueError: these inputs are not resized."""
+        raise _not_resized(size)
+
+    def batches(
+        self, indices: Sequence[Tensor], zooms: Sequence[Tensor] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs, labels) for each tensor of indices. Raises: ValueError if zooms are given."""
+        _no_zoom(zooms)
+        for chosen in indices:
+            chosen = chosen.to(self.labels.device)
+            yield self.inputs.index_select(0, chosen), self.labels.index_select(0, chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetSplit:
+    """Items of a ``torch.utils.data.Dataset``, read anew in every epoch.
+
+    Args: indices: of the items, in their order.     labels: int64, of those items.
+        shape: of one input.     collate: from a list of items to (inputs, labels).
+        workers: processes that read ahead.
+    """
+
+    dataset: Any
+    indices: Tensor
+    labels: Tensor
+    shape: tuple[int, ...]
+    collate: Any
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, indices: Tensor) -> "DatasetSplit":
+        """The items at `indices`, in that order."""
+        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
+
+    def to(self, device: torch.device | str) -> "DatasetSplit":
+        """Itself: items are read on the CPU, whatever the device."""
+        return self
+
+    def resized(self, size: int) -> "DatasetSplit":
+        """Raises: ValueError: these inputs are not resized."""
+        raise _not_resized(size)
+
+    def batches(
+        self, indices: Sequence[Tensor], zooms: Sequence[Tensor] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs, labels) for each tensor of indices. Every item is read with random numbers of
+        its own, a function of the order of all of them, whatever the number of workers."""
+        _no_zoom(zooms)
+        order = torch.cat([*indices]) if len(indices) else torch.zeros(0, dtype=torch.int64)
+        seed = int.from_bytes(hashlib.sha256(order.numpy().tobytes()).digest()[:6], "big")
+        at = 0
+        batches = []
+        for chosen in indices:
+            batches.append(
+                [(i, seed + at + k) for k, i in enumerate(self.indices[chosen].tolist())]
+            )
+            at += len(chosen)
+        loader = DataLoader(
+            _Seeded(self.dataset),
+            batch_sampler=batches,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # the global one stays as it is
+        )
+        for x, y in loader:
+            yield x if x.dtype == torch.uint8 else x.float(), _labels(y, "a dataset")
+
+
+class _Seeded(Dataset):
+    """A dataset whose items are read with a seed each; random numbers outside stay as they are."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        index, seed = item
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        try:
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            return self.dataset[index]
+        finally:
+            torch.set_rng_state(before[0])
+            random.setstate(before[1])
+            np.random.set_state(before[2])
+
+
+@dataclass
+class _Content:
+    """What reading a split once says about it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    labels: Tensor
+    digest: str
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    unit: bool
+
+
+def _split(given: Any, part: str) -> tuple[Any, dict[str, Any]]:
+    """The split of what was given, and the settings that its loader names."""
+    if isinstance(given, DataLoader):
+        if isinstance(given.dataset, IterableDataset):
+            return _in_memory(*_gathered(given, part), part), {}
+        dataset = given.dataset
+        if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+            return _in_memory(*dataset.tensors, part), _options(given, part)
+        return _lazy(dataset, given.collate_fn, given.num_workers, part), _options(given, part)
+    if isinstance(given, TensorDataset) and len(given.tensors) == 2:
+        return _in_memory(*given.tensors, part), {}
+    if isinstance(given, (tuple, list)) and len(given) == 2 and _is_array(given[0]):
+        return _in_memory(*given, part), {}
+    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
+        return _lazy(given, torch.utils.data.default_collate, 0, part), {}
+    if _is_array(given) or isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
+        raise ValueError(f"data: {part} is a {type(given).__name__}: {CONTRACT}")
+    return _in_memory(*_gathered(given, part), part), {}
+
+
+def _options(loader: DataLoader, part: str) -> dict[str, Any]:
+    """The settings of an experiment that a loader names."""
+    if loader.batch_size is None or type(loader.sampler) not in (RandomSampler, SequentialSampler):
+        raise ValueError(
+            f"data: the loader of {part} has a sampler of its own ({type(loader.sampler).__name__})"
+            ": runs choose the order themselves. Give its dataset, or the batches as a list"
+        )
+    return {
+        "batch_size": loader.batch_size,
+        "shuffle": isinstance(loader.sampler, RandomSampler),
+        "drop_last": loader.drop_last,
+    }
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray))
+
+
+def _lazy(dataset: Any, collate: Any, workers: int, part: str) -> DatasetSplit:
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(f"data: the dataset of {part} has no length: give it __len__")
+    count = len(dataset)
+    if not count:
+        raise ValueError(f"data: {part} is empty")
+    none = torch.zeros(count, dtype=torch.int64)  # until all items were read
+    return DatasetSplit(dataset, torch.arange(count), none, (), collate, workers)
+
+
+def _gathered(batches: Iterable[Any], part: str) -> tuple[Tensor, Tensor]:
+    """All batches of an iterable, in memory."""
+    inputs, labels = [], []
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not _is_array(batch[0]):
+            kind = type(batch).__name__
+            raise ValueError(f"data: batch {number} of {part} is a {kind}: {CONTRACT}")
+        inputs.append(torch.as_tensor(batch[0]))
+        labels.append(torch.as_tensor(batch[1]))
+    if not inputs:
+        raise ValueError(f"data: {part} gave no batch")
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def _in_memory(inputs: Any, labels: Any, part: str) -> Split | TensorSplit:
+    """Tensors or arrays, checked."""
+    inputs, labels = torch.as_tensor(inputs).detach(), _labels(labels, part)
+    if inputs.dim() < 2 or len(inputs) != len(labels) or not len(labels):
+        raise ValueError(
+            f"data: {part} has inputs {tuple(inputs.shape)} and {len(labels)} labels: inputs must "
+            "be (N, ...) with one label for each"
+        )
+    if inputs.dtype == torch.uint8:
+        if inputs.dim() == 3:
+            inputs = inputs[:, None]
+        _check_image(tuple(inputs.shape[1:]), part)
+        return Split(inputs, labels)
+    _check_float(inputs, part)
+    return TensorSplit(inputs.float(), labels)
+
+
+def _labels(labels: Any, part: str) -> Tensor:
+    labels = torch.as_tensor(labels)
+    whole = not labels.is_floating_point() and not labels.is_complex()
+    if not whole or labels.dim() != 1:
+        raise ValueError(
+            f"data: the labels of {part} are {labels.dtype} {tuple(labels.shape)}: they must be "
+            "whole numbers from 0 to K - 1, one for each input, as labels.long() or "
+            "one_hot.argmax(1)"
+        )
+    labels = labels.long()
+    if len(labels) and int(labels.min()) < 0:
+        raise ValueError(f"data: {part} has the label {int(labels.min())}: they begin at 0")
+    return labels
+
+
+def _check_image(shape: tuple[int, ...], part: str) -> None:
+    if len(shape) != 3:
+        raise ValueError(
+            f"data: {part} has uint8 inputs of shape {shape}: uint8 means images (C, H, W) in "
+            "[0, 255]; for other numbers give inputs.float()"
+        )
+    if shape[2] <= 4 < shape[0]:
+        raise ValueError(
+            f"data: {part} has images of shape {shape}, channels last: give "
+            "images.permute(0, 3, 1, 2)"
+        )
+
+
+def _check_float(inputs: Tensor, part: str) -> None:
+    if not inputs.is_floating_point():
+        raise ValueError(
+            f"data: {part} has inputs of {inputs.dtype}: give uint8 images (N, C, H, W), or a "
+            "floating type for inputs that the net receives as they are"
+        )
+    if not inputs.isfinite().all():
+        raise ValueError(f"data: {part} has inputs that are infinite or not a number")
+
+
+def _read(split: Any, part: str) -> _Content:
+    """Read every item of a split once."""
+    digest, sums, squares = hashlib.sha256(), torch.zeros(()), torch.zeros(())
+    labels: list[Tensor] = []
+    pixels, unit, shape, dtype = 0, True, None, torch.float32
+    one_by_one = [torch.tensor([i]) for i in range(len(split))]
+    chunks = one_by_one if isinstance(split, DatasetSplit) else torch.arange(len(split)).split(1024)
+    for number, (x, y) in enumerate(_items(split, chunks, part)):
+        if shape is None:
+            shape, dtype = tuple(x.shape[1:]), x.dtype
+            (_check_image(shape, part) if dtype == torch.uint8 else _check_float(x, part))
+        if (tuple(x.shape[1:]), x.dtype) != (shape, dtype):
+            raise ValueError(
+                f"data: item {number} of {part} has shape {tuple(x.shape[1:])} and {x.dtype}, "
+                f"the first {shape} and {dtype}: give them one shape (a transform that resizes)"
+            )
+        if dtype == torch.uint8:
+            wide = x.double().transpose(0, 1).flatten(1)
+            sums, squares = sums + wide.sum(1), squares + wide.square().sum(1)
+            pixels += wide.shape[1]
+        else:
+            _check_float(x, part)
+            unit = unit and x.min().item() >= 0 and x.max().item() <= 1
+        labels.append(_labels(y, part))
+        digest.update(x.contiguous().numpy().tobytes())
+        digest.update(labels[-1].numpy().tobytes())
+    assert shape is not None
+    digest.update(f"{dtype} {shape}".encode())
+    channels = shape[0]
+    if dtype == torch.uint8:
+        mean = sums / pixels
+        # an image set of one colour would divide by zero
+        std = (squares / pixels - mean.square()).clamp_min(0).sqrt().clamp_min(1)
+        statistics = tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+    else:
+        statistics = (0.0,) * channels, (1.0,) * channels
+    unit = unit and len(shape) == 3
+    return _Content(shape, dtype, torch.cat(labels), digest.hexdigest(), statistics, unit)
+
+
+def _items(split: Any, chunks: Sequence[Tensor], part: str) -> Iterator[tuple[Tensor, Tensor]]:
+    if not isinstance(split, DatasetSplit):
+        yield from split.batches(chunks)
+        return
+    first = _Seeded(split.dataset)[0, 0]
+    if not isinstance(first, (tuple, list)) or len(first) != 2:
+        raise ValueError(f"data: item 0 of {part} is a {type(first).__name__}: {CONTRACT}")
+    if not isinstance(first[0], (Tensor, np.ndarray)):
+        raise ValueError(
+            f"data: item 0 of {part} has an input of type {type(first[0]).__name__}: give the "
+            "dataset a transform that makes tensors, as torchvision.transforms.ToTensor()"
+        )
+    yield from replace(split, workers=0).batches(chunks)
+
+
+def _with_labels(split: Any, content: _Content) -> Images:
+    if isinstance(split, DatasetSplit):
+        return replace(split, labels=content.labels, shape=content.shape)
+    return split
+
+
+def _not_resized(size: int) -> ValueError:
+    return ValueError(f"size={size}: inputs of one's own are not resized; resize them where made")
+
+
+def _no_zoom(zooms: Any) -> None:
+    if zooms is not None:
+        raise ValueError("augment='zoom_flip' is for image folders; use a transform of the dataset")

@@ -1,0 +1,121 @@
+"""Training a model of one's own on data of one's own, by `bench.fit`."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import apical
+from apical.bench import Execution, fit, load_run
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(200, 6, generator=GENERATOR)
+Y = (X[:, 0] + X[:, 1] > 0).long()
+TRAIN, TEST = (X[:150], Y[:150]), (X[150:], Y[150:])
+QUIET = Execution(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def make() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 2))
+
+
+def test_a_copy_of_the_model_is_trained_and_recorded() -> None:
+    torch.manual_seed(0)
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    done = fit(model, TRAIN, TEST, rule="fa", epochs=20, lr=0.02, batch_size=16, execution=QUIET)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])  # the model itself stays as it is
+    assert done.accuracy is not None and done.model is not None and done.accuracy > 0.8
+    scores = done.model(TEST[0]).argmax(1)
+    assert (scores == TEST[1]).double().mean().item() == pytest.approx(done.accuracy)
+    assert [row["kind"] for row in done.records].count("epoch") == 20
+    text = repr(done)
+    assert len(text) < 200 and f"test accuracy {done.accuracy:.2%}" in text
+    assert str(done.folder) in text and done.folder.parts[:2] == ("runs", "fit")
+    assert done.report().is_file()
+    loaded = load_run(done.folder, model=make())
+    assert torch.equal(loaded.model(TEST[0]), done.model(TEST[0]))
+    assert len(repr(loaded)) < 400
+    with pytest.raises(ValueError, match=r"load_run\(folder, model=net\)"):
+        load_run(done.folder)
+    plain = apical.revert(done.model)
+    assert set(plain.state_dict()) == set(before)
+
+
+def test_what_did_not_change_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = make()
+    options: dict[str, Any] = {"rule": "dfa", "epochs": 1, "execution": QUIET}
+    first = fit(model, TRAIN, TEST, **options)
+    again = fit(model, TRAIN, TEST, **options)
+    assert first.folder == again.folder and first.end == again.end  # the times too: nothing ran
+    assert first.model is not None and again.model is not None
+    assert torch.equal(first.model(X), again.model(X))
+    loader = DataLoader(TensorDataset(*TRAIN), batch_size=32, shuffle=True)
+    other_data = ((X[:150] + 1, Y[:150]), TEST)
+    folders = {first.folder}
+    for changed in (
+        fit(make(), TRAIN, TEST, **options),
+        fit(model, *other_data, **options),
+        fit(model, TRAIN, TEST, **{**options, "rule": "fa"}),
+        fit(model, TRAIN, TEST, **{**options, "seed": 1}),
+        fit(model, loader, TEST, **options),
+        fit(nn.Sequential(*model[:1], nn.ReLU(), model[2]), TRAIN, TEST, **options),
+    ):
+        assert changed.folder not in folders
+        folders.add(changed.folder)
+    assert changed.experiment.batch_size == 64
+
+
+def test_a_loader_names_its_batches() -> None:
+    loader = DataLoader(TensorDataset(*TRAIN), batch_size=32, shuffle=True, drop_last=True)
+    done = fit(make, loader, DataLoader(TensorDataset(*TEST)), epochs=2, execution=QUIET)
+    assert (done.experiment.batch_size, done.experiment.drop_last) == (32, True)
+    assert next(row for row in done.records if row["kind"] == "epoch")["step"] == 150 // 32
+
+
+def test_a_function_gives_initial_weights_by_the_seed() -> None:
+    before = torch.get_rng_state()
+    one, same, other = (
+        fit(make, TRAIN, TEST, epochs=1, seed=s, execution=QUIET) for s in (0, 0, 1)
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    assert one.folder == same.folder != other.folder
+    named = fit("mlp", TRAIN, TEST, epochs=1, net_options={"hidden": [5]}, execution=QUIET)
+    assert load_run(named.folder).model[1].weight.shape == (5, 6)
+
+
+def test_a_run_that_diverges_is_a_result() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers that are saturated
+        done = fit(make, TRAIN, TEST, optimizer="sgd", lr=1e39, epochs=5, execution=QUIET)
+    assert (done.accuracy, done.model) == (None, None)
+    assert "diverged in epoch" in repr(done) and "a smaller lr may help" in repr(done)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (3, "give a torch.nn.Module"),
+        (lambda: 3, r"model\(\) returned a int"),
+        (lambda: apical.convert(make(), "fa"), "converted already"),
+        (lambda: nn.Linear(6, 3), r"gave outputs of shape \[\(2, 3\)\], not 2 classes"),
+        (lambda: nn.Linear(7, 2), r"cannot take inputs \(6,\)"),
+        ("lenet", r"must be \(channels, height, width\)"),
+    ],
+)
+def test_models_that_do_not_fit(model: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(model, TRAIN, TEST, epochs=1, execution=QUIET)
+    assert not Path("runs").exists()
