@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from apical.adapters import Weight
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import apical
 from apical import adapters
-from apical.adapters import Weight
 from apical.core import updates
 from apical.core.converted import converted_layers
 from apical.rules import FA, RULES, KolenPollack
@@ -611,9 +611,7 @@ def test_tensor_parallelism_is_refused_before_and_after(name: str) -> None:
         parallelize_module,
     )
 
-    distributed.init_process_group(
-        "gloo", store=distributed.HashStore(), rank=0, world_size=1
-    )
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
         styles = {"0": ColwiseParallel(), "2": RowwiseParallel()}

@@ -67,9 +67,7 @@ def test_the_written_out_equations_hold_for_sequences_of_any_length() -> None:
         # the tap lies at the input of the second layer; attention below it stays exact
         delta = (mixing.T @ (error @ matrix)) * (1 - hidden**2)
         torch.testing.assert_close(model.second.weight.grad, expected_second)
-        torch.testing.assert_close(
-            model.first.weight.grad, torch.einsum("ntu,ntf->uf", delta, x)
-        )
+        torch.testing.assert_close(model.first.weight.grad, torch.einsum("ntu,ntf->uf", delta, x))
         torch.testing.assert_close(model.first.bias.grad, delta.sum((0, 1)))
 
 

@@ -179,7 +179,9 @@ def test_files_of_a_finished_evaluation_are_verified(tmp_path: Path) -> None:
     for name in names:
         path = tmp_path / name
         whole = path.read_bytes()
-        path.write_bytes(damaged(whole * 2, 0)[: len(whole)] if len(whole) < 30 else damaged(whole, 0))
+        path.write_bytes(
+            damaged(whole * 2, 0)[: len(whole)] if len(whole) < 30 else damaged(whole, 0)
+        )
         with pytest.raises(ValueError, match=rf"{name} is damaged"):
             evaluation_folder.verify(path)
         path.write_bytes(whole)
@@ -196,7 +198,9 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "net": {"net": "evil_mod:X"},
     "rule": {"rule": "evil_mod:X"},
     "rule in a wrapper": {"rule": "sparse(evil_mod:X)"},
-    "rule in a mapping": {"rule": {"fc*": "bp", "*": {"rule": "sparse(fa)", "inner": "evil_mod:X"}}},
+    "rule in a mapping": {
+        "rule": {"fc*": "bp", "*": {"rule": "sparse(fa)", "inner": "evil_mod:X"}}
+    },
     "rule later": {"switch": {"1": {"rule": "evil_mod:X"}}},
     "learner": {"learner": {"learner": "evil_mod:X", "gamma": 1.0}},
     "optimizer": {"optimizer": "evil_mod.X"},
@@ -272,14 +276,28 @@ class Net(torch.nn.Sequential):
     def __init__(self, in_shape, num_classes):
         super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))
 """
-TRAIN = ["train", "--epochs", "1", "--train_images", "100", "--test_images", "50", "--quiet", "true"]
+TRAIN = [
+    "train",
+    "--epochs",
+    "1",
+    "--train_images",
+    "100",
+    "--test_images",
+    "50",
+    "--quiet",
+    "true",
+]
 
 
 def apical(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A process of its own, as every call of the command line is."""
     code = "import sys; from apical.bench.cli.main import main; sys.exit(main())"
     return subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -360,7 +378,10 @@ def test_what_a_path_finds_must_be_of_its_kind(kind: str, path: str, tmp_path: P
         ({"key": 3, "versions": {}, "experiment": {}}, "key is 3, expected a text"),
         ({"key": "x", "versions": {"feedback": "1"}, "experiment": {}}, "versions.feedback is '1'"),
         ({"key": "x", "versions": {"experiment": 99}, "experiment": {}}, "version 99 of exper"),
-        ({"key": "x", "versions": {}, "experiment": {"epochs": "3"}}, "epochs='3': must be a whole"),
+        (
+            {"key": "x", "versions": {}, "experiment": {"epochs": "3"}},
+            "epochs='3': must be a whole",
+        ),
         ({"key": "x", "versions": {}, "experiment": {"lr": True}}, "lr=True: must be a number"),
         ({"key": "x", "versions": {}, "experiment": {"schedule": 1}}, "schedule"),
         ({"key": "x", "versions": {}, "experiment": {}}, "which here is 09a2aa18e8"),
@@ -507,7 +528,9 @@ def test_a_config_is_not_repeated_in_the_error(here: Path, capsys: Any) -> None:
 
 
 def test_aliases_and_deep_nesting_are_refused_at_once(here: Path, capsys: Any) -> None:
-    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)
+    )
     texts = [bomb, "rule: &r {rule: *r}", "rule: " + "[" * 5000, "rule: {a: 1, a: 2}"]
     for text in texts:
         (here / "c.yaml").write_text(text)

@@ -125,9 +125,7 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
     return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).reshape(samples, -1)
 
 
-def targets_by_position(
-    labels: Tensor, axis: int, expected: tuple[int, ...], layer: str
-) -> Tensor:
+def targets_by_position(labels: Tensor, axis: int, expected: tuple[int, ...], layer: str) -> Tensor:
     """Labels of every position, flat: (samples * positions, classes).
 
     Args:

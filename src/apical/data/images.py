@@ -1,9 +1,6 @@
 """Labelled images as values: a split, and a data set of two splits."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apical.bench.report import rates
-from apical.bench.report.names import display_name
 from apical.bench.report.names import display_name, joined
 from apical.bench.report.read import FULL_TIER, Run, Study
 from apical.bench.report.results import Cell, rule_column, setting_column

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apical.bench.report import gained, rates
-from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.names import display_name, is_baseline, is_frozen, joined
+from apical.bench.report.names import display_name, is_baseline, joined
 from apical.bench.report.read import FULL_TIER, Published, Run, Study
 from apical.bench.report.table import (
     Column,

@@ -92,9 +92,7 @@ def assessments(study: Study, folder: Path) -> list[tuple[Entry, Assessment]]:
         if entry.setting in study.evaluations and _whole(folder / entry.experiment.name)
     ]
     runs = {entry.experiment.name: folder / entry.experiment.name for entry in done}
-    digests = {
-        entry.experiment.name: _digest(runs[entry.experiment.name], entry) for entry in done
-    }
+    digests = {entry.experiment.name: _digest(runs[entry.experiment.name], entry) for entry in done}
     found = []
     for entry in done:
         name, others = entry.experiment.name, _surrogates(study, entry, done)
