@@ -1,5 +1,6 @@
 """What the parts of a page on nets under attack show; their CSV and PNG files are written here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ MOST_RADII = 4
 """Radii that have a table of their own on the page, evenly spaced; all are in the CSV."""
 
 
-def of_classifiers(study: Study, out: Path) -> dict[str, Any] | None:
-    """Values for robust.html.j2, None for a study without evaluations."""
+def of_classifiers(study: Study, out: Path, png: bool) -> dict[str, Any] | None:
+    """Values for robust.html.j2, None for a study without evaluations. Args: png: whether figures
+    are written as files too."""
     found = sections.sections(study.robustness, study.robust_published)
     if found:
         write_bytes(out / "robust.csv", robustness_tables.numbers_csv(found).encode())

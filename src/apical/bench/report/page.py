@@ -103,7 +103,6 @@ def _write_study(study: Study, out: Path, png: bool, say: Callable[[str], None])
         **_common(study, looks, out),
         finding=opening.finding(study),
         **_common(study, looks, out, png, say),
-        finding=results.finding(rows),
         summary=protocol.summary(study),
         verdicts=protocol.verdicts(rows),
         search=protocol.search(study),

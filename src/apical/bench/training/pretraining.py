@@ -71,7 +71,7 @@ def _trained(before: Experiment, folder: Path, train: Train) -> pretrained.State
             f"start: {folder / 'checkpoint.pt'} belongs to the experiment "
             f"{belongs_to.get('experiment')}, not {before.key}; remove the folder to train it anew"
         )
-    return _plain(state["model"])
+    return plain(state["model"])
 
 
 def plain(found: pretrained.State) -> pretrained.State:
