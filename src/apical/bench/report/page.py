@@ -100,7 +100,6 @@ def _write_study(study: Study, out: Path, png: bool, say: Callable[[str], None])
     return _write_html(
         out,
         "study.html.j2",
-        **_common(study, looks, out),
         finding=opening.finding(study),
         **_common(study, looks, out, png, say),
         summary=protocol.summary(study),
