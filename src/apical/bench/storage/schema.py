@@ -16,6 +16,9 @@ NUMBER = (int, float)
 COUNT = "a whole number of at least 0"
 """A shape beside the types: rows, epochs, steps."""
 
+MAYBE_NAN = "a number, nan included"
+"""Another one: what was not measured yet."""
+
 EXPERIMENT_FILE: Shape = {
     "key": str,
     "versions": {str: int},
@@ -115,6 +118,9 @@ def _problem(value: Any, shape: Shape, place: str) -> str:
     if shape == COUNT:
         whole = isinstance(value, int) and not isinstance(value, bool)
         return "" if whole and value >= 0 else f"{place or 'it'} is {_short(value)}, expected {COUNT}"
+    if shape == MAYBE_NAN:
+        fits = isinstance(value, NUMBER) and not isinstance(value, bool)
+        return "" if fits else f"{place or 'it'} is {_short(value)}, expected a number"
     if isinstance(shape, list):
         if not isinstance(value, list | tuple):
             return f"{place or 'it'} is {_short(value)}, expected a list"
