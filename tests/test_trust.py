@@ -179,7 +179,9 @@ def test_files_of_a_finished_evaluation_are_verified(tmp_path: Path) -> None:
     for name in names:
         path = tmp_path / name
         whole = path.read_bytes()
-        path.write_bytes(damaged(whole * 2, 0)[: len(whole)] if len(whole) < 30 else damaged(whole, 0))
+        path.write_bytes(
+            damaged(whole * 2, 0)[: len(whole)] if len(whole) < 30 else damaged(whole, 0)
+        )
         with pytest.raises(ValueError, match=rf"{name} is damaged"):
             evaluation_folder.verify(path)
         path.write_bytes(whole)
@@ -196,7 +198,9 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "net": {"net": "evil_mod:X"},
     "rule": {"rule": "evil_mod:X"},
     "rule in a wrapper": {"rule": "sparse(evil_mod:X)"},
-    "rule in a mapping": {"rule": {"fc*": "bp", "*": {"rule": "sparse(fa)", "inner": "evil_mod:X"}}},
+    "rule in a mapping": {
+        "rule": {"fc*": "bp", "*": {"rule": "sparse(fa)", "inner": "evil_mod:X"}}
+    },
     "rule later": {"switch": {"1": {"rule": "evil_mod:X"}}},
     "learner": {"learner": {"learner": "evil_mod:X", "gamma": 1.0}},
     "optimizer": {"optimizer": "evil_mod.X"},
@@ -271,7 +275,17 @@ class Net(torch.nn.Sequential):
     def __init__(self, in_shape, num_classes):
         super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))
 """
-TRAIN = ["train", "--epochs", "1", "--train_images", "100", "--test_images", "50", "--quiet", "true"]
+TRAIN = [
+    "train",
+    "--epochs",
+    "1",
+    "--train_images",
+    "100",
+    "--test_images",
+    "50",
+    "--quiet",
+    "true",
+]
 
 
 def forget(*names: str) -> None:
@@ -341,9 +355,11 @@ def test_installed_packages_and_the_library_itself_have_no_digest() -> None:
 @pytest.mark.parametrize("kind", ["rule", "learner", "net", "optimizer"])
 @pytest.mark.parametrize("path", ["os:system", "subprocess:Popen", "json:JSONDecoder", "os:sep"])
 def test_what_a_path_finds_must_be_of_its_kind(kind: str, path: str, tmp_path: Path) -> None:
+    def train() -> None:
+        loop.run(from_dict({kind: path}, trust=True), tmp_path / "run", QUIET)
+
     with pytest.raises(ValueError, match=rf"{kind}|{path}"):
-        experiment = Experiment(**{kind: path})  # type: ignore[arg-type]
-        loop.run(experiment, tmp_path / "run", QUIET)
+        train()
 
 
 # the shape of files
@@ -358,7 +374,10 @@ def test_what_a_path_finds_must_be_of_its_kind(kind: str, path: str, tmp_path: P
         ({"key": 3, "versions": {}, "experiment": {}}, "key is 3, expected a text"),
         ({"key": "x", "versions": {"feedback": "1"}, "experiment": {}}, "versions.feedback is '1'"),
         ({"key": "x", "versions": {"experiment": 99}, "experiment": {}}, "version 99 of exper"),
-        ({"key": "x", "versions": {}, "experiment": {"epochs": "3"}}, "epochs='3': must be a whole"),
+        (
+            {"key": "x", "versions": {}, "experiment": {"epochs": "3"}},
+            "epochs='3': must be a whole",
+        ),
         ({"key": "x", "versions": {}, "experiment": {"lr": True}}, "lr=True: must be a number"),
         ({"key": "x", "versions": {}, "experiment": {"schedule": 1}}, "schedule"),
         ({"key": "x", "versions": {}, "experiment": {}}, "which here is 09a2aa18e8"),
@@ -484,7 +503,7 @@ def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         try:
             raise full
         except OSError:  # torch's writer covers the reason
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . pos 64") from None
 
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(OSError, match="checkpoint.pt: the disk is full") as caught:
@@ -508,7 +527,9 @@ def test_a_config_is_not_repeated_in_the_error(here: Path, capsys: Any) -> None:
 
 
 def test_aliases_and_deep_nesting_are_refused_at_once(here: Path, capsys: Any) -> None:
-    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)
+    )
     texts = [bomb, "rule: &r {rule: *r}", "rule: " + "[" * 5000, "rule: {a: 1, a: 2}"]
     for text in texts:
         (here / "c.yaml").write_text(text)

@@ -54,16 +54,22 @@ OPTIONS = st.sampled_from("init scale decay rate density inner gain rank seed".s
 NEAR: dict[str, st.SearchStrategy[Any]] = {
     "rule": st.one_of(
         RULE,
-        st.builds(lambda r, o: {"rule": r, **o}, RULE, st.dictionaries(OPTIONS, VALUES, max_size=2)),
+        st.builds(
+            lambda r, o: {"rule": r, **o}, RULE, st.dictionaries(OPTIONS, VALUES, max_size=2)
+        ),
         st.dictionaries(st.sampled_from(["fc*", "*", "conv1"]), RULE, max_size=2),
     ),
-    "switch": st.dictionaries(st.one_of(st.integers(-1, 12), st.text(max_size=3)), RULE, max_size=2),
+    "switch": st.dictionaries(
+        st.one_of(st.integers(-1, 12), st.text(max_size=3)), RULE, max_size=2
+    ),
     "net_options": st.builds(
         lambda a, h: {"activation": a, "hidden": h},
         st.sampled_from(["tanh", "relu", "x", None]),
         st.one_of(VALUES, st.lists(st.integers(-2, 10**12), max_size=2)),
     ),
-    "optimizer": st.sampled_from(["adam", "sgd", "torch.optim:LBFGS", "torch.optim:SparseAdam", "x"]),
+    "optimizer": st.sampled_from(
+        ["adam", "sgd", "torch.optim:LBFGS", "torch.optim:SparseAdam", "x"]
+    ),
     "optimizer_options": st.dictionaries(
         st.sampled_from(["momentum", "nesterov", "betas", "weight_decay"]), VALUES, max_size=2
     ),
@@ -128,8 +134,10 @@ def same(given: Any, found: Any) -> bool:
     if isinstance(given, Mapping) and isinstance(found, Mapping):
         names = {str(key): value for key, value in given.items()}
         others = {str(key): value for key, value in found.items()}
-        return len(names) == len(given) and names.keys() <= others.keys() and all(
-            same(value, others[key]) for key, value in names.items()
+        return (
+            len(names) == len(given)
+            and names.keys() <= others.keys()
+            and all(same(value, others[key]) for key, value in names.items())
         )
     if isinstance(given, list | tuple) and isinstance(found, list | tuple):
         return len(given) == len(found) and all(map(same, given, found))
@@ -325,14 +333,18 @@ def strategies(place: Path, data: Mapping[str, bytes]) -> dict[str, st.SearchStr
     numbers = st.lists(st.integers(0, 50), max_size=4)
     return {
         "options": st.builds(lambda v: lambda: options(v, place), settings_of()),
-        "yaml": st.builds(lambda v, j: lambda: yaml_file(v, j, place), settings_of(), st.booleans()),
+        "yaml": st.builds(
+            lambda v, j: lambda: yaml_file(v, j, place), settings_of(), st.booleans()
+        ),
         "json": st.builds(
             of_json, st.sampled_from(FILES), numbers, VALUES, st.booleans(), CHANGES, CUT
         ),
         "data": st.builds(
             lambda name, c, cut: lambda: data_file(name, bytes_of(data[name], c, cut), place),
-            st.sampled_from(sorted(data)), CHANGES, CUT,
-        ),  # fmt: skip
+            st.sampled_from(sorted(data)),
+            CHANGES,
+            CUT,
+        ),
         "checkpoint": st.builds(
             lambda c, cut: lambda: checkpoint_file(bytes_of(saved, c, cut), place), CHANGES, CUT
         ),
@@ -351,5 +363,3 @@ def limited_memory(more: int = 4 << 30) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-
-

@@ -75,7 +75,7 @@ def parse_settings(parser: Any, words: list[str]) -> dict[str, Any]:
     from apical.bench.experiment.yaml_values import check_file
 
     flags = [_underscored(word) for word in words]
-    files = [name for name in _values_of("--config", flags)]
+    files = _values_of("--config", flags)
     kinds = type_hints(Experiment).items()
     groups = [n for n, kind in kinds if any(map(dataclasses.is_dataclass, (kind, *get_args(kind))))]
     for name in files:

@@ -63,7 +63,9 @@ def robustness(words: list[str]) -> int:
         print_audits([found.row() for found in library.audits(net, evaluation, execution)])
         return 0
     trust = values["trust"]
-    others = {name: _run(path, execution, trust) for name, path in _named(values["transfer"]).items()}
+    others = {
+        name: _run(path, execution, trust) for name, path in _named(values["transfer"]).items()
+    }
     digests = {name: other.digest for name, other in others.items()}
     folder = library.place(run, evaluation, net.digest, digests)
     try:

@@ -198,7 +198,9 @@ def _finished(
     try:
         model.load_state_dict(_weights_of_run(folder, experiment))
     except RuntimeError as error:
-        raise ValueError(f"{folder / 'checkpoint.pt'} does not fit its experiment: {error}") from error
+        raise ValueError(
+            f"{folder / 'checkpoint.pt'} does not fit its experiment: {error}"
+        ) from error
     return experiment, source, model.eval()
 
 

@@ -94,7 +94,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises: ValueError if the file is damaged, of another format or incomplete.
     """
-    remedy = f"Remove it and {path.parent / 'records.jsonl'} to train the run anew; {_earlier(path)}"
+    remedy = (
+        f"Remove it and {path.parent / 'records.jsonl'} to train the run anew; {_earlier(path)}"
+    )
     try:
         has_digest = sealed.check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)

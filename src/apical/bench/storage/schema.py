@@ -117,7 +117,9 @@ def _problem(value: Any, shape: Shape, place: str) -> str:
     """What does not fit, "" if all does."""
     if shape == COUNT:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return "" if whole and value >= 0 else f"{place or 'it'} is {_short(value)}, expected {COUNT}"
+        return (
+            "" if whole and value >= 0 else f"{place or 'it'} is {_short(value)}, expected {COUNT}"
+        )
     if shape == MAYBE_NAN:
         fits = isinstance(value, NUMBER) and not isinstance(value, bool)
         return "" if fits else f"{place or 'it'} is {_short(value)}, expected a number"
