@@ -20,6 +20,7 @@ from apical.bench.evaluate.trained_net import from_run
 from apical.bench.experiment import own_code
 from apical.bench.experiment.experiment import from_dict, to_dict
 from apical.bench.report.read import read_run, read_study
+from apical.bench.report.table import for_spreadsheet
 from apical.bench.storage import checkpoint, claims, evaluation_folder, records, run_folder
 from apical.bench.training import loop
 from apical.nets import pretrained
@@ -360,6 +361,13 @@ def test_what_a_path_finds_must_be_of_its_kind(kind: str, path: str, tmp_path: P
 
     with pytest.raises(ValueError, match=rf"{kind}|{path}"):
         train()
+
+
+def test_texts_of_tables_are_no_formulas() -> None:
+    """Spreadsheets run what begins so, and some skip blanks before it."""
+    for text in ("=1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1"):
+        assert for_spreadsheet(text) == f"'{text}"
+    assert for_spreadsheet("LeNet") == "LeNet" and for_spreadsheet(-1.5) == -1.5
 
 
 # the shape of files
