@@ -515,3 +515,26 @@ def test_an_unsupported_layer_may_be_left_alone_or_given_bp_by_name() -> None:
         assert [row.rule for row in apical.describe(model).rows] == ["exact", "fa"]
     with pytest.raises(ValueError, match=r"odd \(Table\)"):
         apical.convert(Net(), {"*": "fa"})
+
+
+@pytest.mark.parametrize("example", ["x", b"x", 3, 1.5, True])
+def test_an_example_that_is_no_input_is_named(example: Any) -> None:
+    with pytest.raises(ValueError, match=r"example=.* is no input of a model"):
+        apical.convert(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), "dfa", example=example)
+
+
+def test_models_of_inference_mode_are_refused() -> None:
+    """Their tensors can never be trained, which torch says at the first backward pass only."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    with torch.inference_mode():
+        made_there = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        with pytest.raises(ValueError, match="inference_mode"):
+            apical.convert(model, "fa")
+    with pytest.raises(ValueError, match="inference_mode"):
+        apical.convert(made_there, "fa")
+    apical.convert(model, "fa")
+
+
+def test_true_is_no_seed() -> None:
+    with pytest.raises(ValueError, match="seed=True is no whole number"):
+        apical.convert(nn.Sequential(nn.Linear(4, 3)), "fa", seed=True)

@@ -108,7 +108,7 @@ def literal_problems(value: Any, *, but: Iterable[str] = ()) -> list[str]:
     ["kind='sum' is not one of 'max', 'mean'", 'side=True is not a whole number']
     """
     found = []
-    for name, (hint, default) in _checked(type(value)).items():
+    for name, (hint, default) in _checked(type(value)).items():  # type: ignore[arg-type]
         given = getattr(value, name)
         same = type(given) is type(default) and given == default
         if name not in but and not same and not _fits(given, hint):

@@ -144,8 +144,8 @@ def _train(words: list[str]) -> int:
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_argument("--folder", default=None, type=str,
                         help="folder of this run (default: RUNS/train/NAME-KEY)")  # fmt: skip
-    parser.add_argument("--again", default=False, action="store_true",
-                        help="if it is finished, remove its results and train again")  # fmt: skip
+    about = "if it is finished, remove its results and train once more"
+    parser.add_argument("--again", default=False, action="store_true", help=about)
     add_keep_memory(parser)
     add_trust(parser)
     values = parse_settings(parser, words)

@@ -108,8 +108,8 @@ def _free(path: Path) -> bool:
     if values.get("released") is True:
         return True
     pid, started = values.get("pid"), values.get("started")
-    whole = type(pid) is int and pid > 0 and type(started) is int
-    if whole and (values.get("host"), values.get("boot")) == (socket.gethostname(), _boot()):
+    ours = (values.get("host"), values.get("boot")) == (socket.gethostname(), _boot())
+    if ours and type(pid) is int and pid > 0 and type(started) is int:
         return _started(pid) != started
     try:
         age = _now(path.parent) - path.stat().st_mtime

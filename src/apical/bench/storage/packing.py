@@ -76,8 +76,7 @@ class LooseFolder:
         evaluation_folder.verify(path)
         found = records.read(path)
         if path.name == "records.jsonl":
-            for number, row in enumerate(found, 1):
-                schema.check_row(row, f"{path}, line {number}")
+            schema.check_rows(found, str(path))
         return found
 
     def folders(self, name: str) -> list[str]:
@@ -104,15 +103,26 @@ class PackedFolder:
             raise ValueError(
                 f"{path / STUDY} does not describe a packed study ({error}); {_remedy(path)}"
             ) from error
-        if packed.get("format") != FORMAT:
+        if type(packed.get("format")) is not int or packed["format"] != FORMAT:
             raise ValueError(
                 f"{path / STUDY}: packed in format {packed.get('format')}, this version of apical "
                 f"reads format {FORMAT}; read it with the version that packed it"
             )
         self._check(STUDY, digests.pop(STUDY, ""), _study_digest(self._study, packed))
         self._files = {name: self._verified(name, digests.get(name, "")) for name in (RUNS, ROWS)}
-        lines = map(json.loads, self._files[RUNS].splitlines())
-        self._lines: dict[str, Row] = {line.pop("folder"): line for line in lines}
+        schema.check(environments, {str: dict}, f"{path / STUDY}, packed.environments")
+        self._lines: dict[str, Row] = {}
+        for number, text in enumerate(self._files[RUNS].splitlines(), 1):
+            where = f"{path / RUNS}, line {number}"
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}: not JSON ({error}); {_remedy(path)}") from error
+            schema.check(line, {"folder": str, "environment?": str, "last?": dict}, where)
+            for name in DESCRIPTIONS:
+                if name.removesuffix(".json") in line:
+                    schema.check(line, schema.FILES[name], where)
+            self._lines[line.pop("folder")] = line
         self._environments: Mapping[str, Row] = environments
 
     def read_json(self, name: str) -> Any:
@@ -127,7 +137,10 @@ class PackedFolder:
         return {key: value for key, value in line.items() if key not in ("environment", "last")}
 
     def rows(self, name: str) -> list[Row]:
-        return self._rows.get(name, [])
+        found = self._rows.get(name, [])
+        if name.endswith("records.jsonl"):
+            schema.check_rows(found, f"{self.path / ROWS}, rows of {name}")
+        return found
 
     def folders(self, name: str) -> list[str]:
         within = [each for each in self._folders if each.parent == PurePosixPath(name)]
@@ -144,7 +157,13 @@ class PackedFolder:
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:
-        return _unpacked_rows(self._files[ROWS])
+        try:
+            return _unpacked_rows(self._files[ROWS])
+        except Exception as error:  # of another table, pyarrow and the rest raise anything
+            raise ValueError(
+                f"{self.path / ROWS} is no table of records ({type(error).__name__}: {error}); "
+                f"{_remedy(self.path)}"
+            ) from error
 
     def _verified(self, name: str, digest: str) -> bytes:
         path = self.path / name

@@ -5,8 +5,9 @@ names (`"name?"` may be absent; others are allowed), or `{str: shape}` for a map
 Whole numbers pass for `float`, and True for no number. Numbers must be finite.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Shape = Any
@@ -15,6 +16,9 @@ NUMBER = (int, float)
 
 COUNT = "a whole number of at least 0"
 """A shape beside the types: rows, epochs, steps."""
+
+MAYBE_NAN = "a number, nan included"
+"""Another one: what was not measured yet."""
 
 EXPERIMENT_FILE: Shape = {
     "key": str,
@@ -62,8 +66,8 @@ FILES: Mapping[str, Shape] = {
 
 COUNTS = "count epoch examples feedback_bytes parameters step".split()
 TEXTS = "before kind reason rule verdict where".split()
-NUMBERS = "_acc _loss _map _ms _deg".split()
-SHARES = "_acc accuracy".split()
+NUMBERS = ("_acc", "_loss", "_map", "_ms", "_deg", "accuracy")
+SHARES = ("_acc", "accuracy")
 """Names of values in rows, or ends of names, that are counts, texts, numbers, shares in [0, 1]."""
 
 OF_KIND: Mapping[str, tuple[str, ...]] = {
@@ -86,8 +90,13 @@ def check(value: Any, shape: Shape, where: str) -> None:
         raise ValueError(f"{where}: {problem}")
 
 
-def check_row(row: Mapping[str, Any], where: str) -> None:
-    """Check a row of records.jsonl. Raises: ValueError as `check` does."""
+def check_rows(rows: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Check the rows of a records.jsonl. Raises: ValueError as `check` does, with the line."""
+    for number, row in enumerate(rows, 1):
+        _check_row(row, f"{where}, line {number}")
+
+
+def _check_row(row: Mapping[str, Any], where: str) -> None:
     kind = row.get("kind")
     if not isinstance(kind, str):
         raise ValueError(f"{where}: kind is {_short(kind)}, expected a text")
@@ -96,18 +105,21 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: a row of kind {kind!r} without {name!r}")
     for name, value in row.items():
         shape = _shape_of(name)
-        if shape is not None and value is not None and (problem := _problem(value, shape, name)):
+        if shape is None or value is None:
+            continue
+        if problem := _problem(value, shape, name):
             raise ValueError(f"{where}: {problem}")
-        if name.endswith(tuple(SHARES)) and isinstance(value, NUMBER) and not 0 <= value <= 1:
+        if name.endswith(SHARES) and not 0 <= value <= 1:
             raise ValueError(f"{where}: {name}={value} is outside [0, 1]")
 
 
+@functools.cache
 def _shape_of(name: str) -> Shape:
     if name in TEXTS:
         return str
     if name in COUNTS:
         return COUNT
-    return float if name.endswith(tuple(NUMBERS)) and name != "zero_loss" else None
+    return float if name.endswith(NUMBERS) and name != "zero_loss" else None
 
 
 def _problem(value: Any, shape: Shape, place: str) -> str:
@@ -117,6 +129,9 @@ def _problem(value: Any, shape: Shape, place: str) -> str:
         return (
             "" if whole and value >= 0 else f"{place or 'it'} is {_short(value)}, expected {COUNT}"
         )
+    if shape == MAYBE_NAN:
+        fits = isinstance(value, NUMBER) and not isinstance(value, bool)
+        return "" if fits else f"{place or 'it'} is {_short(value)}, expected a number"
     if isinstance(shape, list):
         if not isinstance(value, list | tuple):
             return f"{place or 'it'} is {_short(value)}, expected a list"

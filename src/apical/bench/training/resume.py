@@ -29,7 +29,8 @@ class Position:
     train_acc: float = math.nan
 
 
-_PLAIN = dataclasses.asdict(Position())
+_SHAPES = {int: schema.COUNT, float: schema.MAYBE_NAN, list: [float]}
+_POSITION = {name: _SHAPES[type(value)] for name, value in vars(Position()).items()}
 
 
 def restore(
@@ -77,10 +78,8 @@ def restore(
 
 def _position(path: Path, values: dict[str, Any]) -> Position:
     """The position in a checkpoint. Raises: ValueError if it is none."""
-    shape = {name: list if type(value) is list else type(value) for name, value in _PLAIN.items()}
-    schema.check(values, shape, f"{path}, position")
-    schema.check(values, {"step_ms": [float]}, f"{path}, position")
-    return Position(**{name: values[name] for name in _PLAIN})
+    schema.check(values, _POSITION, f"{path}, position")
+    return Position(**{name: values[name] for name in _POSITION})
 
 
 def _check_records(folder: Path, rows: int, digest: str | None) -> None:

@@ -57,11 +57,11 @@ def check(path: Path) -> bool:
         file.seek(max(0, size - LENGTH))
         comment = file.read()
         if found := re.fullmatch(re.escape(MARK) + rb"([0-9a-f]{64})", comment):
-            computed = _digest(file, size - LENGTH)
-            if computed != found[1].decode():
+            stored, computed = found[1].decode(), _digest(file, size - LENGTH)
+            if computed != stored:
                 raise Damaged(
-                    f"{path} is damaged: its SHA-256 is {computed[:12]}..., {found[1].decode()[:12]}"
-                    "... was stored when it was written"
+                    f"{path} is damaged: its SHA-256 is {computed[:12]}..., {stored[:12]}... was "
+                    "stored when it was written"
                 )
             return True
         file.seek(0)
