@@ -139,7 +139,7 @@ def test_fab_is_as_near_as_pyautoattack(
     sizes = [(points - x).flatten(1).norm(order, dim=1) for points in (ours, reference)]
     assert (sizes[0] > 0).all()
     ratio = sizes[0] / sizes[1]
-    assert ratio.max() < 1 + 1e-6 and ratio.min() > 0.9 and ratio.mean() > 0.99
+    assert ratio.max() < 1 + 1e-4 and ratio.min() > 0.9 and ratio.mean() > 0.99
 
 
 def test_apgd_finds_the_same_highest_loss(net: nn.Module, pyautoattack: ModuleType) -> None:

@@ -63,13 +63,13 @@ def _attacked(experiment: Experiment, parts: Parts, at: Position, learn: Gradien
         options.norm,
     )
     model = Normalised(parts.model, *normalisation(experiment, parts.source)).to(parts.device)
-    gradient = source(options.gradient)
+    gradient, classes = source(options.gradient), parts.source.num_classes
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         model.eval()
         pixels = (x * std + mean).clamp(0, 1)
         seeded = dataclasses.replace(attack, seed=at.step)
-        points = seeded.made(model, pixels, y, gradient, classes=parts.source.num_classes)
+        points = seeded.made(model, pixels, y, gradient, classes=classes)
         parts.net.train()
         return learn((points - mean) / std, y, share)
 
