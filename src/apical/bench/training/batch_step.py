@@ -13,6 +13,7 @@ from torch import Tensor
 from apical import data, nets
 from apical.attacks import PGD, Normalised, source
 from apical.bench.experiment import learner_settings
+from apical.bench.experiment.adversarial_settings import Adversarial
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.training.build import Parts
 from apical.bench.training.resume import Position
@@ -50,7 +51,7 @@ def function(
 def _attacked(experiment: Experiment, parts: Parts, at: Position, learn: Gradients) -> Gradients:
     """The same for what an attack makes of the batch; its random start is that of the step."""
     options = experiment.adversarial
-    assert options is not None and isinstance(parts.source, data.ImageData)
+    assert isinstance(options, Adversarial) and isinstance(parts.source, data.ImageData)
     mean, std = (
         torch.tensor(values).view(-1, 1, 1).to(parts.device)
         for values in normalisation(experiment, parts.source)
