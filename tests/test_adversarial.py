@@ -48,6 +48,9 @@ def test_keys() -> None:
     """Absent it leaves no trace in the key, so that recorded keys stay."""
     hard = dataclasses.replace(BASE, adversarial=HARM)
     assert from_dict(to_dict(hard)) == hard and from_dict(to_dict(BASE)) == BASE
+    assert dataclasses.replace(BASE, adversarial="pgd") == dataclasses.replace(
+        BASE, adversarial=Adversarial()
+    )
     assert from_dict({k: v for k, v in to_dict(BASE).items() if k != "adversarial"}) == BASE
     changes: list[dict[str, Any]] = [
         {"eps": 0.2}, {"attack": "fgsm", "steps": 7}, {"norm": "l2"}, {"steps": 4},
