@@ -89,7 +89,7 @@ def autoattack(norm: str, eps: float) -> Attacked:
     def call(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with apical.exact_gradients(model):
             attack = AutoAttack(model, norm=name, eps=eps, version="standard", device="cpu", seed=0)
-            return attack.run_standard_evaluation(x, y, batch_size=len(x))
+            return attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
     return call
 

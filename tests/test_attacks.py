@@ -30,6 +30,8 @@ EVERY = {
     "apgd dlr-targeted": attacks.APGD(EPS, steps=3, loss="dlr-targeted", targets=2),
     "apgd l2": attacks.APGD(0.5, steps=6, norm="l2", restarts=2, loss="margin"),
     "eot": attacks.EOT(attacks.PGD(EPS, steps=2), samples=2),
+    "fab": attacks.FAB(EPS, steps=6, targets=2),
+    "fab l2": attacks.FAB(0.5, steps=4, norm="l2", restarts=2),
     "few-pixel": attacks.FewPixel(2, steps=2, population=10),
     "fgsm": attacks.FGSM(EPS),
     "fgsm l2": attacks.FGSM(0.5, norm="l2", loss="dlr"),

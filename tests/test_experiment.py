@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from apical import rules
+from apical.bench.experiment.adversarial_settings import Adversarial
 from apical.bench.experiment.data_settings import DataSettings
 from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict, to_dict
 from apical.bench.experiment.hashing_settings import Hashing
@@ -56,6 +57,7 @@ CHANGES: dict[str, Any] = {
     "net_options": {"hidden": [3]},
     "init": "xavier",
     "hashing": Hashing(),
+    "adversarial": Adversarial(),
     "pixels": "unit",
     "shuffle": False,
     "drop_last": True,

@@ -17,6 +17,8 @@ from apical.attacks.sources import Oracle, Source
 
 BACK = 0.9
 """Share of the distance that a misclassified point keeps when it is drawn towards the input."""
+BISECTIONS = 7
+"""After the last step, along the way to the nearest point."""
 STEP, MOST = 1.05, 0.1
 """Overshoot of a projection, and the most that the projection of the input counts."""
 
@@ -34,7 +36,7 @@ class FAB(Attack):
         targets: target classes, the most likely first; 0 means up to 9.
     Where no misclassified point was met, the input is returned.
     Source: Croce, Hein 2020, "Minimally distorted adversarial examples with a fast adaptive
-    boundary attack"; the targeted form that AutoAttack runs.
+    boundary attack"; the targeted form that AutoAttack runs, with a final search as in the paper.
     """
 
     eps: float | None = None
@@ -65,7 +67,7 @@ class FAB(Attack):
             )
 
     def passes(self, classes: int) -> int:
-        return self.restarts * min(self.targets or 9, classes - 1) * 2 * self.steps
+        return self.restarts * min(self.targets or 9, classes - 1) * (2 * self.steps + BISECTIONS)
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         generator, best = self.generator(), x.clone()
@@ -126,7 +128,21 @@ class FAB(Attack):
             better = wrong & (size < least)
             near[better], least[better] = point[better], size[better]
             point = torch.where(per_example(wrong, x), x + BACK * (point - x), point)
-        return near, least
+        return self._shortened(oracle, x, y, near, least)
+
+    def _shortened(
+        self, oracle: Oracle, x: Tensor, y: Tensor, near: Tensor, least: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """By bisection between a misclassified point and the share of its way where the search
+        went on: its overshoot is taken back."""
+        low, high = torch.full_like(least, BACK), torch.ones_like(least)
+        found = least.isfinite()
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            wrong = broken(oracle.scores(x + per_example(middle, x) * (near - x)), y)
+            low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
+        point = torch.where(per_example(found, x), x + per_example(high, x) * (near - x), near)
+        return point, torch.where(found, self.size(point - x), least)
 
     def size(self, change: Tensor) -> Tensor:
         """Of each example, in this norm."""

@@ -171,17 +171,8 @@ def _of_codes(values: dict[str, Any]) -> "Evaluation":
 
     plain = {name: default for name, default, *_ in _OF_THE_ATTACK} | {"audit_only": False}
     plain |= {"robustbench": None, "claimed": ""}
-    of_classes = (
-        "rules",
-        "protocol",
-        "pixels",
-        "pixel_images",
-        "samples",
-        "substitute",
-        "audit_only",
-    )
-    of_classes = (*of_classes, "robustbench", "claimed")
-    stray = [name for name in of_classes if values[name] != plain[name]]
+    kept = ("eps", "norm", "images", "transfer", "seed")
+    stray = [name for name in plain if name not in kept and values[name] != plain[name]]
     usual, effort = vars(Effort()), values["effort"]
     stray += [f"effort.{n}" for n in usual if n != "steps" and effort[n] != usual[n]]
     if stray:

@@ -21,7 +21,8 @@ class TrainingSettings(Settings):
         schedule: how the learning rate changes.
         clip_norm: upper limit (> 0) of the norm of all gradients; absent: none.
         accumulate: parts (>= 1) that a batch is split into, to need less memory.
-        adversarial: train on attacked images; absent: on the images as they are.
+        adversarial: train on attacked images: its settings, or ``pgd`` for their
+            defaults; absent: on the images as they are.
         autocast: ``bf16`` or ``fp16`` (CUDA only, with a gradient scaler).
         seed: of weights, feedback, order of images and augmentation (>= 0).
     """
@@ -34,11 +35,16 @@ class TrainingSettings(Settings):
     schedule: Schedule = setting(factory=Schedule)
     clip_norm: float | None = setting(None, "(0, inf)")
     accumulate: int = setting(1, "[1, inf)", not_with=("learner",))
-    adversarial: Adversarial | None = setting(None, not_with=("task", "hashing"))
+    adversarial: Adversarial | Literal["pgd"] | None = setting(None, not_with=("task", "hashing"))
     autocast: Literal["off", "bf16", "fp16"] = setting("off", not_with=("learner",))
     seed: int = setting(0, "[0, inf)")
 
     label: ClassVar[str] = "training"
+
+    def __post_init__(self) -> None:
+        if self.adversarial == "pgd":
+            object.__setattr__(self, "adversarial", Adversarial())
+        super().__post_init__()
 
     def problems(self) -> list[str]:
         found = super().problems()

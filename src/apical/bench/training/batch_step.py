@@ -13,6 +13,7 @@ from torch import Tensor
 from apical import data, nets
 from apical.attacks import PGD, Normalised, source
 from apical.bench.experiment import learner_settings
+from apical.bench.experiment.adversarial_settings import Adversarial
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.training.build import Parts
 from apical.bench.training.resume import Position
@@ -50,7 +51,7 @@ def function(
 def _attacked(experiment: Experiment, parts: Parts, at: Position, learn: Gradients) -> Gradients:
     """The same for what an attack makes of the batch; its random start is that of the step."""
     options = experiment.adversarial
-    assert options is not None and isinstance(parts.source, data.ImageData)
+    assert isinstance(options, Adversarial) and isinstance(parts.source, data.ImageData)
     mean, std = (
         torch.tensor(values).view(-1, 1, 1).to(parts.device)
         for values in normalisation(experiment, parts.source)
@@ -63,13 +64,13 @@ def _attacked(experiment: Experiment, parts: Parts, at: Position, learn: Gradien
         options.norm,
     )
     model = Normalised(parts.model, *normalisation(experiment, parts.source)).to(parts.device)
-    gradient = source(options.gradient)
+    gradient, classes = source(options.gradient), parts.source.num_classes
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         model.eval()
         pixels = (x * std + mean).clamp(0, 1)
         seeded = dataclasses.replace(attack, seed=at.step)
-        points = seeded.made(model, pixels, y, gradient, classes=parts.source.num_classes)
+        points = seeded.made(model, pixels, y, gradient, classes=classes)
         parts.net.train()
         return learn((points - mean) / std, y, share)
 
