@@ -15,7 +15,7 @@ from apical.core import libraries
 from apical.core.layers import converted_class
 from apical.core.feedback import Feedback
 from apical.core.forward import serves_plain
-from apical.core.own_forward import OwnForward
+from apical.core.own_forward import OwnForward, Uses
 from apical.core.products import Adapter, Product, Weight
 from apical.core.recurrent import ONE_STEP, STEPS
 from apical.core.updates import Part
@@ -25,7 +25,7 @@ __all__ = ["Adapter", "Product", "Weight", "adapter_of", "register"]
 
 def register(
     kind: type[nn.Module] | str,
-    weights: Mapping[str, Weight] | Callable[[Any], Mapping[str, Weight]],
+    weights: Mapping[str, Weight] | Callable[[Any], dict[str, Weight]],
     forward: Callable[..., Any] | None = None,
 ) -> None:
     """Let `convert` convert the layers of a class, and of its subclasses with the same forward.
@@ -77,7 +77,7 @@ def register(
                 " needs a forward function, forward(layer, product, *args), that says which product"
                 " reads what"
             )
-    _REGISTERED[kind] = Adapter(weights, forward)
+    _REGISTERED[kind] = Adapter(weights if callable(weights) else dict(weights), forward)
     _by_type.cache_clear()
     converted_class.cache_clear()
 
@@ -126,9 +126,10 @@ class AdapterMixin:
         product = Product(self, self.adapter)
         if self.adapter.forward is not None:
             return self.adapter.forward(self, product, *args, **kwargs)
-        with OwnForward(product) as replaced:
+        uses = Uses(product)
+        with OwnForward(uses):
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        replaced.check()
+        uses.check()
         return output
 
 

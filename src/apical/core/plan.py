@@ -407,13 +407,13 @@ def _followed_in_part(rows: list[Row]) -> Iterator[tuple[int, str]]:
     and why it cannot."""
     holders: dict[Any, list[Row]] = {}
     for row in rows:
-        for owner in _weights(row.module):
+        for owner in _weights(row):
             holders.setdefault(owner, []).append(row)
     reported: set[str] = set()
     for place, row in enumerate(rows):
         if row.action != "convert" or row.rule is None or not row.rule.follows_weight:
             continue
-        shared = (other for owner in _weights(row.module) for other in holders[owner])
+        shared = (other for owner in _weights(row) for other in holders[owner])
         for other in shared:
             alike = other.action == "convert" and other.rule == row.rule
             if alike or other.layer in reported:
@@ -431,12 +431,12 @@ def _followed_in_part(rows: list[Row]) -> Iterator[tuple[int, str]]:
             break
 
 
-def _weights(module: nn.Module) -> list[Any]:
-    """The parameters of a layer that may be tied: its weights, and a table of embeddings."""
-    if mixin_for(module) is None:
-        return list(module._parameters.values())
-    found = [part.weight for part in parts(module).values()]
-    return [weight if weight._base is None else weight._base for weight in found]
+def _weights(row: Row) -> list[Any]:
+    """The parameters of a layer that may be tied: those of its weights, a table of embeddings."""
+    if mixin_for(row.module) is None or row.action == "refuse":
+        return list(row.module._parameters.values())
+    made_of = (part.parameters for part in parts(row.module).values())
+    return [parameter for owners in made_of for parameter in owners]
 
 
 def _useless_patterns(rows: list[Row], choices: list[_Choice]) -> Iterator[str]:
