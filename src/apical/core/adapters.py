@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from apical.core import libraries
-from apical.core.layers import converted_class
 from apical.core.feedback import Feedback
 from apical.core.forward import serves_plain
+from apical.core.layers import converted_class
 from apical.core.own_forward import OwnForward, Uses
 from apical.core.products import Adapter, Product, Weight
 from apical.core.recurrent import ONE_STEP, STEPS

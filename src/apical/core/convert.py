@@ -176,7 +176,9 @@ def _check_memory(model: nn.Module, rows: list[Row], limit: int | None) -> None:
     if limit is None and weights < memory.FLOOR // 8:
         return
     sizes = {
-        row.layer: sum(memory.transport_bytes(row.rule, p.weight) for p in parts(row.module).values())
+        row.layer: sum(
+            memory.transport_bytes(row.rule, p.weight) for p in parts(row.module).values()
+        )
         for row in rows
         if isinstance(row.rule, TransportRule)
     }

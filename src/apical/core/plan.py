@@ -14,10 +14,10 @@ from torch.nn.utils import parametrize
 
 from apical import rules
 from apical.core import memory
+from apical.core.adapters import adapter_of
 from apical.core.converted import is_converted, modules
 from apical.core.feedback import computed_weight
-from apical.core.adapters import adapter_of
-from apical.core.kinds import KINDS, kind_of, mixin_for, parts
+from apical.core.kinds import kind_of, mixin_for, parts
 from apical.core.products import Adapter
 from apical.core.updates import Part
 from apical.rules import BP, Rule, TransportRule
@@ -273,7 +273,9 @@ def _without_rule(name: str, module: nn.Module) -> tuple[Action, str]:
 
 def _ruled(rule: Rule, module: nn.Module) -> Iterator[Part]:
     """The weights of a layer that get feedback under this rule."""
-    return (part for part in parts(module).values() if part.tapped or isinstance(rule, TransportRule))
+    return (
+        part for part in parts(module).values() if part.tapped or isinstance(rule, TransportRule)
+    )
 
 
 def _obstacle_of_rule(name: str, rule: Rule, part: Part) -> str:

@@ -46,7 +46,9 @@ class Weight:
     def __post_init__(self) -> None:
         check_literals(self, "Weight")
         if self.stacked and "W" not in self.computes:
-            raise ValueError(f"Weight: stacked=True is for 'x W^T' and 'x W', not {self.computes!r}")
+            raise ValueError(
+                f"Weight: stacked=True is for 'x W^T' and 'x W', not {self.computes!r}"
+            )
 
     def operation(self, layer: Any) -> Op:
         """The product with one weight, in the layout of `nn.Linear` or torch's convolutions."""
