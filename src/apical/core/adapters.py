@@ -83,9 +83,10 @@ def register(
 
 
 def find(layer: nn.Module) -> tuple[type[nn.Module] | None, Adapter | None]:
-    """The class in the ancestry of a layer that has an adapter, and the adapter; None for both where
-    the layer has no weight that it names."""
-    base, adapter = _by_type(getattr(layer, "plain_class", type(layer)))
+    """The class in the ancestry of a layer that has an adapter, and the adapter; None for both
+    where it names no weight of the layer."""
+    kind: Any = getattr(type(layer), "plain_class", type(layer))
+    base, adapter = _by_type(kind)
     return (base, adapter) if adapter is not None and adapter.of(layer) else (None, None)
 
 
@@ -133,7 +134,7 @@ class AdapterMixin:
         return output
 
 
-def _of(kind: type[nn.Module]) -> Adapter:
+def _of(kind: Any) -> Adapter:
     adapter = _by_type(kind)[1]
     if adapter is None:
         raise ValueError(
