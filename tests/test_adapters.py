@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from apical.adapters import Weight
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import apical
-from apical import adapters
-from apical.core import updates
+from apical.core import adapters, updates
+from apical.core.adapters import Weight
 from apical.core.converted import converted_layers
 from apical.rules import FA, RULES, KolenPollack
 
@@ -133,9 +132,13 @@ def recurrent_layers() -> Iterator[tuple[nn.Module, bool, dict[str, Any]]]:
     """Layers of all kinds and options, whether they are given states and how their input is."""
     kinds = [(nn.LSTM, {}), (nn.GRU, {}), (nn.RNN, {}), (nn.RNN, {"nonlinearity": "relu"})]
     kinds += [(nn.LSTM, {"proj_size": 2})]
-    for (kind, options), both, deep, first, plain in itertools.product(
-        kinds, (False, True), (False, True), (False, True), (False, True)
-    ):
+    ways = [  # both directions, two layers, samples first, without bias but with states
+        (False, False, False, False),
+        (True, False, True, True),
+        (False, True, True, False),
+        (True, True, False, True),
+    ]
+    for (kind, options), (both, deep, first, plain) in itertools.product(kinds, ways):
         torch.manual_seed(0)
         layer = kind(
             4, 5, num_layers=1 + deep, bidirectional=both, batch_first=first, bias=not plain,
@@ -282,9 +285,9 @@ class Everything(nn.Module):
 def test_every_rule_trains_every_adapted_kind(name: str) -> None:
     model = apical.convert(Everything(), name, example=X.float())
     assert not [r for r in apical.plan(Everything(), name).rows if r.action != "convert"]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     start, losses = {n: p.detach().clone() for n, p in own(model).items()}, []
-    for _ in range(40):
+    for _ in range(15):
         optimizer.zero_grad()
         with apical.labels(model, Y):
             loss = F.cross_entropy(model(X.float()), Y)
@@ -321,7 +324,6 @@ def test_adapted_layers_keep_what_conversion_promises(name: str) -> None:
 
     seen = gradients(model)
     copies = [copy.deepcopy(model), torch.load(pickled, weights_only=False), other]
-    copies.append(torch.compile(copy.deepcopy(model), backend="eager"))
     for twin in copies:
         assert all(torch.equal(a, b) for a, b in zip(seen, gradients(twin), strict=True))
     assert copies[0].lstm._flat_weights[0] is copies[0].lstm.weight_ih_l0
@@ -332,6 +334,22 @@ def test_adapted_layers_keep_what_conversion_promises(name: str) -> None:
     apical.revert(model)
     assert list(model.state_dict()) == keys
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo, after a break
+def test_adapted_layers_compile() -> None:
+    layers = [nn.Linear(4, 4), Halved(), Listed(), nn.LSTM(4, 3)]
+    for name, whole in (("fa", True), ("dfa", True), ("fa", False)):
+        # dynamo compiles no nn.LSTM, plain or converted, and leaves it to run between two graphs
+        model = nn.Sequential(*copy.deepcopy(layers[:3] if whole else layers[2:]))
+        x = X[:, 0].float()
+        apical.convert(model, name, example=x)
+        compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=whole)
+        parts = [flat(net(x))[0].sin().sum() for net in (model, compiled)]
+        expected = torch.autograd.grad(parts[0], list(own(model).values()))
+        seen = torch.autograd.grad(parts[1], list(own(compiled).values()))
+        assert all(torch.equal(a, b) for a, b in zip(expected, seen, strict=True))
+    torch.compiler.reset()
 
 
 def test_per_sample_gradients_of_adapted_layers() -> None:

@@ -292,7 +292,7 @@ def test_lazy_layers_are_refused_until_they_are_built() -> None:
 
 def test_parametrized_layers_are_refused_and_may_be_parametrized_later() -> None:
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"0 \(.*\): is parametrized; convert first"):
+    with pytest.raises(ValueError, match=r"0 \(.*\): is parametrized \(weight by .*convert first"):
         apical.convert(model, "fa")
     model = apical.convert(mlp().double(), "usf")
     x, y = torch.randn(6, 4).double(), torch.arange(6) % 2

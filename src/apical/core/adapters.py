@@ -15,7 +15,7 @@ from apical.core import libraries
 from apical.core.feedback import Feedback
 from apical.core.forward import serves_plain
 from apical.core.layers import converted_class
-from apical.core.own_forward import OwnForward
+from apical.core.own_forward import OwnForward, Uses
 from apical.core.products import Adapter, Product, Weight
 from apical.core.recurrent import ONE_STEP, STEPS
 from apical.core.updates import Part
@@ -25,7 +25,7 @@ __all__ = ["Adapter", "Product", "Weight", "adapter_of", "register"]
 
 def register(
     kind: type[nn.Module] | str,
-    weights: Mapping[str, Weight] | Callable[[Any], Mapping[str, Weight]],
+    weights: Mapping[str, Weight] | Callable[[Any], dict[str, Weight]],
     forward: Callable[..., Any] | None = None,
 ) -> None:
     """Let `convert` convert the layers of a class, and of its subclasses with the same forward.
@@ -77,15 +77,16 @@ def register(
                 " needs a forward function, forward(layer, product, *args), that says which product"
                 " reads what"
             )
-    _REGISTERED[kind] = Adapter(weights, forward)
+    _REGISTERED[kind] = Adapter(weights if callable(weights) else dict(weights), forward)
     _by_type.cache_clear()
     converted_class.cache_clear()
 
 
 def find(layer: nn.Module) -> tuple[type[nn.Module] | None, Adapter | None]:
-    """The class in the ancestry of a layer that has an adapter, and the adapter; None for both where
-    the layer has no weight that it names."""
-    base, adapter = _by_type(getattr(layer, "plain_class", type(layer)))
+    """The class in the ancestry of a layer that has an adapter, and the adapter; None for both
+    where it names no weight of the layer."""
+    kind: Any = getattr(type(layer), "plain_class", type(layer))
+    base, adapter = _by_type(kind)
     return (base, adapter) if adapter is not None and adapter.of(layer) else (None, None)
 
 
@@ -126,13 +127,14 @@ class AdapterMixin:
         product = Product(self, self.adapter)
         if self.adapter.forward is not None:
             return self.adapter.forward(self, product, *args, **kwargs)
-        with OwnForward(product) as replaced:
+        uses = Uses(product)
+        with OwnForward(uses):
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        replaced.check()
+        uses.check()
         return output
 
 
-def _of(kind: type[nn.Module]) -> Adapter:
+def _of(kind: Any) -> Adapter:
     adapter = _by_type(kind)[1]
     if adapter is None:
         raise ValueError(

@@ -37,9 +37,8 @@ def over_steps(layer: Any, product: Product, x: Tensor) -> Tensor:
 def padded(layer: Any, product: Product, x: Tensor) -> Tensor:
     """timm's "same" padding, which depends on the size of the input."""
     if getattr(layer, "same_pad", True):
-        for axis, (kernel, stride, dilation) in enumerate(
-            zip(reversed(layer.kernel_size), reversed(layer.stride), reversed(layer.dilation))
-        ):
+        sides = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+        for axis, (kernel, stride, dilation) in enumerate(reversed(list(sides))):
             size = x.shape[-1 - axis]
             total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
             before = total // 2

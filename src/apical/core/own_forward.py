@@ -7,7 +7,7 @@ such call is an error, never silently exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,8 +34,20 @@ _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 class OwnForward(TorchFunctionMode):
     """Replaces the products with the weights of one layer while its own forward runs."""
 
-    def __init__(self, product: Product) -> None:
+    def __init__(self, uses: Uses) -> None:
         super().__init__()
+        self.uses = uses
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return self.uses.replaced(function, args, kwargs or {})
+
+
+class Uses:
+    """What a forward under way has done with the weights of its layer."""
+
+    def __init__(self, product: Product) -> None:
         self._product = product
         # by identity: the tensor (kept alive), its part, and whether it is transposed to W
         self._known: dict[int, tuple[Tensor, str, bool]] = {
@@ -44,14 +56,10 @@ class OwnForward(TorchFunctionMode):
         }
         self._unused = {key for _, key, _ in self._known.values()}
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def replaced(
+        self, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
     ) -> Any:
-        named = dict(kwargs or {})
+        """The result of a call of torch, or of the product with feedback in its place."""
         used = [self._known[id(a)] for a in (*args, *named.values()) if id(a) in self._known]
         if not used:
             return function(*args, **named)

@@ -8,42 +8,19 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch import nn
 from torch.nn.utils import parametrize
 
 from apical import rules
-from apical.core import memory
+from apical.core import memory, obstacles
 from apical.core.adapters import adapter_of
 from apical.core.converted import is_converted, modules
-from apical.core.feedback import computed_weight
-from apical.core.kinds import kind_of, mixin_for, parts
-from apical.core.products import Adapter
-from apical.core.updates import Part
+from apical.core.kinds import mixin_for, parts
+from apical.core.obstacles import Action
 from apical.rules import BP, Rule, TransportRule
 
 Predicate = Callable[[str, nn.Module], bool]
 Assignment = Rule | str | Mapping[Any, Any]
-Action = Literal["convert", "keep", "refuse"]
-
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_LISTS = (nn.ParameterList, nn.ParameterDict)
-
-_OF_LAYERS = ("weight", "in_proj_", "q_proj_", "k_proj_", "v_proj_", "bias_")
-"""How the names of the parameters begin that layers of a supported kind have (old `weight_norm` and
-`spectral_norm` add `weight_g` and the like)."""
-
-_TABLES = ("bias", "biases", "pos", "position", "positional", "positions", "rel", "relative")
-"""Words in the names of parameters that hold one entry for each position."""
-
-# Their own forward computes what their torch class computes; it is written out for TorchScript.
-_SAME_FORWARD = ("timm.layers.linear.Linear",)
 
 
 @dataclass(frozen=True)
@@ -208,7 +185,7 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     first = matching[0] if matching else None
     unnamed = "no pattern names it: exact gradient"
     if mixin_for(module) is None:
-        action, why = _without_rule(name, module)
+        action, why = obstacles.without_rule(name, module)
         if action == "refuse" and first is None:
             action, why = "keep", unnamed
         elif action == "refuse" and first is not None and isinstance(first.rule, BP):
@@ -221,174 +198,11 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     rule = first.rule
     if isinstance(rule, BP) and not rule.constrain_weights:
         return Row(name, kind, "keep", None, "rule BP: exact gradient", module)
-    obstacle = _obstacle(module)
-    adapter = adapter_of(module)
-    if not obstacle and adapter and not isinstance(rule, TransportRule):
-        if any(use.stacked for use in adapter.of(module).values()):
-            obstacle = (
-                "each of its weights reads the rows that are chosen for it, so no axis of its"
-                f" inputs counts samples, which {type(rule).__name__} needs; give it a rule that"
-                f" transports, or its exact gradient, by name: {{{name!r}: 'fa', '*': ...}}"
-            )
-    if not obstacle:
-        of_rule = (_obstacle_of_rule(name, rule, part) for part in _ruled(rule, module))
-        obstacle = next((text for text in of_rule if text), "")
+    obstacle = obstacles.of_layer(name, module, rule)
     if obstacle:
         return Row(name, kind, "refuse", None, obstacle, module)
     why = "every layer" if first.pattern == "*" else f"matches {first}"
     return Row(name, kind, "convert", rule, why, module)
-
-
-def _without_rule(name: str, module: nn.Module) -> tuple[Action, str]:
-    """What happens to a module for which no rule is defined."""
-    if isinstance(module, _NORMS):
-        return "keep", "norm: scales each unit, exact gradient"
-    if isinstance(module, _EMBEDDINGS):
-        return "keep", "embedding: its input has no gradient to replace"
-    held = {name: p for name, p in module._parameters.items() if p is not None}
-    matrices = {name: p for name, p in held.items() if not _is_elementwise(p)}
-    if not matrices:
-        return "keep", f"elementwise, exact gradient: {_listed(held)}"
-    unknown = {name: p for name, p in matrices.items() if not _is_table(name, p)}
-    if not unknown:
-        return "keep", f"added to activations, exact gradient: {_listed(held)}"
-    keep = (
-        f"or keep its exact gradient: {{{name!r}: 'bp', '*': ...}} for this one,"
-        " on_unsupported='keep' for all"
-    )
-    if isinstance(module, _LISTS):
-        owner, _, own = name.rpartition(".")
-        used = f"{own}.{next(iter(unknown))}"
-        return "refuse", (
-            f"is a list of weights ({_listed(unknown)}) that {owner or 'the model'} uses itself; say"
-            f" how: apical.adapters.register(the class of {owner or 'the model'}, {{{used!r}:"
-            f" Weight('x W^T'), ...}}, forward), {keep}"
-        )
-    return "refuse", (
-        f"holds weights ({_listed(unknown)}) but is of no kind that Apical converts; say what it"
-        f" computes with them: apical.adapters.register({type(module).__name__},"
-        f" {{{next(iter(unknown))!r}: Weight('x W^T')}}), {keep}"
-    )
-
-
-def _ruled(rule: Rule, module: nn.Module) -> Iterator[Part]:
-    """The weights of a layer that get feedback under this rule."""
-    return (
-        part for part in parts(module).values() if part.tapped or isinstance(rule, TransportRule)
-    )
-
-
-def _obstacle_of_rule(name: str, rule: Rule, part: Part) -> str:
-    """Why a weight cannot learn by the rule; empty if it can."""
-    op, weight = part.op, part.weight
-    owner = weight if weight._base is None else weight._base
-    if isinstance(owner, nn.Parameter) or type(owner).__name__ == "DTensor":
-        return rule.obstacle(op, weight)
-    if rule.changes_weight:
-        return computed_weight(rule)
-    trained = any(p is not None and p.requires_grad for p in part.parameters)
-    return rule.obstacle(op, weight.detach().requires_grad_(trained))
-
-
-def _is_elementwise(parameter: Tensor) -> bool:
-    return sum(size > 1 for size in parameter.shape) <= 1
-
-
-def _is_table(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is added to activations: one entry for all samples, as class tokens and
-    tables of positions are, (1, positions, features), or a table of relative positions, which only
-    its name shows."""
-    words = {word.rstrip("0123456789") for word in name.lower().split("_")}
-    return parameter.shape[0] == 1 or not words.isdisjoint(_TABLES)
-
-
-def _listed(parameters: Mapping[str, Tensor]) -> str:
-    return ", ".join(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
-
-
-def _obstacle(module: nn.Module) -> str:
-    """Why a layer of a supported kind cannot be converted; empty if it can."""
-    if is_converted(module):
-        return "is converted already; apical.revert(model) first, then convert again"
-    if hasattr(module, "feedback"):
-        return (
-            "has a 'feedback' of its own, the name of what conversion adds; rename that, or keep"
-            " the layer's exact gradient with on_unsupported='keep'"
-        )
-    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-        return "is not initialised; run one forward pass of the model first"
-    if getattr(module, "qconfig", None) is not None:
-        return (
-            "has a qconfig, and quantisation replaces layers by their exact class, which conversion"
-            " changes; convert and train first, then apical.revert(model), then quantise"
-        )
-    if parametrize.is_parametrized(module):
-        registered = {
-            name: ", ".join(type(part).__name__ for part in made)
-            for name, made in module.parametrizations.items()  # type: ignore[operator,union-attr]
-        }
-        name, made = next(iter(registered.items()))
-        return (
-            f"is parametrized ({name} by {made}); convert first, then register the parametrization."
-            " Of a model that registers its own:"
-            f" torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r}), convert, then"
-            " register it again"
-        )
-    sharded = next((n for n, p in module.named_parameters() if type(p).__name__ == "DTensor"), "")
-    if sharded:
-        return (
-            f"its {sharded} is a DTensor, a part of a weight on each process: convert first, then"
-            " fully_shard; tensor parallelism (parallelize_module) is not supported, use FSDP2 or"
-            " DDP"
-        )
-    plain = kind_of(module)
-    assert plain is not None
-    kind = type(module)
-    for method in ("forward", "_conv_forward"):
-        overrides = getattr(kind, method, None) is not getattr(plain, method, None)
-        if overrides and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
-            return (
-                f"overrides {method} of {plain.__name__}, so it may compute something else; use"
-                f" the plain {plain.__name__}, say what it computes with"
-                f" apical.adapters.register({kind.__name__}, ...), or keep it with"
-                " on_unsupported='keep'"
-            )
-    adapter = adapter_of(module)
-    missing = [name for name in adapter.of(module) if not _has(module, name)] if adapter else []
-    if missing:
-        return (
-            f"has no {' or '.join(missing)}, which its adapter names; it has"
-            f" {_listed(dict(module.named_parameters()))}"
-        )
-    further = {
-        name: p
-        for name, p in module._parameters.items()
-        if p is not None
-        and not (name in _named(adapter, module) if adapter else name.startswith(_OF_LAYERS))
-        and not (_is_elementwise(p) or _is_table(name, p))
-    }
-    if further:
-        return (
-            f"also holds {_listed(further)}, whose use is unknown; put it into a layer of its own,"
-            " or keep this layer's exact gradient with on_unsupported='keep'"
-        )
-    if any(p.is_meta for p in module.parameters()):
-        return "is on the meta device; materialise and load the weights first"
-    if any(p.is_complex() for p in module.parameters()):
-        return "has complex weights, for which no rule is defined"
-    return ""
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    return name in dict(module.named_parameters()) or isinstance(
-        getattr(module, name, None), Tensor
-    )
-
-
-def _named(adapter: Adapter, module: nn.Module) -> set[str]:
-    """The parameters of a layer that its adapter names."""
-    weights = adapter.of(module)
-    return {*weights, *(use.bias for use in weights.values() if use.bias)}
 
 
 def _wrappers(model: nn.Module) -> Iterator[str]:
@@ -409,13 +223,13 @@ def _followed_in_part(rows: list[Row]) -> Iterator[tuple[int, str]]:
     and why it cannot."""
     holders: dict[Any, list[Row]] = {}
     for row in rows:
-        for owner in _weights(row.module):
+        for owner in _weights(row):
             holders.setdefault(owner, []).append(row)
     reported: set[str] = set()
     for place, row in enumerate(rows):
         if row.action != "convert" or row.rule is None or not row.rule.follows_weight:
             continue
-        shared = (other for owner in _weights(row.module) for other in holders[owner])
+        shared = (other for owner in _weights(row) for other in holders[owner])
         for other in shared:
             alike = other.action == "convert" and other.rule == row.rule
             if alike or other.layer in reported:
@@ -433,12 +247,12 @@ def _followed_in_part(rows: list[Row]) -> Iterator[tuple[int, str]]:
             break
 
 
-def _weights(module: nn.Module) -> list[Any]:
-    """The parameters of a layer that may be tied: its weights, and a table of embeddings."""
-    if mixin_for(module) is None:
-        return list(module._parameters.values())
-    found = [part.weight for part in parts(module).values()]
-    return [weight if weight._base is None else weight._base for weight in found]
+def _weights(row: Row) -> list[Any]:
+    """The parameters of a layer that may be tied: those of its weights, a table of embeddings."""
+    if mixin_for(row.module) is None or row.action == "refuse":
+        return list(row.module._parameters.values())
+    made_of = (part.parameters for part in parts(row.module).values())
+    return [parameter for owners in made_of for parameter in owners]
 
 
 def _useless_patterns(rows: list[Row], choices: list[_Choice]) -> Iterator[str]:

@@ -3,8 +3,9 @@ convolution of torch's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class Weight:
         return LinearOp()
 
 
-Weights = Mapping[str, Weight]
+Weights = dict[str, Weight]
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class Adapter:
 
     def of(self, layer: nn.Module) -> Weights:
         """By name of the parameter, how this layer uses it."""
-        return self.weights(layer) if callable(self.weights) else self.weights
+        return self.weights if isinstance(self.weights, dict) else self.weights(layer)
 
     def parts(self, layer: Any) -> dict[str, Part]:
         """The weights of the layer by the names that their feedback has."""
         weights = self.of(layer)
         found = {}
         for name, weight in weights.items():
-            parameter = layer.get_parameter(name) if "." in name else getattr(layer, name)
+            parameter = attrgetter(name)(layer)
             value = parameter if weight.value is None else weight.value(layer)
             value = value.mT if weight.computes == "x W" else value
             bias = None if weight.bias is None else getattr(layer, weight.bias, None)

@@ -39,6 +39,9 @@ def over_steps(
     """The forward of `nn.RNN`, `nn.LSTM` and `nn.GRU`."""
     lstm = layer.mode == "LSTM"
     sizes: list[int] | None = None
+    batch_sizes: Any = None
+    order: Tensor | None = None
+    back: Tensor | None = None
     single = False
     if isinstance(input, PackedSequence):
         for feedback in product.feedback:
@@ -58,7 +61,6 @@ def over_steps(
                 f"{type(layer).plain_class.__name__}: its input is (time, samples, features) or"
                 f" (time, features), not of {input.dim()} axes"
             )
-        batch_sizes = order = back = None
         single = input.dim() == 2
         x = input.unsqueeze(1) if single else input
         if layer.batch_first and not single:
@@ -91,8 +93,8 @@ def over_steps(
         x = x.squeeze(1)
     elif sizes is None and layer.batch_first:
         x = x.transpose(0, 1)
-    output = x if sizes is None else PackedSequence(x, batch_sizes, order, back)
-    return output, tuple(ends) if lstm else ends[0]
+    result: Any = x if sizes is None else PackedSequence(x, batch_sizes, order, back)
+    return result, tuple(ends) if lstm else ends[0]
 
 
 def over_one_step(layer: Any, product: Product, input: Tensor, hx: Any = None) -> Any:
