@@ -11,7 +11,8 @@ model, and what is already there is not done again. A library that is not instal
 Outcomes: "ok": converted as it is; "remedied": refused at first, and right with what the refusal
 names; "refused": the refusal names layer, reason and remedy, none of which the sweep tries;
 "silent": a layer keeps its exact gradient, or does not learn, and the plan does not say so; "raw":
-an error that names no layer or no remedy; "unusable": the plain model fails here.
+an error that names no layer or no remedy; "overflow": gradients are not finite, because feedback
+is far larger than the weights of this initialisation; "unusable": the plain model fails here.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,10 @@ REMEDIES: tuple[dict[str, Any], ...] = (
     {"rule": {"layout": "channel"}},
     {"rule": {"sample_axis": 1}, "output_axis": 1},
     {"rule": {"sample_axis": "folded"}},
+    {"rule": {"scale": "norm"}},
     {"on_unsupported": "keep"},
 )
-"""Tried in this order; fields of the rule and axes are options of DFA."""
+"""Tried in this order; fields that the rule does not have are left out."""
 
 REMEDY = re.compile(
     r"\b(use|give|call|convert|revert|keep|run|remove|register|allow|say|accept)\b", re.IGNORECASE
@@ -90,15 +93,13 @@ def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
         options = dict(remedy)
         fields = options.pop("rule", {})
         broadcast = isinstance(rule, BroadcastRule)
-        if not broadcast and fields:
+        if not all(hasattr(rule, field) for field in fields):
             continue
-        tried = rule
-        if broadcast:
-            if subject.language:
-                fields = {"positions": "samples", **fields}
-            if subject.output is not None:
-                options["output"] = subject.output
-            tried = DFA(**fields)
+        if broadcast and subject.language:
+            fields = {"positions": "samples", **fields}
+        if broadcast and subject.output is not None:
+            options["output"] = subject.output
+        tried = replace(rule, **fields)
         try:
             finding, excepted = _with_exceptions(subject, plain, tried, options)
         except Exception as error:  # any: an error of torch is what this looks for
@@ -111,6 +112,9 @@ def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
             key: value for key, value in vars(finding).items() if value and key != "idle"
         }
         row["exact"] = len(finding.exact)
+        if any("not finite" in problem for problem in finding.problems):
+            refusal = refusal or "gradients are not finite"
+            continue
         if finding.problems:
             return {"outcome": "silent", **row, "problems": finding.problems[:8]}
         given = [spell(tried)] if fields else []
@@ -122,7 +126,8 @@ def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
             row["refusal"] = short(refusal) if refusal else f"of {', '.join(excepted[:3])}"
         outcome = "remedied" if refusal or excepted else "ok"
         return {"outcome": outcome, **({"with": ", ".join(given)} if given else {}), **row}
-    return {"outcome": "refused", "refusal": short(refusal)}
+    outcome = "overflow" if "not finite" in refusal else "refused"
+    return {"outcome": outcome, "refusal": short(refusal)}
 
 
 def _with_exceptions(
@@ -181,7 +186,7 @@ def sweep(names: Iterable[str], out: Path, again: Iterable[str]) -> None:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A table: for every library and rule, how many models had which outcome."""
-    outcomes = ("ok", "remedied", "refused", "silent", "raw")
+    outcomes = ("ok", "remedied", "refused", "overflow", "silent", "raw")
     usable = [row for row in rows if row["outcome"] != "unusable"]
     counts: dict[str, Counter[str]] = {}
     models: dict[str, set[str]] = {}

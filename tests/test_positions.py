@@ -67,9 +67,7 @@ def test_the_written_out_equations_hold_for_sequences_of_any_length() -> None:
         # the tap lies at the input of the second layer; attention below it stays exact
         delta = (mixing.T @ (error @ matrix)) * (1 - hidden**2)
         torch.testing.assert_close(model.second.weight.grad, expected_second)
-        torch.testing.assert_close(
-            model.first.weight.grad, torch.einsum("ntu,ntf->uf", delta, x)
-        )
+        torch.testing.assert_close(model.first.weight.grad, torch.einsum("ntu,ntf->uf", delta, x))
         torch.testing.assert_close(model.first.bias.grad, delta.sum((0, 1)))
 
 
@@ -105,7 +103,14 @@ def test_a_sequence_equals_its_positions_one_by_one(name: str) -> None:
             torch.testing.assert_close(ours.grad, theirs.grad, msg=full)
 
 
-@pytest.mark.parametrize("rule", [DRTP(magnitude="one", positions="samples"), SignDFA(positions="samples"), LocalError(readout="trained", positions="samples")])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [
+        DRTP(magnitude="one", positions="samples"),
+        SignDFA(positions="samples"),
+        LocalError(readout="trained", positions="samples"),
+    ],
+)
 def test_an_error_at_one_position_reaches_that_position_alone(rule: BroadcastRule) -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
     model = apical.convert(net, rule, example=seeded(2, 3, 4))
