@@ -74,7 +74,7 @@ def test_probes_and_diagnostics_take_named_inputs_and_outputs(rule: str) -> None
     broadcasts = rule != "fa"
     options = {"output": "logits"} if broadcasts else {}
     named = apical.convert(of_kind(Named), rule, example=x, **options)
-    plain = apical.convert(of_kind(Plain), rule, example=stacked, output_axis=0 if broadcasts else None)  # fmt: skip
+    plain = apical.convert(of_kind(Plain), rule, example=stacked)
 
     def of_named(output: Output, y: Tensor) -> Tensor:
         return F.cross_entropy(output.logits, y)
@@ -82,16 +82,13 @@ def test_probes_and_diagnostics_take_named_inputs_and_outputs(rule: str) -> None
     for probe in (probes.gradient_alignment, probes.delta_alignment, diagnostics.measure):
         ours, theirs = probe(named, of_named, x, y), probe(plain, F.cross_entropy, stacked, y)
         if not broadcasts and probe is diagnostics.measure:  # the error of which output?
-            del theirs[-1]["error_rank"]
-            theirs = [{k: v for k, v in row.items() if k not in ("delta_rank", "signal")} for row in theirs]  # fmt: skip
+            unknown = ("error_rank", "delta_rank", "signal")
+            theirs = [{k: v for k, v in row.items() if k not in unknown} for row in theirs]
         assert ours == theirs
         assert ours
     diagnostics.check(named, of_named, x, y)
     read = probes.linear_probe(named, train=(x, y), test=(x, y), layers=["second", "last"])
-    expected = probes.linear_probe(
-        plain, train=(x, y), test=(x, y), layers=["second", "last"]
-    ) if False else read  # fmt: skip
-    assert read == expected and read.keys() == {"second", "last"}
+    assert read.keys() == {"second", "last"} and all(0 <= share <= 1 for share in read.values())
     with pytest.raises(ValueError, match=r"tokens \(6, 5\), mask \(6, 5\) with targets \(5,\)"):
         probes.linear_probe(named, train=(x, y[:5]), test=(x, y))
 
@@ -142,28 +139,33 @@ class DeepLab(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [UNet, DeepLab])
-def test_segmentation_nets_train_under_dfa_with_the_layout_that_is_advised(kind: Any) -> None:
+def test_segmentation_nets_train_under_dfa_as_the_limit_of_memory_advises(kind: Any) -> None:
+    """Far better than with hidden layers that keep their initial values, unlike under
+    layout="channel", which sends one signal to all pixels and fits memory alone."""
     torch.manual_seed(0)
-    x = torch.randn(4, 1, 24, 24)
-    y = (F.avg_pool2d(x, 5, 1, 2)[:, 0] > 0).long()
+    x = 5 * F.avg_pool2d(torch.randn(4, 1, 24, 24), 5, 1, 2)
+    y = (x[:, 0] > 0).long()
     full = sum(row.feedback_bytes for row in apical.plan(kind(), "dfa", example=x).rows)
-    with pytest.raises(ValueError, match=rf"{full:,} bytes .*layout='channel'"):
+    with pytest.raises(ValueError, match=rf"{full:,} bytes .*'pixels'.*layout='channel'"):
         apical.convert(kind(), "dfa", example=x, max_feedback_bytes=full - 1)
-    rule = DFA(layout="channel")
-    sizes = {row.layer: row.feedback_bytes for row in apical.plan(kind(), rule, example=x).rows}
-    model = apical.convert(kind(), rule, example=x)
-    assert sizes == {row.layer: row.feedback_bytes for row in apical.describe(model).rows}
-    assert 10 * sum(sizes.values()) < full
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    losses = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
-    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+    for rule in (DFA(layout="channel"), DFA(positions="pixels")):
+        planned = apical.plan(kind(), rule, example=x)
+        sizes = {row.layer: row.feedback_bytes for row in planned.rows}
+        described = apical.describe(apical.convert(kind(), rule, example=x))
+        assert sizes == {row.layer: row.feedback_bytes for row in described.rows}
+        assert 10 * sum(sizes.values()) < full
+    losses = {}
+    for name, rule in {"dfa": DFA(positions="pixels"), "frozen": "frozen"}.items():
+        torch.manual_seed(1)
+        model = apical.convert(kind(), rule, example=x)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(25):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+        losses[name] = loss.item()
+    assert losses["dfa"] < 0.85 * losses["frozen"]  # here 0.45 and 0.43 to 0.67
 
 
 def test_a_plan_gives_the_bytes_of_attention_and_of_positions() -> None:

@@ -117,13 +117,9 @@ class Broadcast:
             )
         self.error_shape = shape
         tokens = call.tokens + self._tokens_of_late_taps(model, call.late, error)
-        for feedback, token in tokens:
-            if feedback.rule.by_position and token.shape != error.shape:
-                raise counted.positions_differ(
-                    feedback, tuple(token.shape[:-1]), tuple(error.shape[:-1])
-                )
-            if token.shape[0] != error.shape[0]:
-                raise counted.samples_differ(feedback.layer, token.shape[0], error.shape[0])
+        tokens = [
+            (feedback, counted.at_output(feedback, token, error)) for feedback, token in tokens
+        ]
         if not tokens:
             return output
         if call.verifies and call.bridged and error.requires_grad:
@@ -252,7 +248,7 @@ class Broadcast:
     def _token(self, tap: Tap, samples: int) -> Tensor:
         assert self.error_shape is not None
         rule = tap.feedback.rule
-        shape = self.error_shape[-1:] if rule.by_position else self.error_shape
+        shape = counted.of_sample(rule, self.error_shape)
         targets = None
         if rule.needs_labels:
             targets = counted.targets(
@@ -267,7 +263,10 @@ class Broadcast:
         if not torch.compiler.is_compiling():
             tap.feedback.check_fit(geometry, math.prod(shape))
         token = autograd.tap(tap.x, tap.feedback, geometry, shape, targets)
-        return token if tap.positions is None else token.view(*tap.positions, *shape)
+        if tap.positions is None:
+            return token
+        token = token.view(*tap.positions, *shape)
+        return token.movedim(-1, 1) if rule.by_pixel else token
 
     def _tokens_of_late_taps(
         self, model: nn.Module, late: list[Tap], error: Tensor

@@ -1,28 +1,32 @@
-"""What is known of a tapped layer once the error is: its samples, its targets, its feedback's cost."""
+"""What is known of a tapped layer once the error is: samples, targets, the cost of feedback."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apical.core import memory, outputs
 from apical.core.taps import BroadcastFeedback, Tap
+from apical.rules.base import BroadcastRule
 
 
 def counted(tap: Tap, error: Tensor) -> tuple[Tap, int]:
     """The tap as its rule is given it, and the number of its samples, or of its positions.
 
-    Shapes: error (samples, ...), or (samples, *positions, features) for positions as samples.
+    Shapes: error (samples, ...); (samples, *positions, features) for positions as samples, and
+        (samples, features, *space) for pixels.
     Raises: ValueError if the layer's input counts others than the output.
     """
     rule = tap.feedback.rule
     if rule.by_position:
-        expected = tuple(error.shape[:-1])
+        expected = tuple((error.movedim(1, -1) if rule.by_pixel else error).shape[:-1])
         rows = tap.by_rows(expected)
-        if rows.positions != expected:
+        given = rows.positions or ()
+        alike = rule.by_pixel and given[0] == expected[0] and len(given) == len(expected)
+        if given != expected and not alike:
             raise positions_differ(tap.feedback, rows.positions or (), expected)
         return rows, len(rows.x)
     count = rule.samples(tap.x.shape, tuple(error.shape[1:]))
@@ -35,8 +39,34 @@ def counted(tap: Tap, error: Tensor) -> tuple[Tap, int]:
 
 def error_size(tap: Tap, error: Tensor) -> int:
     """Outputs of one sample, or of one position."""
-    shape = error.shape[-1:] if tap.feedback.rule.by_position else error.shape[1:]
-    return shape.numel()
+    return math.prod(of_sample(tap.feedback.rule, tuple(error.shape[1:])))
+
+
+def of_sample(rule: BroadcastRule, error_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the error that a rule is given of each of its samples."""
+    if rule.by_pixel:
+        return error_shape[:1]
+    return error_shape[-1:] if rule.by_position else error_shape
+
+
+def at_output(feedback: BroadcastFeedback, token: Tensor, error: Tensor) -> Tensor:
+    """The token in the shape of the error. That of a layer of another resolution is brought to the
+    pixels of the output; backwards, each of its pixels receives the sum of the errors over it.
+
+    Raises: ValueError if the layer counts other samples or positions than the output.
+    """
+    rule = feedback.rule
+    if rule.by_pixel and token.dim() == error.dim() and token.shape[:2] == error.shape[:2]:
+        if token.shape[2:] == error.shape[2:]:
+            return token
+        return F.interpolate(token, error.shape[2:], mode="area")
+    if rule.by_position and token.shape != error.shape:
+        axis = 1 if rule.by_pixel else -1
+        given, expected = (tuple(t.movedim(axis, -1).shape[:-1]) for t in (token, error))
+        raise positions_differ(feedback, given, expected)
+    if token.shape[0] != error.shape[0]:
+        raise samples_differ(feedback.layer, token.shape[0], error.shape[0])
+    return token
 
 
 def sizes(taps: Iterable[tuple[Tap, int]], error: Tensor) -> dict[str, int]:
@@ -100,14 +130,18 @@ def positions_differ(
     elif len(given) > 1 and swapped == expected:
         axis = 0 if getattr(feedback.rule, "sample_axis", 0) else 1
         remedy = f"give it {rule}(positions='samples', sample_axis={axis})"
+    elif feedback.rule.by_pixel:
+        remedy = f"give the layer a rule without positions, {{{layer!r}: 'fa', '*': ...}}"
     else:
         remedy = (
             f"give the layer a rule without positions, {{{layer!r}: 'fa', '*': ...}}, as for an"
             " encoder and for pooled or strided layers"
         )
+    kind = "pixels" if feedback.rule.by_pixel else "samples"
     return ValueError(
         f"{layer}: its input has the positions {given}, samples first, and the model's output"
-        f" {expected}, features last. With positions='samples' they must agree; here {remedy}"
+        f" {expected}, features {'second' if feedback.rule.by_pixel else 'last'}. With"
+        f" positions={kind!r} they must agree; here {remedy}"
     )
 
 
