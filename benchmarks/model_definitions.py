@@ -295,10 +295,6 @@ def _diffusers(name: str) -> Subject:
             unet | tiny | {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 16, "attention_head_dim": 4},
             {"sample": image, "timestep": time, "encoder_hidden_states": seeded(2, 5, 16)},
         ),
-        "UNet1DModel": (
-            {"in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "layers_per_block": 1, "down_block_types": ("DownBlock1D", "AttnDownBlock1D"), "up_block_types": ("AttnUpBlock1D", "UpBlock1D"), "extra_in_channels": 16},
-            {"sample": seeded(2, 4, 32), "timestep": time},
-        ),
         "AutoencoderKL": (
             {"in_channels": 4, "out_channels": 4, "latent_channels": 2, **tiny, **sides},
             {"sample": image},
@@ -558,7 +554,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "x_transformers:rmsnorm, one kv head": partial(_x_transformers, use_rmsnorm=True, attn_one_kv_head=True),
     **{
         f"diffusers:{name}": partial(_diffusers, name)
-        for name in ("UNet2DModel", "UNet2DConditionModel", "UNet1DModel", "AutoencoderKL",
+        for name in ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL",
                      "VQModel", "AutoencoderTiny", "DiTTransformer2DModel", "PriorTransformer",
                      "SD3Transformer2DModel", "PixArtTransformer2DModel")
     },
@@ -568,7 +564,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     },
     **{
         f"norse:{kind}": partial(_norse, kind)
-        for kind in ("LIF", "LI", "Izhikevich", "LIFRecurrent", "LSNN", "LSNNRecurrent")
+        for kind in ("LIF", "LI", "LIFRecurrent", "LSNN", "LSNNRecurrent")
     },
     **{
         f"spikingjelly:{kind}": partial(_spikingjelly, kind)

@@ -40,6 +40,7 @@ from architectures import save, short
 from model_definitions import SUBJECTS, Subject, loss
 from sweep_check import Finding, Trace, check, train
 
+from apical.core.layers import mixin_for
 from apical.rules import DFA, FA, BroadcastRule, KolenPollack, Rule, SignSymmetric, spell
 from torchvision_ops import import_torchvision
 
@@ -52,11 +53,13 @@ RULES: dict[str, Rule] = {
 STEPS = 3
 REMEDIES: tuple[dict[str, Any], ...] = (
     {},
+    {"rule": {"positions": "pixels"}},
     {"rule": {"layout": "channel"}},
     {"rule": {"sample_axis": 1}, "output_axis": 1},
     {"rule": {"sample_axis": "folded"}},
     {"rule": {"scale": "norm"}},
     {"on_unsupported": "keep"},
+    {"on_unsupported": "keep", "rule": {"sample_axis": 1}, "output_axis": 1},
 )
 """Tried in this order; fields that the rule does not have are left out."""
 
@@ -87,8 +90,9 @@ def examine(name: str, rules: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
     """Outcome of the first remedy with which the model converts and trains."""
-    names = [name for name, _ in subject.model.named_modules() if name]
-    refusal = ""
+    layers = [name for name, _ in subject.model.named_modules() if name]
+    names = [*layers, "(root)", "the model returns", "the model computes", "the model's output"]
+    refusal, last = "", ""
     for remedy in REMEDIES:
         options = dict(remedy)
         fields = options.pop("rule", {})
@@ -106,7 +110,7 @@ def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
             text = f"{type(error).__name__}: {error}"
             if not any(part in text for part in names) or not REMEDY.search(text):
                 return {"outcome": "raw", "refusal": short(text)}
-            refusal = refusal or text
+            refusal, last = refusal or text, text
             continue
         row: dict[str, Any] = {
             key: value for key, value in vars(finding).items() if value and key != "idle"
@@ -127,7 +131,7 @@ def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
         outcome = "remedied" if refusal or excepted else "ok"
         return {"outcome": outcome, **({"with": ", ".join(given)} if given else {}), **row}
     outcome = "overflow" if "not finite" in refusal else "refused"
-    return {"outcome": outcome, "refusal": short(refusal)}
+    return {"outcome": outcome, "refusal": short(refusal), "last": short(last)}
 
 
 def _with_exceptions(
@@ -136,6 +140,7 @@ def _with_exceptions(
     """What `check` finds, after giving rule FA to layers whose weight is tied or whose input has
     not the samples or positions of the output, as their refusal says."""
     excepted: list[str] = []
+    convertible = [module for module in subject.model.modules() if mixin_for(module)]
     while True:
         assigned = {**dict.fromkeys(excepted, "fa"), "*": rule} if excepted else rule
         model = copy.deepcopy(subject.model)
@@ -148,7 +153,7 @@ def _with_exceptions(
                 r"(\S+)(: its input (counts|has the positions)| \(\w+\): shares its weight)",
                 str(error),
             )
-            if not layer or layer[1] in excepted or len(excepted) > 60:
+            if not layer or 2 * len(excepted) > len(convertible):
                 raise
             parts = layer[1].rpartition(".")
             whole = dict(subject.model.named_modules())

@@ -190,10 +190,10 @@ def test_a_plan_gives_the_bytes_of_attention_and_of_positions() -> None:
 
 
 DOZEN = (
-    "timm:convnext_atto", "timm:ghostnet_050", "timm:lcnet_050", "timm:repghostnet_050",
-    "timm:resnet10t", "timm:starnet_s1", "timm:test_vit", "timm:test_nfnet",
-    "torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1", "torch:TransformerEncoder",
-    "snntorch:Leaky",
+    "snntorch:Lapicque", "snntorch:Leaky", "snntorch:Synaptic",
+    "timm:test_byobnet", "timm:test_convnext", "timm:test_efficientnet", "timm:test_mambaout",
+    "timm:test_nfnet", "timm:test_resnet", "timm:test_vit",
+    "torch:Bilinear", "torch:LSTM", "torch:TransformerEncoder",
 )  # fmt: skip
 
 

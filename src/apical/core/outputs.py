@@ -48,7 +48,9 @@ def find(output: Any, key: Name | None) -> Tensor:
             f"the model returns {type(output).__name__}, in which no tensor can be found; a rule"
             " that broadcasts the error needs a tensor, a mapping, a tuple or a dataclass"
         )
-    losses = [name for name, part in parts.items() if part.dim() == 0 and part.requires_grad]
+    scalars = [name for name, part in parts.items() if part.dim() == 0 and part.requires_grad]
+    # beside a named output another scalar may be a temperature; a gradient to it is warned of
+    losses = [name for name in scalars if key is None or name == 0 or "loss" in str(name).lower()]
     if losses:
         raise ValueError(
             f"the model computes a loss inside its forward (output {losses[0]!r}); its gradient"
