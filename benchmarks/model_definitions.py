@@ -128,7 +128,7 @@ def _transformers() -> dict[str, Callable[[], Subject]]:
 
     for name in (
         "Bert", "Roberta", "Albert", "Electra", "MPNet", "XLMRoberta", "Camembert", "DebertaV2",
-        "Nystromformer", "RoFormer", "SqueezeBert", "ConvBert", "Data2VecText", "FNet",
+        "Nystromformer", "RoFormer", "ConvBert", "Data2VecText", "FNet",
         "MegatronBert", "RemBert", "IBert", "Ernie", "BigBird", "ModernBert",
     ):  # fmt: skip
         add(name, f"{name}ForSequenceClassification", text)

@@ -26,7 +26,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def examine(name: str, rules: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise
     except Exception as error:  # any: whatever a foreign model does
         reason = short(f"{type(error).__name__}: {error}")
-        yield from ({"model": name, "rule": rule, "outcome": "unusable", "reason": reason} for rule in rules)  # fmt: skip
+        unusable = {"model": name, "outcome": "unusable", "reason": reason}
+        yield from ({**unusable, "rule": rule} for rule in rules)
         return
     for rule in rules:
         start = time.process_time()
@@ -165,10 +166,11 @@ def _with_exceptions(
         return found, excepted
 
 
-def sweep(names: Iterable[str], out: Path, again: Iterable[str]) -> None:
+def sweep(names: Sequence[str], out: Path, again: Iterable[str]) -> None:
     """Examine what `out` does not hold yet, and what it holds with an outcome in `again`."""
     rows = json.loads(out.read_text())["rows"] if out.exists() else []
-    rows = [row for row in rows if row["outcome"] not in again]
+    rows = [row for row in rows if row["model"] in SUBJECTS]
+    rows = [row for row in rows if row["model"] not in names or row["outcome"] not in again]
     missing: Counter[str] = Counter()
     for name in names:
         done = {row["rule"] for row in rows if row["model"] == name}
@@ -184,7 +186,8 @@ def sweep(names: Iterable[str], out: Path, again: Iterable[str]) -> None:
             save(out, rows)
         for row in found:
             text = row.get("problems", row.get("refusal", row.get("reason", "")))
-            print(f"{name:55} {row['rule']:4} {row['outcome']:9} {row.get('with', '')} {text}", flush=True)  # fmt: skip
+            seen = f"{row['rule']:4} {row['outcome']:9} {row.get('with', '')} {text}"
+            print(f"{name:55} {seen}", flush=True)
     for library, count in missing.items():
         print(f"left out {count} models of {library}")
 

@@ -88,7 +88,8 @@ def check(
         f"{largest[0]}: the feedback would take {needed:,} bytes ({needed / max(weights, 1):.1f}"
         f" times the weights), above {reason}; largest: {listed}. Where every position has an error"
         " of its own use positions='samples' (sequences) or 'pixels' (maps), else layout='channel'"
-        " or 'kernel', DFA(shared=True), another rule by name for these layers ({'...': 'bp', '*': ...}), or"
+        " or 'kernel', DFA(shared=True), another rule by name for these layers"
+        " ({'...': 'bp', '*': ...}), or"
         f" allow it: convert(..., max_feedback_bytes={needed})"
     )
 

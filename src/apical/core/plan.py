@@ -131,7 +131,11 @@ def plan(
     problems += _followed_in_part(rows)
     problems += _useless_patterns(rows, choices)
     if not any(mixin_for(row.module) for row in rows):
-        problems.append("the model has no layer that a rule could convert")
+        held = ", ".join(f"{row.layer or '(root)'} ({row.kind})" for row in rows[:5])
+        problems.append(
+            f"the model has no layer that a rule could convert; it has weights in {held or 'none'}."
+            " Use Linear, a convolution or MultiheadAttention of torch.nn"
+        )
     chosen = {row.layer: (row.module, row.rule) for row in rows if row.action == "convert"}
     if example is not None and any(isinstance(rule, BroadcastRule) for _, rule in chosen.values()):
         sizes = broadcast_bytes(model, example, chosen, output, output_axis)

@@ -64,8 +64,8 @@ def linear_probe(
         seed: of the random projection.
 
     Returns: layer -> fraction of `test` classified rightly, in [0, 1], in the order of the calls,
-        "" at the end where the model gives one tensor of numbers. A layer that is not called, or whose
-        activations are not finite, is not in the result.
+        "" at the end where the model gives one tensor of numbers. A layer that is not called, or
+        whose activations are not finite, is not in the result.
     Raises: ValueError for an unknown layer, sizes or classes that do not fit, or fewer than two
         samples to train on.
     Source: Alain and Bengio 2016, with a ridge for the logistic regression; leave-one-out: Golub,
