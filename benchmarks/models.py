@@ -11,7 +11,8 @@ model, and what is already there is not done again. A library that is not instal
 Outcomes: "ok": converted as it is; "remedied": refused at first, and right with what the refusal
 names; "refused": the refusal names layer, reason and remedy, none of which the sweep tries;
 "silent": a layer keeps its exact gradient, or does not learn, and the plan does not say so; "raw":
-an error that names no layer or no remedy; "unusable": the plain model fails here.
+an error that names no layer or no remedy; "overflow": gradients are not finite, because feedback
+is far larger than the weights of this initialisation; "unusable": the plain model fails here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from architectures import save, short
 from model_definitions import SUBJECTS, Subject, loss
 from sweep_check import Finding, Trace, check, train
 
+from apical.core.layers import mixin_for
 from apical.rules import DFA, FA, BroadcastRule, KolenPollack, Rule, SignSymmetric, spell
 from torchvision_ops import import_torchvision
 
@@ -50,12 +53,15 @@ RULES: dict[str, Rule] = {
 STEPS = 3
 REMEDIES: tuple[dict[str, Any], ...] = (
     {},
+    {"rule": {"positions": "pixels"}},
     {"rule": {"layout": "channel"}},
     {"rule": {"sample_axis": 1}, "output_axis": 1},
     {"rule": {"sample_axis": "folded"}},
+    {"rule": {"scale": "norm"}},
     {"on_unsupported": "keep"},
+    {"on_unsupported": "keep", "rule": {"sample_axis": 1}, "output_axis": 1},
 )
-"""Tried in this order; fields of the rule and axes are options of DFA."""
+"""Tried in this order; fields that the rule does not have are left out."""
 
 REMEDY = re.compile(
     r"\b(use|give|call|convert|revert|keep|run|remove|register|allow|say|accept)\b", re.IGNORECASE
@@ -74,7 +80,8 @@ def examine(name: str, rules: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise
     except Exception as error:  # any: whatever a foreign model does
         reason = short(f"{type(error).__name__}: {error}")
-        yield from ({"model": name, "rule": rule, "outcome": "unusable", "reason": reason} for rule in rules)  # fmt: skip
+        unusable = {"model": name, "outcome": "unusable", "reason": reason}
+        yield from ({**unusable, "rule": rule} for rule in rules)
         return
     for rule in rules:
         start = time.process_time()
@@ -84,33 +91,35 @@ def examine(name: str, rules: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
     """Outcome of the first remedy with which the model converts and trains."""
-    names = [name for name, _ in subject.model.named_modules() if name]
-    refusal = ""
+    layers = [name for name, _ in subject.model.named_modules() if name]
+    names = [*layers, "(root)", "the model returns", "the model computes", "the model's output"]
+    refusal, last = "", ""
     for remedy in REMEDIES:
         options = dict(remedy)
         fields = options.pop("rule", {})
         broadcast = isinstance(rule, BroadcastRule)
-        if not broadcast and fields:
+        if not all(hasattr(rule, field) for field in fields):
             continue
-        tried = rule
-        if broadcast:
-            if subject.language:
-                fields = {"positions": "samples", **fields}
-            if subject.output is not None:
-                options["output"] = subject.output
-            tried = DFA(**fields)
+        if broadcast and subject.language:
+            fields = {"positions": "samples", **fields}
+        if broadcast and subject.output is not None:
+            options["output"] = subject.output
+        tried = replace(rule, **fields)
         try:
             finding, excepted = _with_exceptions(subject, plain, tried, options)
         except Exception as error:  # any: an error of torch is what this looks for
             text = f"{type(error).__name__}: {error}"
             if not any(part in text for part in names) or not REMEDY.search(text):
                 return {"outcome": "raw", "refusal": short(text)}
-            refusal = refusal or text
+            refusal, last = refusal or text, text
             continue
         row: dict[str, Any] = {
             key: value for key, value in vars(finding).items() if value and key != "idle"
         }
         row["exact"] = len(finding.exact)
+        if any("not finite" in problem for problem in finding.problems):
+            refusal = refusal or "gradients are not finite"
+            continue
         if finding.problems:
             return {"outcome": "silent", **row, "problems": finding.problems[:8]}
         given = [spell(tried)] if fields else []
@@ -122,7 +131,8 @@ def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
             row["refusal"] = short(refusal) if refusal else f"of {', '.join(excepted[:3])}"
         outcome = "remedied" if refusal or excepted else "ok"
         return {"outcome": outcome, **({"with": ", ".join(given)} if given else {}), **row}
-    return {"outcome": "refused", "refusal": short(refusal)}
+    outcome = "overflow" if "not finite" in refusal else "refused"
+    return {"outcome": outcome, "refusal": short(refusal), "last": short(last)}
 
 
 def _with_exceptions(
@@ -131,6 +141,7 @@ def _with_exceptions(
     """What `check` finds, after giving rule FA to layers whose weight is tied or whose input has
     not the samples or positions of the output, as their refusal says."""
     excepted: list[str] = []
+    convertible = [module for module in subject.model.modules() if mixin_for(module)]
     while True:
         assigned = {**dict.fromkeys(excepted, "fa"), "*": rule} if excepted else rule
         model = copy.deepcopy(subject.model)
@@ -143,7 +154,7 @@ def _with_exceptions(
                 r"(\S+)(: its input (counts|has the positions)| \(\w+\): shares its weight)",
                 str(error),
             )
-            if not layer or layer[1] in excepted or len(excepted) > 60:
+            if not layer or 2 * len(excepted) > len(convertible):
                 raise
             parts = layer[1].rpartition(".")
             whole = dict(subject.model.named_modules())
@@ -155,10 +166,11 @@ def _with_exceptions(
         return found, excepted
 
 
-def sweep(names: Iterable[str], out: Path, again: Iterable[str]) -> None:
+def sweep(names: Sequence[str], out: Path, again: Iterable[str]) -> None:
     """Examine what `out` does not hold yet, and what it holds with an outcome in `again`."""
     rows = json.loads(out.read_text())["rows"] if out.exists() else []
-    rows = [row for row in rows if row["outcome"] not in again]
+    rows = [row for row in rows if row["model"] in SUBJECTS]
+    rows = [row for row in rows if row["model"] not in names or row["outcome"] not in again]
     missing: Counter[str] = Counter()
     for name in names:
         done = {row["rule"] for row in rows if row["model"] == name}
@@ -174,14 +186,15 @@ def sweep(names: Iterable[str], out: Path, again: Iterable[str]) -> None:
             save(out, rows)
         for row in found:
             text = row.get("problems", row.get("refusal", row.get("reason", "")))
-            print(f"{name:55} {row['rule']:4} {row['outcome']:9} {row.get('with', '')} {text}", flush=True)  # fmt: skip
+            seen = f"{row['rule']:4} {row['outcome']:9} {row.get('with', '')} {text}"
+            print(f"{name:55} {seen}", flush=True)
     for library, count in missing.items():
         print(f"left out {count} models of {library}")
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A table: for every library and rule, how many models had which outcome."""
-    outcomes = ("ok", "remedied", "refused", "silent", "raw")
+    outcomes = ("ok", "remedied", "refused", "overflow", "silent", "raw")
     usable = [row for row in rows if row["outcome"] != "unusable"]
     counts: dict[str, Counter[str]] = {}
     models: dict[str, set[str]] = {}

@@ -38,7 +38,7 @@ def attending() -> Attending:
 
 
 def by_position(name: str, **options: object) -> BroadcastRule:
-    rule = build(name, positions="samples", **options)
+    rule = build(name, **{"positions": "samples", **options})
     assert isinstance(rule, BroadcastRule)
     return rule
 
@@ -103,7 +103,14 @@ def test_a_sequence_equals_its_positions_one_by_one(name: str) -> None:
             torch.testing.assert_close(ours.grad, theirs.grad, msg=full)
 
 
-@pytest.mark.parametrize("rule", [DRTP(magnitude="one", positions="samples"), SignDFA(positions="samples"), LocalError(readout="trained", positions="samples")])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [
+        DRTP(magnitude="one", positions="samples"),
+        SignDFA(positions="samples"),
+        LocalError(readout="trained", positions="samples"),
+    ],
+)
 def test_an_error_at_one_position_reaches_that_position_alone(rule: BroadcastRule) -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
     model = apical.convert(net, rule, example=seeded(2, 3, 4))
@@ -188,6 +195,56 @@ def test_swapped_axes_of_equal_sizes_are_refused() -> None:
         model(seeded(3, 3, 4))
     model = apical.convert(Swaps().double(), DFA(positions="samples", sample_axis=1))
     model(seeded(3, 3, 4)).sum().backward()
+
+
+def test_the_equations_of_maps_at_two_resolutions() -> None:
+    """A layer at half the resolution receives the sum of the errors of the four pixels over each
+    of its own, through one matrix (classes, channels)."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.deep = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+            self.last = nn.Conv2d(4, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            low = F.avg_pool2d(torch.tanh(self.first(x)), 2)
+            return self.last(F.interpolate(torch.tanh(self.deep(low)), x.shape[2:]))
+
+    for name in ("dfa", "sdfa", "dkp", "dldfa"):
+        apical.convert(Net(), by_position(name, positions="pixels"), example=torch.ones(1, 2, 2, 2))
+    torch.manual_seed(0)
+    model = apical.convert(Net().double(), DFA(positions="pixels"))
+    for side in (8, 4):
+        x = seeded(3, 2, side, side)
+        model.zero_grad()
+        output = model(x)
+        output.retain_grad()
+        output.square().mean().backward()
+        error = output.grad
+        first = torch.tanh(model.first(x).detach())
+        low = F.avg_pool2d(first, 2)
+        cells = error.unfold(2, 2, 2).unfold(3, 2, 2).sum((4, 5))
+        at_low = torch.einsum("nchw,cu->nuhw", cells, model.deep.feedback.matrix)
+        delta = F.interpolate(at_low, scale_factor=2) / 4 * (1 - first**2)
+        torch.testing.assert_close(
+            model.first.weight.grad[..., 0, 0], torch.einsum("nuhw,nfhw->uf", delta, x)
+        )
+        deep = torch.tanh(model.deep(low).detach())
+        at_full = torch.einsum("nchw,cu->nuhw", error, model.last.feedback.matrix)
+        below = F.avg_pool2d(at_full, 2) * 4 * (1 - deep**2)
+        torch.testing.assert_close(
+            model.deep.weight.grad[..., 0, 0], torch.einsum("nuhw,nfhw->uf", below, low)
+        )
+    with pytest.raises(ValueError, match="DRTP: positions='pixels'"):
+        DRTP(positions="pixels")
+    with pytest.raises(ValueError, match="positions='pixels' needs sample_axis=0"):
+        DFA(positions="pixels", sample_axis=1)
+    flat = apical.convert(
+        nn.Sequential(Net(), nn.Flatten(), nn.Linear(48, 3)), DFA(positions="pixels")
+    )
+    with pytest.raises(ValueError, match="0.first: .*positions='pixels' they must agree"):
+        flat(torch.ones(2, 2, 4, 4))
 
 
 def test_labels_of_another_shape_are_refused() -> None:

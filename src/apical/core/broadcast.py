@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.core import autograd, memory, outputs, sample_axis
+from apical.core import autograd, counted, memory, outputs, sample_axis
 from apical.core.feedback import Feedback
 from apical.core.taps import BroadcastFeedback, Call, OpenCalls, Tap, measurable, recorded_in_memory
 from apical.rules.ops import Op
@@ -105,7 +105,7 @@ class Broadcast:
         alone = isinstance(output, Tensor) and self.error_shape is not None
         keys = [None] if alone else outputs.names(self.output)
         parts = [outputs.find(output, key) for key in keys]
-        error = self._error(parts)
+        error = outputs.error(parts, self.axis, self.output)
         shape = tuple(error.shape[1:])
         joint = [feedback for feedback, _ in call.tokens if not feedback.rule.by_position]
         if joint and shape != self.error_shape:
@@ -117,11 +117,9 @@ class Broadcast:
             )
         self.error_shape = shape
         tokens = call.tokens + self._tokens_of_late_taps(model, call.late, error)
-        for feedback, token in tokens:
-            if feedback.rule.by_position and token.shape != error.shape:
-                raise _positions_differ(feedback, tuple(token.shape[:-1]), tuple(error.shape[:-1]))
-            if token.shape[0] != error.shape[0]:
-                raise _samples_differ(feedback.layer, token.shape[0], error.shape[0])
+        tokens = [
+            (feedback, counted.at_output(feedback, token, error)) for feedback, token in tokens
+        ]
         if not tokens:
             return output
         if call.verifies and call.bridged and error.requires_grad:
@@ -139,24 +137,6 @@ class Broadcast:
             moved = flat.to(part.dtype).view(part.movedim(self.axis, 0).shape)
             output = outputs.replaced(output, key, moved.movedim(0, self.axis))
         return output
-
-    def _error(self, parts: Sequence[Tensor]) -> Tensor:
-        """The outputs that carry the error, with samples first; several as one vector a sample."""
-        for part in parts:
-            if part.dim() <= self.axis:
-                raise ValueError(
-                    f"the model's output {tuple(part.shape)} has no axis {self.axis} that counts"
-                    " samples (output_axis); it must be (samples, ...), not a single number"
-                )
-        moved = [part.movedim(self.axis, 0) for part in parts]
-        if len(moved) == 1:
-            return moved[0]
-        if len({len(part) for part in moved}) > 1:
-            raise ValueError(
-                f"the outputs {self.output!r} count different numbers of samples along axis"
-                f" {self.axis}: {', '.join(str(tuple(part.shape)) for part in parts)}"
-            )
-        return torch.cat([part.reshape(len(part), -1) for part in moved], 1)
 
     def _warn_of_output(self, name: outputs.Name, gradient: Tensor) -> None:
         """Hook of an output that carries no error: once, if it receives a gradient."""
@@ -267,102 +247,52 @@ class Broadcast:
 
     def _token(self, tap: Tap, samples: int) -> Tensor:
         assert self.error_shape is not None
-        targets = None
         rule = tap.feedback.rule
-        shape = self.error_shape[-1:] if rule.by_position else self.error_shape
+        shape = counted.of_sample(rule, self.error_shape)
+        targets = None
         if rule.needs_labels:
-            if self.labels is None:
-                raise ValueError(
-                    f"{tap.feedback.layer}: {type(rule).__name__} learns from labels; run the"
-                    " forward and backward pass inside `with apical.labels(model, targets):`"
-                )
-            labels = self.labels
-            several = len(outputs.names(self.output)) > 1
-            if several and not labels.is_floating_point():
-                raise ValueError(
-                    f"{tap.feedback.layer}: with several outputs, labels are numbers (samples,"
-                    f" {self.error_shape[0]}), one for each entry of the outputs in their order,"
-                    f" not {tuple(labels.shape)} of {labels.dtype}"
-                )
-            if rule.by_position:
-                expected = (*(tap.positions or ()), *shape)
-                targets = outputs.targets_by_position(
-                    labels, self.axis, expected, tap.feedback.layer
-                )
-            elif self.axis and not several:
-                if not labels.is_floating_point() or labels.dim() <= self.axis:
-                    raise ValueError(
-                        f"{tap.feedback.layer}: with output_axis={self.axis}, labels are numbers in"
-                        " the shape of the model's output (classes as one-hot vectors), not"
-                        f" {tuple(labels.shape)} of {labels.dtype}"
-                    )
-                labels = labels.movedim(self.axis, 0)
-            if targets is None:
-                targets = outputs.targets(labels, samples, self.error_shape)
+            targets = counted.targets(
+                tap,
+                self.labels,
+                axis=self.axis,
+                several=len(outputs.names(self.output)) > 1,
+                samples=samples,
+                error_shape=self.error_shape,
+            )
         geometry = tap.geometry(samples)
         if not torch.compiler.is_compiling():
             tap.feedback.check_fit(geometry, math.prod(shape))
         token = autograd.tap(tap.x, tap.feedback, geometry, shape, targets)
-        return token if tap.positions is None else token.view(*tap.positions, *shape)
+        if tap.positions is None:
+            return token
+        token = token.view(*tap.positions, *shape)
+        return token.movedim(-1, 1) if rule.by_pixel else token
 
     def _tokens_of_late_taps(
         self, model: nn.Module, late: list[Tap], error: Tensor
     ) -> list[tuple[BroadcastFeedback, Tensor]]:
         """Create the memory that waited for a first call, and the tokens that waited for the
         number of samples."""
-        assert self.error_shape is not None
+        taps = [counted.counted(tap, error) for tap in late]
+        pending = [(tap, samples) for tap, samples in taps if tap.feedback.memory_names is None]
+        if pending:
+            rules = {tap.feedback.layer: tap.feedback.rule for tap, _ in pending}
+            weights = sum(p.numel() * p.element_size() for p in model.parameters())
+            device = pending[0][0].weight.device
+            memory.check(counted.sizes(pending, error), rules, self.max_bytes, weights, device)
         tokens = []
         created = False
-        counted: list[tuple[Tap, int]] = []
-        for tap in late:
-            rule, rows = tap.feedback.rule, tap.x.shape[0]
-            if rule.by_position:
-                by_rows = tap.by_rows(tuple(error.shape[:-1]))
-                counted.append((by_rows, len(by_rows.x)))
-                if by_rows.positions != tuple(error.shape[:-1]):
-                    raise _positions_differ(
-                        tap.feedback, by_rows.positions or (), tuple(error.shape[:-1])
-                    )
-                continue
-            count = rule.samples(tap.x.shape, self.error_shape)
-            if count is None and error.shape[0] and rows % error.shape[0] == 0:
-                count = error.shape[0]
-            if count != error.shape[0]:
-                raise _samples_differ(tap.feedback.layer, count or rows, error.shape[0])
-            counted.append((tap, count))
-        self._check_memory(model, counted, error)
-        for tap, samples in counted:
+        for tap, samples in taps:
             feedback = tap.feedback
             if feedback.pending:
-                feedback.create(tap.weight, tap.geometry(samples), _error_size(tap, error))
+                size = counted.error_size(tap, error)
+                feedback.create(tap.weight, tap.geometry(samples), size)
                 created = True
             if tap.differentiated:
                 tokens.append((feedback, self._token(tap, samples)))
         if created:
             self._shares = _share_storage(model, self)
         return tokens
-
-    def _check_memory(
-        self, model: nn.Module, counted: list[tuple[Tap, int]], error: Tensor
-    ) -> None:
-        """Refuse feedback that is too large before any of it is created."""
-        pending = {
-            tap.feedback.layer: (tap, samples)
-            for tap, samples in counted
-            if tap.feedback.memory_names is None
-        }
-        if not pending:
-            return
-        sizes = {
-            layer: memory.broadcast_bytes(
-                tap.feedback.rule, tap.geometry(samples), _error_size(tap, error), tap.weight
-            )
-            for layer, (tap, samples) in pending.items()
-        }
-        rules = {layer: tap.feedback.rule for layer, (tap, _) in pending.items()}
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        device = next(iter(pending.values()))[0].weight.device
-        memory.check(sizes, rules, self.max_bytes, weights, device)
 
     def _cut_outside(self, tap: Tap) -> Tensor:
         """A layer that runs while no call is open: recomputed by checkpointing, or bypassed."""
@@ -409,39 +339,3 @@ def _share_storage(model: nn.Module, broadcast: Broadcast) -> bool:
             if tensor.data_ptr() != longest.data_ptr():
                 setattr(feedback, feedback.memory_names[0], longest[: len(tensor)])
     return waits or bool(groups)
-
-
-def _error_size(tap: Tap, error: Tensor) -> int:
-    """Outputs of one sample, or of one position."""
-    shape = error.shape[-1:] if tap.feedback.rule.by_position else error.shape[1:]
-    return shape.numel()
-
-
-def _positions_differ(
-    feedback: BroadcastFeedback, given: tuple[int, ...], expected: tuple[int, ...]
-) -> ValueError:
-    layer, rule = feedback.layer, type(feedback.rule).__name__
-    front = (given[1:2] + given[:1] + given[2:]) if len(given) > 1 else given
-    if given == (math.prod(expected),):
-        remedy = f"give it {rule}(positions='samples', sample_axis='folded')"
-    elif front == expected:
-        axis = 0 if getattr(feedback.rule, "sample_axis", 0) else 1
-        remedy = f"give it {rule}(positions='samples', sample_axis={axis})"
-    else:
-        remedy = (
-            f"give the layer a rule without positions, {{{layer!r}: 'fa', '*': ...}}, as for an"
-            " encoder and for pooled or strided layers"
-        )
-    return ValueError(
-        f"{layer}: its input has the positions {given}, samples first, and the model's output"
-        f" {expected}, features last. With positions='samples' they must agree; here {remedy}"
-    )
-
-
-def _samples_differ(layer: str, given: int, expected: int) -> ValueError:
-    return ValueError(
-        f"{layer}: its input counts {given} samples, the model's output {expected}. If another"
-        " axis counts samples, or axis 0 holds several rows of each sample, give that to the rule:"
-        " DFA(sample_axis=...), for spiking nets sample_axis='steps'. If it holds no samples (a"
-        " table of positions), give the layer rule BP by its name"
-    )

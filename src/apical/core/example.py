@@ -1,16 +1,22 @@
-"""Running a model on an example of its input: sizes feedback, shows which layers are called."""
+"""Running a model on an example of its input: sizes feedback, shows what layers are given."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from apical.core import counted, outputs
+from apical.core.attention import PROJECTIONS
+from apical.core.broadcast import Broadcast
 from apical.core.converted import converted_layers, feedback_modules
-from apical.core.taps import BroadcastFeedback
+from apical.core.layers import operations
+from apical.core.taps import BroadcastFeedback, Tap
+from apical.rules.base import BroadcastRule, Rule
 
 
 def call_with(model: nn.Module, example: Any) -> Any:
@@ -41,3 +47,58 @@ def size_feedback(model: nn.Module, example: Any) -> set[str]:
             original.broadcast.error_shape = sized.broadcast.error_shape
             original.fitting = sized.fitting
     return called
+
+
+def broadcast_bytes(
+    model: nn.Module,
+    example: Any,
+    layers: Mapping[str, tuple[nn.Module, Rule | None]],
+    output: outputs.OutputKey,
+    output_axis: int | None,
+) -> dict[str, int]:
+    """Bytes of the feedback that broadcast rules would need, none of which is allocated: a copy of
+    the plain model runs on the example.
+
+    Args: layers: by name, with their rules.     output, output_axis: as of `apical.convert`.
+    Returns: the layers that are called and whose rule broadcasts.
+    """
+    twin = copy.deepcopy(model)
+    seen: list[tuple[str, str, Tensor]] = []
+    for name, layer in twin.named_modules():
+        if name in layers and isinstance(layers[name][1], BroadcastRule):
+            layer.register_forward_pre_hook(partial(_note, seen, name), with_kwargs=True)
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+        returned = call_with(twin, example)  # without a graph, attention takes another path
+    parts = [outputs.find(returned, key) for key in outputs.names(output)]
+    error = outputs.error(parts, output_axis or 0, output).to("meta")
+    source = Broadcast(output, output_axis)
+    sizes: dict[str, dict[str, int]] = {}
+    for name, slot, x in seen:
+        layer, rule = layers[name]
+        assert isinstance(rule, BroadcastRule)
+        op, weight = operations(layer)[PROJECTIONS.index(slot) if slot else 0]
+        feedback = BroadcastFeedback(rule, f"{name}.{slot}" if slot else name, 0, source)
+        tap = Tap(feedback, op, x, weight, False)
+        sizes.setdefault(name, {}).update(counted.sizes([counted.counted(tap, error)], error))
+    return {name: sum(by_slot.values()) for name, by_slot in sizes.items()}
+
+
+def _note(
+    seen: list[tuple[str, str, Tensor]], name: str, layer: Any, args: Any, named: Mapping[str, Any]
+) -> None:
+    if not isinstance(layer, nn.MultiheadAttention):
+        x = next(iter((*args, *named.values())))
+        if not isinstance(layer, nn.Linear) and x.dim() < layer.weight.dim():
+            x = x.unsqueeze(0)  # a convolution of one sample
+        seen.append((name, "", x.to("meta")))
+        return
+    given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(named)
+    for slot, key in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "query")):
+        x = given[key].to("meta")
+        if x.dim() == 2:
+            x = x.unsqueeze(0)
+        elif not layer.batch_first:
+            x = x.transpose(0, 1)
+        width = layer.embed_dim if slot == "out" else x.shape[-1]
+        seen.append((name, slot, x[..., :1].expand(*x.shape[:-1], width)))

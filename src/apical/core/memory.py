@@ -86,8 +86,10 @@ def check(
     listed = ", ".join(f"{layer} {sizes[layer]:,}" for layer in largest)
     raise ValueError(
         f"{largest[0]}: the feedback would take {needed:,} bytes ({needed / max(weights, 1):.1f}"
-        f" times the weights), above {reason}; largest: {listed}. Use layout='channel' or 'kernel',"
-        " DFA(shared=True), another rule by name for these layers ({'...': 'bp', '*': ...}), or"
+        f" times the weights), above {reason}; largest: {listed}. Where every position has an error"
+        " of its own use positions='samples' (sequences) or 'pixels' (maps), else layout='channel'"
+        " or 'kernel', DFA(shared=True), another rule by name for these layers"
+        " ({'...': 'bp', '*': ...}), or"
         f" allow it: convert(..., max_feedback_bytes={needed})"
     )
 

@@ -48,11 +48,15 @@ def find(output: Any, key: Name | None) -> Tensor:
             f"the model returns {type(output).__name__}, in which no tensor can be found; a rule"
             " that broadcasts the error needs a tensor, a mapping, a tuple or a dataclass"
         )
-    losses = [name for name, part in parts.items() if part.dim() == 0 and part.requires_grad]
+    scalars = [name for name, part in parts.items() if part.dim() == 0 and part.requires_grad]
+    # beside a named output another scalar may be a temperature; a gradient to it is warned of
+    losses = [name for name in scalars if key is None or name == 0 or "loss" in str(name).lower()]
     if losses:
         raise ValueError(
             f"the model computes a loss inside its forward (output {losses[0]!r}); its gradient"
-            " would bypass the output. Call the model without targets, compute the loss outside"
+            " would bypass the output. Call the model without targets and compute the loss"
+            " outside: outputs = model(**inputs); loss = F.cross_entropy(outputs.logits, labels)."
+            " The Trainer of transformers takes such a loss as Trainer(compute_loss_func=...)"
         )
     if key is None:
         named = [name for name, part in parts.items() if part.is_floating_point()]
@@ -67,6 +71,29 @@ def find(output: Any, key: Name | None) -> Tensor:
     if key not in parts:
         raise ValueError(f"output={key!r} is not in the model's output: {_listed(output, parts)}")
     return parts[key]
+
+
+def error(parts: Sequence[Tensor], axis: int, key: OutputKey) -> Tensor:
+    """The outputs that carry the error, with samples first; several as one vector a sample.
+
+    Args: axis: of the outputs, that counts samples.     key: what they were chosen by.
+    Raises: ValueError if they have no such axis, or count different numbers of samples.
+    """
+    for part in parts:
+        if part.dim() <= axis:
+            raise ValueError(
+                f"the model's output {tuple(part.shape)} has no axis {axis} that counts samples"
+                " (output_axis); it must be (samples, ...), not a single number"
+            )
+    moved = [part.movedim(axis, 0) for part in parts]
+    if len(moved) == 1:
+        return moved[0]
+    if len({len(part) for part in moved}) > 1:
+        raise ValueError(
+            f"the outputs {key!r} count different numbers of samples along axis {axis}:"
+            f" {', '.join(str(tuple(part.shape)) for part in parts)}"
+        )
+    return torch.cat([part.reshape(len(part), -1) for part in moved], 1)
 
 
 def others(output: Any, chosen: Iterable[Tensor]) -> dict[Name, Tensor]:

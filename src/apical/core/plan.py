@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -15,9 +15,11 @@ from apical import rules
 from apical.core import memory, obstacles
 from apical.core.adapters import adapter_of
 from apical.core.converted import is_converted, modules
+from apical.core.example import broadcast_bytes
 from apical.core.kinds import mixin_for, parts
 from apical.core.obstacles import Action
-from apical.rules import BP, Rule, TransportRule
+from apical.core.outputs import OutputKey
+from apical.rules import BP, BroadcastRule, Rule, TransportRule
 
 Predicate = Callable[[str, nn.Module], bool]
 Assignment = Rule | str | Mapping[Any, Any]
@@ -33,21 +35,24 @@ class Row:
     rule: Rule | None
     why: str
     module: nn.Module
+    broadcast_bytes: int | None = None
 
     @property
     def feedback_bytes(self) -> int | None:
-        """Of the feedback that the layer would get; None for broadcast rules, whose feedback has
-        the size of inputs that only an example or a first forward pass shows."""
+        """Of the feedback that the layer would get. For broadcast rules it depends on the size of
+        the layer's input: None without an example, 0 where the model does not call the layer."""
+        if isinstance(self.rule, BroadcastRule):
+            return self.broadcast_bytes
         if isinstance(self.rule, TransportRule):
             weights = [part.weight for part in parts(self.module).values()]
             return sum(memory.transport_bytes(self.rule, weight) for weight in weights)
-        return 0 if self.rule is None else None
+        return 0
 
     def cells(self) -> list[str]:
         """As a row of a table."""
         rule = "exact" if self.rule is None else rules.spell(self.rule)
         size = self.feedback_bytes
-        shown = "by inputs" if size is None else f"{size:,}"
+        shown = "needs example=" if size is None else f"{size:,}"
         return [self.layer or "(root)", self.kind, self.action, rule, shown, self.why]
 
 
@@ -79,11 +84,15 @@ def plan(
     model: nn.Module,
     rule: Assignment,
     *,
+    example: Any = None,
+    output: OutputKey = None,
+    output_axis: int | None = None,
     on_unsupported: Literal["error", "keep"] = "error",
 ) -> Plan:
     """What `convert` would do to each layer with weights, and why; the model is not changed.
 
-    Args: as `apical.convert`.
+    Args: as `apical.convert`. With an example, a copy of the model runs on it, and the rows give
+            the bytes of broadcast rules too; no feedback is allocated.
     Returns: a `Plan`; `print` it. Its `problems` are what `convert` would raise.
     Raises: ValueError for an unknown rule.
     """
@@ -109,7 +118,15 @@ def plan(
             problems.append(f"{row.layer or '(root)'} ({row.kind}): {text}")
     problems += _useless_patterns(rows, choices)
     if not any(mixin_for(row.module) for row in rows):
-        problems.append("the model has no layer that a rule could convert")
+        held = ", ".join(f"{row.layer or '(root)'} ({row.kind})" for row in rows[:5])
+        problems.append(
+            f"the model has no layer that a rule could convert; it has weights in {held or 'none'}."
+            " Use Linear, a convolution or MultiheadAttention of torch.nn"
+        )
+    chosen = {row.layer: (row.module, row.rule) for row in rows if row.action == "convert"}
+    if example is not None and any(isinstance(rule, BroadcastRule) for _, rule in chosen.values()):
+        sizes = broadcast_bytes(model, example, chosen, output, output_axis)
+        rows = [replace(row, broadcast_bytes=sizes.get(row.layer, 0)) for row in rows]
     return Plan(tuple(rows), tuple(problems))
 
 

@@ -100,7 +100,8 @@ class Watch:
 
         Args:
             loss_fn: `loss_fn(model(x), y)` is a number.
-            x: a batch, the same every time; y: its targets.
+            x: a batch, the same every time: a tensor, a tuple of arguments, or a dictionary of
+                keyword arguments; y: its targets.
             epoch: epochs trained so far (absent: one for each check). What is measured before
                 the end of the first epoch is kept but warns of nothing.
         """
@@ -153,7 +154,7 @@ def check(
 
     Args:
         loss_fn: `loss_fn(model(x), y)` is a number.
-        x: a batch of some 128 examples; y: its targets.
+        x: a batch of some 128 examples, as of `Watch.check`; y: its targets.
         start: of the untrained model; without it nothing is known of movement.
         thresholds: their `patience` has no meaning here.
     """

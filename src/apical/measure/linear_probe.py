@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apical.core import outputs
 from apical.core.converted import modules
+from apical.core.example import call_with
 from apical.core.kinds import mixin_for
 from apical.measure import signals
 from apical.names import unknown
@@ -22,7 +24,8 @@ variance times the number of samples."""
 BATCH = 250
 """Samples in one forward pass."""
 
-Labelled = tuple[Tensor, Tensor]
+Inputs = Tensor | Mapping[str, Tensor]
+Labelled = tuple[Inputs, Tensor]
 Activations = dict[str, Tensor]
 
 
@@ -53,15 +56,16 @@ def linear_probe(
     the global random numbers stay as they were.
 
     Args:
-        train, test: inputs (N, ...) and classes (N,), integers from 0; no sample in both.
+        train, test: inputs (N, ...), a tensor or a dictionary of keyword arguments, and classes
+            (N,), integers from 0; no sample in both.
         layers: names of the layers; None: all linear, convolution and attention layers. One called
             several times counts by its last call.
         features: most numbers for each sample, at least 1.
         seed: of the random projection.
 
     Returns: layer -> fraction of `test` classified rightly, in [0, 1], in the order of the calls,
-        "" at the end where the model gives one tensor. A layer that is not called, or whose
-        activations are not finite, is not in the result.
+        "" at the end where the model gives one tensor of numbers. A layer that is not called, or
+        whose activations are not finite, is not in the result.
     Raises: ValueError for an unknown layer, sizes or classes that do not fit, or fewer than two
         samples to train on.
     Source: Alain and Bengio 2016, with a ridge for the logistic regression; leave-one-out: Golub,
@@ -73,9 +77,12 @@ def linear_probe(
     1.0
     """
     for name, (x, y) in {"train": train, "test": test}.items():
-        if y.dim() != 1 or y.is_floating_point() or len(x) != len(y) or len(y) < 1:
+        shapes = {key: tuple(part.shape) for key, part in _parts(x).items()}
+        wrong = [shape for shape in shapes.values() if shape[:1] != (len(y),)]
+        if y.dim() != 1 or y.is_floating_point() or wrong or len(y) < 1:
+            shown = ", ".join(f"{key} {shape}".strip() for key, shape in shapes.items())
             raise ValueError(
-                f"linear_probe: {name} is {tuple(x.shape)} with targets {tuple(y.shape)} of"
+                f"linear_probe: {name} is {shown} with targets {tuple(y.shape)} of"
                 f" {y.dtype}; give inputs (N, ...) and as many classes (N,), integers"
             )
         if y.min() < 0:
@@ -112,22 +119,31 @@ def _chosen(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Modu
 
 @torch.no_grad()
 def _activations(
-    model: nn.Module, layers: dict[str, nn.Module], parts: tuple[Tensor, Tensor], features: int,
+    model: nn.Module, layers: dict[str, nn.Module], parts: tuple[Inputs, Inputs], features: int,
     seed: int,
 ) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
     """What each layer reads of both parts, reduced: (N, at most `features`) in float64."""
-    first = next(model.parameters(), parts[0])
+    first = next(model.parameters(), next(iter(_parts(parts[0]).values())))
     found: dict[str, list[list[Tensor]]] = {}
     with signals.unchanged(model), _evaluating(model):
         for number, inputs in enumerate(parts):
-            for x in inputs.to(first.device).split(BATCH):
+            pieces = {k: part.to(first.device).split(BATCH) for k, part in _parts(inputs).items()}
+            for at in range(len(next(iter(pieces.values())))):
+                piece = {key: part[at] for key, part in pieces.items()}
+                x = piece if isinstance(inputs, Mapping) else piece[""]
+                count = len(next(iter(piece.values())))
                 for name, read in _read(model, layers, x).items():
-                    reduced = _reduced(read, len(x), features, seed)
+                    reduced = _reduced(read, count, features, seed)
                     found.setdefault(name, [[], []])[number].append(reduced)
     return {name: (torch.cat(a), torch.cat(b)) for name, (a, b) in found.items() if a and b}
 
 
-def _read(model: nn.Module, layers: dict[str, nn.Module], x: Tensor) -> Activations:
+def _parts(inputs: Inputs) -> Mapping[str, Tensor]:
+    """The tensors of inputs by name; "" for a single one."""
+    return inputs if isinstance(inputs, Mapping) else {"": inputs}
+
+
+def _read(model: nn.Module, layers: dict[str, nn.Module], x: Inputs) -> Activations:
     """The input of each layer in the last call of it, in the order of the calls; "" the output."""
     read: Activations = {}
 
@@ -143,12 +159,12 @@ def _read(model: nn.Module, layers: dict[str, nn.Module], x: Tensor) -> Activati
         for name, layer in layers.items()
     ]
     try:
-        output = model(x)
+        output = call_with(model, x)
     finally:
         for handle in handles:
             handle.remove()
-    if isinstance(output, Tensor):
-        read[""] = output
+    with suppress(ValueError):  # several could be meant
+        read[""] = outputs.find(output, None)
     return read
 
 

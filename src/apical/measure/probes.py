@@ -62,8 +62,10 @@ def gradient_alignment(
     `.grad`, buffers and global random numbers are left as they were.
 
     Args:
-        loss_fn: `loss_fn(model(x), y)` is a number.
-        x: one batch of inputs, at most as large as memory allows; y: its targets.
+        loss_fn: `loss_fn(model(x), y)` is a number; of a model that returns several things, as
+            `lambda output, y: F.cross_entropy(output.logits, y)`.
+        x: one batch of inputs, at most as large as memory allows: a tensor, a tuple of arguments,
+            or a dictionary of keyword arguments; y: its targets.
 
     Returns: layer -> {"angle_deg": 0 to 180, 0 is backprop; "norm_ratio": |rule's| / |exact|;
         "reference_norm": |exact|; "growth": root mean square of the output over that of the input,

@@ -9,7 +9,7 @@ and global random numbers are left as they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from apical.core.converted import (
     feedback_modules,
     labels,
 )
+from apical.core.example import call_with
 from apical.core.feedback import Feedback
 from apical.rules.ops import ConvOp
 
@@ -77,7 +78,8 @@ def send(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
 
     Args:
         loss_fn: `loss_fn(model(x), y)` is a number.
-        x: one batch of inputs, at most as large as memory allows; y: its targets.
+        x: one batch of inputs, at most as large as memory allows: a tensor, a tuple of arguments,
+            or a dictionary of keyword arguments; y: its targets, of any kind that `loss_fn` takes.
     """
     groups = {
         name: [p for p in _weight_parameters(layer) if p.requires_grad]
@@ -86,7 +88,8 @@ def send(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
     groups = {name: parameters for name, parameters in groups.items() if parameters}
     flat = [parameter for parameters in groups.values() for parameter in parameters]
     with unchanged(model) as again:
-        with labels(model, y), _growing(model) as growth:
+        labelled = labels(model, y) if isinstance(y, Tensor) else nullcontext()
+        with labelled, _growing(model) as growth:
             by_rule = _send(model, loss_fn, x, y, flat)
         if not any(by_rule.deltas.values()):
             return Signals({}, {}, set(), by_rule.error, by_rule.loss, growth)
@@ -169,7 +172,7 @@ def _send(
     weights: Sequence[Tensor],
 ) -> _Pass:
     with _listening(model) as calls:
-        output = model(x)
+        output = call_with(model, x)
     error = _error_edge(model, output)
     loss = loss_fn(output, y)
     places = [call.place for made in calls.values() for call in made if call.place is not None]
@@ -220,7 +223,7 @@ def _growing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     names = [name.split(".") for name, _ in converted_layers(model)]
     watched = {".".join(parts[:depth]) for parts in names for depth in range(1, len(parts) + 1)}
     handles = [
-        module.register_forward_hook(partial(_note_growth, found, name))
+        module.register_forward_hook(partial(_note_growth, found, name), with_kwargs=True)
         for name, module in model.named_modules()
         if name and name in watched
     ]
@@ -233,14 +236,15 @@ def _growing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def _note_growth(
-    found: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any
+    found: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, named: Any, output: Any
 ) -> None:
     first = output[0] if isinstance(output, tuple) and output else output  # of attention
-    if not (inputs and isinstance(inputs[0], Tensor) and isinstance(first, Tensor)):
+    given = next(iter((*inputs, *named.values())), None)
+    if not (isinstance(given, Tensor) and isinstance(first, Tensor)):
         return
-    if not (inputs[0].is_floating_point() and first.is_floating_point()):
+    if not (given.is_floating_point() and first.is_floating_point()):
         return
-    before, after = _mean_square(inputs[0]), _mean_square(first)
+    before, after = _mean_square(given), _mean_square(first)
     growth = torch.where(before > 0, after / before, 0).sqrt()
     found[name] = torch.maximum(found[name], growth) if name in found else growth
 
@@ -253,9 +257,15 @@ def _mean_square(tensor: Tensor) -> Tensor:
 def _error_edge(model: nn.Module, output: Any) -> GradientEdge | None:
     """Where the error enters: at the output, or at the one named to `convert`; None for several."""
     sources = broadcasts(model)
-    if sources:
-        names = outputs.names(sources[0].output)
-        output = outputs.find(output, names[0]) if len(names) == 1 else None
+    names = outputs.names(sources[0].output) if sources else [None]
+    if len(names) > 1:
+        return None
+    try:
+        output = outputs.find(output, names[0])
+    except ValueError:  # several could be meant
+        if sources:
+            raise
+        return None
     if not isinstance(output, Tensor) or not output.requires_grad:
         return None
     return get_gradient_edge(output)

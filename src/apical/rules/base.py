@@ -239,6 +239,12 @@ class BroadcastRule(Rule):
         return False
 
     @property
+    def by_pixel(self) -> bool:
+        """Whether the positions are the pixels of a map (samples, classes, *space), to whose
+        resolution that of every layer is brought."""
+        return False
+
+    @property
     def trains_memory(self) -> bool:
         """Whether a tensor of the memory is a parameter."""
         return type(self).memory_gradients is not BroadcastRule.memory_gradients

@@ -45,7 +45,9 @@ class DFA(BroadcastRule):
             positions, features) is a sample of its own. One B (features of the output x features
             of the layer) then serves all positions and sequences of any length; `sample_axis`
             still names the axis of whole sequences, "folded" for inputs (samples * positions,
-            features). The input needs the positions of the output.
+            features). The input needs the positions of the output. "pixels": the same for maps
+            (samples, classes, *space), as in segmentation; a layer of a lower resolution receives
+            the sum of the errors of the pixels over each of its own.
 
     Raises: ValueError for `shared` with "kernel", whose matrices do not nest, and for
         positions="samples" with sample_axis="steps".
@@ -57,7 +59,7 @@ class DFA(BroadcastRule):
     init: Literal["xavier", "kaiming", "noekland"] = "xavier"
     shared: bool = False
     sample_axis: int | Literal["folded", "steps"] = 0
-    positions: Literal["joint", "samples"] = "joint"
+    positions: Literal["joint", "samples", "pixels"] = "joint"
 
     reference: ClassVar[str] = """@inproceedings{nokland2016,
   title = {Direct Feedback Alignment Provides Learning in Deep Neural Networks},
@@ -78,6 +80,8 @@ class DFA(BroadcastRule):
             raise ValueError(
                 "DFA: positions='samples' needs sample_axis as a number or 'folded', not 'steps'"
             )
+        if self.by_pixel and axis != 0:
+            raise ValueError(f"DFA: positions='pixels' needs sample_axis=0, not {axis!r}")
 
     @property
     def needs(self) -> Needs:
@@ -85,7 +89,11 @@ class DFA(BroadcastRule):
 
     @property
     def by_position(self) -> bool:
-        return self.positions == "samples"
+        return self.positions != "joint"
+
+    @property
+    def by_pixel(self) -> bool:
+        return self.positions == "pixels"
 
     def samples(self, shape: torch.Size, error_shape: Sequence[int]) -> int | None:
         if self.by_position or not isinstance(self.sample_axis, int):

@@ -33,7 +33,7 @@ class _Direct(BroadcastRule, abc.ABC):
     layout: Literal["full", "kernel", "channel"] = "full"
     init: Literal["xavier", "kaiming", "noekland"] = "xavier"
     sample_axis: int | Literal["folded", "steps"] = 0
-    positions: Literal["joint", "samples"] = "joint"
+    positions: Literal["joint", "samples", "pixels"] = "joint"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +51,10 @@ class _Direct(BroadcastRule, abc.ABC):
     @property
     def by_position(self) -> bool:
         return self._taps.by_position
+
+    @property
+    def by_pixel(self) -> bool:
+        return self._taps.by_pixel
 
     def _mean_size(self, error: Tensor) -> Tensor:
         """The mean of |e|; of positions, those alone that have an error (others are ignored)."""
@@ -118,6 +122,13 @@ class DRTP(_Direct):
     """
 
     magnitude: Literal["error", "one"] = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.by_pixel:
+            raise ValueError(
+                "DRTP: positions='pixels' has no labels at the resolution of every layer; use DFA"
+            )
 
     reference: ClassVar[str] = SignDFA.reference
 
