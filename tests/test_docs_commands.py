@@ -40,6 +40,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     most = types.SimpleNamespace(told=str)
     monkeypatch.setattr("apical.bench.studies.attack_cost.most", lambda *_: most)
+    nothing = {"study": "smoke", "runs": []}
+    monkeypatch.setattr("apical.bench.studies.verify.verify", lambda *_, **__: nothing)
     net = types.SimpleNamespace(digest="", name="net")
     monkeypatch.setattr("apical.bench.evaluate.trained_net.from_run", lambda *_, **__: net)
     monkeypatch.setattr("apical.bench.evaluate.trained_net.from_model", lambda *_, **__: net)
