@@ -10,10 +10,14 @@ import pytest
 from apical.bench import studies
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
+from apical.bench.report import table_markdown, write
+from apical.bench.storage import records
 from apical.bench.studies import STUDIES, TIERS, Entry, Search, Study, conduct
 from apical.bench.studies.base import CONTROLS
 from apical.bench.studies.selection import Tried, beyond, choose, half_decade, half_decades
 from apical.bench.sweep import sweep
+from apical.measure import rate_choice
+from fake_study import make_study
 
 ALL = [(name, tier) for name in STUDIES for tier in (("smoke",) if name == "smoke" else TIERS)]
 GRID = (0.01, 0.03, 0.1)
@@ -200,3 +204,47 @@ def test_rates_of_rows_without_a_search_stay() -> None:
     assert list(study.candidates()) == [("s", "bp")]
     rates = [e.experiment.lr for e in study.chosen({("s", "bp"): 0.03}).entries]
     assert rates == [0.03, 0.5, 0.03]
+
+
+@pytest.mark.parametrize(
+    ("errors", "rates"),
+    [
+        ({0.01: (0.5, 0.5, 0.5), 0.1: (0.1, 0.1, 0.1)}, []),  # far apart
+        ({0.01: (0.1, 0.1, 0.1), 0.1: (0.1, 0.1, 0.1)}, []),  # the smaller one, whoever is left out
+        ({0.01: (0.14, 0.14, 0.1), 0.1: (0.11, 0.11, 0.11)}, []),  # two seeds speak against it
+        ({0.01: (0.1, 0.1, 0.4), 0.1: (0.12, 0.12, 0.12)}, [0.01]),  # one alone does
+    ],
+)
+def test_a_choice_is_unstable_where_one_seed_decides(
+    errors: dict[float, tuple[float, ...]], rates: list[float]
+) -> None:
+    assert rate_choice.others([Tried(rate, each, 1000) for rate, each in errors.items()]) == rates
+
+
+def test_unstable_choices_and_edges_are_named(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", rules=("bp", "fa", "dfa"), epochs=1, layers=())
+    value = records.read_json(folder / "study.json")
+    errors = {
+        "bp": {0.01: (0.5, 0.5, 0.5), 0.1: (0.1, 0.1, 0.1)},
+        "fa": {0.01: (0.1, 0.1, 0.4), 0.1: (0.12, 0.12, 0.12)},
+        "dfa": {0.01: (0.2,), 0.1: (0.1,)},
+    }
+    setting = value["runs"][0]["setting"]
+    value["search"] = [
+        {"setting": setting, "rule": rule, "lr": 0.1, "at_edge": rule == "bp"}
+        | {
+            "tries": [
+                {"lr": rate, "val_acc": 0.9, "errors": list(each), "examples": 1000}
+                for rate, each in of_rule.items()
+            ]
+        }
+        for rule, of_rule in errors.items()
+    ]
+    records.write_json(folder / "study.json", value)
+    text = table_markdown(folder)
+    assert "another rate is chosen) for FA (0.01 or 0.1)." in text
+    assert "The rates of DFA were chosen by one seed" in text
+    assert "Chosen at the edge of the rates tried: BP (0.1)." in text
+    page = write(folder).read_text()
+    assert "another rate is chosen) for FA (0.01 or 0.1)." in page
+    assert "unstable: 0.01 or 0.1" in page  # beside its tries

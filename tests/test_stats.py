@@ -272,3 +272,19 @@ def test_examples_in_docstrings():
     result = doctest.testmod(statistics, optionflags=doctest.ELLIPSIS)
     assert result.attempted >= 4
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(("sd", "half_width"), [(1.0, 0.5), (1.0, 2.0), (0.3, 0.31), (2.0, 0.2)])
+def test_so_many_seeds_are_needed_and_not_one_fewer(sd: float, half_width: float) -> None:
+    def half(n: int) -> float:
+        low, high = scipy.stats.t.interval(0.95, n - 1, scale=sd / math.sqrt(n))
+        return (high - low) / 2
+
+    n = statistics.seeds_needed(sd, half_width)
+    assert half(n) <= half_width
+    assert n == 2 or half(n - 1) > half_width
+
+
+def test_impossible_half_widths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"half_width=0: need at least 0, and above 0"):
+        statistics.seeds_needed(1.0, 0)

@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 
 @dataclass(frozen=True)
 class Tried:
@@ -24,6 +22,8 @@ class Tried:
     @property
     def mean(self) -> float:
         """Mean error over seeds, in [0, 1]."""
+        import numpy as np
+
         return float(np.mean(self.errors))
 
     @property
@@ -34,6 +34,8 @@ class Tried:
         >>> Tried(0.1, (0.25, 0.25, 0.25), 400).standard_error
         0.0125
         """
+        import numpy as np
+
         seeds = len(self.errors)
         spread = float(np.std(self.errors, ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
         return max(spread, math.sqrt(self.mean * (1 - self.mean) / (self.examples * seeds)))

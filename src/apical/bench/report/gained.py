@@ -77,13 +77,14 @@ def gains(study: Study, metric: str = ERROR) -> Gains:
     """Every rule over the control, where a setting has one."""
     made: dict[tuple[str, str], Gain] = {}
     for setting in study.settings:
+        measured = {rule: _measured(study, setting, rule, metric) for rule in study.rules}
         frozen = control(study, setting)
-        rules = [r for r in study.rules if r != frozen and study.finished(setting, r)]
-        if not (frozen and study.finished(setting, frozen)):
+        rules = [rule for rule in study.rules if rule != frozen and measured[rule]]
+        if not (frozen and measured[frozen]):
             continue
-        least, other_noise = _shares(study.finished(setting, frozen), metric)
+        least, other_noise = _shares(measured[frozen], metric)
         for rule in rules:
-            shares, noise = _shares(study.finished(setting, rule), metric)
+            shares, noise = _shares(measured[rule], metric)
             level = 1 - (1 - statistics.LEVEL) / len(rules)
             summary, corrected = (
                 statistics.paired_difference(shares, least, level=each, noise=noise + other_noise)
@@ -92,6 +93,10 @@ def gains(study: Study, metric: str = ERROR) -> Gains:
             if summary is not None and corrected is not None:
                 made[setting, rule] = Gain(summary, corrected)
     return made
+
+
+def _measured(study: Study, setting: str, rule: str, metric: str) -> list[Run]:
+    return [run for run in study.finished(setting, rule) if metric in run.final]
 
 
 def _shares(runs: Sequence[Run], metric: str) -> tuple[dict[int, float], float]:

@@ -219,7 +219,10 @@ def seen(rows: Iterable[Line]) -> str:
         said += [f"{words} {each}"] if each else []
     if not said:
         return ""
-    return f"At least as strong as own, over all nets and radii: {'; '.join(said)}."
+    return (
+        "An attack is at least as strong as the net's own gradient in so many of all nets and "
+        f"radii: {'; '.join(said)}."
+    )
 
 
 def weakest(rows: Iterable[Line]) -> str:

@@ -88,8 +88,8 @@ def finding(found: list[Line]) -> str:
     said = ", ".join(f"{total[name]} {name}" for name in OUTCOMES if total[name])
     where = f"; those that differ are in {', '.join(differing)}" if differing else ""
     without = [line.study for line in found if not line.record.get("runs")]
-    too_dear = f"; no run of {', '.join(without)}" if without else ""
-    return f"Of {sum(total.values())} runs trained again: {said}{where}{too_dear}."
+    too_dear = f" {len(without)} of {len(found)} studies have no rerun yet." if without else ""
+    return f"Of {sum(total.values())} runs trained again: {said}{where}.{too_dear}"
 
 
 def to_markdown(results: Path) -> str:
