@@ -399,3 +399,8 @@ def test_the_setting_that_contributing_adds_is_one_field_in_one_file(tmp_path: P
     printed = python(*train, "--clip_value", "0.5", "--print_config").stdout
     assert yaml.safe_load(printed)["clip_value"] == 0.5
     assert "upper limit (> 0) of the absolute value" in python(*train, "--help").stdout
+
+
+def test_an_experiment_prints_what_differs_from_the_defaults() -> None:
+    shown = repr(Experiment(rule="fa", epochs=2, net_options={"hidden": [8]}))
+    assert shown == "Experiment(net_options={'hidden': [8]}, rule='fa', epochs=2)"

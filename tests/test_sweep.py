@@ -156,6 +156,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
     outcome = sweep.sweep([*bad, *blown, *good], EXECUTION)
     assert {task.folder for task in outcome.finished} == {task.folder for task in good}
     assert "unknown net 'lenett'" in outcome.failed[bad[0].folder]
+    assert repr(outcome).startswith(f"Outcome(2 finished, 2 failed; {bad[0].folder.name}: ")
     assert "non-finite loss in epoch" in outcome.failed[blown[0].folder]
     assert sweep.sweep(blown, EXECUTION).failed.keys() == {blown[0].folder}
 

@@ -4,10 +4,12 @@ Needs ``pip install apical[bench]``.
 
     Experiment, Execution   what is trained, and where it runs
     Schedule, Start, Hashing   values that some fields of an experiment take
+    export    write the weights of a trained net for plain PyTorch
     fit       train a model of one's own on data of one's own
     run       train an experiment in a folder, or continue a run that was killed
     load_run  experiment, records and trained net of a finished run
     Study     the experiments behind one table
+    tune      choose a learning rate for each rule
     sweep     do many runs, each once, by however many processes
     report    write the page of a study or a run
 
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING
 from apical.names import import_on_use
 
 if TYPE_CHECKING:
+    from apical.bench.evaluate.export import export
     from apical.bench.evaluate.fit import fit
     from apical.bench.evaluate.trained_net import load_run
     from apical.bench.experiment.execution import Execution
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from apical.bench.experiment.schedule import Schedule
     from apical.bench.report import write as report
     from apical.bench.studies import Study
+    from apical.bench.studies.tuning import tune
     from apical.bench.sweep.sweep import sweep
     from apical.bench.training.loop import run
     from apical.nets.pretrained import Start
@@ -39,11 +43,13 @@ __all__ = [
     "Schedule",
     "Start",
     "Study",
+    "export",
     "fit",
     "load_run",
     "report",
     "run",
     "sweep",
+    "tune",
 ]
 
 import_on_use(
@@ -55,10 +61,12 @@ import_on_use(
         "Schedule": "apical.bench.experiment.schedule:Schedule",
         "Start": "apical.nets.pretrained:Start",
         "Study": "apical.bench.studies:Study",
+        "export": "apical.bench.evaluate.export:export",
         "fit": "apical.bench.evaluate.fit:fit",
         "load_run": "apical.bench.evaluate.trained_net:load_run",
         "report": "apical.bench.report:write",
         "run": "apical.bench.training.loop:run",
         "sweep": "apical.bench.sweep.sweep:sweep",
+        "tune": "apical.bench.studies.tuning:tune",
     },
 )

@@ -243,7 +243,7 @@ def _split(given: Any, part: str) -> tuple[Any, dict[str, Any]]:
     if isinstance(given, TensorDataset) and len(given.tensors) == 2:
         return _in_memory(*given.tensors, part), {}
     if isinstance(given, (tuple, list)) and len(given) == 2 and _is_array(given[0]):
-        return _in_memory(*given, part), {}
+        return _in_memory(given[0], given[1], part), {}
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
         return _lazy(given, torch.utils.data.default_collate, 0, part), {}
     if _is_array(given) or isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):

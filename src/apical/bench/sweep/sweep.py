@@ -76,6 +76,13 @@ class Outcome:
     finished: list[Job] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        text = f"Outcome({len(self.finished)} finished, {len(self.failed)} failed"
+        if self.failed:
+            path, reason = next(iter(self.failed.items()))
+            text += f"; {path.name}: {reason}"
+        return text + ")"
+
 
 def sweep(
     tasks: Sequence[Job],
