@@ -260,7 +260,7 @@ def test_the_smoke_study_in_small(tmp_path: Path) -> None:
     )
     outcome = conduct.conduct(
         dataclasses.replace(study, entries=short), tmp_path, EXECUTION, command="",
-        make=workers.local(2), jobs=2,
+        jobs=2,
     )  # fmt: skip
     assert len(outcome.finished) == 9
     described = records.read_json(tmp_path / "smoke" / "study.json")

@@ -137,14 +137,13 @@ def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_every_run_is_done_and_done_once(tmp_path: Path, jobs: int) -> None:
-    make = workers.local(jobs) if jobs > 1 else workers.here
     todo, told = tasks(tmp_path, 4), []
-    outcome = sweep.sweep(todo, EXECUTION, make=make, jobs=jobs, say=told.append)
+    outcome = sweep.sweep(todo, EXECUTION, jobs=jobs, say=told.append)
     assert {task.folder for task in outcome.finished} == {task.folder for task in todo}
     assert not outcome.failed
     assert len(told) == 4
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    again = sweep.sweep(todo, EXECUTION, make=make, jobs=jobs, say=told.append)
+    again = sweep.sweep(todo, EXECUTION, jobs=jobs, say=told.append)
     assert len(again.finished) == 4
     assert told[-1] == "4 of 4 runs are finished already"
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
@@ -180,8 +179,8 @@ def test_a_run_that_kills_its_worker_fails_and_the_others_do_not(tmp_path: Path)
         tasks(tmp_path, 1, net="test_sweep:deadly_net", net_options={}),
         tasks(tmp_path, 1),
     )
-    outcome = sweep.sweep([*good, *deadly], EXECUTION, make=workers.local(1), jobs=1)
-    assert "worker process died 3 times" in outcome.failed[deadly[0].folder]
+    outcome = sweep.sweep([*good, *deadly], EXECUTION, executor=workers.local(1))
+    assert "worker process died 3 times without progress" in outcome.failed[deadly[0].folder]
     assert [task.folder for task in outcome.finished] == [good[0].folder]
 
 

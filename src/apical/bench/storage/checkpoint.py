@@ -13,6 +13,11 @@ import torch
 FORMAT = 1
 """Raised when the content of a checkpoint changes its meaning."""
 
+INTERRUPTS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)
+]
+"""Ctrl-C, the end of a job, and the notice that Slurm gives before one (through submitit)."""
+
 
 def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> None:
     """Write a checkpoint so that a reader sees the old file or the new one, never a part.
@@ -39,7 +44,7 @@ def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> No
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block: inside torch's writer an interrupt would
+    """Interrupts wait for the end of the block: inside torch's writer an interrupt would
     come out as an error of the file."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,7 +52,7 @@ def _interrupts_held() -> Iterator[None]:
     held: list[int] = []
     before = {
         number: signal.signal(number, lambda number, frame: held.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in INTERRUPTS
     }
     try:
         yield
