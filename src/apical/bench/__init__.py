@@ -6,7 +6,7 @@ Needs ``pip install apical[bench]``.
     Schedule, Start, Hashing   values that some fields of an experiment take
     run       train an experiment in a folder, or continue a run that was killed
     load_run  experiment, records and trained net of a finished run
-    Study     the experiments behind one table
+    Study, Entry   the experiments behind one table, and one of them with its place there
     sweep     do many runs, each once, by however many processes
     report    write the page of a study or a run
 
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from apical.bench.experiment.hashing_settings import Hashing
     from apical.bench.experiment.schedule import Schedule
     from apical.bench.report import write as report
-    from apical.bench.studies import Study
+    from apical.bench.studies import Entry, Study
     from apical.bench.sweep.sweep import sweep
     from apical.bench.training.loop import run
     from apical.nets.pretrained import Start
 
 __all__ = [
+    "Entry",
     "Execution",
     "Experiment",
     "Hashing",
@@ -46,6 +47,7 @@ __all__ = [
 import_on_use(
     __name__,
     {
+        "Entry": "apical.bench.studies:Entry",
         "Execution": "apical.bench.experiment.execution:Execution",
         "Experiment": "apical.bench.experiment.experiment:Experiment",
         "Hashing": "apical.bench.experiment.hashing_settings:Hashing",

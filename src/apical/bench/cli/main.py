@@ -1,10 +1,20 @@
-"""The command line: ``apical list | train | study | robustness | report | check``."""
+"""The command line: ``apical list | train | sweep | study | robustness | report | check``."""
 
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apical.bench.cli.parsing import UsageError, add_keep_memory, execution_of, make_parser, parse
+from apical.bench.cli.parsing import (
+    UsageError,
+    add_executor,
+    add_experiment,
+    add_keep_memory,
+    execution_of,
+    experiment_of,
+    jobs_of,
+    make_parser,
+    parse,
+)
 
 USAGE = """usage: apical VERB [options]
 
@@ -12,6 +22,7 @@ Train networks with biologically motivated learning rules, and compare them.
 
   apical list                       show the names of studies, rules, nets and data sets
   apical train --rule fa            train one net; every setting is a flag
+  apical sweep --lr 0.1,0.01        train once for every combination of values
   apical study smoke                do all runs behind a table; the same command resumes it
   apical robustness RUN_FOLDER      attack a trained net: worst case, verdict, sanity checks
   apical report runs/smoke --open   write the table and its figures as a page
@@ -91,25 +102,18 @@ def _list(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
-    from dataclasses import fields
-
-    from apical.bench.experiment.execution import Execution
-    from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict
     from apical.bench.storage import claims
     from apical.bench.training import loop
 
     parser = make_parser("train", "Train one net. If it is killed, the same command resumes it.")
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    for group in GROUPS:
-        parser.add_class_arguments(group, None)
-    parser.add_class_arguments(Execution, None)
+    add_experiment(parser)
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_argument("--folder", default=None, type=str,
                         help="folder of this run (default: RUNS/train/NAME-KEY)")  # fmt: skip
-    add_keep_memory(parser)
     values = parse(parser, words)
     execution = execution_of(values)
-    experiment = from_dict({field.name: values[field.name] for field in fields(Experiment)})
+    experiment = experiment_of(values)
     folder = values["folder"] or f"{values['runs']}/train/{experiment.name}"
     try:
         row = loop.run(experiment, folder, execution)
@@ -141,7 +145,6 @@ def _study(words: list[str]) -> int:
     from apical.bench import studies
     from apical.bench.experiment.execution import Execution
     from apical.bench.studies import attack_cost, conduct, cost
-    from apical.bench.sweep import workers
 
     parser = make_parser(
         "study",
@@ -149,7 +152,8 @@ def _study(words: list[str]) -> int:
         "the same command may be started again, also several times at once.",
         "NAME",
     )
-    parser.add_argument("name", help="name of the study; apical list shows them")
+    parser.add_argument("name", help="name of the study (apical list shows them), or module:make "
+                        "for one of your own: make(tier, seeds) returns it")  # fmt: skip
     parser.add_argument(
         "--tier", default=None, type=str, help="smoke, short (default) or full (published)"
     )
@@ -157,18 +161,17 @@ def _study(words: list[str]) -> int:
                         help="runs of each cell (default: the study's own)")  # fmt: skip
     parser.add_argument("--only", default=None, type=str,
                         help="settings to run, a pattern as 'LeNet *'")  # fmt: skip
-    parser.add_argument("--jobs", default=None, type=int,
-                        help="runs at once, a process each (default: cores / threads)")  # fmt: skip
     parser.add_argument("--runs", default="runs", help="folder that holds all studies")
     parser.add_argument("--estimate", default=True, type=bool,
                         help="time a few steps first and print how long all will take")  # fmt: skip
+    add_executor(parser)
     parser.add_class_arguments(Execution, None)
     add_keep_memory(parser)
     values = parse(parser, words)
     execution = execution_of(values)
     study = studies.build(values["name"], tier=values["tier"], seeds=values["seeds"])
     study = study.restricted(values["only"])
-    jobs = values["jobs"] or max(1, _cores() // execution.threads)
+    jobs = jobs_of(values)
     root, folder = Path(values["runs"]), Path(values["runs"]) / study.folder
     print(f"{study.title}, tier {study.tier}: {len(study.entries)} runs in {folder}", flush=True)
     if values["estimate"]:
@@ -181,8 +184,9 @@ def _study(words: list[str]) -> int:
         study,
         root,
         execution,
-        command=_command(study.name, values),
-        make=workers.local(jobs) if jobs > 1 else workers.here,
+        command=_command(values["name"], values),
+        executor=values["executor"],
+        options=values["executor_options"],
         jobs=jobs,
         say=lambda text: print(text, flush=True),
     )
@@ -197,7 +201,7 @@ def _report(words: list[str]) -> int:
         "Write the page, tables and figures of a study or a run from its folder.",
         "FOLDER",
     )
-    parser.add_argument("folder", help="folder of a study, of several, or of one run")
+    parser.add_argument("folder", help="folder of a study or a run, or of several")
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
     values = parse(parser, words)
     from apical.bench.report import write
@@ -221,6 +225,12 @@ def _check(words: list[str]) -> int:
     return 0
 
 
+def _sweep(words: list[str]) -> int:
+    from apical.bench.cli.sweep import sweep
+
+    return sweep(words)
+
+
 def _robustness(words: list[str]) -> int:
     from apical.bench.cli.robustness import robustness
 
@@ -233,6 +243,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "robustness": _robustness,
     "study": _study,
+    "sweep": _sweep,
     "train": _train,
 }
 
@@ -245,12 +256,6 @@ def _command(name: str, values: dict[str, Any]) -> str:
             value = str(values[option])
             words += [f"--{option}", f"'{value}'" if " " in value else value]
     return " ".join(words)
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _show(title: str, rows: dict[str, str]) -> None:

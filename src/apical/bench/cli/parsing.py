@@ -29,13 +29,60 @@ def parse(parser: Any, words: list[str]) -> dict[str, Any]:
     names = [o for action in parser._actions for o in action.option_strings]
     for action in parser._actions:
         action.help = action.help and action.help.replace("``", "")
-    words = [_underscored(word) for word in words]
+    words = [underscored(word) for word in words]
     try:
         values = parser.parse_args(words).as_dict()
     except ArgumentError as error:
         text = _explained(str(error), names)
         raise UsageError(f"{text} ({parser.prog} --help lists all options)") from error
     return values
+
+
+def add_experiment(parser: Any) -> None:
+    """Every setting of an experiment as an option, and how it is executed."""
+    from apical.bench.experiment.execution import Execution
+    from apical.bench.experiment.experiment import GROUPS
+
+    for group in GROUPS:
+        parser.add_class_arguments(group, None)
+    parser.add_class_arguments(Execution, None)
+    add_keep_memory(parser)
+
+
+def experiment_of(values: dict[str, Any]) -> Any:
+    """The ``Experiment`` of the options."""
+    from dataclasses import fields
+
+    from apical.bench.experiment.experiment import Experiment, from_dict
+
+    return from_dict({field.name: values[field.name] for field in fields(Experiment)})
+
+
+def add_executor(parser: Any) -> None:
+    """Where the runs of a study or a sweep are executed, and how many at once."""
+    from typing import Literal
+
+    parser.add_argument("--jobs", default=None, type=int,
+                        help="runs at once (default: cores / threads; of slurm and ray: 100)")  # fmt: skip
+    parser.add_argument("--executor", default="local", type=Literal["local", "ray", "slurm"],
+                        help="processes here, jobs of Slurm (submitit), or tasks of Ray")  # fmt: skip
+    parser.add_argument("--executor_options", default={}, type=dict,
+                        help="of the engine, by its own names, as --executor_options.gpus_per_node 1")  # fmt: skip
+
+
+def jobs_of(values: dict[str, Any]) -> int:
+    """Runs at once."""
+    import os
+
+    if values["jobs"] or values["executor"] != "local":
+        return values["jobs"] or QUEUED
+    able = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if able else os.cpu_count() or 1
+    return max(1, cores // values["threads"])
+
+
+QUEUED = 100
+"""Runs that wait in the queue of a cluster at once."""
 
 
 def add_keep_memory(parser: Any) -> None:
@@ -60,7 +107,8 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _underscored(word: str) -> str:
+def underscored(word: str) -> str:
+    """The word with the name of its option written with underscores."""
     if not re.match(r"--[a-z]", word):
         return word
     name, equals, value = word.partition("=")

@@ -15,6 +15,7 @@ from apical.bench.report import (
     figures,
     fine_tuning,
     linear_probes,
+    plain_runs,
     protocol,
     render,
     results,
@@ -31,17 +32,19 @@ from apical.measure.statistics import ALLOWANCE
 
 TEMPLATES = Path(__file__).parent / "templates"
 ANGLES_CSV = "delta-angles.csv"
+OTHER_RUNS = "other-runs"
+"""Folder of the page of runs that belong to no study."""
 READOUTS_CSV = "linear-probes.csv"
 
 
 def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the report of a study folder, of every study in a folder of studies, or of one run.
+    """Write the report of a study, of one run, or of whatever studies and runs a folder holds.
 
-    Args: folder: `runs/<study>`, `runs` or the folder of a run. out: where the pages go, default
-        `<folder>/report`;
-        a folder of studies gets an index and one folder per study.
+    Args: folder: `runs/<study>`, the folder of a run, or one with studies and runs at any depth.
+        out: where the pages go, default `<folder>/report`; several studies get an index and one
+        folder each, and the runs that belong to none share one table.
     Returns: the page to open.
-    Raises: ValueError where there is no study; StorageError where `out` cannot be written. A study
+    Raises: ValueError where there is neither study nor run; StorageError where `out` cannot be written. A study
         without a finished run is no error: its page says what is missing.
     """
     source = Path(folder)
@@ -50,14 +53,17 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
         return _write_study(read_study(source), target)
     if is_run(source):
         return _write_run(read_run(source), target)
-    children = sorted(source.iterdir()) if source.is_dir() else []
-    studies = {child.name: read_study(child) for child in children if is_study(child)}
+    folders, runs = plain_runs.find(source)
+    studies = {path.relative_to(source).as_posix(): read_study(path) for path in folders}
+    if runs:
+        studies[OTHER_RUNS] = plain_runs.read_runs(source, runs)
     if not studies:
         raise ValueError(
-            f"no study in {source}: neither it nor a folder in it has a study.json; "
-            "run one first (apical study smoke) or name another folder; a run of apical train is "
-            "shown by its own folder"
+            f"no run and no study in {source}, nor in the folders below it: run one first "
+            "(apical train, apical study smoke) or name another folder"
         )
+    if not folders:
+        return _write_study(studies[OTHER_RUNS], target)
     for name, study in studies.items():
         _write_study(study, target / name)
     entries = [

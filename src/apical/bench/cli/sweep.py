@@ -1,0 +1,164 @@
+"""``apical sweep``: a run for every combination of the values that options are given."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from apical.bench.cli.parsing import (
+    UsageError,
+    add_executor,
+    add_experiment,
+    execution_of,
+    experiment_of,
+    jobs_of,
+    make_parser,
+    parse,
+    underscored,
+)
+
+OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"
+
+
+def sweep(words: list[str]) -> int:
+    """Do all runs of the options; returns the exit status."""
+    from apical.bench.studies import cost
+    from apical.bench.sweep import sweep as sweeps
+
+    parser = make_parser(
+        "sweep",
+        "Train once for every combination of values: --lr 0.1,0.01 --rule fa,kp --seeds 3. Any "
+        "setting of an experiment takes several values between commas; lists and mappings stand in "
+        "brackets. Runs that are done are skipped.",
+    )
+    parser.add_argument("--config", default=None, type=str,
+                        help="YAML file with options, where a list is several values")  # fmt: skip
+    parser.add_argument("--seeds", default=None, type=int,
+                        help="runs of each combination, with seeds from 0")  # fmt: skip
+    parser.add_argument("--folder", default=None, type=str,
+                        help="folder of the runs (default: runs/sweep/DATA-NET)")  # fmt: skip
+    parser.add_argument("--estimate", default=True, type=bool,
+                        help="time a few steps first and print how long all will take")  # fmt: skip
+    add_executor(parser)
+    add_experiment(parser)
+    several, others = split(words)
+    values = parse(parser, others)
+    execution = execution_of(values)
+    if values["seeds"] is not None:
+        if "seed" in several or values["seeds"] < 1:
+            raise UsageError("--seeds N stands for --seed 0,1,..., N at least 1: give one of them")
+        several["seed"] = [str(seed) for seed in range(values["seeds"])]
+    experiments = {}
+    for combination in itertools.product(*several.values()):
+        options = [f"--{name}={text}" for name, text in zip(several, combination, strict=True)]
+        experiment = experiment_of(parse(parser, [*others, *options]))
+        experiments[experiment.key] = experiment
+    first = next(iter(experiments.values()))
+    folder = Path(values["folder"] or f"runs/sweep/{first.name.rsplit('-', 3)[0]}")
+    tasks = [sweeps.Task(each, folder / each.name) for each in experiments.values()]
+    jobs = jobs_of(values)
+    print(f"{len(tasks)} runs in {folder}", flush=True)
+    if values["estimate"]:
+        print(cost.estimate(tasks, execution).text(jobs), flush=True)
+    outcome = sweeps.sweep(
+        tasks,
+        execution,
+        executor=values["executor"],
+        options=values["executor_options"],
+        jobs=jobs,
+        say=lambda text: print(text, flush=True),
+    )
+    print(f"{len(outcome.finished)} runs finished, {len(outcome.failed)} failed")
+    print(f"apical report {folder} --open    shows the table")
+    return 1 if outcome.failed else 0
+
+
+def split(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Settings of an experiment with their values as texts, and the other words as they stand.
+
+    Raises: UsageError for a setting without a value, or a YAML file that is no mapping.
+    """
+    from apical.bench.experiment.experiment import Experiment
+
+    several: dict[str, list[str]] = {}
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, text = underscored(word).partition("=")
+        setting = name.removeprefix("--")
+        if name == "--config":
+            from_file, more = _from_file(text if equals else next(rest, ""))
+            several, others = from_file | several, more + others  # options win over the file
+        elif name.startswith("--") and setting.split(".")[0] in Experiment.__dataclass_fields__:
+            value = text if equals else next(rest, None)
+            if value is None or not value:
+                raise UsageError(f"{name} needs a value, or several between commas")
+            several[setting] = at_commas(value)
+        else:
+            others.append(word)
+    return several, others
+
+
+def at_commas(text: str) -> list[str]:
+    """The parts between commas that stand in no brackets or quotes.
+
+    >>> at_commas("fa,{rule: kp, decay: 0.1},sparse(fa, 0.5)")
+    ['fa', '{rule: kp, decay: 0.1}', 'sparse(fa, 0.5)']
+    """
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in QUOTES:
+            quote = character
+        depth += (character in OPENING) - (character in CLOSING) if not quote else 0
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _from_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
+    """As ``split``, of a YAML file: lists are several values; of a setting that is a list itself,
+    lists of lists are."""
+    import yaml
+
+    from apical.bench.experiment.experiment import Experiment
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        told = re.sub(r"\s+", " ", str(error))
+        raise UsageError(f"--config {path}: {told}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path}: must be a mapping from options to values")
+    several: dict[str, list[str]] = {}
+    others: list[str] = []
+    for name, value in content.items():
+        option = Experiment.__dataclass_fields__.get(str(name).split(".")[0])
+        if option is None:
+            others.append(f"--{name}={_text(value)}")
+        else:
+            for setting, part in _settings(str(name), value, isinstance(option.default, tuple)):
+                several[setting] = part
+    return several, others
+
+
+def _settings(name: str, value: Any, is_list: bool) -> list[tuple[str, list[str]]]:
+    """A setting of a YAML file with its values, or one entry for each part of a group."""
+    import dataclasses
+
+    from apical.bench.experiment.experiment import Experiment
+
+    kind = Experiment.__dataclass_fields__[name].default if "." not in name else None
+    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+        return [part for key, each in value.items() for part in _settings(f"{name}.{key}", each, False)]
+    if isinstance(value, list) and (not is_list or all(isinstance(v, list) for v in value)):
+        return [(name, [_text(each) for each in value])]
+    return [(name, [_text(value)])]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
