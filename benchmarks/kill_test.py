@@ -181,7 +181,9 @@ def executor_test(executor: str, kills: int, seed: int, scratch: Path) -> dict[s
                     time.sleep(draw.uniform(0, 1.5))
                     happened = strike(sweep, executor, len(done), *target)
                     if happened:
-                        done.append({"run": target[0].name, "kind": happened, **position(target[0])})
+                        done.append(
+                            {"run": target[0].name, "kind": happened, **position(target[0])}
+                        )
                         last = time.monotonic()
                         print(len(done), done[-1], flush=True)
                 elif stuck and len(done) < kills:

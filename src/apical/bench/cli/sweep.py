@@ -154,7 +154,9 @@ def _settings(name: str, value: Any, is_list: bool) -> list[tuple[str, list[str]
 
     kind = Experiment.__dataclass_fields__[name].default if "." not in name else None
     if isinstance(value, dict) and dataclasses.is_dataclass(kind):
-        return [part for key, each in value.items() for part in _settings(f"{name}.{key}", each, False)]
+        return [
+            part for key, each in value.items() for part in _settings(f"{name}.{key}", each, False)
+        ]
     if isinstance(value, list) and (not is_list or all(isinstance(v, list) for v in value)):
         return [(name, [_text(each) for each in value])]
     return [(name, [_text(value)])]

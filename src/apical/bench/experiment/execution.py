@@ -1,6 +1,9 @@
 """How and where runs are executed."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from apical.names import check_literals
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,10 @@ class Execution:
         download: fetch a missing data set.
         checkpoint_steps: steps between checkpoints within an epoch (0: at epoch ends only).
         quiet: no progress bar, even in a terminal.
+        parallel: under torchrun, whether every process holds the whole net (``ddp``), or weights,
+            gradients and optimizer state are divided among them (``fsdp``).
+        regroup: go on from a checkpoint of another number of processes or another ``parallel``: the
+            rest of the run is then the same up to rounding, no longer to the bit.
     """
 
     device: str = "cpu"
@@ -22,8 +29,11 @@ class Execution:
     download: bool = True
     checkpoint_steps: int = 0
     quiet: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    regroup: bool = False
 
     def __post_init__(self) -> None:
+        check_literals(self, "execution")
         if self.threads < 1 or self.checkpoint_steps < 0:
             raise ValueError(
                 f"execution: threads={self.threads} must be at least 1 and "

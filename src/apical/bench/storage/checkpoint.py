@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,16 @@ def _interrupts_held() -> Iterator[None]:
             signal.raise_signal(waiting)
 
 
-def load(path: Path, *, belongs_to: dict[str, Any]) -> dict[str, Any]:
+def load(path: Path, *, belongs_to: dict[str, Any], ignoring: Sequence[str] = ()) -> dict[str, Any]:
     """The state saved under ``path``, if it belongs to what is to be continued.
 
+    Args: ignoring: names in ``belongs_to`` that may differ.
     Raises: ValueError as ``read`` does, or naming what differs if it belongs elsewhere.
     """
     state, found = read(path)
-    _compare(path, found, belongs_to)
+    same = {name: belongs_to[name] for name in ignoring if name in belongs_to}
+    others = {name: value for name, value in found.items() if name not in ignoring}
+    _compare(path, others | same, belongs_to)
     return state
 
 

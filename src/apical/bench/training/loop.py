@@ -49,6 +49,7 @@ def run(
             data_root=execution.data_root,
             download=execution.download,
             weights=weights,
+            parallel=execution.parallel,
         )
         try:
             if parts.group.rank:
@@ -73,9 +74,9 @@ def classification(
     still_mine: Callable[[], None],
 ) -> dict[str, Any]:
     """Train a net to its last epoch, then read the test split once."""
-    belongs_to = resume.belongs_to(experiment, parts, execution.threads)
+    belongs_to = resume.belongs_to(experiment, parts, execution)
     monitor = Monitor(experiment, parts)  # which must see the weights that training began with
-    at, sums, rows = resume.restore(experiment, parts, folder, belongs_to)
+    at, sums, rows = resume.restore(experiment, parts, folder, belongs_to, execution.regroup)
     monitor.recall(records.read(folder / "records.jsonl"))
     writes = parts.group.rank == 0
 
@@ -102,6 +103,7 @@ def classification(
                     records.append(folder / "records.jsonl", stopped)
                 return stopped
             at.epoch += 1
+            parts.gather()
             new = [*_epoch_rows(experiment, parts, at, sums), *monitor.at_epoch(at.epoch)]
             new += _switch_rows(experiment, parts, at.epoch)
             at.epoch_step, at.epoch_seconds, at.epoch_cpu_seconds = 0, 0.0, 0.0
@@ -148,13 +150,16 @@ def _train_epoch(
         at.epoch_step += 1
         if at.epoch_step % look == 0 or at.epoch_step == per_epoch:
             if group.agree(not math.isfinite(sums[0].item()), device):
-                return _stopped(at, evaluate.first_nonfinite(parts.model, x))
+                parts.gather()
+                where = "" if group.rank else evaluate.first_nonfinite(parts.model, x)
+                return _stopped(at, where)
         _update(experiment, parts)
         at.step += 1
         measure = monitor.within(at.step)
         keep = measure or (checkpoint_steps and at.step % checkpoint_steps == 0)
         if keep and at.epoch_step < per_epoch:
             clock.stop()
+            parts.gather()
             save(*(monitor.at_step(at.step) if measure else ()))
             clock = _Clock(at)
     clock.stop()
@@ -165,7 +170,7 @@ def _update(experiment: Experiment, parts: build.Parts) -> None:
     """One optimizer step; rules that act on it hear of it themselves."""
     if experiment.clip_norm is not None:
         parts.scaler.unscale_(parts.optimizer)
-        torch.nn.utils.clip_grad_norm_(parts.model.parameters(), experiment.clip_norm)
+        torch.nn.utils.clip_grad_norm_(parts.trained.parameters(), experiment.clip_norm)
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
