@@ -28,6 +28,7 @@ BASE = Experiment(
     clip_norm=5.0,
     probe_every=0,
 )
+pytestmark = pytest.mark.timeout(600)  # two processes that wait for each other on busy cores
 RULES = ("brsf", "kp")
 FSDP = Execution(parallel="fsdp", quiet=True, checkpoint_steps=1)
 STEPS = 2 * 1280 // 640

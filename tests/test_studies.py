@@ -14,7 +14,6 @@ from apical.bench.experiment.schedule import Schedule
 from apical.bench.report.read import read_study
 from apical.bench.storage import records, run_folder
 from apical.bench.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
-from apical.bench.sweep import workers
 from apical.bench.training import loop
 
 EXECUTION = Execution()

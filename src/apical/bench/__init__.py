@@ -8,7 +8,8 @@ Needs ``pip install apical[bench]``.
     load_run  experiment, records and trained net of a finished run
     Study, Entry   the experiments behind one table, and one of them with its place there
     sweep     do many runs, each once, by however many processes
-    report    write the page of a study or a run
+    report    write the page of a study or a run, or of any folder of them
+    to_pandas   their records as one table
 
 >>> Experiment(data="digits", net="mlp", rule="fa", epochs=2).name
 'digits-mlp-fa-s0-339fba4d4d'
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from apical.bench.experiment.hashing_settings import Hashing
     from apical.bench.experiment.schedule import Schedule
     from apical.bench.report import write as report
+    from apical.bench.report.frames import to_pandas
     from apical.bench.studies import Entry, Study
     from apical.bench.sweep.sweep import sweep
     from apical.bench.training.loop import run
@@ -42,6 +44,7 @@ __all__ = [
     "report",
     "run",
     "sweep",
+    "to_pandas",
 ]
 
 import_on_use(
@@ -58,5 +61,6 @@ import_on_use(
         "report": "apical.bench.report:write",
         "run": "apical.bench.training.loop:run",
         "sweep": "apical.bench.sweep.sweep:sweep",
+        "to_pandas": "apical.bench.report.frames:to_pandas",
     },
 )

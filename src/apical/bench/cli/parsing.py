@@ -62,12 +62,18 @@ def add_executor(parser: Any) -> None:
     """Where the runs of a study or a sweep are executed, and how many at once."""
     from typing import Literal
 
-    parser.add_argument("--jobs", default=None, type=int,
-                        help="runs at once (default: cores / threads; of slurm and ray: 100)")  # fmt: skip
-    parser.add_argument("--executor", default="local", type=Literal["local", "ray", "slurm"],
-                        help="processes here, jobs of Slurm (submitit), or tasks of Ray")  # fmt: skip
-    parser.add_argument("--executor_options", default={}, type=dict,
-                        help="of the engine, by its own names, as --executor_options.gpus_per_node 1")  # fmt: skip
+    parser.add_argument(
+        "--jobs", default=None, type=int,
+        help="runs at once (default: cores / threads; of slurm and ray: 100)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor", default="local", type=Literal["local", "ray", "slurm"],
+        help="processes here, jobs of Slurm (submitit), or tasks of Ray",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor_options", default={}, type=dict,
+        help="of the engine, by its own names, as --executor_options.gpus_per_node 1",
+    )  # fmt: skip
 
 
 def jobs_of(values: dict[str, Any]) -> int:

@@ -21,6 +21,7 @@ class Execution:
             gradients and optimizer state are divided among them (``fsdp``).
         regroup: go on from a checkpoint of another number of processes or another ``parallel``: the
             rest of the run is then the same up to rounding, no longer to the bit.
+        track: also send the records to a tracker of experiments; they stay the truth.
     """
 
     device: str = "cpu"
@@ -31,6 +32,7 @@ class Execution:
     quiet: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     regroup: bool = False
+    track: Literal["none", "mlflow", "tensorboard", "wandb"] = "none"
 
     def __post_init__(self) -> None:
         check_literals(self, "execution")

@@ -44,8 +44,8 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
         out: where the pages go, default `<folder>/report`; several studies get an index and one
         folder each, and the runs that belong to none share one table.
     Returns: the page to open.
-    Raises: ValueError where there is neither study nor run; StorageError where `out` cannot be written. A study
-        without a finished run is no error: its page says what is missing.
+    Raises: ValueError where there is neither study nor run; StorageError where `out` cannot be
+        written. A study without a finished run is no error: its page says what is missing.
     """
     source = Path(folder)
     target = source / "report" if out is None else Path(out)

@@ -57,9 +57,7 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
     if copies := len(runs) - len(found):
         notes.append(f"Left out: {copies} runs that repeat an experiment of this table.")
     if any((path / Evaluation.home).is_dir() for path in runs):
-        notes.append(
-            "How robust a net is stands on the page of its run (apical report RUN_FOLDER)."
-        )
+        notes.append("Evaluations of robustness are shown on the page of each run.")
     return Study(
         name=folder.resolve().name,
         title=f"Runs in {folder.resolve().name}",

@@ -22,7 +22,8 @@ def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> St
     """A study by name, or one of your own.
 
     Args: name: of `STUDIES`; or ``module:make``, a function ``make(tier, seeds)`` that returns a
-        `Study`.     tier: ``smoke`` (does it run), ``short``, ``full`` (the published protocol); absent:
+        `Study`.
+        tier: ``smoke`` (does it run), ``short``, ``full`` (the published protocol); absent:
         ``short``. The study ``smoke`` has that tier only.
         seeds: runs of each cell, >= 1; absent: as many as `SEEDS` says.
     Raises: ValueError for an unknown name or tier, or what makes no study.

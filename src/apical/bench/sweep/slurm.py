@@ -50,8 +50,8 @@ class SlurmExecutor(Executor):
 
 
 def make(options: Mapping[str, Any]) -> workers.Make:
-    """Opens an executor. Args: options: of submitit's ``update_parameters`` (partition, time, GPUs),
-    its ``cluster``, and ``folder``, which takes the files of the jobs (``slurm-jobs``)."""
+    """Opens an executor. Args: options: of submitit's ``update_parameters`` (partition, time,
+    GPUs), its ``cluster``, and ``folder``, which takes the files of the jobs (``slurm-jobs``)."""
     given = {"name": "apical", "timeout_min": 240, **options}
     folder, cluster = given.pop("folder", "slurm-jobs"), given.pop("cluster", "slurm")
     inner = submitit.AutoExecutor(folder, cluster)

@@ -41,9 +41,7 @@ def choose(
     options = dict(options or {})
     if executor == "local":
         if options:
-            raise ValueError(
-                f"executor 'local' takes no options, not {options}; jobs says how many"
-            )
+            raise ValueError(f"executor 'local' takes no options ({options}); jobs says how many")
         return local(jobs) if jobs > 1 else here
     try:
         engine = importlib.import_module(f"apical.bench.sweep.{executor}")

@@ -16,7 +16,15 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.storage import checkpoint, claims, records, run_folder
-from apical.bench.training import batch_step, build, evaluate, pretraining, progress, resume
+from apical.bench.training import (
+    batch_step,
+    build,
+    evaluate,
+    pretraining,
+    progress,
+    resume,
+    tracking,
+)
 from apical.bench.training.build import Split
 from apical.bench.training.monitor import Monitor
 
@@ -59,7 +67,11 @@ def run(
                 row = run_folder.end(folder)
                 if row is None:
                     run_folder.create(folder, experiment, execution)
-                    row = classification(experiment, parts, folder, execution, claim.check)
+                    steps = len(parts.train)
+                    with tracking.track(experiment, folder, execution, steps) as tracked:
+                        row = classification(
+                            experiment, parts, folder, execution, claim.check, tracked
+                        )
         finally:
             parts.group.close()
     claims.clear(folder)
@@ -72,12 +84,18 @@ def classification(
     folder: Path,
     execution: Execution,
     still_mine: Callable[[], None],
+    tracked: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> dict[str, Any]:
-    """Train a net to its last epoch, then read the test split once."""
+    """Train a net to its last epoch, then read the test split once.
+
+    Args: still_mine: raises if the claim on the folder is lost.     tracked: takes every row.
+    """
     belongs_to = resume.belongs_to(experiment, parts, execution)
     monitor = Monitor(experiment, parts)  # which must see the weights that training began with
     at, sums, rows = resume.restore(experiment, parts, folder, belongs_to, execution.regroup)
-    monitor.recall(records.read(folder / "records.jsonl"))
+    before = records.read(folder / "records.jsonl")
+    monitor.recall(before)
+    tracked(before)
     writes = parts.group.rank == 0
 
     def save(*new: dict[str, Any]) -> None:
@@ -90,6 +108,7 @@ def classification(
             still_mine()
             records.append(folder / "records.jsonl", *new)
             checkpoint.save(folder / "checkpoint.pt", state, belongs_to=belongs_to)
+            tracked([*new])
 
     if not (at.step or rows):
         save(*monitor.at_epoch(0))
@@ -101,6 +120,7 @@ def classification(
             if stopped is not None:
                 if writes:
                     records.append(folder / "records.jsonl", stopped)
+                    tracked([stopped])
                 return stopped
             at.epoch += 1
             parts.gather()
@@ -114,7 +134,9 @@ def classification(
     parts.group.wait()
     if writes:
         still_mine()
-        records.append(folder / "records.jsonl", *monitor.at_end(), *ending)
+        ending = [*monitor.at_end(), *ending]
+        records.append(folder / "records.jsonl", *ending)
+        tracked(ending)
     return ending[-1]
 
 
