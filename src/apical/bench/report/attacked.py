@@ -25,9 +25,8 @@ MOST_RADII = 4
 """Radii that have a table of their own on the page, evenly spaced; all are in the CSV."""
 
 
-def of_classifiers(study: Study, out: Path, png: bool) -> dict[str, Any] | None:
-    """Values for robust.html.j2, None for a study without evaluations. Args: png: whether figures
-    are written as files too."""
+def of_classifiers(study: Study, out: Path) -> dict[str, Any] | None:
+    """Values for robust.html.j2, None for a study without evaluations."""
     if not study.robustness:
         return None
     found = sections.sections(study.robustness, study.robust_published)
