@@ -1,8 +1,10 @@
 """``apical sweep``: a run for every combination of the values that options are given."""
 
+import dataclasses
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,7 @@ def _from_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
     import yaml
 
     from apical.bench.experiment.experiment import Experiment
+    from apical.bench.experiment.settings import default_of
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -137,29 +140,25 @@ def _from_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
     several: dict[str, list[str]] = {}
     others: list[str] = []
     for name, value in content.items():
-        option = Experiment.__dataclass_fields__.get(str(name).split(".")[0])
-        if option is None:
-            others.append(f"--{name}={_text(value)}")
+        field = str(name).partition(".")[0]
+        if field in Experiment.__dataclass_fields__:
+            several.update(_settings(str(name), value, default_of(Experiment, field)))
         else:
-            for setting, part in _settings(str(name), value, isinstance(option.default, tuple)):
-                several[setting] = part
+            others.append(f"--{name}={_text(value)}")
     return several, others
 
 
-def _settings(name: str, value: Any, is_list: bool) -> list[tuple[str, list[str]]]:
+def _settings(name: str, value: Any, default: Any) -> Iterator[tuple[str, list[str]]]:
     """A setting of a YAML file with its values, or one entry for each part of a group."""
-    import dataclasses
-
-    from apical.bench.experiment.experiment import Experiment
-
-    kind = Experiment.__dataclass_fields__[name].default if "." not in name else None
-    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
-        return [
-            part for key, each in value.items() for part in _settings(f"{name}.{key}", each, False)
-        ]
-    if isinstance(value, list) and (not is_list or all(isinstance(v, list) for v in value)):
-        return [(name, [_text(each) for each in value])]
-    return [(name, [_text(value)])]
+    if isinstance(value, dict) and dataclasses.is_dataclass(default):
+        for key, part in value.items():
+            yield from _settings(f"{name}.{key}", part, None)
+    elif isinstance(value, list) and not (
+        isinstance(default, tuple) and not all(isinstance(each, list) for each in value)
+    ):
+        yield name, [_text(each) for each in value]
+    else:
+        yield name, [_text(value)]
 
 
 def _text(value: Any) -> str:

@@ -31,13 +31,13 @@ def track(
     if execution.track == "none":
         yield lambda rows: None
         return
-    try:
-        opened = TRACKERS[execution.track](experiment, folder)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"track={execution.track!r}: {error}; pip install 'apical[track]'"
-        ) from error
-    with opened as log:
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(TRACKERS[execution.track](experiment, folder))
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"track={execution.track!r}: {error}; pip install 'apical[track]'"
+            ) from error
 
         def take(rows: Sequence[Mapping[str, Any]]) -> None:
             for row in rows:
