@@ -14,6 +14,7 @@ import pytest
 
 import apical
 from apical import rules
+from apical.bench import studies
 from apical.bench.cli import main as cli
 from apical.bench.studies import conduct
 from apical.bench.training import loop
@@ -35,6 +36,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = types.SimpleNamespace(finished=[], failed=[])
     monkeypatch.setattr(loop, "run", lambda *_, **__: {})
     monkeypatch.setattr(conduct, "conduct", lambda *_, **__: done)
+    monkeypatch.setattr("apical.bench.sweep.sweep.sweep", lambda *_, **__: done)
     monkeypatch.setattr(
         "apical.bench.studies.cost.estimate", lambda *_: types.SimpleNamespace(text=str)
     )
@@ -56,6 +58,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mine.SparseFA = rules.FA  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_package", types.ModuleType("my_package"))
     monkeypatch.setitem(sys.modules, "my_package.my_rules", mine)
+    study = types.ModuleType("my_study")
+    study.make = studies.STUDIES["smoke"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_study", study)
     binary = types.ModuleType("apical.rules.binary")
     binary.BinaryFA = rules.FA  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "apical.rules.binary", binary)
