@@ -85,7 +85,7 @@ def _take_up(processes: list[dict[str, Tensor]], parts: build.Parts, sums: Tenso
     if len(processes) == parts.group.size:
         sums.copy_(processes[rank]["sums"])
     elif rank == 0:
-        sums.copy_(sum(mine["sums"] for mine in processes))
+        sums.copy_(torch.stack([mine["sums"] for mine in processes]).sum(0))
     if rank < len(processes):
         torch.set_rng_state(processes[rank]["random"])
         if "cuda_random" in processes[rank]:

@@ -80,7 +80,7 @@ def _wandb(experiment: Experiment, folder: Path) -> Iterator[Log]:
 
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "apical"),
-        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+        mode=os.environ.get("WANDB_MODE", "offline"),
         dir=str(folder),
         name=experiment.name,
         group=experiment.key,
