@@ -4,12 +4,23 @@
 
 Every kill is SIGKILL. The result must be bitwise the same: weights, optimizer, random states, and
 all records but times and memory. The rule is brSF, whose feedback changes at every step.
+
+    python benchmarks/kill_test.py --executor ray --kills 20 --out results/kill_test.json
+
+does the same to `apical sweep` under an executor (local, ray, slurm; submitit: its executor on this
+machine): what is killed is the process that holds a run's claim, every fifth time the sweep itself,
+which is started again; under Slurm and submitit every third is preempted instead (SIGUSR2). Runs on
+other machines are left alone. No run may be lost or done twice.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -132,6 +143,106 @@ def kill_test(kills: int, seed: int, settings: list[str], scratch: Path) -> dict
     }
 
 
+EXECUTORS = {
+    "local": ["--executor", "local"],
+    "ray": ["--executor", "ray"],
+    "slurm": ["--executor", "slurm"],
+    "submitit": ["--executor", "slurm", "--executor_options.cluster", "local"],
+}
+RUNS, EPOCHS, JOBS = 5, 12, 2
+PATIENCE = 180.0
+"""Seconds without any kill after which the test gives up."""
+
+
+def sweep_command(executor: str, folder: Path) -> list[str]:
+    words = [sys.executable, "-m", "apical", "sweep", *SETTINGS, "--epochs", str(EPOCHS)]
+    words += ["--seeds", str(RUNS), "--folder", str(folder), "--jobs", str(JOBS)]
+    return [*words, "--estimate", "false", *EXECUTORS[executor]]
+
+
+def executor_test(executor: str, kills: int, seed: int, scratch: Path) -> dict[str, Any]:
+    """A sweep under an executor whose workers are killed, compared with an undisturbed one."""
+    subprocess.run(sweep_command("local", scratch / "undisturbed"), cwd=scratch, check=True)
+    draw = random.Random(seed)
+    folder = scratch / "runs"
+    done: list[dict[str, Any]] = []
+    seen: dict[str, int] = {}
+    last = time.monotonic()
+    with (scratch / "log").open("w") as log:
+        while True:
+            sweep = subprocess.Popen(
+                sweep_command(executor, folder), cwd=scratch, stdout=log, stderr=subprocess.STDOUT
+            )
+            while sweep.poll() is None:
+                time.sleep(0.1)
+                stuck = time.monotonic() - last > PATIENCE
+                target = next(proceeding(folder, seen), None) if len(done) < kills else None
+                if target is not None:
+                    time.sleep(draw.uniform(0, 1.5))
+                    happened = strike(sweep, executor, len(done), *target)
+                    if happened:
+                        done.append(
+                            {"run": target[0].name, "kind": happened, **position(target[0])}
+                        )
+                        last = time.monotonic()
+                        print(len(done), done[-1], flush=True)
+                elif stuck and len(done) < kills:
+                    sweep.kill()
+            if sweep.returncode != -signal.SIGKILL or (stuck and len(done) < kills):
+                break
+    print((scratch / "log").read_text()[-2000:])
+    return {"kills": done, **outcome(scratch / "undisturbed", folder)}
+
+
+def proceeding(folder: Path, seen: dict[str, int]) -> Any:
+    """Runs that were claimed by a process here and have a checkpoint since their last kill."""
+    for claim in sorted(folder.glob("*/claim-*.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            values = json.loads(claim.read_text())
+            written = (claim.parent / "checkpoint.pt").stat().st_mtime_ns
+            here = values.get("host") == socket.gethostname()
+            if here and written > seen.get(claim.parent.name, 0) and alive(values["pid"]):
+                seen[claim.parent.name] = time.time_ns()
+                yield claim.parent, values["pid"]
+
+
+def strike(
+    sweep: subprocess.Popen[bytes], executor: str, number: int, folder: Path, pid: int
+) -> str:
+    """Kill or preempt; what was done, "" where the process had ended."""
+    with contextlib.suppress(ProcessLookupError):
+        if number % 5 == 4:
+            sweep.kill()
+            return "sweep killed"
+        if executor in ("slurm", "submitit") and number % 3 == 2:
+            os.kill(pid, signal.SIGUSR2)
+            return "preempted"
+        os.kill(pid, signal.SIGKILL)
+        return "killed"
+    return ""
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").exists()
+
+
+def outcome(undisturbed: Path, folder: Path) -> dict[str, Any]:
+    """What became of the runs: how many are lost, done twice, different."""
+    runs, lost, doubled = [], 0, 0
+    for path in sorted(undisturbed.glob("*/experiment.json")):
+        killed = folder / path.parent.name
+        text = (killed / "records.jsonl").read_text() if killed.exists() else ""
+        rows = [json.loads(line) for line in text.splitlines()]
+        ends = [row["kind"] for row in rows].count("final")
+        epochs = [row["epoch"] for row in rows if row["kind"] == "epoch"]
+        lost += ends == 0
+        doubled += ends > 1 or len(epochs) != len(set(epochs))
+        apart = differences(path.parent, killed) if ends else ["not finished"]
+        runs.append({"run": path.parent.name, "differences": apart})
+    equal = not any(run["differences"] for run in runs)
+    return {"runs": runs, "lost": lost, "doubled": doubled, "bitwise_equal": equal}
+
+
 def imported_in() -> float:
     begin = time.monotonic()
     subprocess.run([sys.executable, "-c", "import apical.bench.training.loop"], check=True)
@@ -143,15 +254,32 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--executor", choices=EXECUTORS, help="absent: apical train")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        result = kill_test(options.kills, options.seed, SETTINGS, Path(scratch))
+        if options.executor:
+            result = executor_test(options.executor, options.kills, options.seed, Path(scratch))
+            result |= {"torch": str(torch.__version__)}
+        else:
+            result = kill_test(options.kills, options.seed, SETTINGS, Path(scratch))
     if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    steps = [kill["step"] for kill in result["kills"]]
-    print(f"{len(steps)} kills in {len(result['runs'])} runs, at steps {steps}")
+        write(options.out, options.executor, result)
+    print(f"{len(result['kills'])} kills in {len(result['runs'])} runs")
+    if options.executor:
+        print(f"{result['lost']} runs lost, {result['doubled']} done twice")
     print("bitwise equal" if result["bitwise_equal"] else f"DIFFERENT: {result['runs']}")
-    return 0 if result["bitwise_equal"] else 1
+    return 0 if result["bitwise_equal"] and len(result["kills"]) >= options.kills else 1
+
+
+def write(path: Path, executor: str | None, result: dict[str, Any]) -> None:
+    """Record a result beside those of the other executors."""
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    executors = recorded.pop("executors", {})
+    if executor:
+        executors[executor] = result
+    else:
+        recorded = result
+    path.write_text(json.dumps(recorded | {"executors": executors}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ sys.path.append(str(BENCHMARKS))
 
 import attack_time  # noqa: E402
 import controlled  # noqa: E402
+import gpu_check  # noqa: E402
 import lif_time  # noqa: E402
 import lra_rnn  # noqa: E402
 import pairs  # noqa: E402
@@ -162,3 +163,34 @@ def test_lif_time_compares_the_same_spikes(monkeypatch, capsys):
     assert {row["largest_difference"] for row in table["ways"].values()} == {0.0}
     assert table["spikes"] > 0 and table["ways"][lif_time.OURS]["target"] == 1.0
     assert "784-20-10, 4 steps" in capsys.readouterr().out
+
+
+def test_gpu_check_runs_and_finds_a_wrong_device(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check, "RULES", {n: gpu_check.RULES[n] for n in ("brsf", "fa", "dfa")})
+    checks = [check for check in gpu_check.CHECKS if check is not gpu_check.modes_check]
+    monkeypatch.setattr(gpu_check, "CHECKS", checks)
+    options = ["--device", "cpu", "--quick", "--out", str(tmp_path / "record.json")]
+    assert gpu_check.main(options) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["failed"] == 0 and record["seconds"] < 480
+    seen = {row["check"] for row in record["rows"]}
+    assert seen >= {"three steps, float32", "feedback to the bit", "PGD", "cost"}
+    assert "the same test loss" in {row.get("how") for row in record["rows"]}
+
+    calls = iter(range(100))
+    original = gpu_check.batch
+
+    def other_images(device, channels_last=False):  # of one side in two: as a device that is wrong
+        x, y = original(device, channels_last)
+        return x + 1e-3 * (next(calls) % 2), y
+
+    monkeypatch.setattr(gpu_check, "batch", other_images)
+    rows = list(gpu_check.rules_check("cpu", quick=True))
+    assert not all(row["passed"] for row in rows if row["check"] == "three steps, float32")
+
+
+def test_gpu_check_wants_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu_check.main([])
+    assert "--device cpu --quick" in capsys.readouterr().err

@@ -14,7 +14,6 @@ from apical.bench.experiment.schedule import Schedule
 from apical.bench.report.read import read_study
 from apical.bench.storage import records, run_folder
 from apical.bench.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
-from apical.bench.sweep import workers
 from apical.bench.training import loop
 
 EXECUTION = Execution()
@@ -260,7 +259,7 @@ def test_the_smoke_study_in_small(tmp_path: Path) -> None:
     )
     outcome = conduct.conduct(
         dataclasses.replace(study, entries=short), tmp_path, EXECUTION, command="",
-        make=workers.local(2), jobs=2,
+        jobs=2,
     )  # fmt: skip
     assert len(outcome.finished) == 9
     described = records.read_json(tmp_path / "smoke" / "study.json")

@@ -1,6 +1,7 @@
 """Claims and sweeps: every run done once, whoever works on it and whoever is killed."""
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -132,19 +134,142 @@ def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert path.stat().st_mtime > 2
 
 
+def hold_with_an_old_listing(folder: Path, log: Path) -> None:
+    """Hold the folder again and again, as a process that never sees a claim in its listing."""
+    claims._numbers = lambda folder: []
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        try:
+            with claims.hold(folder) as claim:
+                marker = os.open(folder / "inside", os.O_CREAT | os.O_EXCL)  # fails beside another
+                claim.check()
+                time.sleep(0.002)
+                os.close(marker)
+                (folder / "inside").unlink()
+                with open(log, "a") as file:
+                    file.write(f"{claim.number}\n")
+        except claims.Held:
+            time.sleep(0.001)
+
+
+def test_processes_that_see_old_listings_never_hold_one_folder_together(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    folder = tmp_path / "run"
+    processes = [
+        context.Process(target=hold_with_an_old_listing, args=(folder, tmp_path / name))
+        for name in ("first", "second")
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    held = [(tmp_path / name).read_text().split() for name in ("first", "second")]
+    numbers = sorted(int(number) for each in held for number in each)
+    assert len(held[0]) > 1 and len(held[1]) > 1  # what the other has released is taken
+    assert numbers == list(range(len(numbers)))
+
+
+def test_a_loss_is_noticed_in_spite_of_an_old_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claims.hold(tmp_path) as claim:
+        monkeypatch.setattr(claims, "_numbers", lambda folder: [claim.number])
+        claim.check()
+        (tmp_path / "claim-1.json").write_text(json.dumps(claims._identity()))
+        with pytest.raises(claims.Lost, match="taken over"):
+            claim.check()
+
+
+# executors
+
+
+def dying(deaths: int, progress: Path | None = None) -> workers.Make:
+    """An executor whose first calls die, each after it has written to a file or to none."""
+    left = [deaths]
+
+    class Dying(workers.Here):
+        def submit(self, call: Any, /, *args: Any, **options: Any) -> Any:
+            if not left[0]:
+                return super().submit(call, *args, **options)
+            left[0] -= 1
+            if progress is not None:
+                progress.write_text("")
+                os.utime(progress, ns=(left[0], left[0]))
+            future: Future[Any] = Future()
+            future.set_exception(workers.Died("the node failed"))
+            return future
+
+    return Dying
+
+
+def test_a_death_counts_without_progress_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = tmp_path / "progress"
+    monkeypatch.setattr(sweep, "PROGRESS", (str(progress),))  # beside the folder of the run
+    for name, executor in (("two", dying(2)), ("six", dying(6, progress)), ("three", dying(3))):
+        (task,) = tasks(tmp_path / name, 1)
+        task.folder.parent.mkdir()
+        outcome = sweep.sweep([task], EXECUTION, executor=executor)
+        assert bool(outcome.finished) == (name != "three")
+    assert "died 3 times without progress; the node failed" in outcome.failed[task.folder]
+
+
+def test_executors_by_name(tmp_path: Path) -> None:
+    assert workers.choose("local") is workers.here
+    assert workers.choose(workers.here, jobs=3) is workers.here
+    with pytest.raises(ValueError, match="unknown executor 'slrum'; did you mean 'slurm'"):
+        workers.choose("slrum")
+    with pytest.raises(ValueError, match=r"'local' takes no options .*gpus"):
+        workers.choose("local", options={"gpus": 1})
+
+
+@pytest.mark.parametrize(
+    ("executor", "package", "options", "wrong"),
+    [
+        ("ray", "ray", {"num_cpus": 0.5}, {"num_gpu": 1}),
+        ("slurm", "submitit", {"cluster": "local"}, {"cluster": "local", "partition": "gpu"}),
+    ],
+)
+def test_clusters(
+    executor: str,
+    package: str,
+    options: dict[str, Any],
+    wrong: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Runs of other processes, in folders named relative to this one's."""
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError:
+        with pytest.raises(ValueError, match=rf"pip install 'apical\[{executor}\]'"):
+            workers.choose(executor)
+        pytest.skip(f"without {package} only its refusal can be tested")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "WAIT_SECONDS", 0.05)
+    with pytest.raises(ValueError, match=f"executor '{executor}', options"):
+        workers.choose(executor, options=wrong)
+    good, bad = tasks(Path("runs"), 2), tasks(Path("runs"), 1, net="lenett")
+    outcome = sweep.sweep([*bad, *good], EXECUTION, executor=executor, options=options, jobs=3)
+    assert {task.folder for task in outcome.finished} == {task.folder for task in good}
+    assert "unknown net 'lenett'" in outcome.failed[bad[0].folder]
+    assert not list(Path("runs").glob("*/claim*"))
+
+
 # sweeps
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_every_run_is_done_and_done_once(tmp_path: Path, jobs: int) -> None:
-    make = workers.local(jobs) if jobs > 1 else workers.here
     todo, told = tasks(tmp_path, 4), []
-    outcome = sweep.sweep(todo, EXECUTION, make=make, jobs=jobs, say=told.append)
+    outcome = sweep.sweep(todo, EXECUTION, jobs=jobs, say=told.append)
     assert {task.folder for task in outcome.finished} == {task.folder for task in todo}
     assert not outcome.failed
     assert len(told) == 4
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    again = sweep.sweep(todo, EXECUTION, make=make, jobs=jobs, say=told.append)
+    again = sweep.sweep(todo, EXECUTION, jobs=jobs, say=told.append)
     assert len(again.finished) == 4
     assert told[-1] == "4 of 4 runs are finished already"
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
@@ -181,8 +306,8 @@ def test_a_run_that_kills_its_worker_fails_and_the_others_do_not(tmp_path: Path)
         tasks(tmp_path, 1, net="test_sweep:deadly_net", net_options={}),
         tasks(tmp_path, 1),
     )
-    outcome = sweep.sweep([*good, *deadly], EXECUTION, make=workers.local(1), jobs=1)
-    assert "worker process died 3 times" in outcome.failed[deadly[0].folder]
+    outcome = sweep.sweep([*good, *deadly], EXECUTION, executor=workers.local(1))
+    assert "worker process died 3 times without progress" in outcome.failed[deadly[0].folder]
     assert [task.folder for task in outcome.finished] == [good[0].folder]
 
 

@@ -8,10 +8,11 @@ Needs ``pip install apical[bench]``.
     fit       train a model of one's own on data of one's own
     run       train an experiment in a folder, or continue a run that was killed
     load_run  experiment, records and trained net of a finished run
-    Study     the experiments behind one table
+    Study, Entry   the experiments behind one table, and one of them with its place there
     tune      choose a learning rate for each rule
     sweep     do many runs, each once, by however many processes
-    report    write the page of a study or a run
+    report    write the page of a study or a run, or of any folder of them
+    to_pandas   their records as one table
 
 >>> Experiment(data="digits", net="mlp", rule="fa", epochs=2).name
 'digits-mlp-fa-s0-339fba4d4d'
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
     from apical.bench.experiment.hashing_settings import Hashing
     from apical.bench.experiment.schedule import Schedule
     from apical.bench.report import write as report
-    from apical.bench.studies import Study
+    from apical.bench.report.frames import to_pandas
+    from apical.bench.studies import Entry, Study
     from apical.bench.studies.tuning import tune
     from apical.bench.sweep.sweep import sweep
     from apical.bench.training.loop import run
     from apical.nets.pretrained import Start
 
 __all__ = [
+    "Entry",
     "Execution",
     "Experiment",
     "Hashing",
@@ -49,12 +52,14 @@ __all__ = [
     "report",
     "run",
     "sweep",
+    "to_pandas",
     "tune",
 ]
 
 import_on_use(
     __name__,
     {
+        "Entry": "apical.bench.studies:Entry",
         "Execution": "apical.bench.experiment.execution:Execution",
         "Experiment": "apical.bench.experiment.experiment:Experiment",
         "Hashing": "apical.bench.experiment.hashing_settings:Hashing",
@@ -67,6 +72,7 @@ import_on_use(
         "report": "apical.bench.report:write",
         "run": "apical.bench.training.loop:run",
         "sweep": "apical.bench.sweep.sweep:sweep",
+        "to_pandas": "apical.bench.report.frames:to_pandas",
         "tune": "apical.bench.studies.tuning:tune",
     },
 )

@@ -7,12 +7,14 @@ from typing import Any
 
 from apical.bench.cli.parsing import (
     UsageError,
+    add_executor,
     add_experiment,
     add_keep_memory,
     add_trust,
     as_flags,
     execution_of,
     experiment_of,
+    jobs_of,
     make_parser,
     parse,
     parse_settings,
@@ -25,6 +27,7 @@ Train networks with biologically motivated learning rules, and compare them.
   apical list rules                 show the rules; also nets, data, studies, ...
   apical train --rule fa            train one net; every setting is a flag
   apical tune --rule fa,bp          choose a learning rate for each rule
+  apical sweep --lr 0.1,0.01        train once for every combination of values
   apical study smoke                do all runs behind a table; the same command resumes it
   apical verify results/smoke       train some of its runs again: the same bits?
   apical robustness RUN_FOLDER      attack a trained net: worst case, verdict, sanity checks
@@ -195,7 +198,6 @@ def _study(words: list[str]) -> int:
     from apical.bench import studies
     from apical.bench.experiment.execution import Execution
     from apical.bench.studies import attack_cost, conduct, cost
-    from apical.bench.sweep import workers
 
     parser = make_parser(
         "study",
@@ -203,7 +205,8 @@ def _study(words: list[str]) -> int:
         "the same command may be started again, also several times at once.",
         "NAME",
     )
-    parser.add_argument("name", help="name of the study; apical list shows them")
+    parser.add_argument("name", help="name of the study (apical list shows them), or module:make "
+                        "for one of your own: make(tier, seeds) returns it")  # fmt: skip
     parser.add_argument(
         "--tier", default=None, type=str, help="smoke, short (default) or full (published)"
     )
@@ -211,18 +214,17 @@ def _study(words: list[str]) -> int:
                         help="runs of each cell (default: the study's own)")  # fmt: skip
     parser.add_argument("--only", default=None, type=str,
                         help="settings to run, a pattern as 'LeNet *'")  # fmt: skip
-    parser.add_argument("--jobs", default=None, type=int,
-                        help="runs at once, a process each (default: cores / threads)")  # fmt: skip
     parser.add_argument("--runs", default="runs", help="folder that holds all studies")
     parser.add_argument("--estimate", default=True, type=bool,
                         help="time a few steps first and print how long all will take")  # fmt: skip
+    add_executor(parser)
     parser.add_class_arguments(Execution, None)
     add_keep_memory(parser)
     values = parse(parser, words)
     execution = execution_of(values)
     study = studies.build(values["name"], tier=values["tier"], seeds=values["seeds"])
     study = study.restricted(values["only"])
-    jobs = values["jobs"] or max(1, _cores() // execution.threads)
+    jobs = jobs_of(values)
     root, folder = Path(values["runs"]), Path(values["runs"]) / study.folder
     print(f"{study.title}, tier {study.tier}: {len(study.entries)} runs in {folder}", flush=True)
     if values["estimate"]:
@@ -235,8 +237,9 @@ def _study(words: list[str]) -> int:
         study,
         root,
         execution,
-        command=_command(study.name, values),
-        make=workers.local(jobs) if jobs > 1 else workers.here,
+        command=_command(values["name"], values),
+        executor=values["executor"],
+        options=values["executor_options"],
         jobs=jobs,
         say=lambda text: print(text, flush=True),
     )
@@ -251,7 +254,7 @@ def _report(words: list[str]) -> int:
         "Write the page, tables and figures of a study or a run from its folder.",
         "FOLDER",
     )
-    parser.add_argument("folder", help="folder of a study, of several, or of one run")
+    parser.add_argument("folder", help="folder of a study or a run, or of several")
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
     about = "also write every figure as a PNG file, for print"
     parser.add_argument("--png", default=False, action="store_true", help=about)
@@ -283,6 +286,12 @@ def _check(words: list[str]) -> int:
     return 0
 
 
+def _sweep(words: list[str]) -> int:
+    from apical.bench.cli.sweep import sweep
+
+    return sweep(words)
+
+
 def _robustness(words: list[str]) -> int:
     from apical.bench.cli.robustness import robustness
 
@@ -302,6 +311,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "robustness": _robustness,
     "study": _study,
+    "sweep": _sweep,
     "train": _train,
     "tune": _tune,
     "verify": _verify,
@@ -318,7 +328,3 @@ def _command(name: str, values: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

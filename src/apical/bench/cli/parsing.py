@@ -54,7 +54,7 @@ def parse(parser: Any, words: list[str]) -> dict[str, Any]:
     names = [o for action in parser._actions for o in action.option_strings]
     for action in parser._actions:
         action.help = action.help and action.help.replace("``", "")
-    words = [_underscored(word) for word in words]
+    words = [underscored(word) for word in words]
     _check_structures(words)
     if parser.essential and "--help_all" in words:
         words = ["--help"]
@@ -95,7 +95,7 @@ def parse_settings(parser: Any, words: list[str]) -> dict[str, Any]:
     from apical.bench.experiment.experiment import Experiment
     from apical.bench.experiment.yaml_values import check_file
 
-    flags = [_underscored(word) for word in words]
+    flags = [underscored(word) for word in words]
     files = _values_of("--config", flags)
     kinds = type_hints(Experiment).items()
     groups = [n for n, kind in kinds if any(map(dataclasses.is_dataclass, (kind, *get_args(kind))))]
@@ -208,6 +208,39 @@ def experiment_of(values: dict[str, Any]) -> Any:
         raise ValueError(as_flags(str(error))) from error
 
 
+def add_executor(parser: Any) -> None:
+    """Where the runs of a study or a sweep are executed, and how many at once."""
+    from typing import Literal
+
+    parser.add_argument(
+        "--jobs", default=None, type=int,
+        help="runs at once (default: cores / threads; of slurm and ray: 100)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor", default="local", type=Literal["local", "ray", "slurm"],
+        help="processes here, jobs of Slurm (submitit), or tasks of Ray",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor_options", default={}, type=dict,
+        help="of the engine, by its own names, as --executor_options.gpus_per_node 1",
+    )  # fmt: skip
+
+
+def jobs_of(values: dict[str, Any]) -> int:
+    """Runs at once."""
+    import os
+
+    if values["jobs"] or values["executor"] != "local":
+        return values["jobs"] or QUEUED
+    able = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if able else os.cpu_count() or 1
+    return max(1, cores // values["threads"])
+
+
+QUEUED = 100
+"""Runs that wait in the queue of a cluster at once."""
+
+
 def add_keep_memory(parser: Any) -> None:
     """The option of every verb that trains or attacks."""
     parser.add_argument("--keep_memory", default=False, action="store_true",
@@ -230,7 +263,8 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _underscored(word: str) -> str:
+def underscored(word: str) -> str:
+    """The word with the name of its option written with underscores."""
     if not re.match(r"--[a-z]", word):
         return word
     name, equals, value = word.partition("=")

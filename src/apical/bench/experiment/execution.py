@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from apical.names import check_literals
 
@@ -20,6 +21,11 @@ class Execution:
         download: fetch a missing data set.
         checkpoint_steps: steps between checkpoints within an epoch (0: at epoch ends only).
         quiet: no progress bar, even in a terminal.
+        parallel: under torchrun, whether every process holds the whole net (``ddp``), or weights,
+            gradients and optimizer state are divided among them (``fsdp``).
+        regroup: go on from a checkpoint of another number of processes or another ``parallel``: the
+            rest of the run is then the same up to rounding, no longer to the bit.
+        track: also send the records to a tracker of experiments; they stay the truth.
     """
 
     device: str = "cpu"
@@ -28,6 +34,9 @@ class Execution:
     download: bool = True
     checkpoint_steps: int = 0
     quiet: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    regroup: bool = False
+    track: Literal["none", "mlflow", "tensorboard", "wandb"] = "none"
 
     def __post_init__(self) -> None:
         check_literals(self, "execution")

@@ -16,7 +16,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 FUSED = ("adam", "adamw", "sgd")
-"""Those whose fused form is used unless the options say otherwise: one pass over the memory."""
+"""Those whose fused form is used unless the options say otherwise: one pass over the memory. Of
+weights that are divided among processes torch has no fused SGD."""
 
 
 def build(
@@ -48,6 +49,7 @@ def build(
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     each = [p for group in given for p in (group["params"] if isinstance(group, dict) else [group])]
     plain = all(p.is_floating_point() for p in each)
+    plain &= name != "sgd" or all(type(p.data) is torch.Tensor for p in each)
     if name in FUSED and plain and not values.keys() & {"fused", "foreach", "differentiable"}:
         values["fused"] = True
     try:

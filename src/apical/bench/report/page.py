@@ -18,6 +18,7 @@ from apical.bench.report import (
     gained,
     linear_probes,
     opening,
+    plain_runs,
     protocol,
     render,
     results,
@@ -34,6 +35,8 @@ from apical.measure.statistics import ALLOWANCE
 
 TEMPLATES = Path(__file__).parent / "templates"
 ANGLES_CSV = "delta-angles.csv"
+OTHER_RUNS = "other-runs"
+"""Folder of the page of runs that belong to no study."""
 READOUTS_CSV = "linear-probes.csv"
 
 
@@ -44,16 +47,16 @@ def write(
     png: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Write the report of a study folder, of every study in a folder of studies, or of one run.
+    """Write the report of a study, of one run, or of whatever studies and runs a folder holds.
 
-    Args: folder: `runs/<study>`, `runs` or the folder of a run. out: where the pages go, default
-        `<folder>/report`;
-        a folder of studies gets an index and one folder per study.
+    Args: folder: `runs/<study>`, the folder of a run, or one with studies and runs at any depth.
+        out: where the pages go, default `<folder>/report`; several studies get an index and one
+        folder each, and the runs that belong to none share one table.
         png: whether every figure is written as a PNG file for print too, which takes as long as
         the page itself.     say: is given what is being written.
     Returns: the page to open.
-    Raises: ValueError where there is no study; StorageError where `out` cannot be written. A study
-        without a finished run is no error: its page says what is missing.
+    Raises: ValueError where there is neither study nor run; StorageError where `out` cannot be
+        written. A study without a finished run is no error: its page says what is missing.
     """
     source = Path(folder)
     target = source / "report" if out is None else Path(out)
@@ -62,14 +65,17 @@ def write(
         return _write_study(read_study(source), target, png, say)
     if is_run(source):
         return _write_run(read_run(source), target, png, say)
-    children = sorted(source.iterdir()) if source.is_dir() else []
-    studies = {child.name: read_study(child) for child in children if is_study(child)}
+    folders, runs = plain_runs.find(source)
+    studies = {path.relative_to(source).as_posix(): read_study(path) for path in folders}
+    if runs:
+        studies[OTHER_RUNS] = plain_runs.read_runs(source, runs)
     if not studies:
         raise ValueError(
-            f"no study in {source}: neither it nor a folder in it has a study.json; "
-            "run one first (apical study smoke) or name another folder; a run of apical train is "
-            "shown by its own folder"
+            f"no run and no study in {source}, nor in the folders below it: run one first "
+            "(apical train, apical study smoke) or name another folder"
         )
+    if not folders:
+        return _write_study(studies[OTHER_RUNS], target, png, say)
     for name, study in studies.items():
         _write_study(study, target / name, png, say)
     entries = [

@@ -31,7 +31,9 @@ def summary(study: Study) -> str:
         f"{_plural(len(study.settings), 'setting')} ({', '.join(study.settings)}), "
         f"{_plural(len(seeds), 'seed')} each."
     ]
-    if not study.published and study.curves:
+    if not study.tier:
+        parts.append("Runs of their own, not of a study; no published values to compare with.")
+    elif not study.published and study.curves:
         parts.append(f"Tier {study.tier}; compared with a published course of training.")
     elif not study.published and study.robust_published:
         parts.append(f"Tier {study.tier}; compared with published robust accuracies.")

@@ -166,13 +166,8 @@ def read_run(folder: Path) -> Study:
     """A run folder as a study of one run, its tier and command "", with all it holds."""
     folder = folder.resolve()
     source = packing.open_folder(folder.parent)
-    experiment = source.read_json(f"{folder.name}/experiment.json").get("experiment", {})
-    setting = folder.name
-    if experiment:
-        setting = f"{experiment.get('net', 'net')} on {_source_name(experiment)}"
-    names = {"setting": setting, "rule": _teacher_name(experiment)}
-    seed = experiment.get("seed", 0)
-    run = _read_run(source, {"folder": folder.name, "seed": seed, **names})
+    run = one_run(source, folder.name)
+    setting, seed, experiment = run.setting, run.seed, run.experiment
     return Study(
         name=folder.name,
         title=f"{display_name(run.rule)}: {setting}" if experiment else setting,
@@ -186,20 +181,37 @@ def read_run(folder: Path) -> Study:
     )
 
 
-def _source_name(experiment: Mapping[str, Any]) -> str:
+def one_run(source: packing.Folder, folder: str) -> Run:
+    """A run of a folder of runs, named after its net, data and rule."""
+    experiment = _experiment(source, folder)
+    setting = f"{experiment.get('net', 'net')} on {source_name(experiment)}"
+    names = {"setting": setting if experiment else folder, "rule": rule_name(experiment)}
+    return _read_run(source, {"folder": folder, "seed": experiment.get("seed", 0), **names})
+
+
+def _experiment(source: packing.Folder, folder: str) -> Mapping[str, Any]:
+    """The settings of a run; {} where they cannot be read, which its status says."""
+    try:
+        found: Mapping[str, Any] = source.read_json(f"{folder}/experiment.json")["experiment"]
+        return found
+    except (KeyError, TypeError, ValueError, OSError):
+        return {}
+
+
+def source_name(experiment: Mapping[str, Any]) -> str:
     """What was trained on: a data set, or sequences of a task."""
     task = experiment.get("task")
     return f"{task}, {experiment['length']} steps" if task else str(experiment.get("data", "data"))
 
 
-def _teacher_name(experiment: Mapping[str, Any]) -> str:
+def rule_name(experiment: Mapping[str, Any]) -> str:
     """The name of the rule; of the learner, where that is another than backprop."""
     learner = experiment.get("learner") or "backprop"
     name = str(learner["learner"] if isinstance(learner, Mapping) else learner)
-    return _rule_name(experiment.get("rule")) if name == "backprop" else name
+    return _name_of(experiment.get("rule")) if name == "backprop" else name
 
 
-def _rule_name(rule: Any) -> str:
+def _name_of(rule: Any) -> str:
     """The name of a rule as experiments hold it; "mixed" for rules by pattern of layers."""
     if isinstance(rule, Mapping):
         return str(rule.get("rule", "mixed"))

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ SHAPE = {
     "records?": str,
 }
 """What the state of a run consists of."""
+
+INTERRUPTS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)
+]
+"""Ctrl-C, the end of a job, and the notice that Slurm gives before one (through submitit)."""
 
 
 def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> None:
@@ -56,7 +61,7 @@ def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> No
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block: inside torch's writer an interrupt would
+    """Interrupts wait for the end of the block: inside torch's writer an interrupt would
     come out as an error of the file."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -64,7 +69,7 @@ def _interrupts_held() -> Iterator[None]:
     held: list[int] = []
     before = {
         number: signal.signal(number, lambda number, frame: held.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in INTERRUPTS
     }
     try:
         yield
@@ -75,13 +80,16 @@ def _interrupts_held() -> Iterator[None]:
             signal.raise_signal(waiting)
 
 
-def load(path: Path, *, belongs_to: dict[str, Any]) -> dict[str, Any]:
+def load(path: Path, *, belongs_to: dict[str, Any], ignoring: Sequence[str] = ()) -> dict[str, Any]:
     """The state saved under ``path``, if it belongs to what is to be continued.
 
+    Args: ignoring: names in ``belongs_to`` that may differ.
     Raises: ValueError as ``read`` does, or naming what differs if it belongs elsewhere.
     """
     state, found = read(path)
-    _compare(path, found, belongs_to)
+    same = {name: belongs_to[name] for name in ignoring if name in belongs_to}
+    others = {name: value for name, value in found.items() if name not in ignoring}
+    _compare(path, others | same, belongs_to)
     schema.check(state, SHAPE, str(path))
     return state
 

@@ -179,7 +179,12 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _latest(folder: Path) -> int | None:
-    return max(_numbers(folder), default=None)
+    """The highest number, also where the folder's listing is older than that claim: on a shared
+    file system a file may be opened by its name before other machines list it."""
+    latest = max(_numbers(folder), default=-1)
+    while _path(folder, latest + 1).exists():
+        latest += 1
+    return latest if latest >= 0 else None
 
 
 def _read(path: Path) -> dict[str, Any]:

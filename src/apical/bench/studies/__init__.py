@@ -15,20 +15,22 @@ from apical.bench.studies.sign_symmetry_hashing import sign_symmetry_hashing
 from apical.bench.studies.smoke import smoke
 from apical.bench.studies.snn_robustness import snn_robustness
 from apical.bench.studies.weight_transport import weight_transport
-from apical.names import unknown
+from apical.names import from_path, unknown
 
 __all__ = ["STUDIES", "TIERS", "Curve", "Entry", "Published", "Search", "Study", "build"]
 
 
 def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> Study:
-    """A study by name.
+    """A study by name, or one of your own.
 
-    Args: tier: ``smoke`` (does it run), ``short``, ``full`` (the published protocol); absent:
+    Args: name: of `STUDIES`; or ``module:make``, a function ``make(tier, seeds)`` that returns a
+        `Study`.
+        tier: ``smoke`` (does it run), ``short``, ``full`` (the published protocol); absent:
         ``short``. The study ``smoke`` has that tier only.
         seeds: runs of each cell, >= 1; absent: as many as `SEEDS` says.
-    Raises: ValueError for an unknown name or tier.
+    Raises: ValueError for an unknown name or tier, or what makes no study.
     """
-    if name not in STUDIES:
+    if name not in STUDIES and ":" not in name:
         raise unknown("study", name, STUDIES)
     tiers = ("smoke",) if name == "smoke" else TIERS
     tier = tier or ("smoke" if name == "smoke" else "short")
@@ -38,7 +40,16 @@ def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> St
         seeds = SEEDS.get(name, DEFAULT_SEEDS)
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: must be at least 1; 3 or more give an interval")
-    return STUDIES[name](tier, seeds)
+    if name in STUDIES:
+        return STUDIES[name](tier, seeds)
+    make = from_path(name, "study")
+    study = make(tier, seeds) if callable(make) else make
+    if not isinstance(study, Study):
+        raise ValueError(
+            f"study {name!r}: must be a function make(tier, seeds) that returns an "
+            f"apical.bench.Study, not {type(study).__name__}"
+        )
+    return study
 
 
 DEFAULT_SEEDS = 3

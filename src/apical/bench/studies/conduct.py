@@ -25,29 +25,32 @@ def conduct(
     execution: Execution,
     *,
     command: str,
-    make: workers.Make = workers.here,
+    executor: str | workers.Make = "local",
+    options: Mapping[str, Any] | None = None,
     jobs: int = 1,
     say: sweep.Say = lambda text: None,
 ) -> sweep.Outcome:
     """Do what is left of a study; doing it again does nothing, and so does another process.
 
     Args: root: the folder that holds studies.     command: what regenerates it, for the report.
-        make, jobs, say: as in ``sweep.sweep``.
+        executor, options, jobs, say: as in ``sweep.sweep``.
     Returns: what became of the runs of the table. A try of the search that diverged is a result,
         not a failure; one that broke off otherwise is, and stops the study.
     Raises: ValueError if the folder holds the study at other settings, or tries broke off.
     """
     folder = root / study.folder
     check(study, folder)
+    work = partial(
+        sweep.sweep, execution=execution, executor=executor, options=options, jobs=jobs, say=say
+    )
     found: list[dict[str, Any]] = []
     if first := start_tasks(study, folder):
         say(f"training what the runs start from: {len(first)} nets")
-        outcome = sweep.sweep(first, execution, make=make, jobs=jobs, say=say)
+        outcome = work(first)
         if outcome.failed:
             told = "; ".join(f"{path.name}: {why}" for path, why in outcome.failed.items())
             raise ValueError(f"what the runs start from could not be trained: {told}")
     if study.search is not None:
-        work = partial(sweep.sweep, execution=execution, make=make, jobs=jobs, say=say)
         found = tune(study, folder, work, say)
         study = study.chosen(rates(found))
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,13 +59,13 @@ def conduct(
     notes = data_notes(study, execution)
     value = described(study, command, found, notes)
     _write(study, folder, value, notes)
-    outcome = sweep.sweep(table_tasks(study, folder), execution, make=make, jobs=jobs, say=say)
+    outcome = work(table_tasks(study, folder))
     if not study.evaluations:
         return outcome
     evaluated = _write(study, folder, value, notes)
     attacks = [job for _, job in evaluated]
     say(f"attacking {len(attacks)} trained nets")
-    later = sweep.sweep(attacks, execution, make=make, jobs=jobs, say=say)
+    later = work(attacks)
     for (setting, rule), verdict in assess.verdicts(evaluated).items():
         say(f"{setting}, {rule}: {verdict.word} ({verdict.reasons[0]})")
     return sweep.Outcome(outcome.finished + later.finished, outcome.failed | later.failed)

@@ -7,8 +7,8 @@ living process holds is waited for.
 import concurrent.futures
 import time
 import traceback
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -25,7 +25,11 @@ WAIT_SECONDS = 1.0
 """Between two looks at runs that other processes hold."""
 
 DEATHS = 3
-"""Times a run may take its worker process down before it counts as failed."""
+"""Times a run may take its worker process down, without progress between, before it counts as
+failed."""
+
+PROGRESS = ("checkpoint.pt", "trials.jsonl")
+"""Files of a job that change as it proceeds."""
 
 Say = Callable[[str], None]
 
@@ -88,22 +92,25 @@ def sweep(
     tasks: Sequence[Job],
     execution: Execution,
     *,
-    make: workers.Make = workers.here,
+    executor: str | workers.Make = "local",
+    options: Mapping[str, Any] | None = None,
     jobs: int = 1,
     say: Say = lambda text: None,
 ) -> Outcome:
     """Do all runs that are not done; one that fails does not stop the others.
 
-    Args: make: opens the executor; ``workers.local(jobs)`` for worker processes.
-        jobs: runs (>= 1) under way at once.     say: told of every run that ends.
+    Args: executor, options: where runs are executed, as in ``workers.choose``.
+        jobs: runs (>= 1) under way at once.     say: called with a line for every run that ends.
     Returns: once every run has ended, here or in other processes.
+    Raises: ValueError as ``workers.choose`` does.
     """
+    make = workers.choose(executor, jobs=jobs, options=options)
     work = _Work(execution, say, len(tasks))
     waiting = deque(work.sort_out(tasks))
     while waiting:
         try:
-            with make() as executor:
-                _drive(work, executor, waiting, jobs)
+            with make() as opened:
+                _drive(work, opened, waiting, jobs)
         except BrokenProcessPool:
             say("a worker process died; starting others")
     return work.outcome
@@ -128,7 +135,7 @@ class _Work:
     say: Say
     total: int
     outcome: Outcome = field(default_factory=Outcome)
-    deaths: Counter[Path] = field(default_factory=Counter)
+    deaths: dict[Path, tuple[int, list[int]]] = field(default_factory=dict)
     skipped: int = 0
 
     def sort_out(self, tasks: Sequence[Job]) -> list[Job]:
@@ -177,7 +184,7 @@ def _drive(work: _Work, executor: Executor, waiting: deque[Job], jobs: int) -> N
                     running, WAIT_SECONDS, concurrent.futures.FIRST_COMPLETED
                 )
                 for future in done:
-                    _settle(work, future, running, held)
+                    _settle(work, future, running, held, waiting)
             else:
                 time.sleep(WAIT_SECONDS)
             if not waiting:
@@ -192,14 +199,21 @@ def _settle(
     future: Future[dict[str, Any]],
     running: dict[Future[dict[str, Any]], Job],
     held: deque[Job],
+    waiting: deque[Job],
 ) -> None:
     task = running[future]
     try:
         row = future.result()
-    except BrokenProcessPool:
-        for suspect in list(running):
-            _count_death(work, running, suspect)
+    except BrokenProcessPool:  # nobody knows which run broke it
+        for suspect, each in list(running.items()):
+            if _gives_up(work, each, "out of memory?"):
+                del running[suspect]
         raise
+    except workers.Died as death:
+        del running[future]
+        if not _gives_up(work, task, str(death)):
+            waiting.append(task)
+        return
     del running[future]
     if row["kind"] == "held":
         held.append(task)
@@ -207,15 +221,18 @@ def _settle(
         work.book(task, row)
 
 
-def _count_death(
-    work: _Work, running: dict[Future[dict[str, Any]], Job], future: Future[dict[str, Any]]
-) -> None:
-    task = running[future]
-    work.deaths[task.folder] += 1
-    if work.deaths[task.folder] >= DEATHS:
-        del running[future]
-        reason = f"its worker process died {DEATHS} times; out of memory?"
-        work.book(task, {"kind": "error", "reason": reason})
+def _gives_up(work: _Work, task: Job, reason: str) -> bool:
+    """Count the death of a run's worker; one death too many is the end of the run."""
+    times = [(task.folder / name).stat().st_mtime_ns for name in PROGRESS
+             if (task.folder / name).exists()]  # fmt: skip
+    deaths, before = work.deaths.get(task.folder, (0, times))
+    deaths = deaths + 1 if times == before else 1
+    work.deaths[task.folder] = deaths, times
+    if deaths < DEATHS:
+        return False
+    told = f"its worker process died {DEATHS} times without progress; {reason}"
+    work.book(task, {"kind": "error", "reason": told})
+    return True
 
 
 def _look_at_held(work: _Work, held: deque[Job], waiting: deque[Job]) -> None:

@@ -2,17 +2,58 @@
 
 import concurrent.futures
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any
 
+from apical.names import unknown
+
+EXECUTORS = ("local", "ray", "slurm")
+
 Make = Callable[[], contextlib.AbstractContextManager[Executor]]
 """Opens an executor; leaving the block stops its workers, at once after an exception."""
+
+
+class Died(Exception):
+    """What ran a call is gone (killed, out of memory, preempted); other calls go on."""
+
+
+def choose(
+    executor: str | Make, *, jobs: int = 1, options: Mapping[str, Any] | None = None
+) -> Make:
+    """What opens an executor.
+
+    Args: executor: ``local`` (this process, or as many as ``jobs``), ``slurm``, ``ray``, or what
+        opens one of your own.     options: of the engine, by its own names.
+    Raises: ValueError for an unknown name, options that do not fit, or an engine that is not
+        installed.
+    """
+    if not isinstance(executor, str):
+        return executor
+    if executor not in EXECUTORS:
+        raise unknown("executor", executor, EXECUTORS)
+    options = dict(options or {})
+    if executor == "local":
+        if options:
+            raise ValueError(f"executor 'local' takes no options ({options}); jobs says how many")
+        return local(jobs) if jobs > 1 else here
+    try:
+        engine = importlib.import_module(f"apical.bench.sweep.{executor}")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"executor {executor!r}: {error}; pip install 'apical[{executor}]'"
+        ) from error
+    try:
+        make: Make = engine.make(options)
+    except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"executor {executor!r}, options {options}: {error}") from error
+    return make
 
 
 class Here(Executor):

@@ -83,7 +83,7 @@ def _backward(experiment: Experiment, parts: Parts, at: Position) -> Gradients:
     own_loss = isinstance(parts.model, nets.OwnLoss) and parts.model.has_own_loss
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        with labels(parts.model, y):
+        with labels(parts.trained, y):
             with autocast():
                 if own_loss:
                     scores, more = parts.net(x, own_loss=True)

@@ -12,7 +12,7 @@ from apical import data, learners, nets
 from apical.bench.experiment import learner_settings, optimizers, task_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
-from apical.bench.training import apply_start, objectives, splits
+from apical.bench.training import apply_start, objectives, sharding, splits
 from apical.bench.training.splits import EVALUATION_BATCH
 from apical.core.convert import convert, feedback_modules
 from apical.core.switch import check, switch
@@ -76,7 +76,7 @@ class Parts:
     """What one run consists of.
 
     ``model`` holds weights and feedback; ``net`` is the same, as the loop calls it (compiled,
-    distributed).
+    distributed). Where it is ``sharded`` it is a copy, and ``model`` is as of the last ``gather``.
     """
 
     model: nn.Module
@@ -91,6 +91,19 @@ class Parts:
     probe: tuple[Tensor, Tensor] | None
     device: torch.device
     group: Group
+    sharded: bool = False
+
+    @property
+    def trained(self) -> nn.Module:
+        """Holds the parameters that the optimizer steps."""
+        return self.net if self.sharded else self.model
+
+    def gather(self) -> None:
+        """Bring ``model`` up to date on the first process. Every process must call."""
+        if self.sharded:
+            state = sharding.whole(self.net.state_dict())
+            if self.group.rank == 0:
+                self.model.load_state_dict(state)
 
 
 def build(
@@ -101,6 +114,7 @@ def build(
     download: bool = True,
     weights: pretrained.State | None = None,
     given: Given | None = None,
+    parallel: str = "ddp",
 ) -> Parts:
     """Build everything an experiment names; consumes the global random numbers of its seed.
 
@@ -126,9 +140,13 @@ def build(
     objective = objectives.build(experiment, train, database(experiment, source, where))
     torch.manual_seed(experiment.seed)
     model = build_model(experiment, source, weights=weights, given=given).to(where)
+    sharded = parallel == "fsdp"
+    if sharded:
+        sharding.check(experiment, model, group.size)
+    trained = sharding.shard(model, where) if sharded else model
     optimizer = optimizers.build(
         experiment.optimizer,
-        apply_start.parameters(model, experiment.start, experiment.lr),
+        apply_start.parameters(trained, experiment.start, experiment.lr),
         lr=experiment.lr,
         options=experiment.optimizer_options,
     )
@@ -136,10 +154,12 @@ def build(
     _check_learner(experiment, model, train)
     _check_own_loss(experiment, model)
     torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
-    net = _as_called(experiment, model, group)
+    net = trained if sharded else _as_called(experiment, model, group)
+    if sharded and group.rank:
+        model.cpu()  # where nothing is measured
     scaler = torch.amp.GradScaler(where.type, enabled=experiment.autocast == "fp16")
     parts = (train, validation, test, probe, where, group)
-    return Parts(model, net, optimizer, scaler, source, objective, *parts)
+    return Parts(model, net, optimizer, scaler, source, objective, *parts, sharded)
 
 
 def load(

@@ -16,7 +16,15 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.storage import checkpoint, claims, records, run_folder
-from apical.bench.training import batch_step, build, evaluate, pretraining, progress, resume
+from apical.bench.training import (
+    batch_step,
+    build,
+    evaluate,
+    pretraining,
+    progress,
+    resume,
+    tracking,
+)
 from apical.bench.training.build import Split
 from apical.bench.training.monitor import Monitor
 
@@ -56,6 +64,7 @@ def run(
             download=execution.download,
             weights=weights,
             given=given,
+            parallel=execution.parallel,
         )
         try:
             if parts.group.rank:
@@ -65,7 +74,11 @@ def run(
                 row = run_folder.end(folder)
                 if row is None:
                     run_folder.create(folder, experiment, execution)
-                    row = classification(experiment, parts, folder, execution, claim.check)
+                    steps = len(parts.train)
+                    with tracking.track(experiment, folder, execution, steps) as tracked:
+                        row = classification(
+                            experiment, parts, folder, execution, claim.check, tracked
+                        )
         finally:
             parts.group.close()
     claims.clear(folder)
@@ -78,12 +91,18 @@ def classification(
     folder: Path,
     execution: Execution,
     still_mine: Callable[[], None],
+    tracked: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> dict[str, Any]:
-    """Train a net to its last epoch, then read the test split once."""
-    belongs_to = resume.belongs_to(experiment, parts, execution.threads)
+    """Train a net to its last epoch, then read the test split once.
+
+    Args: still_mine: raises if the claim on the folder is lost.     tracked: takes every row.
+    """
+    belongs_to = resume.belongs_to(experiment, parts, execution)
     monitor = Monitor(experiment, parts)  # which must see the weights that training began with
-    at, sums, rows = resume.restore(experiment, parts, folder, belongs_to)
-    monitor.recall(records.read(folder / "records.jsonl"))
+    at, sums, rows = resume.restore(experiment, parts, folder, belongs_to, execution.regroup)
+    before = records.read(folder / "records.jsonl")
+    monitor.recall(before)
+    tracked(before)
     writes = parts.group.rank == 0
 
     def save(*new: dict[str, Any]) -> None:
@@ -97,6 +116,7 @@ def classification(
             records.append(folder / "records.jsonl", *new)
             state["records"] = records.digest(folder / "records.jsonl", rows)
             checkpoint.save(folder / "checkpoint.pt", state, belongs_to=belongs_to)
+            tracked([*new])
 
     if not (at.step or rows):
         save(*monitor.at_epoch(0))
@@ -109,8 +129,10 @@ def classification(
             if stopped is not None:
                 if writes:
                     records.append(folder / "records.jsonl", stopped)
+                    tracked([stopped])
                 return stopped
             at.epoch += 1
+            parts.gather()
             new = [*_epoch_rows(experiment, parts, at, sums), *monitor.at_epoch(at.epoch)]
             new += _switch_rows(experiment, parts, at.epoch)
             at.epoch_step, at.epoch_seconds, at.epoch_cpu_seconds = 0, 0.0, 0.0
@@ -121,7 +143,9 @@ def classification(
     parts.group.wait()
     if writes:
         still_mine()
-        records.append(folder / "records.jsonl", *monitor.at_end(), *ending)
+        ending = [*monitor.at_end(), *ending]
+        records.append(folder / "records.jsonl", *ending)
+        tracked(ending)
     return ending[-1]
 
 
@@ -158,7 +182,9 @@ def _train_epoch(
         at.epoch_step += 1
         if at.epoch_step % look == 0 or at.epoch_step == per_epoch:
             if group.agree(not math.isfinite(sums[0].item()), device):
-                return _stopped(at, evaluate.first_nonfinite(parts.model, x))
+                parts.gather()
+                where = "" if group.rank else evaluate.first_nonfinite(parts.model, x)
+                return _stopped(at, where)
         _update(experiment, parts)
         at.step += 1
         show(at.step)
@@ -166,6 +192,7 @@ def _train_epoch(
         keep = measure or (checkpoint_steps and at.step % checkpoint_steps == 0)
         if keep and at.epoch_step < per_epoch:
             clock.stop()
+            parts.gather()
             save(*(monitor.at_step(at.step) if measure else ()))
             clock = _Clock(at)
     clock.stop()
@@ -176,7 +203,7 @@ def _update(experiment: Experiment, parts: build.Parts) -> None:
     """One optimizer step; rules that act on it hear of it themselves."""
     if experiment.clip_norm is not None:
         parts.scaler.unscale_(parts.optimizer)
-        torch.nn.utils.clip_grad_norm_(parts.model.parameters(), experiment.clip_norm)
+        torch.nn.utils.clip_grad_norm_(parts.trained.parameters(), experiment.clip_norm)
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, versions
 from apical.bench.storage import checkpoint, records, schema
-from apical.bench.training import build
+from apical.bench.training import build, sharding
+
+GROUPING = ("processes", "parallel")
+"""What a checkpoint belongs to that decides on roundings alone."""
 
 
 @dataclass
@@ -34,7 +38,11 @@ _POSITION = {name: _SHAPES[type(value)] for name, value in vars(Position()).item
 
 
 def restore(
-    experiment: Experiment, parts: build.Parts, folder: Path, belongs_to: dict[str, Any]
+    experiment: Experiment,
+    parts: build.Parts,
+    folder: Path,
+    belongs_to: dict[str, Any],
+    regroup: bool = False,
 ) -> tuple[Position, Tensor, int]:
     """Take up what the folder's checkpoint holds, if there is one; else the beginning.
 
@@ -42,6 +50,7 @@ def restore(
     optimizer is part of its state. Rows of the records beyond the checkpoint are cut off: what
     they tell of is done again.
 
+    Args: regroup: as of ``Execution``.
     Returns: the position; sums of loss, hits and images of the epoch under way; number of valid
         rows.
     Raises: ValueError if the checkpoint is damaged or differs from ``belongs_to``.
@@ -50,26 +59,21 @@ def restore(
     sums = torch.zeros(3, dtype=torch.float64, device=parts.device)
     path = folder / "checkpoint.pt"
     if path.exists():
-        state = checkpoint.load(path, belongs_to=belongs_to)
+        ignoring = GROUPING if regroup else ()
+        state = checkpoint.load(path, belongs_to=belongs_to, ignoring=ignoring)
         at, rows = _position(path, state["position"]), state["rows"]
         if parts.group.rank == 0:
             _check_records(folder, rows, state.get("records"))
         for epoch in range(1, at.epoch + 1):
             build.follow_switch(experiment, parts, epoch)
         try:
-            parts.model.load_state_dict(state["model"])
-            parts.optimizer.load_state_dict(state["optimizer"])
-            parts.scaler.load_state_dict(state["scaler"])
-            mine = state["processes"][parts.group.rank]
-            sums.copy_(mine["sums"])
-            torch.set_rng_state(mine["random"])
+            _load(parts, state)
+            _take_up(state["processes"], parts, sums)
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(
                 f"{path} does not fit the net of its experiment ({error}). Use the version of "
                 "apical that wrote it (environment.json names it), or train anew elsewhere"
             ) from error
-        if "cuda_random" in mine:
-            torch.cuda.set_rng_state(mine["cuda_random"], parts.device)
     if parts.group.rank == 0:
         records.truncate(folder / "records.jsonl", rows)
     parts.group.wait()
@@ -93,11 +97,42 @@ def _check_records(folder: Path, rows: int, digest: str | None) -> None:
         )
 
 
+def _load(parts: build.Parts, state: dict[str, Any]) -> None:
+    """Put the states of model, optimizer and scaler in their places."""
+    parts.model.load_state_dict(state["model"])
+    for group, own in zip(
+        state["optimizer"]["param_groups"], parts.optimizer.param_groups, strict=True
+    ):
+        group |= {"fused": own["fused"]} if "fused" in own else {}  # not the same when sharded
+    if parts.sharded:
+        sharding.load_model(parts.net, state["model"])
+        sharding.load_optimizer(parts.optimizer, state["optimizer"])
+    else:
+        parts.optimizer.load_state_dict(state["optimizer"])
+    parts.scaler.load_state_dict(state["scaler"])
+
+
+def _take_up(processes: list[dict[str, Tensor]], parts: build.Parts, sums: Tensor) -> None:
+    """The sums and random states of the process; of another number of processes, all sums go to
+    the first, and processes that are new keep the random states of their rank."""
+    rank = parts.group.rank
+    if len(processes) == parts.group.size:
+        sums.copy_(processes[rank]["sums"])
+    elif rank == 0:
+        sums.copy_(torch.stack([mine["sums"] for mine in processes]).sum(0))
+    if rank < len(processes):
+        torch.set_rng_state(processes[rank]["random"])
+        if "cuda_random" in processes[rank]:
+            torch.cuda.set_rng_state(processes[rank]["cuda_random"], parts.device)
+
+
 def state(parts: build.Parts, at: Position, sums: Tensor, rows: int) -> dict[str, Any]:
     """What ``restore`` needs, as a checkpoint keeps it. Every process of the group must call."""
     return {
         "model": parts.model.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
+        "optimizer": sharding.whole(parts.optimizer.state_dict())
+        if parts.sharded
+        else parts.optimizer.state_dict(),
         "scaler": parts.scaler.state_dict(),
         "position": dataclasses.asdict(at),
         "processes": _process_states(parts, sums),
@@ -105,15 +140,16 @@ def state(parts: build.Parts, at: Position, sums: Tensor, rows: int) -> dict[str
     }
 
 
-def belongs_to(experiment: Experiment, parts: build.Parts, threads: int) -> dict[str, Any]:
+def belongs_to(experiment: Experiment, parts: build.Parts, execution: Execution) -> dict[str, Any]:
     """What must be the same for a run to go on to the same bits."""
     return {
         "experiment": experiment.key,
         **{f"version of {name}": value for name, value in versions().items()},
         "torch": str(torch.__version__),
         "device": parts.device.type,
-        "threads": threads,
+        "threads": execution.threads,
         "processes": parts.group.size,
+        **({"parallel": "fsdp"} if parts.sharded else {}),
     }
 
 
