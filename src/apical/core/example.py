@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from apical.core import counted, outputs
-from apical.core.attention import PROJECTIONS
+from apical.core.adapters import adapter_of
 from apical.core.broadcast import Broadcast
 from apical.core.converted import converted_layers, feedback_modules
-from apical.core.layers import operations
+from apical.core.kinds import parts as weights_of
 from apical.core.taps import BroadcastFeedback, Tap
 from apical.rules.base import BroadcastRule, Rule
 
@@ -55,17 +55,22 @@ def broadcast_bytes(
     layers: Mapping[str, tuple[nn.Module, Rule | None]],
     output: outputs.OutputKey,
     output_axis: int | None,
-) -> dict[str, int]:
+) -> dict[str, int | None]:
     """Bytes of the feedback that broadcast rules would need, none of which is allocated: a copy of
     the plain model runs on the example.
 
     Args: layers: by name, with their rules.     output, output_axis: as of `apical.convert`.
-    Returns: the layers that are called and whose rule broadcasts.
+    Returns: the layers that are called and whose rule broadcasts; None for those with an adapter
+        that names several weights, whose inputs only the converted layer shows.
     """
     twin = copy.deepcopy(model)
     seen: list[tuple[str, str, Tensor]] = []
+    unknown: set[str] = set()
     for name, layer in twin.named_modules():
         if name in layers and isinstance(layers[name][1], BroadcastRule):
+            if adapter_of(layer) is not None and set(weights_of(layer)) != {""}:
+                unknown.add(name)
+                continue
             layer.register_forward_pre_hook(partial(_note, seen, name), with_kwargs=True)
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
@@ -77,11 +82,12 @@ def broadcast_bytes(
     for name, slot, x in seen:
         layer, rule = layers[name]
         assert isinstance(rule, BroadcastRule)
-        op, weight = operations(layer)[PROJECTIONS.index(slot) if slot else 0]
+        part = weights_of(layer)[slot]
         feedback = BroadcastFeedback(rule, f"{name}.{slot}" if slot else name, 0, source)
-        tap = Tap(feedback, op, x, weight, False)
+        tap = Tap(feedback, part.op, x, part.weight, False)
         sizes.setdefault(name, {}).update(counted.sizes([counted.counted(tap, error)], error))
-    return {name: sum(by_slot.values()) for name, by_slot in sizes.items()}
+    found = {name: sum(by_slot.values()) for name, by_slot in sizes.items()}
+    return {**found, **dict.fromkeys(unknown)}
 
 
 def _note(
@@ -89,7 +95,7 @@ def _note(
 ) -> None:
     if not isinstance(layer, nn.MultiheadAttention):
         x = next(iter((*args, *named.values())))
-        if not isinstance(layer, nn.Linear) and x.dim() < layer.weight.dim():
+        if isinstance(layer, nn.modules.conv._ConvNd) and x.dim() < layer.weight.dim():
             x = x.unsqueeze(0)  # a convolution of one sample
         seen.append((name, "", x.to("meta")))
         return

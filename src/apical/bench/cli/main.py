@@ -326,5 +326,3 @@ def _command(name: str, values: dict[str, Any]) -> str:
             value = str(values[option])
             words += [f"--{option}", f"'{value}'" if " " in value else value]
     return " ".join(words)
-
-

@@ -43,7 +43,7 @@ def make_parser(
     )
     if essential:
         parser.add_argument("--help_all", action="store_true", help="explain every option")
-    parser.essential = tuple(essential)
+    parser.essential = tuple(essential)  # type: ignore[attr-defined]
     return parser
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment, to_dict
+from apical.bench.report.evaluations import Robustness
 from apical.bench.report.read import Run, Study, is_study, one_run, rule_name
-from apical.bench.report.robust_read import Evaluation
 from apical.bench.storage import packing
 
 SKIPPED = ("report", "search", "starts")
@@ -56,7 +56,7 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
     notes = []
     if copies := len(runs) - len(found):
         notes.append(f"Left out: {copies} runs that repeat an experiment of this table.")
-    if any((path / Evaluation.home).is_dir() for path in runs):
+    if any((path / Robustness.home).is_dir() for path in runs):
         notes.append("Evaluations of robustness are shown on the page of each run.")
     return Study(
         name=folder.resolve().name,

@@ -14,7 +14,7 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.studies import conduct, selection
 from apical.bench.studies.base import Entry, Search, Study
-from apical.bench.sweep import sweep, workers
+from apical.bench.sweep import sweep
 from apical.bench.training import build
 
 LOW, HIGH = 0.001, 0.1
@@ -77,7 +77,6 @@ def tune(
         for label, rule in rules.items()
     )
     study = Study("tune", "Learning rates", "full", entries, search=search)
-    make = workers.local(jobs) if jobs > 1 else workers.here
-    work = partial(sweep.sweep, execution=execution, make=make, jobs=jobs, say=say)
+    work = partial(sweep.sweep, execution=execution, jobs=jobs, say=say)
     found = conduct.tune(study, Path(folder), work, lambda text: None)
     return {choice["rule"]: choice for choice in found}
