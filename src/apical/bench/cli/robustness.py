@@ -56,8 +56,8 @@ def robustness(words: list[str]) -> int:
         from apical.bench.cli.retrieval import search
 
         asked = _of_codes(values, evaluation)
-        others = _named(values["transfer"])
-        return search(values["run"], asked, others, execution, trust=values["trust"])
+        surrogates = _named(values["transfer"])
+        return search(values["run"], asked, surrogates, execution, trust=values["trust"])
     net, run = _target(values, execution)
     if values["audit_only"]:
         print_audits([found.row() for found in library.audits(net, evaluation, execution)])
