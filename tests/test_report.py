@@ -321,7 +321,7 @@ def test_a_folder_without_studies_is_an_error_that_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"is no study"):
         table_markdown(tmp_path)
     (tmp_path / "study.json").write_text('{"name": "x"}')
-    with pytest.raises(ValueError, match=r"study.json: missing or misshapen entry 'title'"):
+    with pytest.raises(ValueError, match=r"study.json: title is missing"):
         write(tmp_path)
 
 

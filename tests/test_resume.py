@@ -204,7 +204,7 @@ def test_other_threads_are_refused(begun: Path) -> None:
 
 def test_another_format_is_refused(begun: Path) -> None:
     torch.save({"format": 0, "belongs_to": {}, "state": {}}, begun / "checkpoint.pt")
-    with pytest.raises(ValueError, match="checkpoint format 0.*reads 1"):
+    with pytest.raises(ValueError, match="checkpoint format 0.*reads 2 and 1"):
         loop.run(BASE, begun)
 
 
@@ -212,7 +212,7 @@ def test_another_format_is_refused(begun: Path) -> None:
 def test_a_truncated_checkpoint_is_refused(begun: Path, kept: int) -> None:
     path = begun / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="no readable checkpoint"):
+    with pytest.raises(ValueError, match="is damaged|is no readable checkpoint"):
         loop.run(BASE, begun)
 
 
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.os, "fsync", full)
-        with pytest.raises(OSError, match="No space left on device.*start"):
+        with pytest.raises(OSError, match="the disk is full.*start"):
             loop.run(BASE, begun)
     assert (begun / "checkpoint.pt").read_bytes() == before
     assert not list(begun.glob("*.part"))

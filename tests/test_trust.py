@@ -377,7 +377,8 @@ def test_texts_of_tables_are_no_formulas() -> None:
     ("content", "told"),
     [
         ([], r"it is \[\], expected a mapping"),
-        ({}, "key is missing"),
+        ({}, "experiment is missing"),
+        ({"experiment": {}}, "key is missing"),
         ({"key": "x", "versions": {}}, "experiment is missing"),
         ({"key": 3, "versions": {}, "experiment": {}}, "key is 3, expected a text"),
         ({"key": "x", "versions": {"feedback": "1"}, "experiment": {}}, "versions.feedback is '1'"),

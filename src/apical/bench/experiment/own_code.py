@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import inspect
 import os
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -103,10 +104,7 @@ def _runs(experiment: Any) -> list[str]:
 
 def digests(experiment: Mapping[str, Any]) -> dict[str, str]:
     """A digest of the source of each path that the fields name, and of the listing of an image
-    folder; nothing for code of installed packages. Imports what is named.
-
-    Raises: ValueError as `from_path` does.
-    """
+    folder; nothing for code of installed packages. Imports nothing."""
     found = {path: _source_digest(path, what) for path, what in paths(experiment).items()}
     level: Any = experiment
     while level:
@@ -151,24 +149,45 @@ until then, the code in memory is the old one."""
 
 
 def _source_digest(path: str, what: str) -> str:
-    found = from_path(path, what)
-    module = sys.modules[path.partition(":")[0] if ":" in path else path.rpartition(".")[0]]
-    spec = module.__spec__
-    if path not in _known or _known[path][0] is not spec:
-        _known[path] = (spec, _digest_of_files(module, found))
-    return _known[path][1]
+    name = path.partition(":")[0] if ":" in path else path.rpartition(".")[0]
+    module = sys.modules.get(name)
+    spec = module.__spec__ if module is not None else None
+    known = _known.get(path)
+    if known is None or module is None or (known[0] is not None and known[0] is not spec):
+        known = None, _digest_of_files(name, module, path, what)
+    _known[path] = spec, known[1]
+    return known[1]
 
 
-def _digest_of_files(module: ModuleType, found: object) -> str:
+def _file_of(name: str) -> str | None:
+    """The file of a module that is not imported yet, found without importing it."""
+    top, *rest = name.split(".")
+    spec = PathFinder.find_spec(top, [os.getcwd(), *sys.path])
+    if spec is None and top not in sys.modules:
+        spec = importlib.util.find_spec(top)  # by finders of other kinds, as editable installs have
+    if spec is None or not rest:
+        return spec.origin if spec is not None else None
+    for folder in spec.submodule_search_locations or ():
+        place = Path(folder, *rest)
+        for each in (place.with_suffix(".py"), place / "__init__.py"):
+            if each.is_file():
+                return str(each)
+    return spec.origin
+
+
+def _digest_of_files(name: str, module: ModuleType | None, named: str, what: str) -> str:
     """Of the module's file and the files that it imports from its own package or folder. "" for
-    installed packages."""
-    file = getattr(module, "__file__", None)
-    if file is None:  # a notebook, an interpreter
-        return hashlib.sha256(inspect.getsource(found).encode()).hexdigest()[:DIGITS]  # type: ignore[arg-type]
+    installed packages, and for a module that is nowhere, which is an error when it is used."""
+    file = _file_of(name) if module is None else getattr(module, "__file__", None)
+    if file is None and module is not None and name == "__main__":  # a notebook, an interpreter
+        source = inspect.getsource(from_path(named, what))
+        return hashlib.sha256(source.encode()).hexdigest()[:DIGITS]
+    if file is None or not Path(file).is_file():
+        return ""
     path = Path(file).resolve()
     if _installed(path):
         return ""
-    name = "" if module.__name__ == "__main__" else module.__name__
+    name = "" if name == "__main__" else name
     levels = len(name.split(".")) - (path.name != "__init__.py")
     root = path.parent if not name else path.parents[levels]
     total = hashlib.sha256()

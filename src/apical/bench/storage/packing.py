@@ -258,8 +258,6 @@ def _description(folder: Path) -> Row:
     for name in DESCRIPTIONS:
         if (folder / name).exists():
             content = records.read_json(folder / name)
-            if name.removesuffix(".json") not in content:
-                raise ValueError(f"{folder / name} has no entry {name.removesuffix('.json')!r}")
             if clash := {"folder", "environment", "last"} & content.keys():
                 raise ValueError(f"{folder / name} cannot be packed: entries {sorted(clash)}")
             return dict(content)

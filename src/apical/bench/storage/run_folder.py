@@ -7,7 +7,7 @@ from typing import Any
 
 from apical.bench.experiment import own_code
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict, versions
-from apical.bench.storage import claims, records
+from apical.bench.storage import claims, records, schema
 from apical.bench.storage.environment import environment
 
 ENDS = ("final", "stopped")
@@ -28,7 +28,7 @@ def check(folder: Path, experiment: Experiment) -> None:
                 "experiment.json: choose another folder"
             )
         return
-    found = records.read_json(described)
+    found = _described(described)
     if found["key"] != experiment.key:
         raise ValueError(
             f"{folder} holds another experiment ({_difference(found, experiment)}). It was left "
@@ -49,7 +49,7 @@ def read(folder: Path, *, trust: bool = False) -> Experiment:
         names code that is not trusted; or that code, or the image folder, has changed since.
     """
     path = folder / "experiment.json"
-    found = records.read_json(path)
+    found = _described(path)
     key = _key(found, path, None if trust else ())
     experiment = from_dict(found["experiment"], trust=True)  # it was checked for its key
     if key != found["key"]:
@@ -65,6 +65,12 @@ def read(folder: Path, *, trust: bool = False) -> Experiment:
             "built again. Restore what changed, or train anew"
         )
     return experiment
+
+
+def _described(path: Path) -> dict[str, Any]:
+    found = records.read_json(path)
+    schema.check(found, schema.RUN_FILE, str(path))
+    return found
 
 
 def _key(found: dict[str, Any], path: Path, trusted: Container[str] | None) -> str:

@@ -21,12 +21,15 @@ MAYBE_NAN = "a number, nan included"
 """Another one: what was not measured yet."""
 
 EXPERIMENT_FILE: Shape = {
-    "key": str,
-    "versions": {str: int},
     "experiment": dict,
+    "key?": str,
+    "versions?": {str: int},
     "code?": {str: str},
 }
-SETTING_FILE: Shape = {"key": str, "versions?": {str: int}, "checkpoint?": str, "setting": dict}
+RUN_FILE: Shape = EXPERIMENT_FILE | {"key": str, "versions": {str: int}}
+"""An experiment.json that says which run lies beside it."""
+
+SETTING_FILE: Shape = {"setting": dict, "key?": str, "versions?": {str: int}, "checkpoint?": str}
 ENVIRONMENT_FILE: Shape = {"resumed_with?": [dict]}
 
 _NAMED: Shape = {"setting": str, "rule": str}
