@@ -91,7 +91,9 @@ def _smaller(words: list[str]) -> list[str]:
         if "--switch" not in words:  # which needs its epochs
             more += ["--epochs", "1"]
         if "--task" in words:
-            more += ["--batches", "2"]
+            more += ["--batches", "2", "--batch_size", "8"]
+            if "--validation" in words:
+                more += ["--validation", "20"]
         else:
             more += ["--train_images", "64", "--test_images", "32"]
         if "--start.digest" in words:  # a placeholder in the text
@@ -130,7 +132,7 @@ def _few(study: studies.Study) -> studies.Study:
         experiment = entry.experiment
         less: dict[str, Any] = {"train_images": 64, "test_images": 32}
         if experiment.task:
-            less = {"batches": 2, "test_lengths": ()}
+            less = {"batches": 2, "batch_size": 8, "test_lengths": ()}
         experiment = dataclasses.replace(experiment, epochs=1, validation=0, test_at=(), **less)
         made.append(dataclasses.replace(entry, experiment=experiment))
     return dataclasses.replace(

@@ -64,6 +64,7 @@ def module_names() -> list[str]:
 
 @pytest.mark.parametrize("document", with_blocks(), ids=lambda p: str(p.relative_to(ROOT)))
 @pytest.mark.usefixtures("small")
+@pytest.mark.timeout(600)  # seconds on a free machine, some of them minutes on a busy one
 def test_the_blocks_of_a_document_run(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
