@@ -78,8 +78,7 @@ def hf(
     import transformers
 
     kind = getattr(transformers, config)
-    known = {key: value for key, value in {**_SMALL, **_VISION}.items()}
-    settings = {**known, **options}
+    settings = {**_SMALL, **_VISION, **options}
     built = getattr(transformers, model)(kind(**settings))
     language = model.endswith(
         ("CausalLM", "MaskedLM", "LMHeadModel", "ConditionalGeneration", "MTModel")

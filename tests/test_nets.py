@@ -37,7 +37,8 @@ def test_the_table_lists_what_the_folder_defines():
             if own and not name.startswith("_") and not isinstance(value, type):
                 found[name] = value
     helpers = {"build_external", "import_package", "initialise", "resnet"}
-    assert {name: found[name] for name in found.keys() - helpers} == nets.NETS
+    known = {**nets.NETS, **nets.TRANSFORMERS}
+    assert {name: found[name] for name in found.keys() - helpers} == known
     assert list(nets.NETS) == sorted(nets.NETS)
     assert SHAPES.keys() == nets.NETS.keys()
 
@@ -162,3 +163,18 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone():
     other = nets.build("mlp", in_shape=(1, 8, 8), num_classes=10, seed=4)
     assert torch.equal(first.fc1.weight, again.fc1.weight)
     assert not torch.equal(first.fc1.weight, other.fc1.weight)
+
+
+def test_a_causal_transformer_sees_the_past_alone_and_takes_any_length():
+    torch.manual_seed(0)
+    options = {"inputs": 3, "outputs": 5, "width": 8, "heads": 2}
+    model = nets.build_transformer("causal_transformer", output="every", **options)
+    for length in (4, 7):
+        x = torch.randn(2, length, 3, requires_grad=True)
+        assert model(x).shape == (2, length, 5)
+        (gradient,) = torch.autograd.grad(model(x)[:, 2].sum(), x)
+        assert gradient.any(-1).any(0).tolist() == [step <= 2 for step in range(length)]
+    assert nets.build_transformer("causal_transformer", output="last", **options)(x).shape == (2, 5)
+    for wrong in ({"width": 9}, {"depth": 0}):
+        with pytest.raises(ValueError, match="causal_transformer: width="):
+            nets.build_transformer("causal_transformer", output="last", **{**options, **wrong})

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 
 from apical.data import sequences as tasks
-from apical.data.sequences import Addition, RandomPermutation, TemporalOrder, TemporalOrder3
+from apical.data.sequences import (
+    Addition,
+    RandomPermutation,
+    TemporalOrder,
+    TemporalOrder3,
+    unicode_names,
+)
 
 COUNT = 500
 
@@ -130,3 +136,28 @@ def test_an_unknown_task_is_named() -> None:
 def test_no_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="size=0"):
         next(tasks.batches(Addition(20), 0, seed=0))
+
+
+def test_unicode_names_are_one_text_in_three_splits_that_share_no_name() -> None:
+    text = unicode_names.text()
+    names = [
+        {"".join(unicode_names.ALPHABET[i] for i in line) for line in _lines(split)}
+        for split in text
+    ]
+    assert [len(split) for split in names] == [10_310, 1_288, 1_288]
+    assert not names[0] & names[1] and not names[0] & names[2] and not names[1] & names[2]
+    assert "LATIN SMALL LETTER A WITH GRAVE" in set.union(*names)
+    assert sum(map(len, text)) == 354_744  # of Unicode 3.2, the same in every Python
+    task = tasks.build("unicode_names", 30)
+    for purpose, split in zip(("validation", "test"), text[1:], strict=True):
+        fixed = task.fixed(purpose)
+        assert fixed is not None
+        x, y = fixed.batch(0, fixed.count)
+        assert torch.equal(x.argmax(2).flatten(), split[: fixed.count * 30])
+        assert torch.equal(y.flatten(), split[1 : fixed.count * 30 + 1])
+
+
+def _lines(split: Tensor) -> list[list[int]]:
+    ends = (split == 0).nonzero().flatten().tolist()
+    starts = [0, *(end + 1 for end in ends)]
+    return [split[a:b].tolist() for a, b in zip(starts, ends, strict=False)]

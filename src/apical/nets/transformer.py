@@ -28,11 +28,11 @@ class CausalTransformer(nn.Module):
 
     def forward(self, x_NTF: Tensor) -> Tensor:
         embedded = self.embedding(x_NTF)
-        hidden = self.norm(self.blocks(embedded + positions(*embedded.shape[1:]).to(embedded)))
+        hidden = self.norm(self.blocks(embedded + _sinusoids(*embedded.shape[1:]).to(embedded)))
         return self.head(hidden if self.every else hidden[:, -1])
 
 
-def positions(length: int, width: int) -> Tensor:
+def _sinusoids(length: int, width: int) -> Tensor:
     """Sinusoids of the position, (length, width), in [-1, 1].
 
     Source: Vaswani et al. 2017, section 3.5; sines first, then cosines.
