@@ -73,6 +73,15 @@ def test_each_word_and_the_table(tmp_path: Path) -> None:
     assert "start.freeze" in page  # among what differs by rule
 
 
+def test_where_runs_diverged_nothing_is_tested(tmp_path: Path) -> None:
+    folder = make(tmp_path / "credit")
+    run = next(r for r in records.read_json(folder / "study.json")["runs"] if "fc1" in r["rule"])
+    rewrite(folder / run["folder"], [{"kind": "stopped", "reason": "non-finite loss"}])
+    text = table_markdown(folder)
+    assert "| 1 of 3 runs diverged |" in text and "| harms −3.00 [" in text
+    assert "The learning of fc1 harms under FA, keeps runs from diverging under BP;" in text
+
+
 def test_two_seeds_decide_nothing(tmp_path: Path) -> None:
     folder = make(tmp_path / "credit")
     value = records.read_json(folder / "study.json")

@@ -22,9 +22,7 @@ class Tried:
     @property
     def mean(self) -> float:
         """Mean error over seeds, in [0, 1]."""
-        import numpy as np
-
-        return float(np.mean(self.errors))
+        return sum(self.errors) / len(self.errors)
 
     @property
     def standard_error(self) -> float:
@@ -34,10 +32,9 @@ class Tried:
         >>> Tried(0.1, (0.25, 0.25, 0.25), 400).standard_error
         0.0125
         """
-        import numpy as np
-
-        seeds = len(self.errors)
-        spread = float(np.std(self.errors, ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
+        seeds, mean = len(self.errors), self.mean
+        squares = sum((error - mean) * (error - mean) for error in self.errors)
+        spread = math.sqrt(squares / (seeds - 1)) / math.sqrt(seeds) if seeds > 1 else 0.0
         return max(spread, math.sqrt(self.mean * (1 - self.mean) / (self.examples * seeds)))
 
 

@@ -1,7 +1,7 @@
 """What the learning of each layer is worth: runs in which one layer keeps its initial weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apical.bench.report import gained, rates
 from apical.bench.report.names import display_name
@@ -24,15 +24,23 @@ MARGIN = 1.0
 """Points within which the interval of an idle layer lies."""
 
 HELPS, HARMS, IDLE, UNDECIDED = "helps", "harms", "idle", "undecided"
+DIVERGED = "diverged"
+"""Of a layer without whose learning some runs did not come to their end: those that did are no fair
+sample, and nothing is tested."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Test error without the learning of a layer minus that with it, in points."""
+    """Attributes: worth: test error without the learning of a layer minus that with it, in points;
+    None where runs diverged, or none has finished. failed: how many of the planned runs
+    diverged.
+    """
 
     name: str
-    worth: statistics.Summary
+    worth: statistics.Summary | None
     word: str
+    failed: int = 0
+    planned: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,24 +69,30 @@ def concerns(study: Study) -> bool:
 
 def lines(study: Study) -> list[Line]:
     """A line for each rule of each setting that has rows without a layer, in the study's order."""
-    found: dict[tuple[str, str], dict[str, Layer]] = {}
-    p_values: list[tuple[tuple[str, str], str, statistics.Summary, float]] = []
     whole = _whole(study)
+    found: dict[tuple[str, str], dict[str, Layer]] = {cell: {} for cell in whole}
+    tested: list[tuple[dict[str, Layer], Layer, float]] = []
     for (setting, rule), full in whole.items():
         for other in study.rules:
-            runs = study.finished(setting, other)
-            layer = frozen_layer(runs[0]) if runs else ""
-            if not layer or runs[0].experiment.get("rule") != full[0].experiment.get("rule"):
+            planned = [run for run in study.runs if (run.setting, run.rule) == (setting, other)]
+            name = frozen_layer(planned[0]) if planned else ""
+            if not name or planned[0].experiment.get("rule") != full[0].experiment.get("rule"):
                 continue
+            if failed := sum(run.status == "failed" for run in planned):
+                diverged = Layer(name, None, DIVERGED, failed, len(planned))
+                found[setting, rule][name] = diverged
+                continue
+            runs = study.finished(setting, other)
             noise = gained.share_noise(runs) + gained.share_noise(full)
             without, errors = _errors(runs), _errors(full)
             worth = statistics.paired_difference(without, errors, noise=noise)
             p = statistics.difference_p(without, errors, noise=noise)
-            if worth is not None:
-                p_values.append(((setting, rule), layer, worth, 1.0 if p is None else p))
-    corrected = statistics.holm([p for *_, p in p_values])
-    for (cell, layer, worth, _), p in zip(p_values, corrected, strict=True):
-        found.setdefault(cell, {})[layer] = Layer(layer, worth, _word(worth, p))
+            layer = Layer(name, worth, UNDECIDED)
+            found[setting, rule][name] = layer
+            tested.append((found[setting, rule], layer, 1.0 if p is None else p))
+    corrected = statistics.holm([p for *_, p in tested])
+    for (layers, layer, _), p in zip(tested, corrected, strict=True):
+        layers[layer.name] = replace(layer, word=_word(layer.worth, p))
     return [
         Line(
             setting,
@@ -89,6 +103,7 @@ def lines(study: Study) -> list[Line]:
             layers,
         )
         for (setting, rule), layers in found.items()
+        if layers
     ]
 
 
@@ -102,9 +117,9 @@ def _errors(runs: Sequence[Run]) -> dict[int, float]:
     return {run.seed: 100 * (1 - run.final["test_acc"]) for run in runs}
 
 
-def _word(worth: statistics.Summary, p: float) -> str:
+def _word(worth: statistics.Summary | None, p: float) -> str:
     """Args: p: of a difference of 0, corrected for all comparisons of the table."""
-    if worth.low is None or worth.high is None or worth.n < statistics.FEWEST:
+    if worth is None or worth.low is None or worth.high is None or worth.n < statistics.FEWEST:
         return UNDECIDED
     if p < 1 - statistics.LEVEL:
         return HELPS if worth.mean > 0 else HARMS
@@ -134,9 +149,20 @@ def _layer(name: str, line: Line) -> Shown:
     found = line.layers.get(name)
     if found is None:
         return Shown("")
+    if found.word == DIVERGED:
+        return Shown(f"{found.failed} of {found.planned} runs diverged", style="differs")
     shown = estimate(found.worth, signed)
     style = "differs" if found.word == HARMS else ""
     return Shown(f"{found.word} {shown.text}", shown.sort, shown.interval, style=style)
+
+
+VERBS = {
+    HELPS: "helps",
+    IDLE: "is idle",
+    HARMS: "harms",
+    DIVERGED: "keeps runs from diverging",
+    UNDECIDED: "is undecided",
+}
 
 
 def finding(study: Study) -> str:
@@ -153,10 +179,9 @@ def finding(study: Study) -> str:
                 if layer in line.layers:
                     by_word.setdefault(line.layers[layer].word, []).append(display_name(line.rule))
             said = []
-            for word in (HELPS, IDLE, HARMS, UNDECIDED):
-                verb = "is" if word in (IDLE, UNDECIDED) else ""
+            for word, verb in VERBS.items():
                 if word in by_word:
-                    said.append(f"{verb} {word} under {', '.join(by_word[word])}".strip())
+                    said.append(f"{verb} under {', '.join(by_word[word])}")
             parts.append(f"of {layer} {', '.join(said)}")
         where = f"{setting}: the" if len(settings) > 1 else "The"
         made.append(f"{where} learning {'; '.join(parts)}.")
@@ -172,8 +197,8 @@ def legend(study: Study) -> list[str]:
         "minus that of the net in which all learn, in points, paired on the seeds, with a 95 % t "
         "interval. Helps: the error is higher without its learning, harms: lower, by paired t "
         "tests corrected for all comparisons of the table (Holm, 5 %), which the interval is not; "
-        f"idle: neither, and the interval lies within ±{MARGIN:g} points; undecided: neither, and "
-        "it does not.",
+        f"idle: neither, and the interval lies within ±{MARGIN:g} point; undecided: neither, and "
+        "it does not. Where runs without a layer's learning diverged, nothing is tested.",
         gained.legend(study, found),
         seeds_sentence({display_name(line.rule): line.error for line in lines(study)}),
         *rates.sentences(study),

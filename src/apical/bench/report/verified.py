@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apical.bench.report.names import display_name
 from apical.bench.report.read import is_study, read_study
 from apical.bench.report.table import Column, Shown, Table, each, for_markdown
 from apical.bench.storage import records
@@ -65,7 +66,7 @@ class Line:
             return f"not verified, a run takes {least:.1f} to {most:.1f} min"
         if found and not self.record["runs"]:
             return f"all: a run takes {min(found.values()):g} to {max(found.values()):g} min"
-        return ", ".join(f"{rule} {minutes:g} min" for rule, minutes in found.items())
+        return "; ".join(f"{display_name(rule)} {least:g} min" for rule, least in found.items())
 
 
 def lines(results: Path) -> list[Line]:
