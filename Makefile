@@ -88,6 +88,7 @@ keep: $(VENV)/.made-bench
 tables: $(VENV)/.made-bench
 	@$(BIN)/python -c 'from apical.bench.report import refresh; [refresh(f, "results") for f in "$(TABLES)".split()]'
 	@$(BIN)/python benchmarks/speed_page.py docs/results.md docs/speed.md
+	@$(BIN)/python benchmarks/attack_strength.py --page docs/robustness.md
 
 clean:
 	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

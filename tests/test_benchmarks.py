@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS, STRENGTH = ROOT / "benchmarks", ROOT / "results" / "attack_strength.json"
 sys.path.append(str(BENCHMARKS))
 
+import attack_strength  # noqa: E402
 import attack_time  # noqa: E402
 import controlled  # noqa: E402
 import gpu_check  # noqa: E402
@@ -165,6 +168,7 @@ def test_lif_time_compares_the_same_spikes(monkeypatch, capsys):
     assert "784-20-10, 4 steps" in capsys.readouterr().out
 
 
+
 def test_gpu_check_runs_and_finds_a_wrong_device(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu_check, "RULES", {n: gpu_check.RULES[n] for n in ("brsf", "fa", "dfa")})
     checks = [check for check in gpu_check.CHECKS if check is not gpu_check.modes_check]
@@ -194,3 +198,23 @@ def test_gpu_check_wants_a_gpu(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         gpu_check.main([])
     assert "--device cpu --quick" in capsys.readouterr().err
+def test_attack_strength_counts_what_others_find(tmp_path, monkeypatch):
+    """Three images, at the border of the ball, inside and outside of it; labels are of class 0."""
+    x = torch.zeros(3, 2)
+    points = torch.tensor([[0.1, 0.0], [0.0, 0.05], [0.2, 0.0]])
+    always_wrong = torch.nn.Linear(2, 2)
+    torch.nn.init.zeros_(always_wrong.weight)
+    always_wrong.bias.data = torch.tensor([0.0, 1.0])
+    y = torch.zeros(3, dtype=torch.long)
+    for norm in ("linf", "l2"):
+        kept = attack_strength.survives(always_wrong, points, x, y, norm, 0.1)
+        assert kept.tolist() == [False, False, True]
+    page, recorded = tmp_path / "page.md", json.loads(STRENGTH.read_text())["tables"]
+    page.write_text("before\n<!-- attack-strength -->\nold\n<!-- end -->\nafter\n")
+    attack_strength.main(["--page", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n")
+    assert text.count("\n| ") == len(recorded) + 1 and "old" not in text
+    # no image that high effort calls robust is broken by another tool
+    assert all(row["lost"]["high"] == 0 for row in recorded)
+    assert attack_strength.table(recorded) in (ROOT / "docs" / "robustness.md").read_text()

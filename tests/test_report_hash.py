@@ -205,3 +205,25 @@ def test_a_run_alone_shows_its_evaluations(study: Path) -> None:
     text = write(study / run).read_text()
     assert "Retrieval under attack" in text
     assert "no rule&#39;s own gradient" in text
+
+
+def test_the_anchor_attack_is_shown_where_it_was_run(study: Path) -> None:
+    before = retrieval.to_markdown(read_study(study))
+    assert "Anchor" not in before and "Anchor" not in write(study).read_text()
+    for entry in records.read_json(study / "study.json")["retrieval"]:
+        path = study / entry["folder"] / entry["evaluation"] / "records.jsonl"
+        found = []
+        for row in records.read(path):
+            row = {**row, "attack": "any"} if row.get("attack") == "both" else row
+            found.append(row)
+            if row["kind"] == "map" and row["attack"] == "SDHA":
+                found.append({**row, "attack": "Anchor", "map": row["map"] - 0.1})
+        path.unlink()
+        records.append(path, *found)
+    after = retrieval.to_markdown(read_study(study))
+    head, _, first = after.splitlines()[:3]
+    place = [cell.strip() for cell in head.split("|")].index("Anchor own")
+    assert first.split("|")[place].strip() == "59.0"  # BP at the smaller radius: 69 less 10
+    assert "HAG, SDHA or Anchor, whichever" in after
+    page = write(study).read_text()
+    assert "Anchor, exact gradient" in page and "SDHA and Anchor use 50 codes" in page
