@@ -36,7 +36,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = types.SimpleNamespace(finished=[], failed=[])
     monkeypatch.setattr(loop, "run", lambda *_, **__: {})
     monkeypatch.setattr(conduct, "conduct", lambda *_, **__: done)
-    monkeypatch.setattr("apical.bench.sweep.sweep.sweep", lambda *_, **__: done)
+    sweeps = importlib.import_module("apical.bench.sweep.sweep")
+    monkeypatch.setattr(sweeps, "sweep", lambda *_, **__: done)
     monkeypatch.setattr(
         "apical.bench.studies.cost.estimate", lambda *_: types.SimpleNamespace(text=str)
     )
