@@ -168,7 +168,6 @@ def test_lif_time_compares_the_same_spikes(monkeypatch, capsys):
     assert "784-20-10, 4 steps" in capsys.readouterr().out
 
 
-
 def test_gpu_check_runs_and_finds_a_wrong_device(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu_check, "RULES", {n: gpu_check.RULES[n] for n in ("brsf", "fa", "dfa")})
     checks = [check for check in gpu_check.CHECKS if check is not gpu_check.modes_check]
@@ -198,6 +197,8 @@ def test_gpu_check_wants_a_gpu(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         gpu_check.main([])
     assert "--device cpu --quick" in capsys.readouterr().err
+
+
 def test_attack_strength_counts_what_others_find(tmp_path, monkeypatch):
     """Three images, at the border of the ball, inside and outside of it; labels are of class 0."""
     x = torch.zeros(3, 2)

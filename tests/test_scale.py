@@ -116,6 +116,7 @@ def test_a_report_over_plain_runs() -> None:
     finished(Path("runs/copies"), 0.9, rule="fa", seed=0)
     finished(place, rule="dfa", batch_size=64)
     finished(place / "starts", rule="bp")
+    (place / "loop").symlink_to(Path("runs").resolve())
     study = plain_runs.read_runs(Path("runs"), plain_runs.find(Path("runs"))[1])
     both = "mlp on digits, batch_size {}, lr {}".format
     wide = {(both(512, lr), "fa", seed) for lr in (BASE.lr, 0.5) for seed in range(3)}

@@ -110,7 +110,9 @@ def digests(experiment: Mapping[str, Any]) -> dict[str, str]:
     while level:
         data = level.get("data")
         if isinstance(data, str) and data.startswith(FOLDER):
-            found[data] = _listing_digest(Path(data.removeprefix(FOLDER).partition("?")[0]).expanduser())
+            found[data] = _listing_digest(
+                Path(data.removeprefix(FOLDER).partition("?")[0]).expanduser()
+            )
         level = _before(level)
     return {name: digest for name, digest in sorted(found.items()) if digest}
 

@@ -28,7 +28,7 @@ def to_pandas(folder: str | os.PathLike[str], kind: str = "final") -> pandas.Dat
     try:
         import pandas
     except ModuleNotFoundError as error:
-        raise ValueError(f"to_pandas: {error}; pip install pandas") from error
+        raise ValueError(f"to_pandas: {error}; pip install 'apical[track]'") from error
     rows = []
     for place, run in _runs(Path(folder)):
         about = {"folder": place, "setting": run.setting, "rule": run.rule, "seed": run.seed}

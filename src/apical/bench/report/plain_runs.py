@@ -24,6 +24,8 @@ def find(folder: Path) -> tuple[list[Path], list[Path]]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not path.is_dir() or path.name.startswith(".") or path.name in SKIPPED:
             continue
+        if path.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+            continue  # a link to a folder above would have no end
         if is_study(path):
             studies.append(path)
         elif (path / "experiment.json").is_file():
