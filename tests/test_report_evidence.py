@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from apical.bench.report import figures, gained, linear_probes, results, table_markdown, write
+from apical.bench.report import (
+    figures,
+    gained,
+    linear_probes,
+    opening,
+    results,
+    table_markdown,
+    write,
+)
 from apical.bench.report.colours import colours
 from apical.bench.report.read import Run, read_study
 from apical.bench.storage import records
@@ -96,13 +104,13 @@ def test_without_the_control_no_column_speaks_of_it_and_the_table_says_so(tmp_pa
 def test_the_finding_names_the_best_rule_and_those_it_does_not_differ_from(tmp_path: Path) -> None:
     alike = {"bp": (2.0, 2.2, 2.1), "usf": (2.1, 2.2, 2.0), "fa": (4.0, 4.4, 4.1)}
     rows = results.cells(read_study(make(tmp_path / "s", alike)))
-    assert results.finding(rows) == (
+    assert opening.of_errors(rows) == (
         "BP has the lowest test error, 2.10 %, not significantly different from uSF."
     )
-    assert results.finding(rows[:2]).startswith(
+    assert opening.of_errors(rows[:2]).startswith(
         "No test error differs significantly from the lowest, BP's 2.10 %"
     )
-    assert results.finding(rows[:1]) == ""
+    assert opening.of_errors(rows[:1]) == ""
 
 
 def drawn(tries: list[dict[str, Any]]) -> Any:

@@ -18,7 +18,8 @@ from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation
 from apical.data.letters import load_letters
 from apical.data.mnist import load_fashion_mnist, load_mnist
-from apical.data.own import TensorSplit, from_splits, load_own
+from apical.data.own import from_splits, load_own
+from apical.data.own_splits import TensorSplit
 from apical.data.parts import load_cifar10_first5, load_cifar10_unseen
 from apical.data.saccades import load_event_mnist
 from apical.names import unknown

@@ -1,7 +1,6 @@
 """Data of one's own: tensors, datasets or loaders, checked once, then like any other data set."""
 
 import hashlib
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.data import (
 )
 
 from apical.data.images import ImageData, Images, Split
+from apical.data.own_splits import DatasetSplit, Seeded, TensorSplit, checked_labels
 from apical.names import from_path
 
 CONTRACT = (
@@ -102,123 +102,6 @@ def from_splits(train: Any, test: Any, *, name: str | None = None) -> ImageData:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class TensorSplit:
-    """Inputs of any shape, held in memory, that reach the net as they are.
-
-    Shapes: inputs float32 (N, ...); labels int64 (N,).
-    """
-
-    inputs: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one input."""
-        return tuple(self.inputs.shape[1:])
-
-    def take(self, indices: Tensor) -> "TensorSplit":
-        """The inputs at `indices`, copied, in that order."""
-        return TensorSplit(self.inputs[indices], self.labels[indices])
-
-    def to(self, device: torch.device | str) -> "TensorSplit":
-        """The same inputs on another device."""
-        return TensorSplit(self.inputs.to(device), self.labels.to(device))
-
-    def resized(self, size: int) -> "TensorSplit":
-        """Raises: ValueError: these inputs are not resized."""
-        raise _not_resized(size)
-
-    def batches(
-        self, indices: Sequence[Tensor], zooms: Sequence[Tensor] | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs, labels) for each tensor of indices. Raises: ValueError if zooms are given."""
-        _no_zoom(zooms)
-        for chosen in indices:
-            chosen = chosen.to(self.labels.device)
-            yield self.inputs.index_select(0, chosen), self.labels.index_select(0, chosen)
-
-
-@dataclass(frozen=True, eq=False)
-class DatasetSplit:
-    """Items of a ``torch.utils.data.Dataset``, read anew in every epoch.
-
-    Args: indices: of the items, in their order.     labels: int64, of those items.
-        shape: of one input.     collate: from a list of items to (inputs, labels).
-        workers: processes that read ahead.
-    """
-
-    dataset: Any
-    indices: Tensor
-    labels: Tensor
-    shape: tuple[int, ...]
-    collate: Any
-    workers: int = 0
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def take(self, indices: Tensor) -> "DatasetSplit":
-        """The items at `indices`, in that order."""
-        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
-
-    def to(self, device: torch.device | str) -> "DatasetSplit":
-        """Itself: items are read on the CPU, whatever the device."""
-        return self
-
-    def resized(self, size: int) -> "DatasetSplit":
-        """Raises: ValueError: these inputs are not resized."""
-        raise _not_resized(size)
-
-    def batches(
-        self, indices: Sequence[Tensor], zooms: Sequence[Tensor] | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs, labels) for each tensor of indices. Every item is read with random numbers of
-        its own, a function of the order of all of them, whatever the number of workers."""
-        _no_zoom(zooms)
-        order = torch.cat([*indices]) if len(indices) else torch.zeros(0, dtype=torch.int64)
-        seed = int.from_bytes(hashlib.sha256(order.numpy().tobytes()).digest()[:6], "big")
-        at = 0
-        batches = []
-        for chosen in indices:
-            batches.append(
-                [(i, seed + at + k) for k, i in enumerate(self.indices[chosen].tolist())]
-            )
-            at += len(chosen)
-        loader = DataLoader(
-            _Seeded(self.dataset),
-            batch_sampler=batches,
-            collate_fn=self.collate,
-            num_workers=self.workers,
-            generator=torch.Generator(),  # the global one stays as it is
-        )
-        for x, y in loader:
-            yield x if x.dtype == torch.uint8 else x.float(), _labels(y, "a dataset")
-
-
-class _Seeded(Dataset):
-    """A dataset whose items are read with a seed each; random numbers outside stay as they are."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, item: tuple[int, int]) -> Any:
-        index, seed = item
-        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        try:
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            return self.dataset[index]
-        finally:
-            torch.set_rng_state(before[0])
-            random.setstate(before[1])
-            np.random.set_state(before[2])
-
-
 @dataclass
 class _Content:
     """What reading a split once says about it."""
@@ -295,7 +178,7 @@ def _gathered(batches: Iterable[Any], part: str) -> tuple[Tensor, Tensor]:
 
 def _in_memory(inputs: Any, labels: Any, part: str) -> Split | TensorSplit:
     """Tensors or arrays, checked."""
-    inputs, labels = torch.as_tensor(inputs).detach(), _labels(labels, part)
+    inputs, labels = torch.as_tensor(inputs).detach(), checked_labels(labels, part)
     if inputs.dim() < 2 or len(inputs) != len(labels) or not len(labels):
         raise ValueError(
             f"data: {part} has inputs {tuple(inputs.shape)} and {len(labels)} labels: inputs must "
@@ -308,21 +191,6 @@ def _in_memory(inputs: Any, labels: Any, part: str) -> Split | TensorSplit:
         return Split(inputs, labels)
     _check_float(inputs, part)
     return TensorSplit(inputs.float(), labels)
-
-
-def _labels(labels: Any, part: str) -> Tensor:
-    labels = torch.as_tensor(labels)
-    whole = not labels.is_floating_point() and not labels.is_complex()
-    if not whole or labels.dim() != 1:
-        raise ValueError(
-            f"data: the labels of {part} are {labels.dtype} {tuple(labels.shape)}: they must be "
-            "whole numbers from 0 to K - 1, one for each input, as labels.long() or "
-            "one_hot.argmax(1)"
-        )
-    labels = labels.long()
-    if len(labels) and int(labels.min()) < 0:
-        raise ValueError(f"data: {part} has the label {int(labels.min())}: they begin at 0")
-    return labels
 
 
 def _check_image(shape: tuple[int, ...], part: str) -> None:
@@ -371,7 +239,7 @@ def _read(split: Any, part: str) -> _Content:
         else:
             _check_float(x, part)
             unit = unit and x.min().item() >= 0 and x.max().item() <= 1
-        labels.append(_labels(y, part))
+        labels.append(checked_labels(y, part))
         digest.update(x.contiguous().numpy().tobytes())
         digest.update(labels[-1].numpy().tobytes())
     assert shape is not None
@@ -392,7 +260,7 @@ def _items(split: Any, chunks: Sequence[Tensor], part: str) -> Iterator[tuple[Te
     if not isinstance(split, DatasetSplit):
         yield from split.batches(chunks)
         return
-    first = _Seeded(split.dataset)[0, 0]
+    first = Seeded(split.dataset)[0, 0]
     if not isinstance(first, (tuple, list)) or len(first) != 2:
         raise ValueError(f"data: item 0 of {part} is a {type(first).__name__}: {CONTRACT}")
     if not isinstance(first[0], (Tensor, np.ndarray)):
@@ -407,12 +275,3 @@ def _with_labels(split: Any, content: _Content) -> Images:
     if isinstance(split, DatasetSplit):
         return replace(split, labels=content.labels, shape=content.shape)
     return split
-
-
-def _not_resized(size: int) -> ValueError:
-    return ValueError(f"size={size}: inputs of one's own are not resized; resize them where made")
-
-
-def _no_zoom(zooms: Any) -> None:
-    if zooms is not None:
-        raise ValueError("augment='zoom_flip' is for image folders; use a transform of the dataset")

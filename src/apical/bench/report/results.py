@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apical.bench.report import gained, rates
-from apical.bench.report.names import display_name, is_baseline, joined
+from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.read import FULL_TIER, Published, Run, Study
 from apical.bench.report.table import (
     Column,
@@ -342,41 +342,6 @@ def seeds_sentence(found: Mapping[str, statistics.Summary]) -> str:
         f"The widest interval is that of {row}: {known[row].n} seeds give ±{number(half(row))}, "
         f"about {needed} would give ±{number(half(row) / 2)}."
     )
-
-
-def finding(rows: Sequence[Cell]) -> str:
-    """What the table shows, in a sentence for each setting: the best rule, which rules it does not
-    differ from, and which are not shown to learn; "" without two rules to compare."""
-    made = []
-    settings = dict.fromkeys(row.setting for row in rows)
-    for setting in settings:
-        found = [row for row in rows if row.setting == setting and row.summary]
-        ranked = sorted(found, key=lambda row: row.summary.mean if row.summary else 0.0)
-        if len(ranked) < 2:
-            continue
-        best = ranked[0]
-        error = f"{mean(best.summary).text} %"
-        same = [row for row in ranked[1:] if {*row.ties} & {*best.ties}]
-        if not best.ties:
-            text = f"{display_name(best.rule)} has the lowest test error, {error}, in a single run"
-        elif len(same) == len(ranked) - 1:
-            text = (
-                f"no test error differs significantly from the lowest, {display_name(best.rule)}'s "
-                f"{error}"
-            )
-        else:
-            text = f"{display_name(best.rule)} has the lowest test error, {error}"
-            text += f", not significantly different from {_names(same)}" if same else ""
-        if idle := [row for row in ranked if row.gain and row.gain.mark]:
-            text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
-        where = f"{setting}: " if len(settings) > 1 else ""
-        made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
-    return " ".join(made)
-
-
-def _names(rows: Sequence[Cell]) -> str:
-    """Names in a row, set off by semicolons where one has a comma."""
-    return joined([display_name(row.rule) for row in rows])
 
 
 def orders(rows: Sequence[Cell]) -> list[str]:

@@ -1,7 +1,6 @@
 """From an experiment to the objects a loop needs: data, net, optimizer, in a fixed order."""
 
 import copy
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from apical.bench.experiment import learner_settings, optimizers, task_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.training import apply_start, objectives, sharding, splits
+from apical.bench.training.group import Group, join_group
 from apical.bench.training.splits import EVALUATION_BATCH
 from apical.core.convert import convert, feedback_modules
 from apical.core.switch import check, switch
@@ -42,33 +42,6 @@ class Given:
 
     images: data.ImageData | None = None
     net: nn.Module | None = None
-
-
-@dataclass
-class Group:
-    """The processes that train together under ``torchrun``; one of them without it."""
-
-    rank: int = 0
-    size: int = 1
-    opened: bool = False  # here, and not by the program that called
-
-    def agree(self, value: bool, device: torch.device) -> bool:
-        """Whether the value is true on any process."""
-        if self.size == 1:
-            return value
-        flag = torch.tensor(int(value), device=device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
-
-    def wait(self) -> None:
-        """Return once every process is here."""
-        if self.size > 1:
-            torch.distributed.barrier()
-
-    def close(self) -> None:
-        """Take leave of the others; a process that just ends may abort in its network threads."""
-        if self.opened and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
 
 @dataclass
@@ -305,16 +278,6 @@ def check_device(device: str, experiment: Experiment) -> torch.device:
             "scaler, which needs CUDA; use autocast='bf16' here, or --device cuda"
         )
     return where
-
-
-def join_group(device: torch.device) -> Group:
-    """The processes started by ``torchrun`` (gloo on CPU, nccl on CUDA), or one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Group()
-    opened = not torch.distributed.is_initialized()
-    if opened:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), opened)
 
 
 def _as_called(experiment: Experiment, model: nn.Module, group: Group) -> nn.Module:
