@@ -1,6 +1,6 @@
 """The verb ``apical verify``: some runs of a kept study trained again, and compared."""
 
-from apical.bench.cli.parsing import make_parser, parse
+from apical.bench.cli.parsing import add_trust, make_parser, parse
 
 
 def verify(words: list[str]) -> int:
@@ -21,6 +21,7 @@ def verify(words: list[str]) -> int:
     parser.add_argument("--results", default="results", help="folder of the kept studies")
     parser.add_argument("--data_root", default=None, type=str,
                         help="folder of data sets (else APICAL_DATA, the cache)")  # fmt: skip
+    add_trust(parser)
     values = parse(parser, words)
     from apical.bench.report import verified
     from apical.bench.studies import verify as verifying
@@ -32,6 +33,7 @@ def verify(words: list[str]) -> int:
         folder,
         minutes=values["minutes"],
         data_root=values["data_root"],
+        trust=values["trust"],
         say=lambda text: print(text, flush=True),
     )
     counts = Counter(run["outcome"] for run in found["runs"])

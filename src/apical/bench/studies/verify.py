@@ -36,11 +36,14 @@ OF_THE_MACHINE = {"seconds", "cpu_seconds", "step_ms", "step_cpu_ms", "memory_mb
 Row = Mapping[str, Any]
 
 
-def verify(folder: Path, *, minutes: float, data_root: str | None, say: Say) -> dict[str, Any]:
+def verify(
+    folder: Path, *, minutes: float, data_root: str | None, say: Say, trust: bool = False
+) -> dict[str, Any]:
     """Train a sample of a study's finished runs again, and compare.
 
     Args: folder: of the study, packed or loose.     minutes: budget (> 0) of recorded training
         time: the sample is the same on every machine, see `sample`.     say: told of every rerun.
+        trust: as of `load_run`; without it, a study that names code of its own is an error.
     Returns: the record, also written to ``verify/NAME.json`` beside the folder: ``runs``, see
         `rerun`, ``left_out``, minutes of the cheapest run by rule where no run fits the budget,
         and the ``environment`` of the reruns.
@@ -52,7 +55,7 @@ def verify(folder: Path, *, minutes: float, data_root: str | None, say: Say) -> 
     finished = [run for run in study.runs if run.status == "finished"]
     if not finished:
         raise ValueError(f"{folder}: no run of the study has finished")
-    chosen, left_out = sample(finished, source, 60 * minutes)
+    chosen, left_out = sample(finished, source, 60 * minutes, trust)
     say(
         f"{study.title}: {len(chosen)} of {len(finished)} runs again, "
         f"{sum(run.final['seconds'] for run in chosen) / 60:.1f} minutes as recorded"
@@ -60,7 +63,7 @@ def verify(folder: Path, *, minutes: float, data_root: str | None, say: Say) -> 
     made = []
     with tempfile.TemporaryDirectory(prefix="apical-verify-") as work:
         for run in chosen:
-            made.append(rerun(run, source, Path(work), data_root))
+            made.append(rerun(run, source, Path(work), data_root, trust))
             say(_sentence(made[-1]))
     for rule, least in left_out.items():
         say(f"{rule}: left out, its cheapest run takes {least:.1f} minutes")
@@ -80,7 +83,7 @@ def verify(folder: Path, *, minutes: float, data_root: str | None, say: Say) -> 
 
 
 def sample(
-    runs: Sequence[Run], source: packing.Folder, seconds: float
+    runs: Sequence[Run], source: packing.Folder, seconds: float, trust: bool = False
 ) -> tuple[list[Run], dict[str, float]]:
     """Which runs are trained again: the cheapest of each rule, cheaper rules first, then the second
     cheapest of each, and so on, as long as their recorded seconds and those of the nets that they
@@ -95,7 +98,7 @@ def sample(
     starts: set[str] = set()
     spent = 0.0
     for run in filter(None, itertools.chain(*itertools.zip_longest(*rules.values()))):
-        start = _start(run, source)
+        start = _start(run, source, trust)
         new = sum(cost for name, cost in start.items() if name not in starts)
         if spent + run.final["seconds"] + new <= seconds:
             chosen.append(run)
@@ -103,24 +106,28 @@ def sample(
             spent += run.final["seconds"] + new
     there = {run.rule for run in chosen}
     left_out = {
-        rule: round(sum((found[0].final["seconds"], *_start(found[0], source).values())) / 60, 1)
+        rule: round(
+            sum((found[0].final["seconds"], *_start(found[0], source, trust).values())) / 60, 1
+        )
         for rule, found in rules.items()
         if rule not in there
     }
     return chosen, left_out
 
 
-def _start(run: Run, source: packing.Folder) -> dict[str, float]:
+def _start(run: Run, source: packing.Folder, trust: bool) -> dict[str, float]:
     """The net that a run starts from, if another run trained it, and its recorded seconds."""
     start = (run.experiment.get("start") or {}).get("source")
     if not isinstance(start, dict):
         return {}
-    name = from_dict(start).name
+    name = from_dict(start, trust=trust).name
     rows = source.rows(f"{pretraining.FOLDER}/{name}/records.jsonl")
     return {name: rows[-1]["seconds"] if rows and "seconds" in rows[-1] else 0.0}
 
 
-def rerun(run: Run, source: packing.Folder, work: Path, data_root: str | None) -> dict[str, Any]:
+def rerun(
+    run: Run, source: packing.Folder, work: Path, data_root: str | None, trust: bool = False
+) -> dict[str, Any]:
     """Train a run again, with its recorded device and number of threads, and compare.
 
     Returns: ``outcome``, see `report.verified`; ``why`` where it is not comparable; else the test
@@ -136,7 +143,9 @@ def rerun(run: Run, source: packing.Folder, work: Path, data_root: str | None) -
         "seed": run.seed,
     }
     key = source.read_json(f"{run.folder}/experiment.json").get("key")
-    experiment: Experiment = from_dict(run.experiment)
+    experiment: Experiment = from_dict(
+        run.experiment, trust=trust, where=f"{run.folder}/experiment.json"
+    )
     if experiment.key != key:
         why = "this version computes something else from these settings: their key has changed"
         return named | {"outcome": NOT_COMPARABLE, "why": why}
