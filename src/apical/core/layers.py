@@ -170,7 +170,7 @@ def _reduce(layer: Any, protocol: int) -> Any:
 
 
 def _copier(layer: Any) -> Any:
-    """`__deepcopy__` of a parametrized layer, whose class keeps no `__setstate__`; others have none.
+    """`__deepcopy__` of a parametrized layer, whose class keeps no `__setstate__`; else none.
 
     A wrapper that passes on what it lacks, as PEFT's does, would copy its layer in its own place.
     """
