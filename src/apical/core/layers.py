@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from apical.core import updates
 from apical.core.feedback import Feedback
@@ -107,7 +108,7 @@ def converted_class(mixin: type, plain: type) -> type:
         "register_parameter": _register_parameter,
     }
     if not hasattr(plain, "__deepcopy__"):
-        names["__deepcopy__"] = _copy
+        names["__deepcopy__"] = property(_copier)
     return type(f"Feedback{plain.__name__}", (mixin, plain), names)
 
 
@@ -163,8 +164,18 @@ def _reduce(layer: Any, protocol: int) -> Any:
     return _rebuild, (mixin, layer_class.plain_class), layer.__getstate__()
 
 
+def _copier(layer: Any) -> Any:
+    """`__deepcopy__` of a parametrized layer, whose class keeps no `__setstate__`; else none.
+
+    A wrapper that passes on what it lacks, as PEFT's does, would copy its layer in its own place.
+    """
+    if not parametrize.is_parametrized(layer):
+        raise AttributeError("__deepcopy__")
+    return partial(_copy, layer)
+
+
 def _copy(layer: Any, memo: dict[int, Any]) -> Any:
-    """As any module is copied; a parametrized layer keeps this, but not `__setstate__`."""
+    """As any module is copied."""
     twin = layer.__class__.__new__(layer.__class__)
     memo[id(layer)] = twin
     twin.__dict__ = copy.deepcopy(layer.__dict__, memo)
