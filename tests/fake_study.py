@@ -74,7 +74,8 @@ def epoch_rows(rule, epoch, error, layers, chance):
     train = error * (0.2 + 9 * math.exp(-epoch / 3)) * (1 + 0.08 * chance.random())
     val = error * (1 + 4 * math.exp(-epoch / 4)) * (1 + 0.05 * chance.random())
     row = {"kind": "epoch", "epoch": epoch, "step": 938 * epoch, "train_loss": 3 * train}
-    row |= {"train_acc": 1 - train, "val_loss": 3 * val, "val_acc": 1 - val, "lr": 0.1}
+    accuracies = {"train_acc": max(0.0, 1 - train), "val_acc": max(0.0, 1 - val)}
+    row |= {**accuracies, "val_loss": 3 * val, "lr": 0.1}
     yield row | {"seconds": 8.1, "cpu_seconds": 8.0, "step_ms": 8.4, "memory_mb": 390}
     for depth, layer in enumerate(layers):
         settle = 1 - math.exp(-epoch / 5)
