@@ -323,7 +323,7 @@ def test_runs_held_elsewhere_are_waited_for(
             started.set()
             time.sleep(0.5)
             run_folder.create(elsewhere.folder, elsewhere.experiment, EXECUTION)
-            row = {"kind": "final", "test_acc": 0.5, "seconds": 1.0}
+            row = {"kind": "final", "epoch": 1, "test_acc": 0.5, "seconds": 1.0}
             records.append(elsewhere.folder / "records.jsonl", row)
 
     started = threading.Event()
