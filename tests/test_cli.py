@@ -149,6 +149,8 @@ def test_a_net_and_data_of_the_current_folder_train(capsys: Any) -> None:
     assert cli.main(["train", "--data", "front_data:make", "--net", "lenet"]) == 1
     assert "must be (channels, height, width)" in told(capsys)
     assert cli.main(["robustness", "here"]) == 1
+    assert "allow it with --trust" in told(capsys)
+    assert cli.main(["robustness", "here", "--trust"]) == 1
     assert "no images in [0, 1]" in told(capsys)
 
 
@@ -278,7 +280,7 @@ def test_a_rule_of_the_current_folder_trains() -> None:
         (["train", "--test_at", "x"], "--test_at x: expected a list", 2),
         (["train", "--learning-rate", "1"], "train --help-all lists all options", 2),
         (["train", "--rule", "no_package.rules:Mine"], "no module 'no_package'", 1),
-        (["train", "--rule", '{"rule":"fa"'], "not whole JSON or YAML", 1),
+        (["train", "--rule", '{"rule":"fa"'], "not YAML", 2),
         (["train", "--init", "xavir"], "one of 'net', 'default',", 2),
         (["train", "extra"], "unrecognized arguments: extra", 2),
         (["train", "--epochs", "0"], "--epochs 0: must be at least 1", 1),
@@ -291,7 +293,7 @@ def test_a_rule_of_the_current_folder_trains() -> None:
         (["train", "--optimizer", "sdg"], "unknown optimizer 'sdg'; did you mean 'sgd'", 1),
         (["train", "--rule", '{"zz*": "fa"}'], "'zz*' matches no layer", 1),
         (["train", "--autocast", "fp16"], "use --autocast bf16 here", 1),
-        (["train", "--config", "none.yaml"], "File does not exist: '", 2),
+        (["train", "--config", "none.yaml"], "none.yaml: No such file", 2),
         (["study", "smoek"], "unknown study 'smoek'; did you mean 'smoke'", 1),
         (["study", "smoke", "--tier", "full"], "unknown tier of the study smoke 'full'", 1),
         (["study", "smoke", "--only", "mnist"], "unknown setting of smoke 'mnist'", 1),
@@ -313,7 +315,7 @@ def test_one_clear_message(words: list[str], message: str, status: int, capsys: 
     [
         ("epoch: 3\n", "unknown option '--epoch'; did you mean '--epochs'"),
         ("schedule: {knd: cosine}\n", "did you mean '--schedule.kind'"),
-        ("a: [\n", "Problems parsing config"),
+        ("a: [\n", "run.yaml: not YAML"),
         (
             'rule: !!python/object/apply:os.mkdir ["executed"]\n',
             "could not determine a constructor",

@@ -100,7 +100,10 @@ def parse_settings(parser: Any, words: list[str]) -> dict[str, Any]:
     kinds = type_hints(Experiment).items()
     groups = [n for n, kind in kinds if any(map(dataclasses.is_dataclass, (kind, *get_args(kind))))]
     for name in files:
-        check_file(name, groups)
+        try:
+            check_file(name, groups)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     values = parse(parser, words)
     if files and not values["trust"]:
         alone = parse(parser, _without("--config", flags))

@@ -15,10 +15,11 @@ from apical.bench.evaluate import trained_net
 from apical.bench.experiment import rates
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.storage import records
 from apical.bench.training import loop
-from apical.bench.training.build import GIVEN, Given
+from apical.bench.training.build import Given
 from apical.core.convert import feedback_modules
 from apical.nets import pretrained
 from apical.nets.external import try_shape

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from apical import data, nets, retrieval, rules
 from apical.attacks import Normalised
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_assignment
 from apical.bench.storage import checkpoint, records, run_folder, schema
 from apical.bench.training import build, splits
@@ -168,7 +169,7 @@ def from_run(
     experiment, images, model = found
     if not isinstance(images, data.ImageData):
         raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
-    if experiment.data.startswith(build.GIVEN):
+    if experiment.data.startswith(GIVEN):
         raise ValueError(
             f"{folder} trained on data that were given as objects, which are not kept: attack its "
             "net in Python (apical.attacks), or train by name (--data my_data:make)"

@@ -33,6 +33,9 @@ FOLDER = "folder:"
 LIBRARIES = ("timm", "torchvision")
 """Sources of nets by name, which import no other module."""
 
+GIVEN = "given:"
+"""Beginning of the names of data and nets that were given as objects: digests, no code."""
+
 FILES_OF_TIMM = (
     *("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
     "features_cls",
@@ -63,10 +66,11 @@ def paths(experiment: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(optimizer, str) and optimizer not in OPTIMIZERS and {":", "."} & set(optimizer):
         found[optimizer] = "optimizer"
     net = experiment.get("net")
-    if isinstance(net, str) and ":" in net and net.partition(":")[0] not in LIBRARIES:
+    sources = (*LIBRARIES, GIVEN.rstrip(":"))
+    if isinstance(net, str) and ":" in net and net.partition(":")[0] not in sources:
         found[net] = "net"
     data = experiment.get("data")
-    if isinstance(data, str) and ":" in data and not data.startswith(FOLDER):
+    if isinstance(data, str) and ":" in data and not data.startswith((FOLDER, GIVEN)):
         found[data] = "data set"
     if before := _before(experiment):
         found |= paths(before)

@@ -97,5 +97,5 @@ def check_file(name: str, groups: Container[str] = ()) -> None:
         if str(key) in groups and isinstance(value[key], str):
             raise ValueError(f"--config {name}: {key}: expected a mapping of its settings")
     for key in ("config", "trust"):
-        if key in value:
+        if value.get(key):  # what --print_config writes has them unset
             raise ValueError(f"--config {name}: {key!r} can be given as an option only")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from apical import data, learners, nets
 from apical.bench.experiment import learner_settings, optimizers, task_settings
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.training import apply_start, objectives, sharding, splits
 from apical.bench.training.group import Group, join_group
@@ -26,10 +27,6 @@ Split = data.Batches | sequences.Stream
 Source = data.ImageData | sequences.Task
 Splits = tuple[tuple[Split, Split | None, Split], tuple[Tensor, Tensor] | None]
 """Training, validation, test; and the batch that is measured."""
-
-
-GIVEN = "given:"
-"""Beginning of the names, in experiments, of data and nets that were given as objects."""
 
 
 @dataclass(frozen=True)
