@@ -385,9 +385,8 @@ def test_a_picture_bomb_is_named(tmp_path, monkeypatch):
     for part in ("train", "val"):
         (folder / part / "a").mkdir(parents=True)
         Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / part / "a" / "0.png")
-    split = load_folder(folder).train
     with pytest.raises(DamagedFile, match=r"0\.png is damaged: .*decompression bomb"):
-        next(iter(split.batches([torch.tensor([0])])))
+        load_folder(str(folder))  # its size is that of the images
 
 
 def test_a_pipe_is_no_data_file(tmp_path):
@@ -400,7 +399,7 @@ def test_a_pipe_is_no_data_file(tmp_path):
     with pytest.raises(DamagedFile, match="no ordinary file"):
         read(tmp_path)
     with pytest.raises(DamagedFile, match="no ordinary file"):
-        next(iter(load_folder(tmp_path / "f").train.batches([torch.tensor([0])])))
+        next(iter(load_folder(str(tmp_path / "f")).train.batches([torch.tensor([0])])))
     with pytest.raises(DamagedFile, match="no ordinary file"):
         read_events(tmp_path / "e.bin")
 

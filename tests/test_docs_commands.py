@@ -29,8 +29,9 @@ def test_the_documents_show_every_verb() -> None:
 def test_flags_named_in_tables_exist(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "experiments.md").read_text()
     named = set(re.findall(r"`(--[a-z_]+)", text))
-    with pytest.raises(SystemExit):
-        cli.main(["train", "--help-all"])
+    for verb in (["train", "--help-all"], ["report", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(verb)
     help_text = capsys.readouterr().out
     assert {"--autocast", "--threads"} <= named
     assert not {flag for flag in named if flag not in help_text}

@@ -398,7 +398,7 @@ def test_the_setting_that_contributing_adds_is_one_field_in_one_file(tmp_path: P
     train = ["-m", "apical", "train"]
     printed = python(*train, "--clip_value", "0.5", "--print_config").stdout
     assert yaml.safe_load(printed)["clip_value"] == 0.5
-    assert "upper limit (> 0) of the absolute value" in python(*train, "--help").stdout
+    assert "upper limit (> 0) of the absolute value" in python(*train, "--help-all").stdout
 
 
 def test_an_experiment_prints_what_differs_from_the_defaults() -> None:

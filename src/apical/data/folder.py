@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -180,7 +181,7 @@ class Decoder(Dataset):
         index, zoom = item
         path = os.fsdecode(self.paths[index])
         try:
-            return decode(path, self.size, zoom)
+            return decode(path, self.size, zoom, self.kept)
         except Exception as error:  # of files that are no image, decoders raise anything
             # a value, not an exception: the loader would bury it in a worker's traceback
             return damaged(path, str(error), "a whole image", "copy it from the source of the set")
@@ -195,14 +196,21 @@ def decode(
     """
     from PIL import Image
 
-    if not os.path.isfile(path):  # a pipe would never end
-        raise OSError("no ordinary file")
-    with Image.open(path) as file:
+    with _opened(path) as file:
         image = file.convert("RGB")
     box = _centre(image.size, kept) if zoom is None else _zoom(image.size, zoom)
     pixels = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     tensor = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
     return tensor.flip(2) if zoom is not None and zoom[4] < 0.5 else tensor
+
+
+def _opened(path: str) -> Any:
+    """An image that is not decoded yet. Raises: OSError; what decoders raise, which is anything."""
+    from PIL import Image
+
+    if not os.path.isfile(path):  # a pipe would never end
+        raise OSError("no ordinary file")
+    return Image.open(path)
 
 
 def _centre(size: tuple[int, int], kept: float) -> Box:
@@ -293,14 +301,12 @@ def _some(split: "FolderSplit", count: int) -> list[str]:
 
 def _size(split: "FolderSplit") -> int:
     """The median of the shorter sides of the images, at most 224 pixels."""
-    from PIL import Image
-
     sides = []
     for path in _some(split, SIZED):
         try:
-            with Image.open(path) as file:
+            with _opened(path) as file:
                 sides.append(min(file.size))
-        except OSError as error:
+        except Exception as error:  # of files that are no image, decoders raise anything
             remedy = "copy it from the source of the set"
             raise damaged(path, str(error), "a whole image", remedy) from error
     return min(SIZE, round(median(sides)))

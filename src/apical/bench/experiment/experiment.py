@@ -70,6 +70,7 @@ class Experiment(
     """
 
     label: ClassVar[str] = "experiment"
+    __repr__ = Settings.__repr__  # not that of a group
 
     def problems(self) -> list[str]:
         found = super().problems()

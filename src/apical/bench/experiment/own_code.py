@@ -26,7 +26,6 @@ from types import ModuleType
 from typing import Any
 
 from apical.bench.experiment.optimizers import OPTIMIZERS
-from apical.data.folder import SUFFIXES
 from apical.names import from_path
 
 FOLDER = "folder:"
@@ -246,6 +245,8 @@ def _imported(file: Path, root: Path) -> Iterator[Path]:
 
 def _listing_digest(folder: Path) -> str:
     """Of the names and sizes of all images in a folder, in order; "" where there is none."""
+    from apical.data.folder import SUFFIXES
+
     total = hashlib.sha256()
     count = 0
     for place, folders, files in os.walk(folder):
