@@ -40,7 +40,7 @@ from architectures import save, short
 from model_definitions import SUBJECTS, Subject, loss
 from sweep_check import Finding, Trace, check, train
 
-from apical.core.layers import mixin_for
+from apical.core.kinds import mixin_for
 from apical.rules import DFA, FA, BroadcastRule, KolenPollack, Rule, SignSymmetric, spell
 from torchvision_ops import import_torchvision
 

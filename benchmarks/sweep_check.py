@@ -21,7 +21,7 @@ import apical
 from apical.core.converted import converted_layers, is_converted
 from apical.core.example import call_with
 from apical.core.feedback import Feedback
-from apical.core.layers import mixin_for
+from apical.core.kinds import mixin_for
 from apical.core.plan import Assignment
 
 STEPS = 2

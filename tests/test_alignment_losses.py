@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
+from apical.core.kinds import parts
 from apical.rules import AlignmentLoss
 from apical.rules.ops import LinearOp, Local, Op
 
@@ -65,9 +66,7 @@ def _loss(rule: AlignmentLoss, op: Op, raw: Tensor, weight: Tensor, feedback: Te
 )
 def test_the_gradient_is_that_of_the_loss(kind: str, layer: str, positions: Any) -> None:
     module, shape = LAYERS[layer]
-    apical.convert(holder := nn.Sequential(nn.Identity(), module), "fa")
-    op = module.operation()  # type: ignore[operator]
-    apical.revert(holder)
+    op = parts(module)[""].op
     weight = _random(*module.weight.shape)  # type: ignore[arg-type]
     x, rule = _random(*shape, seed=1), replace(KINDS[kind], positions=positions)
     feedback = _random(*weight.shape, seed=2).requires_grad_()

@@ -74,7 +74,7 @@ def model_of(experiment: Experiment, path: Path) -> nn.Module:
             {"source": "x", "digest": "a", "freeze": "conv*", "train_only": "fc.*"},
             "freeze and train_only: give one of them",
         ),
-        ({"source": "x", "digest": "a", "rates": {"fc.*": -1.0}}, "must be at least 0"),
+        ({"source": "x", "digest": "a", "rates": {"fc.*": -1.0}}, "must be numbers of at least 0"),
         (
             {"source": "x", "digest": "a", "head": "fc", "new_head": False},
             "head='fc' has no effect on a head that stays as it is",

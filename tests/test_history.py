@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import apical
 from apical.core import forward
+from apical.core.kinds import parts
 from apical.rules import (
     FA,
     AlignmentLoss,
@@ -174,7 +175,7 @@ def test_a_replica_of_data_parallel_is_heard_for_its_original() -> None:
     replica = model[2].feedback._replicate_for_data_parallel()
     weight = model[2].weight
     x = torch.ones(1, 5).double().requires_grad_()
-    forward.apply(replica, model[2].operation(), x, weight, None)
+    forward.apply(replica, parts(model[2])[""].op, x, weight, None)
     assert model[2].feedback.history.took_part
 
 

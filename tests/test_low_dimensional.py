@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
+from apical.core.kinds import parts
 from apical.rules import KolenPollack, LowDimensional, Sparse, oja
 from apical.rules.ops import Local
 
@@ -153,7 +154,7 @@ def test_large_ranks_and_few_channels_go_through_the_matrix(
     rule = LowDimensional(rank=rank)
     model: Any = apical.convert(copy.deepcopy(layer), rule)
     x = torch.ones(shape)
-    local = Local(model.operation(), x, model(x).detach(), model.weight.detach())
+    local = Local(parts(model)[""].op, x, model(x).detach(), model.weight.detach())
     assert (rule.send(local, *model.feedback.memory()) is not None) is thin
 
 

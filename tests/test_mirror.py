@@ -184,7 +184,7 @@ def test_it_learns_in_training_without_a_line_in_the_loop() -> None:
         ({"decay": 2.0}, r"decay = 2 is outside \[0, 2\)"),
         ({"decay": -0.1}, r"decay = -0.1 is outside \[0, 2\)"),
         ({"rate": 0.0}, "rate=0.0 must be positive"),
-        ({"sigma": math.nan}, "sigma=nan must be positive"),
+        ({"sigma": math.nan}, "sigma=nan is not a finite number"),
         ({"samples": 0, "every": 0}, "samples=0 must be at least 1; every=0 must be at least 1"),
         ({"noise": "cauchy"}, "noise='cauchy' is not one of 'normal', 'uniform'"),
     ],

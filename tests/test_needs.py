@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.core.converted import converted_layers
+from apical.core.kinds import parts
 from apical.rules import (
     DRTP,
     RULES,
@@ -139,7 +140,8 @@ def test_a_phase_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first_gradient(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _, layer in converted_layers(model):
-        monkeypatch.setattr(layer, "operation", Listening, raising=False)
+        made = {name: part._replace(op=Listening()) for name, part in parts(layer).items()}
+        monkeypatch.setattr(layer, "_apical_parts", lambda made=made: made)
     before = Listening.responses
     optimizer.step()
     assert (Listening.responses > before) == needs(CASES[name]).phase

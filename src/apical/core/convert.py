@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from apical.core import memory, outputs, updates
 from apical.core.broadcast import Broadcast
-from apical.core.converted import converted_layers, feedback_modules
+from apical.core.converted import converted_layers, feedback_modules, modules
 from apical.core.example import size_feedback
 from apical.core.feedback import Feedback, TransportFeedback, check_checkpoint
 from apical.core.kinds import mixin_for, parts
@@ -111,7 +112,9 @@ def _check_call(model: nn.Module, example: Any, seed: Any) -> None:
             f"example={example!r} is no input of a model: give a tensor, a tuple of arguments, or "
             "a dictionary of keyword arguments"
         )
-    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in model.parameters()):
+    held = [p for _, module in modules(model) for p in module.parameters(recurse=False)]
+    made = (p.is_inference() for p in held if not isinstance(p, UninitializedParameter))
+    if torch.is_inference_mode_enabled() or any(made):
         raise ValueError(
             "convert within torch.inference_mode(), or of weights made there: such tensors can "
             "never be trained. Build and convert the model outside of it"
