@@ -257,10 +257,10 @@ def test_the_smoke_study_in_small(tmp_path: Path) -> None:
         dataclasses.replace(e, experiment=dataclasses.replace(e.experiment, epochs=5))
         for e in study.entries
     )
-    outcome = conduct.conduct(
-        dataclasses.replace(study, entries=short), tmp_path, EXECUTION, command="",
-        jobs=2,
-    )  # fmt: skip
+    assert isinstance(study.search, Search)
+    search = dataclasses.replace(study.search, values=(0.03, 0.1), epochs=2, extensions=0)
+    small = dataclasses.replace(study, entries=short, search=search)
+    outcome = conduct.conduct(small, tmp_path, EXECUTION, command="", jobs=2)
     assert len(outcome.finished) == 9
     described = records.read_json(tmp_path / "smoke" / "study.json")
     accuracy = {
