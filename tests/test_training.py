@@ -363,7 +363,7 @@ def test_optimizers(name: str, kind: type) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("torch.optim:Adagra", "'torch.optim' has no 'Adagra'"),
+        ("torch.optim:Adagra", "unknown name in 'torch.optim' 'Adagra'; did you mean 'Adagrad'"),
         ("torch.optimm:SGD", "no module 'torch.optimm'"),
         (":SGD", "write it as package.module:Name"),
     ],
@@ -411,7 +411,8 @@ def test_two_processes_train_the_same_net(
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     options = f"--net_options.hidden [16] --epochs 2 --batch_size 128 --rule {rule} "
-    options += "--optimizer_options.momentum 0.9 --probe_images 16 --probe_share 1 --accumulate 2 "
+    options += "--optimizer sgd --lr 0.05 --optimizer_options.momentum 0.9 --probe_images 16 "
+    options += "--probe_share 1 --accumulate 2 "
     options += "--validation 29"  # leaves 11 x 128 images: every batch divides evenly
     command += ["-m", "apical", "train", "--folder", str(tmp_path / "two"), *options.split()]
     command += ["--switch", json.dumps(switch)]
