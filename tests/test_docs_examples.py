@@ -22,6 +22,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.M | re.S)
 NOT_CODE = {
     "": "a drawing or a printed result",
+    "py": "needs transformers; test_adapters_libraries.py does the same",
+    "text": "needs the runs of a finished study",
     "diff": "applied by test_house.py, on a copy of the package",
     "{eval-rst}": "directives of Sphinx, built by make docs",
     "{include} ../CHANGELOG.md": "the changelog",
@@ -34,8 +36,13 @@ def blocks(document: Path) -> list[tuple[str, int, str]]:
     """(kind, line, code) of each block that runs."""
     text = document.read_text()
     found = [(m[1], text[: m.start(2)].count("\n"), m[2]) for m in FENCE.finditer(text)]
-    assert {kind for kind, _, _ in found} <= {"python", "sh", *NOT_CODE}, document
+    assert {kind for kind, _, _ in found} <= {"python", "sh", "yaml", *NOT_CODE}, document
     return [block for block in found if block[0] not in NOT_CODE]
+
+
+def python_blocks(document: Path) -> list[tuple[int, str]]:
+    """(line, code) of each block of Python."""
+    return [(line, code) for kind, line, code in blocks(document) if kind == "python"]
 
 
 def with_blocks() -> list[Path]:
@@ -80,9 +87,12 @@ def test_the_blocks_of_a_document_run(
     executed: list[str] = []
     try:
         for kind, line, code in blocks(document):
+            if named := re.match(r"# file: (\S+)\n", code):
+                Path(named[1]).write_text(code)
+            if kind == "yaml":
+                assert named, f"{document}:{line}: a comment '# file: NAME' says where it lies"
+                continue
             if kind == "python":
-                if named := re.match(r"# file: (\S+)\n", code):
-                    Path(named[1]).write_text(code)
                 # Leading newlines keep the document's line numbers in tracebacks.
                 exec(compile("\n" * line + code, str(document), "exec"), module.__dict__)
                 executed.append(code)
