@@ -14,7 +14,7 @@ from apical.bench.evaluate import trained_net
 from apical.bench.evaluate import trained_net as trained
 from apical.bench.evaluate.trained_net import from_model, from_run, load_run
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import Experiment, rule_assignment, to_dict
+from apical.bench.experiment.experiment import Experiment, rule_assignment, to_dict, versions
 from apical.bench.storage import records
 from apical.bench.training import build as prepare
 from apical.bench.training import loop
@@ -93,7 +93,9 @@ def test_load_run_reads_runs_on_sequences(tmp_path: Path) -> None:
 
 def test_load_run_of_an_unfinished_run_says_so(tmp_path: Path) -> None:
     (tmp_path / "experiment.json").write_text(
-        json.dumps({"key": Experiment().key, "experiment": to_dict(Experiment())})
+        json.dumps(
+            {"key": Experiment().key, "experiment": to_dict(Experiment()), "versions": versions()}
+        )
     )
     with pytest.raises(ValueError, match="is new: there is no trained net yet"):
         load_run(tmp_path)
@@ -214,7 +216,7 @@ def test_the_checkpoint_of_a_run_fits_a_plain_model(run: Path, package: Path) ->
     ("options", "message"),
     [
         ({"name": "no_nets:small"}, "no module 'no_nets' to import"),
-        ({"name": "their_nets:smal"}, "has no 'smal'"),
+        ({"name": "their_nets:smal"}, "unknown name in 'their_nets' 'smal'; did you mean 'small'"),
         ({"weights": "absent.pt"}, "there is no file absent.pt"),
         ({"weights": "their_nets.py"}, r"cannot be read as tensors.*torch.save\(model.state_dict"),
         ({"weights": "list.pt"}, "holds a list, not a state dict"),
