@@ -49,8 +49,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, shape in STAND_INS.items():
         monkeypatch.setitem(data.DATA, name, _stand_in(name, shape))
     monkeypatch.setattr(build, "TEST_SEQUENCES", 50)
-    whole = studies.build
-    monkeypatch.setattr(studies, "build", lambda *names, **options: _few(whole(*names, **options)))
+    whole, chosen = studies.build, studies.Study.restricted
+
+    def whole_study(*names: Any, **options: Any) -> studies.Study:
+        study = whole(*names, **options)
+        # the command then chooses among all settings of the study
+        object.__setattr__(study, "restricted", lambda only: _few(chosen(study, only)))
+        return study
+
+    monkeypatch.setattr(studies, "build", whole_study)
 
 
 def run(line: str) -> None:
