@@ -52,10 +52,9 @@ def test_no_layer_is_skipped(vision, name):
         assert finding.converted > len(finding.exact) > 0
 
 
-def test_layers_of_unknown_forward_are_refused_by_name_or_kept_knowingly(vision):
+def test_weight_standardised_convolutions_are_converted(vision):
     (row,) = architectures.examine("timm:test_nfnet", ["usf"])
-    assert (row["outcome"], row["with"]) == ("ok", "on_unsupported='keep'")
-    assert "(ScaledStdConv2d): overrides forward of Conv2d" in row["refusal"]
+    assert row["outcome"] == "ok" and "with" not in row and row["converted"] > 10, row
 
 
 def test_the_sweep_is_wide_enough():
