@@ -26,7 +26,7 @@ from apical.core.taps import BroadcastFeedback, Call, OpenCalls, Tap, measurable
 from apical.rules.ops import Op
 
 ATTEMPTS = 3
-"""Forward passes in which the axis of samples is verified, until one shows it."""
+"""Forward passes of several samples in which their axis is verified, until one shows it."""
 
 
 class Broadcast:
@@ -217,6 +217,8 @@ class Broadcast:
 
     def _verify(self, model: nn.Module, call: Call, parts: Sequence[Tensor]) -> None:
         """Whether the axes taken for samples are those of the network; see `sample_axis.verify`."""
+        if all(part.shape[self.axis] < 2 for part in parts):
+            return  # a batch of one shows nothing; the next may
         self._attempts -= 1
         readings = [
             sample_axis.Reading(
