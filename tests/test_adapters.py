@@ -444,6 +444,8 @@ def test_products_in_a_layers_own_forward_go_through_feedback(use: str) -> None:
         (lambda x, w: x @ w, "matmul"),
         (lambda x, w: torch.einsum("...i,oi->...o", x, w), "einsum"),
         (lambda x, w: x, "called no product with its weight"),
+        (lambda x, w: F.linear(F.linear(x, w), torch.cat([w, w])), "cat"),
+        (lambda x, w: F.linear(x, w) + x @ torch.stack([w, w])[0], "stack"),
     ],
 )
 def test_other_uses_of_a_registered_weight_are_errors(use: Any, name: str) -> None:
@@ -479,6 +481,7 @@ def test_what_cannot_be_registered_is_named() -> None:
         (Halved(), {"matrix": Weight()}, None, "neither a class of modules nor the name of one"),
         (Halved, {}, None, "weights are a mapping"),
         (Halved, {"matrix": "x W"}, None, "weights are a mapping"),
+        (Halved, None, None, "weights are a mapping"),
         (Chosen, CHOSEN, None, "up, down: what is stacked.*needs a forward function"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -490,6 +493,9 @@ def test_what_cannot_be_registered_is_named() -> None:
     adapters.register(Halved, {"weight": Weight("x W")})
     with pytest.raises(ValueError, match=r"\(Halved\): has no weight, which its adapter names"):
         apical.convert(Halved(), "fa")
+    adapters.register(Halved, lambda layer: {"matrix": "x W"})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="the adapter of Halved gives weights"):
+        apical.plan(nn.Sequential(Halved()), "fa")
     adapters.register(Listed, LISTED, lambda layer, product, x: product(x, "other"))
     with pytest.raises(ValueError, match="Listed: no weight 'other' was registered; there are"):
         apical.convert(Listed().double(), "fa")(X)

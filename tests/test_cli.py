@@ -201,6 +201,9 @@ def test_tune_prints_the_curve_and_a_command_that_trains(capsys: Any) -> None:
     assert cli.main(shlex.split(commands[0])[1:]) == 0
     assert cli.main(["tune", "--rates", "0.01,0.02"]) == 1
     assert "half decades" in told(capsys)
+    for empty in (",", "fa,"):
+        assert cli.main(["tune", "--rule", empty]) == 2
+        assert "--rule" in told(capsys)
 
 
 def test_train_on_sequences_by_a_learner(capsys: Any) -> None:

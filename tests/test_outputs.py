@@ -154,3 +154,39 @@ def test_an_output_that_changes_its_size_is_refused() -> None:
     model[2].weight.data, model[2].bias.data = torch.ones(2, 5), torch.ones(2)
     with pytest.raises(ValueError, match=r"changed from \(3,\) to \(2,\)"):
         model(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda y, h: (y, y), lambda y, h: {"a": y, "b": [y]}, lambda y, h: (y, {"again": y})],
+    ids=["twice", "in a list", "in a mapping"],
+)
+def test_one_tensor_under_two_names_carries_the_error_under_both(wrap: Any) -> None:
+    key = "a" if isinstance(wrap(0, 0), dict) else 0
+    model = apical.convert(Returns(wrap), "dfa", output=key)
+    output = model(X)
+    first = output[key]
+    other = output["b"][0] if key == "a" else output[1]
+    other = other["again"] if isinstance(other, dict) else other
+    expected = torch.autograd.grad(first.sum(), list(model.parameters()), retain_graph=True)
+    actual = torch.autograd.grad(other.sum(), list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "reach", "name"),
+    [
+        (lambda y, h: (y, {"aux": h * 2}), lambda out: out[1]["aux"], r"1\['aux'\]"),
+        (lambda y, h: (y, [h, (h * 2,)]), lambda out: out[1][1][0], r"1\[1\]\[0\]"),
+        (lambda y, h: ModelOutput(a=y, deep=Pair(h * 2, h)), lambda out: out["deep"][0], "deep"),
+    ],
+    ids=["mapping", "list", "namedtuple"],
+)
+def test_a_gradient_to_an_output_in_a_container_is_warned_of(
+    wrap: Any, reach: Any, name: str
+) -> None:
+    key = "a" if name == "deep" else 0
+    model = apical.convert(Returns(wrap), "dfa", output=key)
+    output = model(X)
+    with pytest.warns(UserWarning, match=f"{name}.*reaches no hidden layer"):
+        reach(output).sum().backward()

@@ -139,6 +139,15 @@ REFUSED = {
     "pictures": (Pictures(), r"ToTensor\(\)"),
     "a sampler": (DataLoader(Items(), sampler=Weighted()), "a sampler of its own .Weighted"),
     "another shape": ((X[:, :2], Y), "they must be alike"),
+    "one class": ((X, Y * 0), "one class leaves nothing to learn"),
+    "items of one number": (Items(X[:, 0, 0, 0], Y), r"an input of train has shape \(\)"),
+    "images without pixels": ((BYTES[..., :0], Y), r"has shape \(3, 8, 0\)"),
+    "vectors without features": ((X.flatten(1)[:, :0], Y), r"has shape \(0,\)"),
+    "batches of other shapes": ([(X, Y), (X[:, :2], Y)], "batch 1 of train has inputs"),
+    "batches of one item": ([(X[0, 0, 0, 0], Y[0])], r"the labels of train are .* \(\)"),
+    "labels of text": ((X, ["a"] * len(X)), "labels of train are no tensor"),
+    "no labels in a batch": ([(X, None)], "labels of train are no tensor"),
+    "sparse inputs": ((X.flatten(1).to_sparse(), Y), r"give .to_dense\(\)"),
     "fewer classes": ((X[:2], Y[:2]), "test has the label 3, train only 0 to 1"),
 }
 
@@ -171,3 +180,13 @@ def test_a_function_in_the_current_folder_is_a_data_set(tmp_path, monkeypatch) -
             data.load(name)
     with pytest.raises(ValueError, match="not resized"):
         data.load("my_vectors:make", size=3)
+
+
+def test_an_error_in_a_function_of_data_names_its_line(tmp_path, monkeypatch) -> None:
+    (tmp_path / "broken_data.py").write_text("def make():\n    return {}['x']\n")
+    (tmp_path / "asking_data.py").write_text("def make(size):\n    return size\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"raised KeyError: 'x' \(.*broken_data.py, line 2\)"):
+        data.load("broken_data:make")
+    with pytest.raises(ValueError, match="raised TypeError.*called without arguments"):
+        data.load("asking_data:make")

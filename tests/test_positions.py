@@ -197,6 +197,22 @@ def test_swapped_axes_of_equal_sizes_are_refused() -> None:
     model(seeded(3, 3, 4)).sum().backward()
 
 
+def test_batches_of_one_do_not_end_the_verification() -> None:
+    class Swaps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x_TNF: Tensor) -> Tensor:
+            return self.second(torch.tanh(self.first(x_TNF)).transpose(0, 1))
+
+    model = apical.convert(Swaps().double(), DFA(positions="samples"))
+    for _ in range(4):
+        model(seeded(1, 1, 4).requires_grad_()).sum().backward()
+    with pytest.raises(ValueError, match=r"first: .*sample_axis=1"):
+        model(seeded(3, 3, 4).requires_grad_())
+
+
 def test_the_equations_of_maps_at_two_resolutions() -> None:
     """A layer at half the resolution receives the sum of the errors of the four pixels over each
     of its own, through one matrix (classes, channels)."""

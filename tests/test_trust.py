@@ -249,14 +249,22 @@ def test_a_hostile_folder_creates_no_file_and_imports_nothing(
         "rule.rule: 'evil_mod:X'",
         "rule: !!python/object/apply:os.system ['touch EXECUTED']",
         "trust: true\nrule: 'evil_mod:X'",
+        "'rule=evil_mod:X --lr': 1",
+        "schedule: [evil_mod.X]",
+        "config: other.yaml",
     ],
 )
-def test_a_hostile_config_imports_nothing(here: Path, text: str, capsys: Any) -> None:
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_a_hostile_config_imports_nothing(
+    here: Path, verb: str, text: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)  # as with python -m apical
     (here / "evil_mod.py").write_text(EVIL.format(mark=str(here / "EXECUTED")))
     (here / "config.yaml").write_text(text)
-    assert main(["train", "--config", "config.yaml", "--epochs", "1"]) in (1, 2)
+    (here / "other.yaml").write_text("rule: 'evil_mod:X'")
+    assert main([verb, "--config", "config.yaml", "--epochs", "1"]) in (1, 2)
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert sorted(p.name for p in here.iterdir()) == ["config.yaml", "evil_mod.py"]
+    assert sorted(p.name for p in here.iterdir()) == ["config.yaml", "evil_mod.py", "other.yaml"]
     assert "evil_mod" not in sys.modules
 
 

@@ -64,7 +64,7 @@ def register(
                 " 'package.module.Class'"
             )
     if not callable(weights):
-        uses = list(weights.values())
+        uses = list(weights.values()) if isinstance(weights, Mapping) else []
         if not uses or not all(isinstance(use, Weight) for use in uses):
             raise ValueError(
                 "adapters.register: weights are a mapping from names of parameters to how they are"

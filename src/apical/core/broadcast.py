@@ -26,7 +26,7 @@ from apical.core.taps import BroadcastFeedback, Call, OpenCalls, Tap, measurable
 from apical.rules.ops import Op
 
 ATTEMPTS = 3
-"""Forward passes in which the axis of samples is verified, until one shows it."""
+"""Forward passes of several samples in which their axis is verified, until one shows it."""
 
 
 class Broadcast:
@@ -125,28 +125,49 @@ class Broadcast:
         if call.verifies and call.bridged and error.requires_grad:
             self._verify(model, call, parts)
         if self.warns_of_outputs and not torch.compiler.is_compiling():
-            for name, other in outputs.others(output, parts).items():
-                seen = other.view_as(other)  # the layers that read `other` send it signals too
-                seen.register_hook(partial(self._warn_of_output, name))
-                output = outputs.replaced(output, name, seen)
+            output = outputs.mapped(output, partial(self._watched, parts))
         joined = autograd.join(error, tokens[0][0], [token for _, token in tokens])
         if len(parts) == 1:
-            return outputs.replaced(output, keys[0], joined.movedim(0, self.axis))
-        sizes = [part.numel() // max(len(joined), 1) for part in parts]
-        for key, part, flat in zip(keys, parts, joined.split(sizes, 1), strict=True):
-            moved = flat.to(part.dtype).view(part.movedim(self.axis, 0).shape)
-            output = outputs.replaced(output, key, moved.movedim(0, self.axis))
-        return output
+            carriers = [joined.movedim(0, self.axis)]
+        else:
+            sizes = [part.numel() // max(len(joined), 1) for part in parts]
+            carriers = [
+                flat.to(part.dtype).view(part.movedim(self.axis, 0).shape).movedim(0, self.axis)
+                for part, flat in zip(parts, joined.split(sizes, 1), strict=True)
+            ]
 
-    def _warn_of_output(self, name: outputs.Name, gradient: Tensor) -> None:
+        def joined_to(path: tuple[outputs.Name, ...], tensor: Tensor) -> Tensor:
+            # by identity: what the model returns under two names carries the error under both
+            for part, carrier in zip(parts, carriers, strict=True):
+                if tensor is part:
+                    return carrier
+            return tensor
+
+        return outputs.mapped(output, joined_to)
+
+    def _watched(
+        self, parts: Sequence[Tensor], path: tuple[outputs.Name, ...], other: Tensor
+    ) -> Tensor:
+        """A tensor of the output; if it carries no error, one that warns of a gradient to it."""
+        if not other.requires_grad or any(other is part for part in parts):
+            return other
+        seen = other.view_as(other)  # the layers that read `other` send it signals too
+        seen.register_hook(partial(self._warn_of_output, path))
+        return seen
+
+    def _warn_of_output(self, path: tuple[outputs.Name, ...], gradient: Tensor) -> None:
         """Hook of an output that carries no error: once, if it receives a gradient."""
         if self.warns_of_outputs:
             self.warns_of_outputs = False
-            both = [*(key for key in outputs.names(self.output) if key is not None), name]
+            name, *within = path
+            named = [key for key in outputs.names(self.output) if key is not None]
+            remedy = f"Give output={[*named, name]!r} if both count"
+            if within:
+                remedy = "If both count, return it beside that output and name both in output=[...]"
             warnings.warn(
-                f"output {name!r} of the model receives a gradient, which trains the layers next to"
-                " it but reaches no hidden layer: the broadcast error is that of"
-                f" output={self.output!r}. Give output={both!r} if both count",
+                f"output {repr(name) + ''.join(f'[{key!r}]' for key in within)} of the model"
+                " receives a gradient, which trains the layers next to it but reaches no hidden"
+                f" layer: the broadcast error is that of output={self.output!r}. {remedy}",
                 stacklevel=2,
             )
 
@@ -196,6 +217,8 @@ class Broadcast:
 
     def _verify(self, model: nn.Module, call: Call, parts: Sequence[Tensor]) -> None:
         """Whether the axes taken for samples are those of the network; see `sample_axis.verify`."""
+        if all(part.shape[self.axis] < 2 for part in parts):
+            return  # a batch of one shows nothing; the next may
         self._attempts -= 1
         readings = [
             sample_axis.Reading(

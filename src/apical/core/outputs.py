@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,34 +96,34 @@ def error(parts: Sequence[Tensor], axis: int, key: OutputKey) -> Tensor:
     return torch.cat([part.reshape(len(part), -1) for part in moved], 1)
 
 
-def others(output: Any, chosen: Iterable[Tensor]) -> dict[Name, Tensor]:
-    """The tensors of an output that can receive a gradient, but those chosen, by name."""
-    if isinstance(output, Tensor):
-        return {}
-    ids = {id(tensor) for tensor in chosen}
-    return {
-        _shown(output, name): part
-        for name, part in _parts(output).items()
-        if part.requires_grad and id(part) not in ids
-    }
+def mapped(
+    output: Any,
+    change: Callable[[tuple[Name, ...], Tensor], Tensor],
+    path: tuple[Name, ...] = (),
+) -> Any:
+    """The output with `change(path, tensor)` in place of each of its tensors, those in nested
+    containers included: a shallow copy of each container that changes, else the container itself.
 
-
-def replaced(output: Any, key: Name | None, tensor: Tensor) -> Any:
-    """A shallow copy of the output with the tensor that `find` gives replaced."""
+    Args: path: the names that lead from the model's output to this one.
+    """
     if isinstance(output, Tensor):
-        return tensor
-    key = _place(output, key)
-    if key is None:
-        parts = _parts(output)
-        key = next(name for name, part in parts.items() if part.is_floating_point())
+        return change(path, output)
+    replacements = {}
+    for name, part in _items(output):
+        new = mapped(part, change, (*path, _shown(output, name)))
+        if new is not part:
+            replacements[name] = new
+    if not replacements:
+        return output
     if isinstance(output, tuple):
-        items = [tensor if place == key else item for place, item in enumerate(output)]
+        items = [replacements.get(place, item) for place, item in enumerate(output)]
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     if isinstance(output, Mapping | list):
         changed = copy.copy(output)
-        changed[key] = tensor  # type: ignore[index]
+        for name, new in replacements.items():
+            changed[name] = new  # type: ignore[index]
         return changed
-    return dataclasses.replace(output, **{str(key): tensor})
+    return dataclasses.replace(output, **{str(name): new for name, new in replacements.items()})
 
 
 def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tensor:
@@ -189,15 +189,17 @@ def _shown(output: Any, key: Name) -> Name:
 
 
 def _parts(output: Any) -> dict[Name, Tensor]:
+    return {name: part for name, part in _items(output) if isinstance(part, Tensor)}
+
+
+def _items(output: Any) -> list[tuple[Name, Any]]:
     if isinstance(output, Mapping):
-        items: Any = output.items()
-    elif isinstance(output, tuple | list):
-        items = enumerate(output)
-    elif dataclasses.is_dataclass(output):
-        items = ((field.name, getattr(output, field.name)) for field in dataclasses.fields(output))
-    else:
-        return {}
-    return {name: part for name, part in items if isinstance(part, Tensor)}
+        return list(output.items())
+    if isinstance(output, tuple | list):
+        return list(enumerate(output))
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
+    return []
 
 
 def _listed(output: Any, parts: Mapping[Name, Tensor]) -> str:

@@ -60,7 +60,10 @@ class Uses:
         self, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
     ) -> Any:
         """The result of a call of torch, or of the product with feedback in its place."""
-        used = [self._known[id(a)] for a in (*args, *named.values()) if id(a) in self._known]
+        given = []
+        for argument in (*args, *named.values()):  # torch.cat and the like take lists
+            given.extend(argument if isinstance(argument, tuple | list) else [argument])
+        used = [self._known[id(value)] for value in given if id(value) in self._known]
         if not used:
             return function(*args, **named)
         _, key, transposed = used[0]

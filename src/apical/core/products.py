@@ -75,7 +75,16 @@ class Adapter:
 
     def of(self, layer: nn.Module) -> Weights:
         """By name of the parameter, how this layer uses it."""
-        return self.weights if isinstance(self.weights, dict) else self.weights(layer)
+        if isinstance(self.weights, dict):
+            return self.weights
+        weights = self.weights(layer)
+        if isinstance(weights, dict) and all(isinstance(w, Weight) for w in weights.values()):
+            return weights
+        raise ValueError(
+            f"the adapter of {type(layer).__name__} gives weights {weights!r}: its function must"
+            " return a mapping from names of parameters to how they are used,"
+            " {'weight': Weight('x W^T', bias='bias')}"
+        )
 
     def parts(self, layer: Any) -> dict[str, Part]:
         """The weights of the layer by the names that their feedback has."""

@@ -1,6 +1,7 @@
 """Data of one's own: tensors, datasets or loaders, checked once, then like any other data set."""
 
 import hashlib
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,7 +38,15 @@ def load_own(path: str) -> ImageData:
     make = from_path(path, "data")
     if not callable(make):
         raise ValueError(f"data {path!r} is a {type(make).__name__}, not a function")
-    made = make()
+    try:
+        made = make()
+    except Exception as error:  # code of the user may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" ({frames[-1].filename}, line {frames[-1].lineno})"
+        raise ValueError(
+            f"data {path!r} raised {type(error).__name__}: {error}{place if frames[1:] else ''}. "
+            "It is called without arguments and must return (train, test)"
+        ) from error
     if isinstance(made, ImageData):
         return replace(made, name=path)
     if not isinstance(made, (tuple, list)) or len(made) != 2:
@@ -83,6 +92,8 @@ def from_splits(train: Any, test: Any, *, name: str | None = None) -> ImageData:
             f"{second.dtype}: they must be alike"
         )
     classes = int(first.labels.max()) + 1
+    if classes < 2:
+        raise ValueError("data: all labels of train are 0: one class leaves nothing to learn")
     if int(second.labels.max()) >= classes:
         raise ValueError(
             f"data: test has the label {int(second.labels.max())}, train only 0 to {classes - 1}"
@@ -170,7 +181,12 @@ def _gathered(batches: Iterable[Any], part: str) -> tuple[Tensor, Tensor]:
             kind = type(batch).__name__
             raise ValueError(f"data: batch {number} of {part} is a {kind}: {CONTRACT}")
         inputs.append(torch.as_tensor(batch[0]))
-        labels.append(torch.as_tensor(batch[1]))
+        labels.append(checked_labels(batch[1], part))
+        if inputs[-1].dim() < 2 or inputs[-1].shape[1:] != inputs[0].shape[1:]:
+            raise ValueError(
+                f"data: batch {number} of {part} has inputs {tuple(inputs[-1].shape)}, the first "
+                f"{tuple(inputs[0].shape)}: batches must be (N, ...), alike but for N"
+            )
     if not inputs:
         raise ValueError(f"data: {part} gave no batch")
     return torch.cat(inputs), torch.cat(labels)
@@ -207,6 +223,8 @@ def _check_image(shape: tuple[int, ...], part: str) -> None:
 
 
 def _check_float(inputs: Tensor, part: str) -> None:
+    if inputs.layout != torch.strided:
+        raise ValueError(f"data: {part} has inputs of layout {inputs.layout}: give .to_dense()")
     if not inputs.is_floating_point():
         raise ValueError(
             f"data: {part} has inputs of {inputs.dtype}: give uint8 images (N, C, H, W), or a "
@@ -226,6 +244,11 @@ def _read(split: Any, part: str) -> _Content:
     for number, (x, y) in enumerate(_items(split, chunks, part)):
         if shape is None:
             shape, dtype = tuple(x.shape[1:]), x.dtype
+            if not shape or 0 in shape:
+                raise ValueError(
+                    f"data: an input of {part} has shape {shape}: it must hold numbers along at "
+                    "least one axis, as (features,) or (C, H, W)"
+                )
             (_check_image(shape, part) if dtype == torch.uint8 else _check_float(x, part))
         if (tuple(x.shape[1:]), x.dtype) != (shape, dtype):
             raise ValueError(

@@ -130,7 +130,12 @@ class Seeded(Dataset):
 
 
 def checked_labels(labels: Any, part: str) -> Tensor:
-    labels = torch.as_tensor(labels)
+    try:
+        labels = torch.as_tensor(labels)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"data: the labels of {part} are no tensor, array or list of whole numbers: {error}"
+        ) from error
     whole = not labels.is_floating_point() and not labels.is_complex()
     if not whole or labels.dim() != 1:
         raise ValueError(

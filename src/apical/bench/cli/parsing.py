@@ -92,23 +92,29 @@ def parse_settings(parser: Any, words: list[str]) -> dict[str, Any]:
     Raises: UsageError; ValueError naming the code.
     """
     from apical.bench.experiment import own_code
-    from apical.bench.experiment.experiment import Experiment
-    from apical.bench.experiment.yaml_values import check_file
 
     flags = [underscored(word) for word in words]
     files = _values_of("--config", flags)
-    kinds = type_hints(Experiment).items()
-    groups = [n for n, kind in kinds if any(map(dataclasses.is_dataclass, (kind, *get_args(kind))))]
     for name in files:
-        try:
-            check_file(name, groups)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        check_config(name)
     values = parse(parser, words)
     if files and not values["trust"]:
         alone = parse(parser, _without("--config", flags))
         own_code.refuse(values, " and ".join(files), but=alone)
     return values
+
+
+def check_config(name: str) -> None:
+    """Raises: UsageError for a file of settings that must not be read for its values."""
+    from apical.bench.experiment.experiment import Experiment
+    from apical.bench.experiment.yaml_values import check_file
+
+    kinds = type_hints(Experiment).items()
+    groups = [n for n, kind in kinds if any(map(dataclasses.is_dataclass, (kind, *get_args(kind))))]
+    try:
+        check_file(name, groups)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _values_of(option: str, words: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from apical.bench.cli.parsing import (
     add_experiment,
     add_keep_memory,
     add_trust,
+    check_config,
     execution_of,
     experiment_of,
     jobs_of,
@@ -139,13 +139,8 @@ def _from_file(path: str, trust: bool) -> tuple[dict[str, list[str]], list[str]]
     from apical.bench.experiment.settings import default_of
     from apical.bench.experiment.yaml_values import read_yaml
 
-    try:
-        content = read_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        told = re.sub(r"\s+", " ", str(error))
-        raise UsageError(f"--config {path}: {told}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {path}: must be a mapping from options to values")
+    check_config(path)
+    content = read_yaml(Path(path).read_text(encoding="utf-8"))
     several: dict[str, list[str]] = {}
     others: list[str] = []
     for name, value in content.items():

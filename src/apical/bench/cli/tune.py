@@ -100,7 +100,10 @@ def _rules(text: str) -> dict[str, Any]:
     if text.startswith("{"):
         value = yaml.safe_load(text)
         return {rule_label(value): value}
-    return {name: name for part in re.split(r",(?![^(]*\))", text) if (name := part.strip())}
+    names = [part.strip() for part in re.split(r",(?![^(]*\))", text)]
+    if not all(names):
+        raise UsageError(f"--rule {text!r}: give rules with commas between, as fa,bp")
+    return {name: name for name in names}
 
 
 def _rates(text: str) -> tuple[float, ...]:

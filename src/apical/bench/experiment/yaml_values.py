@@ -94,7 +94,10 @@ def check_file(name: str, groups: Container[str] = ()) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"--config {name}: expected settings, one a line, as 'epochs: 3'")
     for key in value:
-        if str(key) in groups and isinstance(value[key], str):
+        if not all(part.isidentifier() for part in str(key).split(".")):
+            raise ValueError(f"--config {name}: {str(key)[:80]!r} is no name of an option")
+        several = value[key] if isinstance(value[key], list) else [value[key]]
+        if str(key) in groups and any(isinstance(each, str) for each in several):
             raise ValueError(f"--config {name}: {key}: expected a mapping of its settings")
     for key in ("config", "trust"):
         if value.get(key):  # what --print_config writes has them unset
