@@ -479,6 +479,7 @@ def test_what_cannot_be_registered_is_named() -> None:
     for kind, weights, forward, text in (
         ("Halved", {"matrix": Weight()}, None, "neither a class of modules nor the name of one"),
         (Halved(), {"matrix": Weight()}, None, "neither a class of modules nor the name of one"),
+        (nn.Linear, {"weight": Weight()}, None, "Linear is converted as it is"),
         (Halved, {}, None, "weights are a mapping"),
         (Halved, {"matrix": "x W"}, None, "weights are a mapping"),
         (Halved, None, None, "weights are a mapping"),

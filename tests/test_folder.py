@@ -154,6 +154,18 @@ def test_size_and_statistics_are_those_of_the_images(place):
     assert data.load(f"folder:{place}").shape == (3, 224, 224)
 
 
+def test_a_class_without_images_or_one_class_alone_is_refused(place):
+    (place / "train/cat").mkdir()
+    with pytest.raises(ValueError, match=r"without images: cat"):
+        data.load(f"folder:{place}")
+    one = place / "alone"
+    (one / "a").mkdir(parents=True)
+    for path in (place / "train/ant").glob("*.png"):
+        path.rename(one / "a" / path.name)
+    with pytest.raises(ValueError, match=r"at least two classes with training images; it has a$"):
+        data.load(f"folder:{one}")
+
+
 def test_folders_that_are_no_data_set_are_refused(place):
     with pytest.raises(ValueError, match=r"there is no folder"):
         data.load(f"folder:{place / 'absent'}")

@@ -145,6 +145,7 @@ REFUSED = {
     "vectors without features": ((X.flatten(1)[:, :0], Y), r"has shape \(0,\)"),
     "batches of other shapes": ([(X, Y), (X[:, :2], Y)], "batch 1 of train has inputs"),
     "batches of one item": ([(X[0, 0, 0, 0], Y[0])], r"the labels of train are .* \(\)"),
+    "labels far apart": ((X, Y * 10**9), "at most 1,000,000 of them"),
     "labels of text": ((X, ["a"] * len(X)), "labels of train are no tensor"),
     "no labels in a batch": ([(X, None)], "labels of train are no tensor"),
     "sparse inputs": ((X.flatten(1).to_sparse(), Y), r"give .to_dense\(\)"),

@@ -89,12 +89,14 @@ def test_a_sweep_runs_every_combination_once(capsys: Any) -> None:
 
 def test_what_a_sweep_refuses(capsys: Any) -> None:
     Path("list.yaml").write_text("- lr\n")
+    Path("folders.yaml").write_text("folder: [a, b]\n")
     cases = [
         (["--lr"], "--lr needs a value"),
         (["--lr", "0.1,fast"], "--lr fast: expected"),
         (["--seeds", "2", "--seed", "1"], "give one of them"),
         (["--config", "absent.yaml"], "absent.yaml"),
-        (["--config", "list.yaml"], "must be a mapping"),
+        (["--config", "list.yaml"], "expected settings"),
+        (["--config", "folders.yaml"], "folder takes one value"),
         (["--learning_rate", "1"], "did you mean"),
     ]
     for words, told in cases:

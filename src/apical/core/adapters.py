@@ -23,6 +23,13 @@ from apical.core.updates import Part
 __all__ = ["Adapter", "Product", "Weight", "adapter_of", "register"]
 
 
+CONVERTED_BY_ITSELF = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+"""Classes that need no adapter (`apical.core.kinds`)."""
+
+
 def register(
     kind: type[nn.Module] | str,
     weights: Mapping[str, Weight] | Callable[[Any], dict[str, Weight]],
@@ -63,6 +70,11 @@ def register(
                 f"adapters.register: {kind!r} is neither a class of modules nor the name of one,"
                 " 'package.module.Class'"
             )
+    if kind in CONVERTED_BY_ITSELF:
+        raise ValueError(
+            f"adapters.register: {kind.__name__} is converted as it is; register a subclass whose"  # type: ignore[union-attr]
+            " forward differs"
+        )
     if not callable(weights):
         uses = list(weights.values()) if isinstance(weights, Mapping) else []
         if not uses or not all(isinstance(use, Weight) for use in uses):

@@ -93,6 +93,13 @@ def load_folder(text: str, *, size: int | None = None) -> ImageData:
         classes = _classes(place)
         train, test = _held_out(_list(place, classes))
         note = f"{len(test)} of {len(test) + len(train)} images, chosen at random, are the test set"
+    counts = torch.bincount(train.labels, minlength=len(classes)).tolist()
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if len(classes) < 2 or empty:
+        raise ValueError(
+            f"folder:{text}: needs at least two classes with training images; it has "
+            f"{', '.join(classes)}" + (f", without images: {', '.join(empty)}" if empty else "")
+        )
     size = size or _size(train)
     train, test = (replace(split, size=size, kept=1.0) for split in (train, test))
     mean, std = _statistics(train)

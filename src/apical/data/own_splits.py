@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+MOST_CLASSES = 1_000_000
+"""More are taken for a mistake: an output of the net stands for each."""
+
 
 @dataclass(frozen=True, eq=False)
 class TensorSplit:
@@ -146,6 +149,11 @@ def checked_labels(labels: Any, part: str) -> Tensor:
     labels = labels.long()
     if len(labels) and int(labels.min()) < 0:
         raise ValueError(f"data: {part} has the label {int(labels.min())}: they begin at 0")
+    if len(labels) and int(labels.max()) >= MOST_CLASSES:
+        raise ValueError(
+            f"data: {part} has the label {int(labels.max())}: labels number the classes from 0, at "
+            f"most {MOST_CLASSES:,} of them"
+        )
     return labels
 
 

@@ -149,6 +149,8 @@ def _from_file(path: str, trust: bool) -> tuple[dict[str, list[str]], list[str]]
             for each in [] if trust else value if isinstance(value, list) else [value]:
                 own_code.refuse({field: each}, path)
             several.update(_settings(str(name), value, default_of(Experiment, field)))
+        elif isinstance(value, list):
+            raise UsageError(f"--config {path}: {name} takes one value, not {value!r}")
         else:
             others.append(f"--{name}={_text(value)}")
     return several, others
