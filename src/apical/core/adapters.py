@@ -72,7 +72,7 @@ def register(
             )
     if kind in CONVERTED_BY_ITSELF:
         raise ValueError(
-            f"adapters.register: {kind.__name__} is converted as it is; register a subclass whose"  # type: ignore[union-attr]
+            f"adapters.register: {kind.__name__} is converted as it is; register a subclass whose"
             " forward differs"
         )
     if not callable(weights):

@@ -60,7 +60,7 @@ class Uses:
         self, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
     ) -> Any:
         """The result of a call of torch, or of the product with feedback in its place."""
-        given = []
+        given: list[Any] = []
         for argument in (*args, *named.values()):  # torch.cat and the like take lists
             given.extend(argument if isinstance(argument, tuple | list) else [argument])
         used = [self._known[id(value)] for value in given if id(value) in self._known]
