@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from apical.bench.report import plain_runs
 from apical.bench.report.read import Run, is_run, is_study, read_run, read_study
+from apical.names import unknown
 
 if TYPE_CHECKING:
     import pandas
@@ -23,17 +24,21 @@ def to_pandas(folder: str | os.PathLike[str], kind: str = "final") -> pandas.Dat
     Returns: columns ``folder``, ``setting``, ``rule``, ``seed`` and ``status`` of the run, those
         of the records, and the settings of its experiment as ``experiment.lr``; lists and mappings
         in them as JSON text.
-    Raises: ValueError where there is no run, or without pandas.
+    Raises: ValueError where there is no run, no record of that kind, or without pandas.
     """
     try:
         import pandas
     except ModuleNotFoundError as error:
         raise ValueError(f"to_pandas: {error}; pip install 'apical[track]'") from error
     rows = []
+    kinds = {"warning"}  # which a run may have none of
     for place, run in _runs(Path(folder)):
         about = {"folder": place, "setting": run.setting, "rule": run.rule, "seed": run.seed}
         about |= {"status": run.status, **_settings(run.experiment)}
+        kinds |= {row["kind"] for row in run.rows}
         rows += [about | dict(row) for row in run.rows if row.get("kind") == kind]
+    if kind not in kinds:
+        raise unknown("kind of records", kind, kinds)
     return pandas.DataFrame(rows)
 
 

@@ -133,8 +133,8 @@ class Search:
         grid = tuple(sorted(set(self.values)))
         if not grid or grid != selection.half_decades(grid[0], grid[-1]):
             raise ValueError(
-                f"search: values={self.values} are not half decades without a gap, such as "
-                "0.01, 0.03, 0.1"
+                f"search: the learning rates {self.values} are not half decades without a gap, "
+                "such as 0.01, 0.03, 0.1"
             )
         if len(set(self.seeds)) < LEAST_SEEDS:
             raise ValueError(f"search: seeds={self.seeds}: needs at least {LEAST_SEEDS} seeds")

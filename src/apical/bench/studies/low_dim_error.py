@@ -52,8 +52,10 @@ OUTPUT = {"mlp": "fc5", "vgg": "fc", "vit": "head"}
 
 
 def low_dim_error(tier: str, seeds: int) -> Study:
-    """Backprop, feedback alignment, Kolen-Pollack, and low-dimensional rules on four nets; from
-    tier short on also accuracies at full training, for tasks of ten and of five classes."""
+    """Backprop, FA, Kolen-Pollack and low-dimensional rules on four nets.
+
+    From tier short on also accuracies at full training, for tasks of ten and of five classes.
+    """
     entries = [
         Entry(setting, label, dataclasses.replace(experiment, seed=seed))
         for setting, base in settings(tier).items()

@@ -56,8 +56,7 @@ EVENT_NOTE = (
 
 
 def snn_robustness(tier: str, seeds: int) -> Study:
-    """Global and local trainings, frames and events, attacked by own, exact and transferred
-    gradients."""
+    """Spiking nets, trained globally or locally, attacked by own, exact, transferred gradients."""
     nets = settings(tier)
     entries = [
         Entry(setting, label, experiment)
