@@ -19,7 +19,7 @@ from apical.bench.training import build
 from apical.nets import pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = 200
+IMAGES = 300
 """Images of the stand-ins for data sets that are not installed with the library."""
 
 STAND_INS = {
@@ -156,7 +156,8 @@ def _few(study: studies.Study) -> studies.Study:
     for cell in cells:
         entry = next(entry for entry in study.entries if entry.cell == cell)
         experiment = entry.experiment
-        less: dict[str, Any] = {"train_images": 64, "test_images": 32}
+        least = max(64, experiment.batch_size)  # a batch of them has to be whole
+        less: dict[str, Any] = {"train_images": least, "test_images": 32}
         if experiment.task:
             less = {"batches": 2, "batch_size": 8, "test_lengths": ()}
         experiment = dataclasses.replace(experiment, epochs=1, validation=0, test_at=(), **less)

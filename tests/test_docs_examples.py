@@ -139,8 +139,14 @@ def test_the_documents_have_examples() -> None:
     assert {"README.md", "CONTRIBUTING.md", "quickstart.md", "write_a_rule.md"} <= names
 
 
+NEEDS = {"apical.bench.sweep.ray": "ray", "apical.bench.sweep.slurm": "submitit"}
+"""Modules of an extra that tests are not run with."""
+
+
 @pytest.mark.parametrize("name", module_names())
 def test_the_examples_of_a_module_run(name: str) -> None:
+    if engine := NEEDS.get(name):
+        pytest.importorskip(engine)
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
 

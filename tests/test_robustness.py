@@ -55,7 +55,8 @@ def test_what_a_finished_evaluation_leaves(tmp_path: Path, nets: Any) -> None:
     assert [row["kind"] for row in found][:1] == ["clean"] and found[-1]["kind"] == "verdict"
     assert found == records.read(folder / "records.jsonl") == Evaluation.rows(folder)
     assert sorted(p.name for p in folder.iterdir()) == [
-        "environment.json", "examples.npz", "records.jsonl", "setting.json", "trials.jsonl",
+        "environment.json", "examples.npz", "records.jsonl", "setting.json", "sha256.json",
+        "trials.jsonl",
     ]  # fmt: skip
     described = records.read_json(folder / "setting.json")
     assert described["key"] == folder.name and described["checkpoint"] == net.digest
@@ -92,11 +93,11 @@ def test_pictures_lie_in_the_ball_and_say_what_the_net_sees(tmp_path: Path, nets
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     done, append = 0, records.append
 
-    def stopping(path: Path, *values: Any) -> None:
+    def stopping(path: Path, *values: Any, **options: Any) -> None:
         nonlocal done
         if done == count:
             raise KeyboardInterrupt
-        append(path, *values)
+        append(path, *values, **options)
         done += 1
 
     monkeypatch.setattr(records, "append", stopping)
@@ -188,10 +189,13 @@ def test_the_digest_is_of_weights_and_feedback(nets: Any) -> None:
     assert nets("fa").digest == digests["fa"]
 
 
+ANOTHER = {"key": "another", "versions": {"robustness": 2}, "checkpoint": "0", "setting": {}}
+
+
 def test_a_folder_of_another_evaluation_is_left_alone(tmp_path: Path, nets: Any) -> None:
     net = nets("fa")
     folder = tmp_path / "here"
-    records.write_json(_made(folder) / "setting.json", {"key": "another"})
+    records.write_json(_made(folder) / "setting.json", ANOTHER)
     with pytest.raises(ValueError, match="holds the evaluation another"):
         evaluate(net, QUICK, folder, QUIET)
     assert [p.name for p in folder.iterdir()] == ["setting.json"]

@@ -53,8 +53,8 @@ def others(tried: Sequence[Tried]) -> list[float]:
     chosen one; rising. With any, the choice is unstable: another seed or CPU could change it.
 
     Raises: ValueError for tries of one seed, which cannot say.
-    >>> others([Tried(0.1, (0.2, 0.3, 0.3), 400), Tried(0.01, (0.3, 0.29, 0.29), 400)])
-    [0.1]
+    >>> others([Tried(0.1, (0.2, 0.25, 0.3), 400), Tried(0.01, (0.29, 0.29, 0.29), 400)])
+    [0.01]
     """
     seeds = len(tried[0].errors)
     if seeds < 2:

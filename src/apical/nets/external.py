@@ -32,7 +32,8 @@ def build_external(
         model = factory(**known, **options)
     except Exception as error:  # code of others may raise anything
         given = {**known, **options}
-        raise ValueError(f"net {name!r} refused the arguments {given}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"net {name!r} refused the arguments {given}: {reason}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"net {name!r} gave a {type(model).__name__}, not a torch.nn.Module")
     try_shape(name, model, in_shape, num_classes)
