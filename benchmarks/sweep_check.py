@@ -127,7 +127,7 @@ def _unlisted(model: nn.Module, reasons: dict[str, str]) -> list[str]:
         if (mixin_for(module) or _has_matrix(module))
         and not isinstance(module, Feedback)
         and id(module) not in inside
-        and not reasons.get(name)
+        and not reasons.get(name.partition(".parametrizations")[0])  # the row is the layer's
     ]
 
 
