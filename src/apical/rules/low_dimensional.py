@@ -26,7 +26,7 @@ class LowDimensional(Follower):
     change, Q - P W = (1 - decay)^t (Q_0 - P W_0) after t updates. P = I is Kolen-Pollack. Where
     the error lies in the row space of P and Q has arrived, the message is that of backprop: so
     what counts is the dimension of the error, not the width of the layer. The rank of the output
-    layer bounds what all layers below can hear; give that layer a rank of its own where it must.
+    layer bounds what all layers below receive; give that layer a rank of its own where it must.
 
     Args:
         rank: dimensions of the error that a layer sends down: a whole number, at most the layer's

@@ -28,8 +28,8 @@ class WeightMirror(TransportRule):
     """B learns from noise: B <- (1 - decay) B + rate <y x^T>, x noise and y the layer's response.
 
     As <y x^T> = sigma^2 W, B goes to rate sigma^2 / decay times W. A mirror phase follows updates
-    of the weight, layer by layer on noise of its own, without labels or images; a layer to whose
-    input nobody listens has none. By default the layer responds linearly, its bias and activation
+    of the weight, layer by layer on noise of its own, without labels or images; a layer whose
+    input needs no signal has none. By default the layer responds linearly, its bias and activation
     blocked, and the decay is the one that lets B go to W itself: B - W shrinks by (1 - decay) per
     batch of noise, and the angle settles near atan(sqrt(rate sigma^2 fan_in / (2 samples))).
 

@@ -87,7 +87,7 @@ def not_linear(optimizer: Optimizer, remedy: str) -> str:
 def loss_scale() -> float:
     """The scale of the gradient scaler that makes the optimizer step under way; 1 without one.
 
-    The scaler divides gradients before the step and tells nobody, so it is looked for among the
+    The scaler divides gradients before the step without a trace, so it is looked for among the
     callers: to be asked once, not in every step.
     """
     frame = sys._getframe()

@@ -38,7 +38,7 @@ Train networks with biologically motivated learning rules, and compare them.
 apical VERB --help explains the options of a verb."""
 
 DEFECT = 70
-"""Exit status after an error that nobody foresaw (EX_SOFTWARE of sysexits.h)."""
+"""Exit status after an unforeseen error (EX_SOFTWARE of sysexits.h)."""
 
 ESSENTIAL = ("data", "net", "net_options", "rule", "epochs", "lr", "batch_size", "optimizer",
              "validation", "seed", "device", "config", "folder")  # fmt: skip
@@ -91,7 +91,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _defect(error: Exception) -> str:
-    """One line about an error that nobody foresaw; its traceback goes to a file."""
+    """One line about an unforeseen error; its traceback goes to a file."""
     import tempfile
     import traceback
 

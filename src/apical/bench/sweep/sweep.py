@@ -204,7 +204,7 @@ def _settle(
     task = running[future]
     try:
         row = future.result()
-    except BrokenProcessPool:  # nobody knows which run broke it
+    except BrokenProcessPool:  # it is not known which run broke it
         for suspect, each in list(running.items()):
             if _gives_up(work, each, "out of memory?"):
                 del running[suspect]

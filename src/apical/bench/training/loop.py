@@ -200,7 +200,7 @@ def _train_epoch(
 
 
 def _update(experiment: Experiment, parts: build.Parts) -> None:
-    """One optimizer step; rules that act on it hear of it themselves."""
+    """One optimizer step; rules that act on it are notified by the optimizer."""
     if experiment.clip_norm is not None:
         parts.scaler.unscale_(parts.optimizer)
         torch.nn.utils.clip_grad_norm_(parts.trained.parameters(), experiment.clip_norm)

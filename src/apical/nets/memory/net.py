@@ -143,7 +143,7 @@ class MemoryNet(nn.Module):
         return scores, self.reconstruction * _means(errors).mean()
 
     def steps(self, x: Tensor, *, errors: bool = False) -> Iterator[Moment]:
-        """Every step, in order, with its graph; a memory that nobody keeps is dropped on the way.
+        """Every step, in order, with its graph; a memory that is not kept is dropped on the way.
 
         Args: errors: whether recall is checked.
         """
