@@ -165,10 +165,9 @@ def parser() -> Any:
 
 def options(values: Mapping[str, Any], place: Path) -> str | None:
     """Settings as flags."""
-    words = []
-    for name, value in values.items():
-        words += [f"--{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    return _parsed(words, values)
+    written = {n: v if isinstance(v, str) else json.dumps(v) for n, v in values.items()}
+    words = [f"--{name}={text}" for name, text in written.items()]
+    return _parsed(words, values, written)  # a setting that is a text takes what was written
 
 
 def yaml_file(values: Mapping[str, Any], as_json: bool, place: Path) -> str | None:
@@ -178,12 +177,15 @@ def yaml_file(values: Mapping[str, Any], as_json: bool, place: Path) -> str | No
     return _parsed([f"--config={place / 'config.yaml'}"], values)
 
 
-def _parsed(words: list[str], values: Mapping[str, Any]) -> str | None:
+def _parsed(
+    words: list[str], values: Mapping[str, Any], written: Mapping[str, str] | None = None
+) -> str | None:
     found = parsing.parse_settings(parser(), words)
     experiment = from_dict({name: found[name] for name in FIELDS}, trust=True)
     form = to_dict(experiment)
     for name, value in values.items():
-        if not same(value, form[name]) and form[name] != value and str(form[name]) != value:
+        meant = same(value, form[name]) or value in (form[name], str(form[name]))
+        if not meant and form[name] != (written or {}).get(name, value):
             return f"{name}: {value!r} became {form[name]!r}"
     if experiment.key != from_dict(form, trust=True).key:
         return f"the key of {form} changed on the way to JSON and back"
