@@ -382,16 +382,17 @@ def test_a_picture_bomb_is_named(tmp_path, monkeypatch):
     with pytest.raises(DamagedFile, match="row 0: .*decompression bomb"):
         read(tmp_path, count=1)
     folder = tmp_path / "images"
-    for part in ("train", "val"):
-        (folder / part / "a").mkdir(parents=True)
-        Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / part / "a" / "0.png")
+    for place in ("train/a", "train/b", "val/a"):
+        (folder / place).mkdir(parents=True)
+        Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / place / "0.png")
     with pytest.raises(DamagedFile, match=r"0\.png is damaged: .*decompression bomb"):
         load_folder(str(folder))  # its size is that of the images
 
 
 def test_a_pipe_is_no_data_file(tmp_path):
     """Reading one would wait for ever."""
-    for place in (tmp_path / "train-0.parquet", tmp_path / "f/train/a/0.png", tmp_path / "e.bin"):
+    names = ("train-0.parquet", "f/train/a/0.png", "f/train/b/0.png", "e.bin")
+    for place in map(tmp_path.joinpath, names):
         place.parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(place)
     (tmp_path / "f/val/a").mkdir(parents=True)
