@@ -51,7 +51,7 @@ def describe(
     Args: checkpoint: digest of the net. version: of the kind of evaluation, by its name.
     """
     for part in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
-        part.unlink()  # left by a kill in the middle of a write; the claim says that no process writes now
+        part.unlink()  # left by a kill in the middle of a write; no process holds the claim
     told = {"key": key, "versions": {**versions(), **version}}
     records.write_json(
         folder / "setting.json", told | {"checkpoint": checkpoint, "setting": dict(setting)}

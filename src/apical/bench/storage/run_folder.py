@@ -93,7 +93,7 @@ def _key(found: dict[str, Any], path: Path, trusted: Container[str] | None) -> s
 def create(folder: Path, experiment: Experiment, execution: Any) -> None:
     """Write what describes a run; a folder that has it is only told if the environment changed."""
     for part in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
-        part.unlink()  # left by a kill in the middle of a write; the claim says that no process writes now
+        part.unlink()  # left by a kill in the middle of a write; no process holds the claim
     described = {
         "key": experiment.key,
         "versions": versions(),
