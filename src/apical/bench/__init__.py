@@ -14,6 +14,7 @@ Needs ``pip install apical[bench]``.
     report    write the page of a study or a run, or of any folder of them
     to_pandas   their records as one table
 
+>>> from apical.bench import Experiment
 >>> Experiment(data="digits", net="mlp", rule="fa", epochs=2).name
 'digits-mlp-fa-s0-339fba4d4d'
 """

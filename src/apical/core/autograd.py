@@ -114,10 +114,6 @@ def _first_order(backward: Any) -> Any:
     return wrapper
 
 
-def _refuse_tangents(ctx: Any, *tangents: Any) -> Any:
-    raise _differentiated_twice(ctx.feedback)
-
-
 def _differentiated_twice(feedback: Feedback) -> RuntimeError:
     return RuntimeError(
         f"{feedback.layer}: a backward pass that is itself differentiated (create_graph=True: a"

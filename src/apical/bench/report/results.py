@@ -182,7 +182,7 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
                 )
             ]
             * any(cell.gain for cell in rows),
-            Column("ties", lambda c: c.ties, "ties", left=True),
+            Column("ties", lambda c: _ties(c, rows), "ties", left=True),
             Column(
                 "published %",
                 _published,

@@ -89,6 +89,7 @@ def _position(path: Path, values: dict[str, Any]) -> Position:
 def _check_records(folder: Path, rows: int, digest: str | None) -> None:
     """Raises: ValueError if the rows that a checkpoint counts are not those it was made with."""
     path = folder / "records.jsonl"
+    # fewer rows have no digest, and are refused where the rest is cut off
     if digest is not None and records.digest(path, rows) not in (digest, None):
         raise ValueError(
             f"{path} is damaged, or was changed: its first {rows} rows are not those that the "
