@@ -154,6 +154,7 @@ def classification(
         else:
             ending = [*monitor.at_end(), *ending]
         records.append(folder / "records.jsonl", *ending)
+        checkpoint.previous(folder / "checkpoint.pt").unlink(missing_ok=True)
         tracked(ending)
     return ending[-1]
 
