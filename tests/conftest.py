@@ -1,5 +1,6 @@
 """What every test shares: one thread, and torchvision where its wheel lacks operators."""
 
+import multiprocessing
 from types import ModuleType
 
 import pytest
@@ -8,6 +9,15 @@ import torch
 from torchvision_ops import import_torchvision
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes of sweeps begin as copies of this process: they need not import torch."""
+    from apical.bench.sweep import workers
+
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture(scope="session")

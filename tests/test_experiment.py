@@ -360,7 +360,7 @@ def test_every_kept_experiment_has_its_stored_key_and_json_form(
 
 def test_the_setting_that_contributing_adds_is_one_field_in_one_file(tmp_path: Path) -> None:
     """The change shown there, made to a copy of the sources: flag, files, key and errors follow."""
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "src", tmp_path / "src")
     block = (ROOT / "CONTRIBUTING.md").read_text().partition("```diff\n")[2].partition("```")[0]
     (name,) = re.findall(r"^\+\+\+ b/(.*)$", block, flags=re.M)
     source = (tmp_path / name).read_text()
@@ -371,13 +371,9 @@ def test_the_setting_that_contributing_adds_is_one_field_in_one_file(tmp_path: P
         source = source.replace(before, "".join(line[1:] for line in lines))
     (tmp_path / name).write_text(source)
 
-    def python(*words: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-        command = [sys.executable, *words]
-        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-
     code = """if True:
         from apical.bench import Experiment
+        from apical.bench.cli.main import main
         from apical.bench.experiment.experiment import from_dict, to_dict
         clipped = Experiment(clip_value=0.5)
         assert from_dict(to_dict(clipped)) == clipped
@@ -387,18 +383,26 @@ def test_the_setting_that_contributing_adds_is_one_field_in_one_file(tmp_path: P
                 Experiment(**wrong)
             except ValueError as error:
                 print(error)
+        for words in (["--clip_value", "0.5", "--print_config"], ["--help-all"]):
+            print("next")
+            try:
+                main(["train", *words])
+            except SystemExit:
+                pass
     """
-    keys, *errors = python("-c", code).stdout.splitlines()
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    values, printed, explained = done.stdout.split("next\n")
+    keys, *errors = values.splitlines()
     same, other = keys.split()
     assert same == Experiment().key != other
     assert errors == [
         "experiment: clip_value=0: must be above 0 and finite",
         "experiment: clip_value=0.5 cannot be combined with clip_norm=1.0",
     ]
-    train = ["-m", "apical", "train"]
-    printed = python(*train, "--clip_value", "0.5", "--print_config").stdout
     assert yaml.safe_load(printed)["clip_value"] == 0.5
-    assert "upper limit (> 0) of the absolute value" in python(*train, "--help-all").stdout
+    assert "upper limit (> 0) of the absolute value" in explained
 
 
 def test_an_experiment_prints_what_differs_from_the_defaults() -> None:
