@@ -1,7 +1,10 @@
 """The command line: verbs, flags, files, clear errors, exit statuses."""
 
+import contextlib
 import dataclasses
 import json
+import multiprocessing
+import os
 import re
 import shlex
 import signal
@@ -47,20 +50,19 @@ def test_help(capsys: Any) -> None:
     assert cli.main(["--version"]) == 0
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_load_no_torch_and_cost_little(option: str) -> None:
+def test_help_and_version_load_no_torch_and_cost_little() -> None:
     code = (
         "import sys; from apical.bench.cli.main import main; import time; "
-        f"main([{option!r}]); print('torch' in sys.modules, time.process_time())"
+        "main(['--help']); main(['--version']); print('torch' in sys.modules, time.process_time())"
     )
-    seconds = []
-    for _ in range(3):
+    seconds: list[float] = []
+    # Processor time of the whole process: on a busy machine the smallest is that of the commands.
+    while not seconds or (min(seconds) >= 0.3 and len(seconds) < 3):
         command = [sys.executable, "-c", code]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         loaded, cost = out.splitlines()[-1].split()
         assert loaded == "False"
         seconds.append(float(cost))
-    # Processor time of the whole process; on a busy machine the smallest is that of the command.
     assert min(seconds) < 0.3
 
 
@@ -418,19 +420,30 @@ def test_check_finds_a_rule_in_the_current_folder(capsys: Any) -> None:
 # signals
 
 
-@pytest.mark.slow
+def study_of_a_fork(words: list[str]) -> None:
+    """The command in a copy of this process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open("out", "w") as out, open("err", "w") as err:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = cli.main(words)
+    sys.exit(status)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_interrupted_runs_end_cleanly_and_go_on(number: int, jobs: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "apical", "study", "smoke", "--seeds", "1"]
-    command += ["--jobs", str(jobs), "--estimate", "false"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("runs/smoke/search/*/checkpoint.pt")):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == cli.INTERRUPTED
-    assert "interrupted. Nothing is lost: the same command resumes" in error.decode()
-    assert "Traceback" not in error.decode()
+def test_interrupted_runs_end_cleanly_and_go_on(
+    number: int, jobs: int, tmp_path: Path, forked_workers: None
+) -> None:
+    words = ["study", "smoke", "--seeds", "1", "--jobs", str(jobs), "--estimate", "false"]
+    process = multiprocessing.get_context("fork").Process(target=study_of_a_fork, args=(words,))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/smoke/search/*/checkpoint.pt")):
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.02)
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    assert process.exitcode == cli.INTERRUPTED
+    error = Path("err").read_text()
+    assert "interrupted. Nothing is lost: the same command resumes" in error
+    assert "Traceback" not in error

@@ -260,18 +260,28 @@ def test_clusters(
 # sweeps
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_every_run_is_done_and_done_once(tmp_path: Path, jobs: int) -> None:
-    todo, told = tasks(tmp_path, 4), []
-    outcome = sweep.sweep(todo, EXECUTION, jobs=jobs, say=told.append)
+def done_once(root: Path, count: int, **options: Any) -> None:
+    todo, told = tasks(root, count), []
+    outcome = sweep.sweep(todo, EXECUTION, say=told.append, **options)
     assert {task.folder for task in outcome.finished} == {task.folder for task in todo}
     assert not outcome.failed
-    assert len(told) == 4
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    again = sweep.sweep(todo, EXECUTION, jobs=jobs, say=told.append)
-    assert len(again.finished) == 4
-    assert told[-1] == "4 of 4 runs are finished already"
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    assert len(told) == count
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    again = sweep.sweep(todo, EXECUTION, say=told.append, **options)
+    assert len(again.finished) == count
+    assert told[-1] == f"{count} of {count} runs are finished already"
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
+
+
+def test_every_run_is_done_and_done_once_in_this_process_and_a_new_one(tmp_path: Path) -> None:
+    done_once(tmp_path / "here", 4, jobs=1)
+    done_once(tmp_path / "spawned", 2, executor=workers.local(1))
+
+
+def test_every_run_is_done_and_done_once_by_two_workers(
+    tmp_path: Path, forked_workers: None
+) -> None:
+    done_once(tmp_path, 6, jobs=2)
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
