@@ -167,9 +167,8 @@ def test_a_switch_is_a_value() -> None:
     assert one.name.startswith("digits-mlp-bp_then_fa_then_kp-s0-")
 
 
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
+def test_values_out_of_range() -> None:
+    for values, told in (
         ({"epochs": 0, "batch_size": 0}, "epochs=0: must be at least 1; batch_size=0"),
         ({"lr": 0.0}, "lr=0.0: must be above 0"),
         ({"lr": math.inf}, "lr=inf: must be above 0 and finite"),
@@ -203,11 +202,9 @@ def test_a_switch_is_a_value() -> None:
         ({"switch": {10: "fa"}}, "switch at 10: must be below epochs=10"),
         ({"switch": {"x": "fa"}}, "switch at 'x': must be a whole number"),
         ({"switch": {2: "faa", 3: "fb"}}, "epoch 2: unknown rule 'faa'.*epoch 3: unknown rule"),
-    ],
-)
-def test_values_out_of_range(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Experiment(**values)
+    ):
+        with pytest.raises(ValueError, match=told):
+            Experiment(**values)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +219,8 @@ def test_unknown_keys(values: dict[str, Any], told: str) -> None:
         from_dict(values)
 
 
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
+def test_schedule_refuses() -> None:
+    for values, told in (
         ({"milestones": (3,)}, "milestones have no effect with kind='constant'"),
         ({"kind": "multistep"}, "needs milestones"),
         ({"kind": "multistep", "milestones": (5, 3)}, "must rise"),
@@ -232,11 +228,9 @@ def test_unknown_keys(values: dict[str, Any], told: str) -> None:
         ({"kind": "step"}, "kind='step' is not one of 'constant', 'multistep', 'cosine'"),
         ({"gamma": 0.0}, "gamma=0.0: must lie in"),
         ({"warmup": -1.0}, "warmup=-1.0: must be at least 0"),
-    ],
-)
-def test_schedule_refuses(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Schedule(**values)
+    ):
+        with pytest.raises(ValueError, match=told):
+            Schedule(**values)
 
 
 def test_schedule_factors() -> None:
@@ -269,9 +263,8 @@ def test_a_group_is_complete_and_checked_alone(group: type[Settings]) -> None:
         Both()
 
 
-@pytest.mark.parametrize(
-    ("group", "values", "told"),
-    [
+def test_each_group_refuses_what_does_not_fit() -> None:
+    for group, values, told in (
         (DataSettings, {"test": False}, "data: test=False without validation"),
         (TaskSettings, {"length": 9}, "task: length=9 has no effect without a task"),
         (NetSettings, {"init": "xavir"}, "net: init='xavir' is not one of"),
@@ -280,16 +273,12 @@ def test_a_group_is_complete_and_checked_alone(group: type[Settings]) -> None:
         (LossSettings, {"label_smoothing": 1}, "loss: label_smoothing=1: must lie in"),
         (TrainingSettings, {"accumulate": 99}, "training: accumulate=99: exceeds batch_size=64"),
         (ProbeSettings, {"probe_share": 0}, r"probes: probe_share=0: must lie in \(0, 1\]"),
-    ],
-)
-def test_each_group_refuses_what_does_not_fit(
-    group: type[Settings], values: dict[str, Any], told: str
-) -> None:
-    for kind in (group, Experiment):
-        with pytest.raises(ValueError, match=told.partition(": ")[2]):
-            kind(**values)
-    with pytest.raises(ValueError, match=told):
-        group(**values)
+    ):
+        for kind in (group, Experiment):
+            with pytest.raises(ValueError, match=told.partition(": ")[2]):
+                kind(**values)
+        with pytest.raises(ValueError, match=told):
+            group(**values)
 
 
 def test_every_field_is_explained_where_it_stands() -> None:

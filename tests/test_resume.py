@@ -178,14 +178,12 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("rule", "fa"), ("seed", 1), ("net_options", {"hidden": [17]})]
-)
-def test_other_settings_never_touch_the_folder(begun: Path, name: str, value: Any) -> None:
-    before = {p.name: p.read_bytes() for p in begun.iterdir()}
-    with pytest.raises(ValueError, match=rf"{name}: .* there, .* here.*left untouched"):
-        loop.run(dataclasses.replace(BASE, **{name: value}), begun)
-    assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
+def test_other_settings_never_touch_the_folder(begun: Path) -> None:
+    for name, value in (("rule", "fa"), ("seed", 1), ("net_options", {"hidden": [17]})):
+        before = {p.name: p.read_bytes() for p in begun.iterdir()}
+        with pytest.raises(ValueError, match=rf"{name}: .* there, .* here.*left untouched"):
+            loop.run(dataclasses.replace(BASE, **{name: value}), begun)
+        assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
 
 
 def test_a_checkpoint_of_another_run_is_refused(begun: Path, tmp_path_factory: Any) -> None:
@@ -207,12 +205,13 @@ def test_another_format_is_refused(begun: Path) -> None:
         loop.run(BASE, begun)
 
 
-@pytest.mark.parametrize("kept", [0, 100, 5000])
-def test_a_truncated_checkpoint_is_refused(begun: Path, kept: int) -> None:
+def test_a_truncated_checkpoint_is_refused(begun: Path) -> None:
     path = begun / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="is damaged|is no readable checkpoint"):
-        loop.run(BASE, begun)
+    whole = path.read_bytes()
+    for kept in (0, 100, 5000):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match="is damaged|is no readable checkpoint"):
+            loop.run(BASE, begun)
 
 
 class Malicious:

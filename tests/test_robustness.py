@@ -220,9 +220,8 @@ def test_trials_survive_json() -> None:
         assert Trial.read(row) == trial
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_refusals() -> None:
+    for options, message in (
         ({"eps": (8,)}, "did you mean 8/255"),
         ({"eps": ()}, "at least one radius above 0"),
         ({"eps": (0.1, 0.1)}, "each once"),
@@ -234,11 +233,9 @@ def test_trials_survive_json() -> None:
         ({"protocol": "biotorch", "norm": "l2"}, "are 'linf', not 'l2'"),
         ({"protocol": "biotorch", "pixels": (0,)}, "must be at least 1"),
         ({"pixels": (1,)}, "have no effect without a protocol"),
-    ],
-)
-def test_refusals(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Evaluation(**options)
+    ):
+        with pytest.raises(ValueError, match=message):
+            Evaluation(**options)
 
 
 def test_images_are_the_same_for_every_net_and_never_more_than_there_are(nets: Any) -> None:

@@ -122,17 +122,14 @@ def test_only_some_settings() -> None:
         study.restricted("LeNet")
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "told"),
-    [
+def test_refusals() -> None:
+    for name, options, told in (
         ("biotorch-minst", {}, "unknown study 'biotorch-minst'; did you mean 'biotorch-mnist'"),
         ("biotorch-mnist", {"tier": "long"}, "unknown tier of the study biotorch-mnist 'long'"),
         ("smoke", {"seeds": 0}, "seeds=0: must be at least 1"),
-    ],
-)
-def test_refusals(name: str, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        studies.build(name, **options)
+    ):
+        with pytest.raises(ValueError, match=told):
+            studies.build(name, **options)
 
 
 def test_conduct_chooses_runs_and_describes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The built wheel holds the whole package and works from another directory."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -31,7 +32,9 @@ sys.exit(command.load()(["list"]))
 
 def run(*command: object, cwd: Path) -> str:
     """Standard output of a command that must succeed; its whole output otherwise."""
-    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
