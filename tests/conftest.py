@@ -1,6 +1,8 @@
 """What every test shares: one thread, and torchvision where its wheel lacks operators."""
 
 import multiprocessing
+import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -9,6 +11,14 @@ import torch
 from torchvision_ops import import_torchvision
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """What a process wrote outlives its end, however it is killed; no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture

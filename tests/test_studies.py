@@ -247,6 +247,7 @@ def test_measuring_takes_real_steps() -> None:
     assert steps == 6
 
 
+@pytest.mark.filterwarnings("ignore::apical.bench.training.monitor.LearningWarning")  # controls
 def test_the_smoke_study_in_small(tmp_path: Path, forked_workers: None) -> None:
     study = studies.build("smoke", seeds=1)
     short = tuple(
