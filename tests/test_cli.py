@@ -66,13 +66,13 @@ def test_help_and_version_load_no_torch_and_cost_little() -> None:
     assert min(seconds) < 0.3
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_of_verbs(verb: str, capsys: Any) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([verb, "--help"])
-    text = capsys.readouterr().out
-    assert text.startswith(f"usage: apical {verb} [options]")
-    assert "``" not in text
+def test_help_of_verbs(capsys: Any) -> None:
+    for verb in cli.VERBS:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([verb, "--help"])
+        text = capsys.readouterr().out
+        assert text.startswith(f"usage: apical {verb} [options]")
+        assert "``" not in text
 
 
 def test_short_help_fits_a_screen_and_is_understood(capsys: Any) -> None:
@@ -274,9 +274,8 @@ def test_a_rule_of_the_current_folder_trains() -> None:
     assert cli.main(["train", "--rule", "rule_nearby:Mine", "--folder", "here", *SMALL]) == 0
 
 
-@pytest.mark.parametrize(
-    ("words", "message", "status"),
-    [
+def test_one_clear_message(capsys: Any) -> None:
+    for words, message, status in (
         (["trian"], "unknown verb 'trian'; did you mean 'train'", 2),
         (["train", "--epoch", "3"], "unknown option '--epoch'; did you mean '--epochs'", 2),
         (["train", "--schedule.knd", "x"], "did you mean '--schedule.kind'", 2),
@@ -305,19 +304,16 @@ def test_a_rule_of_the_current_folder_trains() -> None:
         (["report", "nowhere"], "no study in nowhere", 1),
         (["check", "faa"], "unknown rule 'faa'", 1),
         (["check", "no_package.rules:Mine"], "no module 'no_package'", 1),
-    ],
-)
-def test_one_clear_message(words: list[str], message: str, status: int, capsys: Any) -> None:
-    assert cli.main(words) == status
-    text = told(capsys)
-    assert message in text
-    assert text.count("\n") == 1 or "zz*" in text
-    assert not Path("runs").exists()
+    ):
+        assert cli.main(words) == status
+        text = told(capsys)
+        assert message in text
+        assert text.count("\n") == 1 or "zz*" in text
+        assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_config_files_are_checked_and_never_executed(capsys: Any) -> None:
+    for text, message in (
         ("epoch: 3\n", "unknown option '--epoch'; did you mean '--epochs'"),
         ("schedule: {knd: cosine}\n", "did you mean '--schedule.kind'"),
         ("a: [\n", "run.yaml: not YAML"),
@@ -325,13 +321,11 @@ def test_one_clear_message(words: list[str], message: str, status: int, capsys: 
             'rule: !!python/object/apply:os.mkdir ["executed"]\n',
             "could not determine a constructor",
         ),
-    ],
-)
-def test_config_files_are_checked_and_never_executed(text: str, message: str, capsys: Any) -> None:
-    Path("run.yaml").write_text(text)
-    assert cli.main(["train", "--config", "run.yaml"]) == 2
-    assert message in told(capsys)
-    assert not Path("executed").exists()
+    ):
+        Path("run.yaml").write_text(text)
+        assert cli.main(["train", "--config", "run.yaml"]) == 2
+        assert message in told(capsys)
+        assert not Path("executed").exists()
 
 
 def test_a_run_that_blows_up(capsys: Any) -> None:

@@ -312,23 +312,18 @@ def test_what_does_not_fit() -> None:
             changed(**changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
+def test_what_cannot_be_built_leaves_no_folder(tmp_path: Path) -> None:
+    for changes, told in (
         ({"net": "lstm"}, "LRA: "),
         ({"rule": "fa"}, "LRA: "),
         ({"net_options": {"hiden": 3}}, "unknown option of net 'srn' 'hiden'; did you mean"),
         ({"net_options": {"hidden": 0}}, "hidden=0: must be at least 1"),
         ({"net_options": {"hidden": 2.5}}, "hidden=2.5 must be a whole number"),
         ({"net_options": {"init": "xavier"}}, "unknown initial law of a recurrent net 'xavier'"),
-    ],
-)
-def test_what_cannot_be_built_leaves_no_folder(
-    tmp_path: Path, changes: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(ValueError, match=told):
-        loop.run(changed(**changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    ):
+        with pytest.raises(ValueError, match=told):
+            loop.run(changed(**changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_learner_in_time_is_refused_on_an_image_net(tmp_path: Path) -> None:

@@ -234,9 +234,13 @@ def test_a_hostile_folder_creates_no_file_and_imports_nothing(
     assert set(here.rglob("*")) == files
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_a_hostile_config_imports_nothing(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)  # as with python -m apical
+    (here / "evil_mod.py").write_text(EVIL.format(mark=str(here / "EXECUTED")))
+    (here / "other.yaml").write_text("rule: 'evil_mod:X'")
+    for text in (
         "schedule: evil_mod.X",
         "hashing: evil_mod.X",
         "start: evil_mod.X",
@@ -249,20 +253,14 @@ def test_a_hostile_folder_creates_no_file_and_imports_nothing(
         "'rule=evil_mod:X --lr': 1",
         "schedule: [evil_mod.X]",
         "config: other.yaml",
-    ],
-)
-@pytest.mark.parametrize("verb", ["train", "sweep"])
-def test_a_hostile_config_imports_nothing(
-    here: Path, verb: str, text: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(here)  # as with python -m apical
-    (here / "evil_mod.py").write_text(EVIL.format(mark=str(here / "EXECUTED")))
-    (here / "config.yaml").write_text(text)
-    (here / "other.yaml").write_text("rule: 'evil_mod:X'")
-    assert main([verb, "--config", "config.yaml", "--epochs", "1"]) in (1, 2)
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    assert sorted(p.name for p in here.iterdir()) == ["config.yaml", "evil_mod.py", "other.yaml"]
-    assert "evil_mod" not in sys.modules
+    ):
+        (here / "config.yaml").write_text(text)
+        for verb in ("train", "sweep"):
+            assert main([verb, "--config", "config.yaml", "--epochs", "1"]) in (1, 2)
+            assert len(capsys.readouterr().err.splitlines()) == 1
+            names = ["config.yaml", "evil_mod.py", "other.yaml"]
+            assert sorted(p.name for p in here.iterdir()) == names
+            assert "evil_mod" not in sys.modules
 
 
 OWN = """
