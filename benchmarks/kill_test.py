@@ -40,12 +40,13 @@ SETTINGS = (
     "--epochs 40 --batch_size 32 --augment flip_crop --validation 200 --schedule.kind cosine "
     "--checkpoint_steps 7 --quiet true"
 ).split()
+CONTEXT = multiprocessing.get_context("fork")
 TIMES = ("seconds", "cpu_seconds", "step_ms", "step_cpu_ms", "memory_mb")
 
 
 def begun(folder: Path, settings: list[str]) -> BaseProcess:
     """`apical train` in a copy of this process, so that no kill falls on its imports."""
-    process = multiprocessing.get_context("fork").Process(target=_train, args=(folder, settings))
+    process = CONTEXT.Process(target=_train, args=(folder, settings))
     process.start()
     return process
 

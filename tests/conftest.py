@@ -1,6 +1,5 @@
 """What every test shares: one thread, and torchvision where its wheel lacks operators."""
 
-import multiprocessing
 import os
 from collections.abc import Iterator
 from types import ModuleType
@@ -8,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from processes import CONTEXT
 from torchvision_ops import import_torchvision
 
 torch.set_num_threads(1)
@@ -32,8 +32,7 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes of sweeps begin as copies of this process: they need not import torch."""
     from apical.bench.sweep import workers
 
-    context = multiprocessing.get_context("fork")
-    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: CONTEXT)
 
 
 @pytest.fixture(scope="session")

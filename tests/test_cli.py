@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import shlex
@@ -23,6 +22,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.bench.storage import records
 from apical.bench.studies import Entry, Study
+from processes import CONTEXT
 
 SMALL = ["--net_options.hidden", "[8]", "--epochs", "1", "--batch_size", "512"]
 
@@ -414,8 +414,8 @@ def test_check_finds_a_rule_in_the_current_folder(capsys: Any) -> None:
 # signals
 
 
-def study_of_a_fork(words: list[str]) -> None:
-    """The command in a copy of this process."""
+def interruptible(words: list[str]) -> None:
+    """The command in a process of its own."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open("out", "w") as out, open("err", "w") as err:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -429,7 +429,7 @@ def test_interrupted_runs_end_cleanly_and_go_on(
     number: int, jobs: int, tmp_path: Path, forked_workers: None
 ) -> None:
     words = ["study", "smoke", "--seeds", "1", "--jobs", str(jobs), "--estimate", "false"]
-    process = multiprocessing.get_context("fork").Process(target=study_of_a_fork, args=(words,))
+    process = CONTEXT.Process(target=interruptible, args=(words,))
     process.start()
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/smoke/search/*/checkpoint.pt")):

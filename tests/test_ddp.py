@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import apical
 from apical.rules import DFA, FA, RULES
+from processes import METHOD
 
 STEPS, WORLD = 3, 2
 VARIANTS = {
@@ -72,7 +73,7 @@ def _worker(rank: int, folder: str) -> None:
 def ranks() -> list[dict[str, dict[str, Tensor]]]:
     """The final states of every rule, by rank: one pair of processes trains them all."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (folder,), nprocs=WORLD)
+        mp.start_processes(_worker, (folder,), nprocs=WORLD, start_method=METHOD)
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
 
 

@@ -1,8 +1,8 @@
 """A run killed at any moment and started again ends with the same bits."""
 
 import dataclasses
-import importlib.util
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,14 @@ from apical.bench.experiment.schedule import Schedule
 from apical.bench.storage import checkpoint, records
 from apical.bench.training import loop
 from apical.rules import RULES
+from processes import CONTEXT
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load_kill_test() -> Any:
-    spec = importlib.util.spec_from_file_location("kill_test", ROOT / "benchmarks/kill_test.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+sys.path.append(str(ROOT / "benchmarks"))
 
-
-kill_test = load_kill_test()
+import kill_test  # noqa: E402
 
 BASE = Experiment(
     net_options={"hidden": [16]},
@@ -139,7 +135,8 @@ def with_dropout(in_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module
     )
 
 
-def test_random_kills(tmp_path: Path) -> None:
+def test_random_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kill_test, "CONTEXT", CONTEXT)
     settings = [*kill_test.SETTINGS, "--epochs", "6"]
     result = kill_test.kill_test(3, seed=1, settings=settings, scratch=tmp_path)
     assert len(result["kills"]) == 3

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,10 +20,10 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.storage import claims, records, run_folder
 from apical.bench.sweep import sweep, workers
 from apical.bench.training import loop
+from processes import CONTEXT
 
 BASE = Experiment(net_options={"hidden": [8]}, epochs=1, batch_size=512, probe_every=0)
 EXECUTION = Execution()
-FORK = multiprocessing.get_context("fork")
 
 
 def tasks(root: Path, count: int, **changes: Any) -> list[sweep.Task]:
@@ -81,8 +80,8 @@ def hold_forever(folder: Path, ready: Any) -> None:
 
 
 def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
-    ready = FORK.Event()
-    process = FORK.Process(target=hold_forever, args=(tmp_path, ready))
+    ready = CONTEXT.Event()
+    process = CONTEXT.Process(target=hold_forever, args=(tmp_path, ready))
     process.start()
     assert ready.wait(20)
     with pytest.raises(claims.Held, match=f"pid {process.pid}"), claims.hold(tmp_path):
@@ -155,7 +154,7 @@ def hold_with_an_old_listing(folder: Path, log: Path) -> None:
 def test_processes_that_see_old_listings_never_hold_one_folder_together(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     processes = [
-        FORK.Process(target=hold_with_an_old_listing, args=(folder, tmp_path / name))
+        CONTEXT.Process(target=hold_with_an_old_listing, args=(folder, tmp_path / name))
         for name in ("first", "second")
     ]
     for process in processes:
@@ -372,7 +371,7 @@ def test_two_processes_on_one_study(tmp_path: Path) -> None:
     log.mkdir()
 
     def started(name: str) -> Any:
-        process = FORK.Process(target=work_and_log, args=(tmp_path / "runs", log / name))
+        process = CONTEXT.Process(target=work_and_log, args=(tmp_path / "runs", log / name))
         process.start()
         return process
 
