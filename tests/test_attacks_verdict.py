@@ -3,16 +3,17 @@
 import copy
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from apical import attacks
-from apical.attacks import Audit, sanity, schedule
+from apical.attacks import Audit, evaluation, sanity, schedule
 from apical.attacks.sanity import BLACK_BOX, DOUBLED, STRAYS, TRANSFER, Check, Gap
 from apical.attacks.schedule import MOST_STEPS
-from apical.attacks.sources import Exact
+from apical.attacks.sources import Exact, NoGradient
 from apical.attacks.trials import Step, Trial
 from apical.attacks.verdict import verdict
 from victims import digits
@@ -133,6 +134,31 @@ def test_steps_are_doubled_until_that_changes_little() -> None:
         seen.append(following.attack.steps)
     assert seen == [80, 160, 320] and seen[-1] == MOST_STEPS * 20
     assert schedule.escalated(replace(step, role="usual"), trial(50)) is None
+
+
+@pytest.mark.parametrize("finds", [True, False])
+def test_the_whole_budget_is_spent_where_its_first_part_breaks_something(
+    finds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Square and FAB, after all that follows the exact gradient."""
+
+    tried: dict[str, list[attacks.Attack]] = {"Square": [], "FAB": []}
+    real, blind = evaluation.run, attacks.Noise(0.1)
+
+    def run(step: Step, *args: Any, **options: Any) -> Trial:
+        found = real(replace(step, attack=blind, source=NoGradient()), *args, **options)
+        if step.attack.name not in tried:
+            return replace(found, broken=(False,) * len(X))
+        tried[step.attack.name].append(step.attack)
+        hit = finds and len(tried[step.attack.name]) == 1
+        victim = found.attacked.index(True)
+        return replace(found, broken=tuple(hit and i == victim for i in range(len(X))))
+
+    monkeypatch.setattr(evaluation, "run", run)
+    effort = attacks.Effort(boundary_steps=60, queries=3000)
+    attacks.robust_report(trained("bp"), X, Y, eps=0.1, effort=effort)
+    assert [a.steps for a in tried["FAB"]] == [25, 60][: 1 + finds]
+    assert [a.queries for a in tried["Square"]] == [1000, 3000][: 1 + finds]
 
 
 def test_a_report_doubles_steps_that_do_not_suffice() -> None:

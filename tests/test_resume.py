@@ -74,6 +74,24 @@ def test_resumes_to_the_same_bits(
     assert resumed["test_loss"] == whole["test_loss"]
 
 
+def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execution, path = Execution(checkpoint_steps=2), tmp_path / "killed" / "checkpoint.pt"
+    loop.run(BASE, tmp_path / "whole", execution)
+    with monkeypatch.context() as patch:
+        interrupted_at(3, patch, after=True)
+        with pytest.raises(Killed):
+            loop.run(BASE, tmp_path / "killed", execution)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"checkpoint before it: mv \S*previous\.pt \S*point\.pt"):
+        loop.run(BASE, tmp_path / "killed", execution)
+    checkpoint.previous(path).rename(path)
+    loop.run(BASE, tmp_path / "killed", execution)
+    assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
+    assert not checkpoint.previous(path).exists()
+
+
 SWITCHED = dataclasses.replace(BASE, epochs=4, switch={1: "kp", 2: "fa", 3: {"fc1": "kp"}})
 
 

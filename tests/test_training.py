@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -268,6 +269,26 @@ def test_a_nonfinite_loss_ends_the_run_and_says_where(tmp_path: Path) -> None:
     before = (tmp_path / "records.jsonl").read_bytes()
     assert loop.run(experiment, tmp_path) == row
     assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("split", "epoch"), [("val", 1), ("test", 2)])
+def test_a_nonfinite_loss_of_a_split_ends_the_run(
+    split: str, epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean over a split can overflow where every training batch is finite. The test split is
+    read at the end alone."""
+    scores = loop._scores
+
+    def overflow(experiment: Any, parts: Any, name: str, each: Any) -> dict[str, float]:
+        found = scores(experiment, parts, name, each)
+        return found | {f"{name}_loss": math.inf} if name == split else found
+
+    monkeypatch.setattr(loop, "_scores", overflow)
+    experiment = dataclasses.replace(BASE, epochs=2, validation=100)
+    row = loop.run(experiment, tmp_path)
+    assert (row["kind"], row["reason"], row["epoch"]) == ("stopped", "non-finite loss", epoch)
+    assert row["where"] == f"the split {split!r}"
+    assert run_folder.state(tmp_path) == "stopped" and loop.run(experiment, tmp_path) == row
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ from apical.attacks.trials import Group, Step, Trial
 from apical.attacks.wrappers import Transfer
 from apical.names import check_literals
 
+FIRST_QUERIES, FIRST_BOUNDARY_STEPS = 1000, 25
+"""What the black box and FAB begin with, after everything else: where nothing falls to that, the
+rest of a larger budget is not spent."""
 FINISH = 20
 """Candidates from which the last of several flips is chosen."""
 MOST_STEPS = 16
@@ -40,8 +43,10 @@ class Effort:
         restarts: of PGD by the exact gradient (>= 1).
         adaptive_steps: of APGD, 0 to leave it out.
         adaptive_restarts: of APGD (>= 1).
-        boundary_steps: of FAB, which steps to the decision boundary; 0 to leave it out.
-        queries: of the black box, Square or greedy flips; 0 to leave it out.
+        boundary_steps: of FAB, which steps to the decision boundary; 0 to leave it out. Those
+            beyond 25 are made where 25 break an example that nothing else broke.
+        queries: of the black box, Square or greedy flips; 0 to leave it out. Those of Square beyond
+            1000 are made where 1000 break an example that nothing else broke.
         redraws: of random feedback (>= 1).
         noise: the control: "uniform" in the ball, or "sign", +-eps for every value ("linf" only).
     """
@@ -65,8 +70,8 @@ class Effort:
 
     @classmethod
     def high(cls) -> Effort:
-        """As much as AutoAttack's standard version spends on an image that nothing breaks, and
-        what that does not run."""
+        """The budgets of AutoAttack's standard version, and attacks that it does not run; FAB and
+        Square go on to their whole budgets where their first part breaks an example."""
         return cls(steps=40, restarts=5, adaptive_steps=100, boundary_steps=100, queries=5000)
 
 
@@ -160,16 +165,25 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
             yield Step(adaptive, Exact(), "exact", eps, "survivors")
     if s.effort.boundary_steps:
         boundary = FAB(eps, s.effort.boundary_steps, **common)
-        yield Step(boundary, Exact(), "exact", eps, "survivors")
+        yield _begun(eps, boundary, "steps", FIRST_BOUNDARY_STEPS, Exact(), "exact")
     # After all that follows the exact gradient: what they break beside is a sign that it misleads.
     for name, other in s.surrogates.items():
         transferred = PGD(eps, s.effort.steps, stop_when_broken=s.stop, **common)
         yield Step(Transfer(transferred, other), From(other, name), "transfer", eps)
     if s.effort.queries:
         square = Square(eps, s.effort.queries, **common)
-        yield Step(square, NoGradient(), "black box", eps, "survivors")
+        yield _begun(eps, square, "queries", FIRST_QUERIES, NoGradient(), "black box")
     for attack in s.extra(eps) if s.extra else ():
         yield Step(attack, source(attack.default_gradient), "extra", eps, "survivors")
+
+
+def _begun(
+    eps: float, attack: FAB | Square, budget: str, first: int, source: Source, group: Group
+) -> Step:
+    """At first with no more than `first` of the budget, the field of that name."""
+    short = replace(attack, **{budget: min(getattr(attack, budget), first)})
+    then = attack if attack != short else None
+    return Step(short, source, group, eps, "survivors", then=then)
 
 
 def large(eps: float, s: Setting) -> Step:
@@ -180,9 +194,12 @@ def large(eps: float, s: Setting) -> Step:
 
 
 def escalated(step: Step, trial: Trial) -> Step | None:
-    """The same attack with twice the steps, if it has just shown that steps are lacking; None
-    where they suffice, or where `MOST_STEPS` times as many were tried."""
+    """What follows a step in view of what it did: the whole budget of an attack whose first part
+    broke an example, or the same attack with twice the steps, if it has just shown that steps are
+    lacking. None where they suffice, or where `MOST_STEPS` times as many were tried."""
     attack = step.attack
+    if step.then:
+        return replace(step, attack=step.then, then=None) if any(trial.broken) else None
     if step.role != "doubled" or not isinstance(attack, PGD | Flips):
         return None
     first = attack.steps // 2**step.doublings

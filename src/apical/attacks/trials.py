@@ -31,7 +31,8 @@ class Step:
 
     Args: on: "all" correct examples, or "survivors", those that nothing has broken yet.
         first: only the examples before this place, None: no limit. doublings: of the role
-        "doubled", how often its steps were doubled.
+        "doubled", how often its steps were doubled. then: the attack that follows where this one
+        breaks an example.
     """
 
     attack: Attack
@@ -42,6 +43,7 @@ class Step:
     role: Role = "usual"
     first: int | None = None
     doublings: int = 1
+    then: Attack | None = None
 
     @property
     def key(self) -> str:

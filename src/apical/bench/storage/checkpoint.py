@@ -34,7 +34,8 @@ INTERRUPTS = [
 
 
 def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> None:
-    """Write a checkpoint so that a reader sees the old file or the new one, never a part.
+    """Write a checkpoint so that a reader sees the old file or the new one, never a part. The old
+    one is kept under the name that ``previous`` gives.
 
     Args: state: tensors, numbers, strings, None, and lists, tuples and dicts of them.
         belongs_to: plain values a later ``load`` must match (experiment key, versions, ...).
@@ -48,6 +49,7 @@ def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> No
                 sealed.seal(file)
                 file.flush()
                 os.fsync(file.fileno())
+            _keep(path)
             os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         why = records.reason(error, path)
@@ -57,6 +59,20 @@ def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> No
             f"cannot write the checkpoint {path}: {why}. The last one still stands: make room or "
             "fix the permissions, and start the same command again to go on"
         ) from error
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one under ``path`` is kept until the run is finished."""
+    return path.with_stem(f"{path.stem}.previous")
+
+
+def _keep(path: Path) -> None:
+    """Give the checkpoint under ``path`` its second name; a file system without links keeps one
+    checkpoint alone."""
+    link = path.with_name(f"{path.name}.{os.getpid()}.link")
+    with contextlib.suppress(OSError):
+        os.link(path, link)
+        os.replace(link, previous(path))
 
 
 @contextlib.contextmanager
@@ -103,7 +119,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises: ValueError if the file is damaged, of another format or incomplete.
     """
     remedy = (
-        f"Remove it and {path.parent / 'records.jsonl'} to train the run anew; {_earlier(path)}"
+        f"{_earlier(path)}, or remove it and {path.parent / 'records.jsonl'} to train the run anew"
     )
     try:
         has_digest = sealed.check(path)
@@ -129,10 +145,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _earlier(path: Path) -> str:
-    others = sorted(p.name for p in path.parent.glob("checkpoint*.pt") if p != path)
-    if not others:
-        return "there is no older checkpoint beside it"
-    return f"or go on from an older checkpoint beside it ({', '.join(others)}): rename that"
+    if previous(path).exists():
+        return f"Go on from the checkpoint before it: mv {previous(path)} {path}"
+    return "There is no older checkpoint beside it: restore it"
 
 
 def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -126,14 +126,19 @@ def classification(
             stopped = _train_epoch(
                 experiment, parts, at, sums, monitor, execution.checkpoint_steps, save, show.step
             )
+            if stopped is None:
+                at.epoch += 1
+                parts.gather()
+                scores = _epoch_rows(experiment, parts, at, sums)
+                blown = _nonfinite_split(scores)
+                if parts.group.agree(bool(blown), parts.device):
+                    stopped = _stopped(at.epoch, at.step, blown)
             if stopped is not None:
                 if writes:
                     records.append(folder / "records.jsonl", stopped)
                     tracked([stopped])
                 return stopped
-            at.epoch += 1
-            parts.gather()
-            new = [*_epoch_rows(experiment, parts, at, sums), *monitor.at_epoch(at.epoch)]
+            new = [*scores, *monitor.at_epoch(at.epoch)]
             new += _switch_rows(experiment, parts, at.epoch)
             at.epoch_step, at.epoch_seconds, at.epoch_cpu_seconds = 0, 0.0, 0.0
             sums.zero_()
@@ -143,8 +148,13 @@ def classification(
     parts.group.wait()
     if writes:
         still_mine()
-        ending = [*monitor.at_end(), *ending]
+        blown = _nonfinite_split(ending)
+        if blown:
+            ending = [_stopped(at.epoch, at.step, blown)]
+        else:
+            ending = [*monitor.at_end(), *ending]
         records.append(folder / "records.jsonl", *ending)
+        checkpoint.previous(folder / "checkpoint.pt").unlink(missing_ok=True)
         tracked(ending)
     return ending[-1]
 
@@ -184,7 +194,7 @@ def _train_epoch(
             if group.agree(not math.isfinite(sums[0].item()), device):
                 parts.gather()
                 where = "" if group.rank else evaluate.first_nonfinite(parts.model, x)
-                return _stopped(at, where)
+                return _stopped(at.epoch + 1, at.step + 1, where)
         _update(experiment, parts)
         at.step += 1
         show(at.step)
@@ -295,12 +305,22 @@ def _final_rows(
     return [*courses, row]
 
 
-def _stopped(at: resume.Position, where: str) -> dict[str, Any]:
+def _nonfinite_split(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The split whose loss is not finite; "" if all are. The loss of the training batches may be
+    finite where a net whose scores grow without bound is close to overflow."""
+    for row in rows:
+        for key, value in row.items():
+            if key.endswith("_loss") and not math.isfinite(value):
+                return f"the split {key.removesuffix('_loss')!r}"
+    return ""
+
+
+def _stopped(epoch: int, step: int, where: str) -> dict[str, Any]:
     return {
         "kind": "stopped",
         "reason": "non-finite loss",
-        "epoch": at.epoch + 1,
-        "step": at.step + 1,
+        "epoch": epoch,
+        "step": step,
         "where": where,
     }
 
