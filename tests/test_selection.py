@@ -7,19 +7,16 @@ from typing import Any
 
 import pytest
 
-from apical.bench import studies
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.report import table_markdown, write
 from apical.bench.storage import records
-from apical.bench.studies import STUDIES, TIERS, Entry, Search, Study, conduct
-from apical.bench.studies.base import CONTROLS
+from apical.bench.studies import Entry, Search, Study, conduct
 from apical.bench.studies.selection import Tried, beyond, choose, half_decade, half_decades
 from apical.bench.sweep import sweep
 from apical.measure import rate_choice
 from fake_study import make_study
 
-ALL = [(name, tier) for name in STUDIES for tier in (("smoke",) if name == "smoke" else TIERS)]
 GRID = (0.01, 0.03, 0.1)
 EXPERIMENT = Experiment(net_options={"hidden": [8]}, epochs=1, probe_every=0)
 
@@ -151,42 +148,6 @@ def test_rates_that_all_diverge_send_the_grid_down_before_it_is_said(
     assert "val_acc" not in choice["tries"][-1]
     with pytest.raises(ValueError, match="digits, bp: every learning rate tried diverged"):
         planted(monkeypatch, rates | {0.001: DIVERGED})
-
-
-# All studies.
-
-
-@pytest.mark.parametrize("name", studies.STUDIES)
-def test_every_row_of_every_tier_has_the_same_budget_reads_no_test_image_and_has_controls(
-    name: str,
-) -> None:
-    for tier in [tier for each, tier in ALL if each == name]:
-        check_searches(studies.build(name, tier=tier, seeds=3))
-
-
-def check_searches(study: Study) -> None:
-    reported = {entry.experiment.seed for entry in study.entries}
-    budgets: dict[str, set[Any]] = {}
-    tuned: dict[str, set[str]] = {}
-    for (setting, rule), by_rate in study.candidates().items():
-        tuned.setdefault(setting, set()).add(rule)
-        tries = [one for each in by_rate.values() for one in each]
-        assert all(one.validation and not one.test and not one.test_at for one in tries)
-        assert all(len({one.seed for one in each}) >= 3 for each in by_rate.values())
-        assert not {one.seed for one in tries} & reported, rule
-        spent = [(one.lr, one.seed, one.epochs, one.validation) for one in tries]
-        same = {(one.schedule, one.batch_size, one.train_images, one.batches) for one in tries}
-        search = study.search_of((setting, rule))
-        assert search is not None
-        budgets.setdefault(setting, set()).add(
-            (tuple(spent), frozenset(same), search.extensions, search.chance)
-        )
-    assert all(len(each) == 1 for each in budgets.values()), budgets
-    untuned = {c for c in study.cells if c[0] in budgets and study.search_of(c) is None}
-    for _, rule in untuned:  # said in the row itself
-        assert "published rate" in rule or rule in study.follows or rule == "start", rule
-    for setting, rules_of in tuned.items():
-        assert CONTROLS.keys() <= rules_of, (setting, rules_of)
 
 
 def test_rates_of_rows_without_a_search_stay() -> None:

@@ -14,6 +14,7 @@ from apical.bench.experiment.schedule import Schedule
 from apical.bench.report.read import read_study
 from apical.bench.storage import records, run_folder
 from apical.bench.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
+from apical.bench.studies.base import CONTROLS
 from apical.bench.training import loop
 
 EXECUTION = Execution()
@@ -37,26 +38,52 @@ SINGLE = {("short", "bAbI, 20 tasks together")}
 
 
 @pytest.mark.parametrize("name", STUDIES)
-@pytest.mark.parametrize("tier", ["smoke", "short", "full"])
-def test_every_study_and_tier(name: str, tier: str) -> None:
-    if name == "smoke" and tier != "smoke":
-        with pytest.raises(ValueError, match=f"unknown tier of the study smoke '{tier}'"):
-            studies.build(name, tier=tier)
-        return
-    study = studies.build(name, tier=tier, seeds=3)
-    if name == "smoke" or name.startswith("biotorch"):
-        assert {entry.rule.removesuffix(", published rate") for entry in study.entries} >= SIX
-    counts = [len(v) for c, v in by_cell(study).items() if (tier, c[0]) not in SINGLE]
-    assert all(count >= 3 for count in counts)
-    assert all(count == 3 for count in counts)
-    own = [entry for entry in study.entries if entry.rule not in study.follows]
-    keys = [entry.experiment.key for entry in own]
-    assert len(set(keys)) == len(keys)
-    if study.published and name != "weight-transport":
-        assert {(p.setting, p.rule) for p in study.published} <= set(study.cells)
-    for cell in by_cell(study).values():  # the same but for the seed
-        assert {entry.experiment.seed for entry in cell} == set(range(len(cell)))
-        assert len({without_seed(e.experiment).key for e in cell}) == 1
+def test_every_study_and_tier(name: str) -> None:
+    for tier in ("smoke", "short", "full"):
+        if name == "smoke" and tier != "smoke":
+            with pytest.raises(ValueError, match=f"unknown tier of the study smoke '{tier}'"):
+                studies.build(name, tier=tier)
+            continue
+        study = studies.build(name, tier=tier, seeds=3)
+        if name == "smoke" or name.startswith("biotorch"):
+            assert {entry.rule.removesuffix(", published rate") for entry in study.entries} >= SIX
+        counts = [len(v) for c, v in by_cell(study).items() if (tier, c[0]) not in SINGLE]
+        assert all(count == 3 for count in counts)
+        own = [entry for entry in study.entries if entry.rule not in study.follows]
+        keys = [entry.experiment.key for entry in own]
+        assert len(set(keys)) == len(keys)
+        if study.published and name != "weight-transport":
+            assert {(p.setting, p.rule) for p in study.published} <= set(study.cells)
+        for cell in by_cell(study).values():  # the same but for the seed
+            assert {entry.experiment.seed for entry in cell} == set(range(len(cell)))
+            assert len({without_seed(e.experiment).key for e in cell}) == 1
+        check_searches(study)
+
+
+def check_searches(study: Study) -> None:
+    """Every row has the same budget and reads no test image; both controls are tuned."""
+    reported = {entry.experiment.seed for entry in study.entries}
+    budgets: dict[str, set[Any]] = {}
+    tuned: dict[str, set[str]] = {}
+    for (setting, rule), by_rate in study.candidates().items():
+        tuned.setdefault(setting, set()).add(rule)
+        tries = [one for each in by_rate.values() for one in each]
+        assert all(one.validation and not one.test and not one.test_at for one in tries)
+        assert all(len({one.seed for one in each}) >= 3 for each in by_rate.values())
+        assert not {one.seed for one in tries} & reported, rule
+        spent = [(one.lr, one.seed, one.epochs, one.validation) for one in tries]
+        same = {(one.schedule, one.batch_size, one.train_images, one.batches) for one in tries}
+        search = study.search_of((setting, rule))
+        assert search is not None
+        budgets.setdefault(setting, set()).add(
+            (tuple(spent), frozenset(same), search.extensions, search.chance)
+        )
+    assert all(len(each) == 1 for each in budgets.values()), budgets
+    untuned = {c for c in study.cells if c[0] in budgets and study.search_of(c) is None}
+    for _, rule in untuned:  # said in the row itself
+        assert "published rate" in rule or rule in study.follows or rule == "start", rule
+    for setting, rules_of in tuned.items():
+        assert CONTROLS.keys() <= rules_of, (setting, rules_of)
 
 
 def without_seed(experiment: Experiment) -> Experiment:
