@@ -14,7 +14,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 TABLES := README.md docs/results.md docs/believing.md docs/fine_tuning.md docs/hashing.md docs/memory.md docs/reproduce_biotorch.md docs/robustness.md docs/spiking.md docs/weight_transport.md docs/low_dim_error.md docs/learners.md
 
 FAST := names transport broadcast conversion corners controls describe updates history state_dict outputs attention \
@@ -56,7 +56,7 @@ test: $(VENV)/.made-dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.made-dev
-	@$(BIN)/python -m pytest -n 2 -m "not slow" $(FAST:%=tests/test_%.py)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(FAST:%=tests/test_%.py)
 
 check: lint types docs
 

@@ -16,6 +16,7 @@ other machines are left alone. No run may be lost or done twice.
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -25,44 +26,58 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from apical.bench.cli import main as cli
+from apical.bench.training import loop  # noqa: F401  so that the copies need not import it
 
 SETTINGS = (
     "--data digits --net mlp --net_options.hidden [64,32] --rule brsf --optimizer adam --lr 0.002 "
     "--epochs 40 --batch_size 32 --augment flip_crop --validation 200 --schedule.kind cosine "
     "--checkpoint_steps 7 --quiet true"
 ).split()
+CONTEXT = multiprocessing.get_context("fork")
 TIMES = ("seconds", "cpu_seconds", "step_ms", "step_cpu_ms", "memory_mb")
 
 
-def command(folder: Path, settings: list[str]) -> list[str]:
-    return [sys.executable, "-m", "apical", "train", "--folder", str(folder), *settings]
+def begun(folder: Path, settings: list[str]) -> BaseProcess:
+    """`apical train` in a copy of this process, so that no kill falls on its imports."""
+    process = CONTEXT.Process(target=_train, args=(folder, settings))
+    process.start()
+    return process
+
+
+def _train(folder: Path, settings: list[str]) -> None:
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        sys.exit(cli.main(["train", "--folder", str(folder), *settings]))
 
 
 def finish(folder: Path, settings: list[str]) -> float:
     """Run to the end without disturbance; returns the seconds it took."""
     begin = time.monotonic()
-    done = subprocess.run(command(folder, settings), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the run failed:\n{done.stdout}{done.stderr}")
+    ended(begun(folder, settings))
     return time.monotonic() - begin
+
+
+def ended(process: BaseProcess) -> None:
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the run ended with status {process.exitcode}; its message is above")
 
 
 def kill_once(folder: Path, settings: list[str], delay: float) -> dict[str, Any] | None:
     """Start the run and kill it after ``delay`` seconds; None if it ended before."""
-    begun = command(folder, settings)
-    with subprocess.Popen(begun, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        try:
-            _, told = process.communicate(timeout=delay)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            return {"delay": round(delay, 3), **position(folder)}
-    if process.returncode:
-        raise RuntimeError(f"the run failed: {told.decode()}")
+    process = begun(folder, settings)
+    process.join(delay)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return {"delay": round(delay, 3), **position(folder)}
+    ended(process)
     return None
 
 
@@ -118,13 +133,12 @@ def kill_test(kills: int, seed: int, settings: list[str], scratch: Path) -> dict
     """Do ``kills`` kills, over as many runs as that takes; compare each run that ended."""
     draw = random.Random(seed)
     seconds = finish(scratch / "undisturbed", settings)
-    start_up = imported_in()
     done: list[dict[str, Any]] = []
     compared: list[dict[str, Any]] = []
     while len(done) < kills:
         folder = scratch / f"killed-{len(compared)}"
         while True:
-            delay = draw.uniform(0.7 * start_up, 0.5 * (start_up + max(seconds, 1.5 * start_up)))
+            delay = draw.uniform(0.05, 0.7) * seconds
             happened = kill_once(folder, settings, delay) if len(done) < kills else None
             if happened is None:
                 break
@@ -241,12 +255,6 @@ def outcome(undisturbed: Path, folder: Path) -> dict[str, Any]:
         runs.append({"run": path.parent.name, "differences": apart})
     equal = not any(run["differences"] for run in runs)
     return {"runs": runs, "lost": lost, "doubled": doubled, "bitwise_equal": equal}
-
-
-def imported_in() -> float:
-    begin = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import apical.bench.training.loop"], check=True)
-    return time.monotonic() - begin
 
 
 def main() -> int:

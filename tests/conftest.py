@@ -1,13 +1,38 @@
 """What every test shares: one thread, and torchvision where its wheel lacks operators."""
 
+import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 
+from processes import CONTEXT
 from torchvision_ops import import_torchvision
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: at the end no worker waits long for another."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """What a process wrote outlives its end, however it is killed; no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes of sweeps begin as copies of this process: they need not import torch."""
+    from apical.bench.sweep import workers
+
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: CONTEXT)
 
 
 @pytest.fixture(scope="session")

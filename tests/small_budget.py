@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from apical import data
 from apical.bench import studies
@@ -26,6 +28,9 @@ STAND_INS = {
     "cifar10": (3, 32, 32), "fashion_mnist": (1, 28, 28), "mnist": (1, 28, 28),
 }  # fmt: skip
 """Random images in the shape of data sets that would have to be downloaded."""
+
+START = {"epochs": 1, "batch_size": 64, "train_images": 64, "test_images": 32, "validation": 0}
+"""What differs in an experiment that only gives others their initial weights."""
 
 CELLS = 2
 """Rows of a study that are run, one seed and one epoch each; attacks of it are left out."""
@@ -120,6 +125,11 @@ def _smaller(words: list[str]) -> list[str]:
                 more += ["--validation", "20"]
         else:
             more += ["--train_images", "64", "--test_images", "32"]
+        if "--start.source" in words:
+            at = words.index("--start.source") + 1
+            source = yaml.safe_load(words[at])
+            if isinstance(source, dict):  # an experiment, which is trained first
+                words = [*words[:at], json.dumps({**source, **START}), *words[at + 1 :]]
         if "--start.digest" in words:  # a placeholder in the text
             start = words[words.index("--start.source") + 1]
             at = words.index("--start.digest") + 1
@@ -158,9 +168,16 @@ def _few(study: studies.Study) -> studies.Study:
         experiment = entry.experiment
         least = max(64, experiment.batch_size)  # a batch of them has to be whole
         less: dict[str, Any] = {"train_images": least, "test_images": 32}
+        if (experiment.size or 0) >= 64:  # a large net on large images
+            less = dict.fromkeys(("batch_size", "train_images", "test_images", "probe_images"), 8)
         if experiment.task:
             less = {"batches": 2, "batch_size": 8, "test_lengths": ()}
-        experiment = dataclasses.replace(experiment, epochs=1, validation=0, test_at=(), **less)
+        start = experiment.start
+        if isinstance(start.source, dict):
+            start = dataclasses.replace(start, source={**start.source, **START})
+        experiment = dataclasses.replace(
+            experiment, epochs=1, validation=0, test_at=(), start=start, **less
+        )
         made.append(dataclasses.replace(entry, experiment=experiment))
     return dataclasses.replace(
         study, entries=tuple(made), search=None, evaluations={}, curves=(),

@@ -19,29 +19,33 @@ BASE = Experiment(net_options={"hidden": [16]}, epochs=2, batch_size=256, probe_
 HARM = Adversarial(eps=0.1, steps=3)
 
 
-@pytest.mark.parametrize("gradient", ["exact", "own"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_net_learns_from_attacked_images(gradient: str, accumulate: int) -> None:
-    harm = dataclasses.replace(HARM, gradient=gradient, norm="l2", eps=0.5)
-    plain = dataclasses.replace(BASE, rule="fa", accumulate=accumulate)
-    parts = build.build(dataclasses.replace(plain, adversarial=harm))
-    at = resume.Position()
-    at.step = 7
-    x, y = next(iter(parts.train.epoch(0)))
-    learn = batch_step.function(dataclasses.replace(plain, adversarial=harm), parts, at, list)
-    loss, _ = learn(x, y)
-    grads = [p.grad.clone() for p in parts.model.parameters()]
-    assert parts.model.training
-    # by hand: the attack of the library in units of pixels, then the plain step
-    mean, std = parts.source.mean, parts.source.std
-    whole = attacks.Normalised(parts.model.eval(), mean, std)
-    pixels = x * std[0] + mean[0]
-    points = attacks.PGD(0.5, 3, norm="l2", seed=7)(whole, pixels.clamp(0, 1), y, gradient=gradient)
-    parts.model.train().zero_grad()
-    wanted, _ = batch_step.function(plain, parts, at, list)((points - mean[0]) / std[0], y)
-    torch.testing.assert_close(loss, wanted)
-    for grad, parameter in zip(grads, parts.model.parameters(), strict=True):
-        torch.testing.assert_close(grad, parameter.grad)
+def test_the_net_learns_from_attacked_images() -> None:
+    for gradient in ("exact", "own"):
+        for accumulate in (1, 2):
+            harm = dataclasses.replace(HARM, gradient=gradient, norm="l2", eps=0.5)
+            plain = dataclasses.replace(BASE, rule="fa", accumulate=accumulate)
+            parts = build.build(dataclasses.replace(plain, adversarial=harm))
+            at = resume.Position()
+            at.step = 7
+            x, y = next(iter(parts.train.epoch(0)))
+            learn = batch_step.function(
+                dataclasses.replace(plain, adversarial=harm), parts, at, list
+            )
+            loss, _ = learn(x, y)
+            grads = [p.grad.clone() for p in parts.model.parameters()]
+            assert parts.model.training
+            # by hand: the attack of the library in units of pixels, then the plain step
+            mean, std = parts.source.mean, parts.source.std
+            whole = attacks.Normalised(parts.model.eval(), mean, std)
+            pixels = x * std[0] + mean[0]
+            points = attacks.PGD(0.5, 3, norm="l2", seed=7)(
+                whole, pixels.clamp(0, 1), y, gradient=gradient
+            )
+            parts.model.train().zero_grad()
+            wanted, _ = batch_step.function(plain, parts, at, list)((points - mean[0]) / std[0], y)
+            torch.testing.assert_close(loss, wanted)
+            for grad, parameter in zip(grads, parts.model.parameters(), strict=True):
+                torch.testing.assert_close(grad, parameter.grad)
 
 
 def test_keys() -> None:
@@ -61,9 +65,8 @@ def test_keys() -> None:
     assert len(keys) == len(harms) + 1
 
 
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
+def test_refusals() -> None:
+    for make, told in (
         (lambda: Adversarial(eps=8), "did you mean 8/255"),
         (lambda: Adversarial(eps=0.0), "eps=0.0: must be above 0"),
         (lambda: Adversarial(attack="fgsm", steps=3), "fgsm takes a single one"),
@@ -72,11 +75,9 @@ def test_keys() -> None:
             lambda: dataclasses.replace(BASE, adversarial=HARM, hashing=Hashing(8, "csq")),
             "cannot be combined with hashing",
         ),
-    ],
-)
-def test_refusals(make: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        make()
+    ):
+        with pytest.raises(ValueError, match=told):
+            make()
 
 
 def test_a_killed_run_resumes_to_the_same_bits(

@@ -14,9 +14,8 @@ X, Y = digits()[0][:4], digits()[1][:4]
 NET = convolutional()
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
+def test_options_that_cannot_be_meant() -> None:
+    for make, message in (
         (lambda: attacks.PGD(8), r"PGD: eps=8 is outside \[0, 1\]; did you mean 8/255\?"),
         (lambda: attacks.FGSM(2), r"did you mean 2/255\?"),
         (lambda: attacks.APGD(-0.1), "at least 0"),
@@ -38,16 +37,13 @@ NET = convolutional()
         (lambda: attacks.EOT(attacks.Square(0.1)), "no gradient to average"),
         (lambda: attacks.EOT(attacks.PGD(0.1), bounds=(0, 2)), "give them to that attack"),
         (lambda: attacks.FiniteDifference(step=0), "step above 0"),
-    ],
-)
-def test_options_that_cannot_be_meant(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
-@pytest.mark.parametrize(
-    ("x", "y", "message"),
-    [
+def test_inputs_and_labels_that_do_not_fit() -> None:
+    for x, y, message in (
         (X * 255, Y, r"outside the stated range \[0, 1\].*Normalised"),
         (X - 0.1, Y, "outside the stated range"),
         (X * float("nan"), Y, "outside the stated range"),
@@ -57,12 +53,10 @@ def test_options_that_cannot_be_meant(make: Callable[[], object], message: str) 
         (X, Y.float(), "expected class numbers"),
         (X, Y + 9, "the model has classes 0 to 9"),
         (X, Y - 1, "labels from -1"),
-    ],
-)
-def test_inputs_and_labels_that_do_not_fit(x: Tensor, y: Tensor, message: str) -> None:
-    for attack in (attacks.PGD(0.1), attacks.Square(0.1)):
-        with pytest.raises(ValueError, match=message):
-            attack(NET, x, y)
+    ):
+        for attack in (attacks.PGD(0.1), attacks.Square(0.1)):
+            with pytest.raises(ValueError, match=message):
+                attack(NET, x, y)
 
 
 def with_active(module: nn.Module) -> nn.Module:
@@ -71,20 +65,17 @@ def with_active(module: nn.Module) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize(
-    ("net", "message"),
-    [
+def test_models_that_cannot_be_attacked() -> None:
+    for net, message in (
         (convolutional().train(), r"in training mode.*model.eval\(\)"),
         (with_active(nn.Dropout(0.5)), r"0 \(Dropout\) is in training mode.*EOT"),
         (with_active(nn.BatchNorm2d(1)), r"0 \(BatchNorm2d\) is in training mode"),
         (nn.Flatten(0).eval(), r"expected scores \(N, classes\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval(), "a single score"),
         (lambda x: x, "must be a torch.nn.Module"),
-    ],
-)
-def test_models_that_cannot_be_attacked(net: nn.Module, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        attacks.Square(0.1)(net, X, Y)
+    ):
+        with pytest.raises(ValueError, match=message):
+            attacks.Square(0.1)(net, X, Y)
 
 
 class Random(nn.Module):
@@ -191,19 +182,17 @@ class Named(nn.Module):
         return self.output(self.net(pixel_values))
 
 
-@pytest.mark.parametrize(
-    "output", [lambda z: z, lambda z: Output(logits=z), lambda z: {"logits": z}]
-)
-def test_mappings_in_and_out(output: Callable[[Tensor], object]) -> None:
-    model = Named(output).eval()
-    attack = attacks.PGD(0.1, steps=2)
-    plain = attack(NET, X, Y)
-    assert torch.equal(attack(model, X, Y), plain)
-    points = attack(model, {"pixel_values": X}, Y)
-    assert list(points) == ["pixel_values"] and torch.equal(points["pixel_values"], plain)
-    assert attacks.audit(model, {"pixel_values": X}, Y).cosine == pytest.approx(1)
-    with pytest.raises(ValueError, match="give one tensor"):
-        attack(model, {"pixel_values": X, "mask": X}, Y)
+def test_mappings_in_and_out() -> None:
+    for output in (lambda z: z, lambda z: Output(logits=z), lambda z: {"logits": z}):
+        model = Named(output).eval()
+        attack = attacks.PGD(0.1, steps=2)
+        plain = attack(NET, X, Y)
+        assert torch.equal(attack(model, X, Y), plain)
+        points = attack(model, {"pixel_values": X}, Y)
+        assert list(points) == ["pixel_values"] and torch.equal(points["pixel_values"], plain)
+        assert attacks.audit(model, {"pixel_values": X}, Y).cosine == pytest.approx(1)
+        with pytest.raises(ValueError, match="give one tensor"):
+            attack(model, {"pixel_values": X, "mask": X}, Y)
 
 
 def test_plugins_may_answer_in_numpy() -> None:

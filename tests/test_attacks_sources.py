@@ -51,13 +51,13 @@ def test_own_is_the_gradient_of_the_rule(net: nn.Module) -> None:
     torch.testing.assert_close(gradient_of(net, "own"), plainly(net), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("rule", SENDING)
-def test_the_gradient_of_a_rule_on_other_weights(rule: str) -> None:
-    backprop = trained(steps=20)
-    converted = apical.convert(apical.revert(copy.deepcopy(backprop)), rule, example=X)
-    torch.testing.assert_close(gradient_of(backprop, f"rule:{rule}"), plainly(converted))
-    on_another = apical.convert(apical.revert(copy.deepcopy(backprop)), "fa", seed=7)
-    torch.testing.assert_close(gradient_of(on_another, f"rule:{rule}"), plainly(converted))
+def test_the_gradient_of_a_rule_on_other_weights() -> None:
+    for rule in SENDING:
+        backprop = trained(steps=20)
+        converted = apical.convert(apical.revert(copy.deepcopy(backprop)), rule, example=X)
+        torch.testing.assert_close(gradient_of(backprop, f"rule:{rule}"), plainly(converted))
+        on_another = apical.convert(apical.revert(copy.deepcopy(backprop)), "fa", seed=7)
+        torch.testing.assert_close(gradient_of(on_another, f"rule:{rule}"), plainly(converted))
 
 
 def test_a_frozen_net_has_no_gradient_of_its_own_to_follow() -> None:
@@ -108,15 +108,15 @@ def test_from_gives_the_direction_of_the_other_and_the_scores_of_this_model() ->
 SOURCES = ["own", "exact", "rule:usf", "rule:dfa", "finite-difference:3", "own-averaged:2"]
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_scores_are_bitwise_those_of_the_model(source: str) -> None:
-    net = apical.convert(convolutional(), "brsf")
-    with attacks.source(source).open(net) as oracle, undisturbed(net, *oracle.others):
-        answer = oracle.ask(X, Y, losses.against(Y, "ce"))
-    if "averaged" in source:  # a mean of equal numbers, which may round
-        torch.testing.assert_close(answer.scores, net(X).detach())
-    else:
-        assert torch.equal(answer.scores, net(X).detach())
+def test_scores_are_bitwise_those_of_the_model() -> None:
+    for source in SOURCES:
+        net = apical.convert(convolutional(), "brsf")
+        with attacks.source(source).open(net) as oracle, undisturbed(net, *oracle.others):
+            answer = oracle.ask(X, Y, losses.against(Y, "ce"))
+        if "averaged" in source:  # a mean of equal numbers, which may round
+            torch.testing.assert_close(answer.scores, net(X).detach())
+        else:
+            assert torch.equal(answer.scores, net(X).detach())
 
 
 class Trace:
@@ -161,20 +161,20 @@ def after_a_backward_pass(rule: object) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_attacks_leave_no_trace(source: str) -> None:
-    net = after_a_backward_pass("brsf")
-    before = Trace(net)
-    attacks.PGD(0.1, steps=2)(net, X, Y, gradient=source)
-    before.same(Trace(net))
+def test_attacks_leave_no_trace() -> None:
+    for source in SOURCES:
+        net = after_a_backward_pass("brsf")
+        before = Trace(net)
+        attacks.PGD(0.1, steps=2)(net, X, Y, gradient=source)
+        before.same(Trace(net))
 
 
-@pytest.mark.parametrize("rule", SENDING)
-def test_own_attacks_leave_no_trace_whatever_the_rule(rule: str) -> None:
-    net = after_a_backward_pass(rule)
-    before = Trace(net)
-    attacks.APGD(0.1, steps=3)(net, X, Y, gradient="own")
-    before.same(Trace(net))
+def test_own_attacks_leave_no_trace_whatever_the_rule() -> None:
+    for rule in SENDING:
+        net = after_a_backward_pass(rule)
+        before = Trace(net)
+        attacks.APGD(0.1, steps=3)(net, X, Y, gradient="own")
+        before.same(Trace(net))
 
 
 class Chance(nn.Module):
@@ -284,9 +284,8 @@ def test_attacks_work_where_the_caller_has_switched_gradients_off() -> None:
     assert not correct(net, expected, Y).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_names_that_cannot_be_meant() -> None:
+    for name, message in (
         ("exakt", "unknown gradient source 'exakt'; did you mean 'exact'"),
         ("rule:fan", "unknown rule 'fan'"),
         ("rule", "needs the rule's name"),
@@ -294,11 +293,9 @@ def test_attacks_work_where_the_caller_has_switched_gradients_off() -> None:
         ("own-averaged:many", "a number after the colon"),
         ("own-averaged:0", "redraws=0 must be at least 1"),
         ("transfer", "attacks.From"),
-    ],
-)
-def test_names_that_cannot_be_meant(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        attacks.source(name)
+    ):
+        with pytest.raises(ValueError, match=message):
+            attacks.source(name)
 
 
 def test_names_and_sources_are_one() -> None:

@@ -88,23 +88,23 @@ def test_without_feedback_something_must_have_contradicted() -> None:
     assert word(checks=PASSED[1:], has_feedback=False) == "undecided"
 
 
-@pytest.mark.parametrize("of_audit", ["random", "masked", "vanishing"])
-def test_a_word_of_the_audit_is_that_of_the_report(of_audit: str) -> None:
-    found = replace(SOUND, verdict=of_audit, passed=False)
-    assert word(audit=found) == of_audit
-    failed = (*PASSED, Check("noise is weaker", False, "it is not"))
-    for gaps in ([gap(0.2, p=0.001)], [gap(-0.5, p=1e-9)], [gap(0.0, 0.9)]):
-        assert word(gaps, failed, audit=found, above_chance=False) == of_audit
-        assert word(gaps, audit=found) == of_audit
+def test_a_word_of_the_audit_is_that_of_the_report() -> None:
+    for of_audit in ("random", "masked", "vanishing"):
+        found = replace(SOUND, verdict=of_audit, passed=False)
+        assert word(audit=found) == of_audit
+        failed = (*PASSED, Check("noise is weaker", False, "it is not"))
+        for gaps in ([gap(0.2, p=0.001)], [gap(-0.5, p=1e-9)], [gap(0.0, 0.9)]):
+            assert word(gaps, failed, audit=found, above_chance=False) == of_audit
+            assert word(gaps, audit=found) == of_audit
 
 
 def test_without_one_it_has_to_be_passed() -> None:
     assert word(audit=replace(SOUND, passed=False)) == "undecided"
 
 
-@pytest.mark.parametrize("key", ["rising", "cosine", "agreement"])
-def test_what_was_not_measured_counts_for_nothing(key: str) -> None:
-    assert word(audit=replace(SOUND, **{key: None})) == "undecided"
+def test_what_was_not_measured_counts_for_nothing() -> None:
+    for key in ("rising", "cosine", "agreement"):
+        assert word(audit=replace(SOUND, **{key: None})) == "undecided"
 
 
 def test_nothing_is_judged_at_chance() -> None:
@@ -171,21 +171,21 @@ def test_a_report_doubles_steps_that_do_not_suffice() -> None:
     assert doubled[-1] in check.detail
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.5)])
-def test_half_precision_agrees_with_single(dtype: torch.dtype, norm: str, eps: float) -> None:
-    single, half = (
-        attacks.robust_report(
-            copy.deepcopy(trained()).to(d), X.to(d), Y, eps=eps, norm=norm, effort=QUICK
-        )
-        for d in (torch.float32, dtype)
-    )
-    assert 0.1 < single.worst[0].accuracy < 0.7
-    # Digits are multiples of 1/16, which both types hold; only close images may change sides.
-    assert abs(half.worst[0].accuracy - single.worst[0].accuracy) <= 2 / 50
-    assert not any(trial.strays for trial in half.trials)
-    points = attacks.PGD(0.1, steps=2)(copy.deepcopy(trained()).to(dtype), X.to(dtype), Y)
-    assert points.dtype == dtype
+def test_half_precision_agrees_with_single() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        for norm, eps in (("Linf", 0.1), ("L2", 0.5)):
+            single, half = (
+                attacks.robust_report(
+                    copy.deepcopy(trained()).to(d), X.to(d), Y, eps=eps, norm=norm, effort=QUICK
+                )
+                for d in (torch.float32, dtype)
+            )
+            assert 0.1 < single.worst[0].accuracy < 0.7
+            # Digits are multiples of 1/16, which both types hold: only close images may differ.
+            assert abs(half.worst[0].accuracy - single.worst[0].accuracy) <= 2 / 50
+            assert not any(trial.strays for trial in half.trials)
+            points = attacks.PGD(0.1, steps=2)(copy.deepcopy(trained()).to(dtype), X.to(dtype), Y)
+            assert points.dtype == dtype
 
 
 class Noisy(nn.Module):

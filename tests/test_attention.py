@@ -26,39 +26,37 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("need_weights", [True, False])
-@pytest.mark.parametrize("options", ATTENTIONS.values(), ids=ATTENTIONS)
-def test_attention_equals_the_original_and_its_exact_gradients(
-    options: dict[str, Any], need_weights: bool
-) -> None:
-    torch.manual_seed(0)
-    plain = nn.MultiheadAttention(8, 2, **options).double()
-    model = apical.convert(copy.deepcopy(plain), "fa")
-    batch, t, s = 3, 4, 5
-    sizes = ((t, 8), (s, options.get("kdim", 8)), (s, options.get("vdim", 8)))
-    q, k, v = (torch.randn(batch, n, d).double() for n, d in sizes)
-    if not options.get("batch_first"):
-        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-    masks: list[dict[str, Any]] = [
-        {},
-        {"attn_mask": torch.randn(t, s).double()},
-        {"attn_mask": torch.randn(batch * 2, t, s).double()},
-        {"key_padding_mask": torch.arange(s).expand(batch, s) == 4},
-        {"attn_mask": torch.ones(t, s).triu(2).bool(), "average_attn_weights": False},
-    ]
-    for mask in masks:
-        call = {"need_weights": need_weights, **mask}
-        seen, expected = model(q, k, v, **call), plain(q, k, v, **call)
-        assert_close(seen[0], expected[0], rtol=1e-10, atol=1e-12)
-        if need_weights:
-            assert_close(seen[1], expected[1], rtol=1e-10, atol=1e-12)
-        else:
-            assert seen[1] is None
-        with apical.exact_gradients(model):
-            again = model(q, k, v, **call)[0].square().sum()
-        ours = torch.autograd.grad(again, list(model.parameters()))
-        theirs = torch.autograd.grad(expected[0].square().sum(), list(plain.parameters()))
-        assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+def test_attention_equals_the_original_and_its_exact_gradients() -> None:
+    for need_weights in (True, False):
+        for options in ATTENTIONS.values():
+            torch.manual_seed(0)
+            plain = nn.MultiheadAttention(8, 2, **options).double()
+            model = apical.convert(copy.deepcopy(plain), "fa")
+            batch, t, s = 3, 4, 5
+            sizes = ((t, 8), (s, options.get("kdim", 8)), (s, options.get("vdim", 8)))
+            q, k, v = (torch.randn(batch, n, d).double() for n, d in sizes)
+            if not options.get("batch_first"):
+                q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+            masks: list[dict[str, Any]] = [
+                {},
+                {"attn_mask": torch.randn(t, s).double()},
+                {"attn_mask": torch.randn(batch * 2, t, s).double()},
+                {"key_padding_mask": torch.arange(s).expand(batch, s) == 4},
+                {"attn_mask": torch.ones(t, s).triu(2).bool(), "average_attn_weights": False},
+            ]
+            for mask in masks:
+                call = {"need_weights": need_weights, **mask}
+                seen, expected = model(q, k, v, **call), plain(q, k, v, **call)
+                assert_close(seen[0], expected[0], rtol=1e-10, atol=1e-12)
+                if need_weights:
+                    assert_close(seen[1], expected[1], rtol=1e-10, atol=1e-12)
+                else:
+                    assert seen[1] is None
+                with apical.exact_gradients(model):
+                    again = model(q, k, v, **call)[0].square().sum()
+                ours = torch.autograd.grad(again, list(model.parameters()))
+                theirs = torch.autograd.grad(expected[0].square().sum(), list(plain.parameters()))
+                assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_attention_projects_by_its_feedback() -> None:
@@ -77,31 +75,31 @@ def test_attention_projects_by_its_feedback() -> None:
     assert_close(layer.out_proj.weight.grad, g.flatten(0, 1).T @ value.flatten(0, 1))
 
 
-@pytest.mark.parametrize("name", HIDDEN)
-def test_attention_under_every_rule_is_listed_and_trains(name: str) -> None:
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-    model = nn.Sequential(nn.Linear(5, 8), layer, nn.Flatten(), nn.Linear(24, 2)).double()
-    plain = copy.deepcopy(model)
-    x = torch.randn(4, 3, 5).double()
-    apical.convert(model, name, example=x)
-    rows = [row.layer for row in apical.describe(model).rows]
-    for part in ("q", "k", "v", "out"):
-        assert f"1.self_attn.{part}" in rows
-    assert_close(model(x), plain(x), rtol=1e-10, atol=1e-12)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    before = {key: p.clone() for key, p in model.named_parameters()}
-    for _ in range(2):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), torch.tensor([0, 1, 0, 1])).backward()
-        optimizer.step()
-    assert all(not torch.equal(p, before[key]) for key, p in model.named_parameters())
-    model.eval(), plain.eval()
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "feedback" not in k})
-    with torch.no_grad():
-        assert_close(model(x), plain(x), rtol=1e-10, atol=1e-12)  # torch's fast path
-    apical.revert(model)
-    assert list(model.state_dict()) == list(plain.state_dict())
+def test_attention_under_every_rule_is_listed_and_trains() -> None:
+    for name in HIDDEN:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        model = nn.Sequential(nn.Linear(5, 8), layer, nn.Flatten(), nn.Linear(24, 2)).double()
+        plain = copy.deepcopy(model)
+        x = torch.randn(4, 3, 5).double()
+        apical.convert(model, name, example=x)
+        rows = [row.layer for row in apical.describe(model).rows]
+        for part in ("q", "k", "v", "out"):
+            assert f"1.self_attn.{part}" in rows
+        assert_close(model(x), plain(x), rtol=1e-10, atol=1e-12)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        before = {key: p.clone() for key, p in model.named_parameters()}
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), torch.tensor([0, 1, 0, 1])).backward()
+            optimizer.step()
+        assert all(not torch.equal(p, before[key]) for key, p in model.named_parameters())
+        model.eval(), plain.eval()
+        plain.load_state_dict({k: v for k, v in model.state_dict().items() if "feedback" not in k})
+        with torch.no_grad():
+            assert_close(model(x), plain(x), rtol=1e-10, atol=1e-12)  # torch's fast path
+        apical.revert(model)
+        assert list(model.state_dict()) == list(plain.state_dict())
 
 
 @pytest.mark.parametrize("name", ["dfa", "dkp"])

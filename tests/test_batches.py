@@ -118,9 +118,8 @@ def test_shards_are_the_parts_of_the_same_batches():
         assert torch.equal(together[1], y[:kept])
 
 
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
+def test_settings_out_of_range_are_refused():
+    for settings, text in (
         ({"batch_size": 0}, "batch_size=0"),
         ({"mean": (0.1, 0.2)}, "1 channels"),
         ({"std": (0.0,)}, "std above 0"),
@@ -128,12 +127,10 @@ def test_shards_are_the_parts_of_the_same_batches():
         ({"augment": "flipcrop", "shuffle_seed": 0}, "did you mean 'flip_crop'"),
         ({"shard": (2, 2)}, "(rank, world)"),
         ({"shard": (0, 3)}, "dividing 4"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, text):
-    with pytest.raises(ValueError) as caught:
-        Batches(numbered(8), **{"batch_size": 4, **GREY, **settings})
-    assert text in str(caught.value)
+    ):
+        with pytest.raises(ValueError) as caught:
+            Batches(numbered(8), **{"batch_size": 4, **GREY, **settings})
+        assert text in str(caught.value)
 
 
 def test_zooming_needs_a_folder():

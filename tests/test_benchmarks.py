@@ -1,7 +1,6 @@
 """The benchmarks run, and say what they measured. Numbers are for quiet machines, not for tests."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,20 +16,31 @@ import attack_time  # noqa: E402
 import controlled  # noqa: E402
 import gpu_check  # noqa: E402
 import lif_time  # noqa: E402
+import low_dim_cost  # noqa: E402
 import lra_rnn  # noqa: E402
 import pairs  # noqa: E402
+import probe_cost  # noqa: E402
 import speed_page  # noqa: E402
 import step_time  # noqa: E402
 from expected import target  # noqa: E402
-from subjects import ORDINARY, UNTRAINED, rules  # noqa: E402
+from subjects import ORDINARY, UNTRAINED, Subject, rules  # noqa: E402
+from torch import nn  # noqa: E402
+
+from apical.rules import BP, LowDimensional  # noqa: E402
+
+LONG = pairs.SLOT
 
 
-@pytest.mark.filterwarnings("default")
-def test_step_time_measures_every_rule(tmp_path):
+@pytest.fixture(autouse=True)
+def short_slots(monkeypatch):
+    """No step is repeated for the sake of a steady time."""
+    monkeypatch.setattr(pairs, "SLOT", 1e-5)
+
+
+def test_step_time_measures_every_rule(tmp_path, capsys):
     out = tmp_path / "times.json"
-    command = [sys.executable, str(BENCHMARKS / "step_time.py"), "--quick", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    step_time.main(["--quick", "--out", str(out)])
+    printed = capsys.readouterr().out
     (table,) = json.loads(out.read_text())["tables"]
     without = {name for name in table["rules"] if name.endswith(UNTRAINED)}
     assert "kp" + UNTRAINED in without
@@ -38,7 +48,7 @@ def test_step_time_measures_every_rule(tmp_path):
     assert table["rejected"] == (table["control_off"] > 0.03)
     for name, row in table["rules"].items():
         assert min(row["wall_ms"], row["cpu_ms"]) > 0
-        assert name in done.stdout
+        assert name in printed
     # 784-1024-1024-10: FA keeps a B of every layer, sign symmetry none, DFA 10 rows for each
     weights = 4 * (784 * 1024 + 1024 * 1024 + 10 * 1024)
     rows = table["rules"]
@@ -75,10 +85,11 @@ def test_the_benchmark_of_learners_times_them():
     assert table["ways"]["LRA"]["target"] == 1.0
 
 
-@pytest.mark.parametrize(("seconds", "repeats"), [(0.0, 500), (0.03, 4), (0.1, 1), (2.0, 1)])
-def test_steps_are_repeated_until_they_fill_a_slot(monkeypatch, seconds, repeats):
-    monkeypatch.setattr(pairs, "_timed", lambda step, repeats: (9.0, seconds))
-    assert pairs._warm(lambda: None) == repeats
+def test_steps_are_repeated_until_they_fill_a_slot(monkeypatch):
+    monkeypatch.setattr(pairs, "SLOT", LONG)
+    for seconds, repeats in ((0.0, 500), (0.03, 4), (0.1, 1), (2.0, 1)):
+        monkeypatch.setattr(pairs, "_timed", lambda step, repeats, s=seconds: (9.0, s))
+        assert pairs._warm(lambda: None) == repeats
 
 
 def test_verdicts():
@@ -100,7 +111,6 @@ def test_tables_of_other_nets_are_kept(tmp_path):
     assert json.loads(out.read_text())["tables"] == [{**one, "rounds": 2}, other]
 
 
-@pytest.mark.slow
 def test_attack_time_compares_attacks_that_are_the_same(tmp_path, torchvision):
     out = tmp_path / "attacks.json"
     attack_time.main(["--quick", "--net", "lenet", "--out", str(out)])
@@ -113,37 +123,35 @@ def test_attack_time_compares_attacks_that_are_the_same(tmp_path, torchvision):
     assert table["base"] == "torchattacks" and "met" in rows["ours / exact"]
 
 
-@pytest.mark.parametrize(
-    ("ratio", "state"), [(1.0299, ""), (1.031, "REJECTED: "), (0.969, "REJECTED: ")]
-)
-def test_a_table_is_rejected_by_its_control(ratio, state):
-    table = controlled.verdict({"cpu_ratio": 1.0, "wall_ratio": ratio}, "wall") | {"rounds": 4}
-    assert table["rejected"] == bool(state)
-    line = controlled.headline("A net", table)
-    assert line.startswith(f"A net, 4 rounds: {state}control off by 3.")
+def test_a_table_is_rejected_by_its_control():
+    for ratio, state in ((1.0299, ""), (1.031, "REJECTED: "), (0.969, "REJECTED: ")):
+        table = controlled.verdict({"cpu_ratio": 1.0, "wall_ratio": ratio}, "wall") | {"rounds": 4}
+        assert table["rejected"] == bool(state)
+        line = controlled.headline("A net", table)
+        assert line.startswith(f"A net, 4 rounds: {state}control off by 3.")
     assert not controlled.verdict({"cpu_ratio": 1.0, "wall_ratio": ratio})["rejected"]
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        (["--rule", "fq"], "'fa'"),
-        (["--rounds", "0"], "--rounds: 0 must be a whole number of at least 1"),
-        (["--threads", "1", "0"], "--threads: 0 must be a whole number of at least 1"),
-        (["--rounds", "many"], "--rounds: many must be a whole number"),
-    ],
-)
-def test_a_bad_option_says_what_is_allowed(given, told, capsys):
-    with pytest.raises(SystemExit):
-        step_time.parse(given)
-    assert told in capsys.readouterr().err
+def test_a_bad_option_says_what_is_allowed(capsys):
+    number = "must be a whole number"
+    for benchmark, given, message in (
+        (step_time, "--rule fq", "'fa'"),
+        (step_time, "--rounds 0", f"--rounds: 0 {number} of at least 1"),
+        (step_time, "--threads 1 0", f"--threads: 0 {number} of at least 1"),
+        (step_time, "--rounds many", f"--rounds: many {number}"),
+        (probe_cost, "--setting lenett", "'lenet'"),
+        (probe_cost, "--rounds 0", f"--rounds: 0 {number} of at least 1"),
+    ):
+        with pytest.raises(SystemExit):
+            benchmark.parse(given.split())
+        assert message in capsys.readouterr().err, given
 
 
-@pytest.mark.parametrize("file", ["docs/results.md", "docs/speed.md"])
-def test_documents_show_the_recorded_times(file):
-    text = (BENCHMARKS.parent / file).read_text()
+def test_documents_show_the_recorded_times():
     recorded = json.loads(speed_page.RECORDED.read_text())
-    assert speed_page.refreshed(text, recorded) == text, "run `make tables`"
+    for file in ("docs/results.md", "docs/speed.md"):
+        text = (ROOT / file).read_text()
+        assert speed_page.refreshed(text, recorded) == text, f"{file}: run `make tables`"
 
 
 def test_a_missed_target_stands_beside_the_ratio():
@@ -219,3 +227,48 @@ def test_attack_strength_counts_what_others_find(tmp_path, monkeypatch):
     # no image that high effort calls robust is broken by another tool
     assert all(row["lost"]["high"] == 0 for row in recorded)
     assert attack_strength.table(recorded) in (ROOT / "docs" / "robustness.md").read_text()
+
+
+def small_convolutional_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(256, 10)
+    )
+
+
+def test_multiply_adds_of_low_dimensional_feedback_written_out():
+    subject = Subject("net", "net", (8, 3, 4, 4), False, small_convolutional_net)
+    first, second, last = 32 * 3 * 9 * 16, 64 * 32 * 9 * 4, 2560
+    assert low_dim_cost.multiply_adds(subject, BP()) == first + 2 * second + 2 * last
+    fixed = low_dim_cost.multiply_adds(subject, LowDimensional(4, projection="fixed"))
+    messages = 4 * (64 + 32 * 9) * 4 + 4 * (10 + 256)
+    # P delta of the linear layer serves its message and the gradient of its Q
+    factors = 4 * 32 * 3 * 9 / 8 + 4 * 64 * 32 * 9 / 8 + 4 * 256
+    assert fixed == pytest.approx(first + second + last + messages + factors)
+    learned = low_dim_cost.multiply_adds(subject, LowDimensional(4))
+    assert learned - fixed == pytest.approx(4 * 64 * 4 + 2 * 4 * 4 * 64 / 8 + 2 * 4 * 10)
+    half = low_dim_cost.multiply_adds(subject, LowDimensional(0.5, projection="fixed"))
+    assert half > low_dim_cost.multiply_adds(subject, BP())  # B is formed
+
+
+def test_low_dim_cost_measures_every_rank(tmp_path):
+    low_dim_cost.main(["--quick", "--net", "mlp", "--out", str(tmp_path / "cost.json")])
+    (table,) = json.loads((tmp_path / "cost.json").read_text())["tables"]
+    assert set(table["rules"]) == set(low_dim_cost.rules())
+    assert all(row["cpu_ms"] > 0 for row in table["rules"].values())
+
+
+def test_probe_cost_measures_the_share_that_a_run_spends(tmp_path, capsys):
+    probe_cost.main(["--quick", "--out", str(tmp_path / "cost.json")])
+    (table,) = json.loads((tmp_path / "cost.json").read_text())["tables"]
+    (row,) = table["rules"].values()
+    assert row["share"] == pytest.approx(5 * row["cpu_ratio"] / (30 * 45), abs=1e-4)
+    assert "share of the run" in capsys.readouterr().out and table["limit"] == 0.05
+
+
+def test_the_share_is_within_its_limit_as_long_as_the_model_of_the_cost_holds():
+    """Where even the first and last measurement are too much, by their number."""
+    for name, setting in probe_cost.SETTINGS.items():
+        experiment = setting.experiment
+        modelled = probe_cost.FIXED_STEPS + 2 * experiment.probe_images / experiment.batch_size
+        assert setting.share(modelled) <= experiment.probe_share or setting.measurements == 2
+        assert setting.measurements == 101 or name in ("digits", "smoke")

@@ -139,30 +139,28 @@ def by_repeated_error(conv: Any, matrix: Tensor, error: Tensor, shape: tuple[int
     return torch.autograd.grad(y, x, repeated)[0]
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's own advice
-@pytest.mark.parametrize(("conv", "shape"), GEOMETRIES.values(), ids=GEOMETRIES)
-def test_kernel_layout_is_the_repeated_error_through_the_kernel(
-    conv: nn.Module, shape: tuple[int, ...]
-) -> None:
-    model, received, error = tapped(conv, shape, DFA(layout="kernel"))
-    matrix = model.conv.feedback.matrix
-    assert matrix.shape == (3, shape[0], *conv.kernel_size)
-    expected = by_repeated_error(model.conv, matrix, error, shape)
-    assert_close(received, expected, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize(("conv", "shape"), GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_full_and_channel_layouts(conv: nn.Module, shape: tuple[int, ...]) -> None:
-    model, received, error = tapped(conv, shape, DFA(layout="full"))
-    matrix = model.conv.feedback.matrix
-    assert matrix.shape == (3, *shape)
-    assert_close(received, torch.einsum("ne,e...->n...", error, matrix), rtol=1e-12, atol=1e-15)
-    model, received, error = tapped(conv, shape, DFA(layout="channel"))
-    matrix = model.conv.feedback.matrix
-    assert matrix.shape == (3, shape[0], *(1 for _ in shape[1:]))
-    one = torch.einsum("ne,e...->n...", error, matrix)
-    assert_close(received, one.expand(-1, *shape), rtol=1e-12, atol=1e-15)
+def test_kernel_layout_is_the_repeated_error_through_the_kernel() -> None:
+    for conv, shape in GEOMETRIES.values():
+        model, received, error = tapped(conv, shape, DFA(layout="kernel"))
+        matrix = model.conv.feedback.matrix
+        assert matrix.shape == (3, shape[0], *conv.kernel_size)
+        expected = by_repeated_error(model.conv, matrix, error, shape)
+        assert_close(received, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_full_and_channel_layouts() -> None:
+    for conv, shape in GEOMETRIES.values():
+        model, received, error = tapped(conv, shape, DFA(layout="full"))
+        matrix = model.conv.feedback.matrix
+        assert matrix.shape == (3, *shape)
+        assert_close(received, torch.einsum("ne,e...->n...", error, matrix), rtol=1e-12, atol=1e-15)
+        model, received, error = tapped(conv, shape, DFA(layout="channel"))
+        matrix = model.conv.feedback.matrix
+        assert matrix.shape == (3, shape[0], *(1 for _ in shape[1:]))
+        one = torch.einsum("ne,e...->n...", error, matrix)
+        assert_close(received, one.expand(-1, *shape), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("layout", ["full", "kernel", "channel"])
@@ -212,25 +210,25 @@ def test_a_shared_matrix_is_stored_once_and_sliced() -> None:
     assert_close(model[2].bias.grad, ((y.grad @ b4) * (1 - h**2)).sum(0))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_a_shared_matrix_stays_shared() -> None:
+    for change in (
         lambda model: model.float(),
         lambda model: model.to(torch.bfloat16),
         copy.deepcopy,
         lambda model: pickle.loads(pickle.dumps(model)),
         lambda model: _loaded(model.state_dict()),
-    ],
-    ids=["float", "bfloat16", "deepcopy", "pickle", "load"],
-)
-def test_a_shared_matrix_stays_shared(change: Callable[[nn.Module], nn.Module]) -> None:
-    model = apical.convert(mlp(), DFA(shared=True), example=X)
-    before = {i: model[i].feedback.shared.clone() for i in (0, 2, 4)}
-    changed = change(model)
-    changed(X.to(changed[0].weight.dtype))  # a forward pass shares again what was moved or copied
-    kept = [changed[i].feedback.shared for i in (0, 2, 4)]
-    assert len({matrix.untyped_storage().data_ptr() for matrix in kept}) == 1
-    assert_close(dict(zip(before, kept, strict=True)), before, check_dtype=False, rtol=1e-2, atol=0)
+    ):
+        model = apical.convert(mlp(), DFA(shared=True), example=X)
+        before = {i: model[i].feedback.shared.clone() for i in (0, 2, 4)}
+        changed = change(model)
+        changed(
+            X.to(changed[0].weight.dtype)
+        )  # a forward pass shares again what was moved or copied
+        kept = [changed[i].feedback.shared for i in (0, 2, 4)]
+        assert len({matrix.untyped_storage().data_ptr() for matrix in kept}) == 1
+        assert_close(
+            dict(zip(before, kept, strict=True)), before, check_dtype=False, rtol=1e-2, atol=0
+        )
 
 
 def _loaded(state: dict[str, Tensor]) -> nn.Module:

@@ -104,73 +104,75 @@ def test_b04_a_single_layer_learns_by_direct_feedback_with_default_options() -> 
         assert layer.weight.grad.any()
 
 
-@pytest.mark.parametrize("layout", ["full", "kernel", "channel"])
-def test_b05_grouped_convolutions_have_a_backward_under_direct_feedback(layout: Any) -> None:
-    model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=4),
-                          nn.Flatten(), nn.Linear(16, 3))  # fmt: skip
-    apical.convert(model, DFA(layout=layout))
-    for _ in range(2):
-        model(torch.randn(2, 2, 5, 5)).square().sum().backward()
-    assert model[0].weight.grad.any() and model[2].weight.grad.any()
+def test_b05_grouped_convolutions_have_a_backward_under_direct_feedback() -> None:
+    for layout in ("full", "kernel", "channel"):
+        model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=4),
+                              nn.Flatten(), nn.Linear(16, 3))  # fmt: skip
+        apical.convert(model, DFA(layout=layout))
+        for _ in range(2):
+            model(torch.randn(2, 2, 5, 5)).square().sum().backward()
+        assert model[0].weight.grad.any() and model[2].weight.grad.any()
 
 
-@pytest.mark.parametrize("name", SIX)
-def test_b06_linear_layers_take_inputs_of_any_number_of_axes(name: str) -> None:
-    for shape in ((4,), (2, 4), (2, 3, 4), (2, 3, 2, 4)):
-        if name == "dfa" and len(shape) == 1:  # a broadcast error belongs to a sample
-            with pytest.raises(ValueError, match=r"no axis that counts samples.*unsqueeze\(0\)"):
-                apical.convert(mlp(), name)(torch.ones(shape).double().requires_grad_())
-            continue
-        # of a net that acts on every position alone, only its user knows which axis counts samples
-        model = apical.convert(mlp(), name, output_axis=0 if name == "dfa" else None)
-        y = model(torch.ones(shape).double().requires_grad_())
-        assert y.shape == (*shape[:-1], 3)
-        y.square().sum().backward()
-        assert model[0].weight.grad.any()
+def test_b06_linear_layers_take_inputs_of_any_number_of_axes() -> None:
+    for name in SIX:
+        for shape in ((4,), (2, 4), (2, 3, 4), (2, 3, 2, 4)):
+            if name == "dfa" and len(shape) == 1:  # a broadcast error belongs to a sample
+                with pytest.raises(
+                    ValueError, match=r"no axis that counts samples.*unsqueeze\(0\)"
+                ):
+                    apical.convert(mlp(), name)(torch.ones(shape).double().requires_grad_())
+                continue
+            # of a net that acts on every position alone, its user says which axis counts samples
+            model = apical.convert(mlp(), name, output_axis=0 if name == "dfa" else None)
+            y = model(torch.ones(shape).double().requires_grad_())
+            assert y.shape == (*shape[:-1], 3)
+            y.square().sum().backward()
+            assert model[0].weight.grad.any()
 
 
-@pytest.mark.parametrize("name", SIX)
-def test_b07_one_output_with_a_bias(name: str) -> None:
-    model = apical.convert(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)), name)
-    model(torch.ones(3, 4)).square().mean().backward()
-    assert model[2].bias.grad.shape == (1,) and model[0].weight.grad.any()
+def test_b07_one_output_with_a_bias() -> None:
+    for name in SIX:
+        model = apical.convert(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)), name)
+        model(torch.ones(3, 4)).square().mean().backward()
+        assert model[2].bias.grad.shape == (1,) and model[0].weight.grad.any()
 
 
-@pytest.mark.parametrize("name", CONVERTED)
-@pytest.mark.parametrize(
-    "options",
-    [{"padding": 1, "padding_mode": m} for m in ("circular", "reflect", "replicate")]
-    + [{"padding": "same"}, {"padding": "same", "padding_mode": "circular"}],
-)
-def test_b08_padding_modes_are_honoured_forward_and_backward(name: str, options: Any) -> None:
-    plain = nn.Sequential(nn.Conv2d(1, 2, 3, **options), nn.Conv2d(2, 2, 3, **options)).double()
-    model, x = apical.convert(copy.deepcopy(plain), name), torch.randn(2, 1, 5, 5).double()
-    assert torch.equal(model(x), plain(x))
-    model(x).square().sum().backward()
-    assert model[0].weight.grad.any()
-    with apical.exact_gradients(model):
-        seen = gradients_of(model, x)
-    assert all(torch.equal(a, b) for a, b in zip(seen, gradients_of(plain, x), strict=True))
+def test_b08_padding_modes_are_honoured_forward_and_backward() -> None:
+    for name in CONVERTED:
+        for options in [
+            {"padding": 1, "padding_mode": m} for m in ("circular", "reflect", "replicate")
+        ] + [{"padding": "same"}, {"padding": "same", "padding_mode": "circular"}]:
+            plain = nn.Sequential(
+                nn.Conv2d(1, 2, 3, **options), nn.Conv2d(2, 2, 3, **options)
+            ).double()
+            model, x = apical.convert(copy.deepcopy(plain), name), torch.randn(2, 1, 5, 5).double()
+            assert torch.equal(model(x), plain(x))
+            model(x).square().sum().backward()
+            assert model[0].weight.grad.any()
+            with apical.exact_gradients(model):
+                seen = gradients_of(model, x)
+            assert all(torch.equal(a, b) for a, b in zip(seen, gradients_of(plain, x), strict=True))
 
 
 def gradients_of(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(model(x).square().sum(), list(apical.forward_parameters(model)))
 
 
-@pytest.mark.parametrize("name", SIX)
-def test_b09_gradients_scale_with_the_loss(name: str) -> None:
-    model = apical.convert(mlp(), name, example=X)
-    large, small = gradients(model, scale=1000), gradients(model)
-    assert_close(large, {n: 1000 * g for n, g in small.items()}, rtol=1e-12, atol=0)
+def test_b09_gradients_scale_with_the_loss() -> None:
+    for name in SIX:
+        model = apical.convert(mlp(), name, example=X)
+        large, small = gradients(model, scale=1000), gradients(model)
+        assert_close(large, {n: 1000 * g for n, g in small.items()}, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", SIX)
-def test_b10_two_forwards_before_one_backward_even_of_different_sizes(name: str) -> None:
-    model = apical.convert(mlp(), name, example=X)
-    one, two = gradients(model, X[:2], Y[:2]), gradients(model, X[2:], Y[2:])
-    (F.cross_entropy(model(X[:2]), Y[:2]) + F.cross_entropy(model(X[2:]), Y[2:])).backward()
-    both = {n: p.grad for n, p in model.named_parameters()}
-    assert_close(both, {n: one[n] + two[n] for n in one}, rtol=1e-12, atol=1e-15)
+def test_b10_two_forwards_before_one_backward_even_of_different_sizes() -> None:
+    for name in SIX:
+        model = apical.convert(mlp(), name, example=X)
+        one, two = gradients(model, X[:2], Y[:2]), gradients(model, X[2:], Y[2:])
+        (F.cross_entropy(model(X[:2]), Y[:2]) + F.cross_entropy(model(X[2:]), Y[2:])).backward()
+        both = {n: p.grad for n, p in model.named_parameters()}
+        assert_close(both, {n: one[n] + two[n] for n in one}, rtol=1e-12, atol=1e-15)
 
 
 def test_b11_input_gradients_in_evaluation_are_those_of_this_batch() -> None:
@@ -192,14 +194,14 @@ def test_b12_a_white_box_attack_takes_the_gradient_source_it_names() -> None:
     assert not torch.equal(own, exact)
 
 
-@pytest.mark.parametrize("name", SIX)
-def test_b13_every_rule_works_under_autocast(name: str) -> None:
-    model = apical.convert(mlp().float(), name)
-    for _ in range(2):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(model(X.float()), Y)
-        loss.backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in model.parameters())
+def test_b13_every_rule_works_under_autocast() -> None:
+    for name in SIX:
+        model = apical.convert(mlp().float(), name)
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = F.cross_entropy(model(X.float()), Y)
+            loss.backward()
+        assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in model.parameters())
 
 
 def test_b14_feedback_has_the_dtype_of_the_model() -> None:
@@ -227,25 +229,23 @@ def test_b16_alignment_is_right_right_after_copying_weights(name: str, degrees: 
     assert probes.alignment(model)[""]["angle_deg"] == pytest.approx(degrees, abs=1)
 
 
-@pytest.mark.parametrize("name", CONVERTED)
-def test_b17_a_forward_assigns_no_parameter(name: str) -> None:
-    model = apical.convert(mlp(), name, example=X)
-    before = [id(p) for p in model.parameters()], [id(b) for b in model.buffers()]
-    gradients(model)
-    assert ([id(p) for p in model.parameters()], [id(b) for b in model.buffers()]) == before
+def test_b17_a_forward_assigns_no_parameter() -> None:
+    for name in CONVERTED:
+        model = apical.convert(mlp(), name, example=X)
+        before = [id(p) for p in model.parameters()], [id(b) for b in model.buffers()]
+        gradients(model)
+        assert ([id(p) for p in model.parameters()], [id(b) for b in model.buffers()]) == before
 
 
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning"
-)  # torch's compiler uses what it deprecates
-@pytest.mark.parametrize("name", SIX)
-def test_b18_every_rule_compiles_to_one_graph(name: str) -> None:
-    torch._dynamo.reset()
-    model, eager = (apical.convert(mlp(), name, example=X) for _ in range(2))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    F.cross_entropy(compiled(X), Y).backward()
-    seen = {n: p.grad for n, p in model.named_parameters()}
-    assert_close(seen, gradients(eager), rtol=1e-10, atol=1e-13)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_b18_every_rule_compiles_to_one_graph() -> None:
+    for name in SIX:
+        torch._dynamo.reset()
+        model, eager = (apical.convert(mlp(), name, example=X) for _ in range(2))
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        F.cross_entropy(compiled(X), Y).backward()
+        seen = {n: p.grad for n, p in model.named_parameters()}
+        assert_close(seen, gradients(eager), rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", SIX)
@@ -415,28 +415,28 @@ def test_b30_a_last_batch_of_one_image_is_a_batch(tmp_path: Path) -> None:
         F.cross_entropy(model(torch.ones(count, 4)), torch.zeros(count).long()).backward()
 
 
-@pytest.mark.parametrize("name", SIX)
-def test_b31_no_parameters_are_added_and_plain_checkpoints_load_strictly(name: str) -> None:
-    plain = mlp()
-    model = apical.convert(mlp(), name, example=X)
-    assert len(list(model.parameters())) == len(list(plain.parameters()))
-    with torch.no_grad():
-        plain[0].weight.add_(1)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("default")
-        model.load_state_dict(plain.state_dict(), strict=True)
-    assert torch.equal(model[0].weight, plain[0].weight)
-    assert len(told) == (name not in ("bp", "usf"))  # it says that feedback was not in there
+def test_b31_no_parameters_are_added_and_plain_checkpoints_load_strictly() -> None:
+    for name in SIX:
+        plain = mlp()
+        model = apical.convert(mlp(), name, example=X)
+        assert len(list(model.parameters())) == len(list(plain.parameters()))
+        with torch.no_grad():
+            plain[0].weight.add_(1)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("default")
+            model.load_state_dict(plain.state_dict(), strict=True)
+        assert torch.equal(model[0].weight, plain[0].weight)
+        assert len(told) == (name not in ("bp", "usf"))  # it says that feedback was not in there
 
 
-@pytest.mark.parametrize("name", SIX)
-def test_b32_no_error_tensor_gets_into_a_checkpoint(name: str) -> None:
-    model = apical.convert(mlp(), name, example=X)
-    before = {key: value.shape for key, value in model.state_dict().items()}
-    gradients(model)
-    assert {key: value.shape for key, value in model.state_dict().items()} == before
-    attributes = [vars(layer.feedback) for _, layer in converted_layers(model)]
-    assert not any(isinstance(value, Tensor) for held in attributes for value in held.values())
+def test_b32_no_error_tensor_gets_into_a_checkpoint() -> None:
+    for name in SIX:
+        model = apical.convert(mlp(), name, example=X)
+        before = {key: value.shape for key, value in model.state_dict().items()}
+        gradients(model)
+        assert {key: value.shape for key, value in model.state_dict().items()} == before
+        attributes = [vars(layer.feedback) for _, layer in converted_layers(model)]
+        assert not any(isinstance(value, Tensor) for held in attributes for value in held.values())
 
 
 def test_b33_records_hold_plain_numbers_and_an_interrupt_passes(
@@ -461,25 +461,27 @@ def test_b34_the_number_of_classes_is_honoured() -> None:
         assert net.eval()(torch.zeros(2, *shape)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_b35_any_number_of_channels_is_normalised(channels: int) -> None:
-    mean, std = tuple(0.1 * c for c in range(channels)), tuple(0.5 + c for c in range(channels))
-    images = torch.randint(0, 256, (5, channels, 4, 4), dtype=torch.uint8)
-    split = data.Split(images, torch.zeros(5).long())
-    ((x, _),) = data.Batches(split, 5, mean=mean, std=std).epoch(0)
-    shape = (1, channels, 1, 1)
-    expected = (images / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
-    assert_close(x, expected, rtol=1e-5, atol=1e-6)
-    inner = Normalised(nn.Identity(), mean, std)
-    assert_close(inner(images / 255), expected, rtol=1e-5, atol=1e-6)
+def test_b35_any_number_of_channels_is_normalised() -> None:
+    for channels in (1, 3, 4):
+        mean, std = tuple(0.1 * c for c in range(channels)), tuple(0.5 + c for c in range(channels))
+        images = torch.randint(0, 256, (5, channels, 4, 4), dtype=torch.uint8)
+        split = data.Split(images, torch.zeros(5).long())
+        ((x, _),) = data.Batches(split, 5, mean=mean, std=std).epoch(0)
+        shape = (1, channels, 1, 1)
+        expected = (images / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+        assert_close(x, expected, rtol=1e-5, atol=1e-6)
+        inner = Normalised(nn.Identity(), mean, std)
+        assert_close(inner(images / 255), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONVERTED)
-def test_b36_double_backward_is_refused(name: str) -> None:
-    model = apical.convert(mlp(), name, example=X)
-    loss = F.cross_entropy(model(X), Y)
-    with pytest.raises(RuntimeError, match=r"\d: .*create_graph=True.*exact_gradients"):
-        torch.autograd.grad(loss, model[0].weight, create_graph=True)
-    exact = apical.convert(mlp(), BP())
-    first = torch.autograd.grad(F.cross_entropy(exact(X), Y), exact[0].weight, create_graph=True)[0]
-    first.sum().backward()
+def test_b36_double_backward_is_refused() -> None:
+    for name in CONVERTED:
+        model = apical.convert(mlp(), name, example=X)
+        loss = F.cross_entropy(model(X), Y)
+        with pytest.raises(RuntimeError, match=r"\d: .*create_graph=True.*exact_gradients"):
+            torch.autograd.grad(loss, model[0].weight, create_graph=True)
+        exact = apical.convert(mlp(), BP())
+        first = torch.autograd.grad(
+            F.cross_entropy(exact(X), Y), exact[0].weight, create_graph=True
+        )[0]
+        first.sum().backward()

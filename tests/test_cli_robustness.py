@@ -113,9 +113,8 @@ def test_a_model_of_ones_own(capsys: Any) -> None:
     assert records.read_json(folder / "setting.json")["setting"]["net"] == "own_net_for_cli.make"
 
 
-@pytest.mark.parametrize(
-    ("words", "message", "status"),
-    [
+def test_refusals(runs: dict[str, Path], capsys: Any) -> None:
+    for words, message, status in (
         (["RUN", "--eps", "8"], "eps=8 is outside [0, 1]; did you mean 8/255?", 1),
         (["RUN", "--eps", "8/0"], "--eps 8/0: expected a number or a fraction", 2),
         (["RUN", "--eps", "much"], "--eps much: expected a number or a fraction", 2),
@@ -131,16 +130,12 @@ def test_a_model_of_ones_own(capsys: Any) -> None:
         ([], "give a run folder, or a model of your own with --model", 2),
         (["RUN", "--model", "a:b"], "one of the two", 2),
         (["--model", "a:b"], "--model needs --data", 2),
-    ],
-)
-def test_refusals(
-    runs: dict[str, Path], words: list[str], message: str, status: int, capsys: Any
-) -> None:
-    words = [str(runs["fa"]) if word == "RUN" else word for word in words]
-    assert cli.main(["robustness", *words]) == status
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
-    assert error.count("\n") == 1
+    ):
+        words = [str(runs["fa"]) if word == "RUN" else word for word in words]
+        assert cli.main(["robustness", *words]) == status
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+        assert error.count("\n") == 1
 
 
 def test_radii() -> None:

@@ -114,28 +114,28 @@ def values(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_the_readout_learns_and_by_its_exact_gradient(kind: str) -> None:
-    model, x, readout = made(kind)
-    plain = copy.deepcopy(model)
-    apical.convert(model, "frozen", example=x)
-    start = values(model)
-    for net in (plain, model):
-        loss_of(net, x).backward()
-    expected = {
-        name: p.grad for name, p in plain.named_parameters() if name.startswith(f"{readout}.")
-    }
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == expected.keys()
-    # attention and the order of sums over positions: rounding of float64
-    assert_close(found, expected, rtol=1e-12, atol=1e-15)
-    with apical.exact_gradients(model):
-        model.zero_grad()
-        loss_of(model, x).backward()
-    exact = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert exact.keys() == {n for n, p in plain.named_parameters() if p.grad is not None}
-    train(model, x)
-    assert_only_moved(model, start, readout)
+def test_only_the_readout_learns_and_by_its_exact_gradient() -> None:
+    for kind in KINDS:
+        model, x, readout = made(kind)
+        plain = copy.deepcopy(model)
+        apical.convert(model, "frozen", example=x)
+        start = values(model)
+        for net in (plain, model):
+            loss_of(net, x).backward()
+        expected = {
+            name: p.grad for name, p in plain.named_parameters() if name.startswith(f"{readout}.")
+        }
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert found.keys() == expected.keys()
+        # attention and the order of sums over positions: rounding of float64
+        assert_close(found, expected, rtol=1e-12, atol=1e-15)
+        with apical.exact_gradients(model):
+            model.zero_grad()
+            loss_of(model, x).backward()
+        exact = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert exact.keys() == {n for n, p in plain.named_parameters() if p.grad is not None}
+        train(model, x)
+        assert_only_moved(model, start, readout)
 
 
 def test_a_learner_that_is_backprop_leaves_the_same_to_the_readout() -> None:
@@ -245,19 +245,19 @@ class Silent(TransportRule):
         return torch.zeros_like(weight)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "lenet", "spiking mlp", "lstm"])
-def test_a_rule_whose_hidden_updates_are_zero_gives_the_frozen_net(kind: str) -> None:
-    states = []
-    for rule in ("frozen", Silent()):
-        model, x, _ = made(kind)
-        apical.convert(model, rule)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        for _ in range(3):
-            optimizer.zero_grad()
-            loss_of(model, x).backward()
-            optimizer.step()
-        states.append(values(model))
-    assert_close(states[0], states[1], rtol=0, atol=0)
+def test_a_rule_whose_hidden_updates_are_zero_gives_the_frozen_net() -> None:
+    for kind in ("mlp", "lenet", "spiking mlp", "lstm"):
+        states = []
+        for rule in ("frozen", Silent()):
+            model, x, _ = made(kind)
+            apical.convert(model, rule)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            for _ in range(3):
+                optimizer.zero_grad()
+                loss_of(model, x).backward()
+                optimizer.step()
+            states.append(values(model))
+        assert_close(states[0], states[1], rtol=0, atol=0)
 
 
 # Redrawn ------------------------------------------------------------------------------------------
@@ -341,20 +341,20 @@ def test_a_layer_that_keeps_the_classes_is_read_and_one_that_loses_them_is_not()
     )  # of two classes; five standard errors
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_probe_leaves_every_model_as_it_was(kind: str) -> None:
-    model, x, _ = made(kind)
-    apical.convert(model, "brsf", example=x)
-    next(model.children()).eval()
-    modes = [module.training for module in model.modules()]
-    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    found = probes.linear_probe(model, train=(x, Y), test=(x, Y), features=8)
-    assert found.keys() <= {"", *dict(model.named_modules())} and len(found) >= 3
-    assert all(0 <= accuracy <= 1 for accuracy in found.values())
-    assert [module.training for module in model.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), random)
-    assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
-    assert all(p.grad is None for p in model.parameters())
+def test_the_probe_leaves_every_model_as_it_was() -> None:
+    for kind in KINDS:
+        model, x, _ = made(kind)
+        apical.convert(model, "brsf", example=x)
+        next(model.children()).eval()
+        modes = [module.training for module in model.modules()]
+        state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        found = probes.linear_probe(model, train=(x, Y), test=(x, Y), features=8)
+        assert found.keys() <= {"", *dict(model.named_modules())} and len(found) >= 3
+        assert all(0 <= accuracy <= 1 for accuracy in found.values())
+        assert [module.training for module in model.modules()] == modes
+        assert torch.equal(torch.get_rng_state(), random)
+        assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
+        assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_probe_refuses_what_does_not_fit() -> None:

@@ -70,9 +70,8 @@ def test_layers_that_no_pattern_names_keep_their_exact_gradient() -> None:
     assert actions(mlp(), {"0": BP(), "*": "fa"})["0"] == ("keep", "rule BP: exact gradient")
 
 
-@pytest.mark.parametrize(
-    ("rule", "text"),
-    [
+def test_misspelt_rules_and_patterns_are_named_with_their_neighbours() -> None:
+    for rule, text in (
         ("fq", "'fq'.*'fa'"),
         ({"*": "dffa"}, "'dffa'.*'dfa'"),
         ({"layer4.*": "fa"}, r"pattern 'layer4\.\*' matches no layer; near: '"),
@@ -86,13 +85,11 @@ def test_layers_that_no_pattern_names_keep_their_exact_gradient() -> None:
         (FA, r"FA is a class; a rule is an instance: FA\(\)"),
         ({nn.Linear: "fa"}, r"not the class Linear; .* isinstance\(layer, Linear\)"),
         ({3: "fa"}, r"a pattern is a name such as 'layer4\.\*', or a predicate .* not 3"),
-    ],
-)  # fmt: skip
-def test_misspelt_rules_and_patterns_are_named_with_their_neighbours(rule: Any, text: str) -> None:
-    model = mlp()
-    with pytest.raises(ValueError, match=text):
-        apical.convert(model, rule)
-    assert not list(converted_layers(model))
+    ):
+        model = mlp()
+        with pytest.raises(ValueError, match=text):
+            apical.convert(model, rule)
+        assert not list(converted_layers(model))
 
 
 def test_a_pattern_for_a_layer_without_a_rule_says_so() -> None:
@@ -136,14 +133,16 @@ NO_MODEL: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("verb", NO_MODEL.values(), ids=NO_MODEL)
-def test_what_is_no_model_is_named(verb: Callable[[Any], Any]) -> None:
-    with pytest.raises(ValueError, match="the model is a torch.nn.Module, not 'fa'"):
-        verb("fa")
-    with pytest.raises(ValueError, match="the model is a torch.nn.Module, not a list"):
-        verb([torch.ones(2, 3), torch.ones(2, 3)])
-    with pytest.raises(ValueError, match=r"Linear is a class; a model is an instance.*Linear\("):
-        verb(nn.Linear)
+def test_what_is_no_model_is_named() -> None:
+    for verb in NO_MODEL.values():
+        with pytest.raises(ValueError, match="the model is a torch.nn.Module, not 'fa'"):
+            verb("fa")
+        with pytest.raises(ValueError, match="the model is a torch.nn.Module, not a list"):
+            verb([torch.ones(2, 3), torch.ones(2, 3)])
+        with pytest.raises(
+            ValueError, match=r"Linear is a class; a model is an instance.*Linear\("
+        ):
+            verb(nn.Linear)
 
 
 def test_options_out_of_range_change_nothing() -> None:
@@ -399,32 +398,32 @@ class Tied(nn.Module):
         return self.out(self.same(torch.tanh(self.twice(torch.tanh(h)))))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_tied_and_reused_layers_stay_so_and_share_their_feedback(name: str) -> None:
-    torch.manual_seed(0)
-    plain = Tied().double()
-    model = apical.convert(copy.deepcopy(plain), name, example=torch.ones(1, 3).double())
-    assert model.a.weight is model.b.weight and model.same is model.twice
-    assert len(list(apical.forward_parameters(model))) == len(list(plain.parameters()))
-    if name not in ("bp", "dfa"):
-        assert model.a.feedback is model.b.feedback
-    x = torch.randn(4, 3).double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(2):
-        optimizer.zero_grad()
-        model(x).square().sum().backward()
-        assert all(p.grad.any() for p in apical.forward_parameters(model))
-        optimizer.step()
-        if name == "brsf":
-            assert model.a.feedback.history.count == step + 1
-    with apical.exact_gradients(model):
-        weights = list(apical.forward_parameters(model))
-        seen = torch.autograd.grad(model(x).square().sum(), weights)
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "feedback" not in k})
-    exact = torch.autograd.grad(plain(x).square().sum(), list(plain.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(seen, exact, strict=True))
-    assert type(apical.revert(model).b) is nn.Linear
-    assert model.a.weight is model.b.weight
+def test_tied_and_reused_layers_stay_so_and_share_their_feedback() -> None:
+    for name in ALL:
+        torch.manual_seed(0)
+        plain = Tied().double()
+        model = apical.convert(copy.deepcopy(plain), name, example=torch.ones(1, 3).double())
+        assert model.a.weight is model.b.weight and model.same is model.twice
+        assert len(list(apical.forward_parameters(model))) == len(list(plain.parameters()))
+        if name not in ("bp", "dfa"):
+            assert model.a.feedback is model.b.feedback
+        x = torch.randn(4, 3).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(2):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            assert all(p.grad.any() for p in apical.forward_parameters(model))
+            optimizer.step()
+            if name == "brsf":
+                assert model.a.feedback.history.count == step + 1
+        with apical.exact_gradients(model):
+            weights = list(apical.forward_parameters(model))
+            seen = torch.autograd.grad(model(x).square().sum(), weights)
+        plain.load_state_dict({k: v for k, v in model.state_dict().items() if "feedback" not in k})
+        exact = torch.autograd.grad(plain(x).square().sum(), list(plain.parameters()))
+        assert all(torch.equal(a, b) for a, b in zip(seen, exact, strict=True))
+        assert type(apical.revert(model).b) is nn.Linear
+        assert model.a.weight is model.b.weight
 
 
 def test_a_reused_layer_is_tapped_at_every_call() -> None:
@@ -446,12 +445,12 @@ def test_a_second_conversion_says_how_to_replace_the_first() -> None:
     assert all(layer.feedback.rule == DFA() for _, layer in converted_layers(model))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_convert_revert_convert_gives_the_same_feedback(name: str) -> None:
-    model = apical.convert(mlp(), name, example=torch.ones(1, 4), seed=5)
-    first = copy.deepcopy(model.state_dict())
-    apical.convert(apical.revert(model), name, example=torch.ones(1, 4), seed=5)
-    assert_close(dict(model.state_dict()), dict(first), rtol=0, atol=0)
+def test_convert_revert_convert_gives_the_same_feedback() -> None:
+    for name in ALL:
+        model = apical.convert(mlp(), name, example=torch.ones(1, 4), seed=5)
+        first = copy.deepcopy(model.state_dict())
+        apical.convert(apical.revert(model), name, example=torch.ones(1, 4), seed=5)
+        assert_close(dict(model.state_dict()), dict(first), rtol=0, atol=0)
 
 
 def test_an_example_that_fails_leaves_the_model_plain() -> None:
@@ -517,10 +516,10 @@ def test_an_unsupported_layer_may_be_left_alone_or_given_bp_by_name() -> None:
         apical.convert(Net(), {"*": "fa"})
 
 
-@pytest.mark.parametrize("example", ["x", b"x", 3, 1.5, True])
-def test_an_example_that_is_no_input_is_named(example: Any) -> None:
-    with pytest.raises(ValueError, match=r"example=.* is no input of a model"):
-        apical.convert(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), "dfa", example=example)
+def test_an_example_that_is_no_input_is_named() -> None:
+    for example in ("x", b"x", 3, 1.5, True):
+        with pytest.raises(ValueError, match=r"example=.* is no input of a model"):
+            apical.convert(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), "dfa", example=example)
 
 
 def test_models_of_inference_mode_are_refused() -> None:

@@ -69,19 +69,19 @@ def test_part_of_a_model_called_alone_raises_and_leaves_the_next_step_alone() ->
     assert model.features[0].weight.grad.any()
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_an_aborted_forward_leaves_nothing_behind(name: str) -> None:
-    model = converted(name)
-    before = gradients(model)
-    for _ in range(2):
-        handle = model.head.register_forward_pre_hook(_fail)
-        with pytest.raises(KeyError, match="aborted"):
-            model(X)
-        handle.remove()
-        if name in BROADCAST:  # no call was left open that would take this for its own
-            with pytest.raises(RuntimeError, match="called outside a forward pass"):
-                model.features(X)
-        assert_close(gradients(model), before, rtol=0, atol=0)
+def test_an_aborted_forward_leaves_nothing_behind() -> None:
+    for name in TRAINED:
+        model = converted(name)
+        before = gradients(model)
+        for _ in range(2):
+            handle = model.head.register_forward_pre_hook(_fail)
+            with pytest.raises(KeyError, match="aborted"):
+                model(X)
+            handle.remove()
+            if name in BROADCAST:  # no call was left open that would take this for its own
+                with pytest.raises(RuntimeError, match="called outside a forward pass"):
+                    model.features(X)
+            assert_close(gradients(model), before, rtol=0, atol=0)
 
 
 def _fail(*_: Any) -> None:
@@ -136,15 +136,15 @@ class Reentrant(Checkpointed):
     reentrant = True
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_activation_checkpointing_changes_nothing(name: str) -> None:
-    model, plain = converted(name, Checkpointed()), converted(name)
-    for lr in (0.1, 0.1):
-        seen, expected = gradients(model), gradients(plain)
-        assert_close(seen, expected, rtol=1e-12, atol=1e-15)
-        for net in (model, plain):
-            F.cross_entropy(net(X), Y).backward()
-            torch.optim.SGD(net.parameters(), lr=lr).step()
+def test_activation_checkpointing_changes_nothing() -> None:
+    for name in TRAINED:
+        model, plain = converted(name, Checkpointed()), converted(name)
+        for lr in (0.1, 0.1):
+            seen, expected = gradients(model), gradients(plain)
+            assert_close(seen, expected, rtol=1e-12, atol=1e-15)
+            for net in (model, plain):
+                F.cross_entropy(net(X), Y).backward()
+                torch.optim.SGD(net.parameters(), lr=lr).step()
 
 
 @pytest.mark.parametrize("name", BROADCAST)
@@ -184,19 +184,19 @@ def test_reentrant_checkpointing_is_refused_with_the_remedy(name: str) -> None:
             F.cross_entropy(model(X), Y).backward()
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_evaluation_and_training_calls_may_alternate(name: str) -> None:
-    model = converted(name)
-    before = gradients(model)
-    for _ in range(2):
-        with torch.no_grad():
-            model(X[:2])
-        with torch.inference_mode():
-            model(X[:3])
-        model.eval()
-        assert_close(gradients(model), before, rtol=0, atol=0)
-        model.train()
-        assert_close(gradients(model), before, rtol=0, atol=0)
+def test_evaluation_and_training_calls_may_alternate() -> None:
+    for name in TRAINED:
+        model = converted(name)
+        before = gradients(model)
+        for _ in range(2):
+            with torch.no_grad():
+                model(X[:2])
+            with torch.inference_mode():
+                model(X[:3])
+            model.eval()
+            assert_close(gradients(model), before, rtol=0, atol=0)
+            model.train()
+            assert_close(gradients(model), before, rtol=0, atol=0)
 
 
 def test_a_first_forward_without_gradients_sizes_the_feedback() -> None:
@@ -211,29 +211,29 @@ def test_a_first_forward_without_gradients_sizes_the_feedback() -> None:
 # What happens to the output ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_in_place_operations_on_the_output_stay_legal(name: str) -> None:
-    model, plain = converted(name), Net()
-    for _ in range(2):
-        y, expected = model(X), plain(X)
-        with torch.no_grad():
-            assert torch.equal(y, expected)
-        y.mul_(2).add_(1).square().sum().backward()
-        expected.mul_(2).add_(1).square().sum().backward()
-        assert torch.equal(model.head.weight.grad, plain.head.weight.grad)
+def test_in_place_operations_on_the_output_stay_legal() -> None:
+    for name in TRAINED:
+        model, plain = converted(name), Net()
+        for _ in range(2):
+            y, expected = model(X), plain(X)
+            with torch.no_grad():
+                assert torch.equal(y, expected)
+            y.mul_(2).add_(1).square().sum().backward()
+            expected.mul_(2).add_(1).square().sum().backward()
+            assert torch.equal(model.head.weight.grad, plain.head.weight.grad)
 
 
-@pytest.mark.parametrize("end", [nn.Softmax(-1), nn.LogSoftmax(-1), nn.Sigmoid(), nn.Tanh()])
-@pytest.mark.parametrize("name", TRAINED)
-def test_models_that_end_in_a_nonlinearity(name: str, end: nn.Module) -> None:
+def test_models_that_end_in_a_nonlinearity() -> None:
     """The error is the gradient at what the model returns; the last layer's stays exact."""
-    model, plain = converted(name, Net(end)), Net(end)
-    for _ in range(2):
-        for net in (model, plain):
-            net.zero_grad()
-            net(X).square().sum().backward()
-        assert torch.equal(model.head.weight.grad, plain.head.weight.grad)
-        assert model.features[0].weight.grad.any()
+    for end in (nn.Softmax(-1), nn.LogSoftmax(-1), nn.Sigmoid(), nn.Tanh()):
+        for name in TRAINED:
+            model, plain = converted(name, Net(end)), Net(end)
+            for _ in range(2):
+                for net in (model, plain):
+                    net.zero_grad()
+                    net(X).square().sum().backward()
+                assert torch.equal(model.head.weight.grad, plain.head.weight.grad)
+                assert model.features[0].weight.grad.any()
 
 
 # Attacks and inputs that require gradients -------------------------------------------------------
@@ -250,52 +250,52 @@ def test_under_attack_the_input_receives_the_first_layers_projection() -> None:
         assert_close(x.grad, y.grad @ model.features[0].feedback.matrix)
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_an_attack_changes_no_gradient_of_training_and_no_feedback(name: str) -> None:
-    model = converted(name)
-    state, before = copy.deepcopy(model.state_dict()), gradients(model)
-    for _ in range(2):
-        x = X.clone().requires_grad_()
-        own = torch.autograd.grad(F.cross_entropy(model(x), Y), x)[0]
+def test_an_attack_changes_no_gradient_of_training_and_no_feedback() -> None:
+    for name in TRAINED:
+        model = converted(name)
+        state, before = copy.deepcopy(model.state_dict()), gradients(model)
+        for _ in range(2):
+            x = X.clone().requires_grad_()
+            own = torch.autograd.grad(F.cross_entropy(model(x), Y), x)[0]
+            with apical.exact_gradients(model):
+                exact = torch.autograd.grad(F.cross_entropy(model(x), Y), x)[0]
+            plain = Net()
+            x2 = X.clone().requires_grad_()
+            assert torch.equal(exact, torch.autograd.grad(F.cross_entropy(plain(x2), Y), x2)[0])
+            assert not torch.allclose(own, exact)
+            assert_close(gradients(model), before, rtol=0, atol=0)
+            assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
+
+
+def test_exact_gradients_nest_survive_exceptions_and_refuse_graphs_from_outside() -> None:
+    for name in TRAINED:
+        model = converted(name)
+        before, plain = gradients(model), gradients(Net())
+        for _ in range(2):
+            with apical.exact_gradients(model), apical.exact_gradients(model):
+                pass
+            with apical.exact_gradients(model), apical.exact_gradients(model.features):
+                assert_close(
+                    {k: v for k, v in gradients(model).items() if k in plain}, plain, rtol=0, atol=0
+                )
+            with pytest.raises(KeyError), apical.exact_gradients(model):
+                raise KeyError
+            assert_close(gradients(model), before, rtol=0, atol=0)
+            loss = F.cross_entropy(model(X), Y)
+            with (
+                apical.exact_gradients(model),
+                pytest.raises(RuntimeError, match="built outside exact"),
+            ):
+                loss.backward()
+
+
+def test_a_copy_made_within_exact_gradients_does_not_stay_exact() -> None:
+    for name in TRAINED:
+        model = converted(name)
         with apical.exact_gradients(model):
-            exact = torch.autograd.grad(F.cross_entropy(model(x), Y), x)[0]
-        plain = Net()
-        x2 = X.clone().requires_grad_()
-        assert torch.equal(exact, torch.autograd.grad(F.cross_entropy(plain(x2), Y), x2)[0])
-        assert not torch.allclose(own, exact)
-        assert_close(gradients(model), before, rtol=0, atol=0)
-        assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_exact_gradients_nest_survive_exceptions_and_refuse_graphs_from_outside(name: str) -> None:
-    model = converted(name)
-    before, plain = gradients(model), gradients(Net())
-    for _ in range(2):
-        with apical.exact_gradients(model), apical.exact_gradients(model):
-            pass
-        with apical.exact_gradients(model), apical.exact_gradients(model.features):
-            assert_close(
-                {k: v for k, v in gradients(model).items() if k in plain}, plain, rtol=0, atol=0
-            )
-        with pytest.raises(KeyError), apical.exact_gradients(model):
-            raise KeyError
-        assert_close(gradients(model), before, rtol=0, atol=0)
-        loss = F.cross_entropy(model(X), Y)
-        with (
-            apical.exact_gradients(model),
-            pytest.raises(RuntimeError, match="built outside exact"),
-        ):
-            loss.backward()
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_copy_made_within_exact_gradients_does_not_stay_exact(name: str) -> None:
-    model = converted(name)
-    with apical.exact_gradients(model):
-        twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
-    for twin in twins:
-        assert_close(gradients(twin), gradients(model), rtol=0, atol=0)
+            twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        for twin in twins:
+            assert_close(gradients(twin), gradients(model), rtol=0, atol=0)
 
 
 def test_calls_in_several_threads_at_once_are_kept_apart() -> None:
@@ -403,15 +403,15 @@ def test_reverting_one_layer_leaves_the_others_at_work() -> None:
     assert not model._forward_hooks and not model._forward_pre_hooks
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_copy_of_the_model_is_a_model_of_its_own(name: str) -> None:
-    model = converted(name)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        before = gradients(model)
-        for _ in range(2):
-            assert_close(gradients(twin), before, rtol=0, atol=0)
-        apical.revert(twin)
-        assert_close(gradients(model), before, rtol=0, atol=0)
+def test_a_copy_of_the_model_is_a_model_of_its_own() -> None:
+    for name in TRAINED:
+        model = converted(name)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            before = gradients(model)
+            for _ in range(2):
+                assert_close(gradients(twin), before, rtol=0, atol=0)
+            apical.revert(twin)
+            assert_close(gradients(model), before, rtol=0, atol=0)
 
 
 def test_a_copied_layer_without_its_model_says_what_is_missing() -> None:
@@ -425,60 +425,60 @@ def test_a_copied_layer_without_its_model_says_what_is_missing() -> None:
     layer(torch.ones(1, 6, dtype=torch.float64, requires_grad=True)).sum().backward()
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_converted_model_inside_another(name: str) -> None:
+def test_a_converted_model_inside_another() -> None:
     """The inner model's error is what reaches its output; the outer one stays plain."""
-    inner = converted(name)
-    outer = nn.Sequential(inner, nn.ReLU(), nn.Linear(3, 2).double())
-    for _ in range(2):
-        outer.zero_grad()
-        outer(X).square().sum().backward()
-        assert inner.features[0].weight.grad.any() and outer[2].weight.grad.any()
-    with pytest.raises(ValueError, match="converted already"):
-        apical.convert(outer, "fa")
+    for name in TRAINED:
+        inner = converted(name)
+        outer = nn.Sequential(inner, nn.ReLU(), nn.Linear(3, 2).double())
+        for _ in range(2):
+            outer.zero_grad()
+            outer(X).square().sum().backward()
+            assert inner.features[0].weight.grad.any() and outer[2].weight.grad.any()
+        with pytest.raises(ValueError, match="converted already"):
+            apical.convert(outer, "fa")
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_two_models_in_one_loss(name: str) -> None:
-    first, second = converted(name), converted(name)
-    with torch.no_grad():
-        second.head.weight.mul_(2)
-    alone = gradients(first), gradients(second)
-    for _ in range(2):
-        first.zero_grad(), second.zero_grad()
-        (F.cross_entropy(first(X), Y) + F.cross_entropy(second(X), Y)).backward()
-        for model, expected in zip((first, second), alone, strict=True):
-            seen = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-            assert_close(seen, expected, rtol=1e-12, atol=1e-15)
+def test_two_models_in_one_loss() -> None:
+    for name in TRAINED:
+        first, second = converted(name), converted(name)
+        with torch.no_grad():
+            second.head.weight.mul_(2)
+        alone = gradients(first), gradients(second)
+        for _ in range(2):
+            first.zero_grad(), second.zero_grad()
+            (F.cross_entropy(first(X), Y) + F.cross_entropy(second(X), Y)).backward()
+            for model, expected in zip((first, second), alone, strict=True):
+                seen = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+                assert_close(seen, expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["brsf", "dfa", "fa", "frsf", "usf"])
-def test_an_optimizer_built_before_the_conversion_still_works(name: str) -> None:
-    model = Net()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    converted(name, model)
-    losses = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(X), Y)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+def test_an_optimizer_built_before_the_conversion_still_works() -> None:
+    for name in ("brsf", "dfa", "fa", "frsf", "usf"):
+        model = Net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        converted(name, model)
+        losses = []
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(X), Y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.8 * losses[0]
 
 
 # Export, transforms, higher orders --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_export_in_evaluation_gives_the_plain_outputs(name: str) -> None:
-    model = converted(name).eval()
-    before = gradients(model)
-    with torch.no_grad():
-        program = torch.export.export(model, (X,))
-        for _ in range(2):
-            assert_close(program.module()(X), Net()(X))
-    assert_close(gradients(model), before, rtol=0, atol=0)
+def test_export_in_evaluation_gives_the_plain_outputs() -> None:
+    for name in TRAINED:
+        model = converted(name).eval()
+        before = gradients(model)
+        with torch.no_grad():
+            program = torch.export.export(model, (X,))
+            for _ in range(2):
+                assert_close(program.module()(X), Net()(X))
+        assert_close(gradients(model), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -505,26 +505,26 @@ def test_functional_gradients_and_per_sample_gradients(name: str) -> None:
             assert_close(per_sample[n], stacked, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_double_backward_is_refused(name: str) -> None:
-    model = converted(name)
-    for _ in range(2):
-        loss = F.cross_entropy(model(X), Y)
-        with pytest.raises(RuntimeError, match=r"\w+: .*create_graph=True.*exact_gradients"):
-            torch.autograd.grad(loss, model.features[0].weight, create_graph=True)
-        with apical.exact_gradients(model):
+def test_double_backward_is_refused() -> None:
+    for name in TRAINED:
+        model = converted(name)
+        for _ in range(2):
             loss = F.cross_entropy(model(X), Y)
-            first = torch.autograd.grad(loss, model.features[0].weight, create_graph=True)[0]
-            first.square().sum().backward()  # exact gradients have higher orders
+            with pytest.raises(RuntimeError, match=r"\w+: .*create_graph=True.*exact_gradients"):
+                torch.autograd.grad(loss, model.features[0].weight, create_graph=True)
+            with apical.exact_gradients(model):
+                loss = F.cross_entropy(model(X), Y)
+                first = torch.autograd.grad(loss, model.features[0].weight, create_graph=True)[0]
+                first.square().sum().backward()  # exact gradients have higher orders
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_an_empty_batch_and_a_batch_of_one(name: str) -> None:
-    model = converted(name)
-    for count in (0, 1, 6):
-        model.zero_grad()
-        model(X[:count]).sum().backward()
-        assert all(p.grad is not None for p in apical.forward_parameters(model))
+def test_an_empty_batch_and_a_batch_of_one() -> None:
+    for name in TRAINED:
+        model = converted(name)
+        for count in (0, 1, 6):
+            model.zero_grad()
+            model(X[:count]).sum().backward()
+            assert all(p.grad is not None for p in apical.forward_parameters(model))
 
 
 def test_losses_on_parts_of_the_output_only() -> None:

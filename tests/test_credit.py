@@ -91,24 +91,30 @@ def test_two_seeds_decide_nothing(tmp_path: Path) -> None:
     assert words == {"undecided"}
 
 
-@pytest.mark.parametrize("tier", ["smoke", "short", "full"])
-def test_the_study_leaves_out_each_layer_of_its_nets_once(tier: str) -> None:
-    study = studies.build("credit", tier=tier, seeds=1)
-    for setting in dict.fromkeys(entry.setting for entry in study.entries):
-        here = {entry.rule: entry.experiment for entry in study.entries if entry.setting == setting}
-        one = here["bp"]
-        images = one.size or {"digits": 8, "mnist": 28}[one.data]
-        from apical import nets
+def test_the_study_leaves_out_each_layer_of_its_nets_once() -> None:
+    for tier in ("smoke", "short", "full"):
+        study = studies.build("credit", tier=tier, seeds=1)
+        for setting in dict.fromkeys(entry.setting for entry in study.entries):
+            here = {
+                entry.rule: entry.experiment for entry in study.entries if entry.setting == setting
+            }
+            one = here["bp"]
+            images = one.size or {"digits": 8, "mnist": 28}[one.data]
+            from apical import nets
 
-        net = nets.build(one.net, in_shape=(1, images, images), num_classes=10, **one.net_options)
-        names = [name.removesuffix(".weight") for name, p in net.named_parameters() if p.ndim > 1]
-        assert names == list(LAYERS[setting])
-        for rule in ROWS:
-            for layer in names:
-                without = here[f"{rule}, without {layer}"]
-                assert without.start.freeze == (f"{layer}.*",)
-                assert dataclasses.replace(without, start=Start()) == here[rule]
-                assert study.follows[f"{rule}, without {layer}"] == rule
+            net = nets.build(
+                one.net, in_shape=(1, images, images), num_classes=10, **one.net_options
+            )
+            names = [
+                name.removesuffix(".weight") for name, p in net.named_parameters() if p.ndim > 1
+            ]
+            assert names == list(LAYERS[setting])
+            for rule in ROWS:
+                for layer in names:
+                    without = here[f"{rule}, without {layer}"]
+                    assert without.start.freeze == (f"{layer}.*",)
+                    assert dataclasses.replace(without, start=Start()) == here[rule]
+                    assert study.follows[f"{rule}, without {layer}"] == rule
 
 
 @pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "usf", "kp"])

@@ -189,23 +189,23 @@ def test_a_projection_of_one_is_direct_kolen_pollack() -> None:
         assert_close(low[i].feedback.factor, full[i].feedback.matrix, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("projection", ["fixed", "oja", "labels"])
-def test_a_step_through_a_bottleneck_written_out(projection: Any) -> None:
-    rule = DirectLowDimensional(rank=2, projection=projection)
-    model = apical.convert(mlp(), rule, example=X)
-    error, seen = error_and_inputs(model, X, Y)
-    p, q = (getattr(model[2].feedback, n).detach().clone() for n in ("projection", "factor"))
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    loss(model, X, Y).backward()
-    assert_close(model[2].feedback.factor.grad, p @ error.T @ seen[2], rtol=0, atol=1e-12)
-    d1 = error @ p.T @ q * (1 - seen[2] ** 2)
-    assert_close(model[0].weight.grad, d1.T @ X, rtol=0, atol=1e-12)
-    optimizer.step()
-    source = {"fixed": None, "oja": error, "labels": F.one_hot(Y, 3).double()}[projection]
-    if source is not None:
-        c = source.T @ source / source.square().sum()
-        p = p + 0.1 * (p @ c - p @ c @ p.T @ p)
-    assert_close(model[2].feedback.projection, p, rtol=0, atol=1e-12)
+def test_a_step_through_a_bottleneck_written_out() -> None:
+    for projection in ("fixed", "oja", "labels"):
+        rule = DirectLowDimensional(rank=2, projection=projection)
+        model = apical.convert(mlp(), rule, example=X)
+        error, seen = error_and_inputs(model, X, Y)
+        p, q = (getattr(model[2].feedback, n).detach().clone() for n in ("projection", "factor"))
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+        loss(model, X, Y).backward()
+        assert_close(model[2].feedback.factor.grad, p @ error.T @ seen[2], rtol=0, atol=1e-12)
+        d1 = error @ p.T @ q * (1 - seen[2] ** 2)
+        assert_close(model[0].weight.grad, d1.T @ X, rtol=0, atol=1e-12)
+        optimizer.step()
+        source = {"fixed": None, "oja": error, "labels": F.one_hot(Y, 3).double()}[projection]
+        if source is not None:
+            c = source.T @ source / source.square().sum()
+            p = p + 0.1 * (p @ c - p @ c @ p.T @ p)
+        assert_close(model[2].feedback.projection, p, rtol=0, atol=1e-12)
 
 
 def test_a_projection_on_labels_ends_at_the_commonest_classes() -> None:

@@ -1,7 +1,7 @@
 """Every example a reader may copy runs: the blocks of the documents, and docstrings."""
 
 import doctest
-import importlib
+import importlib.util
 import pkgutil
 import re
 import sys
@@ -122,16 +122,18 @@ def test_the_tables_of_the_documents_come_from_the_records(tmp_path: Path) -> No
         assert not refresh(copy, ROOT / "results"), f"{document}: run make tables"
 
 
-@pytest.mark.parametrize("document", ["docs/choose_a_rule.md", "docs/rules.md"])
-def test_every_rule_has_a_row_in_the_tables_of_rules(document: str) -> None:
-    rows = [r for r in (ROOT / document).read_text().splitlines() if r.startswith("|")]
-    assert not {name for name in rules.RULES if not any(f"| `{name}` |" in row for row in rows)}
+def test_every_rule_has_a_row_in_the_tables_of_rules() -> None:
+    for document in ("docs/choose_a_rule.md", "docs/rules.md"):
+        rows = [r for r in (ROOT / document).read_text().splitlines() if r.startswith("|")]
+        assert not {name for name in rules.RULES if not any(f"| `{name}` |" in row for row in rows)}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_between_files_lead_somewhere(document: Path) -> None:
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
-    assert not [t for t in targets if not (document.parent / t).exists()]
+def test_links_have_a_text_and_those_between_files_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        text = document.read_text()
+        targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+        assert not [t for t in targets if not (document.parent / t).exists()], document
+        assert not re.findall(r"\[\]\([^)]*\)", text), document  # empty on a repository's page
 
 
 def test_the_documents_have_examples() -> None:
@@ -143,14 +145,11 @@ NEEDS = {"apical.bench.sweep.ray": "ray", "apical.bench.sweep.slurm": "submitit"
 """Modules of an extra that tests are not run with."""
 
 
-@pytest.mark.parametrize("name", module_names())
-def test_the_examples_of_a_module_run(name: str) -> None:
-    if engine := NEEDS.get(name):
-        pytest.importorskip(engine)
-    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-    assert result.failed == 0
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_link_has_a_text(document: Path) -> None:
-    assert not re.findall(r"\[\]\([^)]*\)", document.read_text())  # empty on a repository's page
+def test_the_examples_of_every_module_run() -> None:
+    found = {}
+    for name in module_names():
+        if name not in NEEDS or importlib.util.find_spec(NEEDS[name]):
+            module = importlib.import_module(name)
+            found[name] = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert sum(result.attempted for result in found.values()) > 50
+    assert not [name for name, result in found.items() if result.failed]

@@ -57,17 +57,14 @@ def test_frames_are_stretches_of_equal_time() -> None:
     assert found.dtype == np.uint8
 
 
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
+def test_events_out_of_range_are_refused() -> None:
+    for wrong, told in (
         (Events(*map(np.array, ([5], [0], [1], [0]))), "x from 5 to 5 is outside 0 to 2"),
         (Events(*map(np.array, ([0], [-1], [1], [0]))), "y from -1 to -1"),
         (Events(*map(np.array, ([0], [0], [2], [0]))), "polarity from 2 to 2 is outside 0 to 1"),
-    ],
-)
-def test_events_out_of_range_are_refused(wrong: Events, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        frames(wrong, 2, height=2, width=3)
+    ):
+        with pytest.raises(ValueError, match=told):
+            frames(wrong, 2, height=2, width=3)
 
 
 def test_nmnist_is_read_from_its_folders(tmp_path: Path) -> None:

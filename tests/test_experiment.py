@@ -167,9 +167,8 @@ def test_a_switch_is_a_value() -> None:
     assert one.name.startswith("digits-mlp-bp_then_fa_then_kp-s0-")
 
 
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
+def test_values_out_of_range() -> None:
+    for values, told in (
         ({"epochs": 0, "batch_size": 0}, "epochs=0: must be at least 1; batch_size=0"),
         ({"lr": 0.0}, "lr=0.0: must be above 0"),
         ({"lr": math.inf}, "lr=inf: must be above 0 and finite"),
@@ -203,11 +202,9 @@ def test_a_switch_is_a_value() -> None:
         ({"switch": {10: "fa"}}, "switch at 10: must be below epochs=10"),
         ({"switch": {"x": "fa"}}, "switch at 'x': must be a whole number"),
         ({"switch": {2: "faa", 3: "fb"}}, "epoch 2: unknown rule 'faa'.*epoch 3: unknown rule"),
-    ],
-)
-def test_values_out_of_range(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Experiment(**values)
+    ):
+        with pytest.raises(ValueError, match=told):
+            Experiment(**values)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +219,8 @@ def test_unknown_keys(values: dict[str, Any], told: str) -> None:
         from_dict(values)
 
 
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
+def test_schedule_refuses() -> None:
+    for values, told in (
         ({"milestones": (3,)}, "milestones have no effect with kind='constant'"),
         ({"kind": "multistep"}, "needs milestones"),
         ({"kind": "multistep", "milestones": (5, 3)}, "must rise"),
@@ -232,11 +228,9 @@ def test_unknown_keys(values: dict[str, Any], told: str) -> None:
         ({"kind": "step"}, "kind='step' is not one of 'constant', 'multistep', 'cosine'"),
         ({"gamma": 0.0}, "gamma=0.0: must lie in"),
         ({"warmup": -1.0}, "warmup=-1.0: must be at least 0"),
-    ],
-)
-def test_schedule_refuses(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Schedule(**values)
+    ):
+        with pytest.raises(ValueError, match=told):
+            Schedule(**values)
 
 
 def test_schedule_factors() -> None:
@@ -269,9 +263,8 @@ def test_a_group_is_complete_and_checked_alone(group: type[Settings]) -> None:
         Both()
 
 
-@pytest.mark.parametrize(
-    ("group", "values", "told"),
-    [
+def test_each_group_refuses_what_does_not_fit() -> None:
+    for group, values, told in (
         (DataSettings, {"test": False}, "data: test=False without validation"),
         (TaskSettings, {"length": 9}, "task: length=9 has no effect without a task"),
         (NetSettings, {"init": "xavir"}, "net: init='xavir' is not one of"),
@@ -280,16 +273,12 @@ def test_a_group_is_complete_and_checked_alone(group: type[Settings]) -> None:
         (LossSettings, {"label_smoothing": 1}, "loss: label_smoothing=1: must lie in"),
         (TrainingSettings, {"accumulate": 99}, "training: accumulate=99: exceeds batch_size=64"),
         (ProbeSettings, {"probe_share": 0}, r"probes: probe_share=0: must lie in \(0, 1\]"),
-    ],
-)
-def test_each_group_refuses_what_does_not_fit(
-    group: type[Settings], values: dict[str, Any], told: str
-) -> None:
-    for kind in (group, Experiment):
-        with pytest.raises(ValueError, match=told.partition(": ")[2]):
-            kind(**values)
-    with pytest.raises(ValueError, match=told):
-        group(**values)
+    ):
+        for kind in (group, Experiment):
+            with pytest.raises(ValueError, match=told.partition(": ")[2]):
+                kind(**values)
+        with pytest.raises(ValueError, match=told):
+            group(**values)
 
 
 def test_every_field_is_explained_where_it_stands() -> None:
@@ -360,7 +349,7 @@ def test_every_kept_experiment_has_its_stored_key_and_json_form(
 
 def test_the_setting_that_contributing_adds_is_one_field_in_one_file(tmp_path: Path) -> None:
     """The change shown there, made to a copy of the sources: flag, files, key and errors follow."""
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "src", tmp_path / "src")
     block = (ROOT / "CONTRIBUTING.md").read_text().partition("```diff\n")[2].partition("```")[0]
     (name,) = re.findall(r"^\+\+\+ b/(.*)$", block, flags=re.M)
     source = (tmp_path / name).read_text()
@@ -371,13 +360,9 @@ def test_the_setting_that_contributing_adds_is_one_field_in_one_file(tmp_path: P
         source = source.replace(before, "".join(line[1:] for line in lines))
     (tmp_path / name).write_text(source)
 
-    def python(*words: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-        command = [sys.executable, *words]
-        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-
     code = """if True:
         from apical.bench import Experiment
+        from apical.bench.cli.main import main
         from apical.bench.experiment.experiment import from_dict, to_dict
         clipped = Experiment(clip_value=0.5)
         assert from_dict(to_dict(clipped)) == clipped
@@ -387,18 +372,26 @@ def test_the_setting_that_contributing_adds_is_one_field_in_one_file(tmp_path: P
                 Experiment(**wrong)
             except ValueError as error:
                 print(error)
+        for words in (["--clip_value", "0.5", "--print_config"], ["--help-all"]):
+            print("next")
+            try:
+                main(["train", *words])
+            except SystemExit:
+                pass
     """
-    keys, *errors = python("-c", code).stdout.splitlines()
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    values, printed, explained = done.stdout.split("next\n")
+    keys, *errors = values.splitlines()
     same, other = keys.split()
     assert same == Experiment().key != other
     assert errors == [
         "experiment: clip_value=0: must be above 0 and finite",
         "experiment: clip_value=0.5 cannot be combined with clip_norm=1.0",
     ]
-    train = ["-m", "apical", "train"]
-    printed = python(*train, "--clip_value", "0.5", "--print_config").stdout
     assert yaml.safe_load(printed)["clip_value"] == 0.5
-    assert "upper limit (> 0) of the absolute value" in python(*train, "--help-all").stdout
+    assert "upper limit (> 0) of the absolute value" in explained
 
 
 def test_an_experiment_prints_what_differs_from_the_defaults() -> None:

@@ -36,15 +36,15 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_each_kind_names_layer_value_threshold_and_remedy(kind: str) -> None:
-    changes, threshold = BAD[kind]
-    (found,) = findings(layer([1, 2, 3], **changes))
-    (value,) = changes.values()
-    assert (found.layer, found.kind, found.value, found.epoch) == ("fc1", kind, value, 3)
-    assert found.threshold == pytest.approx(threshold)
-    assert str(found).startswith("fc1: its ") or str(found).startswith("fc1: the norm of its ")
-    assert f"threshold {threshold:g}" in str(found) and "Try: " in str(found)
+def test_each_kind_names_layer_value_threshold_and_remedy() -> None:
+    for kind in BAD:
+        changes, threshold = BAD[kind]
+        (found,) = findings(layer([1, 2, 3], **changes))
+        (value,) = changes.values()
+        assert (found.layer, found.kind, found.value, found.epoch) == ("fc1", kind, value, 3)
+        assert found.threshold == pytest.approx(threshold)
+        assert str(found).startswith("fc1: its ") or str(found).startswith("fc1: the norm of its ")
+        assert f"threshold {threshold:g}" in str(found) and "Try: " in str(found)
 
 
 def test_saturated_activations_are_named() -> None:

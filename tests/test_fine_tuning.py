@@ -60,9 +60,8 @@ def model_of(experiment: Experiment, path: Path) -> nn.Module:
     return prepare.build_model(experiment, images, weights=pretrained.read(path))
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
+def test_a_start_that_cannot_be_is_refused() -> None:
+    for options, told in (
         ({"head_by": "bp"}, "head_by has no effect without a source"),
         ({"freeze": "fc1.*", "train_only": "fc2.*"}, "freeze and train_only: give one of them"),
         ({"source": {"data": "letters"}, "digest": "a"}, "digest='a' has no effect with an exp"),
@@ -80,11 +79,9 @@ def model_of(experiment: Experiment, path: Path) -> nn.Module:
             "head='fc' has no effect on a head that stays as it is",
         ),
         ({"source": "nowhere.pt"}, "there is no file nowhere.pt"),
-    ],
-)
-def test_a_start_that_cannot_be_is_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Start(**options)
+    ):
+        with pytest.raises(ValueError, match=told):
+            Start(**options)
 
 
 def test_the_content_of_a_start_is_part_of_the_key_not_its_place(

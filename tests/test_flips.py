@@ -1,7 +1,5 @@
 """Flips of binary events: what is flipped, against arithmetic; and whole evaluations by flips."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -144,25 +142,25 @@ def test_points_beyond_the_budget_or_between_the_values_stray() -> None:
     assert ball.strays(points, x).tolist() == [False, True, True]
 
 
-@pytest.mark.parametrize(
-    ("attack", "x", "told"),
-    [
+def test_inputs_that_are_not_binary_are_refused() -> None:
+    for attack, x, told in (
         (Flips(1), X / 2, "4 values are neither 0 nor 1, the first is 0.5; it flips binary events"),
         (RandomFlips(1), X / 2, "neither 0 nor 1"),
         (Flips(7), X, "an example has 6 values only"),
-    ],
-)
-def test_inputs_that_are_not_binary_are_refused(attack: Any, x: Tensor, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        attack(Line(*WEIGHTS).eval(), x, Y)
+    ):
+        with pytest.raises(ValueError, match=told):
+            attack(Line(*WEIGHTS).eval(), x, Y)
 
 
-@pytest.mark.parametrize(
-    "options", [{"count": 0}, {"count": 1.5}, {"count": 2, "steps": 3}, {"count": 2, "steps": 0}]
-)
-def test_settings_that_cannot_be_meant_are_refused(options: Any) -> None:
-    with pytest.raises(ValueError, match="Flips"):
-        Flips(**options)
+def test_settings_that_cannot_be_meant_are_refused() -> None:
+    for options in (
+        {"count": 0},
+        {"count": 1.5},
+        {"count": 2, "steps": 3},
+        {"count": 2, "steps": 0},
+    ):
+        with pytest.raises(ValueError, match="Flips"):
+            Flips(**options)
 
 
 def victim() -> tuple[nn.Module, Tensor, Tensor]:

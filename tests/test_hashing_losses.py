@@ -92,19 +92,21 @@ FORMULAS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
-@pytest.mark.parametrize("weight", ["none", "balanced"])
-@pytest.mark.parametrize("name", FORMULAS)
-def test_a_loss_on_pairs_is_its_formula(name, weight, several):
-    loss, term, penalty = FORMULAS[name]
-    loss = type(loss)(**{**vars(loss), "pair_weight": weight})
-    u, y, bank = example(several=several)
-    balanced = weight == "balanced"
-    for given in (bank, None):
-        expected = by_pairs(term, u, y, given or Bank(u, y), balanced=balanced) + penalty(u)
-        found = loss(u, y, given)
-        assert found.dtype == torch.float64 and found.shape == ()
-        assert found.item() == pytest.approx(expected, rel=1e-12)
+def test_a_loss_on_pairs_is_its_formula():
+    for several in (False, True):
+        for weight in ("none", "balanced"):
+            for name in FORMULAS:
+                loss, term, penalty = FORMULAS[name]
+                loss = type(loss)(**{**vars(loss), "pair_weight": weight})
+                u, y, bank = example(several=several)
+                balanced = weight == "balanced"
+                for given in (bank, None):
+                    expected = by_pairs(
+                        term, u, y, given or Bank(u, y), balanced=balanced
+                    ) + penalty(u)
+                    found = loss(u, y, given)
+                    assert found.dtype == torch.float64 and found.shape == ()
+                    assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_every_loss_is_in_the_table_and_hashnet_alone_is_balanced_as_published():
@@ -130,15 +132,17 @@ def test_central_similarity_is_its_formula(several):
     assert loss(u, y).item() == pytest.approx((total + 0.05 * push) / (B * K), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_saturated_bits_and_autocast_leave_a_loss_finite(name):
-    kind = LOSSES[name]
-    loss = kind(C) if name in ("csq", "dpn") else kind()
-    h = torch.tensor([[40.0, -40.0] * 4, [-40.0, 40.0] * 4, [0.1, -0.1] * 4], requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        value = loss(retrieval.relax(h), torch.tensor([0, 1, 2]))
-    value.backward()
-    assert value.isfinite() and h.grad.isfinite().all() and h.grad[2].any()
+def test_saturated_bits_and_autocast_leave_a_loss_finite():
+    for name in LOSSES:
+        kind = LOSSES[name]
+        loss = kind(C) if name in ("csq", "dpn") else kind()
+        h = torch.tensor(
+            [[40.0, -40.0] * 4, [-40.0, 40.0] * 4, [0.1, -0.1] * 4], requires_grad=True
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(retrieval.relax(h), torch.tensor([0, 1, 2]))
+        value.backward()
+        assert value.isfinite() and h.grad.isfinite().all() and h.grad[2].any()
 
 
 def test_the_polarised_network_is_its_formula():
@@ -184,22 +188,22 @@ def test_several_labels_meet_where_most_of_their_centres_are():
     assert torch.equal(targets[2][tied], targets[3][tied])
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_descending_a_loss_gives_each_class_its_code(name):
+def test_descending_a_loss_gives_each_class_its_code():
     """From free codes: what the loss itself wants, without a net. Pairs are balanced."""
-    kind = LOSSES[name]
-    loss = kind(4) if name in ("csq", "dpn") else kind(pair_weight="balanced")
-    y = torch.arange(4).repeat(5)
-    h = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    optimizer = torch.optim.Adam([h], 0.05)
-    for step in range(150):
-        u = retrieval.relax(h, Continuation(every=20, rate=0.1).sharpness(step))
-        optimizer.zero_grad()
-        loss(u, y).backward()
-        optimizer.step()
-    distance = retrieval.distances(retrieval.pack(h), retrieval.pack(h))
-    same = retrieval.relevant(y, y)
-    assert distance[same].float().mean() < 0.3 and distance[~same].min() >= 2
+    for name in LOSSES:
+        kind = LOSSES[name]
+        loss = kind(4) if name in ("csq", "dpn") else kind(pair_weight="balanced")
+        y = torch.arange(4).repeat(5)
+        h = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        optimizer = torch.optim.Adam([h], 0.05)
+        for step in range(150):
+            u = retrieval.relax(h, Continuation(every=20, rate=0.1).sharpness(step))
+            optimizer.zero_grad()
+            loss(u, y).backward()
+            optimizer.step()
+        distance = retrieval.distances(retrieval.pack(h), retrieval.pack(h))
+        same = retrieval.relevant(y, y)
+        assert distance[same].float().mean() < 0.3 and distance[~same].min() >= 2
 
 
 def test_balanced_weights_make_both_kinds_of_pairs_count_half():
@@ -229,12 +233,12 @@ def constant_bits_after_training(loss, images: Tensor, labels: Tensor) -> int:
     return len(retrieval.encode(net.eval(), images).constant_bits())
 
 
-@pytest.mark.parametrize("name", ["dpsh", "dsh", "hashnet"])
-def test_without_balanced_weights_codes_collapse_against_a_memory(name):
-    images, labels = digits()
-    images = (images - images.mean(0)).flatten(1)[:600]
-    assert constant_bits_after_training(LOSSES[name]("none"), images, labels[:600]) > 8
-    assert constant_bits_after_training(LOSSES[name]("balanced"), images, labels[:600]) == 0
+def test_without_balanced_weights_codes_collapse_against_a_memory():
+    for name in ("dpsh", "dsh", "hashnet"):
+        images, labels = digits()
+        images = (images - images.mean(0)).flatten(1)[:600]
+        assert constant_bits_after_training(LOSSES[name]("none"), images, labels[:600]) > 8
+        assert constant_bits_after_training(LOSSES[name]("balanced"), images, labels[:600]) == 0
 
 
 def test_a_batch_of_one_class_has_a_loss():
@@ -273,9 +277,8 @@ def test_a_hash_head_has_small_weights_and_learns():
     assert 0.003 < net[2].weight.std() < 0.03 and (net[2].bias == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
+def test_bad_input_is_named():
+    for build, message in (
         (lambda: CSQ(17).centres(8), "17 classes, but 8 bits have centres for 16; use 16 bits"),
         (lambda: CSQ(40).centres(8), "use 32 bits"),
         (lambda: CSQ(4).centres(12), r"codes of 12 bits are not supported.*\(8 or 16\)"),
@@ -295,8 +298,6 @@ def test_a_hash_head_has_small_weights_and_learns():
         (lambda: Continuation(every=0), "every=0 at least 1"),
         (lambda: retrieval.relax(torch.zeros(1), 0.0), "sharpness=0.0 must be above 0"),
         (lambda: retrieval.hash_head(nn.Linear(2, 2), 1), "bits=1 must be at least 2"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_named(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()

@@ -68,16 +68,16 @@ class Case:
         self.loops = by_loops(self.q, self.d)
 
 
-@pytest.mark.parametrize("bits", [1, 5, 8, 16, 17, 33, 64, 70, 260, 300])
-def test_distances_and_rankings_are_those_of_loops(bits):
-    case = Case(bits)
-    assert torch.equal(case.queries.signs(), case.q.to(torch.int8))
-    assert case.queries.packed.shape == (13, math.ceil(bits / 8))
-    assert ranking.distances(case.queries, case.database.codes).tolist() == case.loops
-    for k in (None, 60, 1, 17):
-        order = retrieval.rank(case.queries, case.database.codes, k=k)
-        assert order.dtype == torch.int64
-        assert order.tolist() == [brute_force_order(row)[:k] for row in case.loops]
+def test_distances_and_rankings_are_those_of_loops():
+    for bits in (1, 5, 8, 16, 17, 33, 64, 70, 260, 300):
+        case = Case(bits)
+        assert torch.equal(case.queries.signs(), case.q.to(torch.int8))
+        assert case.queries.packed.shape == (13, math.ceil(bits / 8))
+        assert ranking.distances(case.queries, case.database.codes).tolist() == case.loops
+        for k in (None, 60, 1, 17):
+            order = retrieval.rank(case.queries, case.database.codes, k=k)
+            assert order.dtype == torch.int64
+            assert order.tolist() == [brute_force_order(row)[:k] for row in case.loops]
 
 
 def test_rankings_come_in_blocks_that_fit_together(monkeypatch):
@@ -92,41 +92,41 @@ def test_rankings_come_in_blocks_that_fit_together(monkeypatch):
     assert torch.equal(again, precisions)
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
-@pytest.mark.parametrize("bits", [3, 16])
-@pytest.mark.parametrize("k", [None, 1, 7, 60])
-def test_average_precision_is_that_of_a_loop_over_ties(bits, k, several):
-    case = Case(bits, several=several)
-    expected = []
-    for label, row in zip(case.y, case.loops, strict=True):
-        order = brute_force_order(row)[:k]
-        expected.append(brute_force_precision([alike(label, case.z[i]) for i in order]))
-    assert len(set(itertools.chain(*case.loops))) < 20, "else there are no ties"
-    found = retrieval.average_precision(case.queries, case.y, case.database, k=k)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
-    mean = retrieval.mean_average_precision(case.queries, case.y, case.database, k=k)
-    assert mean == pytest.approx(sum(expected) / 13)
+def test_average_precision_is_that_of_a_loop_over_ties():
+    for several in (False, True):
+        for bits in (3, 16):
+            for k in (None, 1, 7, 60):
+                case = Case(bits, several=several)
+                expected = []
+                for label, row in zip(case.y, case.loops, strict=True):
+                    order = brute_force_order(row)[:k]
+                    expected.append(brute_force_precision([alike(label, case.z[i]) for i in order]))
+                assert len(set(itertools.chain(*case.loops))) < 20, "else there are no ties"
+                found = retrieval.average_precision(case.queries, case.y, case.database, k=k)
+                torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+                mean = retrieval.mean_average_precision(case.queries, case.y, case.database, k=k)
+                assert mean == pytest.approx(sum(expected) / 13)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7])
-def test_expected_precision_is_the_mean_over_all_orders_of_ties(k):
-    d, z = torch.tensor([0, 1, 1, 1, 1, 2, 2]), torch.tensor([0, 1, 0, 1, 1, 0, 1])
-    signs = torch.ones(7, 2)
-    signs[d > 0, 0], signs[d > 1, 1] = -1, -1
-    orders = [
-        order
-        for order in itertools.permutations(range(7))
-        if [int(d[i]) for i in order] == sorted(d.tolist())
-    ]
-    assert len(orders) == 24 * 2
-    for label in (0, 1, 2):
-        expected = sum(
-            brute_force_precision([int(z[i]) == label for i in order[:k]]) for order in orders
-        ) / len(orders)
-        query, database = retrieval.pack(torch.ones(1, 2)), Database(retrieval.pack(signs), z)
-        labels = torch.tensor([label])
-        found = retrieval.average_precision(query, labels, database, k=k, ties="expected")
-        assert found.item() == pytest.approx(expected, abs=1e-12)
+def test_expected_precision_is_the_mean_over_all_orders_of_ties():
+    for k in (1, 2, 3, 4, 5, 6, 7):
+        d, z = torch.tensor([0, 1, 1, 1, 1, 2, 2]), torch.tensor([0, 1, 0, 1, 1, 0, 1])
+        signs = torch.ones(7, 2)
+        signs[d > 0, 0], signs[d > 1, 1] = -1, -1
+        orders = [
+            order
+            for order in itertools.permutations(range(7))
+            if [int(d[i]) for i in order] == sorted(d.tolist())
+        ]
+        assert len(orders) == 24 * 2
+        for label in (0, 1, 2):
+            expected = sum(
+                brute_force_precision([int(z[i]) == label for i in order[:k]]) for order in orders
+            ) / len(orders)
+            query, database = retrieval.pack(torch.ones(1, 2)), Database(retrieval.pack(signs), z)
+            labels = torch.tensor([label])
+            found = retrieval.average_precision(query, labels, database, k=k, ties="expected")
+            assert found.item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_expected_precision_does_not_depend_on_the_order_of_the_database():

@@ -146,9 +146,8 @@ def test_rules_learn_codes(tmp_path: Path, rule: str, loss: Any) -> None:
     assert final["test_map"] > 0.15  # chance finds one in ten
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
+def test_options_that_cannot_be_meant() -> None:
+    for options, told in (
         ({"bits": 1}, "bits=1: must be at least 2"),
         ({"k": 0}, "k=0: must be at least 1"),
         ({"bits": 12, "loss": "csq"}, "CSQ: codes of 12 bits are not supported"),
@@ -159,16 +158,13 @@ def test_rules_learn_codes(tmp_path: Path, rule: str, loss: Any) -> None:
         ({"loss": {"loss": "dsh", "pair_weight": "even"}}, "pair_weight='even' is not one of"),
         ({"loss": {"margin": 1.0}}, "unknown loss of hashing"),
         ({"continuation": {"rate": -1.0}}, "rate=-1.0 must be at least 0"),
-    ],
-)
-def test_options_that_cannot_be_meant(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Hashing(**options)
+    ):
+        with pytest.raises(ValueError, match=told):
+            Hashing(**options)
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
+def test_fields_that_have_no_meaning_beside() -> None:
+    for changes, told in (
         (
             {"loss": "binary_cross_entropy"},
             "loss='binary_cross_entropy' cannot be combined with hash",
@@ -180,11 +176,9 @@ def test_options_that_cannot_be_meant(options: dict[str, Any], told: str) -> Non
         ),
         ({"rule": "drtp"}, "rule='drtp' learns from one label for each output: codes have none"),
         ({"accumulate": 2}, "a batch of hashing is compared with itself"),
-    ],
-)
-def test_fields_that_have_no_meaning_beside(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        dataclasses.replace(BASE, **changes)
+    ):
+        with pytest.raises(ValueError, match=told):
+            dataclasses.replace(BASE, **changes)
 
 
 @pytest.mark.parametrize(

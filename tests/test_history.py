@@ -76,24 +76,24 @@ def sgd(model: nn.Module, lr: float = 0.1, **options: Any) -> torch.optim.Optimi
 # Announced by an optimizer, and made by hand ----------------------------------------------------
 
 
-@pytest.mark.parametrize("through_data", [False, True])
-@pytest.mark.parametrize("rule", [SignSymmetric("fresh"), WeightMirror(), KolenPollack()])
-def test_no_update_by_hand_is_skipped_after_announced_ones(rule: Rule, through_data: bool) -> None:
-    model = apical.convert(net(), rule)
-    optimizer, first = sgd(model), int(isinstance(rule, KolenPollack))
-    for step in range(1, 3):  # nobody has to call learn behind an optimizer
-        backward(model)
-        optimizer.step()
-        assert counts(model) == [first * step, step, step]
-    for step in range(3, 6):
-        backward(model)
-        by_hand(model, through_data=through_data)
-        apical.learn(model)
-        assert counts(model) == [first * step, step, step]
-    backward(model)
-    optimizer.step()
-    apical.learn(model)
-    assert counts(model) == [first * 6, 6, 6]
+def test_no_update_by_hand_is_skipped_after_announced_ones() -> None:
+    for through_data in (False, True):
+        for rule in (SignSymmetric("fresh"), WeightMirror(), KolenPollack()):
+            model = apical.convert(net(), rule)
+            optimizer, first = sgd(model), int(isinstance(rule, KolenPollack))
+            for step in range(1, 3):  # nobody has to call learn behind an optimizer
+                backward(model)
+                optimizer.step()
+                assert counts(model) == [first * step, step, step]
+            for step in range(3, 6):
+                backward(model)
+                by_hand(model, through_data=through_data)
+                apical.learn(model)
+                assert counts(model) == [first * step, step, step]
+            backward(model)
+            optimizer.step()
+            apical.learn(model)
+            assert counts(model) == [first * 6, 6, 6]
 
 
 def test_an_update_by_hand_straight_after_a_step_counts_too() -> None:
@@ -224,15 +224,15 @@ def tied() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("other", [KolenPollack(decay=0.1), "fa", "bp", "brsf", "ldfa"])
-def test_feedback_that_would_follow_only_part_of_a_weight_is_refused(other: Any) -> None:
-    model = tied()
-    with pytest.raises(ValueError, match=r"0 \(Linear\): shares its weight with 2 \(Linear\)"):
-        apical.convert(model, {"0": "kp", "2": other})
-    assert type(model[0]) is nn.Linear
-    packed = Attentive()
-    with pytest.raises(ValueError, match=r"a \(MultiheadAttention\): shares its weight with b"):
-        apical.convert(packed, {"a": "kp", "b": "ldfa"})
+def test_feedback_that_would_follow_only_part_of_a_weight_is_refused() -> None:
+    for other in (KolenPollack(decay=0.1), "fa", "bp", "brsf", "ldfa"):
+        model = tied()
+        with pytest.raises(ValueError, match=r"0 \(Linear\): shares its weight with 2 \(Linear\)"):
+            apical.convert(model, {"0": "kp", "2": other})
+        assert type(model[0]) is nn.Linear
+        packed = Attentive()
+        with pytest.raises(ValueError, match=r"a \(MultiheadAttention\): shares its weight with b"):
+            apical.convert(packed, {"a": "kp", "b": "ldfa"})
 
 
 def test_feedback_does_not_follow_a_table_of_embeddings() -> None:
@@ -258,45 +258,43 @@ def load_plain(model: nn.Module) -> dict[str, Tensor]:
     return copy.deepcopy(model.state_dict())
 
 
-@pytest.mark.parametrize("within", [lambda rule: rule, Sparse], ids=["plain", "sparse"])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_a_loaded_weight_is_no_update_of_it(decay: float, within: Any) -> None:
-    rule = LowDimensional(projection="fixed", decay=decay, follows="update")
-    model: Any = apical.convert(net(), within(rule))
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for load in (False, True):
-        state = load_plain(model) if load else copy.deepcopy(model.state_dict())
+def test_a_loaded_weight_is_no_update_of_it() -> None:
+    for within in (lambda rule: rule, Sparse):
+        for decay in (0.0, 0.1):
+            rule = LowDimensional(projection="fixed", decay=decay, follows="update")
+            model: Any = apical.convert(net(), within(rule))
+            optimizer = torch.optim.Adam(model.parameters(), 0.01)
+            for load in (False, True):
+                state = load_plain(model) if load else copy.deepcopy(model.state_dict())
+                for _ in range(2):
+                    backward(model)
+                    optimizer.step()
+                for i in (0, 2, 4):  # the first layer too, whose message nobody wants
+                    projection = model[i].feedback.projection
+                    gap = model[i].feedback.factor - projection @ model[i].weight
+                    first = state[f"{i}.feedback.factor"] - projection @ state[f"{i}.weight"]
+                    assert_close(gap, (1 - decay) ** 2 * first, rtol=0, atol=1e-12)
+
+
+def test_a_plain_checkpoint_leaves_feedback_and_counts_alone() -> None:
+    for rule in (SignSymmetric("fresh"), WeightMirror(), LowDimensional(), KolenPollack()):
+        model = apical.convert(net(), rule)
+        optimizer = sgd(model)
         for _ in range(2):
             backward(model)
             optimizer.step()
-        for i in (0, 2, 4):  # the first layer too, whose message nobody wants
-            projection = model[i].feedback.projection
-            gap = model[i].feedback.factor - projection @ model[i].weight
-            first = state[f"{i}.feedback.factor"] - projection @ state[f"{i}.weight"]
-            assert_close(gap, (1 - decay) ** 2 * first, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "rule", [SignSymmetric("fresh"), WeightMirror(), LowDimensional(), KolenPollack()]
-)
-def test_a_plain_checkpoint_leaves_feedback_and_counts_alone(rule: Rule) -> None:
-    model = apical.convert(net(), rule)
-    optimizer = sgd(model)
-    for _ in range(2):
+        backward(model)  # heard, and noted; of weights that are gone
+        before = {k: v for k, v in copy.deepcopy(model.state_dict()).items() if "feedback" in k}
+        load_plain(model)
+        apical.learn(model)  # nothing was updated
+        optimizer.step()  # of gradients from before: nobody heard since
+        after = model.state_dict()
+        for name, tensor in before.items():
+            if ".note_" not in name and not name.endswith((".factor", ".matrix")):
+                assert torch.equal(after[name], tensor), name
         backward(model)
         optimizer.step()
-    backward(model)  # heard, and noted; of weights that are gone
-    before = {k: v for k, v in copy.deepcopy(model.state_dict()).items() if "feedback" in k}
-    load_plain(model)
-    apical.learn(model)  # nothing was updated
-    optimizer.step()  # of gradients from before: nobody heard since
-    after = model.state_dict()
-    for name, tensor in before.items():
-        if ".note_" not in name and not name.endswith((".factor", ".matrix")):
-            assert torch.equal(after[name], tensor), name
-    backward(model)
-    optimizer.step()
-    assert counts(model)[1:] == [3, 3]
+        assert counts(model)[1:] == [3, 3]
 
 
 def test_what_rules_noted_of_other_weights_is_forgotten() -> None:
@@ -350,17 +348,18 @@ def warned(model: nn.Module, step: Callable[[], Any], steps: int = 6) -> list[st
     return [str(warning.message) for warning in caught]
 
 
-@pytest.mark.parametrize("first", ["weights", "feedback"])
-@pytest.mark.parametrize("rule", [DirectKolenPollack(), KolenPollack()])
-def test_feedback_may_have_an_optimizer_of_its_own(rule: Rule, first: str) -> None:
-    model = apical.convert(net(), rule, example=X)
-    pair = [
-        torch.optim.SGD(apical.forward_parameters(model), 0.1),
-        torch.optim.SGD(apical.feedback_parameters(model), 0.1),
-    ]
-    if first == "feedback":
-        pair.reverse()
-    assert warned(model, lambda: [optimizer.step() for optimizer in pair]) == []
+def test_feedback_may_have_an_optimizer_of_its_own() -> None:
+    for first in ("weights", "feedback"):
+        for rule in (DirectKolenPollack(), KolenPollack()):
+            model = apical.convert(net(), rule, example=X)
+            pair = [
+                torch.optim.SGD(apical.forward_parameters(model), 0.1),
+                torch.optim.SGD(apical.feedback_parameters(model), 0.1),
+            ]
+            if first == "feedback":
+                pair.reverse()
+            both = lambda pair=pair: [optimizer.step() for optimizer in pair]  # noqa: E731
+            assert warned(model, both) == []
 
 
 def test_other_options_of_the_other_optimizer_are_told_of() -> None:
@@ -394,13 +393,13 @@ def scaled_steps(model: nn.Module, scaler: Any, optimizers: Any, scaled: int) ->
     return warned(model, step)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("kind", ["symmetric", "activation"])
-def test_a_gradient_scaler_is_told_to_take_alignment_losses_away(kind: Any, fused: bool) -> None:
-    model = apical.convert(net(), AlignmentLoss(kind))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    (text,) = scaled_steps(model, scaler, [sgd(model, fused=fused)], scaled=1)
-    assert "divides the gradients by 1024" in text and "an optimizer of their own" in text
+def test_a_gradient_scaler_is_told_to_take_alignment_losses_away() -> None:
+    for fused in (False, True):
+        for kind in ("symmetric", "activation"):
+            model = apical.convert(net(), AlignmentLoss(kind))
+            scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+            (text,) = scaled_steps(model, scaler, [sgd(model, fused=fused)], scaled=1)
+            assert "divides the gradients by 1024" in text and "an optimizer of their own" in text
 
 
 @pytest.mark.parametrize("scale", [None, 1.0])

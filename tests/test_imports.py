@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 import grimp
 import pytest
@@ -100,21 +99,19 @@ def in_a_new_process(code: str) -> str:
     ).stdout
 
 
-def test_importing_brings_in_torch_and_nothing_heavy() -> None:
-    code = "import sys, torch; before = set(sys.modules); from apical import *; "
-    more = in_a_new_process(code + "print(*(set(sys.modules) - before))").split()
-    assert "apical.core.convert" in more
-    assert {name.split(".")[0] for name in more} & HEAVY == set()
-
-
-def test_importing_costs_little_over_torch() -> None:
+def test_importing_brings_in_torch_and_nothing_heavy_and_costs_little() -> None:
     code = (
-        "import time, torch; start = time.process_time(); from apical import *; "
-        "print(time.process_time() - start)"
+        "import sys, time, torch; before = set(sys.modules); start = time.process_time(); "
+        "from apical import *; "
+        "print(time.process_time() - start, *(set(sys.modules) - before))"
     )
-    seconds = [float(in_a_new_process(code)) for _ in range(3)]
-    # The promise is 0.2 s; processor time on a busy machine varies, the smallest is the import's.
-    assert median(seconds) < 0.6
+    seconds = []
+    # Processor time on a busy machine varies: the smallest of three is the import's.
+    while not seconds or (min(seconds) >= 0.2 and len(seconds) < 3):
+        cost, *more = in_a_new_process(code).split()
+        assert "apical.core.convert" in more
+        assert {name.split(".")[0] for name in more} & HEAVY == set()
+        seconds.append(float(cost))
     assert min(seconds) < 0.2
 
 
@@ -141,9 +138,11 @@ def test_public_names_are_all_there_and_alike_for_type_checkers(package: str) ->
         module.convrt
 
 
-def test_an_experiment_loads_no_attack_data_set_or_learner() -> None:
+def test_the_runner_loads_each_of_its_names_alone() -> None:
+    """And an experiment no attack, data set or learner."""
     code = (
-        "import sys; from apical.bench import Experiment; Experiment(rule='fa').key; "
+        "import sys; from apical.bench import Execution; assert 'torch' not in sys.modules; "
+        "from apical.bench import Experiment; Experiment(rule='fa').key; "
         "print(*(name for name in sys.modules if name.startswith('apical.')))"
     )
     loaded = {".".join(name.split(".")[:2]) for name in in_a_new_process(code).split()}
@@ -152,14 +151,6 @@ def test_an_experiment_loads_no_attack_data_set_or_learner() -> None:
         loaded & {"apical.attacks", "apical.data", "apical.learners", "apical.data.sequences"}
         == set()
     )
-
-
-def test_the_runner_loads_each_of_its_names_alone() -> None:
-    code = (
-        "import sys; from apical.bench import Execution; "
-        "print(*(name for name in sys.modules if name == 'torch' or name.startswith('apical.')))"
-    )
-    assert "torch" not in in_a_new_process(code).split()
 
 
 def classes_defined_in(package: object) -> set[type]:
@@ -187,9 +178,8 @@ def test_the_table_of_rules_holds_every_rule_there_is() -> None:
     assert all(rule.name == name for name, rule in rules.RULES.items())
 
 
-@pytest.mark.parametrize(
-    ("package", "table"),
-    [
+def test_a_table_is_literal_and_sorted() -> None:
+    for package, table in (
         ("attacks", "ATTACKS"),
         ("data", "DATA"),
         ("learners", "LEARNERS"),
@@ -197,18 +187,16 @@ def test_the_table_of_rules_holds_every_rule_there_is() -> None:
         ("nets", "NETS"),
         ("bench/studies", "STUDIES"),
         ("data/sequences", "TASKS"),
-    ],
-)
-def test_a_table_is_literal_and_sorted(package: str, table: str) -> None:
-    tree = ast.parse((SOURCE / package / "__init__.py").read_text())
-    tables = {
-        ast.unparse(target): node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-    }
-    literal = tables[table]
-    assert isinstance(literal, ast.Dict)
-    keys = [key.value for key in literal.keys if isinstance(key, ast.Constant)]
-    assert len(keys) == len(literal.keys) > 0
-    assert keys == sorted(keys)
+    ):
+        tree = ast.parse((SOURCE / package / "__init__.py").read_text())
+        tables = {
+            ast.unparse(target): node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        }
+        literal = tables[table]
+        assert isinstance(literal, ast.Dict)
+        keys = [key.value for key in literal.keys if isinstance(key, ast.Constant)]
+        assert len(keys) == len(literal.keys) > 0
+        assert keys == sorted(keys)

@@ -101,15 +101,13 @@ def test_the_rule_is_its_equation() -> None:
         torch.testing.assert_close(matrix.detach(), expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(("name", "build", "decay", "left"), LAWS, ids=[law[0] for law in LAWS])
-def test_the_gap_decays_by_law(
-    name: str, build: Callable[[Any], torch.optim.Optimizer], decay: float, left: float
-) -> None:
-    model = apical.convert(_net(), KolenPollack(decay=decay))
-    start = _gaps(model)
-    _train(model, build(model.parameters()))
-    for gap, first in zip(_gaps(model), start, strict=True):
-        torch.testing.assert_close(gap, left * first, rtol=0, atol=1e-12)
+def test_the_gap_decays_by_law() -> None:
+    for _, build, decay, left in LAWS:
+        model = apical.convert(_net(), KolenPollack(decay=decay))
+        start = _gaps(model)
+        _train(model, build(model.parameters()))
+        for gap, first in zip(_gaps(model), start, strict=True):
+            torch.testing.assert_close(gap, left * first, rtol=0, atol=1e-12)
 
 
 def test_accumulation_clipping_and_nesterov_keep_the_law() -> None:
@@ -182,10 +180,10 @@ def test_the_law_holds_in_autocast() -> None:
         torch.testing.assert_close(gap, left * first, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 3.0])
-def test_a_decay_that_would_diverge_is_refused(decay: float) -> None:
-    with pytest.raises(ValueError, match=r"outside \[0, 1\)"):
-        KolenPollack(decay=decay)
+def test_a_decay_that_would_diverge_is_refused() -> None:
+    for decay in (-0.1, 1.0, 3.0):
+        with pytest.raises(ValueError, match=r"outside \[0, 1\)"):
+            KolenPollack(decay=decay)
 
 
 def test_a_frozen_layer_is_refused_by_name() -> None:

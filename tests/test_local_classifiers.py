@@ -128,25 +128,27 @@ def test_every_step_by_hand(form: Any, feedback: Any, encoding: str) -> None:
             assert_close(value, expected[f"{layer} {name}"])
 
 
-@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
-def test_bell_is_backpropagation_through_time_in_each_layer(reset: str) -> None:
-    learner = LocalClassifiers("bell")
-    model = learners.attach(net("bell", reset=reset), learner)
-    (x, y), lif = batch(), model.lif1
-    target = F.one_hot(y, K).double()
-    memory = dict(model.named_parameters())
-    rows, total = x.flatten(1).expand(T, N, 4).flatten(0, 1), torch.zeros(()).double()
-    for layer, classifier in PLACES:
-        spikes = lif(F.linear(rows.detach(), memory[f"{layer}.weight"], memory[f"{layer}.bias"]))
-        weights = memory[f"{classifier}weight"], memory[f"{classifier}bias"]
-        answers = lif(F.linear(spikes, *weights)).view(T, N, K)
-        total = total + (answers - target).square().mean((1, 2)).sum()
-        rows = spikes
-    expected = torch.autograd.grad(total, list(memory.values()))
-    learner.gradients(model, (x, y))
-    for (name, parameter), gradient in zip(memory.items(), expected, strict=True):
-        assert gradient.abs().max() > 0, name
-        assert_close(parameter.grad, gradient)
+def test_bell_is_backpropagation_through_time_in_each_layer() -> None:
+    for reset in ("subtract", "zero", "none"):
+        learner = LocalClassifiers("bell")
+        model = learners.attach(net("bell", reset=reset), learner)
+        (x, y), lif = batch(), model.lif1
+        target = F.one_hot(y, K).double()
+        memory = dict(model.named_parameters())
+        rows, total = x.flatten(1).expand(T, N, 4).flatten(0, 1), torch.zeros(()).double()
+        for layer, classifier in PLACES:
+            spikes = lif(
+                F.linear(rows.detach(), memory[f"{layer}.weight"], memory[f"{layer}.bias"])
+            )
+            weights = memory[f"{classifier}weight"], memory[f"{classifier}bias"]
+            answers = lif(F.linear(spikes, *weights)).view(T, N, K)
+            total = total + (answers - target).square().mean((1, 2)).sum()
+            rows = spikes
+        expected = torch.autograd.grad(total, list(memory.values()))
+        learner.gradients(model, (x, y))
+        for (name, parameter), gradient in zip(memory.items(), expected, strict=True):
+            assert gradient.abs().max() > 0, name
+            assert_close(parameter.grad, gradient)
 
 
 def test_bell_with_one_hidden_layer_is_backpropagation_through_the_net() -> None:
@@ -176,20 +178,20 @@ def test_without_a_memory_traces_are_inputs() -> None:
     assert not torch.allclose(after["ell", DECAY], after["fell", DECAY])
 
 
-@pytest.mark.parametrize("form", ["bell", "decolle", "ell", "fell"])
-def test_no_layer_hears_of_those_above(form: Any) -> None:
-    found = []
-    for factor in (1.0, 0.5):
-        learner = LocalClassifiers(form)
-        model = learners.attach(net(form), learner, seed=2)
-        with torch.no_grad():
-            model.fc2.weight.mul_(factor)
-            model.fc3.weight.mul_(factor)
-        learner.gradients(model, batch())
-        found.append((model.fc1.weight.grad, model.fc2.weight.grad))
-    assert found[0][0].abs().max() > 0
-    assert torch.equal(found[0][0], found[1][0])
-    assert not torch.equal(found[0][1], found[1][1])
+def test_no_layer_hears_of_those_above() -> None:
+    for form in ("bell", "decolle", "ell", "fell"):
+        found = []
+        for factor in (1.0, 0.5):
+            learner = LocalClassifiers(form)
+            model = learners.attach(net(form), learner, seed=2)
+            with torch.no_grad():
+                model.fc2.weight.mul_(factor)
+                model.fc3.weight.mul_(factor)
+            learner.gradients(model, batch())
+            found.append((model.fc1.weight.grad, model.fc2.weight.grad))
+        assert found[0][0].abs().max() > 0
+        assert torch.equal(found[0][0], found[1][0])
+        assert not torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize(
@@ -295,31 +297,29 @@ def with_other_neurons() -> spiking.SpikingNet:
     return spiking.SpikingNet({**layers, "fire2": double(), "read": spiking.Count(T)})
 
 
-@pytest.mark.parametrize(
-    ("form", "make", "told"),
-    [
+def test_what_it_cannot_teach_is_refused() -> None:
+    for form, make, told in (
         ("ell", lambda: nets.build("mlp", in_shape=(1, 2, 2), num_classes=3, seed=0), "no spiking"),
-        ("ell", lambda: nets.build("spiking_conv", in_shape=(1, 8, 8), num_classes=3, seed=0),
-         "no spiking_mlp"),
+        (
+            "ell",
+            lambda: nets.build("spiking_conv", in_shape=(1, 8, 8), num_classes=3, seed=0),
+            "no spiking_mlp",
+        ),
         ("ell", converted, r"apical\.revert"),
         ("ell", lambda: net("decolle"), "output='count'"),
         ("decolle", lambda: net("ell"), "output='membrane'"),
         ("fell", lambda: net("fell", reset="zero"), "reset='zero'"),
         ("bell", with_other_neurons, "it teaches LIF neurons.*not OverTime"),
         ("ell", lambda: net("ell"), "learners.attach"),
-    ],
-)  # fmt: skip
-def test_what_it_cannot_teach_is_refused(form: Any, make: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        LocalClassifiers(form).gradients(make(), batch())
+    ):
+        with pytest.raises(ValueError, match=told):
+            LocalClassifiers(form).gradients(make(), batch())
 
 
-@pytest.mark.parametrize(
-    "options", [{"alpha": 1.0}, {"beta": -0.1}, {"rest": 2.0}, {"depth": -1.0}, {"slope": 0.0}]
-)
-def test_values_out_of_range_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"DoubleExponential.*{next(iter(options))}"):
-        spiking.DoubleExponential(**options)
+def test_values_out_of_range_are_refused() -> None:
+    for options in ({"alpha": 1.0}, {"beta": -0.1}, {"rest": 2.0}, {"depth": -1.0}, {"slope": 0.0}):
+        with pytest.raises(ValueError, match=f"DoubleExponential.*{next(iter(options))}"):
+            spiking.DoubleExponential(**options)
 
 
 @pytest.mark.parametrize("form", ["bell", "decolle", "ell", "fell"])

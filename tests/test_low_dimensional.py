@@ -137,25 +137,20 @@ def test_two_thin_steps_are_one_through_the_matrix(
     assert_close(thin, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("layer", "rank", "shape", "thin"),
-    [
+def test_large_ranks_and_few_channels_go_through_the_matrix() -> None:
+    for layer, rank, shape, thin in (
         (nn.Conv2d(4, 32, 3), 9, (2, 4, 20, 20), False),  # a large rank
         (nn.Conv2d(4, 32, 3), 8, (2, 4, 20, 20), True),
         (nn.Conv2d(4, 32, 3), 9, (2, 4, 4, 4), True),  # so few positions that forming B costs more
         (nn.Conv2d(4, 16, 3), 1, (2, 4, 4, 4), False),  # few channels
         (nn.Linear(8, 8), 5, (50, 8), False),
         (nn.Linear(8, 8), 5, (3, 8), True),
-    ],
-)
-def test_large_ranks_and_few_channels_go_through_the_matrix(
-    layer: nn.Module, rank: int, shape: tuple[int, ...], thin: bool
-) -> None:
-    rule = LowDimensional(rank=rank)
-    model: Any = apical.convert(copy.deepcopy(layer), rule)
-    x = torch.ones(shape)
-    local = Local(parts(model)[""].op, x, model(x).detach(), model.weight.detach())
-    assert (rule.send(local, *model.feedback.memory()) is not None) is thin
+    ):
+        rule = LowDimensional(rank=rank)
+        model: Any = apical.convert(copy.deepcopy(layer), rule)
+        x = torch.ones(shape)
+        local = Local(parts(model)[""].op, x, model(x).detach(), model.weight.detach())
+        assert (rule.send(local, *model.feedback.memory()) is not None) is thin
 
 
 def test_every_projection_of_attention_has_its_own_bottleneck() -> None:
@@ -210,17 +205,17 @@ LAWS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], LowDimensional, fl
 }
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_what_q_lacks_decays_by_law(law: str) -> None:
-    build, rule, left = LAWS[law]
-    model = apical.convert(net(), rule)
-    model[0].requires_grad_(True)
-    start = gaps(model)[1:]  # with follows="update" the first layer is heard by nobody
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train(model, build(model.parameters()))
-    for gap, first in zip(gaps(model)[1:], start, strict=True):
-        assert_close(gap, left * first, rtol=0, atol=1e-12)
+def test_what_q_lacks_decays_by_law() -> None:
+    for law in LAWS:
+        build, rule, left = LAWS[law]
+        model = apical.convert(net(), rule)
+        model[0].requires_grad_(True)
+        start = gaps(model)[1:]  # with follows="update" the first layer is heard by nobody
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(model, build(model.parameters()))
+        for gap, first in zip(gaps(model)[1:], start, strict=True):
+            assert_close(gap, left * first, rtol=0, atol=1e-12)
 
 
 def wide() -> nn.Sequential:
@@ -411,9 +406,8 @@ def test_an_overflow_leaves_p_as_it_is() -> None:
 # Bad input ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
+def test_values_out_of_range_are_refused() -> None:
+    for options, text in (
         ({"rank": 0}, "rank=0 must be at least 1"),
         ({"rank": 1.5}, r"rank=1.5 is outside \(0, 1\]"),
         ({"rank": True}, "rank=True is not a finite number"),
@@ -425,11 +419,9 @@ def test_an_overflow_leaves_p_as_it_is() -> None:
         ({"projection": "fixed", "every": 2}, "no effect with projection='fixed'"),
         ({"projection": "fixed", "rate": 0.2}, "no effect with projection='fixed'"),
         ({"projection": "pca"}, "not one of 'oja', 'fixed'"),
-    ],
-)
-def test_values_out_of_range_are_refused(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        LowDimensional(**options)
+    ):
+        with pytest.raises(ValueError, match=text):
+            LowDimensional(**options)
 
 
 def test_layers_that_cannot_are_refused_with_the_remedy() -> None:

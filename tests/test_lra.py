@@ -188,20 +188,22 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
-def test_it_is_what_its_equations_say(options: dict[str, Any], loss: Any) -> None:
-    limit = {} if options.get("clip") == "none" else {"limit": 0.1}
-    gamma = {"gamma": 0.4, "gamma_output": 0.7}
-    learner, model = LRA(loss=loss, **gamma, **limit, **options), net()
-    expected, losses, rounding = reference(model, *batch(loss), learner)
-    seen, info = taught(learner, model, batch(loss))
-    for name in expected:
-        assert rounding[name] < 1e-7  # the bound says something: gradients are of the order of 0.1
-        assert_close(seen[name], expected[name], rtol=1e-10, atol=1e-13 + rounding[name])
-    # the log of a tiny distance: 1 + d^2 has lost its digits in the reference
-    assert_close(info.local_losses, torch.stack(losses), rtol=1e-6, atol=1e-15)
-    assert_close(info.scores, model(batch()[0]))
+def test_it_is_what_its_equations_say() -> None:
+    for options in VARIANTS:
+        for loss in ("cross_entropy", "squared_error"):
+            limit = {} if options.get("clip") == "none" else {"limit": 0.1}
+            gamma = {"gamma": 0.4, "gamma_output": 0.7}
+            learner, model = LRA(loss=loss, **gamma, **limit, **options), net()
+            expected, losses, rounding = reference(model, *batch(loss), learner)
+            seen, info = taught(learner, model, batch(loss))
+            for name in expected:
+                assert (
+                    rounding[name] < 1e-7
+                )  # the bound says something: gradients are of the order of 0.1
+                assert_close(seen[name], expected[name], rtol=1e-10, atol=1e-13 + rounding[name])
+            # the log of a tiny distance: 1 + d^2 has lost its digits in the reference
+            assert_close(info.local_losses, torch.stack(losses), rtol=1e-6, atol=1e-15)
+            assert_close(info.scores, model(batch()[0]))
 
 
 def test_linear_with_squared_loss_is_backprop_through_time_times_2g() -> None:
@@ -282,17 +284,17 @@ def test_a_signal_that_keeps_its_norm_is_left_alone(per: Any) -> None:
     assert omega(delta, 2 * turn, one, bend, per, delta).value.max() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("per", ["batch", "sample"])
-@pytest.mark.parametrize("zero", ["delta", "slope"])
-def test_without_a_signal_there_is_no_direction_to_keep(per: Any, zero: str) -> None:
-    delta, slope = torch.randn(N, OUTPUTS), torch.rand(N, HIDDEN)
-    delta[0], slope[0] = 0, 0  # of one sample alone
-    if per == "batch":
-        (delta if zero == "delta" else slope).zero_()
-    found = omega(delta, torch.randn(OUTPUTS, HIDDEN), slope, slope, per, delta)
-    assert all(tensor.isfinite().all() for tensor in found)
-    assert not any(tensor[0].any() for tensor in (found.to_weight, found.to_below))
-    assert not found.value.flatten()[0]
+def test_without_a_signal_there_is_no_direction_to_keep() -> None:
+    for per in ("batch", "sample"):
+        for zero in ("delta", "slope"):
+            delta, slope = torch.randn(N, OUTPUTS), torch.rand(N, HIDDEN)
+            delta[0], slope[0] = 0, 0  # of one sample alone
+            if per == "batch":
+                (delta if zero == "delta" else slope).zero_()
+            found = omega(delta, torch.randn(OUTPUTS, HIDDEN), slope, slope, per, delta)
+            assert all(tensor.isfinite().all() for tensor in found)
+            assert not any(tensor[0].any() for tensor in (found.to_weight, found.to_below))
+            assert not found.value.flatten()[0]
 
 
 def test_a_solved_batch_gives_no_nan_from_the_regulariser() -> None:
@@ -415,9 +417,8 @@ def test_mean_shrinks_signals_by_the_size_at_every_step_and_sum_does_not() -> No
     assert mean.signals[0] == 0 < summed.signals[0]  # to the last bit, in float64
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
+def test_values_that_make_no_sense_are_refused() -> None:
+    for options, text in (
         ({}, "reduction is not stated. Write reduction='sum'"),
         ({"reduction": "total"}, "reduction='total' is unknown"),
         ({"reduction": "sum", "local": "huber"}, "local='huber' is not one of 'log', 'squared'"),
@@ -429,9 +430,7 @@ def test_mean_shrinks_signals_by_the_size_at_every_step_and_sum_does_not() -> No
         ({"reduction": "sum", "alpha_weights": -1.0}, "alpha_weights=-1.0"),
         ({"reduction": "sum", "alpha_targets": float("nan")}, "alpha_targets=nan"),
         ({"reduction": "sum", "omega_per": "sample"}, "omega_per='sample' has no effect"),
-    ],
-)
-def test_values_that_make_no_sense_are_refused(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        LRA(**options)
-    assert text in str(caught.value)
+    ):
+        with pytest.raises(ValueError) as caught:
+            LRA(**options)
+        assert text in str(caught.value)

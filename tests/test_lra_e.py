@@ -107,9 +107,8 @@ def test_the_net_computes_the_same_with_the_memory_attached() -> None:
     assert torch.equal(model(x), before)
 
 
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [
+def test_nets_it_cannot_teach_are_refused_with_the_remedy() -> None:
+    for model, told in (
         (nets.Recurrent(nets.SRN(3, 4), 2), "not Recurrent"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(4, 2)), "Sequential of Linear"),
         (nn.Sequential(nn.Linear(4, 2), nn.Tanh()), "Sequential of Linear"),
@@ -117,11 +116,9 @@ def test_the_net_computes_the_same_with_the_memory_attached() -> None:
             apical.convert(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), "fa"),
             "revert",
         ),
-    ],
-)
-def test_nets_it_cannot_teach_are_refused_with_the_remedy(model: nn.Module, told: str) -> None:
-    with pytest.raises(ValueError, match=f"LRAE: .*{told}"):
-        learners.attach(model, LRAE())
+    ):
+        with pytest.raises(ValueError, match=f"LRAE: .*{told}"):
+            learners.attach(model, LRAE())
 
 
 def test_values_that_make_no_sense_are_refused() -> None:

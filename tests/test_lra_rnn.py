@@ -7,16 +7,16 @@ from apical.bench.experiment import learner_settings
 from apical.bench.studies.lra_rnn import arms
 
 
-@pytest.mark.parametrize("tier", ["smoke", "short", "full"])
-def test_every_setting_has_both_baselines_on_the_same_net_and_batches(tier: str) -> None:
-    study = studies.build("lra-rnn", tier=tier, seeds=3)
-    for setting in {entry.setting for entry in study.entries}:
-        own = [entry for entry in study.entries if entry.setting == setting]
-        learned = {learner_settings.learner_label(entry.experiment.learner) for entry in own}
-        assert learned == {"backprop", "readout", "lra"}
-        assert {e.experiment.clip_norm for e in own if e.rule == "bp"} == {1.0}
-        shared = {(e.experiment.epochs, e.experiment.batches, e.experiment.length) for e in own}
-        assert len(shared) == 1
+def test_every_setting_has_both_baselines_on_the_same_net_and_batches() -> None:
+    for tier in ("smoke", "short", "full"):
+        study = studies.build("lra-rnn", tier=tier, seeds=3)
+        for setting in {entry.setting for entry in study.entries}:
+            own = [entry for entry in study.entries if entry.setting == setting]
+            learned = {learner_settings.learner_label(entry.experiment.learner) for entry in own}
+            assert learned == {"backprop", "readout", "lra"}
+            assert {e.experiment.clip_norm for e in own if e.rule == "bp"} == {1.0}
+            shared = {(e.experiment.epochs, e.experiment.batches, e.experiment.length) for e in own}
+            assert len(shared) == 1
 
 
 def test_the_sources_form_is_there_regularised_and_not_clipped_and_not() -> None:

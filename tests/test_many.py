@@ -42,34 +42,32 @@ CASES: list[tuple[Learner, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("learner", "name"), CASES, ids=lambda v: v if isinstance(v, str) else str(learners.to_dict(v))
-)
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-def test_many_train_as_each_alone(learner: Learner, name: str, optimizer: Any) -> None:
-    alone = several(name)
-    many = Many(alone)
-    steps = optimizer(many.parameters(), lr=0.05)
-    single = [optimizer(model.parameters(), lr=0.05) for model in alone]
-    for number in range(3):
-        x, y = batches(number)
-        steps.zero_grad()
-        losses = many.gradients(learner, (x, y))
-        steps.step()
-        for s, (model, own) in enumerate(zip(alone, single, strict=True)):
-            own.zero_grad()
-            loss, _ = learner.gradients(model, (x[s], y[s]))
-            own.step()
-            assert_close(losses[s], loss)
-    x, _ = batches(9)
-    outputs = many(x)
-    for s, model in enumerate(alone):
-        copy = many.net(s)
-        for key, value in model.state_dict().items():
-            # Adam divides by the root of what may be rounding alone
-            assert_close(copy.state_dict()[key], value, rtol=1e-6, atol=1e-9)
-        assert_close(outputs[s], copy(x[s]))
-        assert all(p.requires_grad for p in copy.parameters())
+def test_many_train_as_each_alone() -> None:
+    for learner, name in CASES:
+        for optimizer in (torch.optim.SGD, torch.optim.Adam):
+            alone = several(name)
+            many = Many(alone)
+            steps = optimizer(many.parameters(), lr=0.05)
+            single = [optimizer(model.parameters(), lr=0.05) for model in alone]
+            for number in range(3):
+                x, y = batches(number)
+                steps.zero_grad()
+                losses = many.gradients(learner, (x, y))
+                steps.step()
+                for s, (model, own) in enumerate(zip(alone, single, strict=True)):
+                    own.zero_grad()
+                    loss, _ = learner.gradients(model, (x[s], y[s]))
+                    own.step()
+                    assert_close(losses[s], loss)
+            x, _ = batches(9)
+            outputs = many(x)
+            for s, model in enumerate(alone):
+                copy = many.net(s)
+                for key, value in model.state_dict().items():
+                    # Adam divides by the root of what may be rounding alone
+                    assert_close(copy.state_dict()[key], value, rtol=1e-6, atol=1e-9)
+                assert_close(outputs[s], copy(x[s]))
+                assert all(p.requires_grad for p in copy.parameters())
 
 
 def test_gradients_add_up_and_stay_apart() -> None:

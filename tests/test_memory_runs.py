@@ -159,9 +159,8 @@ def test_a_memory_for_tasks_that_ask_at_the_end(tmp_path: Path) -> None:
     assert 0 <= loop.run(experiment, tmp_path)["test_acc"] <= 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
+def test_what_does_not_fit() -> None:
+    for changes, told in (
         ({"task_options": {"key_bit": 3}}, "unknown option of task 'dictionary' 'key_bit'"),
         ({"length": 10}, "5 pairs, but key_bits=2 make only 4"),
         ({"test_lengths": (8, 6)}, "test_lengths=.* must rise, and differ from length=4"),
@@ -175,11 +174,9 @@ def test_a_memory_for_tasks_that_ask_at_the_end(tmp_path: Path) -> None:
         ),
         ({"task": None, "length": None}, "task_options=.* has no effect without a task"),
         ({"net": "mlp"}, "net='mlp' takes no sequences: allowed are gru, lstm, srn, mnm"),
-    ],
-)
-def test_what_does_not_fit(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        changed(**changes)
+    ):
+        with pytest.raises(ValueError, match=told):
+            changed(**changes)
 
 
 def test_a_learner_that_would_ignore_the_nets_own_loss_is_refused(tmp_path: Path) -> None:
@@ -277,15 +274,15 @@ def test_a_study_that_asks_nothing_has_no_such_table(tmp_path: Path) -> None:
     assert "until the task is solved" not in write(folder).read_text()
 
 
-@pytest.mark.parametrize("tier", ["smoke", "short", "full"])
-def test_the_study_has_every_baseline(tier: str) -> None:
-    made = studies.build("mnm", tier=tier)
-    assert made.solved == 0.995
-    by_setting: dict[str, set[str]] = {}
-    for entry in made.entries:
-        by_setting.setdefault(entry.setting, set()).add(entry.rule)
-        assert entry.experiment.validation
-    for setting, rules in by_setting.items():
-        assert rules >= ({"MNM-p", "LSTM"} | ({"no write"} if "bAbI" not in setting else set()))
-    names = [entry.experiment.name for entry in made.entries]
-    assert len(set(names)) == len(names)
+def test_the_study_has_every_baseline() -> None:
+    for tier in ("smoke", "short", "full"):
+        made = studies.build("mnm", tier=tier)
+        assert made.solved == 0.995
+        by_setting: dict[str, set[str]] = {}
+        for entry in made.entries:
+            by_setting.setdefault(entry.setting, set()).add(entry.rule)
+            assert entry.experiment.validation
+        for setting, rules in by_setting.items():
+            assert rules >= ({"MNM-p", "LSTM"} | ({"no write"} if "bAbI" not in setting else set()))
+        names = [entry.experiment.name for entry in made.entries]
+        assert len(set(names)) == len(names)

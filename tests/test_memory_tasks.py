@@ -1,7 +1,5 @@
 """Tasks that ask at several steps: what is asked can be answered, and by nothing but the inputs."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -70,9 +68,8 @@ def test_the_loss_of_a_sequence_is_the_mean_over_its_questions() -> None:
     torch.testing.assert_close(losses.LOSSES["cross_entropy"](scores, y), expected / 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "length", "options", "told"),
-    [
+def test_bad_values_are_told() -> None:
+    for name, length, options, told in (
         ("dictionary", 5, {}, "length=5, but every pair is shown and asked for: a multiple of 2"),
         ("dictionary", 10, {"key_bits": 2}, "5 pairs, but key_bits=2 make only 4 different keys"),
         ("dictionary", 4, {"values": 1}, "values=1 must be a whole number of at least 2"),
@@ -81,8 +78,6 @@ def test_the_loss_of_a_sequence_is_the_mean_over_its_questions() -> None:
         ("double_copy", 2, {}, "length=2, but .* a multiple of 3, as 3"),
         ("priority_sort", 8, {"symbols": 2.5}, "symbols=2.5 must be a whole number"),
         ("priority_sort", 8, {"symbol": 2}, "unknown option of task .*did you mean 'symbols'"),
-    ],
-)
-def test_bad_values_are_told(name: str, length: int, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        sequences.build(name, length, **options)
+    ):
+        with pytest.raises(ValueError, match=told):
+            sequences.build(name, length, **options)

@@ -86,21 +86,23 @@ def test_padding_weakens_the_taps_at_the_rim() -> None:
     torch.testing.assert_close(total, met * weight, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (2, 2)])
-def test_without_padding_every_tap_is_shown_alike(
-    stride: int, groups: int, transposed: bool
-) -> None:
-    op = unpadded(_conv(1, stride, groups, transposed))
-    assert op.padding == (0, 0)
-    channels, side = 4, 5
-    inside = channels if transposed else channels // groups
-    weight = _random(6, inside, 3, 3) if not transposed else _random(inside, 6 // groups, 3, 3)
-    noise = _basis(channels, side)
-    outputs = side**2 if transposed else ((side - 3) // stride + 1) ** 2
-    positions = len(noise) * outputs  # each entry of the weight meets its input once per position
-    total = mirrored(op, noise, weight) * positions
-    torch.testing.assert_close(total, outputs * weight, rtol=0, atol=1e-10)
+def test_without_padding_every_tap_is_shown_alike() -> None:
+    for transposed in (False, True):
+        for stride, groups in ((1, 1), (2, 1), (2, 2)):
+            op = unpadded(_conv(1, stride, groups, transposed))
+            assert op.padding == (0, 0)
+            channels, side = 4, 5
+            inside = channels if transposed else channels // groups
+            weight = (
+                _random(6, inside, 3, 3) if not transposed else _random(inside, 6 // groups, 3, 3)
+            )
+            noise = _basis(channels, side)
+            outputs = side**2 if transposed else ((side - 3) // stride + 1) ** 2
+            positions = (
+                len(noise) * outputs
+            )  # each entry of the weight meets its input once per position
+            total = mirrored(op, noise, weight) * positions
+            torch.testing.assert_close(total, outputs * weight, rtol=0, atol=1e-10)
 
 
 def test_uneven_and_reflected_padding_are_left_out_too() -> None:
@@ -177,9 +179,8 @@ def test_it_learns_in_training_without_a_line_in_the_loop() -> None:
     assert torch.equal(model[0].feedback.matrix, first)  # nobody below listens
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
+def test_values_out_of_range_are_refused_with_the_bound() -> None:
+    for options, text in (
         ({"rate": 2.5}, r"rate \* sigma\^2 = 2.5 is outside \[0, 2\)"),
         ({"decay": 2.0}, r"decay = 2 is outside \[0, 2\)"),
         ({"decay": -0.1}, r"decay = -0.1 is outside \[0, 2\)"),
@@ -187,13 +188,9 @@ def test_it_learns_in_training_without_a_line_in_the_loop() -> None:
         ({"sigma": math.nan}, "sigma=nan is not a finite number"),
         ({"samples": 0, "every": 0}, "samples=0 must be at least 1; every=0 must be at least 1"),
         ({"noise": "cauchy"}, "noise='cauchy' is not one of 'normal', 'uniform'"),
-    ],
-)
-def test_values_out_of_range_are_refused_with_the_bound(
-    options: dict[str, float], text: str
-) -> None:
-    with pytest.raises(ValueError, match=text):
-        WeightMirror(**options)  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match=text):
+            WeightMirror(**options)  # type: ignore[arg-type]
 
 
 def test_noise_that_cannot_be_whitened_is_refused_by_layer() -> None:

@@ -69,15 +69,17 @@ writing = pytest.mark.parametrize("write", ["g", "p", "random"])
 
 
 @each_activation
-@pytest.mark.parametrize("heads", [1, H])
-def test_the_gradient_write_by_hand_is_that_of_autograd(activation: str, heads: int) -> None:
-    keys, values, rate = asked(heads)
-    before = tuple(weight.requires_grad_() for weight in memory())
-    after = Gradient(D, LAYERS, activation)(before, keys, values, rate)
-    off = recall(before, keys, activation) - values
-    loss = off.square().sum() / (heads * D)  # each sample has weights of its own: the sum is fine
-    for new, old, slope in zip(after, before, torch.autograd.grad(loss, before), strict=True):
-        assert_close(new, old - rate[:, None, None] * slope, **EXACT)
+def test_the_gradient_write_by_hand_is_that_of_autograd(activation: str) -> None:
+    for heads in (1, H):
+        keys, values, rate = asked(heads)
+        before = tuple(weight.requires_grad_() for weight in memory())
+        after = Gradient(D, LAYERS, activation)(before, keys, values, rate)
+        off = recall(before, keys, activation) - values
+        loss = off.square().sum() / (
+            heads * D
+        )  # each sample has weights of its own: the sum is fine
+        for new, old, slope in zip(after, before, torch.autograd.grad(loss, before), strict=True):
+            assert_close(new, old - rate[:, None, None] * slope, **EXACT)
 
 
 @each_activation
@@ -302,15 +304,11 @@ def test_nothing_is_told_of_writing_where_nothing_is_written() -> None:
     assert model.problems(trace, 0.1) == []
 
 
-@pytest.mark.parametrize(
-    ("error", "solved", "kinds"), [(0.02, 0.4, []), (0.009, 0.4, ["collapsed"]), (0.009, 0.9, [])]
-)
-def test_a_reconstruction_that_collapses_is_told(
-    error: float, solved: float, kinds: list[str]
-) -> None:
-    found = net().problems({"meta_loss": torch.full((4,), error)}, solved)
-    assert [problem.kind for problem in found] == kinds
-    assert all("smaller reconstruction" in problem.message for problem in found)
+def test_a_reconstruction_that_collapses_is_told() -> None:
+    for error, solved, kinds in ((0.02, 0.4, []), (0.009, 0.4, ["collapsed"]), (0.009, 0.9, [])):
+        found = net().problems({"meta_loss": torch.full((4,), error)}, solved)
+        assert [problem.kind for problem in found] == kinds
+        assert all("smaller reconstruction" in problem.message for problem in found)
 
 
 def test_the_last_step_alone() -> None:
@@ -337,9 +335,8 @@ def test_it_copies_and_is_saved() -> None:
     assert torch.equal(twin(x), model(x)) and torch.equal(other(x), model(x))
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
+def test_bad_values_are_told() -> None:
+    for options, told in (
         ({"write": "q"}, "unknown write of net 'mnm' 'q'"),
         ({"keys": "layre"}, "unknown keys of net 'mnm' 'layre'; did you mean 'layer'"),
         ({"activation": "relu"}, "unknown activation of net 'mnm' 'relu'"),
@@ -349,11 +346,9 @@ def test_it_copies_and_is_saved() -> None:
         ({"reconstruction": math.nan}, "reconstruction=nan"),
         ({"reconstruction": 0.1, "write": "none"}, "and 0 where nothing is written"),
         ({"hiden": 3}, "unknown option of net 'mnm' 'hiden'; did you mean 'hidden'"),
-    ],
-)
-def test_bad_values_are_told(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        mnm.build("mnm", inputs=4, outputs=3, **options)
+    ):
+        with pytest.raises(ValueError, match=told):
+            mnm.build("mnm", inputs=4, outputs=3, **options)
 
 
 def test_an_unknown_net_and_a_shape_that_does_not_fit() -> None:

@@ -197,11 +197,11 @@ DOZEN = (
 )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore")  # of the models' own code
-@pytest.mark.parametrize("name", DOZEN)
-def test_a_dozen_models_of_other_libraries(vision: Any, name: str) -> None:
-    for row in models.examine(name, models.RULES):
-        assert row["outcome"] in ("ok", "remedied"), str(row)
+@pytest.mark.filterwarnings("ignore")
+def test_a_dozen_models_of_other_libraries(vision: Any) -> None:
+    for name in DOZEN:
+        for row in models.examine(name, models.RULES):
+            assert row["outcome"] in ("ok", "remedied"), str(row)
 
 
 def test_the_sweep_is_wide_and_its_record_is_clean() -> None:

@@ -61,66 +61,62 @@ def needs(rule: Rule) -> Needs:
     return rule.needs
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_every_rule_of_the_library_says_what_it_needs(name: str) -> None:
-    assert isinstance(RULES[name].needs, Needs)
-    assert "needs" in {key for kind in type(RULES[name]).__mro__[:-3] for key in vars(kind)}
+def test_every_rule_of_the_library_says_what_it_needs() -> None:
+    for name in RULES:
+        assert isinstance(RULES[name].needs, Needs)
+        assert "needs" in {key for kind in type(RULES[name]).__mro__[:-3] for key in vars(kind)}
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_hidden_layers_wait_for(name: str) -> None:
+def test_what_hidden_layers_wait_for() -> None:
     """Whether a layer above can silence the first one, and the size of the error move it."""
-    rule = CASES[name]
-    through = first_gradient(net(rule, Sign())).abs().max() > 0
-    model = net(rule, nn.Tanh())
-    follows = not torch.equal(first_gradient(model), first_gradient(model, scale=3.0))
-    seen = {(False, True): "layers above", (True, True): "output", (True, False): "nothing"}
-    seen[False, False] = "nothing"  # frozen: hidden layers do not learn at all
-    assert seen[bool(through), follows] == needs(rule).waits_for
+    for name in CASES:
+        rule = CASES[name]
+        through = first_gradient(net(rule, Sign())).abs().max() > 0
+        model = net(rule, nn.Tanh())
+        follows = not torch.equal(first_gradient(model), first_gradient(model, scale=3.0))
+        seen = {(False, True): "layers above", (True, True): "output", (True, False): "nothing"}
+        seen[False, False] = "nothing"  # frozen: hidden layers do not learn at all
+        assert seen[bool(through), follows] == needs(rule).waits_for
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_labels(name: str) -> None:
-    model = net(CASES[name], nn.Tanh())
-
-    def step() -> None:
-        F.cross_entropy(model(X), Y).backward()
-
-    if needs(CASES[name]).labels:
-        with pytest.raises(ValueError, match="learns from labels"):
-            step()
-    else:
-        step()
+def test_labels() -> None:
+    for rule in CASES.values():
+        model = net(rule, nn.Tanh())
+        if needs(rule).labels:
+            with pytest.raises(ValueError, match="learns from labels"):
+                F.cross_entropy(model(X), Y).backward()
+        else:
+            F.cross_entropy(model(X), Y).backward()
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, rule in CASES.items() if isinstance(rule, TransportRule)]
-)
-def test_what_is_read_of_the_weights(name: str) -> None:
+def test_what_is_read_of_the_weights() -> None:
     """Other weights with the same signs, and with others, under the same memory; and weights that
     respond in the same way, for feedback that learns by a gradient."""
-    rule: Any = CASES[name]
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(4, 12, generator=generator).double()
-    memory = [tensor.detach() for tensor in rule.create(weight, generator).values()]
-    matrix = rule.matrix(weight, *memory)
-    reads = {
-        "values": not torch.equal(rule.matrix(weight * weight.abs(), *memory), matrix),
-        "signs": not torch.equal(rule.matrix(-weight, *memory), matrix),
-    }
-    x = torch.randn(3, 12, generator=generator).double()  # fewer than the inputs: W + D responds
-    signal = torch.randn(3, 4, generator=generator).double()  # as W does, where D x = 0
-    unseen = torch.linalg.qr(x.t(), mode="complete").Q[:, 3:]
-    other = weight + torch.randn(4, 9, generator=generator).double() @ unseen.t()
-    learned = [
-        rule.memory_gradients(Local(LinearOp(), x, signal, w, signal.t() @ x), *memory)
-        for w in (weight, other)
-    ]
-    for one, two in zip(*learned, strict=True):
-        reads["values"] |= one is not None and not torch.allclose(one, two, rtol=0, atol=1e-12)
-    expected = needs(rule).weights
-    assert reads["values"] == (expected == "values")
-    assert (reads["signs"] or reads["values"]) == (expected != "nothing")
+    for name in [n for n, rule in CASES.items() if isinstance(rule, TransportRule)]:
+        rule: Any = CASES[name]
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(4, 12, generator=generator).double()
+        memory = [tensor.detach() for tensor in rule.create(weight, generator).values()]
+        matrix = rule.matrix(weight, *memory)
+        reads = {
+            "values": not torch.equal(rule.matrix(weight * weight.abs(), *memory), matrix),
+            "signs": not torch.equal(rule.matrix(-weight, *memory), matrix),
+        }
+        x = torch.randn(
+            3, 12, generator=generator
+        ).double()  # fewer than the inputs: W + D responds
+        signal = torch.randn(3, 4, generator=generator).double()  # as W does, where D x = 0
+        unseen = torch.linalg.qr(x.t(), mode="complete").Q[:, 3:]
+        other = weight + torch.randn(4, 9, generator=generator).double() @ unseen.t()
+        learned = [
+            rule.memory_gradients(Local(LinearOp(), x, signal, w, signal.t() @ x), *memory)
+            for w in (weight, other)
+        ]
+        for one, two in zip(*learned, strict=True):
+            reads["values"] |= one is not None and not torch.allclose(one, two, rtol=0, atol=1e-12)
+        expected = needs(rule).weights
+        assert reads["values"] == (expected == "values")
+        assert (reads["signs"] or reads["values"]) == (expected != "nothing")
 
 
 class Listening(LinearOp):
@@ -133,18 +129,18 @@ class Listening(LinearOp):
         return super().forward(x, weight, bias)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_phase_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether layers respond to anything after an update, when no training pass runs."""
-    model = net(CASES[name], nn.Tanh())
-    first_gradient(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _, layer in converted_layers(model):
-        made = {name: part._replace(op=Listening()) for name, part in parts(layer).items()}
-        monkeypatch.setattr(layer, "_apical_parts", lambda made=made: made)
-    before = Listening.responses
-    optimizer.step()
-    assert (Listening.responses > before) == needs(CASES[name]).phase
+    for rule in CASES.values():
+        model = net(rule, nn.Tanh())
+        first_gradient(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _, layer in converted_layers(model):
+            made = {name: part._replace(op=Listening()) for name, part in parts(layer).items()}
+            monkeypatch.setattr(layer, "_apical_parts", lambda made=made: made)
+        before = Listening.responses
+        optimizer.step()
+        assert (Listening.responses > before) == needs(rule).phase
 
 
 def test_rules_of_others_need_not_say() -> None:

@@ -55,32 +55,28 @@ def as_list(y: Tensor, h: Tensor) -> list[Tensor]:
     return [h, y]
 
 
-@pytest.mark.parametrize(
-    ("wrap", "key"),
-    [
+def test_the_tensor_that_carries_the_error_can_be_named() -> None:
+    for wrap, key in (
         (as_dict, "logits"),
         (as_output, "logits"),
         (Pair, 0),
         (as_list, 1),
         (lambda y, h: (h, y), 1),
         (Prediction, "logits"),
-    ],
-    ids=["dict", "ModelOutput", "namedtuple", "list", "tuple", "dataclass"],
-)
-def test_the_tensor_that_carries_the_error_can_be_named(wrap: Any, key: str | int) -> None:
-    bare = apical.convert(mlp(), "dfa", example=X)
-    F.cross_entropy(bare(X), Y).backward()
-    model = apical.convert(Returns(wrap), "dfa", output=key, example=X)
-    for i in (0, 2, 4):
-        model.body[i].feedback.matrix.copy_(bare[i].feedback.matrix)
-    for _ in range(2):
-        output = model(X)
-        assert type(output) is type(wrap(X, X))
-        y = output[key] if not isinstance(output, Prediction) else output.logits
-        F.cross_entropy(y, Y).backward()
-        seen = {name.removeprefix("body."): g for name, g in gradients(model).items()}
-        expected = {name: p.grad for name, p in bare.named_parameters()}
-        assert_close(seen, expected, rtol=1e-12, atol=1e-15)
+    ):
+        bare = apical.convert(mlp(), "dfa", example=X)
+        F.cross_entropy(bare(X), Y).backward()
+        model = apical.convert(Returns(wrap), "dfa", output=key, example=X)
+        for i in (0, 2, 4):
+            model.body[i].feedback.matrix.copy_(bare[i].feedback.matrix)
+        for _ in range(2):
+            output = model(X)
+            assert type(output) is type(wrap(X, X))
+            y = output[key] if not isinstance(output, Prediction) else output.logits
+            F.cross_entropy(y, Y).backward()
+            seen = {name.removeprefix("body."): g for name, g in gradients(model).items()}
+            expected = {name: p.grad for name, p in bare.named_parameters()}
+            assert_close(seen, expected, rtol=1e-12, atol=1e-15)
 
 
 def test_a_single_tensor_among_other_things_needs_no_name() -> None:
@@ -89,9 +85,8 @@ def test_a_single_tensor_among_other_things_needs_no_name() -> None:
     assert model.body[0].weight.grad.any()
 
 
-@pytest.mark.parametrize(
-    ("wrap", "key", "text"),
-    [
+def test_outputs_that_cannot_carry_the_error_are_refused() -> None:
+    for wrap, key, text in (
         (as_dict, None, "say which one carries the error.*'logits'.*'features'"),
         (as_dict, "logit", "output='logit' is not in the model's output: 'logits'"),
         (lambda y, h: y, "logits", "output='logits' names nothing"),
@@ -99,14 +94,11 @@ def test_a_single_tensor_among_other_things_needs_no_name() -> None:
         (lambda y, h: (y.mean(), y), 1, "computes a loss inside"),
         (lambda y, h: y.mean(), None, "single number"),
         (lambda y, h: "text", None, "returns str, in which no tensor"),
-    ],
-    ids=["unnamed", "misspelt", "one", "loss", "loss-in-tuple", "number", "text"],
-)
-def test_outputs_that_cannot_carry_the_error_are_refused(wrap: Any, key: Any, text: str) -> None:
-    model = apical.convert(Returns(wrap), "dfa", output=key)
-    for _ in range(2):
-        with pytest.raises(ValueError, match=text):
-            model(X)
+    ):
+        model = apical.convert(Returns(wrap), "dfa", output=key)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=text):
+                model(X)
 
 
 def test_a_model_may_return_the_named_tensor_alone_in_evaluation() -> None:
@@ -156,37 +148,31 @@ def test_an_output_that_changes_its_size_is_refused() -> None:
         model(torch.ones(2, 4))
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [lambda y, h: (y, y), lambda y, h: {"a": y, "b": [y]}, lambda y, h: (y, {"again": y})],
-    ids=["twice", "in a list", "in a mapping"],
-)
-def test_one_tensor_under_two_names_carries_the_error_under_both(wrap: Any) -> None:
-    key = "a" if isinstance(wrap(0, 0), dict) else 0
-    model = apical.convert(Returns(wrap), "dfa", output=key)
-    output = model(X)
-    first = output[key]
-    other = output["b"][0] if key == "a" else output[1]
-    other = other["again"] if isinstance(other, dict) else other
-    expected = torch.autograd.grad(first.sum(), list(model.parameters()), retain_graph=True)
-    actual = torch.autograd.grad(other.sum(), list(model.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+def test_one_tensor_under_two_names_carries_the_error_under_both() -> None:
+    for wrap in (
+        lambda y, h: (y, y),
+        lambda y, h: {"a": y, "b": [y]},
+        lambda y, h: (y, {"again": y}),
+    ):
+        key = "a" if isinstance(wrap(0, 0), dict) else 0
+        model = apical.convert(Returns(wrap), "dfa", output=key)
+        output = model(X)
+        first = output[key]
+        other = output["b"][0] if key == "a" else output[1]
+        other = other["again"] if isinstance(other, dict) else other
+        expected = torch.autograd.grad(first.sum(), list(model.parameters()), retain_graph=True)
+        actual = torch.autograd.grad(other.sum(), list(model.parameters()))
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("wrap", "reach", "name"),
-    [
+def test_a_gradient_to_an_output_in_a_container_is_warned_of() -> None:
+    for wrap, reach, name in (
         (lambda y, h: (y, {"aux": h * 2}), lambda out: out[1]["aux"], r"1\['aux'\]"),
         (lambda y, h: (y, [h, (h * 2,)]), lambda out: out[1][1][0], r"1\[1\]\[0\]"),
         (lambda y, h: ModelOutput(a=y, deep=Pair(h * 2, h)), lambda out: out["deep"][0], "deep"),
-    ],
-    ids=["mapping", "list", "namedtuple"],
-)
-def test_a_gradient_to_an_output_in_a_container_is_warned_of(
-    wrap: Any, reach: Any, name: str
-) -> None:
-    key = "a" if name == "deep" else 0
-    model = apical.convert(Returns(wrap), "dfa", output=key)
-    output = model(X)
-    with pytest.warns(UserWarning, match=f"{name}.*reaches no hidden layer"):
-        reach(output).sum().backward()
+    ):
+        key = "a" if name == "deep" else 0
+        model = apical.convert(Returns(wrap), "dfa", output=key)
+        output = model(X)
+        with pytest.warns(UserWarning, match=f"{name}.*reaches no hidden layer"):
+            reach(output).sum().backward()

@@ -35,9 +35,8 @@ def first_batch(found, count=40):
     return next(iter(Batches(found.train, count, **shared).epoch(0)))
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
+def test_every_form_gives_the_same_batches() -> None:
+    for given in (
         (X, Y),
         (X.double().numpy(), Y.to(torch.int32).numpy()),
         TensorDataset(X, Y),
@@ -45,20 +44,17 @@ def first_batch(found, count=40):
         DataLoader(Items(), batch_size=7),
         DataLoader(TensorDataset(X, Y), batch_size=7),
         [(X[:30], Y[:30]), (X[30:], Y[30:])],
-    ],
-    ids=["tensors", "arrays", "TensorDataset", "Dataset", "DataLoader", "its tensors", "batches"],
-)
-def test_every_form_gives_the_same_batches(given) -> None:
-    found = data.from_splits(given, (X[:8], Y[:8]))
-    assert (found.shape, found.num_classes, len(found.test)) == ((3, 8, 6), 4, 8)
-    x, y = first_batch(found)
-    torch.testing.assert_close(x, X, rtol=0, atol=0)  # floats reach the net as they are
-    assert torch.equal(y, Y) and y.dtype == torch.int64
-    assert found.unit
-    train, held_out = data.split_validation(found.train, 10, 0)
-    assert (len(train), len(held_out)) == (30, 10)
-    rest = [y for _, y in Batches(train, 30, mean=found.mean, std=found.std).epoch(0)]
-    assert torch.equal(torch.cat([*rest, held_out.labels]).sort().values, Y.sort().values)
+    ):
+        found = data.from_splits(given, (X[:8], Y[:8]))
+        assert (found.shape, found.num_classes, len(found.test)) == ((3, 8, 6), 4, 8)
+        x, y = first_batch(found)
+        torch.testing.assert_close(x, X, rtol=0, atol=0)  # floats reach the net as they are
+        assert torch.equal(y, Y) and y.dtype == torch.int64
+        assert found.unit
+        train, held_out = data.split_validation(found.train, 10, 0)
+        assert (len(train), len(held_out)) == (30, 10)
+        rest = [y for _, y in Batches(train, 30, mean=found.mean, std=found.std).epoch(0)]
+        assert torch.equal(torch.cat([*rest, held_out.labels]).sort().values, Y.sort().values)
 
 
 @pytest.mark.parametrize("given", [(BYTES, Y), Items(BYTES)], ids=["tensors", "Dataset"])
@@ -153,12 +149,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_fit_is_refused(name: str) -> None:
-    given, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message) as caught:
-        data.from_splits(given, (X, Y))
-    assert "\n" not in str(caught.value)
+def test_what_does_not_fit_is_refused() -> None:
+    for name in REFUSED:
+        given, message = REFUSED[name]
+        with pytest.raises(ValueError, match=message) as caught:
+            data.from_splits(given, (X, Y))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_function_in_the_current_folder_is_a_data_set(tmp_path, monkeypatch) -> None:

@@ -29,41 +29,39 @@ def one_layer(weight: Tensor, matrix: Tensor) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize(
-    ("matrix", "angle", "ratio"),
-    [
+def test_angle_and_ratio_by_hand() -> None:
+    for matrix, angle, ratio in (
         (numbers((2, 3), 4), 37.8182, 1.035725),
         (numbers((2, 3), 1), 0.0, 1.0),
         (-2 * numbers((2, 3), 1), 180.0, 2.0),
         (torch.tensor([[5.0, 2, 0], [0, 0, 0]]), 90.0, None),
-    ],
-    ids=["some", "same", "opposite", "orthogonal"],
-)
-def test_angle_and_ratio_by_hand(matrix: Tensor, angle: float, ratio: float | None) -> None:
-    weight = numbers((2, 3), 1)
-    assert weight.flatten().tolist() == [-2, 5, 1, -3, 4, 0]
-    found = probes.alignment(one_layer(weight, matrix))[""]
-    assert found["angle_deg"] == pytest.approx(angle, abs=1e-4)
-    norms = matrix.double().norm() / math.sqrt(4 + 25 + 1 + 9 + 16)
-    assert found["norm_ratio"] == pytest.approx(norms.item(), rel=1e-12)
-    if ratio is not None:
-        assert found["norm_ratio"] == pytest.approx(ratio, abs=1e-6)
+    ):
+        weight = numbers((2, 3), 1)
+        assert weight.flatten().tolist() == [-2, 5, 1, -3, 4, 0]
+        found = probes.alignment(one_layer(weight, matrix))[""]
+        assert found["angle_deg"] == pytest.approx(angle, abs=1e-4)
+        norms = matrix.double().norm() / math.sqrt(4 + 25 + 1 + 9 + 16)
+        assert found["norm_ratio"] == pytest.approx(norms.item(), rel=1e-12)
+        if ratio is not None:
+            assert found["norm_ratio"] == pytest.approx(ratio, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "degrees", "tolerance"),
-    [("usf", 30.0, 0.3), ("brsf", 41.41, 0.4), ("frsf", 41.41, 0.4), ("fa", 90.0, 1.0)],
-)
-def test_constants_of_uniform_laws(name: str, degrees: float, tolerance: float) -> None:
+def test_constants_of_uniform_laws() -> None:
     """cos = sqrt(3)/2 for uSF, 3/4 for brSF and frSF, 0 for FA, at uniform weights."""
-    model = nn.Sequential(nn.Linear(300, 200), nn.Conv2d(16, 32, 5))
-    torch.manual_seed(0)
-    for layer in model:
-        nn.init.xavier_uniform_(layer.weight)
-    apical.convert(model, name)
-    for row in probes.alignment(model).values():
-        assert row["angle_deg"] == pytest.approx(degrees, abs=tolerance)
-        assert row["norm_ratio"] == pytest.approx(1.0, abs=0.02)
+    for name, degrees, tolerance in (
+        ("usf", 30.0, 0.3),
+        ("brsf", 41.41, 0.4),
+        ("frsf", 41.41, 0.4),
+        ("fa", 90.0, 1.0),
+    ):
+        model = nn.Sequential(nn.Linear(300, 200), nn.Conv2d(16, 32, 5))
+        torch.manual_seed(0)
+        for layer in model:
+            nn.init.xavier_uniform_(layer.weight)
+        apical.convert(model, name)
+        for row in probes.alignment(model).values():
+            assert row["angle_deg"] == pytest.approx(degrees, abs=tolerance)
+            assert row["norm_ratio"] == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_weight_copied_after_conversion_is_seen_at_once() -> None:
@@ -124,21 +122,21 @@ def test_gradient_alignment_by_hand() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["brsf", "dfa", "fa", "frsf", "usf"])
-def test_gradient_alignment_leaves_the_model_and_the_generator_as_they_were(name: str) -> None:
-    model = apical.convert(net(), name, example=X)
-    F.cross_entropy(model(X), Y).backward()
-    state = copy.deepcopy(model.state_dict())
-    grads = {n: p.grad.clone() for n, p in model.named_parameters()}
-    rng = torch.get_rng_state()
-    found = probes.gradient_alignment(model, F.cross_entropy, X, Y)
-    assert list(found) == ["0", "4", "6"]
-    assert 1 < found["0"]["angle_deg"] < 180
-    assert found["6"]["angle_deg"] < 1e-5  # the same dropout mask in both passes
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
-    assert_close({n: p.grad for n, p in model.named_parameters()}, grads, rtol=0, atol=0)
-    assert model.training
+def test_gradient_alignment_leaves_the_model_and_the_generator_as_they_were() -> None:
+    for name in ("brsf", "dfa", "fa", "frsf", "usf"):
+        model = apical.convert(net(), name, example=X)
+        F.cross_entropy(model(X), Y).backward()
+        state = copy.deepcopy(model.state_dict())
+        grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+        rng = torch.get_rng_state()
+        found = probes.gradient_alignment(model, F.cross_entropy, X, Y)
+        assert list(found) == ["0", "4", "6"]
+        assert 1 < found["0"]["angle_deg"] < 180
+        assert found["6"]["angle_deg"] < 1e-5  # the same dropout mask in both passes
+        assert torch.equal(torch.get_rng_state(), rng)
+        assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
+        assert_close({n: p.grad for n, p in model.named_parameters()}, grads, rtol=0, atol=0)
+        assert model.training
 
 
 def test_frozen_layers_and_vanishing_gradients_are_left_out() -> None:

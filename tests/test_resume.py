@@ -1,8 +1,8 @@
 """A run killed at any moment and started again ends with the same bits."""
 
 import dataclasses
-import importlib.util
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,14 @@ from apical.bench.experiment.schedule import Schedule
 from apical.bench.storage import checkpoint, records
 from apical.bench.training import loop
 from apical.rules import RULES
+from processes import CONTEXT
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load_kill_test() -> Any:
-    spec = importlib.util.spec_from_file_location("kill_test", ROOT / "benchmarks/kill_test.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+sys.path.append(str(ROOT / "benchmarks"))
 
-
-kill_test = load_kill_test()
+import kill_test  # noqa: E402
 
 BASE = Experiment(
     net_options={"hidden": [16]},
@@ -157,9 +153,9 @@ def with_dropout(in_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module
     )
 
 
-@pytest.mark.slow
-def test_random_kills(tmp_path: Path) -> None:
-    settings = [*kill_test.SETTINGS, "--epochs", "12"]
+def test_random_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kill_test, "CONTEXT", CONTEXT)
+    settings = [*kill_test.SETTINGS, "--epochs", "6"]
     result = kill_test.kill_test(3, seed=1, settings=settings, scratch=tmp_path)
     assert len(result["kills"]) == 3
     assert result["bitwise_equal"], result["runs"]
@@ -197,14 +193,12 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("rule", "fa"), ("seed", 1), ("net_options", {"hidden": [17]})]
-)
-def test_other_settings_never_touch_the_folder(begun: Path, name: str, value: Any) -> None:
-    before = {p.name: p.read_bytes() for p in begun.iterdir()}
-    with pytest.raises(ValueError, match=rf"{name}: .* there, .* here.*left untouched"):
-        loop.run(dataclasses.replace(BASE, **{name: value}), begun)
-    assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
+def test_other_settings_never_touch_the_folder(begun: Path) -> None:
+    for name, value in (("rule", "fa"), ("seed", 1), ("net_options", {"hidden": [17]})):
+        before = {p.name: p.read_bytes() for p in begun.iterdir()}
+        with pytest.raises(ValueError, match=rf"{name}: .* there, .* here.*left untouched"):
+            loop.run(dataclasses.replace(BASE, **{name: value}), begun)
+        assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
 
 
 def test_a_checkpoint_of_another_run_is_refused(begun: Path, tmp_path_factory: Any) -> None:
@@ -226,12 +220,13 @@ def test_another_format_is_refused(begun: Path) -> None:
         loop.run(BASE, begun)
 
 
-@pytest.mark.parametrize("kept", [0, 100, 5000])
-def test_a_truncated_checkpoint_is_refused(begun: Path, kept: int) -> None:
+def test_a_truncated_checkpoint_is_refused(begun: Path) -> None:
     path = begun / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="is damaged|is no readable checkpoint"):
-        loop.run(BASE, begun)
+    whole = path.read_bytes()
+    for kept in (0, 100, 5000):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match="is damaged|is no readable checkpoint"):
+            loop.run(BASE, begun)
 
 
 class Malicious:

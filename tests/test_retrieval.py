@@ -200,19 +200,16 @@ def test_the_key_is_of_all_that_matters() -> None:
     assert len({base, *keys}) == len(keys) + 1
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
+def test_evaluations_that_cannot_be_meant() -> None:
+    for options, told in (
         ({"eps": ()}, "give at least one radius above 0"),
         ({"eps": (0.1, 0.1)}, "each once"),
         ({"eps": (8.0,)}, "outside"),
         ({"norm": "l1"}, "norm='l1' is not one of 'linf', 'l2'"),
         ({"queries": 0, "steps": 0}, "queries=0 must be at least 1; steps=0 must be at least 1"),
-    ],
-)
-def test_evaluations_that_cannot_be_meant(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Evaluation(**options)
+    ):
+        with pytest.raises(ValueError, match=told):
+            Evaluation(**options)
 
 
 def test_what_the_attacker_knows_holds_every_class(nets: dict[str, Any]) -> None:

@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -26,6 +22,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.storage import claims, records
 from apical.bench.training import loop
+from processes import CONTEXT
 
 QUICK = Evaluation(
     eps=(0.05, 0.2), images=60, effort=Effort(steps=3, adaptive_steps=2, queries=5, redraws=2)
@@ -131,26 +128,25 @@ def test_an_interrupted_evaluation_goes_on_and_repeats_nothing(
     assert evaluate(net, QUICK, folder, QUIET) == whole and not ran
 
 
-@pytest.mark.slow
+def evaluate_anew(run: Path, longer: Evaluation, folder: Path) -> None:
+    evaluate(from_run(run), longer, folder)
+
+
 def test_a_killed_evaluation_goes_on(tmp_path: Path, nets: Any) -> None:
     """A real kill, in the middle of an attack; the claim of the dead process is taken over."""
     longer = dataclasses.replace(QUICK, effort=Effort(steps=5, adaptive_steps=20, queries=300))
     run = run_folder(tmp_path, "fa")
     net = from_run(run)
     folder = longer.place(run, net.digest)
-    code = (
-        "from apical.attacks import Effort\nfrom apical.bench.evaluate.evaluation import evaluate\n"
-        "from apical.bench.evaluate.robustness import Evaluation\n"
-        "from apical.bench.evaluate.trained_net import from_run\n"
-        f"evaluate(from_run({str(run)!r}), {longer!r}, {str(folder)!r})\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
-        deadline = time.monotonic() + 100
-        trials = folder / "trials.jsonl"
-        while not trials.exists() or b"\n" not in trials.read_bytes():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
+    process = CONTEXT.Process(target=evaluate_anew, args=(run, longer, folder))
+    process.start()
+    deadline = time.monotonic() + 100
+    trials = folder / "trials.jsonl"
+    while not trials.exists() or b"\n" not in trials.read_bytes():
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.005)
+    process.kill()
+    process.join()
     done = len(records.read(folder / "trials.jsonl"))
     assert done and Evaluation.rows(folder) == []
     found = evaluate(net, longer, folder, QUIET)
@@ -220,9 +216,8 @@ def test_trials_survive_json() -> None:
         assert Trial.read(row) == trial
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_refusals() -> None:
+    for options, message in (
         ({"eps": (8,)}, "did you mean 8/255"),
         ({"eps": ()}, "at least one radius above 0"),
         ({"eps": (0.1, 0.1)}, "each once"),
@@ -234,11 +229,9 @@ def test_trials_survive_json() -> None:
         ({"protocol": "biotorch", "norm": "l2"}, "are 'linf', not 'l2'"),
         ({"protocol": "biotorch", "pixels": (0,)}, "must be at least 1"),
         ({"pixels": (1,)}, "have no effect without a protocol"),
-    ],
-)
-def test_refusals(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Evaluation(**options)
+    ):
+        with pytest.raises(ValueError, match=message):
+            Evaluation(**options)
 
 
 def test_images_are_the_same_for_every_net_and_never_more_than_there_are(nets: Any) -> None:

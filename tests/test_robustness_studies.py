@@ -169,16 +169,16 @@ def test_other_processes_can_do_it(done: tuple[Path, list[str]], tmp_path: Path)
 # the studies there are
 
 
-@pytest.mark.parametrize("tier", ["smoke", "short", "full"])
-def test_every_setting_has_its_evaluation(tier: str) -> None:
-    for name in ("biotorch-robustness", "attack-gradient"):
-        study = studies.build(name, tier=tier, seeds=1)
-        settings = {entry.setting for entry in study.entries}
-        assert set(study.evaluations) == settings and study.surrogate == "bp"
-        expected = {"smoke": {"digits MLP"}, "short": {"digits MLP", "MNIST LeNet"}}
-        assert settings >= expected.get(tier, {"CIFAR-10 ResNet-20 SGD"})
-        only = study.restricted("digits *")
-        assert set(only.evaluations) == {"digits MLP"} and not only.robust_published
+def test_every_setting_has_its_evaluation() -> None:
+    for tier in ("smoke", "short", "full"):
+        for name in ("biotorch-robustness", "attack-gradient"):
+            study = studies.build(name, tier=tier, seeds=1)
+            settings = {entry.setting for entry in study.entries}
+            assert set(study.evaluations) == settings and study.surrogate == "bp"
+            expected = {"smoke": {"digits MLP"}, "short": {"digits MLP", "MNIST LeNet"}}
+            assert settings >= expected.get(tier, {"CIFAR-10 ResNet-20 SGD"})
+            only = study.restricted("digits *")
+            assert set(only.evaluations) == {"digits MLP"} and not only.robust_published
 
 
 def test_nets_are_those_of_the_other_studies() -> None:

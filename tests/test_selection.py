@@ -7,19 +7,16 @@ from typing import Any
 
 import pytest
 
-from apical.bench import studies
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.schedule import Schedule
 from apical.bench.report import table_markdown, write
 from apical.bench.storage import records
-from apical.bench.studies import STUDIES, TIERS, Entry, Search, Study, conduct
-from apical.bench.studies.base import CONTROLS
+from apical.bench.studies import Entry, Search, Study, conduct
 from apical.bench.studies.selection import Tried, beyond, choose, half_decade, half_decades
 from apical.bench.sweep import sweep
 from apical.measure import rate_choice
 from fake_study import make_study
 
-ALL = [(name, tier) for name in STUDIES for tier in (("smoke",) if name == "smoke" else TIERS)]
 GRID = (0.01, 0.03, 0.1)
 EXPERIMENT = Experiment(net_options={"hidden": [8]}, epochs=1, probe_every=0)
 
@@ -56,18 +53,17 @@ def test_half_decades() -> None:
     assert (beyond(GRID, 0.01), beyond(GRID, 0.03), beyond(GRID, 0.1)) == (0.003, None, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
+def test_searches_that_are_refused() -> None:
+    for changed, told in (
         ({"values": (0.01, 0.1)}, "not half decades without a gap"),
         ({"values": (0.02,)}, "0.02 is not on a grid of half decades"),
         ({"values": ()}, "not half decades without a gap"),
         ({"seeds": (1000, 1001)}, "needs at least 3 seeds"),
-    ],
-)
-def test_searches_that_are_refused(changed: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Search(**{"values": GRID, "epochs": 1, "schedule": Schedule(), "validation": 300} | changed)
+    ):
+        with pytest.raises(ValueError, match=told):
+            Search(
+                **{"values": GRID, "epochs": 1, "schedule": Schedule(), "validation": 300} | changed
+            )
 
 
 # The whole course, with planted errors in the place of training.
@@ -154,44 +150,6 @@ def test_rates_that_all_diverge_send_the_grid_down_before_it_is_said(
         planted(monkeypatch, rates | {0.001: DIVERGED})
 
 
-# All studies.
-
-
-@pytest.mark.parametrize(("name", "tier"), ALL)
-def test_every_row_of_every_study_has_the_same_budget_and_reads_no_test_image(
-    name: str, tier: str
-) -> None:
-    study = studies.build(name, tier=tier, seeds=3)
-    reported = {entry.experiment.seed for entry in study.entries}
-    budgets: dict[str, set[Any]] = {}
-    for (setting, rule), by_rate in study.candidates().items():
-        tries = [one for each in by_rate.values() for one in each]
-        assert all(one.validation and not one.test and not one.test_at for one in tries)
-        assert all(len({one.seed for one in each}) >= 3 for each in by_rate.values())
-        assert not {one.seed for one in tries} & reported, rule
-        spent = [(one.lr, one.seed, one.epochs, one.validation) for one in tries]
-        same = {(one.schedule, one.batch_size, one.train_images, one.batches) for one in tries}
-        search = study.search_of((setting, rule))
-        assert search is not None
-        budgets.setdefault(setting, set()).add(
-            (tuple(spent), frozenset(same), search.extensions, search.chance)
-        )
-    assert all(len(each) == 1 for each in budgets.values()), budgets
-    untuned = {c for c in study.cells if c[0] in budgets and study.search_of(c) is None}
-    for _, rule in untuned:  # said in the row itself
-        assert "published rate" in rule or rule in study.follows or rule == "start", rule
-
-
-@pytest.mark.parametrize(("name", "tier"), ALL)
-def test_every_study_with_a_search_has_both_controls_tuned(name: str, tier: str) -> None:
-    study = studies.build(name, tier=tier, seeds=3)
-    tuned: dict[str, set[str]] = {}
-    for setting, rule in study.candidates():
-        tuned.setdefault(setting, set()).add(rule)
-    for setting, rules_of in tuned.items():
-        assert CONTROLS.keys() <= rules_of, (setting, rules_of)
-
-
 def test_rates_of_rows_without_a_search_stay() -> None:
     entries = tuple(
         Entry("s", rule, dataclasses.replace(EXPERIMENT, lr=lr))
@@ -206,19 +164,16 @@ def test_rates_of_rows_without_a_search_stay() -> None:
     assert rates == [0.03, 0.5, 0.03]
 
 
-@pytest.mark.parametrize(
-    ("errors", "rates"),
-    [
+def test_a_choice_is_unstable_where_one_seed_decides() -> None:
+    for errors, rates in (
         ({0.01: (0.5, 0.5, 0.5), 0.1: (0.1, 0.1, 0.1)}, []),  # far apart
         ({0.01: (0.1, 0.1, 0.1), 0.1: (0.1, 0.1, 0.1)}, []),  # the smaller one, whoever is left out
         ({0.01: (0.14, 0.14, 0.1), 0.1: (0.11, 0.11, 0.11)}, []),  # two seeds speak against it
         ({0.01: (0.1, 0.1, 0.4), 0.1: (0.12, 0.12, 0.12)}, [0.01]),  # one alone does
-    ],
-)
-def test_a_choice_is_unstable_where_one_seed_decides(
-    errors: dict[float, tuple[float, ...]], rates: list[float]
-) -> None:
-    assert rate_choice.others([Tried(rate, each, 1000) for rate, each in errors.items()]) == rates
+    ):
+        assert (
+            rate_choice.others([Tried(rate, each, 1000) for rate, each in errors.items()]) == rates
+        )
 
 
 def test_unstable_choices_and_edges_are_named(tmp_path: Path) -> None:

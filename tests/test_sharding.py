@@ -17,6 +17,7 @@ import apical
 from apical.bench import Execution, Experiment, load_run
 from apical.bench.storage import checkpoint, records
 from apical.bench.training import loop, sharding
+from processes import METHOD
 
 BASE = Experiment(
     net_options={"hidden": [32, 16]},
@@ -82,7 +83,7 @@ def _worker(rank: int, folder: str) -> None:
 def root() -> Any:
     with tempfile.TemporaryDirectory() as folder:
         until_second_epoch("kp", Path(folder) / "begun-alone", Execution(checkpoint_steps=1))
-        mp.spawn(_worker, (folder,), nprocs=2)
+        mp.start_processes(_worker, (folder,), nprocs=2, start_method=METHOD)
         yield Path(folder)
 
 

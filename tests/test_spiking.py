@@ -69,15 +69,17 @@ def spikes_and_gradient(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return fired.detach(), x.grad
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("reset", RESETS)
-def test_lif_is_its_equations(reset: Any, surrogate: str) -> None:
-    lif = spiking.LIF(T, decay=0.7, threshold=0.5, reset=reset, surrogate=surrogate, slope=1.5)
-    plain = spiking.OverTime(Cell(0.7, 0.5, reset, surrogate, 1.5), T)
-    fired, gradient = spikes_and_gradient(lif, current())
-    expected, slow = spikes_and_gradient(plain, current())
-    assert torch.equal(fired, expected.round()) and 0 < fired.mean() < 1
-    assert_close(gradient, slow, rtol=1e-12, atol=1e-12)
+def test_lif_is_its_equations() -> None:
+    for surrogate in SURROGATES:
+        for reset in RESETS:
+            lif = spiking.LIF(
+                T, decay=0.7, threshold=0.5, reset=reset, surrogate=surrogate, slope=1.5
+            )
+            plain = spiking.OverTime(Cell(0.7, 0.5, reset, surrogate, 1.5), T)
+            fired, gradient = spikes_and_gradient(lif, current())
+            expected, slow = spikes_and_gradient(plain, current())
+            assert torch.equal(fired, expected.round()) and 0 < fired.mean() < 1
+            assert_close(gradient, slow, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -243,9 +245,8 @@ def test_random_scores_are_refused_by_attacks_and_averaged_by_eot() -> None:
     assert_close((points - x).abs().amax(), torch.tensor(0.1))
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
+def test_what_does_not_fit_is_refused() -> None:
+    for options, told in (
         ({"decay": 1.5}, r"decay=1.5 is outside \[0, 1\]"),
         ({"decay": -0.1}, r"decay=-0.1 is outside \[0, 1\]"),
         ({"threshold": 0.0}, "threshold=0.0 must be a finite number above 0"),
@@ -258,11 +259,9 @@ def test_random_scores_are_refused_by_attacks_and_averaged_by_eot() -> None:
         ({"gain": 0.0}, "gain=0.0"),
         ({"hidden": []}, r"\[200, 100\]"),
         ({"encoding": "frames", "steps": 2}, "1 are no multiple of steps=2"),
-    ],
-)
-def test_what_does_not_fit_is_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        net(**options)
+    ):
+        with pytest.raises(ValueError, match=told):
+            net(**options)
 
 
 def test_rows_that_are_not_encoded_are_refused() -> None:

@@ -70,26 +70,26 @@ def error(model: nn.Module) -> Tensor:
     return (model(x).softmax(1) - F.one_hot(y)).detach() / N
 
 
-@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
-def test_feedback_alignment_with_the_weights_is_backpropagation_through_time(reset: Any) -> None:
-    model = net(8, 6, reset=reset)
-    exact = gradients(model)
-    apical.convert(model, "fa")
-    assert not torch.equal(gradients(model)["fc1.weight"], exact["fc1.weight"])
-    for name in ("fc1", "fc2", "fc3"):
-        layer = model.get_submodule(name)
-        layer.feedback.matrix.copy_(layer.weight.detach())
-    aligned = gradients(model)
-    assert all(torch.equal(aligned[name], exact[name]) for name in exact)
+def test_feedback_alignment_with_the_weights_is_backpropagation_through_time() -> None:
+    for reset in ("subtract", "zero", "none"):
+        model = net(8, 6, reset=reset)
+        exact = gradients(model)
+        apical.convert(model, "fa")
+        assert not torch.equal(gradients(model)["fc1.weight"], exact["fc1.weight"])
+        for name in ("fc1", "fc2", "fc3"):
+            layer = model.get_submodule(name)
+            layer.feedback.matrix.copy_(layer.weight.detach())
+        aligned = gradients(model)
+        assert all(torch.equal(aligned[name], exact[name]) for name in exact)
 
 
-@pytest.mark.parametrize("rule", ["fa", DFA(sample_axis="steps"), LocalError(sample_axis="steps")])
-def test_the_exact_gradient_of_a_converted_net_is_backpropagation_through_time(rule: Any) -> None:
-    plain = gradients(net(8, 6))
-    model = apical.convert(net(8, 6), rule)
-    with apical.exact_gradients(model):
-        found = gradients(model)
-    assert all(torch.equal(found[name], plain[name]) for name in plain)
+def test_the_exact_gradient_of_a_converted_net_is_backpropagation_through_time() -> None:
+    for rule in ("fa", DFA(sample_axis="steps"), LocalError(sample_axis="steps")):
+        plain = gradients(net(8, 6))
+        model = apical.convert(net(8, 6), rule)
+        with apical.exact_gradients(model):
+            found = gradients(model)
+        assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
 def test_direct_feedback_alignment_sends_the_error_to_every_step() -> None:
@@ -103,31 +103,29 @@ def test_direct_feedback_alignment_sends_the_error_to_every_step() -> None:
         assert_close(found[f"{name}.weight"], expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("each", ["mean", "step"])
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
-def test_a_local_error_is_the_gradient_of_a_classifier_of_the_layers_own(
-    each: Any, loss: Any
-) -> None:
-    rule = LocalError(loss=loss, each=each, magnitude="one", sample_axis="steps")
-    model = apical.convert(net(8, 6), rule, example=batch()[0])
-    found = gradients(model)
-    x, y = batch()
-    plain, losses = net(8, 6), []
-    rows = plain.encode(x).flatten(1)
-    for name, lif in (("fc2", "lif1"), ("fc3", "lif2")):
-        below = {"fc2": "fc1", "fc3": "fc2"}[name]
-        rows = plain.get_submodule(lif)(plain.get_submodule(below)(rows.detach()))
-        seen = rows.view(T, N, -1)
-        seen = seen.mean(0, keepdim=True) if each == "mean" else seen
-        scores = seen @ model.get_submodule(name).feedback.matrix.t()
-        if loss == "squared_error":
-            local = (scores - F.one_hot(y)).square().sum(-1).mean()
-        else:
-            local = torch.stack([F.cross_entropy(step, y) for step in scores]).mean()
-        losses.append(local)
-    sum(losses).backward()
-    for name in ("fc1.weight", "fc1.bias", "fc2.weight"):
-        assert_close(found[name], plain.get_parameter(name).grad, rtol=1e-12, atol=1e-14)
+def test_a_local_error_is_the_gradient_of_a_classifier_of_the_layers_own() -> None:
+    for each in ("mean", "step"):
+        for loss in ("cross_entropy", "squared_error"):
+            rule = LocalError(loss=loss, each=each, magnitude="one", sample_axis="steps")
+            model = apical.convert(net(8, 6), rule, example=batch()[0])
+            found = gradients(model)
+            x, y = batch()
+            plain, losses = net(8, 6), []
+            rows = plain.encode(x).flatten(1)
+            for name, lif in (("fc2", "lif1"), ("fc3", "lif2")):
+                below = {"fc2": "fc1", "fc3": "fc2"}[name]
+                rows = plain.get_submodule(lif)(plain.get_submodule(below)(rows.detach()))
+                seen = rows.view(T, N, -1)
+                seen = seen.mean(0, keepdim=True) if each == "mean" else seen
+                scores = seen @ model.get_submodule(name).feedback.matrix.t()
+                if loss == "squared_error":
+                    local = (scores - F.one_hot(y)).square().sum(-1).mean()
+                else:
+                    local = torch.stack([F.cross_entropy(step, y) for step in scores]).mean()
+                losses.append(local)
+            sum(losses).backward()
+            for name in ("fc1.weight", "fc1.bias", "fc2.weight"):
+                assert_close(found[name], plain.get_parameter(name).grad, rtol=1e-12, atol=1e-14)
 
 
 def test_a_trained_read_out_learns_by_its_own_loss() -> None:
@@ -157,18 +155,16 @@ def test_a_local_error_of_the_size_of_the_output_error() -> None:
     assert_close(gradients(same)["fc1.weight"], expected, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("encoding", ["direct", "frames"])
-@pytest.mark.parametrize("reset", ["subtract", "none"])
-def test_e_prop_is_backpropagation_through_time_for_one_hidden_layer(
-    reset: Any, encoding: Any
-) -> None:
-    model = net(8, reset=reset, encoding=encoding)
-    exact = gradients(model)
-    model.zero_grad()
-    loss, info = learners.EProp().gradients(model, batch())
-    assert_close(info.scores, model(batch()[0]).detach())
-    for name, expected in exact.items():
-        assert_close(model.get_parameter(name).grad, expected, rtol=1e-12, atol=1e-14)
+def test_e_prop_is_backpropagation_through_time_for_one_hidden_layer() -> None:
+    for encoding in ("direct", "frames"):
+        for reset in ("subtract", "none"):
+            model = net(8, reset=reset, encoding=encoding)
+            exact = gradients(model)
+            model.zero_grad()
+            loss, info = learners.EProp().gradients(model, batch())
+            assert_close(info.scores, model(batch()[0]).detach())
+            for name, expected in exact.items():
+                assert_close(model.get_parameter(name).grad, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_random_e_prop_by_its_traces() -> None:
@@ -189,17 +185,14 @@ def test_random_e_prop_by_its_traces() -> None:
         assert_close(grad, expected, rtol=1e-6, atol=1e-9)  # the memory of a net made in float32
 
 
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [
+def test_e_prop_refuses_nets_that_it_has_no_traces_for() -> None:
+    for model, told in (
         (net(8, 6), "symmetric.*one hidden layer, this net has 2"),
         (net(8, output="count"), "output='membrane'"),
         (net(8, reset="zero"), "reset 'subtract' or 'none'"),
-    ],
-)
-def test_e_prop_refuses_nets_that_it_has_no_traces_for(model: nn.Module, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        learners.EProp().gradients(model, batch())
+    ):
+        with pytest.raises(ValueError, match=told):
+            learners.EProp().gradients(model, batch())
 
 
 def test_detached_backprop_learns_from_each_step_alone() -> None:

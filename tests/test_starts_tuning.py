@@ -31,25 +31,22 @@ class Named(nn.Module):
 X = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["fc", "classifier", "head", "heads", "last_linear", "output"])
-def test_a_head_is_found_by_its_name(name):
-    model = Named(name)
-    assert pretrained.find_head(model) == pretrained.find_head(model, example=X) == name
-    assert pretrained.replace_head(model, 7) == name
-    assert model(X).shape == (3, 7)
+def test_a_head_is_found_by_its_name():
+    for name in ("fc", "classifier", "head", "heads", "last_linear", "output"):
+        model = Named(name)
+        assert pretrained.find_head(model) == pretrained.find_head(model, example=X) == name
+        assert pretrained.replace_head(model, 7) == name
+        assert model(X).shape == (3, 7)
 
 
-@pytest.mark.parametrize(
-    ("head", "place"),
-    [
+def test_the_last_layer_of_a_container_is_the_head():
+    for head, place in (
         (nn.Sequential(nn.Dropout(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), "classifier.3"),
         (nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)), "classifier.1"),
         (nn.Sequential(nn.Sequential(nn.Linear(4, 3))), "classifier.0.0"),
         (nn.ModuleDict({"fc": nn.Linear(4, 3), "norm": nn.LayerNorm(4)}), "classifier.fc"),
-    ],
-)
-def test_the_last_layer_of_a_container_is_the_head(head, place):
-    assert pretrained.find_head(Named("classifier", head)) == place
+    ):
+        assert pretrained.find_head(Named("classifier", head)) == place
 
 
 def test_a_convolution_may_be_the_head():
@@ -59,42 +56,37 @@ def test_a_convolution_may_be_the_head():
     assert model[2].kernel_size == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["lenet", "mlp", "resnet20", "vgg", "vit"])
-def test_heads_of_our_nets_by_name_and_by_running(name):
-    size = 32
-    model = nets.build(name, in_shape=(3, size, size), num_classes=4, seed=0)
-    example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    assert pretrained.find_head(model) == pretrained.find_head(model, example=example)
-    whole = attacks.Normalised(model, (0.5,) * 3, (0.5,) * 3)
-    assert pretrained.find_head(whole) == "model." + pretrained.find_head(model)
-    pretrained.replace_head(whole, 9)
-    assert whole(example).shape == (2, 9)
+def test_heads_of_our_nets_by_name_and_by_running():
+    for name in ("lenet", "mlp", "resnet20", "vgg", "vit"):
+        size = 32
+        model = nets.build(name, in_shape=(3, size, size), num_classes=4, seed=0)
+        example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+        assert pretrained.find_head(model) == pretrained.find_head(model, example=example)
+        whole = attacks.Normalised(model, (0.5,) * 3, (0.5,) * 3)
+        assert pretrained.find_head(whole) == "model." + pretrained.find_head(model)
+        pretrained.replace_head(whole, 9)
+        assert whole(example).shape == (2, 9)
 
 
-@pytest.mark.parametrize(
-    ("name", "head"),
-    [
+def test_heads_of_torchvision(torchvision):
+    for name, head in (
         ("resnet18", "fc"),
         ("alexnet", "classifier.6"),
         ("squeezenet1_1", "classifier.1"),
         ("convnext_tiny", "classifier.2"),
         ("vit_b_32", "heads.head"),
         ("swin_t", "head"),
-    ],
-)
-def test_heads_of_torchvision(torchvision, name, head):
-    with torch.device("meta"):
-        model = torchvision.models.get_model(name)
-    assert pretrained.find_head(model) == head
+    ):
+        with torch.device("meta"):
+            model = torchvision.models.get_model(name)
+        assert pretrained.find_head(model) == head
 
 
-@pytest.mark.parametrize(
-    ("name", "head"), [("resnet18", "fc"), ("convnext_atto", "head.fc"), ("vgg11", "head.fc")]
-)
-def test_heads_of_timm(vision, name, head):
-    with torch.device("meta"):
-        model = vision.create_model(name)
-    assert pretrained.find_head(model) == head
+def test_heads_of_timm(vision):
+    for name, head in (("resnet18", "fc"), ("convnext_atto", "head.fc"), ("vgg11", "head.fc")):
+        with torch.device("meta"):
+            model = vision.create_model(name)
+        assert pretrained.find_head(model) == head
 
 
 def test_an_uncertain_head_is_an_error_that_names_the_candidates():
@@ -202,19 +194,16 @@ def test_learning_rates_by_layer_move_layers_by_so_much():
     assert pretrained.weight_change(small(), {"4.bias": torch.zeros(2)}) == {"4.bias": math.inf}
 
 
-@pytest.mark.parametrize(
-    ("rates", "message"),
-    [
+def test_bad_rates_are_named():
+    for rates, message in (
         ({"9.*": 1.0}, r"'9.\*'"),
         ({"0.*": 1.0, "0.weight": 2.0}, "'0.weight' comes too late"),
         ({"0.*": -1.0}, "must be at least 0"),
-    ],
-)
-def test_bad_rates_are_named(rates, message):
-    with pytest.raises(ValueError, match=message):
-        pretrained.parameter_groups(small(), 0.1, rates)
-    with pytest.raises(ValueError, match="lr=0 must be above 0"):
-        pretrained.parameter_groups(small(), 0, {})
+    ):
+        with pytest.raises(ValueError, match=message):
+            pretrained.parameter_groups(small(), 0.1, rates)
+        with pytest.raises(ValueError, match="lr=0 must be above 0"):
+            pretrained.parameter_groups(small(), 0, {})
 
 
 def test_frozen_statistics_stay_through_training_and_live_ones_move():

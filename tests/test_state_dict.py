@@ -49,28 +49,23 @@ def test_feedback_for_some_layers_only_is_an_error(layer: str) -> None:
     model.load_state_dict(model.state_dict())  # a later load starts anew
 
 
-@pytest.mark.parametrize(
-    ("saved", "rule", "told"),
-    [
+def test_feedback_of_another_rule_is_not_taken_for_what_waits() -> None:
+    """Before a first forward nothing is known of the shapes; after it, all."""
+    for saved, rule, told in (
         ("frsf", "dfa", r"0: the checkpoint's feedback is \{'magnitude': \(5, 4\)\}, but DFA"),
         ("fa", "dfa", r"\{'matrix': \(5, 4\)\}, but DFA here is \{'matrix': \(2, 4\)\}"),
         (DFA(shared=True), "dfa", r"'half_width': \(\)\}, but DFA here is \{'matrix': \(2, 4\)\}"),
-    ],
-)
-def test_feedback_of_another_rule_is_not_taken_for_what_waits(
-    saved: Any, rule: str, told: str
-) -> None:
-    """Before a first forward nothing is known of the shapes; after it, all."""
-    x = torch.ones(3, 4)
-    other = apical.convert(_net(), saved, example=x)
-    model = apical.convert(_net(), rule)
-    model.load_state_dict(other.state_dict())
-    for _ in range(2):
-        with pytest.raises(ValueError, match=told):
-            model(x)
-    model.load_state_dict(apical.convert(_net(), rule, example=x).state_dict())
-    model(x).sum().backward()
-    assert model[0].weight.grad.any()
+    ):
+        x = torch.ones(3, 4)
+        other = apical.convert(_net(), saved, example=x)
+        model = apical.convert(_net(), rule)
+        model.load_state_dict(other.state_dict())
+        for _ in range(2):
+            with pytest.raises(ValueError, match=told):
+                model(x)
+        model.load_state_dict(apical.convert(_net(), rule, example=x).state_dict())
+        model(x).sum().backward()
+        assert model[0].weight.grad.any()
 
 
 def test_feedback_that_a_file_has_sorted_is_that_of_its_names() -> None:

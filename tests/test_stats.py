@@ -43,10 +43,10 @@ def test_an_interval_is_cut_off_where_the_quantity_ends():
     assert one.within(0, 100) is one
 
 
-@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
-def test_nothing_or_non_finite_is_refused(values):
-    with pytest.raises(ValueError, match=r"values"):
-        statistics.summarize(values)
+def test_nothing_or_non_finite_is_refused():
+    for values in ([], [1.0, math.nan], [math.inf]):
+        with pytest.raises(ValueError, match=r"values"):
+            statistics.summarize(values)
 
 
 def test_bad_settings_are_refused():

@@ -14,6 +14,7 @@ from apical.bench.experiment.schedule import Schedule
 from apical.bench.report.read import read_study
 from apical.bench.storage import records, run_folder
 from apical.bench.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
+from apical.bench.studies.base import CONTROLS
 from apical.bench.training import loop
 
 EXECUTION = Execution()
@@ -37,26 +38,52 @@ SINGLE = {("short", "bAbI, 20 tasks together")}
 
 
 @pytest.mark.parametrize("name", STUDIES)
-@pytest.mark.parametrize("tier", ["smoke", "short", "full"])
-def test_every_study_and_tier(name: str, tier: str) -> None:
-    if name == "smoke" and tier != "smoke":
-        with pytest.raises(ValueError, match=f"unknown tier of the study smoke '{tier}'"):
-            studies.build(name, tier=tier)
-        return
-    study = studies.build(name, tier=tier, seeds=3)
-    if name == "smoke" or name.startswith("biotorch"):
-        assert {entry.rule.removesuffix(", published rate") for entry in study.entries} >= SIX
-    counts = [len(v) for c, v in by_cell(study).items() if (tier, c[0]) not in SINGLE]
-    assert all(count >= 3 for count in counts)
-    assert all(count == 3 for count in counts)
-    own = [entry for entry in study.entries if entry.rule not in study.follows]
-    keys = [entry.experiment.key for entry in own]
-    assert len(set(keys)) == len(keys)
-    if study.published and name != "weight-transport":
-        assert {(p.setting, p.rule) for p in study.published} <= set(study.cells)
-    for cell in by_cell(study).values():  # the same but for the seed
-        assert {entry.experiment.seed for entry in cell} == set(range(len(cell)))
-        assert len({without_seed(e.experiment).key for e in cell}) == 1
+def test_every_study_and_tier(name: str) -> None:
+    for tier in ("smoke", "short", "full"):
+        if name == "smoke" and tier != "smoke":
+            with pytest.raises(ValueError, match=f"unknown tier of the study smoke '{tier}'"):
+                studies.build(name, tier=tier)
+            continue
+        study = studies.build(name, tier=tier, seeds=3)
+        if name == "smoke" or name.startswith("biotorch"):
+            assert {entry.rule.removesuffix(", published rate") for entry in study.entries} >= SIX
+        counts = [len(v) for c, v in by_cell(study).items() if (tier, c[0]) not in SINGLE]
+        assert all(count == 3 for count in counts)
+        own = [entry for entry in study.entries if entry.rule not in study.follows]
+        keys = [entry.experiment.key for entry in own]
+        assert len(set(keys)) == len(keys)
+        if study.published and name != "weight-transport":
+            assert {(p.setting, p.rule) for p in study.published} <= set(study.cells)
+        for cell in by_cell(study).values():  # the same but for the seed
+            assert {entry.experiment.seed for entry in cell} == set(range(len(cell)))
+            assert len({without_seed(e.experiment).key for e in cell}) == 1
+        check_searches(study)
+
+
+def check_searches(study: Study) -> None:
+    """Every row has the same budget and reads no test image; both controls are tuned."""
+    reported = {entry.experiment.seed for entry in study.entries}
+    budgets: dict[str, set[Any]] = {}
+    tuned: dict[str, set[str]] = {}
+    for (setting, rule), by_rate in study.candidates().items():
+        tuned.setdefault(setting, set()).add(rule)
+        tries = [one for each in by_rate.values() for one in each]
+        assert all(one.validation and not one.test and not one.test_at for one in tries)
+        assert all(len({one.seed for one in each}) >= 3 for each in by_rate.values())
+        assert not {one.seed for one in tries} & reported, rule
+        spent = [(one.lr, one.seed, one.epochs, one.validation) for one in tries]
+        same = {(one.schedule, one.batch_size, one.train_images, one.batches) for one in tries}
+        search = study.search_of((setting, rule))
+        assert search is not None
+        budgets.setdefault(setting, set()).add(
+            (tuple(spent), frozenset(same), search.extensions, search.chance)
+        )
+    assert all(len(each) == 1 for each in budgets.values()), budgets
+    untuned = {c for c in study.cells if c[0] in budgets and study.search_of(c) is None}
+    for _, rule in untuned:  # said in the row itself
+        assert "published rate" in rule or rule in study.follows or rule == "start", rule
+    for setting, rules_of in tuned.items():
+        assert CONTROLS.keys() <= rules_of, (setting, rules_of)
 
 
 def without_seed(experiment: Experiment) -> Experiment:
@@ -122,17 +149,14 @@ def test_only_some_settings() -> None:
         study.restricted("LeNet")
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "told"),
-    [
+def test_refusals() -> None:
+    for name, options, told in (
         ("biotorch-minst", {}, "unknown study 'biotorch-minst'; did you mean 'biotorch-mnist'"),
         ("biotorch-mnist", {"tier": "long"}, "unknown tier of the study biotorch-mnist 'long'"),
         ("smoke", {"seeds": 0}, "seeds=0: must be at least 1"),
-    ],
-)
-def test_refusals(name: str, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        studies.build(name, **options)
+    ):
+        with pytest.raises(ValueError, match=told):
+            studies.build(name, **options)
 
 
 def test_conduct_chooses_runs_and_describes(tmp_path: Path) -> None:
@@ -250,16 +274,14 @@ def test_measuring_takes_real_steps() -> None:
     assert steps == 6
 
 
-@pytest.mark.slow
-def test_the_smoke_study_in_small(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::apical.bench.training.monitor.LearningWarning")  # controls
+def test_the_smoke_study_in_small(tmp_path: Path, forked_workers: None) -> None:
     study = studies.build("smoke", seeds=1)
     short = tuple(
-        dataclasses.replace(e, experiment=dataclasses.replace(e.experiment, epochs=5))
+        dataclasses.replace(e, experiment=dataclasses.replace(e.experiment, epochs=5, lr=0.1))
         for e in study.entries
     )
-    assert isinstance(study.search, Search)
-    search = dataclasses.replace(study.search, values=(0.03, 0.1), epochs=2, extensions=0)
-    small = dataclasses.replace(study, entries=short, search=search)
+    small = dataclasses.replace(study, entries=short, search=None)
     outcome = conduct.conduct(small, tmp_path, EXECUTION, command="", jobs=2)
     assert len(outcome.finished) == 9
     described = records.read_json(tmp_path / "smoke" / "study.json")

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.storage import claims, records, run_folder
 from apical.bench.sweep import sweep, workers
 from apical.bench.training import loop
+from processes import CONTEXT
 
 BASE = Experiment(net_options={"hidden": [8]}, epochs=1, batch_size=512, probe_every=0)
 EXECUTION = Execution()
@@ -80,9 +80,8 @@ def hold_forever(folder: Path, ready: Any) -> None:
 
 
 def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    process = context.Process(target=hold_forever, args=(tmp_path, ready))
+    ready = CONTEXT.Event()
+    process = CONTEXT.Process(target=hold_forever, args=(tmp_path, ready))
     process.start()
     assert ready.wait(20)
     with pytest.raises(claims.Held, match=f"pid {process.pid}"), claims.hold(tmp_path):
@@ -137,7 +136,7 @@ def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def hold_with_an_old_listing(folder: Path, log: Path) -> None:
     """Hold the folder again and again, as a process that never sees a claim in its listing."""
     claims._numbers = lambda folder: []
-    end = time.monotonic() + 2.0
+    end = time.monotonic() + 1.0
     while time.monotonic() < end:
         try:
             with claims.hold(folder) as claim:
@@ -153,10 +152,9 @@ def hold_with_an_old_listing(folder: Path, log: Path) -> None:
 
 
 def test_processes_that_see_old_listings_never_hold_one_folder_together(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
     folder = tmp_path / "run"
     processes = [
-        context.Process(target=hold_with_an_old_listing, args=(folder, tmp_path / name))
+        CONTEXT.Process(target=hold_with_an_old_listing, args=(folder, tmp_path / name))
         for name in ("first", "second")
     ]
     for process in processes:
@@ -261,18 +259,28 @@ def test_clusters(
 # sweeps
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_every_run_is_done_and_done_once(tmp_path: Path, jobs: int) -> None:
-    todo, told = tasks(tmp_path, 4), []
-    outcome = sweep.sweep(todo, EXECUTION, jobs=jobs, say=told.append)
+def done_once(root: Path, count: int, **options: Any) -> None:
+    todo, told = tasks(root, count), []
+    outcome = sweep.sweep(todo, EXECUTION, say=told.append, **options)
     assert {task.folder for task in outcome.finished} == {task.folder for task in todo}
     assert not outcome.failed
-    assert len(told) == 4
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    again = sweep.sweep(todo, EXECUTION, jobs=jobs, say=told.append)
-    assert len(again.finished) == 4
-    assert told[-1] == "4 of 4 runs are finished already"
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    assert len(told) == count
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    again = sweep.sweep(todo, EXECUTION, say=told.append, **options)
+    assert len(again.finished) == count
+    assert told[-1] == f"{count} of {count} runs are finished already"
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
+
+
+def test_every_run_is_done_and_done_once_in_this_process_and_a_new_one(tmp_path: Path) -> None:
+    done_once(tmp_path / "here", 4, jobs=1)
+    done_once(tmp_path / "spawned", 2, executor=workers.local(1))
+
+
+def test_every_run_is_done_and_done_once_by_two_workers(
+    tmp_path: Path, forked_workers: None
+) -> None:
+    done_once(tmp_path, 6, jobs=2)
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -301,7 +309,9 @@ def deadly_net(in_shape: Any, num_classes: int) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_run_that_kills_its_worker_fails_and_the_others_do_not(tmp_path: Path) -> None:
+def test_a_run_that_kills_its_worker_fails_and_the_others_do_not(
+    tmp_path: Path, forked_workers: None
+) -> None:
     deadly, good = (
         tasks(tmp_path, 1, net="test_sweep:deadly_net", net_options={}),
         tasks(tmp_path, 1),
@@ -355,23 +365,24 @@ def test_a_run_left_by_a_dead_process_is_taken_over(
     assert len(outcome.finished) == 1
 
 
-@pytest.mark.slow
 def test_two_processes_on_one_study(tmp_path: Path) -> None:
     """Both start at once, one is killed and started again: nothing twice, nothing lost."""
     log = tmp_path / "log"
     log.mkdir()
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_sweep; "
-        "test_sweep.work_and_log(sys.argv[2], sys.argv[3])"
-    )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "runs")]
-    first = subprocess.Popen([*command, str(log / "first")])
-    second = subprocess.Popen([*command, str(log / "second")])
+
+    def started(name: str) -> Any:
+        process = CONTEXT.Process(target=work_and_log, args=(tmp_path / "runs", log / name))
+        process.start()
+        return process
+
+    first, second = started("first"), started("second")
     wait_for(lambda: (log / "second").exists() and len((log / "second").read_text().split()) > 2)
     second.kill()
-    second.wait()
-    third = subprocess.Popen([*command, str(log / "third")])
-    assert (first.wait(), third.wait()) == (0, 0)
+    second.join()
+    third = started("third")
+    for process in (first, third):
+        process.join()
+        assert process.exitcode == 0
     done = " ".join(path.read_text() for path in log.iterdir()).split()
     names = [task.folder.name for task in tasks(tmp_path / "runs", STUDY_RUNS, epochs=2)]
     assert sorted(set(done)) == sorted(names)
@@ -385,7 +396,7 @@ def test_two_processes_on_one_study(tmp_path: Path) -> None:
 STUDY_RUNS = 12
 
 
-def work_and_log(root: str, log: str) -> None:
+def work_and_log(root: Path, log: Path) -> None:
     """What each process does; every run it ends itself is appended to its log."""
     original = loop.classification
 
@@ -393,11 +404,11 @@ def work_and_log(root: str, log: str) -> None:
         row = original(experiment, *args)
         with open(log, "a") as file:
             file.write(experiment.name + "\n")
-        time.sleep(0.2)  # so that both get their share
+        time.sleep(0.1)  # so that both get their share
         return row
 
     loop.classification = classification
-    outcome = sweep.sweep(tasks(Path(root), STUDY_RUNS, epochs=2), EXECUTION)
+    outcome = sweep.sweep(tasks(root, STUDY_RUNS, epochs=2), EXECUTION)
     sys.exit(len(outcome.finished) != STUDY_RUNS)
 
 
@@ -408,7 +419,6 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = (
         "import sys, time; from apical.bench.sweep import workers\n"

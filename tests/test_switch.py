@@ -72,30 +72,30 @@ def members(optimizer: torch.optim.Optimizer) -> list[set[int]]:
 # What stays ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_weights_and_their_momentum_stay_bitwise_and_the_rule_is_the_new_one(name: str) -> None:
-    model = net()
-    optimizer = sgd(model)
-    train(model, optimizer)
-    weights, momentum = copy.deepcopy(model.state_dict()), speeds(model, optimizer)
-    before = torch.get_rng_state()
-    assert apical.switch(model, name, optimizer=optimizer, example=X) is model
-    assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(weights[key], model.state_dict()[key]) for key in weights)
-    after = speeds(model, optimizer)
-    assert after.keys() == momentum.keys()
-    assert all(torch.equal(momentum[key], after[key]) for key in momentum)
-    # the gradients are those of a model converted from the start
-    twin = net()
-    twin.load_state_dict(weights)
-    apical.convert(twin, name, example=X)
-    for one in (model, twin):
-        one.zero_grad()
-        with apical.labels(one, Y):
-            F.cross_entropy(one(X), Y).backward()
-    expected = dict(twin.named_parameters())
-    for key, parameter in model.named_parameters():
-        assert_close(parameter.grad, expected[key].grad, rtol=0, atol=0)
+def test_weights_and_their_momentum_stay_bitwise_and_the_rule_is_the_new_one() -> None:
+    for name in RULES:
+        model = net()
+        optimizer = sgd(model)
+        train(model, optimizer)
+        weights, momentum = copy.deepcopy(model.state_dict()), speeds(model, optimizer)
+        before = torch.get_rng_state()
+        assert apical.switch(model, name, optimizer=optimizer, example=X) is model
+        assert torch.equal(before, torch.get_rng_state())
+        assert all(torch.equal(weights[key], model.state_dict()[key]) for key in weights)
+        after = speeds(model, optimizer)
+        assert after.keys() == momentum.keys()
+        assert all(torch.equal(momentum[key], after[key]) for key in momentum)
+        # the gradients are those of a model converted from the start
+        twin = net()
+        twin.load_state_dict(weights)
+        apical.convert(twin, name, example=X)
+        for one in (model, twin):
+            one.zero_grad()
+            with apical.labels(one, Y):
+                F.cross_entropy(one(X), Y).backward()
+        expected = dict(twin.named_parameters())
+        for key, parameter in model.named_parameters():
+            assert_close(parameter.grad, expected[key].grad, rtol=0, atol=0)
 
 
 def test_a_heavy_ball_goes_on_under_the_new_rule() -> None:
@@ -113,18 +113,18 @@ def test_a_heavy_ball_goes_on_under_the_new_rule() -> None:
         assert_close(model[0].weight.detach(), weight, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("steps", [0, 2])
-def test_fresh_feedback_starts_without_momentum(steps: int, fused: bool) -> None:
+def test_fresh_feedback_starts_without_momentum() -> None:
     """B and W get the same gradient: their speeds differ by what W had before."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
-    train(model, optimizer, steps)
-    before = speeds(model, optimizer).get("2.weight", torch.zeros(6, 5).double())
-    apical.switch(model, KolenPollack(decay=0.0), optimizer=optimizer)
-    train(model, optimizer, 3)
-    after = speeds(model, optimizer)
-    assert_close(after["2.weight"] - after["2.feedback.matrix"], 0.9**3 * before)
+    for fused in (False, True):
+        for steps in (0, 2):
+            model = net()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+            train(model, optimizer, steps)
+            before = speeds(model, optimizer).get("2.weight", torch.zeros(6, 5).double())
+            apical.switch(model, KolenPollack(decay=0.0), optimizer=optimizer)
+            train(model, optimizer, 3)
+            after = speeds(model, optimizer)
+            assert_close(after["2.weight"] - after["2.feedback.matrix"], 0.9**3 * before)
 
 
 def test_from_backprop_to_fa_to_kolen_pollack_and_back() -> None:
@@ -290,24 +290,21 @@ class Sliced(torch.optim.SGD):
 Sliced.__name__ = "ZeroRedundancyOptimizer"
 
 
-@pytest.mark.parametrize(
-    ("begin", "rule", "told"),
-    [
+def test_bad_rules_change_nothing() -> None:
+    for begin, rule, told in (
         ("kp", {"9": "fa", "*": "bp"}, "'9' matches no layer; near: '0'"),
         ("kp", "faa", "unknown rule 'faa'"),
         ("dfa", {"rule": "ldfa", "rank": 4}, "rank=4 is above 3"),
         ("fa", {"rule": "dldfa", "rank": 4}, "rank=4 is above 3, the number of the model's"),
         ("bp", {}, "an empty mapping"),
-    ],
-)
-def test_bad_rules_change_nothing(begin: str, rule: Any, told: str) -> None:
-    model = apical.convert(net(), begin, example=X)
-    optimizer = sgd(model)
-    train(model, optimizer)
-    before = everything(model, optimizer)
-    with pytest.raises(ValueError, match=told):
-        apical.switch(model, rule, optimizer=optimizer, example=X)
-    assert_unchanged(before, model, optimizer)
+    ):
+        model = apical.convert(net(), begin, example=X)
+        optimizer = sgd(model)
+        train(model, optimizer)
+        before = everything(model, optimizer)
+        with pytest.raises(ValueError, match=told):
+            apical.switch(model, rule, optimizer=optimizer, example=X)
+        assert_unchanged(before, model, optimizer)
 
 
 def test_what_was_tried_out_does_not_act_on_updates_of_the_weights_it_shared() -> None:
@@ -321,21 +318,18 @@ def test_what_was_tried_out_does_not_act_on_updates_of_the_weights_it_shared() -
     assert caught.tb is not None  # which keeps what was tried out alive
 
 
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
+def test_bad_optimizers_change_nothing() -> None:
+    for make, told in (
         (lambda m: torch.optim.SGD([m[0].weight], lr=0.1), r"2\.feedback\.matrix would be trained"),
         (lambda m: torch.optim.LBFGS(m.parameters()), "LBFGS keeps one memory"),
         (lambda m: Sliced(m.parameters(), lr=0.1), "has distributed its parameters"),
         (lambda m: "sgd", "optimizer: str is not a torch.optim.Optimizer"),
-    ],
-)
-def test_bad_optimizers_change_nothing(make: Any, told: str) -> None:
-    model = net()
-    before, optimizer = everything(model), make(model)
-    with pytest.raises(ValueError, match=told):
-        apical.switch(model, "kp", optimizer=optimizer)
-    assert_unchanged(before, model)
+    ):
+        model = net()
+        before, optimizer = everything(model), make(model)
+        with pytest.raises(ValueError, match=told):
+            apical.switch(model, "kp", optimizer=optimizer)
+        assert_unchanged(before, model)
 
 
 def test_lbfgs_may_stay_where_no_feedback_is_trained() -> None:

@@ -20,44 +20,45 @@ def draw(task: tasks.Task, seed: int = 0) -> tuple[Tensor, Tensor]:
     return task.draw(COUNT, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", [n for n, t in tasks.TASKS.items() if not t.from_files])
-def test_a_task_draws_what_it_says_from_its_own_generator(name: str) -> None:
-    task = tasks.build(name, 30)
-    assert task.name == name
-    before = torch.get_rng_state()
-    x, y = drawn = draw(task)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert x.shape == (COUNT, 30, task.inputs) and x.dtype == torch.float32
-    if task.loss == "cross_entropy":
-        y = y if task.answers == "last" else y[y != tasks.NOTHING].view(COUNT, -1)[:, 0]
-        assert y.shape == (COUNT,) and y.dtype == torch.int64
-        assert y.min() >= 0 and y.max() < task.outputs
-    else:
-        assert y.shape == (COUNT, task.outputs) and y.dtype == torch.float32
-    assert all(torch.equal(a, b) for a, b in zip(draw(task), drawn, strict=True))
-    assert not torch.equal(draw(task, seed=1)[0], x)
+def test_a_task_draws_what_it_says_from_its_own_generator() -> None:
+    for name in [n for n, t in tasks.TASKS.items() if not t.from_files]:
+        task = tasks.build(name, 30)
+        assert task.name == name
+        before = torch.get_rng_state()
+        x, y = drawn = draw(task)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert x.shape == (COUNT, 30, task.inputs) and x.dtype == torch.float32
+        if task.loss == "cross_entropy":
+            y = y if task.answers == "last" else y[y != tasks.NOTHING].view(COUNT, -1)[:, 0]
+            assert y.shape == (COUNT,) and y.dtype == torch.int64
+            assert y.min() >= 0 and y.max() < task.outputs
+        else:
+            assert y.shape == (COUNT, task.outputs) and y.dtype == torch.float32
+        assert all(torch.equal(a, b) for a, b in zip(draw(task), drawn, strict=True))
+        assert not torch.equal(draw(task, seed=1)[0], x)
 
 
-@pytest.mark.parametrize("length", [20, 37, 100])
-@pytest.mark.parametrize(
-    ("kind", "tenths"), [(TemporalOrder, (1, 5)), (TemporalOrder3, (1, 3, 6))], ids=["2", "3"]
-)
-def test_temporal_order(kind: type[tasks.Task], tenths: tuple[int, ...], length: int) -> None:
-    x, y = draw(kind(length))
-    assert torch.equal(x.sum(2), torch.ones(COUNT, length)) and x.unique().tolist() == [0, 1]
-    symbols = x.argmax(2)
-    relevant = symbols < 2
-    assert (relevant.sum(1) == len(tenths)).all()
-    coded = torch.zeros(COUNT, dtype=torch.int64)
-    for digit, tenth in enumerate(tenths):
-        first, width = tenth * length // 10, length // 10
-        here = slice(first, first + width)
-        assert (relevant[:, here].sum(1) == 1).all()
-        assert relevant[:, here].any(0).all()  # every place of the stretch occurs
-        coded += (symbols[:, here] * relevant[:, here]).sum(1) << digit
-    assert torch.equal(coded, y)
-    assert y.unique().tolist() == list(range(2 ** len(tenths)))
-    assert symbols[~relevant].unique().tolist() == [2, 3, 4, 5]
+def test_temporal_order() -> None:
+    for length in (20, 37, 100):
+        for kind, tenths in ((TemporalOrder, (1, 5)), (TemporalOrder3, (1, 3, 6))):
+            x, y = draw(kind(length))
+            assert torch.equal(x.sum(2), torch.ones(COUNT, length)) and x.unique().tolist() == [
+                0,
+                1,
+            ]
+            symbols = x.argmax(2)
+            relevant = symbols < 2
+            assert (relevant.sum(1) == len(tenths)).all()
+            coded = torch.zeros(COUNT, dtype=torch.int64)
+            for digit, tenth in enumerate(tenths):
+                first, width = tenth * length // 10, length // 10
+                here = slice(first, first + width)
+                assert (relevant[:, here].sum(1) == 1).all()
+                assert relevant[:, here].any(0).all()  # every place of the stretch occurs
+                coded += (symbols[:, here] * relevant[:, here]).sum(1) << digit
+            assert torch.equal(coded, y)
+            assert y.unique().tolist() == list(range(2 ** len(tenths)))
+            assert symbols[~relevant].unique().tolist() == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("length", [20, 33])
@@ -103,22 +104,24 @@ def test_batches_depend_on_seed_purpose_and_number_alone() -> None:
     assert not any(torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
 
 
-@pytest.mark.parametrize(
-    ("name", "length"),
-    [("addition", 9), ("random_permutation", 1), ("temporal_order", 9), ("temporal_order_3bit", 0)],
-)
-def test_a_sequence_too_short_for_its_task_is_refused(name: str, length: int) -> None:
-    with pytest.raises(ValueError, match=f"length={length}, but the task needs .* at least"):
-        tasks.build(name, length)
-
-
-@pytest.mark.parametrize("name", [n for n, t in tasks.TASKS.items() if t.evidence_from])
-def test_short_sequences_are_no_evidence(name: str) -> None:
-    least = {"addition": 11, "random_permutation": 11}.get(name, 20)
-    for length in (10, least - 1):
-        with pytest.warns(UserWarning, match=f"the readout is trained solves .* least {least}"):
+def test_a_sequence_too_short_for_its_task_is_refused() -> None:
+    for name, length in (
+        ("addition", 9),
+        ("random_permutation", 1),
+        ("temporal_order", 9),
+        ("temporal_order_3bit", 0),
+    ):
+        with pytest.raises(ValueError, match=f"length={length}, but the task needs .* at least"):
             tasks.build(name, length)
-    tasks.build(name, least)
+
+
+def test_short_sequences_are_no_evidence() -> None:
+    for name in [n for n, t in tasks.TASKS.items() if t.evidence_from]:
+        least = {"addition": 11, "random_permutation": 11}.get(name, 20)
+        for length in (10, least - 1):
+            with pytest.warns(UserWarning, match=f"the readout is trained solves .* least {least}"):
+                tasks.build(name, length)
+        tasks.build(name, least)
 
 
 def test_a_random_net_sees_both_symbols_at_fixed_places_below_20_steps() -> None:

@@ -108,16 +108,20 @@ def test_equals_a_loop_of_ones_own(
     torch.testing.assert_close(weights(tmp_path), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "learner", [LRA("sum"), TPTT("sum"), learners.EProp(), learners.ReadOut(), learners.Backprop()]
-)
-def test_gradients_lie_in_memory_as_their_parameters(learner: learners.Learner) -> None:
+def test_gradients_lie_in_memory_as_their_parameters() -> None:
     """Fused optimizers on the CPU read a gradient of another order wrongly, and silently."""
-    net = learners.attach(net_at_start(), learner)
-    learner.gradients(net, next(tasks.batches(tasks.TemporalOrder(20), 10, seed=0)))
-    taught = [parameter for parameter in net.parameters() if parameter.grad is not None]
-    assert len(taught) >= 2
-    assert all(p.grad is not None and p.grad.stride() == p.stride() for p in taught)
+    for learner in (
+        LRA("sum"),
+        TPTT("sum"),
+        learners.EProp(),
+        learners.ReadOut(),
+        learners.Backprop(),
+    ):
+        net = learners.attach(net_at_start(), learner)
+        learner.gradients(net, next(tasks.batches(tasks.TemporalOrder(20), 10, seed=0)))
+        taught = [parameter for parameter in net.parameters() if parameter.grad is not None]
+        assert len(taught) >= 2
+        assert all(p.grad is not None and p.grad.stride() == p.stride() for p in taught)
 
 
 def test_gradients_of_many_nets_lie_as_their_stacks() -> None:
@@ -280,9 +284,8 @@ def test_a_stream_of_nothing(count: int, size: int) -> None:
 # bad input
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
+def test_what_does_not_fit() -> None:
+    for changes, told in (
         ({"task": "temporal_oder"}, "unknown task 'temporal_oder'; did you mean 'temporal_order'"),
         ({"length": None}, "task='temporal_order' needs a length"),
         ({"length": 9}, "length=9, but the task needs sequences of at least 10 steps"),
@@ -304,30 +307,23 @@ def test_a_stream_of_nothing(count: int, size: int) -> None:
         ({"accumulate": 2}, "accumulate=2 cannot be combined with learner={'learner': 'lra'"),
         ({"autocast": "bf16"}, "autocast='bf16' cannot be combined with learner="),
         ({"switch": {1: "fa"}}, "switch=.* cannot be combined with learner="),
-    ],
-)
-def test_what_does_not_fit(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        changed(**changes)
+    ):
+        with pytest.raises(ValueError, match=told):
+            changed(**changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
+def test_what_cannot_be_built_leaves_no_folder(tmp_path: Path) -> None:
+    for changes, told in (
         ({"net": "lstm"}, "LRA: "),
         ({"rule": "fa"}, "LRA: "),
         ({"net_options": {"hiden": 3}}, "unknown option of net 'srn' 'hiden'; did you mean"),
         ({"net_options": {"hidden": 0}}, "hidden=0: must be at least 1"),
         ({"net_options": {"hidden": 2.5}}, "hidden=2.5 must be a whole number"),
         ({"net_options": {"init": "xavier"}}, "unknown initial law of a recurrent net 'xavier'"),
-    ],
-)
-def test_what_cannot_be_built_leaves_no_folder(
-    tmp_path: Path, changes: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(ValueError, match=told):
-        loop.run(changed(**changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    ):
+        with pytest.raises(ValueError, match=told):
+            loop.run(changed(**changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_learner_in_time_is_refused_on_an_image_net(tmp_path: Path) -> None:

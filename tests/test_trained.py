@@ -212,9 +212,13 @@ def test_the_checkpoint_of_a_run_fits_a_plain_model(run: Path, package: Path) ->
     assert accuracy(net) == pytest.approx(accuracy(from_run(run)))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_refusals(package: Path) -> None:
+    import their_nets
+
+    torch.save([1, 2], "list.pt")
+    torch.save(their_nets.small(3).state_dict(), "narrow.pt")
+    torch.save(their_nets.small(), "whole.pt")
+    for options, message in (
         ({"name": "no_nets:small"}, "no module 'no_nets' to import"),
         ({"name": "their_nets:smal"}, "unknown name in 'their_nets' 'smal'; did you mean 'small'"),
         ({"weights": "absent.pt"}, "there is no file absent.pt"),
@@ -224,13 +228,6 @@ def test_the_checkpoint_of_a_run_fits_a_plain_model(run: Path, package: Path) ->
         ({"weights": "whole.pt"}, "cannot be read as tensors"),
         ({"data_name": "digit"}, "unknown data set 'digit'"),
         ({"name": "their_nets:small", "size": 9}, "cannot take inputs"),
-    ],
-)
-def test_refusals(package: Path, options: dict[str, Any], message: str) -> None:
-    import their_nets
-
-    torch.save([1, 2], "list.pt")
-    torch.save(their_nets.small(3).state_dict(), "narrow.pt")
-    torch.save(their_nets.small(), "whole.pt")
-    with pytest.raises(ValueError, match=message):
-        plain(**options)
+    ):
+        with pytest.raises(ValueError, match=message):
+            plain(**options)

@@ -67,9 +67,8 @@ def one_layer(rule: Rule, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor
     return y.detach(), x.grad, layer.weight.grad, layer.bias.grad
 
 
-@pytest.mark.parametrize(
-    ("rule", "memory", "message"),
-    [
+def test_a_linear_layer_by_hand() -> None:
+    for rule, memory, message in (
         (FA(), B, [[2, 2, 2], [-25, 17, -7]]),
         (SignSymmetric("fixed"), B.abs(), [[2, 2, 2], [-25, 17, 5]]),
         (SignSymmetric("fresh"), B.abs(), [[2, 2, 2], [-25, 17, 5]]),
@@ -78,16 +77,13 @@ def one_layer(rule: Rule, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor
             None,
             [[0, 0, 2 * 0.4**0.5], [-6 * 0.4**0.5, 6 * 0.4**0.5, 5 * 0.4**0.5]],
         ),
-    ],
-    ids=["fa", "frsf", "brsf", "usf"],
-)
-def test_a_linear_layer_by_hand(rule: Rule, memory: Tensor | None, message: list) -> None:
-    y, dx, dw, db = one_layer(rule, memory)
-    exact = {"rtol": 0, "atol": 1e-14}
-    assert_close(y, torch.tensor([[-20.0, -20], [31, 23]], dtype=torch.float64), **exact)
-    assert_close(dx, torch.tensor(message, dtype=torch.float64), **exact)
-    assert_close(dw, torch.tensor([[-12.0, 15, 9], [0, 15, -3]], dtype=torch.float64), **exact)
-    assert_close(db, torch.tensor([7.0, -1], dtype=torch.float64), **exact)
+    ):
+        y, dx, dw, db = one_layer(rule, memory)
+        exact = {"rtol": 0, "atol": 1e-14}
+        assert_close(y, torch.tensor([[-20.0, -20], [31, 23]], dtype=torch.float64), **exact)
+        assert_close(dx, torch.tensor(message, dtype=torch.float64), **exact)
+        assert_close(dw, torch.tensor([[-12.0, 15, 9], [0, 15, -3]], dtype=torch.float64), **exact)
+        assert_close(db, torch.tensor([7.0, -1], dtype=torch.float64), **exact)
 
 
 def test_two_layers_of_feedback_alignment_by_hand() -> None:
@@ -191,23 +187,23 @@ LAYERS: list[tuple[str, nn.Module, tuple[int, ...]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's own advice
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("layer", "shape"), [c[1:] for c in LAYERS], ids=[c[0] for c in LAYERS])
-def test_b_equal_w_is_backprop_to_the_bit(
-    layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    plain = copy.deepcopy(layer).to(dtype)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert_bitwise(gradients(aligned(copy.deepcopy(plain)), x), gradients(plain, x))
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_b_equal_w_is_backprop_to_the_bit() -> None:
+    for dtype in (torch.float64, torch.float32):
+        for layer, shape in [c[1:] for c in LAYERS]:
+            plain = copy.deepcopy(layer).to(dtype)
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+            assert_bitwise(gradients(aligned(copy.deepcopy(plain)), x), gradients(plain, x))
 
 
-@pytest.mark.parametrize(("layer", "shape"), [c[1:] for c in LAYERS], ids=[c[0] for c in LAYERS])
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", TRANSPORT)
-def test_the_message_is_that_of_the_detach_trick(
-    name: str, layer: nn.Module, shape: tuple[int, ...]
-) -> None:
+def test_the_message_is_that_of_the_detach_trick(name: str) -> None:
+    for _, layer, shape in LAYERS:
+        check_message(name, layer, shape)
+
+
+def check_message(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
     """Oracle: op(x.detach(), W) + op(x, B) - op(x, B).detach(), slower and plainer."""
     if name == "ldfa" and (getattr(layer, "groups", 1) > 1 or getattr(layer, "transposed", False)):
         with pytest.raises(ValueError, match="for which LowDimensional is not defined"):
@@ -291,17 +287,19 @@ def test_autocast_with_b_equal_w_is_autocast_backprop_to_the_bit(kind: str) -> N
     assert_bitwise(found[0], found[1])
 
 
-@pytest.mark.parametrize("name", ["fa", "usf", "brsf", "frsf", "dfa"])
-def test_a_plain_step_and_an_autocast_step_alternate(name: str) -> None:
-    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
-    apical.convert(model, name)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for enabled in (True, False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = model(torch.ones(3, 6)).float().square().mean()
-        loss.backward()
-        optimizer.step()
-        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+def test_a_plain_step_and_an_autocast_step_alternate() -> None:
+    for name in ("fa", "usf", "brsf", "frsf", "dfa"):
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+        apical.convert(model, name)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for enabled in (True, False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                loss = model(torch.ones(3, 6)).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            assert all(
+                p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters()
+            )
 
 
 def test_models_of_every_dtype_get_feedback_of_their_own() -> None:

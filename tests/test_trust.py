@@ -74,21 +74,22 @@ def damaged(data: bytes, seed: int) -> bytes:
     return bytes(found)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_damaged_checkpoint_is_refused_by_whoever_reads_it(run: Path, seed: int) -> None:
-    path = run / "checkpoint.pt"
-    path.write_bytes(damaged(path.read_bytes(), seed))
-    before = (run / "records.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"checkpoint\.pt .*or remove it and"):
-        load_run(run)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
-        from_run(run)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
-        pretrained.read(path)
-    assert (run / "records.jsonl").read_bytes() == before
-    interrupted(run)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
-        loop.run(SMALL, run, QUIET)
+def test_a_damaged_checkpoint_is_refused_by_whoever_reads_it(run: Path) -> None:
+    path, rows = run / "checkpoint.pt", run / "records.jsonl"
+    whole, before = path.read_bytes(), rows.read_bytes()
+    for seed in range(10):
+        path.write_bytes(damaged(whole, seed))
+        rows.write_bytes(before)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt .*or remove it and"):
+            load_run(run)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+            from_run(run)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+            pretrained.read(path)
+        assert rows.read_bytes() == before
+        interrupted(run)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+            loop.run(SMALL, run, QUIET)
 
 
 def test_one_bit_of_the_weights_or_of_the_digest_is_enough(run: Path) -> None:
@@ -124,9 +125,10 @@ def test_a_checkpoint_is_still_a_file_of_torch(run: Path) -> None:
     assert torch.load(run / "checkpoint.pt", weights_only=True)["format"] == checkpoint.FORMAT
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
+def test_a_checkpoint_of_another_shape_is_named(run: Path) -> None:
+    state, belongs_to = checkpoint.read(run / "checkpoint.pt")
+    interrupted(run)
+    for change, told in (
         ({"rows": -1}, "rows is -1, expected a whole number of at least 0"),
         ({"rows": "2"}, "rows is '2'"),
         ({"position": {}}, "position: epoch is missing"),
@@ -134,15 +136,10 @@ def test_a_checkpoint_is_still_a_file_of_torch(run: Path) -> None:
         ({"processes": [{}]}, r"processes\[0\]\.sums is missing"),
         ({"model": {}}, "does not fit the net"),
         ({"optimizer": {}}, "does not fit the net"),
-    ],
-)
-def test_a_checkpoint_of_another_shape_is_named(
-    run: Path, change: dict[str, Any], told: str
-) -> None:
-    state, belongs_to = checkpoint.read(run / "checkpoint.pt")
-    checkpoint.save(run / "checkpoint.pt", {**state, **change}, belongs_to=belongs_to)
-    with pytest.raises(ValueError, match=told):
-        loop.run(SMALL, interrupted(run), QUIET)
+    ):
+        checkpoint.save(run / "checkpoint.pt", {**state, **change}, belongs_to=belongs_to)
+        with pytest.raises(ValueError, match=told):
+            loop.run(SMALL, run, QUIET)
 
 
 def test_changed_rows_of_an_interrupted_run_are_found(run: Path) -> None:
@@ -229,9 +226,13 @@ def test_a_hostile_folder_creates_no_file_and_imports_nothing(
     assert set(here.rglob("*")) == files
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_a_hostile_config_imports_nothing(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)  # as with python -m apical
+    (here / "evil_mod.py").write_text(EVIL.format(mark=str(here / "EXECUTED")))
+    (here / "other.yaml").write_text("rule: 'evil_mod:X'")
+    for text in (
         "schedule: evil_mod.X",
         "hashing: evil_mod.X",
         "start: evil_mod.X",
@@ -244,20 +245,14 @@ def test_a_hostile_folder_creates_no_file_and_imports_nothing(
         "'rule=evil_mod:X --lr': 1",
         "schedule: [evil_mod.X]",
         "config: other.yaml",
-    ],
-)
-@pytest.mark.parametrize("verb", ["train", "sweep"])
-def test_a_hostile_config_imports_nothing(
-    here: Path, verb: str, text: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(here)  # as with python -m apical
-    (here / "evil_mod.py").write_text(EVIL.format(mark=str(here / "EXECUTED")))
-    (here / "config.yaml").write_text(text)
-    (here / "other.yaml").write_text("rule: 'evil_mod:X'")
-    assert main([verb, "--config", "config.yaml", "--epochs", "1"]) in (1, 2)
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    assert sorted(p.name for p in here.iterdir()) == ["config.yaml", "evil_mod.py", "other.yaml"]
-    assert "evil_mod" not in sys.modules
+    ):
+        (here / "config.yaml").write_text(text)
+        for verb in ("train", "sweep"):
+            assert main([verb, "--config", "config.yaml", "--epochs", "1"]) in (1, 2)
+            assert len(capsys.readouterr().err.splitlines()) == 1
+            names = ["config.yaml", "evil_mod.py", "other.yaml"]
+            assert sorted(p.name for p in here.iterdir()) == names
+            assert "evil_mod" not in sys.modules
 
 
 OWN = """
@@ -373,9 +368,8 @@ def test_texts_of_tables_are_no_formulas() -> None:
 # the shape of files
 
 
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
+def test_experiment_files_of_another_shape(run: Path) -> None:
+    for content, told in (
         ([], r"it is \[\], expected a mapping"),
         ({}, "experiment is missing"),
         ({"experiment": {}}, "key is missing"),
@@ -390,14 +384,12 @@ def test_texts_of_tables_are_no_formulas() -> None:
         ({"key": "x", "versions": {}, "experiment": {"lr": True}}, "lr=True: must be a number"),
         ({"key": "x", "versions": {}, "experiment": {"schedule": 1}}, "schedule"),
         ({"key": "x", "versions": {}, "experiment": {}}, "which here is 09a2aa18e8"),
-    ],
-)
-def test_experiment_files_of_another_shape(run: Path, content: Any, told: str) -> None:
-    (run / "experiment.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=told):
-        load_run(run)
-    with pytest.raises(ValueError):
-        loop.run(SMALL, run, QUIET)
+    ):
+        (run / "experiment.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=told):
+            load_run(run)
+        with pytest.raises(ValueError):
+            loop.run(SMALL, run, QUIET)
 
 
 def test_the_key_in_a_file_is_not_trusted(run: Path) -> None:
@@ -474,16 +466,18 @@ CLAIMS: dict[str, str | None] = {
 }
 
 
-@pytest.mark.parametrize("content", CLAIMS.values(), ids=CLAIMS)
-@pytest.mark.parametrize("ahead", [-1000.0, 1e6, 1e9])
-def test_no_claim_blocks_for_ever(tmp_path: Path, content: str | None, ahead: float) -> None:
-    path = tmp_path / "claim-0.json"
-    path.mkdir() if content is None else path.write_text(content)
-    os.utime(path, (time.time() + ahead, time.time() + ahead))
-    assert claims.owner(tmp_path) is None
-    with claims.hold(tmp_path) as claim:
-        assert claim.number == 1
-    assert claims.owner(tmp_path) is None
+def test_no_claim_blocks_for_ever(tmp_path: Path) -> None:
+    for number, content in enumerate(CLAIMS.values()):
+        for ahead in (-1000.0, 1e6, 1e9):
+            folder = tmp_path / f"{number} {ahead}"
+            path = folder / "claim-0.json"
+            folder.mkdir()
+            path.mkdir() if content is None else path.write_text(content)
+            os.utime(path, (time.time() + ahead, time.time() + ahead))
+            assert claims.owner(folder) is None
+            with claims.hold(folder) as claim:
+                assert claim.number == 1
+            assert claims.owner(folder) is None
 
 
 def test_an_empty_claim_is_free_at_once_and_one_of_another_version_is_waited_for(

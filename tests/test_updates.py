@@ -203,26 +203,24 @@ def test_learn_is_harmless_for_rules_that_do_nothing() -> None:
         assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "rule", [*FRESH, FA(constrain_weights=True), KolenPollack()], ids=apical.rules.spell
-)
-def test_a_saved_model_resumes_the_same_stream(rule: Rule) -> None:
-    model = apical.convert(net(), rule, seed=7)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        backward(model)
-        optimizer.step()
-    stream = io.BytesIO()
-    torch.save(model.state_dict(), stream)
-    stream.seek(0)
-    resumed = apical.convert(net(), rule, seed=7)
-    resumed.load_state_dict(torch.load(stream, weights_only=True))
-    again = torch.optim.SGD(resumed.parameters(), lr=0.1)
-    for _ in range(3):
-        for m, o in ((model, optimizer), (resumed, again)):
-            backward(m)
-            o.step()
-        assert_close(dict(resumed.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+def test_a_saved_model_resumes_the_same_stream() -> None:
+    for rule in (*FRESH, FA(constrain_weights=True), KolenPollack()):
+        model = apical.convert(net(), rule, seed=7)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            backward(model)
+            optimizer.step()
+        stream = io.BytesIO()
+        torch.save(model.state_dict(), stream)
+        stream.seek(0)
+        resumed = apical.convert(net(), rule, seed=7)
+        resumed.load_state_dict(torch.load(stream, weights_only=True))
+        again = torch.optim.SGD(resumed.parameters(), lr=0.1)
+        for _ in range(3):
+            for m, o in ((model, optimizer), (resumed, again)):
+                backward(m)
+                o.step()
+            assert_close(dict(resumed.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
 
 
 def test_other_seeds_and_other_layers_draw_other_magnitudes() -> None:
@@ -232,35 +230,31 @@ def test_other_seeds_and_other_layers_draw_other_magnitudes() -> None:
     assert len({tuple(m.flatten().tolist()) for m in drawn}) == 4
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
+def test_constrained_weights_keep_their_norm_and_still_train() -> None:
+    for rule in (
         BP(constrain_weights=True),
         FA(constrain_weights=True),
         DFA(constrain_weights=True),
         SignSymmetric("fresh", constrain_weights=True),
-    ],
-    ids=apical.rules.spell,
-)
-def test_constrained_weights_keep_their_norm_and_still_train(rule: Rule) -> None:
-    model = net()
-    with torch.no_grad():
-        model[2].weight.mul_(3)  # the norm is that of the weights really used
-    norms = [model[i].weight.norm().item() for i in (0, 2, 4)]
-    apical.convert(model, rule, example=X)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    first, losses = copy.deepcopy(model.state_dict()), []
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(X), Y)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        for i, norm in zip((0, 2, 4), norms, strict=True):
-            assert model[i].weight.norm().item() == pytest.approx(norm, rel=1e-12)
-    assert losses[-1] < 0.9 * losses[0]
-    for i in (0, 2, 4):
-        assert (model[i].weight - first[f"{i}.weight"]).abs().max() > 0.01
+    ):
+        model = net()
+        with torch.no_grad():
+            model[2].weight.mul_(3)  # the norm is that of the weights really used
+        norms = [model[i].weight.norm().item() for i in (0, 2, 4)]
+        apical.convert(model, rule, example=X)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+        first, losses = copy.deepcopy(model.state_dict()), []
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(X), Y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            for i, norm in zip((0, 2, 4), norms, strict=True):
+                assert model[i].weight.norm().item() == pytest.approx(norm, rel=1e-12)
+        assert losses[-1] < 0.9 * losses[0]
+        for i in (0, 2, 4):
+            assert (model[i].weight - first[f"{i}.weight"]).abs().max() > 0.01
 
 
 def test_a_constrained_weight_of_zero_stays_zero() -> None:
@@ -274,18 +268,18 @@ def test_a_constrained_weight_of_zero_stays_zero() -> None:
         assert not model[2].weight.any()
 
 
-@pytest.mark.parametrize("hook", [parametrizations.weight_norm, prune_half])
-@pytest.mark.parametrize("rule", [KolenPollack(decay=0.1), FA(constrain_weights=True)])
-def test_a_change_of_a_computed_weight_is_not_lost_in_silence(rule: Rule, hook: Any) -> None:
-    model = apical.convert(net(), rule)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    backward(model)
-    hook(model[2])
-    if hook is prune_half:  # the optimizer trains what the weight is now computed from
-        with pytest.raises(RuntimeError, match="computed from other parameters"):
-            optimizer.step()
-    with pytest.raises(ValueError, match="computed from other parameters"):
-        backward(model)
+def test_a_change_of_a_computed_weight_is_not_lost_in_silence() -> None:
+    for hook in (parametrizations.weight_norm, prune_half):
+        for rule in (KolenPollack(decay=0.1), FA(constrain_weights=True)):
+            model = apical.convert(net(), rule)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            backward(model)
+            hook(model[2])
+            if hook is prune_half:  # the optimizer trains what the weight is now computed from
+                with pytest.raises(RuntimeError, match="computed from other parameters"):
+                    optimizer.step()
+            with pytest.raises(ValueError, match="computed from other parameters"):
+                backward(model)
 
 
 def test_a_copy_of_a_parametrized_model_hears_its_optimizer() -> None:

@@ -1,5 +1,6 @@
 """Nets for tests of attacks: small ones, trained in a moment on real digits."""
 
+import copy
 from functools import cache
 
 import torch
@@ -32,7 +33,12 @@ def convolutional(width: int = 8, classes: int = 10) -> nn.Module:
 
 
 def trained(rule: object = "bp", *, steps: int = 150, seed: int = 0) -> nn.Module:
-    """A net for the digits, trained on the first 1300 by the rule."""
+    """A net for the digits, trained on the first 1300 by the rule; each call gives a copy."""
+    return copy.deepcopy(_trained(rule, steps, seed))
+
+
+@cache
+def _trained(rule: object, steps: int, seed: int) -> nn.Module:
     net = convolutional()
     apical.convert(net, rule, example=digits()[0][:1], seed=seed)
     return fit(net, steps, seed)

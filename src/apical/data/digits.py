@@ -1,5 +1,7 @@
 """The 1,797 handwritten digits inside scikit-learn: real data without a download."""
 
+import functools
+
 import numpy as np
 import torch
 
@@ -17,13 +19,7 @@ def load_digits(root: object = None, *, download: bool = True) -> ImageData:
     Raises: ValueError if scikit-learn is not installed.
     Source: Alpaydin & Kaynak 1998, UCI; test part as kept by scikit-learn.
     """
-    try:
-        from sklearn.datasets import load_digits as read
-    except ImportError as error:
-        raise ValueError(
-            "data set 'digits' is inside scikit-learn: pip install scikit-learn"
-        ) from error
-    pixels, labels = read(return_X_y=True)
+    pixels, labels = _arrays()
     images = torch.from_numpy(np.rint(pixels * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
     # RandomState: its streams are frozen by numpy, so the split never moves
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
@@ -32,3 +28,17 @@ def load_digits(root: object = None, *, download: bool = True) -> ImageData:
     scaled = train.images.double() / 255
     mean, std = (float(scaled.mean()),), (float(scaled.std()),)
     return ImageData("digits", train, test, 10, mean, std, source="scikit-learn")
+
+
+@functools.cache
+def _arrays() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of the file inside scikit-learn, which takes longer to read than a short
+    run to train."""
+    try:
+        from sklearn.datasets import load_digits as read
+    except ImportError as error:
+        raise ValueError(
+            "data set 'digits' is inside scikit-learn: pip install scikit-learn"
+        ) from error
+    pixels, labels = read(return_X_y=True)
+    return pixels, labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, cached_property, partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from apical.rules import FA, KolenPollack, Rule
@@ -20,20 +20,36 @@ def checks(rule: Rule, alternatives: Mapping[str, Any]) -> dict[str, Callable[[R
     unknown = sorted(set(alternatives) - set(names))
     if unknown:
         raise ValueError(f"alternatives for unknown fields {unknown}; the fields are {names}")
+    bases = cache(lambda: [_Base(each) for each in _bases(rule)])  # within the check that may fail
     return {
-        f"field {name} matters": partial(_matters, name=name, alternatives=alternatives)
+        f"field {name} matters": partial(
+            _matters, name=name, alternatives=alternatives, bases=bases
+        )
         for name in names
     }
 
 
-def _matters(rule: Rule, *, name: str, alternatives: Mapping[str, Any]) -> str | None:
+@dataclasses.dataclass
+class _Base:
+    """A rule that others are compared with."""
+
+    rule: Rule
+
+    @cached_property
+    def course(self) -> Tensors:
+        return _course(self.rule)
+
+
+def _matters(
+    rule: Rule, *, name: str, alternatives: Mapping[str, Any], bases: Callable[[], list[_Base]]
+) -> str | None:
     """Another value of the field changes gradients, feedback or the course of training."""
     values = [alternatives[name]] if name in alternatives else list(_others(rule, name))
     if not values:
         raise Broken(
             f"a known other value for {name}", "none; give check_rule(..., alternatives={...})"
         )
-    outcomes = [_changes(base, name, value) for base in _bases(rule) for value in values]
+    outcomes = [_changes(base, name, value) for base in bases() for value in values]
     if any(outcomes):
         return None
     if all(outcome is None for outcome in outcomes):
@@ -56,19 +72,19 @@ def _bases(rule: Rule) -> Iterator[Rule]:
         yield type(rule)()
 
 
-def _changes(rule: Rule, name: str, value: Any) -> bool | None:
+def _changes(base: _Base, name: str, value: Any) -> bool | None:
     """Whether the value makes a difference; None if the rule's constructor refuses it."""
-    if getattr(rule, name) == value:
+    if getattr(base.rule, name) == value:
         return None
     try:
-        other = dataclasses.replace(rule, **{name: value})
+        other = dataclasses.replace(base.rule, **{name: value})
     except ValueError:
         return None
     try:
         seen = _course(other)
     except (ValueError, RuntimeError):  # the value was used, and does not fit these nets
         return True
-    return bool(difference(seen, _course(rule), rtol=OBSERVABLE))
+    return bool(difference(seen, base.course, rtol=OBSERVABLE))
 
 
 def _course(rule: Rule) -> Tensors:

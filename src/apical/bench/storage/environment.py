@@ -1,5 +1,6 @@
 """The environment header of a run: what made its numbers, and nothing about who made them."""
 
+import functools
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ def environment(project: str | os.PathLike[str] | None = None) -> dict[str, Any]
     return header | (_installed_commit() if project is None else _git(Path(project)))
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
