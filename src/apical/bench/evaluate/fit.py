@@ -22,7 +22,6 @@ from apical.bench.training import loop
 from apical.bench.training.build import Given
 from apical.core.convert import feedback_modules
 from apical.nets import pretrained
-from apical.nets.external import try_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +104,6 @@ def fit(
     named = {"data": images.name, "net": name, "rule": rule}
     settings |= {**named, "epochs": epochs, "lr": lr, "optimizer": optimizer, "seed": seed}
     experiment = Experiment(**rates.filled(settings))
-    if net is not None and experiment.hashing is None:
-        try_shape(type(net).__name__, net, images.shape, images.num_classes)
     place = Path("runs", "fit", experiment.name) if folder is None else Path(folder)
     given = Given(replace(images, loader={}), net)
     execution = execution or Execution()
