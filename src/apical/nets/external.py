@@ -1,5 +1,6 @@
 """Nets of other packages: `torchvision:NAME`, `timm:NAME`, `package.module:callable`."""
 
+import contextlib
 import copy
 import functools
 import importlib
@@ -62,6 +63,19 @@ def _timm(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dic
         return timm.create_model(wanted, **options)
 
     return create, known
+
+
+def in_libraries(name: str) -> list[str]:
+    """The full names under which the installed net libraries offer a net."""
+    found = []
+    for package, offers in (
+        ("torchvision", lambda library: library.models.list_models(module=library.models)),
+        ("timm", lambda library: library.list_models()),
+    ):
+        with contextlib.suppress(ValueError):  # not installed, or broken
+            if name in offers(import_package(package)):
+                found.append(f"{package}:{name}")
+    return found
 
 
 def _callable(name: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
