@@ -1,6 +1,7 @@
 """Training a model of one's own on data of one's own, by `bench.fit`."""
 
 import copy
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def test_a_copy_of_the_model_is_trained_and_recorded() -> None:
     text = repr(done)
     assert len(text) < 200 and f"test accuracy {done.accuracy:.2%}" in text
     assert str(done.folder) in text and done.folder.parts[:2] == ("runs", "fit")
-    assert done.report().is_file()
+    assert re.fullmatch(r"Sequential-fa-s0-[0-9a-f]{10}", done.folder.name)
+    page = done.report().read_text()
+    assert re.search(r"Sequential [0-9a-f]{6} on data [0-9a-f]{6}", page)
     loaded = load_run(done.folder, model=make())
     assert torch.equal(loaded.model(TEST[0]), done.model(TEST[0]))
     assert len(repr(loaded)) < 400

@@ -62,7 +62,7 @@ def build(
 
 
 def unknown_optimizer(name: str) -> ValueError:
-    """The error for a name that is none of `OPTIMIZERS`; torch's class of that name is suggested."""
+    """The error for a name not in `OPTIMIZERS`; torch's class of that name is suggested."""
     kinds = [k for k in torch.optim.Optimizer.__subclasses__() if hasattr(torch.optim, k.__name__)]
     classes = [f"torch.optim:{k.__name__}" for k in kinds if k.__name__.lower() == name.lower()]
     return unknown("optimizer", name, [*OPTIMIZERS, "package.module:Class"], first=classes)
