@@ -26,7 +26,7 @@ _NAMES: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class AlignmentLoss(TransportRule):
-    """B is a parameter whose gradient is that of a layer-local loss R; W never sees R.
+    """Alignment loss: B is a parameter trained by a loss R of its layer; W is not.
 
         R = decay D - amp A + null |B^T W x|^2
 

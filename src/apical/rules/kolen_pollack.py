@@ -26,9 +26,9 @@ NORMALISING = (
 
 @dataclass(frozen=True)
 class KolenPollack(Follower):
-    """B is a parameter with the gradient of W, trained by the same optimizer.
+    """Kolen-Pollack: B is a parameter with the gradient of W, trained by the same optimizer.
 
-    Convert first, then build the optimizer, so that it knows B.
+    Convert first, then build the optimizer, so that it trains B too.
     Both receive the same updates, of size eta g under plain SGD, and both decay after them:
 
         W <- (1 - decay) (W - eta g)        B <- (1 - decay) (B - eta g)

@@ -25,8 +25,9 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class WeightMirror(TransportRule):
-    """B learns from noise: B <- (1 - decay) B + rate <y x^T>, x noise and y the layer's response.
+    """Weight mirror: B learns from noise, B <- (1 - decay) B + rate <y x^T>.
 
+    x is noise at the layer's input and y the layer's response to it.
     As <y x^T> = sigma^2 W, B goes to rate sigma^2 / decay times W. A mirror phase follows updates
     of the weight, layer by layer on noise of its own, without labels or images; a layer whose
     input needs no signal has none. By default the layer responds linearly, its bias and activation

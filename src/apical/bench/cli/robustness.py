@@ -92,7 +92,9 @@ def _options() -> Any:
         "is the worst case per example. Of a hash net the retrieval is attacked. If it is killed, "
         "the same command resumes it.",
         "[RUN]",
-    )
+        essential=("run", "eps", "norm", "images", "rules", "transfer", "audit_only", "robustbench",
+                   "model", "model_options", "weights", "data", "rule", "device"),
+    )  # fmt: skip
     about = "folder of a finished run, or its checkpoint; or give --model"
     parser.add_argument("run", nargs="?", default=None, type=str, help=about)
     for name, default, kind, about in _OF_THE_ATTACK:
