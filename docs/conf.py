@@ -25,6 +25,10 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 90  # longer ones have a line for each argument
+python_use_unqualified_type_names = True
+add_module_names = False
 nitpicky = False
 
 SECTION = re.compile(r"^\s*(Args|Returns|Raises|Shapes|Source|Yields|Example)s?:")

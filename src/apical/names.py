@@ -128,7 +128,7 @@ PLAIN = {
     float: "a finite number",
     int: "a whole number",
     str: "a text",
-    types.NoneType: "null",
+    types.NoneType: "None",
 }
 
 
