@@ -31,7 +31,8 @@ python_use_unqualified_type_names = True
 add_module_names = False
 nitpicky = False
 
-SECTION = re.compile(r"^\s*(Args|Returns|Raises|Shapes|Source|Yields|Example)s?:")
+SECTION = re.compile(r"^\s*(Args|Attributes|Returns|Raises|Shapes|Source|Warns|Yields|Example)s?:")
+ENTRY = re.compile(r"^\s*\*{0,2}[A-Za-z_]\w*(, \*{0,2}[A-Za-z_]\w*)*: ")
 
 
 def as_written(app, what, name, obj, options, lines: list[str]) -> None:
@@ -53,6 +54,14 @@ def as_written(app, what, name, obj, options, lines: list[str]) -> None:
 
 def block_lines(block: list[str]) -> list[str]:
     """One paragraph, doctest or section as reStructuredText."""
+    if SECTION.match(block[0]):
+        joined: list[str] = []
+        for line in block:  # an entry of a section is one line, which the browser wraps
+            if joined and not ENTRY.match(line) and not joined[-1].endswith(":"):
+                joined[-1] += f" {line.strip()}"
+            else:
+                joined.append(line)
+        block = joined
     if block[0].lstrip().startswith(">>>"):
         return [line.strip() for line in block]
     keeps_lines = SECTION.match(block[0]) or any(re.match(r"\s+|[*-] ", line) for line in block)

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Attack it honestly
 #
-# A net trained by feedback alignment looks robust to an attacker who calls `backward`, because
-# `backward` returns the gradient of the rule. The attacker who has the true gradient breaks it.
+# A net trained by feedback alignment looks robust to an attacker who calls
+# `backward`, because `backward` returns the gradient of the rule. The
+# attacker who has the true gradient breaks it.
 
 # %%
 import torch
@@ -16,7 +17,8 @@ plain = nets.build("mlp", in_shape=digits.shape, num_classes=10, seed=0)
 model = apical.convert(attacks.Normalised(plain, digits.mean, digits.std), "fa")
 
 # %% [markdown]
-# `Normalised` puts the normalisation inside the model: attacks then work on pixels in [0, 1].
+# `Normalised` puts the normalisation inside the model: attacks then work on
+# pixels in [0, 1].
 
 
 # %%
@@ -36,7 +38,7 @@ model.eval()
 # The same attack, by the net's own gradient and by the exact one.
 
 # %%
-x, y = (torch.cat(parts)[:200] for parts in zip(*loader(digits.test).epoch(0), strict=True))
+x, y = next(iter(data.Batches(digits.test, 200, mean=(0.0,), std=(1.0,)).epoch(0)))
 pgd = attacks.PGD(eps=0.1, steps=20)
 accuracy = {"clean": (model(x).argmax(1) == y).float().mean().item()}
 for gradient in ("own", "exact"):
@@ -46,8 +48,8 @@ for name, value in accuracy.items():
     print(f"{name:6} accuracy {value:.1%}")
 
 # %% [markdown]
-# `audit` asks whether a gradient points uphill: it compares it with finite differences of the loss,
-# which need no backward pass.
+# `audit` asks whether a gradient points uphill: it compares it with finite
+# differences of the loss, which need no backward pass.
 
 # %%
 for gradient in ("own", "exact"):
@@ -55,5 +57,5 @@ for gradient in ("own", "exact"):
     print(f"{gradient}: {audit.verdict}. " + "; ".join(audit.reasons))
 
 # %% [markdown]
-# For a finished run, `apical robustness RUN_FOLDER` tries every source of gradients and reports the
-# worst case per image.
+# For a finished run, `apical robustness RUN_FOLDER` tries every source of
+# gradients and reports the worst case per image.

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # First: a net that learns by feedback alignment
 #
-# Train one small net on handwritten digits three times: by backpropagation (BP), by feedback
-# alignment (FA), and with frozen hidden layers, the control. FA learns in its hidden layers if it
-# has a lower error than the control.
+# Train one small net on handwritten digits three times: by backpropagation
+# (BP), by feedback alignment (FA), and with frozen hidden layers, the
+# control. FA learns in its hidden layers if it has a lower error than the
+# control.
 
 # %%
 import torch
@@ -20,13 +21,18 @@ def loader(split):
 
 
 # %% [markdown]
-# `convert` changes what each layer sends to the layer below. The loop is that of any PyTorch model.
+# `convert` changes what each layer sends to the layer below. The loop is
+# that of any PyTorch model.
 
 
 # %%
+def build():
+    shape = {"in_shape": digits.shape, "num_classes": 10}
+    return nets.build("mlp", hidden=[32, 32], seed=0, **shape)
+
+
 def train(rule, epochs=10):
-    model = nets.build("mlp", in_shape=digits.shape, num_classes=10, hidden=[32, 32], seed=0)
-    apical.convert(model, rule)
+    model = apical.convert(build(), rule)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
     for epoch in range(epochs):
         for x, y in loader(digits.train).epoch(epoch):
@@ -37,9 +43,11 @@ def train(rule, epochs=10):
 
 
 def test_error(model):
+    wrong = 0
     with torch.no_grad():
-        wrong = [(model(x).argmax(1) != y).float() for x, y in loader(digits.test).epoch(0)]
-    return torch.cat(wrong).mean().item()
+        for x, y in loader(digits.test).epoch(0):
+            wrong += (model(x).argmax(1) != y).sum().item()
+    return wrong / len(digits.test)
 
 
 models = {rule: train(rule) for rule in ("bp", "fa", "frozen")}
@@ -48,18 +56,18 @@ for rule, error in errors.items():
     print(f"{rule:6} test error {error:.1%}")
 
 # %% [markdown]
-# Why does FA work? During training the weights align with the fixed random feedback: the angle
-# between them falls below 90 degrees, so that the error which arrives is useful.
+# Why does FA work? During training the weights align with the fixed random
+# feedback: the angle between them falls below 90 degrees, so that the error
+# which arrives is useful.
 
 # %%
-untrained = apical.convert(
-    nets.build("mlp", in_shape=digits.shape, num_classes=10, hidden=[32, 32], seed=0), "fa"
-)
-before, after = apical.probes.alignment(untrained), apical.probes.alignment(models["fa"])
+before = apical.probes.alignment(apical.convert(build(), "fa"))
+after = apical.probes.alignment(models["fa"])
 for layer, values in after.items():
     angles = before[layer]["angle_deg"], values["angle_deg"]
     print(f"{layer}: {angles[0]:.0f} degrees, after training {angles[1]:.0f}")
 
 # %% [markdown]
-# One seed shows little. `apical study smoke` does the same for seven rules and two controls, each at
-# a learning rate chosen by the same search, with ten seeds, and reports intervals.
+# One seed shows little. `apical study smoke` does the same for seven rules
+# and two controls, each at a learning rate chosen by the same search, with
+# ten seeds, and reports intervals.

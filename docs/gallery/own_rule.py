@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Your own rule
 #
-# A rule is a frozen dataclass with two methods. `create` returns what it stores for a layer, and
-# `matrix` returns the feedback matrix B, in the shape of the weight. Here B has random signs and
-# one magnitude, and never changes.
+# A rule is a frozen dataclass with two methods. `create` returns what it
+# stores for a layer, and `matrix` returns the feedback matrix B, in the
+# shape of the weight. Here B has random signs and one magnitude, and never
+# changes.
 
 # %%
 from dataclasses import dataclass
@@ -34,31 +35,36 @@ class RandomSigns(rules.TransportRule):
             raise ValueError(f"RandomSigns: gain={self.gain} is not positive")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        signs = torch.rand(weight.shape, generator=generator, dtype=torch.float64).sub(0.5).sign()
-        return {"matrix": signs * self.gain / weight[0].numel() ** 0.5}
+        numbers = torch.rand(weight.shape, generator=generator)
+        magnitude = self.gain / weight[0].numel() ** 0.5
+        return {"matrix": magnitude * (numbers - 0.5).sign()}
 
     def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
         return matrix
 
 
 # %% [markdown]
-# `check_rule` tests it against the contract that every rule of the library satisfies: layer types,
-# data types, checkpoints, seeds, and the gradients themselves.
+# `check_rule` tests it against the contract that every rule of the library
+# satisfies: layer types, data types, checkpoints, seeds, and the gradients
+# themselves.
 
 # %%
 print(apical.check_rule(RandomSigns()))
 
 # %% [markdown]
-# It is used like any other rule, for all layers or for those that a pattern names.
+# It is used like any other rule, for all layers or for those that a pattern
+# names.
 
 # %%
 digits = data.load("digits")
-model = nets.build("mlp", in_shape=digits.shape, num_classes=10, hidden=[32, 32], seed=0)
+shape = {"in_shape": digits.shape, "num_classes": 10}
+model = nets.build("mlp", hidden=[32, 32], seed=0, **shape)
 apical.convert(model, {"fc3": "bp", "*": RandomSigns(gain=0.5)})
 print(apical.describe(model))
 
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-batches = data.Batches(digits.train, 64, mean=digits.mean, std=digits.std, shuffle_seed=0)
+scale = {"mean": digits.mean, "std": digits.std}
+batches = data.Batches(digits.train, 64, shuffle_seed=0, **scale)
 losses = []
 for epoch in range(5):
     for x, y in batches.epoch(epoch):
@@ -70,5 +76,5 @@ for epoch in range(5):
 print("loss after each epoch:", " ".join(f"{loss:.2f}" for loss in losses))
 
 # %% [markdown]
-# In a file `my_rules.py`, it trains from the command line too:
-# `apical train --rule my_rules:RandomSigns`.
+# In a file `my_rules.py`, it trains from the command line too: `apical
+# train --rule my_rules:RandomSigns`.
