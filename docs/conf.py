@@ -34,6 +34,9 @@ nitpicky = False
 SECTION = re.compile(r"^\s*(Args|Attributes|Returns|Raises|Shapes|Source|Warns|Yields|Example)s?:")
 ENTRY = re.compile(r"^\s*\*{0,2}[A-Za-z_]\w*(, \*{0,2}[A-Za-z_]\w*)*: ")
 
+COLUMNS = re.compile(r"\S {2,}\S| = ")
+"""A table or a formula."""
+
 
 def as_written(app, what, name, obj, options, lines: list[str]) -> None:
     """Keep the layout of our docstrings: prose flows, sections and lists keep their lines.
@@ -64,6 +67,8 @@ def block_lines(block: list[str]) -> list[str]:
         block = joined
     if block[0].lstrip().startswith(">>>"):
         return [line.strip() for line in block]
+    if all(line.startswith("    ") for line in block) and any(COLUMNS.search(b) for b in block):
+        return ["::", "", *block]
     keeps_lines = SECTION.match(block[0]) or any(re.match(r"\s+|[*-] ", line) for line in block)
     escaped = [re.sub(r"(?<!`)([*|\\]|(?<=\w)_(?=\W|$))(?!`)", r"\\\1", line) for line in block]
     if not keeps_lines:

@@ -221,7 +221,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(capsys: Any) -> None:
     assert cli.main(["study", "smoke", "--only", "digits*", "--dry-run", "--seeds", "2"]) == 0
     text = capsys.readouterr().out
     assert "digits MLP: bp, fa," in text and "frozen, redrawn; 2 seeds, from 0; learning" in text
-    assert "126 runs with those that choose learning rates, 0 finished" in text
+    assert "126 runs, tries of learning rates included, 0 finished" in text
     assert "estimate" in text and text.endswith("nothing was started (--dry-run)\n")
     assert not list(Path().iterdir())
     assert cli.main(["sweep", "--rule", "fa,bp", *SMALL, "--folder", "here"]) == 0

@@ -193,7 +193,8 @@ def outline(study: Study, folder: Path) -> list[str]:
         lines.append(text)
     tasks, _ = left(study, folder)
     done = sum(task.ended() is not None for task in tasks)
-    return [*lines, f"  {len(tasks)} runs with those that choose learning rates, {done} finished"]
+    more = ", tries of learning rates included" if study.search is not None else ""
+    return [*lines, f"  {len(tasks)} runs{more}, {done} finished"]
 
 
 def rates(found: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
