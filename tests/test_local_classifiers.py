@@ -305,7 +305,7 @@ def with_other_neurons() -> spiking.SpikingNet:
         ("ell", lambda: net("decolle"), "output='count'"),
         ("decolle", lambda: net("ell"), "output='membrane'"),
         ("fell", lambda: net("fell", reset="zero"), "reset='zero'"),
-        ("bell", with_other_neurons, "it teaches LIF neurons.*not OverTime"),
+        ("bell", with_other_neurons, "it trains LIF neurons.*not OverTime"),
         ("ell", lambda: net("ell"), "learners.attach"),
     ],
 )  # fmt: skip

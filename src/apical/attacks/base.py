@@ -58,7 +58,7 @@ class Attack(abc.ABC):
 
     @property
     def label(self) -> str:
-        """How tables tell it from the same attack with other settings; the radius stands beside."""
+        """How tables name it and its settings; the radius has a column of its own."""
         return self.name
 
     @property

@@ -1,4 +1,4 @@
-"""What an attack can be given wrongly, said before anything is computed."""
+"""Wrong arguments of attacks, refused before anything is computed."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def check_repeats(model: nn.Module, x: Tensor, *, random_allowed: bool) -> int:
     """The number of classes.
 
     Raises: ValueError if two forward passes differ by more than rounding, unless chance is meant to
-        be part of it; or if an example's scores depend on the examples beside it.
+        be part of it; or if an example's scores depend on the other examples of the batch.
     """
     with torch.no_grad():
         parts = x.split(BATCH)

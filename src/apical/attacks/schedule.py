@@ -72,7 +72,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the steps depend on beside the radius."""
+    """What the steps depend on in addition to the radius."""
 
     norm: Threat
     bounds: tuple[float, float]
@@ -161,7 +161,7 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
     if s.effort.boundary_steps:
         boundary = FAB(eps, s.effort.boundary_steps, **common)
         yield Step(boundary, Exact(), "exact", eps, "survivors")
-    # After all that follows the exact gradient: what they break beside is a sign that it misleads.
+    # After all that follows the exact gradient: breaking more is a sign that it is masked.
     for name, other in s.surrogates.items():
         transferred = PGD(eps, s.effort.steps, stop_when_broken=s.stop, **common)
         yield Step(Transfer(transferred, other), From(other, name), "transfer", eps)

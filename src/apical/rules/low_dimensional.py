@@ -50,7 +50,7 @@ class LowDimensional(Follower):
         scale: "init" keeps the scale; "norm" gives B at every step the Frobenius norm of the
             current W, to compare ranks at equal feedback.
 
-    Raises: ValueError for a value out of range, or an option of "oja" beside "fixed".
+    Raises: ValueError for a value out of range, or an option of "oja" with "fixed".
     Source: Hanut, Kadmon 2025 (arXiv 2502.20580); the trace-normalised form of Oja's rule and
         its options are this library's.
     """

@@ -27,7 +27,7 @@ class _Wrapper(TransportRule, abc.ABC):
     inner: Rule = field(default_factory=FA)
 
     source: ClassVar[str] = ""
-    """BibTeX of the wrapper, beside that of the rule within."""
+    """BibTeX of the wrapper and of the rule that it wraps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -92,7 +92,7 @@ def _check_structures(words: list[str]) -> None:
 
 def parse_settings(parser: Any, words: list[str]) -> dict[str, Any]:
     """As `parse`, for a verb with --config and --trust. A file of settings may name code to import
-    only if it is trusted, or the options beside it name the same.
+    only if it is trusted, or other options of the command name the same.
 
     Raises: UsageError; ValueError naming the code.
     """

@@ -311,7 +311,7 @@ def _check_group(experiment: Experiment, group: Group) -> None:
 
 
 def _check_learner(experiment: Experiment, model: nn.Module, train: Split) -> None:
-    """A learner that cannot teach this net stops the run before its first step."""
+    """A learner that cannot train this net stops the run before its first step."""
     if learner_settings.is_default(experiment.learner):
         return
     if isinstance(model, nets.OwnLoss) and model.has_own_loss:

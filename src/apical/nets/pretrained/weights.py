@@ -47,7 +47,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, entry: str | Non
 def digest(state: Mapping[str, Any], *, told: str = "") -> str:
     """Short hash of the content of a state dict: names, types, shapes and values.
 
-    Args: told: what beside the tensors is to count.
+    Args: told: text that enters the digest in addition to the tensors.
     """
     found = hashlib.sha256(told.encode())
     for name in sorted(state):
