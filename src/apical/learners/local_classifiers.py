@@ -44,7 +44,8 @@ class LocalClassifiers(Learner):
     membrane carries errors through time in "bell" alone. Under "fell" and "decolle" nothing resets
     to zero, which would cut traces.
 
-    `gradients` adds up the gradients of all steps for one set of weights; `stepwise` updates in between.
+    `gradients` adds up the gradients of all steps for one set of weights; `stepwise` updates after
+    each step.
 
     Args:
         form: as in the table.

@@ -39,7 +39,7 @@ class KolenPollack(Follower):
     law), and AdamW. Adam with coupled L2 breaks the law, and a warning says so.
 
     Args:
-        decay: share of W and of B that every update takes away, in [0, 1), in addition to the weight
+        decay: share of W and of B that every update takes away, in [0, 1), added to the weight
             decay of the optimizer. 0 with no weight decay leaves B - W as it is for ever; the
             angle then shrinks only while W grows (the authors' released runs). Alignment takes
             some 5 / decay updates.
