@@ -228,6 +228,8 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(capsys: Any) -> None:
     capsys.readouterr()
     assert cli.main(["sweep", "--rule", "fa,bp,kp", *SMALL, "--folder", "here", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("(finished)") == 2
+    assert cli.main(["sweep", "--rule", "fa,bp", *SMALL, "--folder", "here", "--dry-run"]) == 0
+    assert "nothing is left to train" in capsys.readouterr().out
 
 
 def test_train_on_sequences_by_a_learner(capsys: Any) -> None:
