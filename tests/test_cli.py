@@ -212,6 +212,16 @@ def test_tune_prints_the_curve_and_a_command_that_trains(capsys: Any) -> None:
         assert "--rule" in told(capsys)
 
 
+def test_a_command_shows_warnings_without_a_place_in_the_code() -> None:
+    Path("warns.py").write_text(
+        "import warnings\nfrom apical import rules\n\n"
+        "warnings.warn('look out')\nMine = rules.FA()\n"
+    )
+    words = [sys.executable, "-m", "apical", "train", "--rule", "warns:Mine", *SMALL]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "warning: look out\n" in done.stderr and "warns.py" not in done.stderr
+
+
 def test_a_dry_run_says_what_would_run_and_starts_nothing(capsys: Any) -> None:
     words = ["sweep", "--lr", "0.1,0.01", "--rule", "fa,bp", "--seeds", "2", *SMALL]
     assert cli.main([*words, "--dry-run"]) == 0

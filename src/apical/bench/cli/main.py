@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,6 +53,8 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status (0: all went well)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # a command, not a call from Python: no file and line of the library
+        warnings.formatwarning = lambda message, *place, **line: f"warning: {message}\n"
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if words else 2

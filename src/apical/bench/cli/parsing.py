@@ -148,13 +148,13 @@ def _help(parser: Any, names: Sequence[str]) -> str:
     lines = [f"usage: {parser.usage}", "", *textwrap.wrap(parser.description, 100)]
     if names:
         actions = {action.dest: action for action in parser._actions}
-        groups = [(None, [actions[name] for name in names])]
+        groups = [("", [actions[name] for name in names])]
     else:
         groups = [(group.title, group._group_actions) for group in parser._action_groups]
     for title, group in groups:
         entries = [_entry(action) for action in group if _has_own_help(action)]
         if entries:
-            plain = title in (None, "options", "positional arguments")
+            plain = title in ("", "options", "positional arguments")
             lines += [
                 "",
                 *([] if plain else [f"{title[0].upper()}{title[1:]}:"]),
