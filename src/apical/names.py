@@ -61,7 +61,7 @@ def from_path(path: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{what} {path!r}: no module {error.name!r} to import; is its package installed, or "
-            "does it lie in the current folder?"
+            "is it in the current folder?"
         ) from error
     except Exception as error:  # whatever the module's own code raises
         place = _raised_at(error, module_name)

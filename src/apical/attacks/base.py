@@ -137,7 +137,7 @@ class Attack(abc.ABC):
                     f"{self.name} is a black box and would ignore gradient={str(chosen)!r};"
                     " leave it out"
                 )
-            raise ValueError(f"{self.name} follows a gradient; gradient='none' gives it none")
+            raise ValueError(f"{self.name} follows a gradient; gradient='none' provides none")
         return chosen
 
     def passes(self, classes: int) -> int:

@@ -61,7 +61,7 @@ class Oracle:
     def ask(self, x: Tensor, y: Tensor, loss: Loss) -> Answer:
         """Gradient of each example's loss in its input. Shapes: x (N, ...), y (N,)."""
         if self.answer is None:
-            raise ValueError("this attack follows a gradient; source 'none' gives none")
+            raise ValueError("this attack follows a gradient; source 'none' provides none")
         self.passes += len(x)
         return self.answer(x.detach(), y, loss)
 

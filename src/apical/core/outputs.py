@@ -22,7 +22,7 @@ def names(key: OutputKey) -> list[Name | None]:
         return [key]
     listed: list[Name | None] = list(key)
     if not listed:
-        raise ValueError(f"output={key!r} names no output; give at least one, or None")
+        raise ValueError(f"output={key!r} is an empty list; name at least one output, or give None")
     if len(set(listed)) < len(listed):
         raise ValueError(f"output={key!r} names an output twice")
     return listed

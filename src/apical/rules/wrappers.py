@@ -45,7 +45,7 @@ class _Wrapper(TransportRule, abc.ABC):
         if self._rule.constrain_weights:
             raise ValueError(
                 f"{type(self).__name__}: give constrain_weights to the wrapper, not to the rule"
-                " within it"
+                " that it wraps"
             )
 
     @property

@@ -160,7 +160,7 @@ def _download(fetch: Any, what: str) -> Any:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
-            f"{what}: its weights could not be had ({reason}). Without a network, give the file"
+            f"{what}: its weights could not be loaded ({reason}). Without a network, give the file"
         ) from error
 
 
