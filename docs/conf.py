@@ -32,7 +32,7 @@ add_module_names = False
 nitpicky = False
 
 SECTION = re.compile(r"^\s*(Args|Attributes|Returns|Raises|Shapes|Source|Warns|Yields|Example)s?:")
-ENTRY = re.compile(r"^\s*\*{0,2}[A-Za-z_]\w*(, \*{0,2}[A-Za-z_]\w*)*: ")
+ENTRY = re.compile(r"^(\s*)([A-Za-z]\w*(?:, [A-Za-z]\w*)*): ")
 
 COLUMNS = re.compile(r"\S {2,}\S| = ")
 """A table or a formula."""
@@ -70,9 +70,13 @@ def block_lines(block: list[str]) -> list[str]:
     if all(line.startswith("    ") for line in block) and any(COLUMNS.search(b) for b in block):
         return ["::", "", *block]
     keeps_lines = SECTION.match(block[0]) or any(re.match(r"\s+|[*-] ", line) for line in block)
+    named = bool(re.match(r"\s*(Args|Attributes):", block[0]))
     escaped = [re.sub(r"(?<!`)([*|\\]|(?<=\w)_(?=\W|$))(?!`)", r"\\\1", line) for line in block]
     if not keeps_lines:
         return escaped
+    if named:  # "Args: name: text" begins with an entry, too
+        escaped[:1] = re.sub(r"^(\s*\w+:) +(?=\w)", r"\1\n    ", escaped[0]).split("\n")
+        escaped = [escaped[0], *(ENTRY.sub(r"\1**\2**: ", line) for line in escaped[1:])]
     return ["| " + SECTION.sub(r"**\1:**", line) if line.strip() else "|" for line in escaped]
 
 

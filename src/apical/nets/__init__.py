@@ -1,4 +1,4 @@
-"""Nets by name. They know no rule; they take normalised float images (N, C, H, W).
+"""Nets by name. Plain modules without a rule; they take normalised float images (N, C, H, W).
 
 Recurrent nets take sequences (N, T, inputs) and are put together from a cell: see `Recurrent`.
 
