@@ -70,6 +70,7 @@ types: $(VENV)/.made-dev
 
 docs: $(VENV)/.made-dev
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@APICAL_HTML=docs/_build/html $(BIN)/python -m pytest -q -k built_pages tests/test_docs_site.py
 	@echo "documentation: docs/_build/html/index.html"
 
 house: $(VENV)/.made-dev

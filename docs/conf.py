@@ -25,9 +25,17 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 90  # longer ones have a line for each argument
+python_use_unqualified_type_names = True
+add_module_names = False
 nitpicky = False
 
-SECTION = re.compile(r"^\s*(Args|Returns|Raises|Shapes|Source|Yields|Example)s?:")
+SECTION = re.compile(r"^\s*(Args|Attributes|Returns|Raises|Shapes|Source|Warns|Yields|Example)s?:")
+ENTRY = re.compile(r"^(\s*)([A-Za-z]\w*(?:, [A-Za-z]\w*)*): ")
+
+COLUMNS = re.compile(r"\S {2,}\S| = ")
+"""A table or a formula."""
 
 
 def as_written(app, what, name, obj, options, lines: list[str]) -> None:
@@ -49,12 +57,26 @@ def as_written(app, what, name, obj, options, lines: list[str]) -> None:
 
 def block_lines(block: list[str]) -> list[str]:
     """One paragraph, doctest or section as reStructuredText."""
+    if SECTION.match(block[0]):
+        joined: list[str] = []
+        for line in block:  # an entry of a section is one line, which the browser wraps
+            if joined and not ENTRY.match(line) and not joined[-1].endswith(":"):
+                joined[-1] += f" {line.strip()}"
+            else:
+                joined.append(line)
+        block = joined
     if block[0].lstrip().startswith(">>>"):
         return [line.strip() for line in block]
+    if all(line.startswith("    ") for line in block) and any(COLUMNS.search(b) for b in block):
+        return ["::", "", *block]
     keeps_lines = SECTION.match(block[0]) or any(re.match(r"\s+|[*-] ", line) for line in block)
+    named = bool(re.match(r"\s*(Args|Attributes):", block[0]))
     escaped = [re.sub(r"(?<!`)([*|\\]|(?<=\w)_(?=\W|$))(?!`)", r"\\\1", line) for line in block]
     if not keeps_lines:
         return escaped
+    if named:  # "Args: name: text" begins with an entry, too
+        escaped[:1] = re.sub(r"^(\s*\w+:) +(?=\w)", r"\1\n    ", escaped[0]).split("\n")
+        escaped = [escaped[0], *(ENTRY.sub(r"\1**\2**: ", line) for line in escaped[1:])]
     return ["| " + SECTION.sub(r"**\1:**", line) if line.strip() else "|" for line in escaped]
 
 

@@ -107,7 +107,7 @@ def test_another_model_with_other_classes() -> None:
 def test_sources_that_would_be_ignored_or_missing() -> None:
     with pytest.raises(ValueError, match="would ignore gradient='own'"):
         attacks.Square(0.1)(NET, X, Y, gradient="own")
-    with pytest.raises(ValueError, match="gradient='none' gives it none"):
+    with pytest.raises(ValueError, match="gradient='none' provides none"):
         attacks.PGD(0.1)(NET, X, Y, gradient="none")
     attacks.Square(0.1, queries=1)(NET, X, Y, gradient="none")
 

@@ -76,16 +76,19 @@ def test_help_of_verbs(capsys: Any) -> None:
 
 
 def test_short_help_fits_a_screen_and_is_understood(capsys: Any) -> None:
-    for verb in ("train", "tune"):
-        with pytest.raises(SystemExit):
-            cli.main([verb, "--help"])
-        text = capsys.readouterr().out
-        assert len(text.splitlines()) <= 40
-        for line in text.splitlines():
-            assert len(line) <= 100
-        for option in re.findall(r"^  (--\w+)", text, re.M):
-            assert len(text.partition(option)[2].split("--")[0].split()) > 3, option
-        assert f"apical {verb} --help-all" in text
+    for verb in cli.VERBS:
+        texts = []
+        for option in ("--help", "--help-all", "--help_all"):
+            with pytest.raises(SystemExit, match="0"):
+                cli.main([verb, option])
+            texts.append(capsys.readouterr().out)
+        short, whole, _ = texts
+        assert len(short.splitlines()) <= 45 and texts[2] == whole
+        assert (f"apical {verb} --help-all" in short) == (len(short) < len(whole))
+        for line in whole.splitlines():
+            assert len(line) <= 100 and "null" not in line and "NoneType" not in line
+        for option in re.findall(r"^  (--[\w.]+)", short, re.M):
+            assert len(whole.partition(f"  {option}")[2].split("\n  --")[0].split()) > 3, option
 
 
 def test_every_setting_is_a_flag_with_an_explanation(capsys: Any) -> None:
@@ -110,7 +113,10 @@ def test_list_shows_every_table(capsys: Any) -> None:
     for kind, name in names.items():
         assert re.search(rf"\b{name}\b", text), kind
         assert cli.main(["list", kind]) == 0
-        assert re.search(rf"^  {name}\b", capsys.readouterr().out, re.M), kind
+        shown = capsys.readouterr().out
+        assert re.search(rf"^  {name}\b", shown, re.M), kind
+        texts = re.findall(r"^  \S+ +(\S.*)$", shown, re.M)
+        assert len(texts) == len(set(texts)), kind  # one line each, which no other shares
 
 
 def test_values_in_messages_can_be_pasted(capsys: Any) -> None:
@@ -208,6 +214,36 @@ def test_tune_prints_the_curve_and_a_command_that_trains(capsys: Any) -> None:
         assert "--rule" in told(capsys)
 
 
+def test_a_command_shows_warnings_without_a_place_in_the_code() -> None:
+    Path("warns.py").write_text(
+        "import warnings\nfrom apical import rules\n\n"
+        "warnings.warn('look out')\nMine = rules.FA()\n"
+    )
+    words = [sys.executable, "-m", "apical", "train", "--rule", "warns:Mine", *SMALL]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "warning: look out\n" in done.stderr and "warns.py" not in done.stderr
+
+
+def test_a_dry_run_says_what_would_run_and_starts_nothing(capsys: Any) -> None:
+    words = ["sweep", "--lr", "0.1,0.01", "--rule", "fa,bp", "--seeds", "2", *SMALL]
+    assert cli.main([*words, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "8 runs in" in text and "  lr=0.01, rule=bp, seed=1\n" in text
+    assert "estimate" in text and text.endswith("nothing was started (--dry-run)\n")
+    assert cli.main(["study", "smoke", "--only", "digits*", "--dry-run", "--seeds", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "digits MLP: bp, fa," in text and "frozen, redrawn; 2 seeds, from 0; learning" in text
+    assert "126 runs, tries of learning rates included, 0 finished" in text
+    assert "estimate" in text and text.endswith("nothing was started (--dry-run)\n")
+    assert not list(Path().iterdir())
+    assert cli.main(["sweep", "--rule", "fa,bp", *SMALL, "--folder", "here"]) == 0
+    capsys.readouterr()
+    assert cli.main(["sweep", "--rule", "fa,bp,kp", *SMALL, "--folder", "here", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("(finished)") == 2
+    assert cli.main(["sweep", "--rule", "fa,bp", *SMALL, "--folder", "here", "--dry-run"]) == 0
+    assert "nothing is left to train" in capsys.readouterr().out
+
+
 def test_train_on_sequences_by_a_learner(capsys: Any) -> None:
     words = "train --task temporal-order --length 20 --net srn --epochs 1 --batches 3 --quiet true"
     learner = ["--learner", '{"learner": "lra", "reduction": "sum"}']
@@ -279,8 +315,8 @@ def test_one_clear_message(capsys: Any) -> None:
         (["trian"], "unknown verb 'trian'; did you mean 'train'", 2),
         (["train", "--epoch", "3"], "unknown option '--epoch'; did you mean '--epochs'", 2),
         (["train", "--schedule.knd", "x"], "did you mean '--schedule.kind'", 2),
-        (["train", "--lr", "x"], "--lr x: expected float", 2),
-        (["train", "--size", "x"], "--size x: expected int or null", 2),
+        (["train", "--lr", "x"], "--lr x: expected a number", 2),
+        (["train", "--size", "x"], "--size x: expected a whole number; leave the option out", 2),
         (["train", "--test_at", "x"], "--test_at x: expected a list", 2),
         (["train", "--learning-rate", "1"], "train --help-all lists all options", 2),
         (["train", "--rule", "no_package.rules:Mine"], "no module 'no_package'", 1),
@@ -291,7 +327,11 @@ def test_one_clear_message(capsys: Any) -> None:
         (["train", "--rule", "faa"], "unknown rule 'faa'; did you mean", 1),
         (["train", "--task", "adition"], "unknown task 'adition'; did you mean 'addition'", 1),
         (["train", "--learner", "lra"], "LRA: reduction is not stated", 1),
-        (["train", "--length", "x"], "--length x: expected int or null", 2),
+        (["train", "--length", "x"], "--length x: expected a whole number", 2),
+        (["train", "--batch-sise", "3"], "'--batch-sise'; did you mean '--batch-size'", 2),
+        (["train", "--batch_sise", "3"], "'--batch_sise'; did you mean '--batch_size'", 2),
+        (["train", "--train-images", "x"], "--train-images x: expected a whole number", 2),
+        (["study", "smoke", "--foo-bar"], "unknown option '--foo-bar'", 2),
         (["train", "--net", "lenett"], "unknown net 'lenett'; did you mean 'lenet'", 1),
         (["train", "--data", "mnst"], "unknown data set 'mnst'; did you mean 'mnist'", 1),
         (["train", "--optimizer", "sdg"], "unknown optimizer 'sdg'; did you mean 'sgd'", 1),

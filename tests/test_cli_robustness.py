@@ -123,7 +123,7 @@ def test_refusals(runs: dict[str, Path], capsys: Any) -> None:
         (["RUN", "--pixels", "some"], "--pixels some: expected whole numbers", 2),
         (["RUN", "--pixel_images", "5"], "have no effect without a protocol", 1),
         (["RUN", "--imges", "5"], "did you mean '--images'", 2),
-        (["RUN", "--data", "digits"], "--data belongs to --model; a run knows its own", 2),
+        (["RUN", "--data", "digits"], "--data belongs to --model; a run has its own", 2),
         (["RUN", "--transfer", "nowhere"], "there is no nowhere", 1),
         (["RUN", "--effort.steps", "0"], "Effort: steps=0 must be at least 1", 1),
         (["nowhere"], "there is no nowhere: give a run folder", 1),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from apical import data
+from apical.bench import Execution
 from apical.data import places
 
 REAL = pytest.mark.skipif(
@@ -67,9 +68,15 @@ def test_places_come_in_order_and_a_named_one_must_exist(tmp_path, monkeypatch):
     assert places.candidates(here, ("mnist",)) == [here, here / "mnist", there / "mnist"]
     with pytest.raises(data.MissingData, match="is not a folder"):
         places.roots(tmp_path / "nowhere")
+    with pytest.raises(data.MissingData, match="is not a folder"):
+        data.load("digits", root=tmp_path / "nowhere")  # which need no files
+    with pytest.raises(ValueError, match=r"data_root='nowhere' \(--data-root\) is not a folder"):
+        Execution(data_root="nowhere")
     monkeypatch.setenv("APICAL_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(data.MissingData, match="APICAL_DATA"):
         places.roots(here)
+    with pytest.raises(data.MissingData, match="APICAL_DATA"):
+        data.load("digits")
 
 
 def test_the_cache_is_where_the_user_says(monkeypatch):

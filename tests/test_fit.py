@@ -1,6 +1,7 @@
 """Training a model of one's own on data of one's own, by `bench.fit`."""
 
 import copy
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def test_a_copy_of_the_model_is_trained_and_recorded() -> None:
     text = repr(done)
     assert len(text) < 200 and f"test accuracy {done.accuracy:.2%}" in text
     assert str(done.folder) in text and done.folder.parts[:2] == ("runs", "fit")
-    assert done.report().is_file()
+    assert re.fullmatch(r"Sequential-fa-s0-[0-9a-f]{10}", done.folder.name)
+    page = done.report().read_text()
+    assert re.search(r"Sequential [0-9a-f]{6} on data [0-9a-f]{6}", page)
     loaded = load_run(done.folder, model=make())
     assert torch.equal(loaded.model(TEST[0]), done.model(TEST[0]))
     assert len(repr(loaded)) < 400
@@ -102,6 +105,45 @@ def test_a_run_that_diverges_is_a_result() -> None:
         done = fit(make, TRAIN, TEST, optimizer="sgd", lr=1e39, epochs=5, execution=QUIET)
     assert (done.accuracy, done.model) == (None, None)
     assert "diverged in epoch" in repr(done) and "a smaller lr may help" in repr(done)
+
+
+class Returns(nn.Module):
+    """A net that makes something of its scores."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.layer, self.make = nn.Linear(6, 2), make
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.make(self.layer(x), self.training)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda y, training: (y, y.sum()),
+            r"a tuple with tensors of shapes .*return self.net\(x\)\[0\]$",
+        ),
+        (lambda y, training: {"logits": y}, r"a dict .*return self.net\(x\)\['logits'\]$"),
+        (lambda y, training: y[:, None], r"of shape \(2, 1, 2\) .*return self.net\(x\)\[:, -1\]$"),
+        (lambda y, training: ((y[:, None],), y[None]), r"return self.net\(x\)\[0\]\[0\]\[:, -1\]$"),
+        (lambda y, training: y[0], r"a tensor of shape \(2,\) .* of your own that returns it$"),
+        (lambda y, training: y.round().long(), r"shape \(2, 2\) and torch.int64"),
+        (lambda y, training: y.detach(), "depend on no parameter"),
+    ],
+)
+@pytest.mark.parametrize("rule", ["bp", "dfa"])
+def test_what_a_net_must_return(make: Any, message: str, rule: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(Returns(make), TRAIN, TEST, rule=rule, epochs=1, execution=QUIET)
+    assert not Path("runs").exists()
+
+
+def test_auxiliary_outputs_in_training_mode_are_named() -> None:
+    net = Returns(lambda y, training: (y, y) if training else y)
+    with pytest.raises(ValueError, match=r"in training mode returned a tuple .*self.net\(x\)\[0\]"):
+        fit(net, TRAIN, TEST, epochs=1, execution=QUIET)
 
 
 @pytest.mark.parametrize(

@@ -593,7 +593,7 @@ def test_nets_a_learner_cannot_teach_are_refused_with_the_remedy() -> None:
             assert text in str(caught.value)
         if not isinstance(learner, EProp):
             for model, text in (
-                (net(leak=0.5), "it knows no leak; the cell has leak=0.5"),
+                (net(leak=0.5), "it has no leak; the cell has leak=0.5"),
                 (net(output="every"), "it learns from the last step"),
             ):
                 with pytest.raises(ValueError) as caught:

@@ -309,7 +309,7 @@ def test_what_it_cannot_teach_is_refused() -> None:
         ("ell", lambda: net("decolle"), "output='count'"),
         ("decolle", lambda: net("ell"), "output='membrane'"),
         ("fell", lambda: net("fell", reset="zero"), "reset='zero'"),
-        ("bell", with_other_neurons, "it teaches LIF neurons.*not OverTime"),
+        ("bell", with_other_neurons, "it trains LIF neurons.*not OverTime"),
         ("ell", lambda: net("ell"), "learners.attach"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -37,7 +37,8 @@ def test_the_table_lists_what_the_folder_defines():
             if own and not name.startswith("_") and not isinstance(value, type):
                 found[name] = value
     helpers = {
-        "build_external", "import_package", "initialise", "is_factory", "resnet", "try_shape",
+        "build_external", "check_scores", "import_package", "in_libraries", "initialise",
+        "is_factory", "resnet", "try_shape",
     }  # fmt: skip
     known = {**nets.NETS, **nets.TRANSFORMERS}
     assert {name: found[name] for name in found.keys() - helpers} == known

@@ -54,6 +54,13 @@ def test_a_torchvision_net_honours_its_classes(torchvision):
     assert torch.equal(model.conv1.weight, same.conv1.weight)
 
 
+def test_the_bare_name_of_a_foreign_net_gets_its_full_name(vision):
+    with pytest.raises(ValueError, match="did you mean 'torchvision:resnet18' or 'timm:resnet18'"):
+        nets.build("resnet18", **SMALL)
+    with pytest.raises(ValueError, match="did you mean 'timm:resnet10t'"):
+        nets.build("resnet10t", **SMALL)
+
+
 def test_a_timm_net_honours_channels_size_and_classes(vision):
     shape = {"in_shape": (1, 32, 32), "num_classes": 7}
     model = nets.build("timm:vit_tiny_patch16_224", **shape)

@@ -510,7 +510,7 @@ def test_an_output_whose_gradient_reaches_no_hidden_layer_is_warned_of_once() ->
 
 
 def test_lists_of_outputs_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"output=\[\] names no output"):
+    with pytest.raises(ValueError, match=r"output=\[\] is an empty list"):
         apical.convert(Two(), "dfa", output=[])
     with pytest.raises(ValueError, match="names an output twice"):
         apical.convert(Two(), "dfa", output=[0, 0])

@@ -165,7 +165,7 @@ def test_weights_of_torchvision_by_name(torchvision, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
-    with pytest.raises(ValueError, match=r"could not be had \(no route to host\).*give the file"):
+    with pytest.raises(ValueError, match=r"not be loaded \(no route to host\).*give the file"):
         starts.read("torchvision:resnet18")
 
 

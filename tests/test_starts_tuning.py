@@ -197,7 +197,7 @@ def test_learning_rates_by_layer_move_layers_by_so_much():
 def test_bad_rates_are_named():
     for rates, message in (
         ({"9.*": 1.0}, r"'9.\*'"),
-        ({"0.*": 1.0, "0.weight": 2.0}, "'0.weight' comes too late"),
+        ({"0.*": 1.0, "0.weight": 2.0}, "'0.weight' has no effect"),
         ({"0.*": -1.0}, "must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):

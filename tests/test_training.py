@@ -333,6 +333,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
         ({"data": "digts"}, "unknown data set 'digts'"),
         ({"rule": "faa"}, "unknown rule 'faa'"),
         ({"rule": {"fc*": "fa", "zz*": "bp"}}, "'zz\\*' matches no layer"),
+        ({"optimizer": "adagrad"}, "did you mean 'torch.optim:Adagrad'"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; did you mean 'sgd'"),
         ({"optimizer_options": {"momentm": 1}}, "did you mean 'momentum'"),
         ({"optimizer_options": {"momentum": -1}}, "Invalid momentum"),

@@ -18,18 +18,21 @@ LISTED = 60  # names up to which all are listed
 NEAR = 0.5  # likeness (difflib ratio) from which a name is suggested
 
 
-def unknown(kind: str, given: object, allowed: Iterable[str]) -> ValueError:
+def unknown(
+    kind: str, given: object, allowed: Iterable[str], *, first: Iterable[str] = ()
+) -> ValueError:
     """The error for a name that is not allowed; the caller raises it.
 
     Args: kind: what was looked up, singular ("rule", "net", "data set").
         given: what the user wrote.     allowed: every valid name.
+        first: names that are suggested before the near ones.
     Returns: a ValueError naming the given word, up to three near names, and all allowed ones
         (their number, where there are more than 60).
     >>> str(unknown("rule", "bpp", ["fa", "bp"]))
     "unknown rule 'bpp'; did you mean 'bp'? Allowed: bp, fa"
     """
     names = sorted(allowed)
-    near = " or ".join(repr(name) for name in _near(str(given), names))
+    near = " or ".join(repr(name) for name in [*first, *_near(str(given), names)][:3])
     hint = f"; did you mean {near}?" if near else "."
     listed = ", ".join(names) if names else "nothing (there are no names)"
     if len(names) > LISTED:
@@ -58,7 +61,7 @@ def from_path(path: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{what} {path!r}: no module {error.name!r} to import; is its package installed, or "
-            "does it lie in the current folder?"
+            "is it in the current folder?"
         ) from error
     except Exception as error:  # whatever the module's own code raises
         place = _raised_at(error, module_name)
@@ -125,7 +128,7 @@ PLAIN = {
     float: "a finite number",
     int: "a whole number",
     str: "a text",
-    types.NoneType: "null",
+    types.NoneType: "None",
 }
 
 

@@ -147,7 +147,7 @@ class APGD(Attack):
 
 @dataclass
 class _State:
-    """What one run knows of each example; every field has the examples on axis 0."""
+    """The state of one run for each example; every field has the examples on axis 0."""
 
     row: Tensor
     x: Tensor

@@ -79,7 +79,7 @@ class Audit:
         repeat: mean cosine between two answers to the same question.
         misleading: whether a step along the gradient does not raise the loss often enough; a
             gradient may be "masked" without it, when it points up the loss but elsewhere.
-        passed: whether nothing that was measured speaks against the gradient.
+        passed: whether no measurement contradicts the gradient.
     """
 
     verdict: Word
@@ -124,7 +124,7 @@ def audit(
     Args:
         gradient: the source to examine; "own" is what `loss.backward()` delivers.
         loss: of which; None stands for "dlr", with two classes "margin". Cross entropy would
-            saturate with the scores; its zeros are counted beside.
+            saturate with the scores; its zeros are counted separately.
         directions: random ones for the comparison with finite differences, ten forward passes
             each, at least 1. seed: of these.
 

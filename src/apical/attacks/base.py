@@ -58,7 +58,7 @@ class Attack(abc.ABC):
 
     @property
     def label(self) -> str:
-        """How tables tell it from the same attack with other settings; the radius stands beside."""
+        """How tables name it and its settings; the radius has a column of its own."""
         return self.name
 
     @property
@@ -137,7 +137,7 @@ class Attack(abc.ABC):
                     f"{self.name} is a black box and would ignore gradient={str(chosen)!r};"
                     " leave it out"
                 )
-            raise ValueError(f"{self.name} follows a gradient; gradient='none' gives it none")
+            raise ValueError(f"{self.name} follows a gradient; gradient='none' provides none")
         return chosen
 
     def passes(self, classes: int) -> int:

@@ -1,4 +1,4 @@
-"""What an attack can be given wrongly, said before anything is computed."""
+"""Wrong arguments of attacks, refused before anything is computed."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def check_repeats(model: nn.Module, x: Tensor, *, random_allowed: bool) -> int:
     """The number of classes.
 
     Raises: ValueError if two forward passes differ by more than rounding, unless chance is meant to
-        be part of it; or if an example's scores depend on the examples beside it.
+        be part of it; or if an example's scores depend on the other examples of the batch.
     """
     with torch.no_grad():
         parts = x.split(BATCH)
@@ -120,9 +120,9 @@ def check_repeats(model: nn.Module, x: Tensor, *, random_allowed: bool) -> int:
         room = tolerance(model, x)
         if any(differ(a, model(part), room) for a, part in zip(scores, parts, strict=True)):
             raise ValueError(
-                "two forward passes of the model on the same inputs differ, so one gradient says"
-                " little; average over its chance: attacks.EOT(attack, samples=...) around an"
-                " attack, robust_report(..., samples=...) for a report"
+                "two forward passes of the model on the same inputs differ, so a single"
+                " gradient is unreliable; average over several passes: attacks.EOT(attack,"
+                " samples=...) around an attack, robust_report(..., samples=...) for a report"
             )
         few = -(-len(parts[0]) // 2)
         if few < len(parts[0]) and differ(scores[0][:few], model(parts[0][:few]), room):

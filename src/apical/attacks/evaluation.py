@@ -143,7 +143,7 @@ def robust_report(
         surrogates: name -> other model with the same classes, to transfer from; a net trained by
             backprop from the same start is the strongest.
         extra: from a radius to further attacks, run on what is left.
-        protocol: attacks of an earlier study ("linf" only), run beside.
+        protocol: attacks of an earlier study ("linf" only), run in addition.
         samples: forward passes whose mean scores count, for models with random scores: attacks
             follow the mean, and the mean is judged; at least 1.
         batch_size: examples attacked together, at least 1.

@@ -46,7 +46,7 @@ def source(name: str | Source) -> Source:
     if kind == "rule":
         if not detail:
             raise ValueError("gradient 'rule' needs the rule's name, for example 'rule:fa'")
-        str(RuleGradient(detail))  # an unknown rule is said now, not when the source opens
+        str(RuleGradient(detail))  # an unknown rule raises now, not when the source opens
         return RuleGradient(detail)
     if not detail:
         return SOURCES[kind]()

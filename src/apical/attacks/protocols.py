@@ -1,4 +1,4 @@
-"""Attacks of earlier studies at their settings, to set their numbers beside the worst case."""
+"""Attacks of earlier studies at their settings, to compare their numbers with the worst case."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the steps depend on beside the radius."""
+    """What the steps depend on in addition to the radius."""
 
     norm: Threat
     bounds: tuple[float, float]
@@ -166,7 +166,7 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
     if s.effort.boundary_steps:
         boundary = FAB(eps, s.effort.boundary_steps, **common)
         yield _begun(eps, boundary, "steps", FIRST_BOUNDARY_STEPS, Exact(), "exact")
-    # After all that follows the exact gradient: what they break beside is a sign that it misleads.
+    # After all that follows the exact gradient: breaking more is a sign that it is masked.
     for name, other in s.surrogates.items():
         transferred = PGD(eps, s.effort.steps, stop_when_broken=s.stop, **common)
         yield Step(Transfer(transferred, other), From(other, name), "transfer", eps)

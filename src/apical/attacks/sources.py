@@ -61,7 +61,7 @@ class Oracle:
     def ask(self, x: Tensor, y: Tensor, loss: Loss) -> Answer:
         """Gradient of each example's loss in its input. Shapes: x (N, ...), y (N,)."""
         if self.answer is None:
-            raise ValueError("this attack follows a gradient; source 'none' gives none")
+            raise ValueError("this attack follows a gradient; source 'none' provides none")
         self.passes += len(x)
         return self.answer(x.detach(), y, loss)
 
@@ -149,8 +149,8 @@ class OwnAveraged(Source):
 class RuleGradient(Source):
     """The backward pass of any rule put on these weights; the model keeps its own.
 
-    If the gradient of a rule makes weights that never knew it look robust, the robustness is the
-    attacker's gradient's.
+    If weights that were not trained by a rule look robust under its gradient, the apparent
+    robustness comes from the gradient.
 
     Args: rule: a rule or its name. seed: of its feedback.
     """
@@ -199,7 +199,7 @@ class From(Source):
 
 @dataclass(frozen=True)
 class FiniteDifference(Source):
-    """Central differences of the loss: a referee that knows nothing of backward passes.
+    """Central differences of the loss: independent of any backward pass.
 
     Args: directions: 0 takes every input value in turn (exact up to the step, 2 forward passes a
         value: small inputs only); above 0 that many random Gaussian directions, whose sum tends to

@@ -169,7 +169,7 @@ class _Search:
         return (x + unit(change, "l2") * self.attack.eps).clamp(*self.attack.bounds)
 
     def _bumps(self, side: int) -> Tensor:
-        """Two bumps of opposite sign, one above or beside the other, of length 1 together."""
+        """Two bumps of opposite sign, one above or next to the other, of length 1 together."""
         half = side // 2
         shape = torch.cat([_bump(half, side), -_bump(side - half, side)])
         shape = shape / shape.square().sum().sqrt()

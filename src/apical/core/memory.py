@@ -12,7 +12,7 @@ from apical.rules.base import BroadcastRule, Rule, TransportRule
 from apical.rules.ops import Geometry
 
 FLOOR = 2**30
-"""Bytes of feedback that are never refused for their size beside the weights."""
+"""Bytes of feedback that are never refused for their size relative to the weights."""
 
 TIMES = 4
 """Feedback may be so many times as large as the weights."""

@@ -22,7 +22,7 @@ def names(key: OutputKey) -> list[Name | None]:
         return [key]
     listed: list[Name | None] = list(key)
     if not listed:
-        raise ValueError(f"output={key!r} names no output; give at least one, or None")
+        raise ValueError(f"output={key!r} is an empty list; name at least one output, or give None")
     if len(set(listed)) < len(listed):
         raise ValueError(f"output={key!r} names an output twice")
     return listed
@@ -49,7 +49,7 @@ def find(output: Any, key: Name | None) -> Tensor:
             " that broadcasts the error needs a tensor, a mapping, a tuple or a dataclass"
         )
     scalars = [name for name, part in parts.items() if part.dim() == 0 and part.requires_grad]
-    # beside a named output another scalar may be a temperature; a gradient to it is warned of
+    # next to a named output another scalar may be a temperature; a gradient to it is warned of
     losses = [name for name in scalars if key is None or name == 0 or "loss" in str(name).lower()]
     if losses:
         raise ValueError(
@@ -143,7 +143,9 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
             f" are class numbers {(samples, *positions)}, or numbers of the output's own shape"
         )
     classes = error_shape[0]
-    known = labels.numel() > 0 and not torch.compiler.is_compiling()  # a graph knows no values
+    known = (
+        labels.numel() > 0 and not torch.compiler.is_compiling()
+    )  # values are not available in a graph
     if known and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}; the output"

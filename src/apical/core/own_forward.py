@@ -83,8 +83,8 @@ class Uses:
         ):
             name = getattr(function, "__name__", str(function))
             raise ValueError(
-                f"{self._product.layer}: its forward uses a weight in {name!r}, through which no"
-                " feedback can go; say what it computes: apical.adapters.register(...,"
+                f"{self._product.layer}: its forward uses a weight in {name!r}, to which no"
+                " rule can be applied; declare what it computes: apical.adapters.register(...,"
                 " forward=...), or keep the layer's exact gradient"
             )
         return result  # its shape, its dtype
@@ -95,8 +95,8 @@ class Uses:
             raise ValueError(
                 f"{self._product.layer}: its forward called no product with"
                 f" {', '.join(key or 'its weight' for key in sorted(self._unused))}, so no rule can"
-                " act; say what it computes: apical.adapters.register(..., forward=...), or keep"
-                " the layer's exact gradient"
+                " be applied; declare what it computes: apical.adapters.register(...,"
+                " forward=...), or keep the layer's exact gradient"
             )
 
 

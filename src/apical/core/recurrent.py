@@ -1,7 +1,7 @@
 """Recurrent layers, their weights used as at each step: feedback for the input's weight and for
 that of the state.
 
-The plain layers compute all steps in one operation, whose backward pass knows one weight alone.
+The plain layers compute all steps in one operation, whose backward pass takes a single weight.
 Here the input's product is formed for all steps at once, the state's step by step.
 """
 

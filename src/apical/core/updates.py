@@ -2,8 +2,8 @@
 
 Torch optimizers announce their steps by a hook, which is registered with the first layer whose
 rule acts after updates; fused optimizers, which leave a tensor's version counter alone, call it
-too. Whoever updates weights by hand calls `apical.learn(model)`. An optimizer under which feedback
-does not learn as its rule says is warned of once.
+too. Code that updates weights without an optimizer calls `apical.learn(model)`. An optimizer under
+which feedback does not learn as its rule says is warned of once.
 """
 
 from __future__ import annotations

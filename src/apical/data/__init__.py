@@ -21,6 +21,7 @@ from apical.data.mnist import load_fashion_mnist, load_mnist
 from apical.data.own import from_splits, load_own
 from apical.data.own_splits import TensorSplit
 from apical.data.parts import load_cifar10_first5, load_cifar10_unseen
+from apical.data.places import roots
 from apical.data.saccades import load_event_mnist
 from apical.names import unknown
 
@@ -62,6 +63,7 @@ def load(
     """
     if size is not None and size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")
+    roots(root)  # a folder that was named must exist, whether or not these data need it
     if name.startswith("folder:"):
         return load_folder(name.removeprefix("folder:"), size=size)
     if name in DATA:

@@ -95,7 +95,7 @@ class ImageData:
     """A data set: what trains, what is read once at the end, and how to normalise both.
 
     mean, std: per channel, of pixels on the scale [0, 1].
-    note: what must stand beside a number measured on it, e.g. "JPEG re-compressed"; "" = nothing.
+    note: what must be stated with a number measured on it, e.g. "JPEG re-compressed"; "" = nothing.
     source: where it was read from.
     loader: settings of an experiment (batch_size, shuffle, drop_last) that a loader it came from
         names, and that an experiment must share.

@@ -63,7 +63,7 @@ def from_splits(train: Any, test: Any, *, name: str | None = None) -> ImageData:
 
     - ``(inputs, labels)``: tensors or NumPy arrays, held in memory;
     - a ``Dataset`` of (input, label), read item by item in every epoch: its random transforms act
-      anew, seeded by the order of the epoch, so that a resumed run sees the same;
+      again, seeded by the order of the epoch, so that a resumed run sees the same;
     - a ``DataLoader``: its dataset and ``collate_fn``; its batch size, order and ``drop_last`` must
       be those of the experiment (see ``ImageData.loader``);
     - another iterable of batches (inputs, labels): read once into memory.

@@ -57,7 +57,7 @@ class TensorSplit:
 
 @dataclass(frozen=True, eq=False)
 class DatasetSplit:
-    """Items of a ``torch.utils.data.Dataset``, read anew in every epoch.
+    """Items of a ``torch.utils.data.Dataset``, read again in every epoch.
 
     Args: indices: of the items, in their order.     labels: int64, of those items.
         shape: of one input.     collate: from a list of items to (inputs, labels).

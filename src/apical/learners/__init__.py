@@ -115,7 +115,7 @@ def from_dict(form: Mapping[str, Any]) -> Learner:
         raise ValueError(f"a learner in dictionary form needs the key 'learner'; got {options!r}")
     name = options.pop("learner")
     if isinstance(name, Mapping):
-        raise ValueError(f"learner: its name is {dict(name)!r}, a mapping in a mapping; give one")
+        raise ValueError(f"learner: the key 'learner' holds a mapping, {dict(name)!r}; give a name")
     return build(name, **options)
 
 

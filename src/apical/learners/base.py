@@ -86,11 +86,11 @@ class Learner(abc.ABC):
 
     @abc.abstractmethod
     def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
-        """Add to `.grad` what this batch teaches; parameters it does not teach are left alone.
+        """Add the gradients of this batch to `.grad`; parameters it does not train are left alone.
 
         Args: batch: inputs and targets.
         Returns: the loss, a number without a graph; and what was seen.
-        Raises: ValueError for a net this learner cannot teach, with the remedy.
+        Raises: ValueError for a net this learner cannot train, with the remedy.
         """
 
     def stepwise(
@@ -111,7 +111,7 @@ class Learner(abc.ABC):
         Args: tensors: what stands for the parameters of the model, by their names.
         Raises: ValueError for a learner that has no such form.
         """
-        raise self.error("it teaches one net at a time; train the nets one by one")
+        raise self.error("it trains one net at a time; train the nets one by one")
 
     def create(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         """What the learner remembers for this net: name -> tensor on the CPU, in float64.
@@ -136,7 +136,7 @@ class Learner(abc.ABC):
 
 
 def check_reduction(learner: Any) -> None:
-    """Whether sum or mean over units was stated; between them lies a factor of thousands.
+    """Whether sum or mean over units was stated; they differ by a factor of thousands.
 
     Raises: ValueError with what each of them means.
     """

@@ -18,7 +18,7 @@ def alignment(model: nn.Module, learner: Learner, batch: Batch) -> dict[str, dic
     Works on copies: the model, its `.grad` and its random numbers stay as they are.
 
     Returns: parameter -> {"angle_deg": 0 to 180, 0 is backprop; "norm_ratio": |learner's| /
-        |exact|}; only parameters that both teach, without entries where a norm is zero.
+        |exact|}; only parameters that both train, without entries where a norm is zero.
     """
     ours = _gradients(model, learner, batch)
     exact = _gradients(model, Backprop(loss=learner.loss, through="exact"), batch)

@@ -70,7 +70,7 @@ class EProp(SimpleLearner):
             matrix = net.memory.get_buffer("matrix")
         run = unroll(net, x)
         scores = run.scores.transpose(0, 1) if net.every else run.scores
-        loss = self.objective.value(scores, y)  # it knows what is wrong with the targets
+        loss = self.objective.value(scores, y)  # raises for targets that do not fit
         error = self.objective.error(scores, y)
         error /= error[..., 0].numel()
         error_TNO = error.transpose(0, 1) if net.every else error[None]

@@ -44,7 +44,8 @@ class LocalClassifiers(Learner):
     membrane carries errors through time in "bell" alone. Under "fell" and "decolle" nothing resets
     to zero, which would cut traces.
 
-    `gradients` adds up what all steps teach one set of weights; `stepwise` updates in between.
+    `gradients` adds up the gradients of all steps for one set of weights; `stepwise` updates after
+    each step.
 
     Args:
         form: as in the table.
@@ -119,11 +120,11 @@ class LocalClassifiers(Learner):
         return (F.smooth_l1_loss if self.form == "decolle" else F.mse_loss)(out, target)
 
     def _target(self, y: Tensor, x: Tensor, classes: int) -> Tensor:
-        self.objective.value(x.new_zeros(len(x), classes), y)  # it knows what is wrong with them
+        self.objective.value(x.new_zeros(len(x), classes), y)  # raises for labels that do not fit
         return y if self.loss == "squared_error" else F.one_hot(y, classes).to(x.dtype)
 
     def _places(self, model: nn.Module) -> list[_Place]:
-        """The hidden layers with their classifiers, anew for each batch."""
+        """The hidden layers with their classifiers, new for each batch."""
         *hidden, (_, last) = self._synapses(model)
         fire, reach = neurons(model), REACH[self.form]
         remembers = len(hidden) > 1 or self.feedback == "concordant"
@@ -144,7 +145,7 @@ class LocalClassifiers(Learner):
     def _synapses(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
         """Name and module of the dense layers, in order.
 
-        Raises: ValueError for a net that this form cannot teach.
+        Raises: ValueError for a net that this form cannot train.
         """
         found, fire = synapses(model, self), neurons(model)
         fixed = self.form == "decolle"
@@ -159,7 +160,7 @@ class LocalClassifiers(Learner):
                 fixed and isinstance(layer.cell, DoubleExponential)
             ):
                 raise self.error(
-                    f"it teaches LIF neurons, and form='decolle' DoubleExponential; not {layer}"
+                    f"it trains LIF neurons, and form='decolle' DoubleExponential; not {layer}"
                 )
             if REACH[self.form] == "traces" and getattr(layer, "reset", None) == "zero":
                 raise self.error(

@@ -68,7 +68,7 @@ class LRAE(Learner):
             below.append(z)
             sums.append(layer(z))
             z = activation(sums[-1])
-        loss = self.objective.value(z, y)  # it knows what is wrong with the targets
+        loss = self.objective.value(z, y)  # raises for targets that do not fit
         e = self.objective.error(z, y)
         found: dict[Tensor, Tensor | None] = {}
         for place in reversed(range(len(chain))):
@@ -108,7 +108,7 @@ class LRAE(Learner):
             and all(type(each) in ACTIVATIONS for each in activations)
         ):
             raise self.error(
-                "it teaches a Sequential of Linear layers with Tanh, Sigmoid, ReLU or Identity "
+                "it trains a Sequential of Linear layers with Tanh, Sigmoid, ReLU or Identity "
                 f"between them, as nets.build('mlp', ...) is; not {type(model).__name__}"
             )
         return list(zip(layers, activations, strict=True))

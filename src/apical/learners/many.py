@@ -49,14 +49,14 @@ class Many(nn.Module):
         return vmap(lambda tensors, own: functional_call(model, tensors, (own,)))(self.tensors(), x)
 
     def gradients(self, learner: Learner, batch: Batch) -> Tensor:
-        """Add to `.grad` what a batch for every net teaches; the loss of each, (S,).
+        """Add the gradients of a batch for every net to `.grad`; the loss of each, (S,).
 
         Args: batch: inputs (S, N, ...) and targets (S, N, ...).
         Raises: ValueError for a learner that has tensors of its own.
         """
         model = self._template[0]
         if learner.create(model, torch.Generator()):
-            raise learner.error("it has tensors of its own, and teaches one net at a time")
+            raise learner.error("it has tensors of its own, and trains one net at a time")
 
         def teach(own: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return learner.pure(model, own, (x, y))

@@ -50,7 +50,7 @@ class ReadOut(Learner):
         self, model: nn.Module, scores: Tensor, steps: list[Step], y: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, gradient of the weight and of the bias."""
-        loss = self.objective.value(scores, y)  # it knows what is wrong with the targets
+        loss = self.objective.value(scores, y)  # raises for targets that do not fit
         last = model.output == "last"
         read = [steps[-1].hidden] if last else [step.hidden for step in steps]
         error = self.objective.error(scores, y).flatten(0, -2)

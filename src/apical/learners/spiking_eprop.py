@@ -1,4 +1,4 @@
-"""e-prop in spiking nets: an error for the whole trial meets traces of what each synapse did."""
+"""e-prop in spiking nets: the error of the whole trial times eligibility traces of the synapses."""
 
 from __future__ import annotations
 

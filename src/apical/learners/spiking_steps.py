@@ -131,7 +131,7 @@ def synapses(model: nn.Module, learner: Learner) -> list[tuple[str, nn.Linear]]:
     found = [(n, m) for n, m in named if isinstance(m, nn.Linear)]
     if len(found) < 2 or any(isinstance(m, nn.Conv2d) for _, m in named):
         raise learner.error(
-            f"this {type(model).__name__} is no spiking_mlp: it teaches dense hidden layers"
+            f"this {type(model).__name__} is no spiking_mlp: it trains dense hidden layers"
         )
     return found
 

@@ -73,13 +73,13 @@ class TargetLearner(SimpleLearner):
 
     @abc.abstractmethod
     def weights(self, net: SimpleNet, run: Run, pairs: Pairs) -> Gradients:
-        """Gradients of the parameters, from what meets at each weight (see `taught_by`)."""
+        """Gradients of the parameters, from the signals at each weight (see `taught_by`)."""
 
     def teach(self, net: SimpleNet, x: Tensor, y: Tensor) -> tuple[Tensor, Gradients, Info]:
         if net.every:
             raise self.error("it learns from the last step; the net is read out at every one")
         run = unroll(net, x)
-        loss = self.objective.value(run.scores, y)  # it knows what is wrong with the targets
+        loss = self.objective.value(run.scores, y)  # raises for targets that do not fit
         error = self.objective.error(run.scores, y)
         target = self.last_target(net, run, error, y)
         targets, signals = [], []

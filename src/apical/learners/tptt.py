@@ -27,7 +27,7 @@ class TPTT(TargetLearner):
 
     Args:
         gamma: size (> 0) of the step to the last target.
-        noise: standard deviation (>= 0) of what G should undo beside.
+        noise: standard deviation (>= 0) of the noise that G should also undo.
         inputs: the input weight learns by the "targets" too, or by "backprop" through time.
     Raises: ValueError for a reduction that is not stated, a value out of range.
     Source: Manchev, Spratling 2020, equations only; G has the input weight of the net.
@@ -86,7 +86,7 @@ class TPTT(TargetLearner):
         return gradients | self._inverse_gradients(net, run)
 
     def _inverse_gradients(self, net: SimpleNet, run: Run) -> Gradients:
-        """What the pairs (F(x, z + noise), z) of all steps teach V and c."""
+        """Gradients of V and c from the pairs (F(x, z + noise), z) of all steps."""
         memory, before = self._memory(net), run.before_TNH
         drive, noisy = torch.stack(run.drive), before
         if self.noise:

@@ -90,7 +90,7 @@ def simple_net(
             "call apical.revert(model), or use learner Backprop"
         )
     if cell.leak and not leak:
-        raise learner.error(f"it knows no leak; the cell has leak={cell.leak}")
+        raise learner.error(f"it has no leak; the cell has leak={cell.leak}")
     if tensors is not None:
         w_in, b_in, w_rec, w_out, b_out = (tensors[name] for name in PARAMETERS)
     else:

@@ -1,4 +1,4 @@
-"""Nets by name. They know no rule; they take normalised float images (N, C, H, W).
+"""Nets by name. Plain modules without a rule; they take normalised float images (N, C, H, W).
 
 Recurrent nets take sequences (N, T, inputs) and are put together from a cell: see `Recurrent`.
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from apical.names import unknown
 from apical.nets.efficientnet_lite import efficientnet_lite0
-from apical.nets.external import build_external
+from apical.nets.external import build_external, in_libraries
 from apical.nets.initial import LAWS, initialise
 from apical.nets.lenet import lenet
 from apical.nets.mlp import mlp
@@ -142,7 +142,7 @@ def build_transformer(
 def _own(name: str, options: dict[str, object]) -> Callable[..., nn.Module]:
     if name not in NETS:
         sources = ("torchvision:NAME", "timm:NAME", "package.module:callable")
-        raise unknown("net", name, [*NETS, *sources])
+        raise unknown("net", name, [*NETS, *sources], first=in_libraries(name))
     allowed = set(inspect.signature(NETS[name]).parameters) - {"in_shape", "num_classes"}
     for option in options:
         if option not in allowed:

@@ -1,5 +1,7 @@
 """Nets of other packages: `torchvision:NAME`, `timm:NAME`, `package.module:callable`."""
 
+import contextlib
+import copy
 import functools
 import importlib
 import inspect
@@ -63,6 +65,19 @@ def _timm(wanted: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dic
     return create, known
 
 
+def in_libraries(name: str) -> list[str]:
+    """The full names under which the installed net libraries offer a net."""
+    found = []
+    for package, offers in (
+        ("torchvision", lambda library: library.models.list_models(module=library.models)),
+        ("timm", lambda library: library.list_models()),
+    ):
+        with contextlib.suppress(ValueError):  # not installed, or broken
+            if name in offers(import_package(package)):
+                found.append(f"{package}:{name}")
+    return found
+
+
 def _callable(name: str, in_shape: Shape, num_classes: int) -> tuple[Callable, dict]:
     factory = from_path(name, "net")
     if not is_factory(factory):
@@ -106,14 +121,18 @@ def import_package(package: str) -> ModuleType:
         ) from error
 
 
-@torch.no_grad()
-def try_shape(name: str, model: nn.Module, in_shape: Shape, num_classes: int) -> None:
-    """Run a model on two blank inputs, and leave it as it was.
+@torch.enable_grad()
+def try_shape(
+    name: str, model: nn.Module, in_shape: Shape, num_classes: int, *, training: bool = False
+) -> object:
+    """Run a model on two blank inputs, in eval mode, and leave it as it was.
 
+    Args: training: run it in training mode, which may change its buffers.
+    Returns: what it returned.
     Raises: ValueError if it cannot take them, or no output has one number for each class.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
     tensor = next(model.parameters(), torch.zeros(()))
     blank = torch.zeros(2, *in_shape, dtype=tensor.dtype, device=tensor.device)
     try:
@@ -121,22 +140,64 @@ def try_shape(name: str, model: nn.Module, in_shape: Shape, num_classes: int) ->
     except Exception as error:
         raise ValueError(f"net {name!r} cannot take inputs {tuple(in_shape)}: {error}") from error
     finally:
-        for module, flag in training.items():
-            module.training = flag
-    shapes = [tuple(t.shape) for t in _tensors(output)]
+        for module, mode in modes.items():
+            module.training = mode
+    shapes = [tuple(tensor.shape) for _, tensor in _paths(output)]
     if not any(shape and shape[-1] == num_classes for shape in shapes):
         raise ValueError(
             f"net {name!r} gave outputs of shape {shapes}, not {num_classes} classes, for 2 "
             "inputs: it must have one output for each class (give the option by which it sets them)"
         )
+    return output
 
 
-def _tensors(output: object) -> Iterator[torch.Tensor]:
+def check_scores(name: str, model: nn.Module, in_shape: Shape, num_classes: int) -> None:
+    """Check that a model returns what training needs, in both modes: one floating-point tensor of
+    shape (N, num_classes) that depends on a parameter.
+
+    Raises: ValueError with what came out, and the line that takes the scores out of it where they
+        are found.
+    """
+    for training in (False, True):
+        twin = copy.deepcopy(model)
+        output = try_shape(name, twin, in_shape, num_classes, training=training)
+        _check_scores(f"net {name!r}" + " in training mode" * training, output, (2, num_classes))
+
+
+def _check_scores(name: str, output: object, wanted: Shape) -> None:
     if isinstance(output, torch.Tensor):
-        yield output
+        if output.shape == wanted and output.is_floating_point():
+            if not output.requires_grad:
+                raise ValueError(
+                    f"{name} returned scores that depend on no parameter that learns: look for "
+                    "detach(), no_grad() or requires_grad=False in it"
+                )
+            return
+        returned = f"a tensor of shape {tuple(output.shape)} and {output.dtype}"
+    else:
+        shapes = [tuple(tensor.shape) for _, tensor in _paths(output)]
+        returned = f"a {type(output).__name__} with tensors of shapes {shapes}"
+    text = (
+        f"{name} returned {returned} for 2 inputs: training needs one floating-point tensor of "
+        f"shape {wanted}, the scores of the classes. Wrap the net in a module of your own that "
+        "returns it"
+    )
+    parts = [(path, t) for path, t in _paths(output) if t.is_floating_point()]
+    # the scores themselves, else of a sequence those of its last step
+    lines = [path for path, t in parts if t.shape == wanted]
+    lines += [f"{path}[:, -1]" for path, t in parts if t.dim() == 3 and t.shape[::2] == wanted]
+    if lines:
+        text += f", as: def forward(self, x): return {lines[0]}"
+    raise ValueError(text)
+
+
+def _paths(output: object, path: str = "self.net(x)") -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor in an output, after the expression that gives it."""
+    if isinstance(output, torch.Tensor):
+        yield path, output
     elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
+        for key, value in output.items():
+            yield from _paths(value, f"{path}[{key!r}]")
     elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from _tensors(value)
+        for place, value in enumerate(output):
+            yield from _paths(value, f"{path}[{place}]")

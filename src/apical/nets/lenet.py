@@ -39,7 +39,7 @@ def lenet(
 def _form_of(channels: int) -> Literal["mnist", "cifar"]:
     if channels not in (1, 3):
         raise ValueError(
-            f"lenet: form='auto' knows 1 or 3 channels, not {channels}; "
+            f"lenet: form='auto' takes 1 or 3 channels, not {channels}; "
             "say form='mnist' or form='cifar'"
         )
     return "mnist" if channels == 1 else "cifar"

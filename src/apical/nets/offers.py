@@ -1,6 +1,6 @@
 """What a net may offer besides scores: a loss of its own, and a look at every step.
 
-Whoever trains or measures asks for the offer, never for the class of a net.
+Code that trains or measures checks for the offer, never for the class of a net.
 """
 
 from __future__ import annotations

@@ -85,25 +85,25 @@ def _stage(channels_in: int, channels: int, blocks: int) -> nn.Sequential:
 
 
 def resnet20(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """`resnet` of depth 20."""
+    """ResNet-20 for small images, as `resnet` of depth 20."""
     return resnet(depth=20, in_shape=in_shape, num_classes=num_classes)
 
 
 def resnet32(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """`resnet` of depth 32."""
+    """ResNet-32 for small images, as `resnet` of depth 32."""
     return resnet(depth=32, in_shape=in_shape, num_classes=num_classes)
 
 
 def resnet44(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """`resnet` of depth 44."""
+    """ResNet-44 for small images, as `resnet` of depth 44."""
     return resnet(depth=44, in_shape=in_shape, num_classes=num_classes)
 
 
 def resnet56(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """`resnet` of depth 56."""
+    """ResNet-56 for small images, as `resnet` of depth 56."""
     return resnet(depth=56, in_shape=in_shape, num_classes=num_classes)
 
 
 def resnet110(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """`resnet` of depth 110."""
+    """ResNet-110 for small images, as `resnet` of depth 110."""
     return resnet(depth=110, in_shape=in_shape, num_classes=num_classes)

@@ -116,7 +116,7 @@ class DPN(CentreLoss):
 
     The centres are random, different, and balanced: half of the bits are +1.
 
-    Args: margin: m. Above 1 it never rests, since |u| < 1.
+    Args: margin: m. Above 1 it never vanishes, since |u| < 1.
     Raises: ValueError when used with an odd number of bits, or with more classes than there are
         balanced codes.
     Source: Fan, Ng, Ju, Zhang, Liu, Chan, Yang 2020.

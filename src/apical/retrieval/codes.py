@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ConstantBitWarning(UserWarning):
-    """A bit is the same in every code of a database, so it tells nothing apart."""
+    """A bit is the same in every code of a database, so it distinguishes nothing."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ class HashLoss(abc.ABC):
         return type(self).__name__
 
     def check(self, bits: int, classes: int) -> None:
-        """Raises: ValueError if codes of so many bits cannot tell so many classes apart."""
+        """Raises: ValueError if codes of so many bits are too few for so many classes."""
         if bits < 1 or classes < 1:
             raise ValueError(f"{self.name}: bits={bits} and classes={classes} are at least 1")
         if bits < 63 and classes > 2**bits:
@@ -61,7 +61,7 @@ class HashLoss(abc.ABC):
 
 @dataclass(frozen=True)
 class PairLoss(HashLoss):
-    """A loss that draws alike examples together and others apart.
+    """A loss that pulls examples of one class together and pushes others apart.
 
     Args of every loss on pairs:
         pair_weight: "none" counts every pair alike. Of C equally frequent classes only one pair

@@ -146,7 +146,7 @@ def from_dict(form: Mapping[str, Any]) -> Rule:
         raise ValueError(f"a rule in dictionary form needs the key 'rule'; got {dict(form)!r}")
     name = options.pop("rule")
     if isinstance(name, Mapping):
-        raise ValueError(f"rule: its name is {dict(name)!r}, a mapping in a mapping; give one")
+        raise ValueError(f"rule: the key 'rule' holds a mapping, {dict(name)!r}; give a name")
     return build(name, **options)
 
 

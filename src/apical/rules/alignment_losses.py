@@ -26,7 +26,7 @@ _NAMES: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class AlignmentLoss(TransportRule):
-    """B is a parameter whose gradient is that of a layer-local loss R; W never sees R.
+    """Alignment loss: B is a parameter trained by a loss R of its layer; W is not.
 
         R = decay D - amp A + null |B^T W x|^2
 
@@ -37,9 +37,9 @@ class AlignmentLoss(TransportRule):
         "information"   |W|^2 + |B|^2   <Wx, Bx>
 
     With amp = 2 decay the first is decay |W - B|^2, the second decay |Wx - Bx|^2. x is what the
-    layer read in the forward pass, and B^T W x lies at the layer's input. Everything of x is a mean
-    over samples and, by default, over positions, where the source's code sums: with many positions
-    its A and null weigh so many times more beside decay. The
+    layer read in the forward pass, and B^T W x lies at the layer's input. Terms of x are a mean
+    over samples and, by default, over positions. The source's code sums over positions, so that its
+    A and null have as many times more weight relative to decay as there are positions. The
     optimizer trains B with the learning rate of its group: convert first, then build it.
 
     The gradient does not depend on the loss of the model: multiplying that loss does not multiply

@@ -13,7 +13,7 @@ from apical.rules.base import Needs, TransportRule
 
 @dataclass(frozen=True)
 class BP(TransportRule):
-    """Backpropagation: the layer below receives `op^T(gradient, W)`.
+    """Backpropagation: the layer below receives the exact gradient `op^T(gradient, W)`.
 
     A layer under `BP()` is left as it is; with `constrain_weights` it is converted, so that its
     weight keeps its norm. Source: Rumelhart, Hinton, Williams 1986.

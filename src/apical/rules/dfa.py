@@ -17,7 +17,7 @@ from apical.rules.spatial import spread
 
 @dataclass(frozen=True)
 class DFA(BroadcastRule):
-    """Direct feedback alignment: the layer's input receives `e B`, whatever lies above it.
+    """Direct feedback alignment: the layer's input receives `e B`, B random and fixed.
 
     The signal enters where the layer takes its input: after the activation, norm and pooling
     below it, whose derivatives stay exact. Skip connections carry their own gradient past it.

@@ -218,7 +218,7 @@ class DirectLowDimensional(_Learning):
             subspace rule; "fixed" leaves it as drawn.
         rate: of Oja's rule, in (0, 1], per update; the second moment is divided by its trace.
 
-    Raises: ValueError for a value out of range, the layout "kernel", a rate beside "fixed", and
+    Raises: ValueError for a value out of range, the layout "kernel", a rate with "fixed", and
         at the first forward pass for a rank above the number of outputs.
     Source: Hanut, Kadmon 2025 (arXiv 2502.20580), the direct form; Oja's rule as in
         `LowDimensional`.

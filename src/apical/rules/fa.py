@@ -13,7 +13,7 @@ from apical.rules.base import Law, Needs, Scale, TransportRule, drawn, with_norm
 
 @dataclass(frozen=True)
 class FA(TransportRule):
-    """Feedback alignment: B is drawn once and never changes.
+    """Feedback alignment: B is random and never changes.
 
     Args:
         init: the law of B, the one BioTorch draws W from: "xavier" U(-a, a) with

@@ -13,7 +13,9 @@ from apical.rules.base import Needs, TransportRule
 
 @dataclass(frozen=True)
 class Frozen(TransportRule):
-    """Nothing is sent to the layer below, as if the input of the layer were detached.
+    """Control: hidden layers receive no error and keep their initial weights.
+
+    The layer sends nothing to the layer below, as if its input were detached.
 
     Under `convert(model, "frozen")` the output layer learns by its exact gradient, and everything
     below it keeps its initial value: weights, biases, the affine parameters of norm layers,

@@ -26,9 +26,9 @@ NORMALISING = (
 
 @dataclass(frozen=True)
 class KolenPollack(Follower):
-    """B is a parameter with the gradient of W, trained by the same optimizer.
+    """Kolen-Pollack: B is a parameter with the gradient of W, trained by the same optimizer.
 
-    Convert first, then build the optimizer, so that it knows B.
+    Convert first, then build the optimizer, so that it trains B too.
     Both receive the same updates, of size eta g under plain SGD, and both decay after them:
 
         W <- (1 - decay) (W - eta g)        B <- (1 - decay) (B - eta g)
@@ -39,7 +39,7 @@ class KolenPollack(Follower):
     law), and AdamW. Adam with coupled L2 breaks the law, and a warning says so.
 
     Args:
-        decay: share of W and of B that every update takes away, in [0, 1), beside the weight
+        decay: share of W and of B that every update takes away, in [0, 1), added to the weight
             decay of the optimizer. 0 with no weight decay leaves B - W as it is for ever; the
             angle then shrinks only while W grows (the authors' released runs). Alignment takes
             some 5 / decay updates.

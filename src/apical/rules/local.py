@@ -15,11 +15,11 @@ from apical.rules.dfa import counted
 
 @dataclass(frozen=True)
 class LocalError(BroadcastRule):
-    """Local error: the layer's input x receives `c e B`, e the error of a readout of x itself.
+    """Local error: the layer's input x receives `c e B`, e the error of a readout of x.
 
-    The readout sees B x, for all units of x, and e is the gradient of its loss: softmax(B x) - t
-    with t the one-hot target. Nothing comes from above, only labels: run forward and backward pass
-    inside `with apical.labels(model, targets):`.
+    The readout computes B x, for all units of x, and e is the gradient of its loss: softmax(B x) -
+    t with t the one-hot target. Nothing comes from above, only labels: run forward and backward
+    pass inside `with apical.labels(model, targets):`.
 
     Args:
         readout: "fixed": B stays as drawn, U(-a, a) with a = 1 / sqrt(units). "trained": B learns

@@ -19,7 +19,9 @@ from apical.rules.tracking import Follower, not_linear, trained_apart
 
 @dataclass(frozen=True)
 class LowDimensional(Follower):
-    """B = Q P of rank r: P chooses r directions of the error, Q says how they enter below.
+    """Low-dimensional feedback: B = Q P of rank r; P selects r directions of the error.
+
+    Q maps them to the input of the layer.
 
     Q is a parameter with the gradient P dW, so that under SGD it follows W as Kolen-Pollack
     feedback does, seen through P: convert first, then build the optimizer. For a P that does not
@@ -48,7 +50,7 @@ class LowDimensional(Follower):
         scale: "init" keeps the scale; "norm" gives B at every step the Frobenius norm of the
             current W, to compare ranks at equal feedback.
 
-    Raises: ValueError for a value out of range, or an option of "oja" beside "fixed".
+    Raises: ValueError for a value out of range, or an option of "oja" with "fixed".
     Source: Hanut, Kadmon 2025 (arXiv 2502.20580); the trace-normalised form of Oja's rule and
         its options are this library's.
     """

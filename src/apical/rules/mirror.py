@@ -25,8 +25,9 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class WeightMirror(TransportRule):
-    """B learns from noise: B <- (1 - decay) B + rate <y x^T>, x noise and y the layer's response.
+    """Weight mirror: B learns from noise, B <- (1 - decay) B + rate <y x^T>.
 
+    x is noise at the layer's input and y the layer's response to it.
     As <y x^T> = sigma^2 W, B goes to rate sigma^2 / decay times W. A mirror phase follows updates
     of the weight, layer by layer on noise of its own, without labels or images; a layer whose
     input needs no signal has none. By default the layer responds linearly, its bias and activation
@@ -47,7 +48,7 @@ class WeightMirror(TransportRule):
             most `samples` inputs.
         bias: let the layer add its bias, as in the literal circuit.
         activation: what the response passes through; "none" keeps it linear. Then the mirror
-            learns sigma^2 diag(phi'(b)) W to first order in the noise, beside errors of 1 /
+            learns sigma^2 diag(phi'(b)) W to first order in the noise, with errors of 1 /
             sqrt(samples) that phi(b) makes.
         patch: positions (>= 1) along each axis of the response of a convolution to its noise
             images, which are never padded: at the rim, padding would weaken some taps. For a
@@ -158,7 +159,7 @@ class WeightMirror(TransportRule):
             x.uniform_(-half_width, half_width, generator=generator)
         if not self.whiten:
             return x
-        exact = torch.promote_types(x.dtype, torch.float32)  # QR knows no half precision
+        exact = torch.promote_types(x.dtype, torch.float32)  # torch has no QR in half precision
         columns = torch.linalg.qr(x.to(exact)).Q
         return (columns * self.sigma * self.samples**0.5).to(x.dtype)
 
@@ -208,7 +209,7 @@ def mean_product(op: Op, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def unpadded(op: Op) -> Op:
-    """The operation without padding: every tap then meets equally many inputs."""
+    """The operation without padding: every tap then has equally many inputs."""
     if isinstance(op, LinearOp):
         return op
     zeros = (0,) * len(op.padding)

@@ -52,7 +52,7 @@ def orthonormal_rows(rows: int, size: int, generator: torch.Generator) -> Tensor
 
 def orthonormalised(rows: Tensor) -> Tensor:
     """Orthonormal rows that span the same space, each as near its old direction as QR allows."""
-    exact = torch.promote_types(rows.dtype, torch.float32)  # QR knows no half precision
+    exact = torch.promote_types(rows.dtype, torch.float32)  # torch has no QR in half precision
     q, r = torch.linalg.qr(rows.t().to(exact))
     signed = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(exact)
     return signed.t().contiguous().to(rows.dtype)

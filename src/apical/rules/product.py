@@ -19,7 +19,7 @@ from apical.rules.tracking import Follower, not_linear, trained_apart
 
 @dataclass(frozen=True)
 class ProductFeedback(Follower):
-    """B = R A: R is random and fixed, A is a parameter with the gradient R^T dW.
+    """Product feedback: B = R A; R is random and fixed, A is a parameter with the gradient R^T dW.
 
     R R^T = I, so that dB = R dA = dW: under SGD the product follows W by the law of Kolen-Pollack,
     B - W = (1 - decay)^t (B_0 - W_0), while no synapse of R or A mirrors one of W. Convert first,

@@ -24,7 +24,7 @@ from apical.rules.fa import FA
 
 @dataclass(frozen=True)
 class Redrawn(TransportRule):
-    """Feedback alignment with a new B after every update: movement without credit.
+    """Control: feedback alignment with B resampled after every update.
 
     Hidden layers move as far as under FA, but in directions that are unrelated from one update to
     the next, so weights cannot align with B. What FA gains over this control is due to alignment.

@@ -25,7 +25,7 @@ _POOL_SPARE = 4096
 
 @dataclass(frozen=True)
 class SignSymmetric(TransportRule):
-    """B = magnitude * sign(W), with the sign of the current W.
+    """Sign symmetry: B = magnitude * sign(W), with the sign of the current W.
 
     Args:
         magnitude: "uniform" (uSF): one number s for the whole layer, the standard deviation of

@@ -27,7 +27,7 @@ class _Wrapper(TransportRule, abc.ABC):
     inner: Rule = field(default_factory=FA)
 
     source: ClassVar[str] = ""
-    """BibTeX of the wrapper, beside that of the rule within."""
+    """BibTeX of the wrapper and of the rule that it wraps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +45,7 @@ class _Wrapper(TransportRule, abc.ABC):
         if self._rule.constrain_weights:
             raise ValueError(
                 f"{type(self).__name__}: give constrain_weights to the wrapper, not to the rule"
-                " within it"
+                " that it wraps"
             )
 
     @property
@@ -107,9 +107,9 @@ class _Wrapper(TransportRule, abc.ABC):
 
 @dataclass(frozen=True)
 class Sparse(_Wrapper):
-    """A rule of whose feedback matrix a fixed random share of the entries is kept, the rest zero.
+    """Sparse feedback: another rule with a fixed random share of the entries of B, the rest zero.
 
-    What the rule within learns, it learns of all entries. The entries kept are not rescaled.
+    A rule that learns its feedback still learns all entries. The entries kept are not rescaled.
 
     Args:
         density: share of the entries kept, in (0, 1]: exactly that number of them, rounded, and
@@ -160,9 +160,9 @@ class Sparse(_Wrapper):
 
 @dataclass(frozen=True)
 class Quantised(_Wrapper):
-    """A rule whose feedback matrix is rounded to 2^bits levels or one less.
+    """Quantised feedback: another rule with B rounded to 2^bits levels or one less.
 
-    What the rule within learns, it learns in full precision; the matrix is rounded as it is used.
+    A rule that learns its feedback learns in full precision; B is rounded where it is used.
 
     Args:
         bits: 1: the sign times the mean magnitude; more: 2^bits - 1 levels, evenly spaced and

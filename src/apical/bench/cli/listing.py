@@ -1,8 +1,9 @@
 """The command line: ``apical list``."""
 
+import inspect
+import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from apical.bench.cli.parsing import UsageError, make_parser, parse
@@ -15,10 +16,21 @@ KINDS = {
     "nets": "--net NAME, timm:NAME, torchvision:NAME or package.module:callable",
     "optimizers": "--optimizer NAME or package.module:Class",
     "recurrent": "--net NAME, with --task: recurrent nets, transformers, nets with a memory",
-    "rules": "--rule NAME, also around one another, as sparse(kp), or package.module:Class",
+    "rules": "--rule NAME, sparse(NAME), quantised(NAME) or package.module:Class;\n"
+    "  W: weights of a layer, B: its feedback matrix, e: error at the output of the net",
     "studies": "apical study NAME",
     "tasks": "--task NAME, with --length: sequences",
 }
+
+VARIANTS = {
+    "aa": "Activation alignment: B learns to respond to the layer's input as W does.",
+    "brsf": "Sign symmetry: the signs of W, random magnitudes resampled after every update.",
+    "frsf": "Sign symmetry: the signs of W, random magnitudes that never change.",
+    "ia": "Information alignment: B learns to reconstruct the layer's input from its output.",
+    "sa": "Symmetric alignment: B is trained towards W by a loss of the layer.",
+    "usf": "Sign symmetry: the signs of W, one magnitude for the whole layer.",
+}
+"""What tells rules of one class from each other, where the docstring says what they share."""
 
 
 def show(words: list[str]) -> int:
@@ -42,7 +54,9 @@ def show(words: list[str]) -> int:
     print(f"{kind}  ({KINDS[kind]})")
     width = max(map(len, rows), default=0)
     for name, text in rows.items():
-        print(f"  {name.ljust(width)}  {text}".rstrip())
+        lines = textwrap.wrap(text, 96 - width, break_on_hyphens=False) or [""]
+        for place, line in enumerate(lines):
+            print(f"  {'' if place else name:<{width}}  {line}".rstrip())
     return 0
 
 
@@ -52,7 +66,7 @@ def _table(kind: str) -> dict[str, str]:
     if kind == "rules":
         from apical.rules import RULES
 
-        return {name: _summary(type(rule)) + _options(rule) for name, rule in RULES.items()}
+        return {name: VARIANTS.get(name) or _summary(type(rule)) for name, rule in RULES.items()}
     if kind == "optimizers":
         from apical.bench.experiment.optimizers import OPTIMIZERS
 
@@ -79,15 +93,7 @@ def _table(kind: str) -> dict[str, str]:
     return {name: _summary(value) for name, value in found.items()}
 
 
-def _options(rule: Any) -> str:
-    """The options by which a named rule differs from the others of its class."""
-    from apical.rules import RULES
-
-    peers = [peer for peer in RULES.values() if type(peer) is type(rule)]
-    values = {f.name: [getattr(peer, f.name) for peer in peers] for f in fields(rule)}
-    kinds = [n for n, all_ in values.items() if isinstance(all_[0], str) and len(set(all_)) > 1]
-    return "".join(f" {name}={getattr(rule, name)!r}" for name in kinds)
-
-
-def _summary(found: Any) -> str:
-    return (found.__doc__ or "").strip().split("\n")[0]
+def _summary(documented: Any) -> str:
+    """The first sentence of a docstring."""
+    paragraph = (inspect.getdoc(documented) or "").partition("\n\n")[0]
+    return re.split(r"(?<=\S\.)\s(?=[A-Z])", " ".join(paragraph.split()))[0]

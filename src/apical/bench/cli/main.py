@@ -2,11 +2,13 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from apical.bench.cli.parsing import (
     UsageError,
+    add_estimate,
     add_executor,
     add_experiment,
     add_keep_memory,
@@ -51,6 +53,8 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status (0: all went well)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # a command, not a call from Python: no file and line of the library
+        warnings.formatwarning = lambda message, *place, **line: f"warning: {message}\n"
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if words else 2
@@ -142,6 +146,9 @@ def _train(words: list[str]) -> int:
     about = "Train one net. If it is killed, the same command resumes it."
     parser = make_parser("train", about, essential=ESSENTIAL)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    (printing,) = (action for action in parser._actions if action.dest == "print_config")
+    printing.help = "print all settings as a YAML file for --config, and train nothing"
+    printing.metavar = ""
     add_experiment(parser)
     parser.add_class_arguments(Execution, None)
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
@@ -204,7 +211,9 @@ def _study(words: list[str]) -> int:
         "Do all runs behind a table. Finished runs are skipped, interrupted ones are resumed, so "
         "the same command may be started again, also several times at once.",
         "NAME",
-    )
+        essential=("name", "dry_run", "tier", "seeds", "only", "jobs", "runs", "executor", "device",
+                   "data_root"),
+    )  # fmt: skip
     parser.add_argument("name", help="name of the study (apical list shows them), or module:make "
                         "for one of your own: make(tier, seeds) returns it")  # fmt: skip
     parser.add_argument(
@@ -215,8 +224,7 @@ def _study(words: list[str]) -> int:
     parser.add_argument("--only", default=None, type=str,
                         help="settings to run, a pattern as 'LeNet *'")  # fmt: skip
     parser.add_argument("--runs", default="runs", help="folder that holds all studies")
-    parser.add_argument("--estimate", default=True, type=bool,
-                        help="time a few steps first and print how long all will take")  # fmt: skip
+    add_estimate(parser)
     add_executor(parser)
     parser.add_class_arguments(Execution, None)
     add_keep_memory(parser)
@@ -227,12 +235,18 @@ def _study(words: list[str]) -> int:
     jobs = jobs_of(values)
     root, folder = Path(values["runs"]), Path(values["runs"]) / study.folder
     print(f"{study.title}, tier {study.tier}: {len(study.entries)} runs in {folder}", flush=True)
+    if values["dry_run"]:
+        conduct.check(study, folder)
+        print("\n".join(conduct.outline(study, folder)), flush=True)
     if values["estimate"]:
         sequences, extensions = conduct.left(study, folder)
         print(cost.estimate(sequences, execution, extensions).text(jobs), flush=True)
         if study.evaluations:
             most = attack_cost.most(study, folder, execution)
             print(f"attacks on the trained nets: at most {most.told(jobs)}", flush=True)
+    if values["dry_run"]:
+        print("nothing was started (--dry-run)")
+        return 0
     outcome = conduct.conduct(
         study,
         root,

@@ -9,7 +9,7 @@ import shlex
 import signal
 import textwrap
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from apical.names import type_hints
 
@@ -24,7 +24,8 @@ def make_parser(
     """The parser of a verb.
 
     Args: operand: name of the argument after its options.
-        essential: the options that ``--help`` shows, where ``--help-all`` shows all; none: all.
+        essential: the options that ``--help`` shows, where ``--help-all`` shows all; empty: both
+            show all.
     """
     from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
@@ -41,8 +42,6 @@ def make_parser(
         exit_on_error=False,
         allow_abbrev=False,
     )
-    if essential:
-        parser.add_argument("--help_all", action="store_true", help="explain every option")
     parser.essential = tuple(essential)  # type: ignore[attr-defined]
     return parser
 
@@ -52,22 +51,28 @@ def parse(parser: Any, words: list[str]) -> dict[str, Any]:
     from argparse import ArgumentError
 
     names = [o for action in parser._actions for o in action.option_strings]
-    for action in parser._actions:
-        action.help = action.help and action.help.replace("``", "")
+    typed = {underscored(word).partition("=")[0]: word.partition("=")[0] for word in words}
     words = [underscored(word) for word in words]
     _check_structures(words)
-    if parser.essential and "--help_all" in words:
-        words = ["--help"]
-    elif parser.essential and {"-h", "--help"} & set(words):
-        print(_short_help(parser))
+    if {"-h", "--help", "--help_all"} & set(words):
+        print(_help(parser, () if "--help_all" in words else parser.essential))
         raise SystemExit(0)
     try:
         values = parser.parse_args(words).as_dict()
     except ArgumentError as error:
-        text = _explained(str(error), names)
+        text = _as_typed(_explained(str(error), names), typed)
         every = "--help-all" if parser.essential else "--help"
         raise UsageError(f"{text} ({parser.prog} {every} lists all options)") from error
     return values
+
+
+def _as_typed(message: str, typed: dict[str, str]) -> str:
+    """A message in which options are spelt as the user did, with hyphens or underscores."""
+    hyphens = any("-" in word[2:] for word in typed.values())
+    for option in sorted(set(re.findall(r"--[a-z]\w*", message))):
+        written = option.replace("_", "-") if hyphens else option
+        message = re.sub(rf"{option}(?!\w)", f"--{typed.get(option, written)[2:]}", message)
+    return message
 
 
 def _check_structures(words: list[str]) -> None:
@@ -87,7 +92,7 @@ def _check_structures(words: list[str]) -> None:
 
 def parse_settings(parser: Any, words: list[str]) -> dict[str, Any]:
     """As `parse`, for a verb with --config and --trust. A file of settings may name code to import
-    only if it is trusted, or the options beside it name the same.
+    only if it is trusted, or other options of the command name the same.
 
     Raises: UsageError; ValueError naming the code.
     """
@@ -138,21 +143,73 @@ def add_trust(parser: Any) -> None:
                         help="import code that the files read name, as my_rules:Mine")  # fmt: skip
 
 
-def _short_help(parser: Any) -> str:
-    """The essential options, a paragraph each."""
-    lines = [f"usage: {parser.usage}", "", *textwrap.wrap(parser.description, 100), ""]
-    actions = {action.dest: action for action in parser._actions}
-    for name in parser.essential:
-        action = actions[name]
-        text = (action.help or "").replace("%%", "%").partition(" (type:")[0].rstrip(" .,")
-        if action.default not in (None, "==SUPPRESS=="):
-            text += f" (default: {action.default})"
-        head = f"  --{name}".ljust(22)
-        lines += textwrap.wrap(
-            " ".join(text.split()), 100, initial_indent=head + " ", subsequent_indent=" " * 23
-        )
-    lines += ["", f"{parser.prog} --help-all explains every option."]
+def _help(parser: Any, names: Sequence[str]) -> str:
+    """The options of these names, or all, a paragraph each."""
+    lines = [f"usage: {parser.usage}", "", *textwrap.wrap(parser.description, 100)]
+    if names:
+        actions = {action.dest: action for action in parser._actions}
+        groups = [("", [actions[name] for name in names])]
+    else:
+        groups = [(group.title, group._group_actions) for group in parser._action_groups]
+    for title, group in groups:
+        entries = [_entry(action) for action in group if _has_own_help(action)]
+        if entries:
+            plain = title in ("", "options", "positional arguments")
+            lines += [
+                "",
+                *([] if plain else [f"{title[0].upper()}{title[1:]}:"]),
+                *itertools.chain(*entries),
+            ]
+    if names:
+        lines += ["", f"{parser.prog} --help-all explains every option."]
     return "\n".join(lines)
+
+
+def _has_own_help(action: Any) -> bool:
+    """Whether an option is of the verb itself, not one that jsonargparse adds."""
+    return action.dest != "help" and action.help != "Path to a configuration file."
+
+
+INDENT = " " * 24
+"""Before the explanation of an option."""
+
+
+def _entry(action: Any) -> list[str]:
+    """An option or argument with its values, explanation and default."""
+    text = (
+        (action.help or "")
+        .replace("``", "")
+        .replace("%%", "%")
+        .partition(" (type:")[0]
+        .rstrip(" .,")
+    )
+    if action.default not in (None, "", {}, (), [], "==SUPPRESS==") and action.nargs != 0:
+        default = json.dumps(action.default) if type(action.default) is bool else action.default
+        text += f" (default: {default})"
+    head = action.option_strings[-1] if action.option_strings else action.dest.upper()
+    if action.option_strings and action.nargs != 0:
+        head = f"{head} {_values(action)}".rstrip()
+    lines = textwrap.wrap(
+        " ".join(text.split()), 100, initial_indent=INDENT, subsequent_indent=INDENT
+    )
+    if len(head) > len(INDENT) - 4:
+        return [f"  {head}", *lines]
+    return [f"  {head}".ljust(len(INDENT)) + lines[0].lstrip(), *lines[1:]]
+
+
+def _values(action: Any) -> str:
+    """What stands for the value of an option in its help."""
+    if action.metavar is not None:
+        return str(action.metavar)
+    kind = getattr(action, "_typehint", action.type)
+    literals = [v for k in (kind, *get_args(kind)) if get_origin(k) is Literal for v in get_args(k)]
+    if literals:
+        return "|".join(map(str, literals))
+    kinds = set(get_args(kind) or (kind,)) - {type(None)}
+    for each, shown in ((bool, "true|false"), (int, "N"), (float, "X")):
+        if kinds == {each}:
+            return shown
+    return str(action.dest).rpartition(".")[2].upper()
 
 
 def as_flags(message: str) -> str:
@@ -217,10 +274,16 @@ def experiment_of(values: dict[str, Any]) -> Any:
         raise ValueError(as_flags(str(error))) from error
 
 
+def add_estimate(parser: Any) -> None:
+    """Whether a study or a sweep says what it will cost, and whether it then starts."""
+    parser.add_argument("--estimate", default=True, type=bool,
+                        help="time a few steps first and print how long all will take")  # fmt: skip
+    parser.add_argument("--dry_run", default=False, action="store_true",
+                        help="print what would run and the estimate; start nothing")  # fmt: skip
+
+
 def add_executor(parser: Any) -> None:
     """Where the runs of a study or a sweep are executed, and how many at once."""
-    from typing import Literal
-
     parser.add_argument(
         "--jobs", default=None, type=int,
         help="runs at once (default: cores / threads; of slurm and ray: 100)",
@@ -280,6 +343,14 @@ def underscored(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
+KINDS = {
+    "bool": "true or false", "dict": "a mapping, as '{\"a\": 1}'", "float": "a number",
+    "int": "a whole number", "list": "a list, as [1,2]", "str": "a text",
+    "tuple": "a list, as [1,2]",
+}  # fmt: skip
+"""How errors call the types of values."""
+
+
 def _explained(message: str, names: list[str]) -> str:
     """jsonargparse's message on one line, with similar names where one is misspelt."""
     known = [name for name in names if name.startswith("--")]
@@ -292,12 +363,12 @@ def _explained(message: str, names: list[str]) -> str:
     message = " ".join(message.split())
     if found := re.search(r'Parser key "(\S+)":.*? Given value: (.*)', message):
         kinds = dict.fromkeys(re.findall(r"- Expected an? <class '(\w+)'>", message))
-        return f"--{found[1]} {found[2]}: expected {' or '.join(kinds)}".replace("NoneType", "null")
+        text = " or ".join(KINDS.get(kind, kind) for kind in kinds if kind != "NoneType")
+        return f"--{found[1]} {found[2]}: expected {text}; leave the option out for its default"
     if found := re.search(r'Parser key "(\S+)": Expected an? (.*)\. Got value: (.*)', message):
         kind = re.sub(r"<class '(\w+)'>", r"\1", found[2])
         kind = re.sub(r"typing.Literal\[(.*)\]", r"one of \1", kind)
-        kind = {"tuple": "a list, as [1,2]", "dict": "a mapping, as '{\"a\": 1}'"}.get(kind, kind)
-        return f"--{found[1]} {found[3]}: expected {kind}"
+        return f"--{found[1]} {found[3]}: expected {KINDS.get(kind, kind)}"
     return message
 
 

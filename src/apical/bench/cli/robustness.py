@@ -25,7 +25,7 @@ _OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
     ("images", 1000, int, "images of the test split that are attacked"),
     ("rules", "", str, "further rules whose backward pass is tried on the weights, as usf,brsf"),
     ("transfer", "", str, "folders of runs to transfer attacks from; one trained by bp is best"),
-    ("protocol", "", str, "attacks of an earlier study beside ours: biotorch"),
+    ("protocol", "", str, "attacks of an earlier study in addition: biotorch"),
     ("pixels", "1,2,3,4,5", str, "numbers of pixels the protocol's few-pixel attack may change"),
     ("pixel_images", 100, int, "images that attack is tried on"),
     ("samples", 1, int, "forward passes whose mean scores count, for nets with random scores"),
@@ -92,7 +92,9 @@ def _options() -> Any:
         "is the worst case per example. Of a hash net the retrieval is attacked. If it is killed, "
         "the same command resumes it.",
         "[RUN]",
-    )
+        essential=("run", "eps", "norm", "images", "rules", "transfer", "audit_only", "robustbench",
+                   "model", "model_options", "weights", "data", "rule", "device"),
+    )  # fmt: skip
     about = "folder of a finished run, or its checkpoint; or give --model"
     parser.add_argument("run", nargs="?", default=None, type=str, help=about)
     for name, default, kind, about in _OF_THE_ATTACK:
@@ -199,7 +201,7 @@ def _target(values: dict[str, Any], execution: Any) -> tuple["Trained", Path]:
         stray = [name for name, default, *_ in _OF_A_MODEL
                  if name != "runs" and values[name] != default]  # fmt: skip
         if stray:
-            raise UsageError(f"--{stray[0]} belongs to --model; a run knows its own")
+            raise UsageError(f"--{stray[0]} belongs to --model; a run has its own")
         net = _run(values["run"], execution, values["trust"])
         path = Path(values["run"])
         return net, path.parent if path.is_file() else path

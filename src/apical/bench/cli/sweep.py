@@ -9,6 +9,7 @@ from typing import Any
 
 from apical.bench.cli.parsing import (
     UsageError,
+    add_estimate,
     add_executor,
     add_experiment,
     add_keep_memory,
@@ -36,15 +37,16 @@ def sweep(words: list[str]) -> int:
         "Train once for every combination of values: --lr 0.1,0.01 --rule fa,kp --seeds 3. Any "
         "setting of an experiment takes several values between commas; lists and mappings stand in "
         "brackets. Runs that are done are skipped.",
-    )
+        essential=("dry_run", "data", "net", "net_options", "rule", "lr", "epochs", "batch_size",
+                   "optimizer", "validation", "seeds", "config", "folder", "jobs", "executor"),
+    )  # fmt: skip
     parser.add_argument("--config", default=None, type=str,
                         help="YAML file with options, where a list is several values")  # fmt: skip
     parser.add_argument("--seeds", default=None, type=int,
                         help="runs of each combination, with seeds from 0")  # fmt: skip
     parser.add_argument("--folder", default=None, type=str,
                         help="folder of the runs (default: runs/sweep/DATA-NET)")  # fmt: skip
-    parser.add_argument("--estimate", default=True, type=bool,
-                        help="time a few steps first and print how long all will take")  # fmt: skip
+    add_estimate(parser)
     add_executor(parser)
     add_experiment(parser)
     parser.add_class_arguments(Execution, None)
@@ -57,18 +59,28 @@ def sweep(words: list[str]) -> int:
         if "seed" in several or values["seeds"] < 1:
             raise UsageError("--seeds N stands for --seed 0,1,..., N at least 1: give one of them")
         several["seed"] = [str(seed) for seed in range(values["seeds"])]
-    experiments = {}
+    experiments, labels = {}, {}
     for combination in itertools.product(*several.values()):
         options = [f"--{name}={text}" for name, text in zip(several, combination, strict=True)]
         experiment = experiment_of(parse(parser, [*others, *options]))
         experiments[experiment.key] = experiment
+        pairs = zip(several.items(), combination, strict=True)
+        varied = [f"{name}={text}" for (name, texts), text in pairs if len(texts) > 1]
+        labels[experiment.key] = ", ".join(varied) or "as given"
     first = next(iter(experiments.values()))
     folder = Path(values["folder"] or f"runs/sweep/{first.name.rsplit('-', 3)[0]}")
     tasks = [sweeps.Task(each, folder / each.name) for each in experiments.values()]
     jobs = jobs_of(values)
     print(f"{len(tasks)} runs in {folder}", flush=True)
+    if values["dry_run"]:
+        for task in tasks:
+            state = "" if task.ended() is None else "  (finished)"
+            print(f"  {labels[task.experiment.key]}{state}")
     if values["estimate"]:
         print(cost.estimate(tasks, execution).text(jobs), flush=True)
+    if values["dry_run"]:
+        print("nothing was started (--dry-run)")
+        return 0
     outcome = sweeps.sweep(
         tasks,
         execution,

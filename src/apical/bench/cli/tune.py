@@ -29,19 +29,25 @@ def tune(words: list[str]) -> int:
 
     parser = make_parser(
         "tune",
-        "Choose the learning rate of a net for each rule, by one procedure: every rate with "
-        "several seeds on a validation split, then the smallest rate within one standard error of "
-        "the lowest error. The test split is not read. The same command resumes it.",
+        "Choose a learning rate for each rule, all by one procedure. Every rate of --rates trains "
+        "the net --tries times, with other seeds, on the training split less --validation examples;"
+        " its error is the mean over the seeds on those examples. Of the rates within one standard "
+        "error of the lowest error the smallest is chosen; where it is the smallest or largest of "
+        "--rates, up to two further half decades are tried. The test split is not read. Prints the "
+        "error of every rate, and for each rule the command that trains at its rate. The same "
+        "command resumes an interrupted search.",
         essential=ESSENTIAL,
     )
-    add_experiment(parser, skip=("rule", "lr", "seed", "test"))
+    add_experiment(parser, skip=("rule", "lr", "seed", "test", "validation"))
+    about = "examples held out of the training split to compare rates on (0: a fifth, "
+    about += "at most 5000; of a task 1000 sequences)"
+    parser.add_argument("--validation", default=0, type=int, help=about)
     parser.add_argument("--rule", default="bp", type=str,
                         help="rules, as fa,bp, or one as '{rule: fa, init: xavier}'")  # fmt: skip
     parser.add_argument("--rates", default="0.001,0.003,0.01,0.03,0.1", type=str,
-                        help="rates tried, in half decades; extended where the choice is at "
-                             "an edge")  # fmt: skip
-    parser.add_argument("--tries", default=3, type=int, help="seeds of each rate, at least 3")
-    parser.add_argument("--jobs", default=1, type=int, help="tries at once, a process each")
+                        help="learning rates, in half decades without a gap")  # fmt: skip
+    parser.add_argument("--tries", default=3, type=int, help="seeds of each rate (>= 3)")
+    parser.add_argument("--jobs", default=1, type=int, help="tries at once, one process each")
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_class_arguments(Execution, None)
     add_keep_memory(parser)

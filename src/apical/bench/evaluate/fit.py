@@ -22,7 +22,6 @@ from apical.bench.training import loop
 from apical.bench.training.build import Given
 from apical.core.convert import feedback_modules
 from apical.nets import pretrained
-from apical.nets.external import try_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +92,8 @@ def fit(
         lr, optimizer: learning rate (> 0) and name of the optimizer. Without both: Adam at 0.001;
             a rate alone: SGD; an optimizer alone: its default (`rates.default`).
         seed: of feedback, order of the data, and weights that are made here (>= 0).
-        folder: of the run; absent: ``runs/fit/NAME-KEY``, by settings, data and weights.
+        folder: of the run; absent: ``runs/fit/NET-RULE-sSEED-KEY``, whose key stands for
+            settings, data and weights.
         settings: any other field of an `Experiment`: ``batch_size=128``, ``validation=1000``,
             ``probe_every=1``, ``optimizer_options={"momentum": 0.9}``, ...
     Returns: accuracy, records, report and the trained model. A run that diverges is a result too.
@@ -105,13 +105,14 @@ def fit(
     named = {"data": images.name, "net": name, "rule": rule}
     settings |= {**named, "epochs": epochs, "lr": lr, "optimizer": optimizer, "seed": seed}
     experiment = Experiment(**rates.filled(settings))
-    if net is not None and experiment.hashing is None:
-        try_shape(type(net).__name__, net, images.shape, images.num_classes)
-    place = Path("runs", "fit", experiment.name) if folder is None else Path(folder)
+    _, word, *rest = experiment.name.split("-")  # the data, the net, rule, seed, key
+    kind = word if net is None else type(net).__name__
+    place = Path("runs", "fit", "-".join([kind, *rest])) if folder is None else Path(folder)
     given = Given(replace(images, loader={}), net)
     execution = execution or Execution()
     end = loop.run(experiment, place, execution, given=given)
     about = {"name": images.name, "shape": list(images.shape), "num_classes": images.num_classes}
+    about["net"] = kind
     statistics = {"mean": list(images.mean), "std": list(images.std)}
     records.write_json(place / trained_net.GIVEN_FILE, about | statistics)
     if end["kind"] != "final":

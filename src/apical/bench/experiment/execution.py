@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from apical.names import check_literals
@@ -17,7 +18,7 @@ class Execution:
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         threads: CPU threads (>= 1) of a run. One each for several runs beats many for one.
-        data_root: folder with data sets; absent: APICAL_DATA, then the cache.
+        data_root: existing folder with data sets; absent: APICAL_DATA, then the cache.
         download: fetch a missing data set.
         checkpoint_steps: steps between checkpoints within an epoch (0: at epoch ends only).
         quiet: no progress bar, even in a terminal.
@@ -40,6 +41,11 @@ class Execution:
 
     def __post_init__(self) -> None:
         check_literals(self, "execution")
+        if self.data_root is not None and not Path(self.data_root).expanduser().is_dir():
+            raise ValueError(
+                f"execution: data_root={self.data_root!r} (--data-root) is not a folder; name one "
+                "that exists, or leave it out"
+            )
         most = max(MOST_THREADS, os.cpu_count() or 1)
         if self.threads > most:
             raise ValueError(f"execution: threads={self.threads} must be at most {most}")

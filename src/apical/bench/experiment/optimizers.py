@@ -34,7 +34,7 @@ def build(
     chosen: Any = OPTIMIZERS.get(name)
     if chosen is None:
         if ":" not in name and "." not in name:
-            raise unknown("optimizer", name, [*OPTIMIZERS, "package.module:Class"])
+            raise unknown_optimizer(name)
         chosen = from_path(name, "optimizer")
         if not (isinstance(chosen, type) and issubclass(chosen, torch.optim.Optimizer)):
             kind = chosen.__name__ if isinstance(chosen, type) else type(chosen).__name__
@@ -59,6 +59,13 @@ def build(
     except Exception as error:  # an optimizer of any package may raise anything
         reason = error if str(error) else type(error).__name__
         raise ValueError(f"optimizer {name} with lr={lr}, {options}: {reason}") from error
+
+
+def unknown_optimizer(name: str) -> ValueError:
+    """The error for a name not in `OPTIMIZERS`; torch's class of that name is suggested."""
+    kinds = [k for k in torch.optim.Optimizer.__subclasses__() if hasattr(torch.optim, k.__name__)]
+    classes = [f"torch.optim:{k.__name__}" for k in kinds if k.__name__.lower() == name.lower()]
+    return unknown("optimizer", name, [*OPTIMIZERS, "package.module:Class"], first=classes)
 
 
 def _try_step(kind: type[torch.optim.Optimizer], lr: float, values: dict[str, Any]) -> None:

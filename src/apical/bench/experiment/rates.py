@@ -8,9 +8,8 @@ smaller of those that the searches of the studies smoke (MLP) and biotorch-mnist
 from collections.abc import Mapping
 from typing import Any
 
-from apical.bench.experiment.optimizers import OPTIMIZERS
+from apical.bench.experiment.optimizers import OPTIMIZERS, unknown_optimizer
 from apical.bench.experiment.rule_settings import rules_of
-from apical.names import unknown
 
 ADAM = 0.001
 SGD = 0.05
@@ -47,7 +46,7 @@ def default(rule: str | dict[str, Any], optimizer: str, options: Mapping[str, An
     (0.001, 0.003)
     """
     if optimizer not in OPTIMIZERS and ":" not in optimizer:
-        raise unknown("optimizer", optimizer, OPTIMIZERS)
+        raise unknown_optimizer(optimizer)
     if optimizer in ("adam", "adamw"):
         return ADAM
     if optimizer == "sgd" and not options.get("momentum"):

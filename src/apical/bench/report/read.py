@@ -34,6 +34,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from apical.bench.experiment.own_code import GIVEN
 from apical.bench.report import robust_read
 from apical.bench.report.evaluations import Retrieval, Robustness, Status
 from apical.bench.report.names import display_name
@@ -41,6 +42,10 @@ from apical.bench.report.robust_read import FULL_TIER, PublishedRobustness
 from apical.bench.storage import packing
 
 __all__ = ["FULL_TIER", "Curve", "Published", "Run", "Study", "is_study", "read_study"]
+
+
+GIVEN_DIGITS = 6
+"""Digits of the digest that a table shows of a net or data that were given as objects."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +189,22 @@ def read_run(folder: Path) -> Study:
 def one_run(source: packing.Folder, folder: str) -> Run:
     """A run of a folder of runs, named after its net, data and rule."""
     experiment = _experiment(source, folder)
-    setting = f"{experiment.get('net', 'net')} on {source_name(experiment)}"
+    net, data = str(experiment.get("net", "net")), source_name(experiment)
+    if net.startswith(GIVEN):
+        net = f"{_class_of_given(source, folder)} {net.removeprefix(GIVEN)[:GIVEN_DIGITS]}"
+    if data.startswith(GIVEN):
+        data = f"data {data.removeprefix(GIVEN)[:GIVEN_DIGITS]}"
+    setting = f"{net} on {data}"
     names = {"setting": setting if experiment else folder, "rule": rule_name(experiment)}
     return _read_run(source, {"folder": folder, "seed": experiment.get("seed", 0), **names})
+
+
+def _class_of_given(source: packing.Folder, folder: str) -> str:
+    """The class of a net that `apical.bench.fit` was given; "net" where that was not written."""
+    try:
+        return str(source.read_json(f"{folder}/given.json")["net"])
+    except (KeyError, TypeError, ValueError, OSError):
+        return "net"
 
 
 def _experiment(source: packing.Folder, folder: str) -> Mapping[str, Any]:

@@ -177,6 +177,26 @@ def left(study: Study, folder: Path) -> tuple[list[sweep.Task], list[sweep.Task]
     return start_tasks(study, folder) + tries + table, possible_extensions(study, folder)
 
 
+def outline(study: Study, folder: Path) -> list[str]:
+    """What a study consists of, a line for each setting, and how much of it is done."""
+    lines = []
+    for setting in dict.fromkeys(entry.setting for entry in study.entries):
+        entries = [entry for entry in study.entries if entry.setting == setting]
+        rules = list(dict.fromkeys(entry.rule for entry in entries))
+        seeds = sorted({entry.experiment.seed for entry in entries})
+        text = f"  {setting}: {', '.join(rules)}; {len(seeds)} seeds, from {seeds[0]}"
+        search = study.search_of(entries[0].cell)
+        if search is not None:
+            text += f"; learning rates from {search.runs} tries of {search.epochs} epochs a rule"
+        if setting in study.evaluations:
+            text += "; trained nets attacked"
+        lines.append(text)
+    tasks, _ = left(study, folder)
+    done = sum(task.ended() is not None for task in tasks)
+    more = ", tries of learning rates included" if study.search is not None else ""
+    return [*lines, f"  {len(tasks)} runs{more}, {done} finished"]
+
+
 def rates(found: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
     """The rates chosen, by cell."""
     return {(choice["setting"], choice["rule"]): choice["lr"] for choice in found}

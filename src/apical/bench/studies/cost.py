@@ -38,6 +38,8 @@ class Cost:
 
     def text(self, jobs: int) -> str:
         """One paragraph for the terminal."""
+        if not (self.parts or self.extensions):
+            return "estimate: all runs are finished, nothing is left to train"
         return f"estimate, from {TIMED_STEPS} timed steps of each net and rule: {self.told(jobs)}"
 
     def told(self, jobs: int) -> str:

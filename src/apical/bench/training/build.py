@@ -19,6 +19,7 @@ from apical.core.convert import convert, feedback_modules
 from apical.core.switch import check, switch
 from apical.data import sequences
 from apical.nets import memory, pretrained
+from apical.nets.external import check_scores
 
 TEST_SEQUENCES = 10_000
 """Sequences of the test split of a task; like those for validation, alike for all seeds."""
@@ -201,8 +202,8 @@ def _net(experiment: Experiment, source: Source, given: Given | None = None) -> 
                 f"net={experiment.net!r} was given to bench.fit as an object: give a net of the "
                 "same architecture here too, as load_run(folder, model=net)"
             )
-        return copy.deepcopy(given.net)
-    if isinstance(source, sequences.Task):
+        net, name = copy.deepcopy(given.net), type(given.net).__name__
+    elif isinstance(source, sequences.Task):
         build: Any = nets.build_recurrent
         if experiment.net in memory.NETS:
             build = memory.build
@@ -210,12 +211,14 @@ def _net(experiment: Experiment, source: Source, given: Given | None = None) -> 
             build = nets.build_transformer
         sizes = {"inputs": source.inputs, "outputs": source.outputs, "output": source.answers}
         return build(experiment.net, **sizes, **options)
-    return nets.build(
-        experiment.net,
-        in_shape=source.shape,
-        num_classes=outputs(experiment, source),
-        **options,
-    )
+    else:
+        shape, classes = source.shape, outputs(experiment, source)
+        net = nets.build(experiment.net, in_shape=shape, num_classes=classes, **options)
+        name = experiment.net
+    if ":" in experiment.net and isinstance(source, data.ImageData):  # a net of others
+        with torch.random.fork_rng(devices=[]):
+            check_scores(name, net, source.shape, outputs(experiment, source))
+    return net
 
 
 def outputs(experiment: Experiment, images: data.ImageData) -> int:
@@ -308,7 +311,7 @@ def _check_group(experiment: Experiment, group: Group) -> None:
 
 
 def _check_learner(experiment: Experiment, model: nn.Module, train: Split) -> None:
-    """A learner that cannot teach this net stops the run before its first step."""
+    """A learner that cannot train this net stops the run before its first step."""
     if learner_settings.is_default(experiment.learner):
         return
     if isinstance(model, nets.OwnLoss) and model.has_own_loss:

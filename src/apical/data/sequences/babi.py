@@ -26,7 +26,7 @@ class Babi(AskedTask):
     Inputs: how often each word occurs in the sentence; the same weighted by its place, from 1/n
     for the first of n words to 1 for the last, so that order is not lost; and 1 for a question.
     Classes are the answers of the training stories, lists such as "milk,apple" as one; the last
-    class stands for answers that do not occur there: it is never taught, so they count as wrong.
+    class stands for answers that do not occur there: it is never trained, so they count as wrong.
 
     Training draws stories in proportion to their questions, so that every question counts alike.
     One story of 20 is held out: it is what validation, of whatever size, looks at. The test split

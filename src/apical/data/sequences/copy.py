@@ -1,4 +1,4 @@
-"""Double copy: a sequence of symbols is shown, and has to be said twice."""
+"""Double copy: a sequence of symbols is shown, and has to be repeated twice."""
 
 from __future__ import annotations
 

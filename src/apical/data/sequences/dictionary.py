@@ -17,7 +17,7 @@ class Dictionary(AskedTask):
     """n keys with a value each, one pair at a step; then the keys alone, in random order.
 
     Keys are n different random patterns of bits (-1, 1), values are one-hot and drawn
-    independently: who knows only which values were shown is right more often than by chance.
+    independently: remembering only which values were shown is right more often than chance.
     Inputs: the bits, the value, and 1 where a key is asked. A net trained on n pairs can be tested
     on more.
 

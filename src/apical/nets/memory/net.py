@@ -23,7 +23,7 @@ LEARNED = 0.9
 
 
 class Heads(NamedTuple):
-    """What the controller asks of the memory; the first three only where it writes.
+    """What the controller sends to the memory; the first three only where it writes.
 
     Shapes: write_keys, values, read_keys (N, H, D); rate (N,), beta.
     """
@@ -200,7 +200,7 @@ class MemoryNet(nn.Module):
         return [Problem("collapsed", error, COLLAPSED, f"{message}. {advice}")]
 
     def _think(self, x: Tensor, read: Tensor, state: State) -> tuple[State, Heads]:
-        """One step of the controller, and what it asks of the memory."""
+        """One step of the controller, and what it sends to the memory."""
         state = self.cell(self.cell.input(torch.cat([x, read], 1)), state).state
         hidden = state[0]
         vectors = self.emit(hidden).view(len(x), -1, self.width)

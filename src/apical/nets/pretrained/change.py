@@ -11,7 +11,7 @@ from torch import nn
 def weight_change(model: nn.Module, start: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """How far each trainable parameter has moved: ||W - W_0|| / ||W_0||, by name.
 
-    Beside an accuracy it says whether the whole net was tuned or only its head.
+    Together with an accuracy it shows whether the whole net was tuned or only its head.
 
     Args: start: the state dict before training, copied (`copy.deepcopy(model.state_dict())`).
     Returns: for parameters that `start` holds with the same shape; infinite where W_0 is zero and

@@ -112,8 +112,8 @@ def _checked(model: nn.Module, name: str) -> Head:
         raise ValueError(f"there is no layer {name!r} to replace; layers with weights: {known}")
     if not _can_end(layer):
         raise ValueError(
-            f"{name} ({type(layer).__name__}) is no Linear and no 1x1 convolution: replace it by"
-            " hand"
+            f"{name} ({type(layer).__name__}) is no Linear and no 1x1 convolution: replace it in"
+            " your code"
         )
     if parametrize.is_parametrized(layer) or isinstance(layer.weight, UninitializedParameter):
         raise ValueError(
@@ -122,7 +122,9 @@ def _checked(model: nn.Module, name: str) -> Head:
         )
     shared = [n for n, m in modules.items() if m is layer]
     if len(shared) > 1:
-        raise ValueError(f"{name} is also {shared[1]}: one layer at two places; replace it by hand")
+        raise ValueError(
+            f"{name} is also {shared[1]}: one layer in two places; replace it in your code"
+        )
     return layer
 
 

@@ -68,7 +68,7 @@ def parameter_groups(
     late = [pattern for pattern in rates if pattern not in used]
     if late:
         raise ValueError(
-            f"parameter_groups: {late[0]!r} comes too late: earlier patterns take all it matches"
+            f"parameter_groups: {late[0]!r} has no effect: earlier patterns match all of it"
         )
     if not groups:
         raise ValueError("parameter_groups: every parameter is frozen")

@@ -47,7 +47,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, entry: str | Non
 def digest(state: Mapping[str, Any], *, told: str = "") -> str:
     """Short hash of the content of a state dict: names, types, shapes and values.
 
-    Args: told: what beside the tensors is to count.
+    Args: told: text that enters the digest in addition to the tensors.
     """
     found = hashlib.sha256(told.encode())
     for name in sorted(state):
@@ -160,7 +160,7 @@ def _download(fetch: Any, what: str) -> Any:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
-            f"{what}: its weights could not be had ({reason}). Without a network, give the file"
+            f"{what}: its weights could not be loaded ({reason}). Without a network, give the file"
         ) from error
 
 

@@ -55,7 +55,7 @@ class DoubleExponential(nn.Module):
         for name, decay in (("alpha", alpha), ("beta", beta), ("rest", rest)):
             check_decay(f"DoubleExponential ({name})", decay)
             if decay == 1:
-                raise ValueError(f"DoubleExponential: {name}=1 lets nothing in: must be below 1")
+                raise ValueError(f"DoubleExponential: {name}=1 blocks all input: must be below 1")
         if not (depth >= 0 and slope > 0):
             raise ValueError(
                 f"DoubleExponential: depth={depth} must be at least 0, slope={slope} above 0"

@@ -137,9 +137,9 @@ class RetrievalAttack(Attack):
 
 @dataclass(frozen=True, eq=False)
 class KnownDatabase(RetrievalAttack):
-    """An attack that knows codes of the database, with their labels.
+    """An attack with access to codes of the database and their labels.
 
-    Args: database: codes the attacker knows, of the attacked net (of the other net, inside
+    Args: database: codes the attacker has, of the attacked net (of the other net, inside
         `attacks.Transfer`), such as those of its training images. targeted: y are the labels the
         attacker wants to see.
     Raises: ValueError when called with labels unlike those of the database, codes of another
