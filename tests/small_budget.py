@@ -168,7 +168,7 @@ def _few(study: studies.Study) -> studies.Study:
         experiment = entry.experiment
         least = max(64, experiment.batch_size)  # a batch of them has to be whole
         less: dict[str, Any] = {"train_images": least, "test_images": 32}
-        if (experiment.size or 0) >= 64:  # a large net on large images
+        if isinstance(experiment.start.source, str) and experiment.start.source:  # a large net
             less = dict.fromkeys(("batch_size", "train_images", "test_images", "probe_images"), 8)
         if experiment.task:
             less = {"batches": 2, "batch_size": 8, "test_lengths": ()}
