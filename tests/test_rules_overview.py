@@ -148,6 +148,6 @@ def test_step_times_that_are_not_there_or_not_to_be_trusted_are_left_out(folder:
     records.write_json(path, value)
     for _ in range(2):
         times = overview.step_times(folder.parent, "lenet")
-        assert not times.ratios and "benchmarks/step_time.py --net lenet" in times.method
+        assert not times.ratios and "benchmarks/step_time.py --net lenet" in times.command
         path.unlink(missing_ok=True)
     assert "Step times are not measured yet" in table_markdown(folder)

@@ -3,19 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from apical.bench.report import gained, rates
+from apical.bench.report import gained
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Run, Study
-from apical.bench.report.results import closing, rule_column, seeds_sentence, setting_column
+from apical.bench.report.results import errors_of
 from apical.bench.report.table import (
     Column,
     Shown,
     Table,
+    at,
     count,
     each,
     estimate,
-    for_markdown,
     mean,
+    rule_column,
+    setting_column,
     signed,
 )
 from apical.measure import statistics
@@ -49,7 +51,6 @@ class Line:
 
     setting: str
     rule: str
-    n: int
     planned: int
     error: statistics.Summary
     layers: Mapping[str, Layer]
@@ -69,52 +70,39 @@ def concerns(study: Study) -> bool:
 
 def lines(study: Study) -> list[Line]:
     """A line for each rule of each setting that has rows without a layer, in the study's order."""
-    whole = _whole(study)
+    cells = dict.fromkeys((run.setting, run.rule) for run in study.runs if not frozen_layer(run))
+    whole = {cell: runs for cell in cells if (runs := study.finished(*cell))}
     found: dict[tuple[str, str], dict[str, Layer]] = {cell: {} for cell in whole}
     tested: list[tuple[dict[str, Layer], Layer, float]] = []
-    for (setting, rule), full in whole.items():
+    for cell, full in whole.items():
         for other in study.rules:
-            planned = [run for run in study.runs if (run.setting, run.rule) == (setting, other)]
+            planned = study.planned(cell[0], other)
             name = frozen_layer(planned[0]) if planned else ""
             if not name or planned[0].experiment.get("rule") != full[0].experiment.get("rule"):
                 continue
             if failed := sum(run.status == "failed" for run in planned):
-                diverged = Layer(name, None, DIVERGED, failed, len(planned))
-                found[setting, rule][name] = diverged
+                found[cell][name] = Layer(name, None, DIVERGED, failed, len(planned))
                 continue
-            runs = study.finished(setting, other)
+            runs = study.finished(cell[0], other)
             noise = gained.share_noise(runs) + gained.share_noise(full)
-            without, errors = _errors(runs), _errors(full)
-            worth = statistics.paired_difference(without, errors, noise=noise)
-            p = statistics.difference_p(without, errors, noise=noise)
-            layer = Layer(name, worth, UNDECIDED)
-            found[setting, rule][name] = layer
-            tested.append((found[setting, rule], layer, 1.0 if p is None else p))
+            samples = errors_of(runs), errors_of(full)
+            p = statistics.difference_p(*samples, noise=noise)
+            layer = Layer(name, statistics.paired_difference(*samples, noise=noise), UNDECIDED)
+            found[cell][name] = layer
+            tested.append((found[cell], layer, 1.0 if p is None else p))
     corrected = statistics.holm([p for *_, p in tested])
     for (layers, layer, _), p in zip(tested, corrected, strict=True):
         layers[layer.name] = replace(layer, word=_word(layer.worth, p))
     return [
         Line(
-            setting,
-            rule,
-            len(whole[setting, rule]),
-            sum((run.setting, run.rule) == (setting, rule) for run in study.runs),
-            statistics.summarize(list(_errors(whole[setting, rule]).values())),
+            *cell,
+            len(study.planned(*cell)),
+            statistics.summarize(list(errors_of(whole[cell]).values())),
             layers,
         )
-        for (setting, rule), layers in found.items()
+        for cell, layers in found.items()
         if layers
     ]
-
-
-def _whole(study: Study) -> dict[tuple[str, str], list[Run]]:
-    """Finished runs in which all layers learn, by setting and rule."""
-    cells = dict.fromkeys((run.setting, run.rule) for run in study.runs if not frozen_layer(run))
-    return {cell: runs for cell in cells if (runs := study.finished(*cell))}
-
-
-def _errors(runs: Sequence[Run]) -> dict[int, float]:
-    return {run.seed: 100 * (1 - run.final["test_acc"]) for run in runs}
 
 
 def _word(worth: statistics.Summary | None, p: float) -> str:
@@ -133,10 +121,10 @@ def table(study: Study) -> Table:
     layers = dict.fromkeys(layer for line in longest for layer in line.layers)
     return Table(
         [
-            setting_column(len(study.settings) > 1),
+            setting_column(study.several),
             rule_column(),
-            Column("n", lambda line: count(line.n, line.planned), page="Runs n"),
-            Column("test error %", lambda line: mean(line.error)),
+            Column("n", lambda line: count(line.error.n, line.planned), page="Runs n"),
+            Column("test error %", at("error", mean)),
             *gained.columns(gained.gains(study)),
             *each(layers, _layer, "without {}"),
         ],
@@ -152,8 +140,9 @@ def _layer(name: str, line: Line) -> Shown:
     if found.word == DIVERGED:
         return Shown(f"{found.failed} of {found.planned} runs diverged", style="differs")
     shown = estimate(found.worth, signed)
-    style = "differs" if found.word == HARMS else ""
-    return Shown(f"{found.word} {shown.text}", shown.sort, shown.interval, style=style)
+    return replace(
+        shown, text=f"{found.word} {shown.text}", style="differs" if found.word == HARMS else ""
+    )
 
 
 VERBS = {
@@ -167,45 +156,32 @@ VERBS = {
 
 def finding(study: Study) -> str:
     """What the table shows, in a sentence for each setting."""
+    by_setting: dict[str, list[Line]] = {}
+    for line in lines(study):
+        by_setting.setdefault(line.setting, []).append(line)
     made = []
-    rows = lines(study)
-    settings = dict.fromkeys(line.setting for line in rows)
-    for setting in settings:
-        here = [line for line in rows if line.setting == setting]
-        parts = []
-        for layer in dict.fromkeys(layer for line in here for layer in line.layers):
-            by_word: dict[str, list[str]] = {}
-            for line in here:
-                if layer in line.layers:
-                    by_word.setdefault(line.layers[layer].word, []).append(display_name(line.rule))
-            said = []
-            for word, verb in VERBS.items():
-                if word in by_word:
-                    said.append(f"{verb} under {', '.join(by_word[word])}")
-            parts.append(f"of {layer} {', '.join(said)}")
-        where = f"{setting}: the" if len(settings) > 1 else "The"
-        made.append(f"{where} learning {'; '.join(parts)}.")
+    for setting, here in by_setting.items():
+        parts = "; ".join(
+            f"of {layer} {_said(here, layer)}"
+            for layer in dict.fromkeys(layer for line in here for layer in line.layers)
+        )
+        where = f"{setting}: the" if len(by_setting) > 1 else "The"
+        made.append(f"{where} learning {parts}.")
     return " ".join(made)
 
 
-def legend(study: Study) -> list[str]:
-    """What the columns mean, a sentence each."""
-    found = gained.gains(study)
-    return [
-        f"Tier {study.tier}. Test error: mean over n seeds, in %, all layers learning.",
-        "Without a layer: that layer keeps its initial weights, all others learn; its test error "
-        "minus that of the net in which all learn, in points, paired on the seeds, with a 95 % t "
-        "interval. Helps: the error is higher without its learning, harms: lower, by paired t "
-        "tests corrected for all comparisons of the table (Holm, 5 %), which the interval is not; "
-        f"idle: neither, and the interval lies within ±{MARGIN:g} point; undecided: neither, and "
-        "it does not. Where runs without a layer's learning diverged, nothing is tested.",
-        gained.legend(study, found),
-        seeds_sentence({display_name(line.rule): line.error for line in lines(study)}),
-        *rates.sentences(study),
-    ]
+def _said(rows: Sequence[Line], layer: str) -> str:
+    """ "helps under BP, harms under FA"."""
+    by_word: dict[str, list[str]] = {}
+    for line in rows:
+        if layer in line.layers:
+            by_word.setdefault(line.layers[layer].word, []).append(display_name(line.rule))
+    return ", ".join(
+        f"{verb} under {', '.join(by_word[word])}"
+        for word, verb in VERBS.items()
+        if word in by_word
+    )
 
 
-def to_markdown(study: Study) -> str:
-    """The table, and what its columns mean."""
-    notes = map(for_markdown, filter(None, [*legend(study), *study.notes]))
-    return f"{table(study).markdown()}\n{' '.join([*notes, closing(study)])}\n"
+def errors(study: Study) -> dict[str, statistics.Summary]:
+    return {display_name(line.rule): line.error for line in lines(study)}

@@ -71,10 +71,8 @@ class Evaluated:
 
     def find(self, kind: str, **told: Any) -> Row:
         """The row of a kind that tells this, {} where there is none."""
-        for row in self.of_kind(kind):
-            if all(row.get(key) == value for key, value in told.items()):
-                return row
-        return {}
+        rows = (row for row in self.of_kind(kind) if told.items() <= row.items())
+        return next(rows, {})
 
     @property
     def clean(self) -> Row:

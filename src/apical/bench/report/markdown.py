@@ -8,20 +8,20 @@ from pathlib import Path
 from apical.bench.report import (
     angles,
     credit,
-    curves,
     fine_tuning,
     opening,
     overview,
     results,
     retrieval,
-    robustness_tables,
+    robustness,
+    sections,
     sequence_learners,
     spikes,
-    steps_to_solve,
     verified,
 )
 from apical.bench.report.read import Study, is_study, read_study
 from apical.bench.report.table import for_markdown
+from apical.bench.report.templating import document
 from apical.bench.storage.records import write_bytes
 
 Pathlike = str | os.PathLike[str]
@@ -41,24 +41,27 @@ def table_markdown(folder: Pathlike) -> str:
 
 def _table(study: Study, folder: Path) -> str:
     if study.overview is not None:
-        return overview.to_markdown(study, folder)
+        times = overview.step_times(folder.parent, study.overview["timed"])
+        return document("overview", study=study, times=times, name=folder.name)
     if credit.concerns(study):
-        return credit.to_markdown(study)
+        return document("credit", study=study)
     if sequence_learners.concerns(study):
-        return sequence_learners.to_markdown(study)
+        return document("sequence_learners", study=study)
     if study.retrieval:
-        return retrieval.to_markdown(study)
+        found = sections.sections(study.retrieval)
+        rows = retrieval.of_sections(found)
+        return document("retrieval", study=study, found=found, rows=rows)
     if tuned := fine_tuning.lines(study):
-        return fine_tuning.to_markdown(study, tuned)
+        return document("fine_tuning", study=study, rows=tuned)
+    found = sections.of_study(study)
     if spikes.concerns(study):
-        return spikes.to_markdown(study)
+        return document("spikes", study=study, found=found, rows=spikes.of_study(study))
     if study.robustness:
-        return robustness_tables.to_markdown(study)
-    rows = results.cells(study)
-    text = f"{results.table(study, rows).markdown()}\n"
-    if solved := steps_to_solve.table(study):
-        text += f"{solved.markdown()}\n{steps_to_solve.legend(study)}\n\n"
-    return f"{text}{curves.to_markdown(study)}{results.legend(study, rows)}\n"
+        radii = [(section, robustness.headline_radius(section)) for section in found]
+        rows = [row for section, eps in radii for row in robustness.headlines(section, eps)]
+        compared = [row for each in found for row in robustness.compared(each, study.tier)]
+        return document("robustness", study=study, found=found, rows=rows, compared=compared)
+    return document("results", study=study, rows=results.cells(study))
 
 
 def angles_markdown(folder: Pathlike) -> str:
@@ -66,7 +69,8 @@ def angles_markdown(folder: Pathlike) -> str:
 
     Raises: ValueError where none were measured.
     """
-    return angles.to_markdown(read_study(Path(folder)))
+    study = read_study(Path(folder))
+    return document("angles", study=study, rows=angles.of_study(study))
 
 
 KINDS = {"table": table_markdown, "angles": angles_markdown}
@@ -98,8 +102,9 @@ def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
     def block(match: re.Match[str]) -> str:
         kind, name = match["kind"], match["name"]
         if kind == "verified":
-            return f"<!-- {kind}:{name} -->\n{verified.to_markdown(folder)}<!-- end -->"
-        made = KINDS[kind](_folder(path, folder, f"{kind}:{name}"))
+            made = document("verified", rows=verified.lines(folder))
+        else:
+            made = KINDS[kind](_folder(path, folder, f"{kind}:{name}"))
         return f"<!-- {kind}:{name} -->\n{made}<!-- end -->"
 
     fresh = MARKER.sub(block, text)

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,29 +47,22 @@ class Picture:
 
 @dataclass(frozen=True)
 class Examples:
-    """Some images of one net: a row per image, a column per picture of it.
-
-    Attributes: factor: how much the changes are amplified around middle grey.
-    """
+    """Some images of one net: a row per image, a column per picture of it."""
 
     rule: str
     seed: int
     columns: tuple[str, ...]
     rows: tuple[tuple[Picture, ...], ...]
-    factor: float
     eps: float
 
     def table(self) -> Table:
-        def show(place: int) -> Callable[[Sequence[Picture]], Shown]:
-            def cell(row: Sequence[Picture]) -> Shown:
-                picture = row[place]
-                alt = f"{self.columns[place]}: {picture.text}".removesuffix(": ")
-                return picture.shown(alt, "flag" * picture.wrong)
-
-            return cell
+        def show(place: int, row: Sequence[Picture]) -> Shown:
+            alt = f"{self.columns[place]}: {row[place].text}".removesuffix(": ")
+            return row[place].shown(alt, "flag" * row[place].wrong)
 
         columns = [
-            Column("", show(place), page=name, left=True) for place, name in enumerate(self.columns)
+            Column("", partial(show, place), page=name, left=True)
+            for place, name in enumerate(self.columns)
         ]
         return Table(columns, self.rows, caption=caption(self.rule, self.seed), kind="")
 
@@ -163,7 +157,7 @@ def examples(net: Any, path: Path) -> Examples:
     for attack in chosen:
         columns += [_column(str(values["names"][attack])), f"its change × {factor:g}"]
     eps = float(numpy.max(values["eps"]))
-    return Examples(net.rule, net.seed, tuple(columns), tuple(rows), factor, eps)
+    return Examples(net.rule, net.seed, tuple(columns), tuple(rows), eps)
 
 
 def _column(name: str) -> str:
@@ -217,11 +211,13 @@ def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
 
     from apical.bench.report.render import FONT, save_png
 
-    wrong = [0] * max(len(each.rows) for each in found)
-    for each in found:
-        for place, row in enumerate(each.rows):
-            wrong[place] += sum(shown.wrong for shown in row)
-    image, across = wrong.index(max(wrong)), max(len(each.columns) for each in found)
+    def wrong(image: int) -> int:
+        return sum(
+            shown.wrong for each in found for row in each.rows[image : image + 1] for shown in row
+        )
+
+    image = max(range(max(len(each.rows) for each in found)), key=wrong)
+    across = max(len(each.columns) for each in found)
     size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(found))
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=size)
@@ -309,28 +305,26 @@ def _answers(values: dict[str, Any], query: int) -> list[Answer]:
 def answers_table(found: Sequence[Answer], caption: str) -> Table:
     """The answers to one query, a row each."""
 
-    def nearest(place: int) -> Callable[[Answer], Shown]:
-        def show(answer: Answer) -> Shown:
-            shown = answer.found[place]
-            alt = f"found, label {shown.text}, {'wrong' if shown.wrong else 'right'}"
-            return shown.shown(alt, "wrong flag" * shown.wrong)
+    def nearest(place: int, answer: Answer) -> Shown:
+        shown = answer.found[place]
+        alt = f"found, label {shown.text}, {'wrong' if shown.wrong else 'right'}"
+        return shown.shown(alt, "wrong flag" * shown.wrong)
 
-        return show
+    def query(answer: Answer) -> Shown:
+        return answer.query.shown(f"query, label {answer.query.text}")
 
+    pictures = [
+        Column("", partial(nearest, place), page=" " if place else "found", left=True)
+        for place in range(len(found[0].found))
+    ]
     return Table(
         [
             Column("", lambda answer: answer.name, page=" ", left=True, style="soft wrap"),
-            Column(
-                "query", lambda answer: answer.query.shown(f"query, label {answer.query.text}"),
-                left=True, style="query",
-            ),
-            *(
-                Column("", nearest(place), page="found" if place == 0 else " ", left=True)
-                for place in range(len(found[0].found))
-            ),
+            Column("query", query, left=True, style="query"),
+            *pictures,
             Column("AP %", lambda answer: percent(answer.precision)),
         ],
         found,
         caption=caption,
         kind="",
-    )  # fmt: skip
+    )

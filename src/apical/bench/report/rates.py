@@ -7,8 +7,6 @@ from apical.bench.report.names import display_name
 from apical.bench.report.read import Study
 from apical.measure import rate_choice
 
-ONE_SEED = "chosen by one seed, so their stability is not known"
-
 
 def stability(choice: Mapping[str, Any]) -> str:
     """ "unstable: 0.03 or 0.1" where another rate is chosen once one seed of the tries is left out;
@@ -25,29 +23,28 @@ def sentences(study: Study) -> list[str]:
     """What must stand beside the numbers of a study that chose its rates: which choices are
     unstable, which were made by one seed, which lie at the edge of the grid."""
     several = len({choice["setting"] for choice in study.search}) > 1
-    found: dict[str, list[str]] = {"unstable": [], "one seed": [], "edge": []}
+    unstable, one_seed, edge = [], [], []
     for choice in study.search:
-        name = display_name(choice["rule"])
-        name = f"{choice['setting']} {name}" if several else name
+        name = f"{choice['setting']} " * several + display_name(choice["rule"])
         word = stability(choice)
         if word == "one seed":
-            found[word].append(name)
+            one_seed.append(name)
         elif word:
-            found["unstable"].append(f"{name} ({word.removeprefix('unstable: ')})")
+            unstable.append(f"{name} ({word.removeprefix('unstable: ')})")
         if choice.get("at_edge"):
-            found["edge"].append(f"{name} ({choice['lr']:g})")
+            edge.append(f"{name} ({choice['lr']:g})")
     made = []
-    if found["unstable"]:
+    if unstable:
         made.append(
             "The choice of the learning rate is unstable (with one seed of the search fewer "
-            f"another rate is chosen) for {', '.join(found['unstable'])}."
+            f"another rate is chosen) for {', '.join(unstable)}."
         )
-    if found["one seed"]:
-        every = len(found["one seed"]) == len(study.search)
-        which = "All learning rates" if every else f"The rates of {', '.join(found['one seed'])}"
-        made.append(f"{which} were {ONE_SEED}.")
-    if found["edge"]:
-        made.append(f"Chosen at the edge of the rates tried: {', '.join(found['edge'])}.")
+    if one_seed:
+        every = len(one_seed) == len(study.search)
+        which = "All learning rates" if every else f"The rates of {', '.join(one_seed)}"
+        made.append(f"{which} were chosen by one seed, so their stability is not known.")
+    if edge:
+        made.append(f"Chosen at the edge of the rates tried: {', '.join(edge)}.")
     if made:
         made.append("The report draws validation error over rate for every row.")
     return made

@@ -4,22 +4,22 @@ A difference is paired on the seeds. Every learner is compared with the control,
 and one with a regulariser against the same learner without.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-from apical.bench.report import gained, rates, steps_to_solve
-from apical.bench.report.read import Run, Study
-from apical.bench.report.results import closing, rule_column, setting_column
+from apical.bench.report import gained, steps_to_solve
+from apical.bench.report.read import Run, Study, learner_of
 from apical.bench.report.table import (
     Column,
     Shown,
     Table,
+    at,
     count,
     estimate,
-    for_markdown,
     mean,
+    rule_column,
+    setting_column,
     share,
     signed,
 )
@@ -41,7 +41,7 @@ class Line:
 
     setting: str
     rule: str
-    runs: tuple[Run, ...]
+    n: int
     planned: int
     test: statistics.Summary | None
     best: statistics.Summary | None
@@ -58,45 +58,43 @@ class Line:
 def concerns(study: Study) -> bool:
     """Whether the study holds learners, beside backpropagation, on tasks of sequences."""
     return any(
-        run.experiment.get("task") and _learner(run)["learner"] != BACKPROP for run in study.runs
+        run.experiment.get("task") and learner_of(run.experiment)["learner"] != BACKPROP
+        for run in study.runs
     )
 
 
 def lines(study: Study) -> list[Line]:
     """A line for each learner of each setting, in the order of the study."""
-    made = []
-    for setting, rule in dict.fromkeys((run.setting, run.rule) for run in study.runs):
-        planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
-        runs = study.finished(setting, rule)
-        tests = _tests(runs)
-        best = [max(found) for run in runs if (found := _validation(run))]
-        plain = _others(study, setting, runs, _plain(runs))
-        made.append(
-            Line(
-                setting,
-                rule,
-                tuple(runs),
-                len(planned),
-                statistics.summarize(list(tests.values())) if tests else None,
-                statistics.summarize(best) if best else None,
-                statistics.paired_difference(tests, _tests(plain)),
-                _silent(runs),
-                int(runs[0].experiment.get("length") or 0) if runs else 0,
-            )
-        )
-    return made
+    return [_line(study, setting, rule) for setting, rule in study.rows]
 
 
-def missing(study: Study) -> list[str]:
-    """Baselines without which the numbers of a setting say nothing, one sentence each."""
-    made = []
-    for setting in study.settings:
-        names = {_learner(r)["learner"] for r in study.runs if r.setting == setting}
-        if READOUT not in names:
-            made.append(f"{setting}: no readout alone (learner readout) to compare with.")
-        if BACKPROP not in names:
-            made.append(f"{setting}: no backpropagation through time to compare with.")
-    return made
+def _line(study: Study, setting: str, rule: str) -> Line:
+    runs = study.finished(setting, rule)
+    tests = _tests(runs)
+    validation = (
+        [100 * r["val_acc"] for r in run.of_kind("epoch") if "val_acc" in r] for run in runs
+    )
+    best = [max(found) for found in validation if found]
+    experiment = runs[0].experiment if runs else {}
+    own = learner_of(experiment)
+    plain = {key: value for key, value in own.items() if key not in REGULARISER}
+    others = [
+        run
+        for run in study.runs
+        if (run.setting, run.status) == (setting, "finished")
+        and learner_of(run.experiment) == plain != own
+    ]
+    return Line(
+        setting,
+        rule,
+        len(runs),
+        len(study.planned(setting, rule)),
+        statistics.summarize(list(tests.values())) if tests else None,
+        statistics.summarize(best) if best else None,
+        statistics.paired_difference(tests, _tests(others)),
+        _silent(runs),
+        int(experiment.get("length") or 0),
+    )
 
 
 def _tests(runs: Sequence[Run]) -> dict[int, float]:
@@ -107,28 +105,6 @@ def _validation(run: Run) -> list[float]:
     return [100 * row["val_acc"] for row in run.of_kind("epoch") if "val_acc" in row]
 
 
-def _others(
-    study: Study, setting: str, runs: Sequence[Run], wanted: Mapping[str, Any] | None
-) -> list[Run]:
-    """The finished runs of the setting with this learner; none if they are these runs."""
-    if wanted is None or not runs or _learner(runs[0]) == wanted:
-        return []
-    same = [r for r in study.runs if (r.setting, r.status) == (setting, "finished")]
-    return [run for run in same if _learner(run) == wanted]
-
-
-def _plain(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """The learner without its regulariser; None where it has none."""
-    own = _learner(runs[0]) if runs else {}
-    plain = {key: value for key, value in own.items() if key not in REGULARISER}
-    return plain if plain != own else None
-
-
-def _learner(run: Run) -> dict[str, Any]:
-    learner = run.experiment.get("learner") or BACKPROP
-    return dict(learner) if isinstance(learner, Mapping) else {"learner": str(learner)}
-
-
 def _silent(runs: Sequence[Run]) -> float | None:
     counts = []
     for run in runs:
@@ -137,6 +113,19 @@ def _silent(runs: Sequence[Run]) -> float | None:
         if last is not None:
             counts.append(sum(row["epoch"] == last and not row["signal"] for row in rows))
     return float(median(counts)) if counts else None
+
+
+def missing(study: Study) -> list[str]:
+    """Baselines without which the numbers of a setting say nothing, one sentence each."""
+    made = []
+    for setting in study.settings:
+        here = [run for run in study.runs if run.setting == setting]
+        names = {learner_of(run.experiment)["learner"] for run in here}
+        if READOUT not in names:
+            made.append(f"{setting}: no readout alone (learner readout) to compare with.")
+        if BACKPROP not in names:
+            made.append(f"{setting}: no backpropagation through time to compare with.")
+    return made
 
 
 def table(study: Study) -> Table:
@@ -153,14 +142,14 @@ def table(study: Study) -> Table:
 
     return Table(
         [
-            setting_column(len(study.settings) > 1),
+            setting_column(study.several),
             rule_column(head="learner"),
-            Column("n", lambda line: count(len(line.runs), line.planned), page="Runs n"),
-            Column("test accuracy %", lambda line: mean(line.test), style="strong"),
+            Column("n", lambda line: count(line.n, line.planned), page="Runs n"),
+            Column("test accuracy %", at("test", mean), style="strong"),
             Column("95 % interval", lambda line: share(line.test), style="soft"),
-            Column("best validation %", lambda line: mean(line.best)),
+            Column("best validation %", at("best", mean)),
             *gained.columns(gained.gains(study)),
-            Column("minus unregularised", lambda line: estimate(line.over_plain, signed)),
+            Column("minus unregularised", at("over_plain", estimate, signed)),
             Column("signal at", _reached, page="Signal at steps"),
             Column("solved", solved, page="", left=True),
             Column("iterations", iterations, page=""),
@@ -172,25 +161,3 @@ def table(study: Study) -> Table:
 
 def _reached(line: Line) -> Shown:
     return Shown(line.reached, None if line.silent is None else line.length - line.silent)
-
-
-def to_markdown(study: Study) -> str:
-    """The table of the study, and what its columns mean."""
-    notes = [*legend(study), *missing(study), *study.notes]
-    if study.solved is not None and steps_to_solve.lines(study):
-        notes.insert(1, f"Solved, iterations: {steps_to_solve.legend(study)}")
-    return f"{table(study).markdown()}\n{' '.join([*map(for_markdown, notes), closing(study)])}\n"
-
-
-def legend(study: Study) -> list[str]:
-    """What the columns mean, a sentence each."""
-    return [
-        f"Tier {study.tier}. Test accuracy: mean over seeds after the last iteration, on 10,000 "
-        "unseen sequences.",
-        "Best validation: mean over seeds of the highest in the run.",
-        "Differences: test accuracy in points, paired on the seeds, with a 95 % t interval; not "
-        "corrected for their number.",
-        "Signal at: steps that a learning signal other than exact zero reached at the end, median "
-        "over seeds.",
-        *filter(None, [gained.legend(study, gained.gains(study)), *rates.sentences(study)]),
-    ]

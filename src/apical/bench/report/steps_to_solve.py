@@ -1,12 +1,20 @@
 """How many steps each rule took until its task was solved, and how it does at other lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apical.bench.report import gained
 from apical.bench.report.read import Run, Study
-from apical.bench.report.results import rule_column, setting_column
-from apical.bench.report.table import Column, Shown, Table, each, share
+from apical.bench.report.table import (
+    Column,
+    Shown,
+    Table,
+    each,
+    plain,
+    rule_column,
+    setting_column,
+    share,
+)
 from apical.measure import statistics
 
 
@@ -25,7 +33,7 @@ class Line:
     rule: str
     steps: tuple[int | None, ...]
     limit: int
-    others: dict[int, statistics.Summary]
+    others: Mapping[int, statistics.Summary]
 
     @property
     def solved(self) -> int:
@@ -60,7 +68,7 @@ def lines(study: Study) -> list[Line]:
     if study.solved is None:
         return []
     found = []
-    for setting, rule in dict.fromkeys((run.setting, run.rule) for run in study.runs):
+    for setting, rule in study.rows:
         runs = sorted(study.finished(setting, rule), key=lambda run: run.seed)
         if runs:
             epochs = [run.of_kind("epoch") for run in runs]
@@ -74,13 +82,13 @@ def lines(study: Study) -> list[Line]:
 
 
 def _others(runs: Sequence[Run]) -> dict[int, statistics.Summary]:
-    found = {}
-    for length in runs[0].experiment.get("test_lengths", ()):
-        key = f"test_{length}_acc"
-        values = [100 * run.final[key] for run in runs if key in run.final]
-        if len(values) == len(runs):
-            found[length] = statistics.summarize(values)
-    return found
+    """Of the lengths at which all runs were tested."""
+    keys = {n: f"test_{n}_acc" for n in runs[0].experiment.get("test_lengths", ())}
+    return {
+        length: statistics.summarize([100 * run.final[key] for run in runs])
+        for length, key in keys.items()
+        if all(key in run.final for run in runs)
+    }
 
 
 def table(study: Study, *, several: bool = True) -> Table | None:
@@ -112,28 +120,13 @@ def _mean(line: Line) -> Shown:
 def _interval(line: Line) -> Shown:
     """In whole steps."""
     ours = line.summary
-    if ours is None or ours.low is None or ours.high is None:
+    if ours is None or ours.low is None:
         return Shown("")
     return Shown(f"{max(ours.low, 0):.0f} to {ours.high:.0f}", ours.low, style="soft")
 
 
 def _other(length: int, line: Line) -> Shown:
     """ "79.3 (51.2 to 100.0)", accuracy in % at another length; "" where it was not tested."""
-    if length not in line.others:
-        return Shown("")
-    ours = line.others[length]
-    between = f" ({share(ours)})" if ours.low is not None else ""
-    return Shown(f"{ours.mean:.1f}{between}", ours.mean)
-
-
-def legend(study: Study) -> str:
-    """What the columns mean."""
-    others = (
-        " Other lengths: share of right answers in % on 10,000 test sequences, mean over seeds and "
-        "its interval."
-    )
-    return (
-        f"Steps until {100 * (study.solved or 0):g} % of the answers on validation sequences are "
-        "right, measured after every epoch; mean and 95 % t interval over seeds where all runs "
-        "solved the task." + others * any(line.others for line in lines(study))
-    )
+    ours = line.others.get(length)
+    between = f" ({share(ours)})" if ours and ours.low is not None else ""
+    return plain(ours and ours.mean, lambda value: f"{value:.1f}{between}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from apical.bench.report.names import display_name
+
 ABSENT = "–"
 """What a page shows where a cell has nothing to show."""
 
@@ -145,6 +147,22 @@ def each(
     ]
 
 
+def at(path: str, show: Callable[..., Shown] | None = None, *options: Any, **named: Any) -> Any:
+    """What a column shows of the value at "published.error" of a row. show: the value, and the
+    options -> what a reader sees, default `plain`."""
+    return lambda row: (show or plain)(value_at(row, path), *options, **named)
+
+
+def setting_column(keep: bool, raw: str = "") -> Column:
+    """The setting of a row, where there are several."""
+    return Column("setting", lambda r: r.setting, raw, left=True, keep=keep, style="wrap")
+
+
+def rule_column(raw: str = "", head: str = "rule") -> Column:
+    """The rule of a row, as its paper writes it; of rows that are rules, the row."""
+    return Column(head, lambda r: display_name(getattr(r, "rule", r)), raw, left=True, style="rule")
+
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Beginnings of a text that spreadsheets may run; some of them skip the blank ones."""
 
@@ -207,9 +225,14 @@ def share(found: Any, text: Callable[[float | None], str] = number) -> str:
     return span(found and found.within(0, 100), text)
 
 
+def plain(value: Any, text: Callable[[Any], str] = str, **more: Any) -> Shown:
+    """A number, by which pages sort; nothing for None. more: further fields."""
+    return Shown("", **more) if value is None else Shown(text(value), value, **more)
+
+
 def mean(found: Interval | None, text: Callable[[float | None], str] = number) -> Shown:
     """The mean alone."""
-    return Shown(text(found.mean), found.mean) if found else Shown("")
+    return plain(found and found.mean, text)
 
 
 def estimate(
@@ -226,3 +249,34 @@ def estimate(
 def count(n: int, planned: int) -> Shown:
     """ "3", or "2 of 3" while runs are missing."""
     return Shown(str(n) if n == planned else f"{n} of {planned}", n)
+
+
+# Settings as text
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "", *, empty: bool = False) -> dict[str, Any]:
+    """Nested mappings as one level with dotted keys; empty ones vanish, or stay.
+
+    >>> flatten({"optimizer": {"name": "sgd", "lr": 0.1}})
+    {'optimizer.name': 'sgd', 'optimizer.lr': 0.1}
+    """
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and (item or not empty):
+            flat |= flatten(item, f"{prefix}{key}.", empty=empty)
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def text(value: Any) -> str:
+    """A value of a setting as a reader would write it: lists and mappings without brackets."""
+    if value is None or value == [] or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(text(item) for item in value)
+    return str(value)
