@@ -367,7 +367,7 @@ def test_refresh_refuses_broken_markers_and_leaves_the_file(study, tmp_path, tex
 def _cell(rule, error, published, setting="s"):
     source = read.Published(setting, rule, published, "paper")
     summary = stats.Summary(1, error, None, None, None)
-    return results.Cell(setting, rule, 1, 0, (), summary=summary, published=source)
+    return results.Cell(read.Row(setting, rule), summary=summary, published=source)
 
 
 def test_the_order_of_rules_stands_beside_the_published_one():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from apical.bench.report.read import Run, Study
-from apical.bench.report.table import Column, Shown, Table, count, rule_column, setting_column
+from apical.bench.report.table import Column, Shown, Table
 from apical.measure import statistics
 
 KEY = "delta_angle_deg"
@@ -100,8 +100,8 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
     """
     return Table(
         [
-            setting_column(several),
-            rule_column("rule"),
+            Column.setting(several),
+            Column.rule("rule"),
             Column(
                 "",
                 lambda line: line.layer or "(the net)",
@@ -110,7 +110,7 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
                 left=True,
                 keep=any(line.layer for line in rows),
             ),
-            Column("n", lambda line: count(line.n, line.planned), page="Runs n"),
+            Column.runs(),
             Column(
                 "delta angle",
                 lambda line: Shown(line.mean, line.angle and line.angle.mean, style="strong"),
@@ -120,7 +120,7 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
                 "95 % interval",
                 lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft"),
             ),
-            Column("ties", lambda line: line.ties, "ties", left=True),
+            Column("ties", "ties", "ties", left=True),
             Column("first layer", lambda line: _with_interval(line.layers[0]), page=""),
             Column("last layer", lambda line: _with_interval(line.layers[-1]), page=""),
         ],

@@ -5,21 +5,8 @@ from dataclasses import dataclass, replace
 
 from apical.bench.report import gained
 from apical.bench.report.names import display_name
-from apical.bench.report.read import Run, Study
-from apical.bench.report.results import errors_of
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    at,
-    count,
-    each,
-    estimate,
-    mean,
-    rule_column,
-    setting_column,
-    signed,
-)
+from apical.bench.report.read import Row, Run, Study, test_error
+from apical.bench.report.table import Column, Shown, Table, each, estimate, number, signed
 from apical.measure import statistics
 
 MARGIN = 1.0
@@ -47,13 +34,31 @@ class Layer:
 
 @dataclass(frozen=True)
 class Line:
-    """A rule in a setting: test error in % with all layers learning, and each layer's part."""
+    """A rule in a setting, all layers learning, and each layer's part."""
 
-    setting: str
-    rule: str
-    planned: int
-    error: statistics.Summary
+    row: Row
     layers: Mapping[str, Layer]
+
+    @property
+    def setting(self) -> str:
+        return self.row.setting
+
+    @property
+    def rule(self) -> str:
+        return self.row.rule
+
+    @property
+    def n(self) -> int:
+        return self.row.n
+
+    @property
+    def planned(self) -> int:
+        return self.row.planned
+
+    @property
+    def error(self) -> statistics.Summary | None:
+        """Test error in %."""
+        return self.row.summary(test_error)
 
 
 def frozen_layer(run: Run) -> str:
@@ -70,39 +75,31 @@ def concerns(study: Study) -> bool:
 
 def lines(study: Study) -> list[Line]:
     """A line for each rule of each setting that has rows without a layer, in the study's order."""
-    cells = dict.fromkeys((run.setting, run.rule) for run in study.runs if not frozen_layer(run))
-    whole = {cell: runs for cell in cells if (runs := study.finished(*cell))}
-    found: dict[tuple[str, str], dict[str, Layer]] = {cell: {} for cell in whole}
+    made: list[Line] = []
     tested: list[tuple[dict[str, Layer], Layer, float]] = []
-    for cell, full in whole.items():
-        for other in study.rules:
-            planned = study.planned(cell[0], other)
-            name = frozen_layer(planned[0]) if planned else ""
-            if not name or planned[0].experiment.get("rule") != full[0].experiment.get("rule"):
+    for full in study.rows:
+        if not full.runs or frozen_layer(full.every[0]):
+            continue
+        layers: dict[str, Layer] = {}
+        for row in study.rows_of(full.setting):
+            name, rule = frozen_layer(row.every[0]), row.every[0].experiment.get("rule")
+            if not name or rule != full.runs[0].experiment.get("rule"):
                 continue
-            if failed := sum(run.status == "failed" for run in planned):
-                found[cell][name] = Layer(name, None, DIVERGED, failed, len(planned))
+            if row.failed:
+                layers[name] = Layer(name, None, DIVERGED, row.failed, row.planned)
                 continue
-            runs = study.finished(cell[0], other)
-            noise = gained.share_noise(runs) + gained.share_noise(full)
-            samples = errors_of(runs), errors_of(full)
+            noise = gained.share_noise(row.runs) + gained.share_noise(full.runs)
+            samples = row.sample(test_error), full.sample(test_error)
             p = statistics.difference_p(*samples, noise=noise)
-            layer = Layer(name, statistics.paired_difference(*samples, noise=noise), UNDECIDED)
-            found[cell][name] = layer
-            tested.append((found[cell], layer, 1.0 if p is None else p))
+            worth = statistics.paired_difference(*samples, noise=noise)
+            layers[name] = Layer(name, worth, UNDECIDED)
+            tested.append((layers, layers[name], 1.0 if p is None else p))
+        if layers:
+            made.append(Line(full, layers))
     corrected = statistics.holm([p for *_, p in tested])
     for (layers, layer, _), p in zip(tested, corrected, strict=True):
         layers[layer.name] = replace(layer, word=_word(layer.worth, p))
-    return [
-        Line(
-            *cell,
-            len(study.planned(*cell)),
-            statistics.summarize(list(errors_of(whole[cell]).values())),
-            layers,
-        )
-        for cell, layers in found.items()
-        if layers
-    ]
+    return made
 
 
 def _word(worth: statistics.Summary | None, p: float) -> str:
@@ -121,10 +118,10 @@ def table(study: Study) -> Table:
     layers = dict.fromkeys(layer for line in longest for layer in line.layers)
     return Table(
         [
-            setting_column(study.several),
-            rule_column(),
-            Column("n", lambda line: count(line.error.n, line.planned), page="Runs n"),
-            Column("test error %", at("error", mean)),
+            Column.setting(study.several),
+            Column.rule(),
+            Column.runs(),
+            Column("test error %", "error.mean", text=number),
             *gained.columns(gained.gains(study)),
             *each(layers, _layer, "without {}"),
         ],
@@ -184,4 +181,5 @@ def _said(rows: Sequence[Line], layer: str) -> str:
 
 
 def errors(study: Study) -> dict[str, statistics.Summary]:
-    return {display_name(line.rule): line.error for line in lines(study)}
+    """With all layers learning, by rule."""
+    return {display_name(line.rule): line.error for line in lines(study) if line.error}

@@ -10,20 +10,7 @@ from apical.bench.report.names import display_name
 from apical.bench.report.read import Curve, Study
 from apical.bench.report.render import Group, Panel
 from apical.bench.report.results import judged
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    at,
-    each,
-    mean,
-    number,
-    plain,
-    rule_column,
-    setting_column,
-    signed,
-    span,
-)
+from apical.bench.report.table import Column, Shown, Table, each, number, plain, signed, span
 from apical.measure import statistics
 
 KINDS = {"test_acc": "test", "angle_deg": "layer", "gradient_angle_deg": "layer"}
@@ -112,20 +99,21 @@ def table(study: Study) -> Table:
     """All points."""
     return Table(
         [
-            setting_column(study.several, "setting"),
-            rule_column("rule=name"),
-            Column("quantity", lambda p: p.quantity, "quantity", left=True),
-            Column("epoch", at("epoch"), "epoch"),
-            Column("runs n", at("ours.n"), "n=ours.n"),
-            Column("ours", at("ours", mean), "mean=ours.mean", style="strong"),
+            Column.setting(study.several, "setting"),
+            Column.rule("rule=name"),
+            Column("quantity", "quantity", "quantity", left=True),
+            Column("epoch", "epoch", "epoch"),
+            Column("runs n", "ours.n", "n=ours.n"),
+            Column("ours", "ours.mean", "mean=ours.mean", text=number, style="strong"),
             Column("95 % interval", lambda p: Shown(span(p.ours), p.ours.low),
                    "low=ours.low high=ours.high", style="soft"),
             Column("published", lambda p: plain(p.published, number, title=p.curve.source),
                    "published"),
-            Column("ours minus published", at("difference", plain, signed)),
-            Column("allowance", at("curve.allowance", plain, number), "allowance=curve.allowance",
+            Column("ours minus published", "difference", text=signed),
+            Column("allowance", "curve.allowance", "allowance=curve.allowance", text=number,
                    style="soft"),
-            Column("verdict", at("word", judged), "verdict=word source=curve.source", left=True),
+            Column("verdict", lambda p: judged(p.word), "verdict=word source=curve.source",
+                   left=True),
         ],
         points(study),
         "Table of published courses of training",

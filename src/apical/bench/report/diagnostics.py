@@ -18,7 +18,7 @@ from apical.bench.report.lines import (
 )
 from apical.bench.report.read import Run, Study
 from apical.bench.report.render import Group
-from apical.bench.report.table import Column, Shown, Table, plain, rule_column
+from apical.bench.report.table import Column, Shown, Table, plain
 from apical.measure.alignment_phases import Phase, phases
 
 NAMED_LAYERS = 3
@@ -92,12 +92,11 @@ def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
     Figures and phases are of finished runs; warnings are of all, since those that failed are the
     ones to learn from.
     """
-    planned = {rule: study.planned(setting, rule) for rule in study.rules}
     finished = study.by_rule(setting)
     layers = [row for rule, runs in finished.items() for row in _by_layer(rule, runs)]
     rules = [_together(rule, layers) for rule in dict.fromkeys(row.rule for row in layers)]
     groups = [*_deltas(finished, layers, looks), *_ranks(finished, looks)]
-    alarms = [alarm for rule, runs in planned.items() for alarm in _alarms(rule, runs)]
+    alarms = [alarm for row in study.rows_of(setting) for alarm in _alarms(row.rule, row.every)]
     readouts = linear_probes.lines(finished)
     if not (groups or rules or alarms or readouts):
         return None
@@ -191,7 +190,7 @@ def table(rows: Sequence[Aligned]) -> Table:
 
     return Table(
         [
-            rule_column(),
+            Column.rule(),
             Column("layer", lambda row: row.layer or "(the net)", left=True, keep=layered),
             Column("aligned", aligned),
             Column("after epoch", epoch, style="strong"),

@@ -150,10 +150,6 @@ class Robustness(Evaluated):
     needed = ("clean", "worst", "gap", "audit")
     compared = ("data", "images", "norm", "eps", "effort")
 
-    def at(self, kind: str, eps: float) -> Row:
-        """The row of a kind at a radius, {} where there is none."""
-        return self.find(kind, eps=eps)
-
     @property
     def images(self) -> int:
         """Test images it was measured on, those misclassified from the start included."""

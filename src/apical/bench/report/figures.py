@@ -23,9 +23,9 @@ from apical.bench.report.lines import (
     switches,
 )
 from apical.bench.report.names import display_name
-from apical.bench.report.read import Run, Study
+from apical.bench.report.read import Run, Study, test_error
 from apical.bench.report.render import Group, Panel
-from apical.bench.report.results import Cell, test_error
+from apical.bench.report.results import Cell
 
 CURVES = (
     ("train_acc", "Training error, %"),
@@ -228,7 +228,7 @@ def draw_errors(axes: Any, *, shown: Sequence[Cell], looks: Looks) -> None:
         if ours.low is not None:
             bounds = ours.within(0, 100)
             axes.plot([bounds.low, bounds.high], [place, place], color=colour, linewidth=1.6)
-        seeds = [test_error(run) for run in cell.runs]
+        seeds = [test_error(run) for run in cell.row.runs]
         below = [place + 0.27] * len(seeds)
         axes.scatter(seeds, below, s=7, color=colour, alpha=0.7, linewidths=0)
         axes.scatter([ours.mean], [place], s=34, color=colour, zorder=3, linewidths=0)

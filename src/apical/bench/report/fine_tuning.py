@@ -11,23 +11,9 @@ from typing import Any
 
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.read import Run, Study
+from apical.bench.report.read import Row, Run, Study, percent_of
 from apical.bench.report.sections import Section
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    at,
-    count,
-    each,
-    estimate,
-    percent,
-    plain,
-    points,
-    rule_column,
-    setting_column,
-    share,
-)
+from apical.bench.report.table import Column, Shown, Table, each, estimate, percent, points, share
 from apical.measure import statistics
 from apical.measure.robustness_verdict import Estimate, radius
 
@@ -90,6 +76,10 @@ class Line:
     attacked: Attacked | None
 
     @property
+    def n(self) -> int:
+        return self.accuracy.n
+
+    @property
     def measure(self) -> str:
         return "mAP" if self.metric == gained.MAP else "accuracy"
 
@@ -120,26 +110,25 @@ class Line:
 def lines(study: Study) -> list[Line]:
     """A line for each rule and setting with fine-tuned runs, in the order of the study."""
     found = {section.setting: section for section in sections.sections(study.robustness)}
+    rows = [row for setting in study.settings for row in study.rows_of(setting)]
     return [
-        _line(study, setting, rule, found.get(setting))
-        for setting in study.settings
-        for rule in study.rules
-        if any(map(_by_layer, study.finished(setting, rule)))
+        _line(study, row, found.get(row.setting)) for row in rows if any(map(_by_layer, row.runs))
     ]
 
 
-def _line(study: Study, setting: str, rule: str, section: Section | None) -> Line:
-    runs = study.finished(setting, rule)
-    rows = [_by_layer(run) for run in runs]
-    metric = gained.MAP if all(gained.MAP in run.final for run in runs) else gained.ERROR
+def _line(study: Study, row: Row, section: Section | None) -> Line:
+    layers = [_by_layer(run) for run in row.runs]
+    metric = gained.MAP if all(gained.MAP in run.final for run in row.runs) else gained.ERROR
+    accuracy = row.summary(percent_of(metric))
+    assert accuracy is not None  # it has finished runs
     return Line(
-        setting,
-        rule,
-        len(study.planned(setting, rule)),
+        row.setting,
+        row.rule,
+        row.planned,
         metric,
-        statistics.summarize([100 * run.final[metric] for run in runs]),
-        tuple(_layer(name, [of_run[name] for of_run in rows]) for name in rows[0]),
-        section and _attacked(section, rule, _at_rate(study, setting, rule)),
+        accuracy,
+        tuple(_layer(name, [of_run[name] for of_run in layers]) for name in layers[0]),
+        section and _attacked(section, row.rule, _at_rate(study, row.setting, row.rule)),
     )
 
 
@@ -197,27 +186,27 @@ def table(study: Study, found: Sequence[Line]) -> Table:
         between = share(line.accuracy, percent)
         return Shown(f"{line.accuracy.mean:.1f}", line.accuracy.mean, between)
 
+    def worst(line: Line) -> Shown:
+        return estimate(line.attacked and line.attacked.worst)
+
     def moved(line: Line) -> Shown:
         return Shown(line.moved, median(line.changes) if line.changes else None)
 
-    def under(name: str, text: Any = percent) -> Any:
-        return at(f"attacked.{name}", estimate, text)
-
     return Table(
         [
-            setting_column(len({line.setting for line in found}) > 1),
-            rule_column(),
-            Column("n", lambda line: count(line.accuracy.n, line.planned), page="Nets n"),
+            Column.setting(len({line.setting for line in found}) > 1),
+            Column.rule(),
+            Column.runs("Nets n"),
             Column(measure, accuracy, page=f"{measure} %"),
             *gained.columns(gained.gains(study, found[0].metric)),
             Column("trunk moved", moved),
-            Column("head moved", at("head", plain, "{:.2g}".format)),
-            Column("update cosine", at("cosine", plain, _cosine)),
-            Column("own gradient", under("own"), keep=attacked),
-            Column("BP's weights, this backward", under("crossed"), keep=attacked),
-            Column("exact gradient", under("exact"), keep=attacked),
-            Column("worst case", under("worst"), keep=attacked, strong=True),
-            Column("worst minus BP, same rate", under("same_rate", points), keep=attacked),
+            Column("head moved", "head", text="{:.2g}".format),
+            Column("update cosine", "cosine", text=_cosine),
+            Column("own gradient", "attacked.own", keep=attacked),
+            Column("BP's weights, this backward", "attacked.crossed", keep=attacked),
+            Column("exact gradient", "attacked.exact", keep=attacked),
+            Column("worst case", worst, keep=attacked, strong=True),
+            Column("worst minus BP, same rate", "attacked.same_rate", text=points, keep=attacked),
         ],
         found,
         "Fine-tuned nets",

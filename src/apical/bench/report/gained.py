@@ -1,14 +1,17 @@
-"""What learning in hidden layers is worth: each rule against the control whose hidden layers keep
-their initial weights. A column for every table that compares rules."""
+"""What every table that compares rules owes its reader.
+
+A column with what learning in hidden layers is worth, over the control whose hidden layers keep
+their initial weights; and how far the choice of the learning rates can be trusted.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apical.bench.report.names import is_baseline, is_frozen
+from apical.bench.report.names import display_name, is_baseline, is_frozen
 from apical.bench.report.read import Run, Study, learner_of
 from apical.bench.report.table import Column, Shown, estimate, signed
-from apical.measure import statistics
+from apical.measure import rate_choice, statistics
 
 ERROR, MAP = "test_acc", "test_map"
 """The share that is compared; of hash nets the mean average precision."""
@@ -131,3 +134,48 @@ def missing(study: Study) -> str:
         f"No control row{where}: without a row whose hidden layers keep their initial weights this "
         "does not show whether hidden layers learn."
     )
+
+
+# Learning rates
+
+
+def stability(choice: Mapping[str, Any]) -> str:
+    """ "unstable: 0.03 or 0.1" where another rate is chosen once one seed of the tries is left out;
+    "one seed" where there was one; "" for a stable choice."""
+    tries = [row for row in choice["tries"] if "errors" in row]
+    if not tries or len(tries[0]["errors"]) < 2:
+        return "one seed"
+    tried = [rate_choice.Tried(r["lr"], tuple(r["errors"]), r["examples"]) for r in tries]
+    rates = sorted([choice["lr"], *rate_choice.others(tried)])
+    return f"unstable: {' or '.join(f'{rate:g}' for rate in rates)}" if len(rates) > 1 else ""
+
+
+def rate_sentences(study: Study) -> list[str]:
+    """What must stand beside the numbers of a study that chose its rates: which choices are
+    unstable, which were made by one seed, which lie at the edge of the grid."""
+    several = len({choice["setting"] for choice in study.search}) > 1
+    unstable, one_seed, edge = [], [], []
+    for choice in study.search:
+        name = f"{choice['setting']} " * several + display_name(choice["rule"])
+        word = stability(choice)
+        if word == "one seed":
+            one_seed.append(name)
+        elif word:
+            unstable.append(f"{name} ({word.removeprefix('unstable: ')})")
+        if choice.get("at_edge"):
+            edge.append(f"{name} ({choice['lr']:g})")
+    made = []
+    if unstable:
+        made.append(
+            "The choice of the learning rate is unstable (with one seed of the search fewer "
+            f"another rate is chosen) for {', '.join(unstable)}."
+        )
+    if one_seed:
+        every = len(one_seed) == len(study.search)
+        which = "All learning rates" if every else f"The rates of {', '.join(one_seed)}"
+        made.append(f"{which} were chosen by one seed, so their stability is not known.")
+    if edge:
+        made.append(f"Chosen at the edge of the rates tried: {', '.join(edge)}.")
+    if made:
+        made.append("The report draws validation error over rate for every row.")
+    return made

@@ -7,16 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apical.bench.report.read import Run
-from apical.bench.report.table import (
-    Column,
-    Table,
-    at,
-    estimate,
-    mean,
-    percent,
-    points,
-    rule_column,
-)
+from apical.bench.report.table import Column, Table, percent, points
 from apical.measure import statistics
 
 OUTPUT = "(the output)"
@@ -77,15 +68,15 @@ def _accuracies(runs: Sequence[Run], *, last: bool) -> dict[str, dict[int, float
 def table(rows: Sequence[Line]) -> Table:
     return Table(
         [
-            rule_column("rule"),
-            Column("layer", lambda line: line.layer, "layer", left=True),
-            Column("n", at("change.n"), "n=change.n", page="Runs n"),
-            Column("untrained", at("untrained", mean, percent), "untrained=untrained.mean"),
-            Column("trained", at("trained", mean, percent), "trained=trained.mean"),
-            Column("change", at("change", estimate, points),
-                   "change=change.mean change_low=change.low change_high=change.high"),
-            Column("added", at("added", estimate, points),
-                   "added=added.mean added_low=added.low added_high=added.high"),
+            Column.rule("rule"),
+            Column("layer", "layer", "layer", left=True),
+            Column("n", "change.n", "n=change.n", page="Runs n"),
+            Column("untrained", "untrained.mean", "untrained=untrained.mean", text=percent),
+            Column("trained", "trained.mean", "trained=trained.mean", text=percent),
+            Column("change", "change",
+                   "change=change.mean change_low=change.low change_high=change.high", text=points),
+            Column("added", "added", "added=added.mean added_low=added.low added_high=added.high",
+                   text=points),
         ],
         rows,
         "Table of linear readouts",

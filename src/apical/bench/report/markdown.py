@@ -1,4 +1,4 @@
-"""Tables of Markdown files, generated between markers from the records of a study."""
+"""What a study has found, and its tables, in Markdown files between markers."""
 
 import difflib
 import os
@@ -9,13 +9,13 @@ from apical.bench.report import (
     angles,
     credit,
     fine_tuning,
-    opening,
     overview,
     results,
     retrieval,
     robustness,
+    robustness_words,
     sections,
-    sequence_learners,
+    sequences,
     spikes,
     verified,
 )
@@ -34,9 +34,43 @@ def table_markdown(folder: Pathlike) -> str:
     A study of robustness has its table of robust accuracies instead, one of hash nets that of mAP.
     """
     study = read_study(Path(folder))
-    found = opening.finding(study)
+    found = finding(study)
     start = f"**{for_markdown(found)}**\n\n" if found else ""
     return start + _table(study, Path(folder))
+
+
+def finding(study: Study) -> str:
+    """What the study shows, from its numbers alone; "" where there is nothing to compare yet."""
+    if credit.concerns(study):
+        return credit.finding(study)
+    if spikes.concerns(study):
+        return spikes.seen(spikes.of_study(study))
+    if study.robustness:
+        return _joined({each.heading: _robust(each) for each in sections.of_study(study)})
+    if study.retrieval:
+        return _joined({each.heading: _hashed(each) for each in sections.sections(study.retrieval)})
+    return results.finding(results.cells(study))
+
+
+def _robust(section: sections.Section) -> str:
+    """Whose gradient the robustness is, where gradients of other rules were tried; else how robust
+    rules are in the worst case."""
+    eps = robustness.headline_radius(section)
+    crossed = [heat.conclusion for heat in robustness.heats(section, eps) if heat.conclusion]
+    every = [*crossed, *robustness_words.conclusion(robustness.headlines(section, eps))]
+    return every[0] if every else ""
+
+
+def _hashed(section: sections.Section) -> str:
+    every = (retrieval.conclusion(retrieval.lines(section, eps)) for eps in section.radii)
+    return next(filter(None, every), "")
+
+
+def _joined(parts: dict[str, str]) -> str:
+    found = {heading: text for heading, text in parts.items() if text}
+    if len(parts) == 1:
+        return "".join(found.values())
+    return " ".join(f"{heading}: {text}" for heading, text in found.items())
 
 
 def _table(study: Study, folder: Path) -> str:
@@ -45,8 +79,8 @@ def _table(study: Study, folder: Path) -> str:
         return document("overview", study=study, times=times, name=folder.name)
     if credit.concerns(study):
         return document("credit", study=study)
-    if sequence_learners.concerns(study):
-        return document("sequence_learners", study=study)
+    if sequences.concerns(study):
+        return document("sequences", study=study)
     if study.retrieval:
         found = sections.sections(study.retrieval)
         rows = retrieval.of_sections(found)

@@ -7,17 +7,16 @@ A study asks for it by the key "overview" of its study.json:
     timed_as   names of rules there, by rule, where they differ
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from apical.bench.report import gained
 from apical.bench.report.names import is_baseline
-from apical.bench.report.read import Run, Study
-from apical.bench.report.table import Column, Table, at, each, number, plain, rule_column
+from apical.bench.report.read import Study, percent_of
+from apical.bench.report.table import Column, Shown, Table, each, number, plain
 from apical.bench.storage import records
-from apical.measure import statistics
 
 RULE_TIMES = "step_time_rules.json"
 """Beside the study's folder: what `COMMAND` wrote."""
@@ -35,35 +34,6 @@ class StepTimes:
     ratios: Mapping[str, float]
     method: str
     command: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """A rule. Accuracies in % by setting, the angle in degrees, memory over that of the weights."""
-
-    rule: str
-    accuracies: Mapping[str, statistics.Summary | None]
-    angle: float | None
-    step: float | None
-    memory: float | None
-    facts: Mapping[str, str]
-
-
-def lines(study: Study, times: StepTimes) -> list[Line]:
-    """A line for each rule, in the order of the study."""
-    assert study.overview is not None
-    detail, timed_as = study.overview["detail"], study.overview["timed_as"]
-    return [
-        Line(
-            rule,
-            {setting: _accuracy(study.finished(setting, rule)) for setting in study.settings},
-            0.0 if is_baseline(rule) else _mean(map(_angle, study.finished(detail, rule))),
-            times.ratios.get(timed_as.get(rule, rule)),
-            _mean(map(_memory, study.finished(detail, rule))),
-            study.overview["facts"][rule],
-        )
-        for rule in study.rules
-    ]
 
 
 def step_times(results: Path, net: str) -> StepTimes:
@@ -85,60 +55,72 @@ def step_times(results: Path, net: str) -> StepTimes:
 
 
 def table(study: Study, times: StepTimes) -> Table:
-    rows = lines(study, times)
+    """A row for each rule, in the order of the study."""
+    assert study.overview is not None
+    facts, timed_as = study.overview["facts"], study.overview["timed_as"]
+
+    def step(rule: str) -> Shown:
+        return plain(times.ratios.get(timed_as.get(rule, rule)), number)
+
     return Table(
         [
-            rule_column(),
+            Column.rule(),
             *(column for setting in study.settings for column in _of_setting(study, setting)),
-            Column("angle °", at("angle", plain, "{:.0f}".format)),
-            Column("step", at("step", plain, number)),
-            Column("memory", at("memory", plain, number)),
-            *each(rows[0].facts, lambda name, row: row.facts[name], "{}", left=True),
+            Column("angle °", lambda rule: plain(angle(study, rule), "{:.0f}".format)),
+            Column("step", step),
+            Column("memory", lambda rule: plain(memory(study, rule), number)),
+            *each(facts[study.rules[0]], lambda name, rule: facts[rule][name], "{}", left=True),
         ],
-        rows,
+        study.rules,
     )
 
 
 def _of_setting(study: Study, setting: str) -> list[Column]:
     """The accuracy in a setting and, where it has the control, what is gained over it."""
     gains = {rule: gain for (where, rule), gain in gained.gains(study).items() if where == setting}
-    made = [Column(f"{setting}, %", lambda row: _spelled(row.accuracies[setting]))]
+
+    def accuracy(rule: str) -> str:
+        found = study.row(setting, rule).summary(percent_of("test_acc"))
+        if found is None:
+            return ""
+        half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
+        return f"{found.mean:.1f}{half}"
+
+    made = [Column(f"{setting}, %", accuracy)]
     if gains:
         head = f"{setting}, gained" if study.several else "gained"
-        made.append(Column(head, lambda row: gained.shown(gains.get(row.rule))))
+        made.append(Column(head, lambda rule: gained.shown(gains.get(rule))))
     return made
 
 
 def counts(study: Study) -> str:
     """Runs of a row: "3", or "2 to 3"."""
-    found = sorted({len(study.finished(s, r)) for s in study.settings for r in study.rules})
+    found = sorted({study.row(s, rule).n for s in study.settings for rule in study.rules})
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
-def _spelled(summary: statistics.Summary | None) -> str:
-    if summary is None:
-        return ""
-    half = "" if summary.high is None else f" ± {summary.high - summary.mean:.1f}"
-    return f"{summary.mean:.1f}{half}"
+def angle(study: Study, rule: str) -> float | None:
+    """Between updates and backprop's, in degrees: mean over runs, and over layers at the last
+    measurement, the output layer left out."""
+    assert study.overview is not None
+    if is_baseline(rule):
+        return 0.0
+    found = []
+    for run in study.finished(study.overview["detail"], rule):
+        rows = [run.of_kind("layer", layer) for layer in run.layers[:-1]]
+        last = [max(of_layer, key=lambda row: row["epoch"]) for of_layer in rows]
+        found.append(_mean([row.get("gradient_angle_deg") for row in last]))
+    return _mean(found)
 
 
-def _accuracy(runs: list[Run]) -> statistics.Summary | None:
-    return statistics.summarize([100 * run.final["test_acc"] for run in runs]) if runs else None
+def memory(study: Study, rule: str) -> float | None:
+    """Of stored feedback, over that of the weights."""
+    assert study.overview is not None
+    finals = [run.final for run in study.finished(study.overview["detail"], rule)]
+    return _mean([f["feedback_bytes"] / (FLOAT_BYTES * f["parameters"]) for f in finals])
 
 
-def _angle(run: Run) -> float | None:
-    """Mean over layers at the last measurement, the output layer left out."""
-    rows = [run.of_kind("layer", layer) for layer in run.layers[:-1]]
-    last = [max(of_layer, key=lambda row: row["epoch"]) for of_layer in rows]
-    return _mean(row.get("gradient_angle_deg") for row in last)
-
-
-def _memory(run: Run) -> float:
-    return float(run.final["feedback_bytes"] / (FLOAT_BYTES * run.final["parameters"]))
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     """None where there are none, or one is missing."""
-    values = list(values)
     known = [value for value in values if value is not None]
     return mean(known) if known and len(known) == len(values) else None

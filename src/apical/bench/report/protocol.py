@@ -5,23 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apical.bench.report import rates
+from apical.bench.report import gained
 from apical.bench.report.names import display_name, joined
 from apical.bench.report.read import FULL_TIER, Run, Study
 from apical.bench.report.results import Cell
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    at,
-    each,
-    flatten,
-    number,
-    plain,
-    rule_column,
-    setting_column,
-    text,
-)
+from apical.bench.report.table import Column, Shown, Table, each, flatten, number, plain, text
 from apical.nets.pretrained.start import WITHOUT_SOURCE
 
 PER_RUN = ("key", "seed")
@@ -175,7 +163,7 @@ def _tries(cells: list[Mapping[str, Any]]) -> Table:
 
     def edge(cell: Mapping[str, Any]) -> str:
         at_edge = "at the edge of what was tried" if cell.get("at_edge") else ""
-        return "; ".join(filter(None, [rates.stability(cell), at_edge]))
+        return "; ".join(filter(None, [gained.stability(cell), at_edge]))
 
     return Table(
         [
@@ -202,14 +190,14 @@ def runs(study: Study) -> Table:
     head = "First found is wrong %" if study.retrieval else "Test error %"
     return Table(
         [
-            setting_column(study.several),
-            rule_column(),
-            Column("seed", at("seed")),
-            Column("status", lambda run: run.status, left=True),
+            Column.setting(study.several),
+            Column.rule(),
+            Column("seed", "seed"),
+            Column("status", "status", left=True),
             Column("", error, page=head),
             Column("minutes", minutes),
-            Column("folder", lambda run: run.folder, left=True, style="code"),
-            Column("command", lambda run: run.command, left=True, style="code",
+            Column("folder", "folder", left=True, style="code"),
+            Column("command", "command", left=True, style="code",
                    keep=any(run.command for run in study.runs)),
         ],
         study.runs,

@@ -29,7 +29,7 @@ experiment.json: {key, versions, experiment}; the last is the experiment with al
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ from typing import Any
 from apical.bench.report.evaluations import Retrieval, Robustness, Status
 from apical.bench.report.names import display_name
 from apical.bench.storage import packing
+from apical.measure import statistics
 
 FULL_TIER = "full"
 """The tier of a published protocol; every other one is on another scale."""
@@ -84,6 +85,54 @@ class Run:
         """The row that closes a finished run, {} for others."""
         rows = self.of_kind("final")
         return rows[-1] if rows else {}
+
+
+Value = Callable[[Run], float | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rule in a setting, with its runs: most tables have a row for each."""
+
+    setting: str
+    rule: str
+    every: tuple[Run, ...] = ()
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The finished ones."""
+        return [run for run in self.every if run.status == "finished"]
+
+    @property
+    def n(self) -> int:
+        return len(self.runs)
+
+    @property
+    def planned(self) -> int:
+        return len(self.every)
+
+    @property
+    def failed(self) -> int:
+        return sum(run.status == "failed" for run in self.every)
+
+    def sample(self, value: Value) -> dict[int, float]:
+        """A value of each finished run by seed; those without it are left out."""
+        found = {run.seed: value(run) for run in self.runs}
+        return {seed: each for seed, each in found.items() if each is not None}
+
+    def summary(self, value: Value) -> statistics.Summary | None:
+        found = self.sample(value)
+        return statistics.summarize(list(found.values())) if found else None
+
+
+def percent_of(key: str) -> Value:
+    """A share of the final row, in %."""
+    return lambda run: 100 * run.final[key] if key in run.final else None
+
+
+def test_error(run: Run) -> float:
+    """Test error in % of a finished run."""
+    return float(100 * (1 - run.final["test_acc"]))
 
 
 @dataclass(frozen=True)
@@ -152,25 +201,37 @@ class Study:
     def rules(self) -> list[str]:
         return list(dict.fromkeys(run.rule for run in self.runs))
 
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str], Row]:
+        runs: dict[tuple[str, str], list[Run]] = {}
+        for run in self.runs:
+            runs.setdefault((run.setting, run.rule), []).append(run)
+        return {cell: Row(*cell, tuple(of_cell)) for cell, of_cell in runs.items()}
+
     @property
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self) -> list[Row]:
         """Every setting and rule with runs, in the order of study.json."""
-        return list(dict.fromkeys((run.setting, run.rule) for run in self.runs))
+        return list(self._rows.values())
+
+    def row(self, setting: str, rule: str) -> Row:
+        return self._rows.get((setting, rule), Row(setting, rule))
+
+    def rows_of(self, setting: str) -> list[Row]:
+        """Those of a setting, in the order of the rules of the study."""
+        rows = [row for row in self.rows if row.setting == setting]
+        return sorted(rows, key=lambda row: self.rules.index(row.rule))
 
     @property
     def changed_trees(self) -> int:
         """Runs whose code differed from the commit that their environment names."""
         return sum(run.environment.get("git_dirty") is True for run in self.runs)
 
-    def planned(self, setting: str, rule: str) -> list[Run]:
-        return [run for run in self.runs if (run.setting, run.rule) == (setting, rule)]
-
     def finished(self, setting: str, rule: str) -> list[Run]:
-        return [run for run in self.planned(setting, rule) if run.status == "finished"]
+        return self.row(setting, rule).runs
 
     def by_rule(self, setting: str) -> dict[str, list[Run]]:
         """The finished runs of a setting; rules without any are left out."""
-        return {rule: runs for rule in self.rules if (runs := self.finished(setting, rule))}
+        return {row.rule: row.runs for row in self.rows_of(setting) if row.runs}
 
     def find_published(self, setting: str, rule: str) -> Published | None:
         matches = (row for row in self.published if (row.setting, row.rule) == (setting, rule))

@@ -7,19 +7,15 @@ from dataclasses import dataclass, replace
 
 from apical.bench.report import gained
 from apical.bench.report.names import display_name, is_baseline, joined
-from apical.bench.report.read import Published, Run, Study
+from apical.bench.report.read import Published, Row, Study, test_error
 from apical.bench.report.table import (
     Column,
     Shown,
     Table,
-    at,
     count,
-    estimate,
     mean,
     number,
     plain,
-    rule_column,
-    setting_column,
     share,
     signed,
 )
@@ -37,11 +33,7 @@ class Cell:
         hidden layers keep their initial weights.
     """
 
-    setting: str
-    rule: str
-    planned: int
-    failed: int
-    runs: tuple[Run, ...]
+    row: Row
     summary: statistics.Summary | None = None
     difference: statistics.Summary | None = None
     gain: gained.Gain | None = None
@@ -50,16 +42,20 @@ class Cell:
     verdict: statistics.Verdict | None = None
 
     @property
-    def n(self) -> int:
-        return len(self.runs)
+    def setting(self) -> str:
+        return self.row.setting
+
+    @property
+    def rule(self) -> str:
+        return self.row.rule
 
     @property
     def one_net(self) -> tuple[float, float] | None:
         """Wilson interval of the error, for a single run that says how many images it saw."""
-        if self.n != 1 or "test_count" not in self.runs[0].final:
+        if self.row.n != 1 or "test_count" not in self.row.runs[0].final:
             return None
-        images = self.runs[0].final["test_count"]
-        low, high = statistics.wilson(images * test_error(self.runs[0]) / 100, images)
+        images = self.row.runs[0].final["test_count"]
+        low, high = statistics.wilson(images * test_error(self.row.runs[0]) / 100, images)
         return 100 * low, 100 * high
 
     @property
@@ -72,22 +68,12 @@ class Cell:
     @property
     def costs(self) -> dict[str, float]:
         """Means over seeds of what every run has measured."""
-        finals = [run.final for run in self.runs]
+        finals = [run.final for run in self.row.runs]
         return {
-            key: float(sum(final[key] for final in finals) / self.n)
+            key: float(sum(final[key] for final in finals) / len(finals))
             for key in ("step_ms", "feedback_bytes", "seconds")
             if finals and all(key in final for final in finals)
         }
-
-
-def test_error(run: Run) -> float:
-    """Test error in % of a finished run."""
-    return 100 * (1 - run.final["test_acc"])
-
-
-def errors_of(runs: Sequence[Run]) -> dict[int, float]:
-    """Test errors in % by seed."""
-    return {run.seed: test_error(run) for run in runs}
 
 
 def cells(study: Study) -> list[Cell]:
@@ -97,26 +83,23 @@ def cells(study: Study) -> list[Cell]:
 
 
 def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
-    planned = {rule: runs for rule in study.rules if (runs := study.planned(setting, rule))}
-    finished = {rule: study.finished(setting, rule) for rule in planned}
-    errors = {rule: errors_of(runs) for rule, runs in finished.items()}
-    noise = {rule: gained.share_noise(runs) for rule, runs in finished.items()}
+    rows = {row.rule: row for row in study.rows_of(setting)}
+    errors = {rule: row.sample(test_error) for rule, row in rows.items()}
+    noise = {rule: gained.share_noise(row.runs) for rule, row in rows.items()}
     letters = statistics.tie_groups(errors, noise=noise)
-    bp = next(filter(is_baseline, planned), "")
-    published = {rule: study.find_published(setting, rule) for rule in planned}
-    values = [row.value for row in published.values() if row]
+    bp = next(filter(is_baseline, rows), "")
+    published = {rule: study.find_published(setting, rule) for rule in rows}
+    values = [value.value for value in published.values() if value]
     made = []
-    for rule, runs in planned.items():
-        summary = statistics.summarize(list(errors[rule].values())) if errors[rule] else None
-        row = published[rule]
-        verdict = None
-        if summary and row:
+    for rule, row in rows.items():
+        summary, theirs, verdict = row.summary(test_error), published[rule], None
+        if summary and theirs:
             verdict = statistics.verdict(
                 summary,
-                row.value,
+                theirs.value,
                 others=values,
-                other_scale=row.scale(study.tier),
-                published_n=row.n,
+                other_scale=theirs.scale(study.tier),
+                published_n=theirs.n,
                 noise=noise[rule],
             )
         difference = statistics.paired_difference(
@@ -124,21 +107,8 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
             {} if is_baseline(rule) else errors.get(bp, {}),
             noise=noise[rule] + noise.get(bp, 0.0),
         )
-        made.append(
-            Cell(
-                setting,
-                rule,
-                len(runs),
-                sum(run.status == "failed" for run in runs),
-                tuple(finished[rule]),
-                summary,
-                difference,
-                gains.get((setting, rule)),
-                letters[rule],
-                row,
-                verdict,
-            )
-        )
+        gain = gains.get((setting, rule))
+        made.append(Cell(row, summary, difference, gain, letters[rule], theirs, verdict))
     return made
 
 
@@ -148,37 +118,40 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
     settings, compared = study.settings, bool(study.published)
     gain = Column(
         "gained",
-        at("gain", gained.shown),
+        lambda c: gained.shown(c.gain),
         "gained=gain.summary.mean gained_low=gain.summary.low gained_high=gain.summary.high "
         "learns=gain.learns",
     )
     return Table(
         [
-            setting_column(study.several, "setting"),
-            rule_column("rule"),
-            Column("n", _runs, "n planned failed", page="Runs n"),
+            Column.setting(study.several, "setting"),
+            Column.rule("rule"),
+            Column("n", _runs, "n=row.n planned=row.planned failed=row.failed",
+                   page="Runs n"),
             Column("test error %", _error, "mean=summary.mean sd=summary.sd", page=error),
             Column("95 % interval", lambda c: share(c.summary), page=""),
             Column("", _interval, "low=summary.low high=summary.high", page="95 % interval"),
             Column(
                 "minus BP",
-                at("difference", estimate, signed),
+                "difference",
                 "bp_difference=difference.mean bp_low=difference.low bp_high=difference.high",
+                text=signed,
                 keep=any(cell.difference for cell in rows),
             ),
             *[gain] * any(cell.gain for cell in rows),
             Column("ties", lambda c: _ties(c, rows), "ties", left=True),
             Column(
                 "published %",
-                at("published", published),
+                lambda c: published(c.published),
                 "published=published.value published_n=published.n "
                 "published_source=published.source",
                 keep=compared,
             ),
             Column(
                 "",
-                at("published_difference", plain, signed),
                 "published_difference",
+                "published_difference",
+                text=signed,
                 page="Ours minus published",
                 keep=compared,
             ),
@@ -190,7 +163,7 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
             ),
             Column(
                 "verdict",
-                at("verdict", verdict),
+                lambda c: verdict(c.verdict),
                 "verdict=verdict.word verdict_reason=verdict.why",
                 left=True,
                 keep=compared,
@@ -257,8 +230,9 @@ def _ties(cell: Cell, rows: Sequence[Cell]) -> Shown:
 
 
 def _runs(cell: Cell) -> Shown:
-    failed = f"{cell.failed} failed" if cell.failed else ""
-    return replace(count(cell.n, cell.planned), title=failed, mark="†" if failed else "")
+    row = cell.row
+    failed = f"{row.failed} failed" if row.failed else ""
+    return replace(count(row.n, row.planned), title=failed, mark="†" if failed else "")
 
 
 def _error(cell: Cell) -> Shown:

@@ -10,19 +10,7 @@ from apical.bench.report import gained, sections
 from apical.bench.report.evaluations import Retrieval, Row
 from apical.bench.report.names import display_name
 from apical.bench.report.sections import Line, Section
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    at,
-    count,
-    estimate,
-    percent,
-    plain,
-    points,
-    rule_column,
-    setting_column,
-)
+from apical.bench.report.table import Column, Shown, Table, percent, plain, points
 from apical.measure import robustness_verdict
 from apical.measure.robustness_verdict import MASKED, Estimate, radius
 
@@ -124,27 +112,27 @@ def table(
 ) -> Table:
     """mAP under attack; several: whether it names the setting."""
     attacks = [
-        Column(f"{attack} {source}", at(f"values.{attack} {source}", estimate), brief=True,
+        Column(f"{attack} {source}", f"values.{attack} {source}", brief=True,
                page=f"{attack}, {source} gradient", keep=attack != "Anchor" or anchored(rows))
         for attack in ("HAG", "SDHA", "Anchor")
         for source in ("own", "exact")
     ]  # fmt: skip
     return Table(
         [
-            setting_column(several),
-            rule_column(),
-            Column("radius", at("eps", plain, radius), page=""),
-            Column("n", lambda line: count(line.n, line.planned), page="Nets n"),
-            Column("clean", at("values.clean", estimate), brief=True),
+            Column.setting(several),
+            Column.rule(),
+            Column("radius", "eps", text=radius, page=""),
+            Column.runs("Nets n"),
+            Column("clean", "values.clean", brief=True),
             *gained.columns(gains),
             *attacks,
-            Column("", at("values.transfer", estimate), page="Made on BP's net"),
-            Column("worst case", at("values.worst", estimate, strong=True), strong=True),
-            Column("own minus exact", at("values.gap", estimate, points)),
-            Column("worst minus BP", at("values.worst_minus_bp", estimate, points),
+            Column("", "values.transfer", page="Made on BP's net"),
+            Column("worst case", "values.worst", strong=True),
+            Column("own minus exact", "values.gap", text=points),
+            Column("worst minus BP", "values.worst_minus_bp", text=points,
                    page="Worst case minus BP"),
-            Column("t-MAP own", at("values.targeted own", estimate), page="", brief=True),
-            Column("t-MAP exact", at("values.targeted exact", estimate), page="", brief=True),
+            Column("t-MAP own", "values.targeted own", page="", brief=True),
+            Column("t-MAP exact", "values.targeted exact", page="", brief=True),
             Column("", lambda line: Shown(line.word, style=f"verdict {line.word}"),
                    page="Verdict", left=True),
         ],
@@ -164,10 +152,10 @@ def targeted(rows: Sequence[Line]) -> Table:
     names = {"own": "own gradient", "exact": "exact gradient", "transfer": "made on BP's net"}
     return Table(
         [
-            rule_column(),
-            Column("radius", at("eps", plain, radius)),
-            Column("nets n", at("n")),
-            *(Column(names[key], at(f"values.targeted {key}", estimate)) for key in names),
+            Column.rule(),
+            Column("radius", "eps", text=radius),
+            Column("nets n", "n"),
+            *(Column(names[key], f"values.targeted {key}") for key in names),
         ],
         rows,
         "t-MAP",
@@ -186,11 +174,11 @@ def without_attack(section: Section, rows: Sequence[Line]) -> Table:
 
     return Table(
         [
-            rule_column(),
-            Column("nets n", at("n")),
-            Column("mAP %", at("values.clean", estimate), page="mAP %"),
-            Column("minus BP", at("values.clean_minus_bp", estimate, points)),
-            Column("", at("values.noise", estimate), page="mAP, random noise, %"),
+            Column.rule(),
+            Column("nets n", "n"),
+            Column("mAP %", "values.clean", page="mAP %"),
+            Column("minus BP", "values.clean_minus_bp", text=points),
+            Column("", "values.noise", page="mAP, random noise, %"),
             Column("precision within radius 2, %", share("precision2")),
             Column("", share("inverted_map"), page="mAP, all bits turned, %"),
             Column("", share("target_map"), page="t-MAP %"),
@@ -206,15 +194,15 @@ def attack_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         [
             Column("rule", lambda row: display_name(row["rule"]), left=True, style="rule"),
-            Column("radius", at("eps", plain, radius)),
-            Column("attack", lambda row: row["attack"], left=True),
-            Column("tanh", lambda row: row["tanh"], left=True),
-            Column("gradient", lambda row: row["source"], left=True),
-            Column("", at("map", plain, lambda share: f"{100 * share:.1f}"), page="mAP left %"),
-            Column("bits turned %", at("flipped", plain, lambda share: f"{100 * share:.1f}")),
-            Column("largest change", at("linf", plain, "{:.3f}".format)),
-            Column("length of the change", at("l2", plain, "{:.3f}".format)),
-            Column("mean square", at("mse", plain, "{:.2e}".format)),
+            Column("radius", "eps", text=radius),
+            Column("attack", "attack", left=True),
+            Column("tanh", "tanh", left=True),
+            Column("gradient", "source", left=True),
+            Column("", "map", text=lambda share: f"{100 * share:.1f}", page="mAP left %"),
+            Column("bits turned %", "flipped", text=lambda share: f"{100 * share:.1f}"),
+            Column("largest change", "linf", text="{:.3f}".format),
+            Column("length of the change", "l2", text="{:.3f}".format),
+            Column("mean square", "mse", text="{:.2e}".format),
         ],
         rows,
         "Attacks",

@@ -11,20 +11,7 @@ from apical.bench.report.read import Published
 from apical.bench.report.results import published, verdict
 from apical.bench.report.robustness import Compared, Heat
 from apical.bench.report.sections import Line, Section
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    at,
-    count,
-    each,
-    estimate,
-    percent,
-    plain,
-    points,
-    rule_column,
-    setting_column,
-)
+from apical.bench.report.table import Column, Shown, Table, each, estimate, percent, plain, points
 from apical.measure.robustness_verdict import RuleVerdict, radius
 
 ATTACK = ("eps", "group", "attack", "source", "role")
@@ -58,22 +45,21 @@ def headline(
     gains: gained.Gains = gained.NONE,
 ) -> Table:
     """Robust accuracies of each rule. several: whether it names the setting."""
-    worst = at("values.worst", estimate, strong=True)
     return Table(
         [
-            setting_column(several),
-            rule_column(),
-            Column("radius", at("eps", plain, radius), page=""),
-            Column("n", lambda row: count(row.n, row.planned), page="Nets n"),
-            Column("clean", at("values.clean", estimate), brief=True),
+            Column.setting(several),
+            Column.rule(),
+            Column("radius", "eps", text=radius, page=""),
+            Column.runs("Nets n"),
+            Column("clean", "values.clean", brief=True),
             *gained.columns(gains),
-            Column("noise", at("values.noise", estimate), page="Random noise", brief=True),
-            Column("own gradient", at("values.own", estimate), page="Own gradient (papers)",
+            Column("noise", "values.noise", page="Random noise", brief=True),
+            Column("own gradient", "values.own", page="Own gradient (papers)",
                    brief=True),
-            Column("exact gradient", at("values.exact", estimate), brief=True),
-            Column("worst case", worst, strong=True),
-            Column("own minus exact", at("values.gap", estimate, points)),
-            Column("worst minus BP", at("values.against_bp", estimate, points),
+            Column("exact gradient", "values.exact", brief=True),
+            Column("worst case", "values.worst", strong=True),
+            Column("own minus exact", "values.gap", text=points),
+            Column("worst minus BP", "values.against_bp", text=points,
                    page="Worst case minus BP"),
             Column("verdict", lambda row: word(robustness.verdict(row.section, row.rule)),
                    left=True),
@@ -96,17 +82,17 @@ def compared(rows: Sequence[Compared]) -> Table:
     """Published values and ours, under the same attack."""
     return Table(
         [
-            rule_column(),
-            Column("attack", lambda row: row.published.attack, page="", left=True),
+            Column.rule(),
+            Column("attack", "published.attack", page="", left=True),
             Column("", lambda r: f"{r.published.attack}, {r.published.group}", page="Attack",
                    left=True),
             Column("radius", lambda row: Shown(place(row.published), row.published.eps)),
-            Column("n", at("ours.n"), page="Nets n"),
-            Column("own gradient", at("ours", estimate), page="Ours"),
-            Column("published", at("published", published, percent)),
-            Column("", at("difference", plain, points), page="Ours minus published"),
-            Column("", at("verdict", verdict), page="Verdict", left=True),
-            Column("exact gradient", at("exact", estimate), page="Ours, exact gradient",
+            Column("n", "ours.n", page="Nets n"),
+            Column("own gradient", "ours", page="Ours"),
+            Column("published", lambda row: published(row.published, percent)),
+            Column("", "difference", text=points, page="Ours minus published"),
+            Column("", lambda row: verdict(row.verdict), page="Verdict", left=True),
+            Column("exact gradient", "exact", page="Ours, exact gradient",
                    brief=True),
         ],
         rows,
@@ -135,7 +121,7 @@ def heat(found: Heat) -> Table:
 
     return Table(
         [
-            rule_column(head="trained by ↓ gradient of →"),
+            Column.rule(head="trained by ↓ gradient of →"),
             *(Column(found.title(each), partial(cell, column=each)) for each in found.columns),
         ],
         found.rows,
@@ -149,7 +135,7 @@ def pixels(found: Mapping[str, Mapping[int, Any]]) -> Table:
     counts = sorted({count for of_rule in found.values() for count in of_rule})
     return Table(
         [
-            rule_column(),
+            Column.rule(),
             *each(counts, lambda n, rule: estimate(found[rule].get(n)), "{} px"),
         ],
         list(found),
@@ -211,7 +197,7 @@ def audits(section: Section) -> Table:
 
     return Table(
         [
-            rule_column(),
+            Column.rule(),
             Column("nets n", lambda rule: plain(len(rows[rule]))),
             *(Column("", partial(measure, key), page=title) for key, title in MEASURES.items()),
             Column("audit alone says", alone, left=True),

@@ -5,7 +5,6 @@ two parts breaks.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,7 @@ from apical.bench.report.pictures import address, arrays
 from apical.bench.report.read import Study
 from apical.bench.report.render import FONT, save_png
 from apical.bench.report.sections import Line, Section
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    at,
-    estimate,
-    mean,
-    percent,
-    plain,
-    points,
-    rule_column,
-)
+from apical.bench.report.table import Column, Table, percent, points
 from apical.measure.robustness_verdict import difference, radius
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -125,27 +113,24 @@ def mask(digits: str, examples: int) -> int:
 def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
     """Own gradient against the hybrid attack; radius by radius, where there are several."""
 
-    def left(name: str, head: str = "") -> Column:
-        return Column(head or name, at(f"values.{name}", mean, percent))
-
-    def hybrid(line: Line) -> Shown:
-        return replace(mean(line["hybrid"], percent), strong=True)
+    def left(name: str, head: str = "", **more: Any) -> Column:
+        return Column(head or name, f"values.{name}.mean", text=percent, **more)
 
     return Table(
         [
-            Column("setting", lambda line: line.setting, page="", left=True),
-            rule_column(),
-            Column("radius", at("eps", plain, radius)),
-            Column("n", at("values.clean.n"), page="Nets n"),
+            Column("setting", "setting", page="", left=True),
+            Column.rule(),
+            Column("radius", "eps", text=radius),
+            Column("n", "values.clean.n", page="Nets n"),
             left("clean"),
             *gained.columns(gains),
             left("noise"),
             left("own", "own gradient"),
             left("twin"),
             left("transfer"),
-            Column("hybrid", hybrid, strong=True),
+            left("hybrid", strong=True),
             *(
-                Column(f"own minus {name}", at(f"values.minus {name}", estimate, points))
+                Column(f"own minus {name}", f"values.minus {name}", text=points)
                 for name in COMPARED
             ),
             left("worst", "worst of all"),

@@ -50,23 +50,46 @@ class Shown:
 class Column:
     """How one column is read from a row.
 
-    Attributes: head: its title in documents, "" where it is left out there. show: row -> what a
-        reader sees; None for a column of the CSV file only. raw: columns of the CSV file, separated
-        by spaces, as "seed" or "low=summary.low", see `value_at`. page: its title on pages, default
-        `head` with a capital; "" where it is left out there. left: text, aligned left. keep:
-        whether it has something to show (the CSV file has all columns). brief: documents leave its
-        intervals out. strong: bold head in documents. style: class of its cells.
+    Attributes: head: its title in documents, "" where it is left out there. show: what a reader
+        sees: a function of the row, or where the value stands in it, as "published.error", see
+        `value_at`: a mean with its interval, a number, a text; None for a column of the CSV file
+        only. raw: columns of the CSV file, separated by spaces, as "seed" or "low=summary.low".
+        text: of a number that is read by its place. page: its title on pages, default `head` with a
+        capital; "" where it is left out there. left: text, aligned left. keep: whether it has
+        something to show (the CSV file has all columns). brief: documents leave its intervals out.
+        strong: in bold type, the head in documents and what is read by its place. style: class of
+        its cells.
     """
 
     head: str
-    show: Callable[[Any], Shown | str] | None = None
+    show: Callable[[Any], Shown | str] | str | None = None
     raw: str = ""
+    text: Callable[[Any], str] | None = None
     page: str | None = None
     left: bool = False
     keep: bool = True
     brief: bool = False
     strong: bool = False
     style: str = ""
+
+    @classmethod
+    def setting(cls, keep: bool, raw: str = "") -> "Column":
+        """The setting of a row, where there are several."""
+        return cls("setting", "setting", raw, left=True, keep=keep, style="wrap")
+
+    @classmethod
+    def rule(cls, raw: str = "", head: str = "rule") -> "Column":
+        """The rule of a row, as its paper writes it; of rows that are rules, the row."""
+
+        def show(row: Any) -> str:
+            return display_name(row if isinstance(row, str) else value_at(row, "rule"))
+
+        return cls(head, show, raw, left=True, style="rule")
+
+    @classmethod
+    def runs(cls, page: str = "Runs n") -> "Column":
+        """How many runs of a row count: "3", or "2 of 3" while some are missing."""
+        return cls("n", lambda row: count(row.n, row.planned), page=page)
 
     @property
     def title(self) -> str:
@@ -78,8 +101,13 @@ class Column:
 
     def cell(self, row: Any) -> Shown:
         assert self.show is not None
-        found = self.show(row)
-        return Shown(found) if isinstance(found, str) else found
+        if not isinstance(self.show, str):
+            found = self.show(row)
+            return Shown(found) if isinstance(found, str) else found
+        value = value_at(row, self.show)
+        if hasattr(value, "mean"):
+            return estimate(value, self.text or percent, strong=self.strong)
+        return plain(value, self.text or str, strong=self.strong)
 
 
 @dataclass(frozen=True)
@@ -145,22 +173,6 @@ def each(
         Column(head.format(key), partial(show, key), page=page and page.format(key), **options)
         for key in keys
     ]
-
-
-def at(path: str, show: Callable[..., Shown] | None = None, *options: Any, **named: Any) -> Any:
-    """What a column shows of the value at "published.error" of a row. show: the value, and the
-    options -> what a reader sees, default `plain`."""
-    return lambda row: (show or plain)(value_at(row, path), *options, **named)
-
-
-def setting_column(keep: bool, raw: str = "") -> Column:
-    """The setting of a row, where there are several."""
-    return Column("setting", lambda r: r.setting, raw, left=True, keep=keep, style="wrap")
-
-
-def rule_column(raw: str = "", head: str = "rule") -> Column:
-    """The rule of a row, as its paper writes it; of rows that are rules, the row."""
-    return Column(head, lambda r: display_name(getattr(r, "rule", r)), raw, left=True, style="rule")
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

@@ -21,15 +21,13 @@ from apical.bench.report import (
     overview,
     pictures,
     protocol,
-    rates,
     results,
     retrieval,
     robustness,
     robustness_words,
     sections,
-    sequence_learners,
+    sequences,
     spikes,
-    steps_to_solve,
     verified,
 )
 from apical.bench.report import robustness_tables as tables
@@ -44,8 +42,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 MODULES = (
     angles, credit, curves, diagnostics, fine_tuning, gained, linear_probes, overview, pictures,
-    protocol, rates, results, retrieval, robustness, robustness_words, sections,
-    sequence_learners, spikes, steps_to_solve, verified,
+    protocol, results, retrieval, robustness, robustness_words, sections,
+    sequences, spikes, verified,
 )  # fmt: skip
 """What templates call by name; `tables` are those of robustness."""
 

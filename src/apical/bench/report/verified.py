@@ -8,7 +8,7 @@ from typing import Any
 
 from apical.bench.report.names import display_name
 from apical.bench.report.read import is_study, read_study
-from apical.bench.report.table import Column, Table, at, each, number, plain
+from apical.bench.report.table import Column, Table, each, number
 from apical.bench.storage import records
 
 FOLDER = "verify"
@@ -92,13 +92,13 @@ def table(found: Sequence[Line]) -> Table:
 
     return Table(
         [
-            Column("study", lambda line: line.study, left=True),
+            Column("study", "study", left=True),
             Column("runs", lambda line: str(len(line.seconds))),
             Column("again", lambda line: str(len(line.runs))),
             *each(OUTCOMES, outcome, "{}"),
-            Column("largest", at("largest", plain, number)),
-            Column("environment that differs", lambda line: line.environment, left=True),
-            Column("without a rerun", lambda line: line.left_out, left=True),
+            Column("largest", "largest", text=number),
+            Column("environment that differs", "environment", left=True),
+            Column("without a rerun", "left_out", left=True),
         ],
         found,
     )
