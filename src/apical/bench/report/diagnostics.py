@@ -1,6 +1,6 @@
 """Whether the layers of a study learned: when they aligned, what reached them, what went wrong."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,7 +16,7 @@ from apical.bench.report.lines import (
     of_layers,
     series,
 )
-from apical.bench.report.read import Run, Study
+from apical.bench.report.read import Row, Run, Study
 from apical.bench.report.render import Group
 from apical.bench.report.table import Column, Shown, Table, plain
 from apical.measure.alignment_phases import Phase, phases
@@ -27,16 +27,20 @@ NAMED_LAYERS = 3
 
 @dataclass(frozen=True)
 class Aligned:
-    """How the layers of a rule, or one of them, aligned: medians over layers and seeds.
-
-    `phases` are those that were found, out of `possible`; of the others there are `reasons`.
-    """
+    """How the layers of a rule, or one of them, aligned: a phase for each layer and seed, or the
+    reason why there is none."""
 
     rule: str
     layer: str
-    possible: int
-    phases: tuple[Phase, ...]
-    reasons: tuple[str, ...]
+    found: tuple[Phase | str, ...]
+
+    @property
+    def phases(self) -> list[Phase]:
+        return [each for each in self.found if isinstance(each, Phase)]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [each for each in self.found if isinstance(each, str)]
 
     def median(self, name: str) -> float | None:
         """Of a field of the phases that have it."""
@@ -93,8 +97,12 @@ def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
     ones to learn from.
     """
     finished = study.by_rule(setting)
-    layers = [row for rule, runs in finished.items() for row in _by_layer(rule, runs)]
-    rules = [_together(rule, layers) for rule in dict.fromkeys(row.rule for row in layers)]
+    by_rule = {row.rule: layers for row in study.rows_of(setting) if (layers := _by_layer(row))}
+    layers = [each for of_rule in by_rule.values() for each in of_rule]
+    rules = [
+        Aligned(rule, "", tuple(phase for each in of_rule for phase in each.found))
+        for rule, of_rule in by_rule.items()
+    ]
     groups = [*_deltas(finished, layers, looks), *_ranks(finished, looks)]
     alarms = [alarm for row in study.rows_of(setting) for alarm in _alarms(row.rule, row.every)]
     readouts = linear_probes.lines(finished)
@@ -112,31 +120,15 @@ def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
     )
 
 
-def _by_layer(rule: str, runs: Sequence[Run]) -> list[Aligned]:
-    """One row for each layer but those whose update was backprop's from the start."""
+def _by_layer(row: Row) -> list[Aligned]:
+    """Each layer but those whose update was backprop's from the start."""
     found: dict[str, list[Phase | str]] = {}
-    for run in runs:
+    for run in row.runs:
         for layer, phase in phases(run.rows).items():
             found.setdefault(layer, []).append(phase)
-    rows = [
-        Aligned(
-            rule,
-            layer,
-            len(given),
-            tuple(each for each in given if isinstance(each, Phase)),
-            tuple(each for each in given if isinstance(each, str)),
-        )
-        for layer, given in found.items()
-    ]
+    layers = [Aligned(row.rule, layer, tuple(each)) for layer, each in found.items()]
     start = "aligned from the start"
-    return [r for r in rows if r.phases or not all(why.startswith(start) for why in r.reasons)]
-
-
-def _together(rule: str, layers: Iterable[Aligned]) -> Aligned:
-    own = [row for row in layers if row.rule == rule]
-    met = tuple(phase for row in own for phase in row.phases)
-    reasons = tuple(reason for row in own for reason in row.reasons)
-    return Aligned(rule, "", sum(row.possible for row in own), met, reasons)
+    return [e for e in layers if e.phases or not all(why.startswith(start) for why in e.reasons)]
 
 
 def _alarms(rule: str, runs: Sequence[Run]) -> list[Alarm]:
@@ -174,7 +166,7 @@ def table(rows: Sequence[Aligned]) -> Table:
         return lambda row: plain(row.median(name), text.format)
 
     def aligned(row: Aligned) -> Shown:
-        return Shown(f"{len(row.phases)} of {row.possible}", len(row.phases))
+        return Shown(f"{len(row.phases)} of {len(row.found)}", len(row.phases))
 
     def epoch(row: Aligned) -> Shown:
         of = f"{row.moving} of {len(row.phases)}"

@@ -150,32 +150,15 @@ def stability(choice: Mapping[str, Any]) -> str:
     return f"unstable: {' or '.join(f'{rate:g}' for rate in rates)}" if len(rates) > 1 else ""
 
 
-def rate_sentences(study: Study) -> list[str]:
-    """What must stand beside the numbers of a study that chose its rates: which choices are
-    unstable, which were made by one seed, which lie at the edge of the grid."""
+def rates(study: Study) -> dict[str, list[str]]:
+    """Rows whose choice is unstable, was made by one seed, or lies at the edge of the grid."""
     several = len({choice["setting"] for choice in study.search}) > 1
-    unstable, one_seed, edge = [], [], []
+    found: dict[str, list[str]] = {"unstable": [], "one seed": [], "edge": []}
     for choice in study.search:
         name = f"{choice['setting']} " * several + display_name(choice["rule"])
-        word = stability(choice)
-        if word == "one seed":
-            one_seed.append(name)
-        elif word:
-            unstable.append(f"{name} ({word.removeprefix('unstable: ')})")
+        word, _, other = stability(choice).partition(": ")
+        if word:
+            found[word].append(f"{name} ({other})" if other else name)
         if choice.get("at_edge"):
-            edge.append(f"{name} ({choice['lr']:g})")
-    made = []
-    if unstable:
-        made.append(
-            "The choice of the learning rate is unstable (with one seed of the search fewer "
-            f"another rate is chosen) for {', '.join(unstable)}."
-        )
-    if one_seed:
-        every = len(one_seed) == len(study.search)
-        which = "All learning rates" if every else f"The rates of {', '.join(one_seed)}"
-        made.append(f"{which} were chosen by one seed, so their stability is not known.")
-    if edge:
-        made.append(f"Chosen at the edge of the rates tried: {', '.join(edge)}.")
-    if made:
-        made.append("The report draws validation error over rate for every row.")
-    return made
+            found["edge"].append(f"{name} ({choice['lr']:g})")
+    return found

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from apical.bench.report import gained
-from apical.bench.report.names import display_name, joined
-from apical.bench.report.read import FULL_TIER, Run, Study
+from apical.bench.report.names import display_name
+from apical.bench.report.read import Run, Study
 from apical.bench.report.results import Cell
 from apical.bench.report.table import Column, Shown, Table, each, flatten, number, plain, text
 from apical.nets.pretrained.start import WITHOUT_SOURCE
@@ -21,38 +21,6 @@ def state(study: Study) -> dict[str, int]:
     counts = Counter[str](run.status for run in study.runs)
     names = ("finished", "unfinished", "failed", "not started")
     return {"all": len(study.runs)} | {name.replace(" ", "_"): counts[name] for name in names}
-
-
-def summary(study: Study) -> str:
-    """One paragraph: what was run, how often, on what, under which protocol."""
-    rules = joined([display_name(rule) for rule in study.rules])
-    seeds = sorted({run.seed for run in study.runs})
-    parts = [
-        f"{_plural(len(study.rules), 'rule')} ({rules}) in "
-        f"{_plural(len(study.settings), 'setting')} ({', '.join(study.settings)}), "
-        f"{_plural(len(seeds), 'seed')} each."
-    ]
-    if not study.tier:
-        parts.append("Runs of their own, not of a study; no published values to compare with.")
-    elif not study.published and study.curves:
-        parts.append(f"Tier {study.tier}; compared with a published course of training.")
-    elif not study.published and study.robust_published:
-        parts.append(f"Tier {study.tier}; compared with published robust accuracies.")
-    elif not study.published:
-        parts.append(f"Tier {study.tier}; no published values to compare with.")
-    elif study.tier == FULL_TIER:
-        parts.append("Tier full: the published protocol.")
-    else:
-        parts.append(
-            f"Tier {study.tier}: shorter than the published protocol, so published values are "
-            "shown for orientation and not judged."
-        )
-    seconds = [run.final["seconds"] for run in study.runs if "seconds" in run.final]
-    if seconds:
-        parts.append(f"{_duration(sum(seconds))} of training in all.")
-    if seeds and len(seeds) < 3:
-        parts.append("Fewer than three seeds: intervals say little and nothing is judged.")
-    return " ".join(parts)
 
 
 def verdicts(rows: Iterable[Cell]) -> str:
@@ -69,7 +37,7 @@ def verdicts(rows: Iterable[Cell]) -> str:
 
     wide, differing = named("compatible"), named("differs")
     agree = len(judged) - len(wide) - len(differing)
-    parts = [f"{agree} of {_plural(len(judged), 'published value')} agree"]
+    parts = [f"{agree} of {plural(len(judged), 'published value')} agree"]
     if wide:
         parts.append(f"{len(wide)} compatible, but uninformative: {', '.join(wide)}")
     if differing:
@@ -221,12 +189,14 @@ def _error(tried: Mapping[str, Any]) -> str:
     return number(100 - 100 * float(tried.get("val_map", tried["val_acc"])))
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def _duration(seconds: float) -> str:
+def training_time(study: Study) -> str:
+    """ "2.5 hours"; "" without any."""
+    seconds = sum(run.final.get("seconds", 0.0) for run in study.runs)
     for size, unit in ((3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return f"{seconds:.0f} seconds" if any("seconds" in run.final for run in study.runs) else ""

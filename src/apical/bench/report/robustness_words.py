@@ -44,16 +44,6 @@ CHECKS = {
 """What a flag of each check means."""
 
 
-def why_this_radius(section: Section) -> str:
-    if len(section.radii) == 1:
-        return "It is the only one that was tried."
-    judged = "backprop's nets keep" if any(map(is_baseline, section.rules)) else "the nets keep"
-    return (
-        f"Of the radii tried it is the one at which {judged} nearest to half of their accuracy in "
-        "the worst case, where differences show best."
-    )
-
-
 def behind(section: Section, kind: str) -> str:
     """Which attacks make a line, and which of the kind saw only what others had left."""
     rows = [r for rule in section.rules for r in section.of_kind(rule, "attack")]

@@ -18,6 +18,7 @@ from apical.bench.report import (
     fine_tuning,
     gained,
     linear_probes,
+    names,
     overview,
     pictures,
     protocol,
@@ -41,9 +42,9 @@ from apical.measure.statistics import ALLOWANCE
 TEMPLATES = Path(__file__).parent / "templates"
 
 MODULES = (
-    angles, credit, curves, diagnostics, fine_tuning, gained, linear_probes, overview, pictures,
-    protocol, results, retrieval, robustness, robustness_words, sections,
-    sequences, spikes, verified,
+    angles, credit, curves, diagnostics, fine_tuning, gained, linear_probes, names, overview,
+    pictures, protocol, results, retrieval, robustness, robustness_words, sections, sequences,
+    spikes, verified,
 )  # fmt: skip
 """What templates call by name; `tables` are those of robustness."""
 
@@ -98,6 +99,7 @@ def _environment(finalize: Any = None) -> jinja2.Environment:
         "tables": tables, "display_name": display_name, "number": number, "radius": radius,
         "markup": Markup, "absent": ABSENT, "allowance": ALLOWANCE, "full_tier": FULL_TIER,
     }  # fmt: skip
+    environment.filters["display"] = display_name
     environment.filters["markdown"] = lambda table: Markup(table.markdown())
     environment.filters["code"] = lambda text: Markup(f"`{text.replace('`', '')}`")
     return environment
