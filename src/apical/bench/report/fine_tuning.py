@@ -128,7 +128,7 @@ def _line(study: Study, row: Row, section: Section | None) -> Line:
         metric,
         accuracy,
         tuple(_layer(name, [of_run[name] for of_run in layers]) for name in layers[0]),
-        section and _attacked(section, row.rule, _at_rate(study, row.setting, row.rule)),
+        _attacked(section, row.rule, _at_rate(study, row.setting, row.rule)),
     )
 
 
@@ -160,7 +160,9 @@ def _at_rate(study: Study, setting: str, rule: str) -> str | None:
     return next((name for name in others if described(name) == wanted), None)
 
 
-def _attacked(section: Section, rule: str, base: str | None) -> Attacked | None:
+def _attacked(section: Section | None, rule: str, base: str | None) -> Attacked | None:
+    if section is None:
+        return None
     eps = robustness.headline_radius(section)
     line = next((e for e in robustness.headlines(section, eps) if e.rule == rule), None)
     if line is None:

@@ -57,13 +57,13 @@ def over_plain(study: Study, row: Row) -> statistics.Summary | None:
     """Test accuracy minus that of the same learner without a regulariser, where it has one."""
     own = learner_of(row.runs[0].experiment) if row.runs else {}
     bare = {key: value for key, value in own.items() if key not in REGULARISER}
-    others = [
-        run
+    others = {
+        run.seed: 100 * run.final["test_acc"]
         for other in study.rows_of(row.setting)
         for run in other.runs
         if learner_of(run.experiment) == bare != own
-    ]
-    return statistics.paired_difference(row.sample(TEST), {run.seed: TEST(run) for run in others})
+    }
+    return statistics.paired_difference(row.sample(TEST), others)
 
 
 def reached(row: Row) -> Shown:

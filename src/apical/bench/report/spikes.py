@@ -16,7 +16,7 @@ from apical.bench.report.names import display_name
 from apical.bench.report.pictures import address, arrays
 from apical.bench.report.read import Study
 from apical.bench.report.render import FONT, save_png
-from apical.bench.report.sections import Line, Section
+from apical.bench.report.sections import Line, Section, Value
 from apical.bench.report.table import Column, Table, percent, points
 from apical.measure.robustness_verdict import difference, radius
 
@@ -68,7 +68,7 @@ def _line(section: Section, rule: str, eps: float) -> Line:
     left = {name: partial(survivors, groups=groups, eps=eps) for name, groups in PARTS.items()}
     own = section.shares(rule, left["own"])
     gaps = {f"minus {n}": difference(own, section.shares(rule, left[n])) for n in COMPARED}
-    every = {"clean": robustness.clean, "worst": robustness.worst(eps), **left}
+    every: dict[str, Value] = {"clean": robustness.clean, "worst": robustness.worst(eps), **left}
     values = {name: section.estimate(rule, value) for name, value in every.items()}
     return Line(section, rule, eps, values | gaps)
 
