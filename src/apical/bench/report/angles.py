@@ -102,31 +102,21 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
         [
             Column.setting(several),
             Column.rule("rule"),
-            Column(
-                "",
-                lambda line: line.layer or "(the net)",
-                "layer",
-                page="Layer",
-                left=True,
-                keep=any(line.layer for line in rows),
-            ),
+            Column("", lambda line: line.layer or "(the net)", "layer", page="Layer", left=True,
+                   keep=any(line.layer for line in rows)),
             Column.runs(),
-            Column(
-                "delta angle",
-                lambda line: Shown(line.mean, line.angle and line.angle.mean, style="strong"),
-                "n mean=angle.mean sd=angle.sd low=angle.low high=angle.high",
-            ),
-            Column(
-                "95 % interval",
-                lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft"),
-            ),
+            Column("delta angle",
+                   lambda line: Shown(line.mean, line.angle and line.angle.mean, style="strong"),
+                   "n mean=angle.mean sd=angle.sd low=angle.low high=angle.high"),
+            Column("95 % interval",
+                   lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft")),
             Column("ties", "ties", "ties", left=True),
             Column("first layer", lambda line: _with_interval(line.layers[0]), page=""),
             Column("last layer", lambda line: _with_interval(line.layers[-1]), page=""),
         ],
         rows,
         "Table of delta angles",
-    )
+    )  # fmt: skip
 
 
 def _mean(layers: Sequence[Angles]) -> Angles:

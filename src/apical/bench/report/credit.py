@@ -1,12 +1,13 @@
 """What the learning of each layer is worth: runs in which one layer keeps its initial weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from apical.bench.report import gained
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Row, Run, Study, test_error
-from apical.bench.report.table import Column, Shown, Table, each, estimate, number, signed
+from apical.bench.report.results import seeds_sentence
+from apical.bench.report.table import Column, Shown, Table, each, estimate, mean, signed
 from apical.measure import statistics
 
 MARGIN = 1.0
@@ -32,33 +33,8 @@ class Layer:
     planned: int = 0
 
 
-@dataclass(frozen=True)
-class Line:
-    """A rule in a setting, all layers learning, and each layer's part."""
-
-    row: Row
-    layers: Mapping[str, Layer]
-
-    @property
-    def setting(self) -> str:
-        return self.row.setting
-
-    @property
-    def rule(self) -> str:
-        return self.row.rule
-
-    @property
-    def n(self) -> int:
-        return self.row.n
-
-    @property
-    def planned(self) -> int:
-        return self.row.planned
-
-    @property
-    def error(self) -> statistics.Summary | None:
-        """Test error in %."""
-        return self.row.summary(test_error)
+Layers = Mapping[tuple[str, str], Mapping[str, Layer]]
+"""By setting and rule, then by the name of the layer."""
 
 
 def frozen_layer(run: Run) -> str:
@@ -73,33 +49,31 @@ def concerns(study: Study) -> bool:
     return any(map(frozen_layer, study.runs))
 
 
-def lines(study: Study) -> list[Line]:
-    """A line for each rule of each setting that has rows without a layer, in the study's order."""
-    made: list[Line] = []
+def layers(study: Study) -> Layers:
+    """The layers of each rule of each setting that has rows without one, in the study's order."""
+    found: dict[tuple[str, str], dict[str, Layer]] = {}
     tested: list[tuple[dict[str, Layer], Layer, float]] = []
     for full in study.rows:
         if not full.runs or frozen_layer(full.every[0]):
             continue
-        layers: dict[str, Layer] = {}
         for row in study.rows_of(full.setting):
             name, rule = frozen_layer(row.every[0]), row.every[0].experiment.get("rule")
             if not name or rule != full.runs[0].experiment.get("rule"):
                 continue
+            of_rule = found.setdefault((full.setting, full.rule), {})
             if row.failed:
-                layers[name] = Layer(name, None, DIVERGED, row.failed, row.planned)
+                of_rule[name] = Layer(name, None, DIVERGED, row.failed, row.planned)
                 continue
             noise = gained.share_noise(row.runs) + gained.share_noise(full.runs)
             samples = row.sample(test_error), full.sample(test_error)
             p = statistics.difference_p(*samples, noise=noise)
             worth = statistics.paired_difference(*samples, noise=noise)
-            layers[name] = Layer(name, worth, UNDECIDED)
-            tested.append((layers, layers[name], 1.0 if p is None else p))
-        if layers:
-            made.append(Line(full, layers))
+            of_rule[name] = Layer(name, worth, UNDECIDED)
+            tested.append((of_rule, of_rule[name], 1.0 if p is None else p))
     corrected = statistics.holm([p for *_, p in tested])
-    for (layers, layer, _), p in zip(tested, corrected, strict=True):
-        layers[layer.name] = replace(layer, word=_word(layer.worth, p))
-    return made
+    for (of_rule, layer, _), p in zip(tested, corrected, strict=True):
+        of_rule[layer.name] = replace(layer, word=_word(layer.worth, p))
+    return found
 
 
 def _word(worth: statistics.Summary | None, p: float) -> str:
@@ -113,32 +87,30 @@ def _word(worth: statistics.Summary | None, p: float) -> str:
 
 def table(study: Study) -> Table:
     """A row for each rule, a column for each layer."""
-    rows = lines(study)
-    longest = sorted(rows, key=lambda line: -len(line.layers))  # names of the deepest net first
-    layers = dict.fromkeys(layer for line in longest for layer in line.layers)
+    found = layers(study)
+    longest = sorted(found.values(), key=lambda each: -len(each))  # names of the deepest net first
+
+    def show(name: str, row: Row) -> Shown:
+        layer = found[row.setting, row.rule].get(name)
+        if layer is None:
+            return Shown("")
+        if layer.word == DIVERGED:
+            return Shown(f"{layer.failed} of {layer.planned} runs diverged", style="differs")
+        shown = estimate(layer.worth, signed)
+        style = "differs" if layer.word == HARMS else ""
+        return replace(shown, text=f"{layer.word} {shown.text}", style=style)
+
     return Table(
         [
             Column.setting(study.several),
             Column.rule(),
             Column.runs(),
-            Column("test error %", "error.mean", text=number),
+            Column("test error %", lambda row: mean(row.summary(test_error))),
             *gained.columns(gained.gains(study)),
-            *each(layers, _layer, "without {}"),
+            *each(dict.fromkeys(name for of in longest for name in of), show, "without {}"),
         ],
-        rows,
+        [study.row(*cell) for cell in found],
         "What the learning of each layer is worth",
-    )
-
-
-def _layer(name: str, line: Line) -> Shown:
-    found = line.layers.get(name)
-    if found is None:
-        return Shown("")
-    if found.word == DIVERGED:
-        return Shown(f"{found.failed} of {found.planned} runs diverged", style="differs")
-    shown = estimate(found.worth, signed)
-    return replace(
-        shown, text=f"{found.word} {shown.text}", style="differs" if found.word == HARMS else ""
     )
 
 
@@ -153,26 +125,24 @@ VERBS = {
 
 def finding(study: Study) -> str:
     """What the table shows, in a sentence for each setting."""
-    by_setting: dict[str, list[Line]] = {}
-    for line in lines(study):
-        by_setting.setdefault(line.setting, []).append(line)
+    by_setting: dict[str, dict[str, Mapping[str, Layer]]] = {}
+    for (setting, rule), of_rule in layers(study).items():
+        by_setting.setdefault(setting, {})[rule] = of_rule
     made = []
-    for setting, here in by_setting.items():
-        parts = "; ".join(
-            f"of {layer} {_said(here, layer)}"
-            for layer in dict.fromkeys(layer for line in here for layer in line.layers)
-        )
+    for setting, by_rule in by_setting.items():
+        names = dict.fromkeys(name for of_rule in by_rule.values() for name in of_rule)
+        parts = "; ".join(f"of {name} {_said(by_rule, name)}" for name in names)
         where = f"{setting}: the" if len(by_setting) > 1 else "The"
         made.append(f"{where} learning {parts}.")
     return " ".join(made)
 
 
-def _said(rows: Sequence[Line], layer: str) -> str:
+def _said(by_rule: Mapping[str, Mapping[str, Layer]], name: str) -> str:
     """ "helps under BP, harms under FA"."""
     by_word: dict[str, list[str]] = {}
-    for line in rows:
-        if layer in line.layers:
-            by_word.setdefault(line.layers[layer].word, []).append(display_name(line.rule))
+    for rule, of_rule in by_rule.items():
+        if name in of_rule:
+            by_word.setdefault(of_rule[name].word, []).append(display_name(rule))
     return ", ".join(
         f"{verb} under {', '.join(by_word[word])}"
         for word, verb in VERBS.items()
@@ -180,6 +150,8 @@ def _said(rows: Sequence[Line], layer: str) -> str:
     )
 
 
-def errors(study: Study) -> dict[str, statistics.Summary]:
-    """With all layers learning, by rule."""
-    return {display_name(line.rule): line.error for line in lines(study) if line.error}
+def widest(study: Study) -> str:
+    """`seeds_sentence` of the errors with all layers learning, by rule."""
+    rows = [study.row(*cell) for cell in layers(study)]
+    errors = {display_name(row.rule): row.summary(test_error) for row in rows}
+    return seeds_sentence({rule: error for rule, error in errors.items() if error})

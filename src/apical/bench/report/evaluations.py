@@ -151,11 +151,6 @@ class Robustness(Evaluated):
     compared = ("data", "images", "norm", "eps", "effort")
 
     @property
-    def images(self) -> int:
-        """Test images it was measured on, those misclassified from the start included."""
-        return int(self.clean["examples"])
-
-    @property
     def radii(self) -> list[float]:
         return [row["eps"] for row in self.of_kind("worst")]
 
@@ -171,11 +166,6 @@ class Retrieval(Evaluated):
     @property
     def radii(self) -> list[float]:
         return [row["eps"] for row in self.of_kind("map") if row["source"] == "worst"]
-
-    @property
-    def anchored(self) -> bool:
-        """Whether the anchor attack was run, as it is from version 3 on."""
-        return bool(self.find("map", attack="Anchor"))
 
     @classmethod
     def current(cls, row: Row) -> Row:

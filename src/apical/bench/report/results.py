@@ -116,58 +116,32 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
     """The table of results, its CSV file with every number."""
     error = "First found is wrong %" if study.retrieval else "Test error %"
     settings, compared = study.settings, bool(study.published)
-    gain = Column(
-        "gained",
-        lambda c: gained.shown(c.gain),
-        "gained=gain.summary.mean gained_low=gain.summary.low gained_high=gain.summary.high "
-        "learns=gain.learns",
-    )
     return Table(
         [
             Column.setting(study.several, "setting"),
             Column.rule("rule"),
-            Column("n", _runs, "n=row.n planned=row.planned failed=row.failed",
-                   page="Runs n"),
+            Column("n", _runs, "n=row.n planned=row.planned failed=row.failed", page="Runs n"),
             Column("test error %", _error, "mean=summary.mean sd=summary.sd", page=error),
             Column("95 % interval", lambda c: share(c.summary), page=""),
             Column("", _interval, "low=summary.low high=summary.high", page="95 % interval"),
-            Column(
-                "minus BP",
-                "difference",
-                "bp_difference=difference.mean bp_low=difference.low bp_high=difference.high",
-                text=signed,
-                keep=any(cell.difference for cell in rows),
-            ),
-            *[gain] * any(cell.gain for cell in rows),
+            Column("minus BP", "difference",
+                   "bp_difference=difference.mean bp_low=difference.low bp_high=difference.high",
+                   text=signed, keep=any(cell.difference for cell in rows)),
+            *[
+                Column("gained", lambda c: gained.shown(c.gain),
+                       "gained=gain.summary.mean gained_low=gain.summary.low "
+                       "gained_high=gain.summary.high learns=gain.learns")
+            ] * any(cell.gain for cell in rows),
             Column("ties", lambda c: _ties(c, rows), "ties", left=True),
-            Column(
-                "published %",
-                lambda c: published(c.published),
-                "published=published.value published_n=published.n "
-                "published_source=published.source",
-                keep=compared,
-            ),
-            Column(
-                "",
-                "published_difference",
-                "published_difference",
-                text=signed,
-                page="Ours minus published",
-                keep=compared,
-            ),
-            Column(
-                "band",
-                _band,
-                "band_low=verdict.low band_high=verdict.high",
-                keep=any(_band(cell).text for cell in rows),
-            ),
-            Column(
-                "verdict",
-                lambda c: verdict(c.verdict),
-                "verdict=verdict.word verdict_reason=verdict.why",
-                left=True,
-                keep=compared,
-            ),
+            Column("published %", lambda c: published(c.published),
+                   "published=published.value published_n=published.n "
+                   "published_source=published.source", keep=compared),
+            Column("", "published_difference", "published_difference", text=signed,
+                   page="Ours minus published", keep=compared),
+            Column("band", _band, "band_low=verdict.low band_high=verdict.high",
+                   keep=any(_band(cell).text for cell in rows)),
+            Column("verdict", lambda c: verdict(c.verdict),
+                   "verdict=verdict.word verdict_reason=verdict.why", left=True, keep=compared),
             Column("", raw="step_ms=costs.step_ms feedback_bytes=costs.feedback_bytes "
                            "seconds=costs.seconds"),
         ],

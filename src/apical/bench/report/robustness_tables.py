@@ -5,13 +5,13 @@ from functools import partial
 from typing import Any
 
 from apical.bench.report import gained, robustness, robustness_words, sections
-from apical.bench.report.evaluations import Robustness
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Published
 from apical.bench.report.results import published, verdict
 from apical.bench.report.robustness import Compared, Heat
 from apical.bench.report.sections import Line, Section
 from apical.bench.report.table import Column, Shown, Table, each, estimate, percent, plain, points
+from apical.measure import robustness_verdict
 from apical.measure.robustness_verdict import RuleVerdict, radius
 
 ATTACK = ("eps", "group", "attack", "source", "role")
@@ -232,29 +232,21 @@ def _numbers(section: Section) -> Iterable[dict[str, Any]]:
 
     for rule in section.rules:
         yield row(rule, section.estimate(rule, robustness.clean), eps=0.0, group="clean")
-        attacks: dict[tuple[Any, ...], int] = {}
-        for net in section.of(rule).values():
-            attacks |= {names: images for names, (_, images) in _attacks(net).items()}
-        for names, images in attacks.items():
-            accuracy = section.estimate(rule, partial(_accuracy, names=names), images)
-            yield row(rule, accuracy, **dict(zip(ATTACK, names, strict=True)), images=images)
+        shares: dict[tuple[Any, ...], dict[int, float]] = {}
+        images: dict[tuple[Any, ...], int] = {}
+        for seed, net in section.of(rule).items():
+            for attack in (one for one in net.of_kind("attack") if one["on"] == "all"):
+                names = tuple(attack[key] for key in ATTACK)
+                shares.setdefault(names, {})[seed] = attack["accuracy"]
+                images[names] = attack.get("examples", net.clean["examples"])
+        for names, found in shares.items():
+            about = dict(zip(ATTACK, names, strict=True))
+            accuracy = robustness_verdict.estimate(found, images[names])
+            yield row(rule, accuracy, **about, images=images[names])
         for line in (line for line in headlines if line.rule == rule):
             for name, group, source in COLUMNS:
-                if found := line[name]:
-                    yield row(rule, found, eps=line.eps, group=group, source=source)
-
-
-def _attacks(net: Robustness) -> dict[tuple[Any, ...], tuple[float, int]]:
-    """Robust accuracy under each attack that ran on all images, and how many these were."""
-    return {
-        tuple(row[key] for key in ATTACK): (row["accuracy"], row.get("examples", net.images))
-        for row in net.of_kind("attack")
-        if row["on"] == "all"
-    }
-
-
-def _accuracy(net: Robustness, *, names: tuple[Any, ...]) -> float | None:
-    return _attacks(net).get(names, (None,))[0]
+                if value := line[name]:
+                    yield row(rule, value, eps=line.eps, group=group, source=source)
 
 
 def checks_csv(found: Iterable[Section]) -> Table:
