@@ -52,9 +52,9 @@ def test_each_word_and_the_table(tmp_path: Path) -> None:
     folder = make(tmp_path / "credit")
     study = read_study(folder)
     found = {
-        (line.rule, name): layer
-        for line in credit.lines(study)
-        for name, layer in line.layers.items()
+        (rule, name): layer
+        for (_, rule), layers in credit.layers(study).items()
+        for name, layer in layers.items()
     }
     assert {cell: layer.word for cell, layer in found.items()} == WORDS
     assert found["bp", "fc1"].worth.mean == pytest.approx(17.1333, abs=1e-3)
@@ -87,7 +87,8 @@ def test_two_seeds_decide_nothing(tmp_path: Path) -> None:
     value = records.read_json(folder / "study.json")
     value["runs"] = [run for run in value["runs"] if run["seed"] < 3]
     records.write_json(folder / "study.json", value)
-    words = {layer.word for ln in credit.lines(read_study(folder)) for layer in ln.layers.values()}
+    found = credit.layers(read_study(folder))
+    words = {layer.word for layers in found.values() for layer in layers.values()}
     assert words == {"undecided"}
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from apical.bench import studies
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
-from apical.bench.report import figures, steps_to_solve, write
-from apical.bench.report.read import read_study
+from apical.bench.report import figures, sequences, write
+from apical.bench.report.read import percent_of, read_study
 from apical.bench.storage import records
 from apical.bench.training import batch_step, build, loop, monitor
 from apical.data import sequences as tasks
@@ -244,14 +244,22 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_steps_until_solved(tmp_path: Path) -> None:
-    found = {line.rule: line for line in steps_to_solve.lines(read_study(study(tmp_path)))}
-    assert found["MNM-p"].steps == (100, 50)
-    assert (found["MNM-p"].mean, found["MNM-p"].each) == ("75", "100, 50")
-    assert found["LSTM"].steps == (None, 50)
-    assert (found["LSTM"].count, found["LSTM"].mean) == ("1 of 2", "")
-    assert (found["no write"].mean, found["no write"].each) == ("above 100", "never, never")
-    assert found["no write"].others.keys() == {8}
-    assert found["no write"].others[8].mean == pytest.approx(37.5)
+    found = read_study(study(tmp_path))
+    rows = {row.rule: row for row in found.rows}
+    seen = {
+        rule: (sequences.solved(found, row).text, sequences.mean_steps(found, row).text,
+               sequences.each_seed(found, row))
+        for rule, row in rows.items()
+    }  # fmt: skip
+    assert seen == {
+        "MNM-p": ("2 of 2", "75", "100, 50"),
+        "LSTM": ("1 of 2", "", "never, 50"),
+        "no write": ("0 of 2", "above 100", "never, never"),
+    }
+    assert sequences.steps(found, rows["LSTM"]) == {0: None, 1: 50}
+    assert sequences.other_lengths(found) == [8]
+    other = rows["no write"].summary(percent_of("test_8_acc"))
+    assert other.mean == pytest.approx(37.5)
 
 
 def test_the_memory_is_shown_as_means_over_steps(tmp_path: Path) -> None:
@@ -270,7 +278,7 @@ def test_a_study_that_asks_nothing_has_no_such_table(tmp_path: Path) -> None:
     value = records.read_json(folder / "study.json")
     del value["solved"]
     records.write_json(folder / "study.json", value)
-    assert steps_to_solve.lines(read_study(folder)) == []
+    assert sequences.solved_table(read_study(folder)) is None
     assert "until the task is solved" not in write(folder).read_text()
 
 

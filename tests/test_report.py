@@ -9,17 +9,17 @@ from xml.etree import ElementTree
 import pytest
 
 from apical.bench.report import (
-    attacked,
     colours,
     lines,
-    page,
     protocol,
     read,
     refresh,
+    render,
     results,
     table_markdown,
     write,
 )
+from apical.bench.report.templating import TEMPLATES
 from apical.bench.storage import records
 from apical.measure import statistics as stats
 from fake_study import make_study, rewrite
@@ -289,8 +289,8 @@ def test_published_data_that_differ_are_not_judged(tmp_path):
 )
 def test_published_values_become_errors_in_percent(metric, value, unit):
     entry = {"setting": "s", "rule": "fa", "source": "x", "metric": metric}
-    published = read._published(entry | {"value": value, "unit": unit})
-    assert published.error == pytest.approx(1.7)
+    published = read.read_published(entry | {"value": value, "unit": unit}, read.ERRORS)
+    assert published.value == pytest.approx(1.7)
 
 
 def test_published_values_of_another_metric_are_refused(tmp_path):
@@ -367,7 +367,7 @@ def test_refresh_refuses_broken_markers_and_leaves_the_file(study, tmp_path, tex
 def _cell(rule, error, published, setting="s"):
     source = read.Published(setting, rule, published, "paper")
     summary = stats.Summary(1, error, None, None, None)
-    return results.Cell(setting, rule, 1, 0, (), summary=summary, published=source)
+    return results.Cell(read.Row(setting, rule), summary=summary, published=source)
 
 
 def test_the_order_of_rules_stands_beside_the_published_one():
@@ -424,7 +424,7 @@ def test_fields_of_later_versions_do_not_differ_from_their_absence(tmp_path):
         described["experiment"]["learner"] = "backprop"
         records.write_json(run / "experiment.json", described)
     (found,) = protocol.protocols(read.read_study(folder))
-    assert found["shared"]["learner"] == "backprop" and "learner" not in found["differing"]
+    assert found.shared["learner"] == "backprop" and "learner" not in found.differing
 
 
 def _run(rows):
@@ -460,7 +460,7 @@ def test_unknown_rules_get_their_own_looks_in_order():
 @pytest.mark.parametrize(("dark", "paper"), [(False, "#ffffff"), (True, "#14171c")])
 def test_every_colour_stands_out_from_the_paper(dark, paper):
     """WCAG asks 3 : 1 of lines and markers; the paper colours are those of page.css."""
-    assert paper in (page.TEMPLATES / "page.css").read_text()
+    assert paper in (TEMPLATES / "page.css").read_text()
     for look in [*colours.LOOKS.values(), *colours.SPARE]:
         assert _contrast(look.dark if dark else look.light, paper) >= 2.9
 
@@ -478,12 +478,12 @@ def _luminance(colour):
 
 def test_protocol_separates_what_rules_share_from_what_differs(study):
     (item,) = protocol.protocols(read.read_study(study))
-    assert item["differing"] == {
+    assert item.differing == {
         "rule": {"BP": "bp", "FA": "fa (init xavier)", "DFA": "dfa"},
         "optimizer.lr": {"BP": "0.1", "FA": "0.01", "DFA": "0.001"},
     }
-    assert item["shared"]["milestones"] == "50, 75"
-    assert "seed" not in item["shared"]
+    assert item.shared["milestones"] == "50, 75"
+    assert "seed" not in item.shared
 
 
 def test_environments_that_differ_are_counted(tmp_path):
@@ -497,9 +497,7 @@ def test_environments_that_differ_are_counted(tmp_path):
 
 
 def test_file_names_from_settings_do_not_clash():
-    assert attacked.slugs(["A b", "A/b", "../..", "ß"]) == {
-        "A b": "a-b",
-        "A/b": "a-b-2",
-        "../..": "setting",
-        "ß": "setting-2",
-    }
+    names = ["A b", "A/b", "../..", "ß"]
+    slugs = ["a-b-", "a-b-2-", "setting-", "setting-2-"]
+    assert [render.prefix(names, name) for name in names] == slugs
+    assert render.prefix(["A b"], "A b") == ""

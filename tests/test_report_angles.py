@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from apical.bench.report import angles, refresh, write
+from apical.bench.report.markdown import angles_markdown
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.measure import statistics as stats
@@ -70,7 +71,7 @@ def test_means_and_intervals_are_of_the_last_measurement(folder: Path) -> None:
 
 def test_a_run_whose_layer_heard_nothing_at_the_end_does_not_count(folder: Path) -> None:
     (_, kp), layers = found(folder)
-    assert (kp.n, kp.finished) == (2, 3) and kp.angle == stats.summarize([2.5, 3.25])
+    assert (kp.n, kp.planned) == (2, 3) and kp.angle == stats.summarize([2.5, 3.25])
     assert {(line.layer, line.n) for line in layers if line.rule == "kp"} == {
         ("conv", 2),
         ("fc1", 3),
@@ -91,9 +92,7 @@ def test_a_rule_that_reached_nothing_has_a_line_without_an_angle(folder: Path) -
     (_, kp), _ = found(folder)
     assert (kp.n, kp.angle, kp.mean, kp.interval, kp.ties) == (0, None, "", "", "")
     assert "–" in write(folder).read_text()
-    assert "| KP | 0 of 3 |  |  |  |  | 2.2 [1.4 to 2.9] |" in angles.to_markdown(
-        read_study(folder)
-    )
+    assert "| KP | 0 of 3 |  |  |  |  | 2.2 [1.4 to 2.9] |" in angles_markdown(folder)
 
 
 def test_an_interval_ends_where_angles_do() -> None:

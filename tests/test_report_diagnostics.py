@@ -87,10 +87,10 @@ def test_the_alignment_phase_of_rules_and_layers(study: Path) -> None:
     diagnosis = found(study)
     assert [row.rule for row in diagnosis.rules] == ["fa", "dfa"]
     fa = diagnosis.rules[0]
-    assert (len(fa.phases), fa.possible) == (28, 28)
+    assert (len(fa.phases), len(fa.found)) == (28, 28)
     assert fa.median("epoch") == pytest.approx(1 + 2 * math.log(10), abs=0.2)
     assert fa.median("loss") == pytest.approx(2 / fa.median("epoch"), abs=0.05) and fa.moving == 0
-    assert len(diagnosis.layers) == 28 and diagnosis.layers[0].possible == 2
+    assert len(diagnosis.layers) == 28 and len(diagnosis.layers[0].found) == 2
 
 
 def test_many_layers_do_not_flood_the_page(study: Path) -> None:

@@ -9,7 +9,6 @@ from apical.bench.report import (
     figures,
     gained,
     linear_probes,
-    opening,
     results,
     table_markdown,
     write,
@@ -104,13 +103,13 @@ def test_without_the_control_no_column_speaks_of_it_and_the_table_says_so(tmp_pa
 def test_the_finding_names_the_best_rule_and_those_it_does_not_differ_from(tmp_path: Path) -> None:
     alike = {"bp": (2.0, 2.2, 2.1), "usf": (2.1, 2.2, 2.0), "fa": (4.0, 4.4, 4.1)}
     rows = results.cells(read_study(make(tmp_path / "s", alike)))
-    assert opening.of_errors(rows) == (
+    assert results.finding(rows) == (
         "BP has the lowest test error, 2.10 %, not significantly different from uSF."
     )
-    assert opening.of_errors(rows[:2]).startswith(
+    assert results.finding(rows[:2]).startswith(
         "No test error differs significantly from the lowest, BP's 2.10 %"
     )
-    assert opening.of_errors(rows[:1]) == ""
+    assert results.finding(rows[:1]) == ""
 
 
 def drawn(tries: list[dict[str, Any]]) -> Any:
@@ -168,7 +167,11 @@ def test_what_each_layer_added_by_hand() -> None:
     ]
     conv, fc, output = linear_probes.lines({"fa": runs, "bp": []})
     assert [line.layer for line in (conv, fc, output)] == ["conv", "fc", linear_probes.OUTPUT]
-    assert (fc.n, fc.untrained.mean, fc.trained.mean) == (2, pytest.approx(65), pytest.approx(75))
+    assert (fc.change.n, fc.untrained.mean, fc.trained.mean) == (
+        2,
+        pytest.approx(65),
+        pytest.approx(75),
+    )
     assert fc.change.mean == pytest.approx(10) and fc.added is not None
     assert fc.added.mean == pytest.approx(15)
     assert conv.added is not None and conv.added.mean == pytest.approx(25)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from apical.bench.report import figures, gained, sequence_learners, table_markdown, write
+from apical.bench.report import figures, gained, sequences, table_markdown, write
 from apical.bench.report.colours import colours
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
@@ -57,23 +57,24 @@ def make_run(folder: Path, label: str, seed: int) -> None:
 
 
 def test_lines_hold_means_and_differences_paired_on_the_seeds(tmp_path: Path) -> None:
-    by_rule = {line.rule: line for line in sequence_learners.lines(read_study(make(tmp_path)))}
+    study = read_study(make(tmp_path))
+    by_rule = {row.rule: row for row in study.rows}
     plain, regularised = by_rule["LRA sum"], by_rule["LRA sum, 0.1 on W"]
-    assert plain.test is not None and plain.test.mean == pytest.approx(81)
-    assert plain.best is not None and plain.best.mean == pytest.approx(83)
-    gains = gained.gains(read_study(tmp_path))
+    assert plain.summary(sequences.TEST).mean == pytest.approx(81)
+    assert plain.summary(sequences.best).mean == pytest.approx(83)
+    gains = gained.gains(study)
     assert gains["order", "LRA sum"].summary.mean == pytest.approx(30)
     assert gains["order", "LRA sum"].summary.sd == pytest.approx(0)  # what seeds share cancels
     assert ("order", "readout only") not in gains
-    assert plain.over_plain is None
-    assert regularised.over_plain is not None
-    assert regularised.over_plain.mean == pytest.approx(10)
-    assert [by_rule[name].reached for name in LEARNERS] == ["", "4 of 4", "3 of 4", "4 of 4"]
+    assert sequences.over_plain(study, plain) is None
+    assert sequences.over_plain(study, regularised).mean == pytest.approx(10)
+    reached = [sequences.reached(by_rule[name]).text for name in LEARNERS]
+    assert reached == ["", "4 of 4", "3 of 4", "4 of 4"]
 
 
 def test_a_missing_baseline_is_told_on_the_page_and_in_the_document(tmp_path: Path) -> None:
     folder = make(tmp_path, ("LRA sum", "LRA sum, 0.1 on W"))
-    told = sequence_learners.missing(read_study(folder))
+    told = sequences.missing(read_study(folder))
     assert told == [
         "order: no readout alone (learner readout) to compare with.",
         "order: no backpropagation through time to compare with.",
@@ -115,5 +116,5 @@ def drawn(panel: Any) -> dict[str, list[tuple[float, float]]]:
 
 def test_other_studies_have_neither(tmp_path: Path) -> None:
     study = read_study(make(tmp_path, ("bp",)))
-    assert not sequence_learners.concerns(study)
+    assert not sequences.concerns(study)
     assert "Learning through time" not in write(tmp_path).read_text()

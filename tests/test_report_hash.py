@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apical.bench.report import pictures, retrieval, sections, write
+from apical.bench.report import pictures, retrieval, sections, table_markdown, write
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from fake_study import make_study
@@ -108,17 +108,15 @@ def test_means_intervals_and_differences_by_hand(study: Path) -> None:
     usf = lines["usf"]
     assert (usf.n, usf.planned) == (3, 3)
     for name, value in (("HAG own", 70.0), ("SDHA exact", 41.0), ("worst", 39.0)):
-        found = usf.values[name]
+        found = usf[name]
         assert found.mean == pytest.approx(value)
         assert (found.low, found.high) == pytest.approx((value - half, value + half))
-    assert usf.clean.high == pytest.approx(97 + half)
-    assert lines["bp"].clean.high == 100.0  # cut off
-    assert (usf.gap.mean, usf.gap.low, usf.gap.high) == pytest.approx((29, 29, 29))
-    assert usf.worst_minus_bp is not None
-    assert usf.worst_minus_bp.mean == pytest.approx(1.0)
-    assert usf.clean_minus_bp is not None
-    assert usf.clean_minus_bp.mean == pytest.approx(-1.0)
-    assert lines["bp"].worst_minus_bp is None
+    assert usf["clean"].high == pytest.approx(97 + half)
+    assert lines["bp"]["clean"].high == 100.0  # cut off
+    assert (usf["gap"].mean, usf["gap"].low, usf["gap"].high) == pytest.approx((29, 29, 29))
+    assert usf["worst_minus_bp"].mean == pytest.approx(1.0)
+    assert usf["clean_minus_bp"].mean == pytest.approx(-1.0)
+    assert lines["bp"]["worst_minus_bp"] is None
     assert {rule: line.word for rule, line in lines.items()} == {
         "bp": "faithful", "usf": "masked", "fa": "masked",
     }  # fmt: skip
@@ -131,7 +129,7 @@ def test_words(study: Path) -> None:
     assert "At radius 0.1 an attacker who follows a net's own gradient" in told
     assert "uSF by +29.0, FA by +27.0 points" in told
     assert "against BP (paired, Holm-corrected): FA +21.0 points" in told
-    assert "10000 queries of digits" in retrieval.measured(section)
+    assert "10000 queries of digits" in write(study).read_text()
     plain = [line for line in retrieval.lines(section, 0.1) if line.rule == "bp"]
     assert "no rule's own gradient leaves over 5 points" in retrieval.conclusion(plain)
 
@@ -141,21 +139,21 @@ def test_one_net_has_an_interval_over_queries(study: Path) -> None:
     one = [entry for entry in described["retrieval"] if entry["seed"] == 2]
     records.write_json(study / "study.json", described | {"retrieval": one})
     line = next(x for x in retrieval.lines(section_of(study), 0.1) if x.rule == "usf")
-    worst = line.values["worst"]
+    worst = line["worst"]
     assert (worst.n, worst.over) == (1, "images")
     assert (worst.low, worst.high) == pytest.approx((34.0, 44.0))
-    assert (line.gap.low, line.gap.high) == pytest.approx((27.0, 31.0))
+    assert (line["gap"].low, line["gap"].high) == pytest.approx((27.0, 31.0))
 
 
 def test_csv_holds_every_number(study: Path) -> None:
-    text = retrieval.numbers_csv([section_of(study)])
+    text = retrieval.numbers_csv([section_of(study)]).csv()
     table = list(csv.DictReader(io.StringIO(text)))
     found = {(r["rule"], r["eps"], r["value"]): r for r in table}
     assert float(found["usf", "0.1", "SDHA own"]["mean"]) == pytest.approx(70.0)
     assert float(found["fa", "0.1", "own minus exact"]["mean"]) == pytest.approx(27.0)
     assert float(found["fa", "0.05", "worst minus BP"]["mean"]) == pytest.approx(6.5)
     assert found["usf", "0.1", "targeted own"]["interval_over"] == "nets"
-    attacks = list(csv.DictReader(io.StringIO(retrieval.attacks_csv([section_of(study)]))))
+    attacks = list(csv.DictReader(io.StringIO(retrieval.attacks_csv([section_of(study)]).csv())))
     assert len(attacks) == 2 * (2 + 3 + 3)
     assert {row["n"] for row in attacks} == {"3"}
 
@@ -208,7 +206,7 @@ def test_a_run_alone_shows_its_evaluations(study: Path) -> None:
 
 
 def test_the_anchor_attack_is_shown_where_it_was_run(study: Path) -> None:
-    before = retrieval.to_markdown(read_study(study))
+    before = table_markdown(study)
     assert "Anchor" not in before and "Anchor" not in write(study).read_text()
     for entry in records.read_json(study / "study.json")["retrieval"]:
         path = study / entry["folder"] / entry["evaluation"] / "records.jsonl"
@@ -220,8 +218,8 @@ def test_the_anchor_attack_is_shown_where_it_was_run(study: Path) -> None:
                 found.append({**row, "attack": "Anchor", "map": row["map"] - 0.1})
         path.unlink()
         records.append(path, *found)
-    after = retrieval.to_markdown(read_study(study))
-    head, _, first = after.splitlines()[:3]
+    after = table_markdown(study)
+    head, _, first = after.splitlines()[2:5]
     place = [cell.strip() for cell in head.split("|")].index("Anchor own")
     assert first.split("|")[place].strip() == "59.0"  # BP at the smaller radius: 69 less 10
     assert "HAG, SDHA or Anchor, whichever" in after

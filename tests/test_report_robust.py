@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from apical.bench.report import read, robust_read, robustness, sections
+from apical.bench.report import read, robustness, sections
 from apical.bench.report import robustness_words as words
 from apical.bench.storage import records
 from apical.measure import robustness_verdict
@@ -224,10 +224,12 @@ def test_published_robustness_becomes_accuracy_in_percent():
         ("robust_accuracy", 61, "%"),
         ("attack_success", 39, "%"),
     ):
-        found = robust_read.published(entry | {"metric": metric, "value": value, "unit": unit})
-        assert found.accuracy == pytest.approx(61)
+        found = read.read_published(
+            entry | {"metric": metric, "value": value, "unit": unit}, read.ROBUSTNESS
+        )
+        assert found.value == pytest.approx(61)
     with pytest.raises(ValueError, match="metric 'loss' in '%'; allowed are robust_accuracy"):
-        robust_read.published(entry | {"metric": "loss", "value": 1, "unit": "%"})
+        read.read_published(entry | {"metric": "loss", "value": 1, "unit": "%"}, read.ROBUSTNESS)
 
 
 # Tables
@@ -261,17 +263,18 @@ def test_a_headline_is_what_the_rows_say(section):
     (row,) = [r for r in robustness.headlines(section, 0.1) if r.rule == "fa"]
     found = {net.seed: net for net in section.evaluations if net.rule == "fa"}
     base = {net.seed: net for net in section.evaluations if net.rule == "bp"}
-    own = [100 * net.at("gap", 0.1)["own"] for net in found.values()]
-    worst = [100 * net.at("worst", 0.1)["accuracy"] for net in found.values()]
+    own = [100 * net.find("gap", eps=0.1)["own"] for net in found.values()]
+    worst = [100 * net.find("worst", eps=0.1)["accuracy"] for net in found.values()]
     against = [
-        100 * (found[seed].at("worst", 0.1)["accuracy"] - net.at("worst", 0.1)["accuracy"])
+        100
+        * (found[seed].find("worst", eps=0.1)["accuracy"] - net.find("worst", eps=0.1)["accuracy"])
         for seed, net in base.items()
     ]
-    assert row.own.mean == pytest.approx(sum(own) / 3)
-    assert row.worst.mean == pytest.approx(sum(worst) / 3)
-    assert row.against_bp.mean == pytest.approx(sum(against) / 3)
-    assert (row.n, row.planned, row.verdict.word) == (3, 3, "masked")
-    assert row.published.accuracy == pytest.approx(90)
+    assert row["own"].mean == pytest.approx(sum(own) / 3)
+    assert row["worst"].mean == pytest.approx(sum(worst) / 3)
+    assert row["against_bp"].mean == pytest.approx(sum(against) / 3)
+    assert (row.n, row.planned, row.word) == (3, 3, "masked")
+    assert robustness.published_at(row).value == pytest.approx(90)
 
 
 def test_a_rule_differs_by_a_corrected_paired_test_only(section):
@@ -291,7 +294,7 @@ def test_a_rule_differs_by_a_corrected_paired_test_only(section):
     moved = replace(section, evaluations=tuple(map(worst, section.evaluations)))
     rows = robustness.headlines(moved, 0.1)
     assert {row.rule: row.differs for row in rows} == {"bp": False, "fa": True, "usf": False}
-    assert words.conclusion(moved, rows)[1] == (
+    assert words.conclusion(rows)[1] == (
         "In the worst case over everything tried, backprop keeps 40.0 %. Significantly different "
         "from it (3 seeds, paired, Holm-corrected): FA +11.0 points (+8.5 to +13.5)."
     )
@@ -319,7 +322,7 @@ def test_published_values_meet_the_same_attack_and_radius_only(section):
     assert robustness.compared(section, "smoke")[0].verdict.word == "other scale"
     other = tuple(replace(row, attack="PGD-7 ce") for row in section.published)
     assert robustness.compared(replace(section, published=other), "full") == []
-    fully = tuple(replace(row, accuracy=fa.ours.mean + 0.9) for row in section.published)
+    fully = tuple(replace(row, value=fa.ours.mean + 0.9) for row in section.published)
     found = robustness.compared(replace(section, published=fully), "full")
     assert [row.verdict.word for row in found if row.published.rule == "fa"] == [fa.verdict.word]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)

@@ -88,13 +88,13 @@ def test_numbers_of_the_page_are_those_of_the_rows(html, section):
     assert table["FA"] == [
         "FA",
         "3",
-        f"{row.clean.mean:.1f} {row.clean.low:.1f} to {row.clean.high:.1f}",
-        f"{row.noise.mean:.1f} {row.noise.low:.1f} to {row.noise.high:.1f}",
-        f"{row.own.mean:.1f} {row.own.low:.1f} to {row.own.high:.1f}",
-        f"{row.exact.mean:.1f} {row.exact.low:.1f} to {row.exact.high:.1f}",
-        f"{row.worst.mean:.1f} {row.worst.low:.1f} to {row.worst.high:.1f}",
-        f"+{row.gap.mean:.1f} +{row.gap.low:.1f} to +{row.gap.high:.1f}",
-        f"{points(row.against_bp.mean)} {span(row.against_bp, points)}",
+        f"{row['clean'].mean:.1f} {row['clean'].low:.1f} to {row['clean'].high:.1f}",
+        f"{row['noise'].mean:.1f} {row['noise'].low:.1f} to {row['noise'].high:.1f}",
+        f"{row['own'].mean:.1f} {row['own'].low:.1f} to {row['own'].high:.1f}",
+        f"{row['exact'].mean:.1f} {row['exact'].low:.1f} to {row['exact'].high:.1f}",
+        f"{row['worst'].mean:.1f} {row['worst'].low:.1f} to {row['worst'].high:.1f}",
+        f"+{row['gap'].mean:.1f} +{row['gap'].low:.1f} to +{row['gap'].high:.1f}",
+        f"{points(row['against_bp'].mean)} {span(row['against_bp'], points)}",
         "masked",
         "90.0",
     ]
@@ -105,8 +105,8 @@ def test_numbers_of_the_page_are_those_of_the_rows(html, section):
 def test_a_gap_at_another_radius_only_is_said_to_be_there(section):
     """uSF is masked from 0.1 on; at 0.05 its gap is below 5 points."""
     rows = [row for row in robustness.headlines(section, 0.05) if row.rule == "usf"]
-    assert not rows[0].gap.masked
-    assert words.conclusion(section, rows) == [
+    assert not rows[0]["gap"].masked
+    assert words.conclusion(rows) == [
         "uSF is masked: attacked by its own gradient, as in earlier papers, it looks more robust "
         "than it is, at other radii than the 0.05 shown here."
     ]

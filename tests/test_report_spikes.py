@@ -83,12 +83,12 @@ def test_the_hybrid_breaks_what_either_part_breaks(study: Path) -> None:
     (section,) = spikes.sections_of(found)
     lines = spikes.lines(section)
     for line in lines:
-        values = {name: each.mean for name, each in line.values.items() if each}
+        values = {name: line[name].mean for name in spikes.PARTS}
         # the twin leaves the first 90, transfer the last 60: no image is in both
         assert values == {"noise": 100, "own": 75, "twin": 45, "transfer": 30, "hybrid": 0}
-        gaps = {name: each and each.mean for name, each in line.gaps.items()}
+        gaps = {name: line[f"minus {name}"].mean for name in spikes.COMPARED}
         assert gaps == pytest.approx({"twin": 30, "transfer": 45, "hybrid": 75})
-        assert not any(line.stronger.values())
+        assert not any(spikes.stronger(line, name) for name in spikes.COMPARED)
     assert spikes.seen(lines).endswith(
         "the twin alone FA 9 of 9; transfer alone FA 9 of 9; both together FA 9 of 9."
     )
@@ -102,15 +102,16 @@ def test_a_plain_nets_own_gradient_is_the_exact_one(study: Path) -> None:
     (net.folder / "trials.jsonl").unlink()
     records.append(net.folder / "trials.jsonl", *rows)
     line = spikes.lines(section)[0]
-    assert line.values["own"] is not None and 45 <= line.values["own"].mean <= 75
+    assert 45 <= line["own"].mean <= 75
 
 
 def test_where_own_is_stronger_it_is_said(study: Path) -> None:
     let_own_be_stronger(study)
     (section,) = spikes.sections_of(read_study(study))
     lines = spikes.lines(section)
-    (line,) = [line for line in lines if line.stronger["hybrid"]]
-    assert (line.rule, line.eps, line.stronger["hybrid"]) == ("fa", EPS[1], {1: (0, 0.45)})
+    (line,) = [line for line in lines if spikes.stronger(line, "hybrid")]
+    assert (line.rule, line.eps) == ("fa", EPS[1])
+    assert spikes.stronger(line, "hybrid") == {1: (0, 0.45)}
     assert spikes.seen(lines).endswith("both together FA 8 of 9.")
 
 

@@ -1,42 +1,32 @@
 """How far the signal of each layer is from backprop's at the end of training, with intervals."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from apical.bench.report.read import Run, Study
-from apical.bench.report.results import rule_column, setting_column
-from apical.bench.report.table import Column, Shown, Table, count
+from apical.bench.report.table import Column, Shown, Table
 from apical.measure import statistics
 
 KEY = "delta_angle_deg"
 MOVES = 0.01
 """Degrees below which a delta is backprop's own: the output layer's always is."""
 
-Angles = dict[str, dict[int, float | None]]
-"""layer -> seed -> degrees."""
-
-LEGEND = (
-    "Angle between the learning signal of a layer and backprop's at the same place, in degrees,"
-    " at the last measurement: mean over the measured images and over n seeds, with a 95 % t"
-    " interval. 90 is unrelated. Layers whose signal is backprop's under every rule, as the output"
-    " layer's is, are left out. A run that did not measure all layers, because no signal reached"
-    " one or because its records are older, does not count."
-    " Rules that share a letter do not differ significantly (Holm-corrected)."
-)
+Angles = Mapping[int, float | None]
+"""seed -> degrees; None for a run that has rows of the layer and no angle in the last."""
 
 
 @dataclass(frozen=True)
 class Line:
     """A rule's delta angle in degrees at one layer, or with no layer the mean over all.
 
-    `finished` are its runs; those that measured nothing there are not in `angle`, which is None
-    where that is all of them. `layers` are the lines of its layers.
+    `planned` are its finished runs; those that measured nothing there are not in `angle`, which is
+    None where that is all of them. `layers` are the lines of its layers.
     """
 
     rule: str
     layer: str
-    finished: int
+    planned: int
     angle: statistics.Summary | None
     ties: str
     setting: str = ""
@@ -63,41 +53,44 @@ def lines(runs: Mapping[str, Sequence[Run]], setting: str = "") -> list[Line]:
     A run that did not measure a layer at the end, as where no signal reached it, does not count
     there; nor does it in the mean over the layers.
     """
-    found = {rule: _at_the_end(of_rule) for rule, of_rule in runs.items()}
-    names = dict.fromkeys(layer for angles in found.values() for layer in angles)
-    layers = [
-        name
-        for name in names
-        if any((angle or 0) > MOVES for of in found.values() for angle in of.get(name, {}).values())
-    ]
-    each = [
-        line
-        for layer in layers
-        for line in _compared(layer, {r: of[layer] for r, of in found.items() if layer in of})
-    ]
+    found: dict[str, dict[str, dict[int, float | None]]] = {}
+    for rule, of_rule in runs.items():
+        for run in of_rule:
+            for layer in run.layers:
+                angle = run.of_kind("layer", layer)[-1].get(KEY)
+                found.setdefault(layer, {}).setdefault(rule, {})[run.seed] = angle
+    layers = {
+        layer: by_rule
+        for layer, by_rule in found.items()
+        if any((angle or 0) > MOVES for angles in by_rule.values() for angle in angles.values())
+    }
+    each = [line for layer, by_rule in layers.items() for line in _compared(layer, by_rule)]
     means = {
-        rule: _mean([angles[layer] for layer in layers if layer in angles])
-        for rule, angles in found.items()
+        rule: _mean([by_rule[rule] for by_rule in layers.values() if rule in by_rule])
+        for rule in runs
     }
     return [
-        Line(
-            line.rule,
-            "",
-            line.finished,
-            line.angle,
-            line.ties,
-            setting,
-            tuple(other for other in each if other.rule == line.rule),
-        )
+        replace(line, setting=setting, layers=tuple(o for o in each if o.rule == line.rule))
         for line in _compared("", {rule: mean for rule, mean in means.items() if mean})
     ]
 
 
+def of_study(study: Study) -> list[Line]:
+    """The lines of all settings.
+
+    Raises: ValueError for a study whose finished runs measured none.
+    """
+    rows = [line for name in study.settings for line in lines(study.by_rule(name), name)]
+    if not rows:
+        raise ValueError(f"{study.name}: no finished run measured delta angles")
+    return rows
+
+
 def by_layer(rules: Sequence[Line]) -> list[Line]:
     """The lines of all layers of these rules, layer by layer."""
-    names = dict.fromkeys(line.layer for rule in rules for line in rule.layers)
     every = [line for rule in rules for line in rule.layers]
-    return [line for name in names for line in every if line.layer == name]
+    names = list(dict.fromkeys(line.layer for line in every))
+    return sorted(every, key=lambda line: names.index(line.layer))
 
 
 def table(rows: Sequence[Line], *, several: bool = False) -> Table:
@@ -107,62 +100,26 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
     """
     return Table(
         [
-            setting_column(several),
-            rule_column("rule"),
-            Column(
-                "",
-                lambda line: line.layer or "(the net)",
-                "layer",
-                page="Layer",
-                left=True,
-                keep=any(line.layer for line in rows),
-            ),
-            Column("n", lambda line: count(line.n, line.finished), page="Runs n"),
-            Column(
-                "delta angle",
-                lambda line: Shown(line.mean, line.angle and line.angle.mean, style="strong"),
-                "n mean=angle.mean sd=angle.sd low=angle.low high=angle.high",
-            ),
-            Column(
-                "95 % interval",
-                lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft"),
-            ),
-            Column("ties", lambda line: line.ties, "ties", left=True),
+            Column.setting(several),
+            Column.rule("rule"),
+            Column("", lambda line: line.layer or "(the net)", "layer", page="Layer", left=True,
+                   keep=any(line.layer for line in rows)),
+            Column.runs(),
+            Column("delta angle",
+                   lambda line: Shown(line.mean, line.angle and line.angle.mean, style="strong"),
+                   "n mean=angle.mean sd=angle.sd low=angle.low high=angle.high"),
+            Column("95 % interval",
+                   lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft")),
+            Column("ties", "ties", "ties", left=True),
             Column("first layer", lambda line: _with_interval(line.layers[0]), page=""),
             Column("last layer", lambda line: _with_interval(line.layers[-1]), page=""),
         ],
         rows,
         "Table of delta angles",
-    )
+    )  # fmt: skip
 
 
-def to_markdown(study: Study) -> str:
-    """A line per setting and rule: the mean over its layers, the first and the last of them.
-
-    Raises: ValueError for a study whose finished runs measured none.
-    """
-    rows = [
-        line
-        for setting in study.settings
-        for line in lines({rule: study.finished(setting, rule) for rule in study.rules}, setting)
-    ]
-    if not rows:
-        raise ValueError(f"{study.name}: no finished run measured delta angles")
-    text = table(rows, several=len(study.settings) > 1).markdown()
-    ends = "First and last: of these layers, from the input, with their intervals."
-    return f"{text}\n{LEGEND} {ends}\n"
-
-
-def _at_the_end(runs: Iterable[Run]) -> Angles:
-    """None for a run that has rows of the layer and no angle in the last."""
-    found: Angles = {}
-    for run in runs:
-        for layer in run.layers:
-            found.setdefault(layer, {})[run.seed] = run.of_kind("layer", layer)[-1].get(KEY)
-    return found
-
-
-def _mean(layers: Sequence[Mapping[int, float | None]]) -> dict[int, float | None]:
+def _mean(layers: Sequence[Angles]) -> Angles:
     """By seed, over the layers; None for a seed that lacks one of them."""
     means: dict[int, float | None] = {}
     for seed in dict.fromkeys(seed for of in layers for seed in of):
@@ -171,7 +128,7 @@ def _mean(layers: Sequence[Mapping[int, float | None]]) -> dict[int, float | Non
     return means
 
 
-def _compared(layer: str, samples: Mapping[str, Mapping[int, float | None]]) -> list[Line]:
+def _compared(layer: str, samples: Mapping[str, Angles]) -> list[Line]:
     known = {
         rule: {seed: angle for seed, angle in sample.items() if angle is not None}
         for rule, sample in samples.items()

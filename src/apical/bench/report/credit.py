@@ -1,23 +1,13 @@
 """What the learning of each layer is worth: runs in which one layer keeps its initial weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from apical.bench.report import gained, rates
+from apical.bench.report import gained
 from apical.bench.report.names import display_name
-from apical.bench.report.read import Run, Study
-from apical.bench.report.results import closing, rule_column, seeds_sentence, setting_column
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    count,
-    each,
-    estimate,
-    for_markdown,
-    mean,
-    signed,
-)
+from apical.bench.report.read import Row, Run, Study, test_error
+from apical.bench.report.results import seeds_sentence
+from apical.bench.report.table import Column, Shown, Table, each, estimate, mean, signed
 from apical.measure import statistics
 
 MARGIN = 1.0
@@ -43,16 +33,8 @@ class Layer:
     planned: int = 0
 
 
-@dataclass(frozen=True)
-class Line:
-    """A rule in a setting: test error in % with all layers learning, and each layer's part."""
-
-    setting: str
-    rule: str
-    n: int
-    planned: int
-    error: statistics.Summary
-    layers: Mapping[str, Layer]
+Layers = Mapping[tuple[str, str], Mapping[str, Layer]]
+"""By setting and rule, then by the name of the layer."""
 
 
 def frozen_layer(run: Run) -> str:
@@ -67,54 +49,31 @@ def concerns(study: Study) -> bool:
     return any(map(frozen_layer, study.runs))
 
 
-def lines(study: Study) -> list[Line]:
-    """A line for each rule of each setting that has rows without a layer, in the study's order."""
-    whole = _whole(study)
-    found: dict[tuple[str, str], dict[str, Layer]] = {cell: {} for cell in whole}
+def layers(study: Study) -> Layers:
+    """The layers of each rule of each setting that has rows without one, in the study's order."""
+    found: dict[tuple[str, str], dict[str, Layer]] = {}
     tested: list[tuple[dict[str, Layer], Layer, float]] = []
-    for (setting, rule), full in whole.items():
-        for other in study.rules:
-            planned = [run for run in study.runs if (run.setting, run.rule) == (setting, other)]
-            name = frozen_layer(planned[0]) if planned else ""
-            if not name or planned[0].experiment.get("rule") != full[0].experiment.get("rule"):
+    for full in study.rows:
+        if not full.runs or frozen_layer(full.every[0]):
+            continue
+        for row in study.rows_of(full.setting):
+            name, rule = frozen_layer(row.every[0]), row.every[0].experiment.get("rule")
+            if not name or rule != full.runs[0].experiment.get("rule"):
                 continue
-            if failed := sum(run.status == "failed" for run in planned):
-                diverged = Layer(name, None, DIVERGED, failed, len(planned))
-                found[setting, rule][name] = diverged
+            of_rule = found.setdefault((full.setting, full.rule), {})
+            if row.failed:
+                of_rule[name] = Layer(name, None, DIVERGED, row.failed, row.planned)
                 continue
-            runs = study.finished(setting, other)
-            noise = gained.share_noise(runs) + gained.share_noise(full)
-            without, errors = _errors(runs), _errors(full)
-            worth = statistics.paired_difference(without, errors, noise=noise)
-            p = statistics.difference_p(without, errors, noise=noise)
-            layer = Layer(name, worth, UNDECIDED)
-            found[setting, rule][name] = layer
-            tested.append((found[setting, rule], layer, 1.0 if p is None else p))
+            noise = gained.share_noise(row.runs) + gained.share_noise(full.runs)
+            samples = row.sample(test_error), full.sample(test_error)
+            p = statistics.difference_p(*samples, noise=noise)
+            worth = statistics.paired_difference(*samples, noise=noise)
+            of_rule[name] = Layer(name, worth, UNDECIDED)
+            tested.append((of_rule, of_rule[name], 1.0 if p is None else p))
     corrected = statistics.holm([p for *_, p in tested])
-    for (layers, layer, _), p in zip(tested, corrected, strict=True):
-        layers[layer.name] = replace(layer, word=_word(layer.worth, p))
-    return [
-        Line(
-            setting,
-            rule,
-            len(whole[setting, rule]),
-            sum((run.setting, run.rule) == (setting, rule) for run in study.runs),
-            statistics.summarize(list(_errors(whole[setting, rule]).values())),
-            layers,
-        )
-        for (setting, rule), layers in found.items()
-        if layers
-    ]
-
-
-def _whole(study: Study) -> dict[tuple[str, str], list[Run]]:
-    """Finished runs in which all layers learn, by setting and rule."""
-    cells = dict.fromkeys((run.setting, run.rule) for run in study.runs if not frozen_layer(run))
-    return {cell: runs for cell in cells if (runs := study.finished(*cell))}
-
-
-def _errors(runs: Sequence[Run]) -> dict[int, float]:
-    return {run.seed: 100 * (1 - run.final["test_acc"]) for run in runs}
+    for (of_rule, layer, _), p in zip(tested, corrected, strict=True):
+        of_rule[layer.name] = replace(layer, word=_word(layer.worth, p))
+    return found
 
 
 def _word(worth: statistics.Summary | None, p: float) -> str:
@@ -128,32 +87,31 @@ def _word(worth: statistics.Summary | None, p: float) -> str:
 
 def table(study: Study) -> Table:
     """A row for each rule, a column for each layer."""
-    rows = lines(study)
-    longest = sorted(rows, key=lambda line: -len(line.layers))  # names of the deepest net first
-    layers = dict.fromkeys(layer for line in longest for layer in line.layers)
+    found = layers(study)
+    longest = sorted(found.values(), key=lambda each: -len(each))  # names of the deepest net first
+
+    def show(name: str, row: Row) -> Shown:
+        layer = found[row.setting, row.rule].get(name)
+        if layer is None:
+            return Shown("")
+        if layer.word == DIVERGED:
+            return Shown(f"{layer.failed} of {layer.planned} runs diverged", style="differs")
+        shown = estimate(layer.worth, signed)
+        style = "differs" if layer.word == HARMS else ""
+        return replace(shown, text=f"{layer.word} {shown.text}", style=style)
+
     return Table(
         [
-            setting_column(len(study.settings) > 1),
-            rule_column(),
-            Column("n", lambda line: count(line.n, line.planned), page="Runs n"),
-            Column("test error %", lambda line: mean(line.error)),
+            Column.setting(study.several),
+            Column.rule(),
+            Column.runs(),
+            Column("test error %", lambda row: mean(row.summary(test_error))),
             *gained.columns(gained.gains(study)),
-            *each(layers, _layer, "without {}"),
+            *each(dict.fromkeys(name for of in longest for name in of), show, "without {}"),
         ],
-        rows,
+        [study.row(*cell) for cell in found],
         "What the learning of each layer is worth",
     )
-
-
-def _layer(name: str, line: Line) -> Shown:
-    found = line.layers.get(name)
-    if found is None:
-        return Shown("")
-    if found.word == DIVERGED:
-        return Shown(f"{found.failed} of {found.planned} runs diverged", style="differs")
-    shown = estimate(found.worth, signed)
-    style = "differs" if found.word == HARMS else ""
-    return Shown(f"{found.word} {shown.text}", shown.sort, shown.interval, style=style)
 
 
 VERBS = {
@@ -167,45 +125,33 @@ VERBS = {
 
 def finding(study: Study) -> str:
     """What the table shows, in a sentence for each setting."""
+    by_setting: dict[str, dict[str, Mapping[str, Layer]]] = {}
+    for (setting, rule), of_rule in layers(study).items():
+        by_setting.setdefault(setting, {})[rule] = of_rule
     made = []
-    rows = lines(study)
-    settings = dict.fromkeys(line.setting for line in rows)
-    for setting in settings:
-        here = [line for line in rows if line.setting == setting]
-        parts = []
-        for layer in dict.fromkeys(layer for line in here for layer in line.layers):
-            by_word: dict[str, list[str]] = {}
-            for line in here:
-                if layer in line.layers:
-                    by_word.setdefault(line.layers[layer].word, []).append(display_name(line.rule))
-            said = []
-            for word, verb in VERBS.items():
-                if word in by_word:
-                    said.append(f"{verb} under {', '.join(by_word[word])}")
-            parts.append(f"of {layer} {', '.join(said)}")
-        where = f"{setting}: the" if len(settings) > 1 else "The"
-        made.append(f"{where} learning {'; '.join(parts)}.")
+    for setting, by_rule in by_setting.items():
+        names = dict.fromkeys(name for of_rule in by_rule.values() for name in of_rule)
+        parts = "; ".join(f"of {name} {_said(by_rule, name)}" for name in names)
+        where = f"{setting}: the" if len(by_setting) > 1 else "The"
+        made.append(f"{where} learning {parts}.")
     return " ".join(made)
 
 
-def legend(study: Study) -> list[str]:
-    """What the columns mean, a sentence each."""
-    found = gained.gains(study)
-    return [
-        f"Tier {study.tier}. Test error: mean over n seeds, in %, all layers learning.",
-        "Without a layer: that layer keeps its initial weights, all others learn; its test error "
-        "minus that of the net in which all learn, in points, paired on the seeds, with a 95 % t "
-        "interval. Helps: the error is higher without its learning, harms: lower, by paired t "
-        "tests corrected for all comparisons of the table (Holm, 5 %), which the interval is not; "
-        f"idle: neither, and the interval lies within ±{MARGIN:g} point; undecided: neither, and "
-        "it does not. Where runs without a layer's learning diverged, nothing is tested.",
-        gained.legend(study, found),
-        seeds_sentence({display_name(line.rule): line.error for line in lines(study)}),
-        *rates.sentences(study),
-    ]
+def _said(by_rule: Mapping[str, Mapping[str, Layer]], name: str) -> str:
+    """ "helps under BP, harms under FA"."""
+    by_word: dict[str, list[str]] = {}
+    for rule, of_rule in by_rule.items():
+        if name in of_rule:
+            by_word.setdefault(of_rule[name].word, []).append(display_name(rule))
+    return ", ".join(
+        f"{verb} under {', '.join(by_word[word])}"
+        for word, verb in VERBS.items()
+        if word in by_word
+    )
 
 
-def to_markdown(study: Study) -> str:
-    """The table, and what its columns mean."""
-    notes = map(for_markdown, filter(None, [*legend(study), *study.notes]))
-    return f"{table(study).markdown()}\n{' '.join([*notes, closing(study)])}\n"
+def widest(study: Study) -> str:
+    """`seeds_sentence` of the errors with all layers learning, by rule."""
+    rows = [study.row(*cell) for cell in layers(study)]
+    errors = {display_name(row.rule): row.summary(test_error) for row in rows}
+    return seeds_sentence({rule: error for rule, error in errors.items() if error})

@@ -1,27 +1,16 @@
 """Published courses of training beside ours: one point per rule, quantity and epoch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from apical.bench.report.figures import draw_published
-from apical.bench.report.lines import Looks, Series, draw_lines, legend, series
+from apical.bench.report.lines import Looks, Series, draw_lines, draw_published, group, series
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Curve, Study
 from apical.bench.report.render import Group, Panel
-from apical.bench.report.results import rule_column, setting_column
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    each,
-    for_markdown,
-    mean,
-    number,
-    signed,
-    span,
-)
+from apical.bench.report.results import judged
+from apical.bench.report.table import Column, Shown, Table, each, number, plain, signed, span
 from apical.measure import statistics
 
 KINDS = {"test_acc": "test", "angle_deg": "layer", "gradient_angle_deg": "layer"}
@@ -86,15 +75,13 @@ def quantity(curve: Curve) -> str:
 
 def points(study: Study) -> list[Point]:
     """Every published value at an epoch that all finished runs of its rule have measured."""
-    found = []
-    for curve in study.curves:
-        ours = _ours(study, curve, [curve.rule]).get(curve.rule, {})
-        found += [
-            Point(curve, epoch, statistics.summarize(ours[epoch]))
-            for epoch in curve.values
-            if epoch in ours
-        ]
-    return found
+    return [
+        Point(curve, epoch, statistics.summarize(ours[epoch]))
+        for curve in study.curves
+        for ours in [_ours(study, curve, [curve.rule]).get(curve.rule, {})]
+        for epoch in curve.values
+        if epoch in ours
+    ]
 
 
 def _ours(study: Study, like: Curve, rules: Iterable[str]) -> Series:
@@ -108,74 +95,51 @@ def _ours(study: Study, like: Curve, rules: Iterable[str]) -> Series:
     }
 
 
-def table(rows: Sequence[Point], *, several: bool) -> Table:
-    """All points; several: whether the table names the setting."""
+def table(study: Study) -> Table:
+    """All points."""
     return Table(
         [
-            setting_column(several, "setting"),
-            rule_column("rule=name"),
-            Column("quantity", lambda p: p.quantity, "quantity", left=True),
-            Column("epoch", lambda p: Shown(str(p.epoch), p.epoch), "epoch"),
-            Column("runs n", lambda p: Shown(str(p.ours.n), p.ours.n), "n=ours.n"),
-            Column("ours", lambda p: mean(p.ours), "mean=ours.mean", style="strong"),
-            Column(
-                "95 % interval",
-                lambda p: Shown(span(p.ours), p.ours.low),
-                "low=ours.low high=ours.high",
-                style="soft",
-            ),
-            Column(
-                "published",
-                lambda p: Shown(number(p.published), p.published, title=p.curve.source),
-                "published",
-            ),
-            Column("ours minus published", lambda p: Shown(signed(p.difference), p.difference)),
-            Column(
-                "allowance",
-                lambda p: Shown(number(p.curve.allowance), p.curve.allowance),
-                "allowance=curve.allowance",
-                style="soft",
-            ),
-            Column(
-                "verdict",
-                lambda p: Shown(p.word, style=p.word.partition(",")[0].replace(" ", "-")),
-                "verdict=word source=curve.source",
-                left=True,
-            ),
+            Column.setting(study.several, "setting"),
+            Column.rule("rule=name"),
+            Column("quantity", "quantity", "quantity", left=True),
+            Column("epoch", "epoch", "epoch"),
+            Column("runs n", "ours.n", "n=ours.n"),
+            Column("ours", "ours.mean", "mean=ours.mean", text=number, style="strong"),
+            Column("95 % interval", lambda p: Shown(span(p.ours), p.ours.low),
+                   "low=ours.low high=ours.high", style="soft"),
+            Column("published", lambda p: plain(p.published, number, title=p.curve.source),
+                   "published"),
+            Column("ours minus published", "difference", text=signed),
+            Column("allowance", "curve.allowance", "allowance=curve.allowance", text=number,
+                   style="soft"),
+            Column("verdict", lambda p: judged(p.word), "verdict=word source=curve.source",
+                   left=True),
         ],
-        rows,
+        points(study),
         "Table of published courses of training",
-    )
+    )  # fmt: skip
 
 
-def to_markdown(study: Study) -> str:
-    """One line for each course of training; "" where none was published."""
+def by_epoch(study: Study) -> Table:
+    """One line for each course of training, a column for each epoch, for documents."""
     found = points(study)
-    if not found:
-        return ""
     rows: dict[tuple[str, str, str], dict[int, Point]] = {}
     for point in found:
         rows.setdefault((point.setting, point.rule, point.quantity), {})[point.epoch] = point
 
-    def both(epoch: int, row: dict[int, Point]) -> str:
-        if epoch not in row:
+    def both(epoch: int, row: tuple[str, str, str]) -> str:
+        point = rows[row].get(epoch)
+        if point is None:
             return ""
-        point = row[epoch]
         mark = " †" if point.word == "differs" else ""
         return f"{number(point.ours.mean)} ({number(point.published)}){mark}"
 
-    epochs = sorted({point.epoch for point in found})
     columns = [
-        Column("rule", lambda row: next(iter(row.values())).name, left=True),
-        Column("quantity", lambda row: next(iter(row.values())).quantity, left=True),
-        *each(epochs, both, "epoch {}"),
+        Column("rule", lambda row: display_name(row[1]), left=True),
+        Column("quantity", lambda row: row[2], left=True),
+        *each(sorted({point.epoch for point in found}), both, "epoch {}"),
     ]
-    sources = "; ".join(dict.fromkeys(for_markdown(point.curve.source) for point in found))
-    return (
-        f"{Table(columns, list(rows.values())).markdown()}\n"
-        f"Mean over seeds, in brackets the published value ({sources}). † differs by more than "
-        "the allowance of the study and than our 95 % interval.\n\n"
-    )
+    return Table(columns, list(rows))
 
 
 def groups(study: Study, setting: str, looks: Looks) -> list[Group]:
@@ -195,8 +159,7 @@ def groups(study: Study, setting: str, looks: Looks) -> list[Group]:
         "the colour of their rule."
     )
     heading = "Against a published course of training"
-    group = Group("published-curves", heading, caption, tuple(panels), legend=legend(shown, looks))
-    return [group] * bool(panels)
+    return group("published-curves", heading, caption, panels, shown, looks)
 
 
 def draw(axes: Any, *, values: Series, published: Iterable[Curve], looks: Looks) -> None:

@@ -1,14 +1,12 @@
 """Whether the layers of a study learned: when they aligned, what reached them, what went wrong."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 from typing import Any
 
 from apical.bench.report import angles, linear_probes
 from apical.bench.report.lines import (
-    MOST_LAYERS,
     Looks,
     Runs,
     Series,
@@ -17,12 +15,10 @@ from apical.bench.report.lines import (
     every,
     of_layers,
     series,
-    spread,
 )
-from apical.bench.report.read import Run, Study
+from apical.bench.report.read import Row, Run, Study
 from apical.bench.report.render import Group
-from apical.bench.report.results import rule_column
-from apical.bench.report.table import Column, Shown, Table
+from apical.bench.report.table import Column, Shown, Table, plain
 from apical.measure.alignment_phases import Phase, phases
 
 NAMED_LAYERS = 3
@@ -31,16 +27,20 @@ NAMED_LAYERS = 3
 
 @dataclass(frozen=True)
 class Aligned:
-    """How the layers of a rule, or one of them, aligned: medians over layers and seeds.
-
-    `phases` are those that were found, out of `possible`; of the others there are `reasons`.
-    """
+    """How the layers of a rule, or one of them, aligned: a phase for each layer and seed, or the
+    reason why there is none."""
 
     rule: str
     layer: str
-    possible: int
-    phases: tuple[Phase, ...]
-    reasons: tuple[str, ...]
+    found: tuple[Phase | str, ...]
+
+    @property
+    def phases(self) -> list[Phase]:
+        return [each for each in self.found if isinstance(each, Phase)]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [each for each in self.found if isinstance(each, str)]
 
     def median(self, name: str) -> float | None:
         """Of a field of the phases that have it."""
@@ -96,15 +96,15 @@ def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
     Figures and phases are of finished runs; warnings are of all, since those that failed are the
     ones to learn from.
     """
-    of_rule = {
-        rule: [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
-        for rule in study.rules
-    }
-    finished = {rule: runs for rule in of_rule if (runs := study.finished(setting, rule))}
-    layers = [row for rule, runs in finished.items() for row in _by_layer(rule, runs)]
-    rules = [_together(rule, layers) for rule in dict.fromkeys(row.rule for row in layers)]
+    finished = study.by_rule(setting)
+    by_rule = {row.rule: layers for row in study.rows_of(setting) if (layers := _by_layer(row))}
+    layers = [each for of_rule in by_rule.values() for each in of_rule]
+    rules = [
+        Aligned(rule, "", tuple(phase for each in of_rule for phase in each.found))
+        for rule, of_rule in by_rule.items()
+    ]
     groups = [*_deltas(finished, layers, looks), *_ranks(finished, looks)]
-    alarms = [alarm for rule, runs in of_rule.items() for alarm in _alarms(rule, runs)]
+    alarms = [alarm for row in study.rows_of(setting) for alarm in _alarms(row.rule, row.every)]
     readouts = linear_probes.lines(finished)
     if not (groups or rules or alarms or readouts):
         return None
@@ -116,61 +116,38 @@ def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
         tuple(angles.lines(finished)),
         tuple(readouts),
         tuple(alarms),
-        any(run.of_kind("probe") for runs in of_rule.values() for run in runs),
+        any(run.of_kind("probe") for run in study.runs if run.setting == setting),
     )
 
 
-def _by_layer(rule: str, runs: Sequence[Run]) -> list[Aligned]:
-    """One row for each layer but those whose update was backprop's from the start."""
+def _by_layer(row: Row) -> list[Aligned]:
+    """Each layer but those whose update was backprop's from the start."""
     found: dict[str, list[Phase | str]] = {}
-    for run in runs:
+    for run in row.runs:
         for layer, phase in phases(run.rows).items():
             found.setdefault(layer, []).append(phase)
-    rows = [
-        Aligned(
-            rule,
-            layer,
-            len(given),
-            tuple(each for each in given if isinstance(each, Phase)),
-            tuple(each for each in given if isinstance(each, str)),
-        )
-        for layer, given in found.items()
-    ]
-    return [row for row in rows if row.phases or not all(map(_from_the_start, row.reasons))]
-
-
-def _from_the_start(reason: str) -> bool:
-    return reason.startswith("aligned from the start")
-
-
-def _together(rule: str, layers: Iterable[Aligned]) -> Aligned:
-    own = [row for row in layers if row.rule == rule]
-    met = tuple(phase for row in own for phase in row.phases)
-    reasons = tuple(reason for row in own for reason in row.reasons)
-    return Aligned(rule, "", sum(row.possible for row in own), met, reasons)
+    layers = [Aligned(row.rule, layer, tuple(each)) for layer, each in found.items()]
+    start = "aligned from the start"
+    return [e for e in layers if e.phases or not all(why.startswith(start) for why in e.reasons)]
 
 
 def _alarms(rule: str, runs: Sequence[Run]) -> list[Alarm]:
-    rows = [(run.folder, row) for run in runs for row in run.rows if row["kind"] == "warning"]
+    by_kind: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for run in runs:
+        for row in (row for row in run.rows if row["kind"] == "warning"):
+            by_kind.setdefault(row["finding"], []).append((run.folder, row))
     return [
-        _alarm(rule, kind, [(folder, row) for folder, row in rows if row["finding"] == kind], runs)
-        for kind in dict.fromkeys(row["finding"] for _, row in rows)
+        Alarm(
+            rule,
+            kind,
+            layers=tuple(dict.fromkeys(row["layer"] for _, row in rows)),
+            runs=len({folder for folder, _ in rows}),
+            of=len(runs),
+            epoch=min(row["epoch"] for _, row in rows),
+            message=max((row for _, row in rows), key=_severity)["message"],
+        )
+        for kind, rows in by_kind.items()
     ]
-
-
-def _alarm(
-    rule: str, kind: str, rows: Sequence[tuple[str, Mapping[str, Any]]], runs: Sequence[Run]
-) -> Alarm:
-    worst = max((row for _, row in rows), key=_severity)
-    return Alarm(
-        rule=rule,
-        finding=kind,
-        layers=tuple(dict.fromkeys(row["layer"] for _, row in rows)),
-        runs=len({folder for folder, _ in rows}),
-        of=len(runs),
-        epoch=min(row["epoch"] for _, row in rows),
-        message=worst["message"],
-    )
 
 
 def _severity(row: Mapping[str, Any]) -> float:
@@ -186,22 +163,16 @@ def table(rows: Sequence[Aligned]) -> Table:
     layered = any(row.layer for row in rows)
 
     def middle(name: str, text: str) -> Any:
-        def show(row: Aligned) -> Shown:
-            value = row.median(name)
-            return Shown("" if value is None else text.format(value), value)
+        return lambda row: plain(row.median(name), text.format)
 
-        return show
-
-    def count(row: Aligned) -> Shown:
-        return Shown(f"{len(row.phases)} of {row.possible}", len(row.phases))
+    def aligned(row: Aligned) -> Shown:
+        return Shown(f"{len(row.phases)} of {len(row.found)}", len(row.phases))
 
     def epoch(row: Aligned) -> Shown:
-        value = row.median("epoch")
-        if value is None or not row.moving:
-            return Shown("" if value is None else f"{value:.1f}", value)
         of = f"{row.moving} of {len(row.phases)}"
         title = f"{of} had not come to rest at the last measurement"
-        return Shown(f"{value:.1f}", value, title=title, mark=" →")
+        more = {"title": title, "mark": " →"} if row.moving else {}
+        return plain(row.median("epoch"), "{:.1f}".format, **more)
 
     def epochs(row: Aligned) -> Shown:
         found = [phase.epoch for phase in row.phases]
@@ -209,48 +180,46 @@ def table(rows: Sequence[Aligned]) -> Table:
             return Shown("")
         return Shown(f"{min(found):.1f} to {max(found):.1f}", min(found))
 
-    def why(row: Aligned) -> str:
-        return "; ".join(dict.fromkeys(row.reasons))
-
     return Table(
         [
-            rule_column(),
+            Column.rule(),
             Column("layer", lambda row: row.layer or "(the net)", left=True, keep=layered),
-            Column("aligned", count),
+            Column("aligned", aligned),
             Column("after epoch", epoch, style="strong"),
             Column("earliest to latest", epochs, style="soft"),
             Column("angle before", middle("before", "{:.0f}°")),
             Column("angle at rest", middle("after", "{:.0f}°")),
             Column("loss then", middle("loss", "{:.3g}")),
             Column("loss at the end", middle("last_loss", "{:.3g}"), style="soft"),
-            Column("why not", why, left=True, keep=layered, style="wrap soft"),
+            Column("why not", lambda row: "; ".join(dict.fromkeys(row.reasons)), left=True,
+                   keep=layered, style="wrap soft"),
         ],
         rows,
         "Table of alignment",
-    )
+    )  # fmt: skip
 
 
 def _deltas(runs: Runs, rows: Sequence[Aligned], looks: Looks) -> list[Group]:
     """The delta angle of every layer over time, with the end of each alignment phase."""
     found = {k: v for k, v in by_layer(runs, angles.KEY).items() if max(every(v)) > angles.MOVES}
-    if not found:
-        return []
-    highest = max(max(every(found[name])) for name in spread(list(found), MOST_LAYERS))
     ends: dict[str, dict[str, float]] = {}
     for row in rows:
         if (epoch := row.median("epoch")) is not None:
             ends.setdefault(row.layer, {})[row.rule] = epoch
-    drawing = partial(draw_marked, limits=(0.0, max(100.0, 1.03 * highest)), baseline=90)
+
+    def options(layer: str, values: Sequence[float]) -> dict[str, Any]:
+        limits = (0.0, max(100.0, 1.03 * max(values)))
+        return {"limits": limits, "baseline": 90, "ends": ends.get(layer, {})}
+
     caption = (
         "Angle between the learning signal of a layer and backprop's at the same place, mean over"
         " the measured images; one panel per layer, from input to output. Dashed: 90°, unrelated."
         " Circle: nine tenths of the layer's alignment are done (median over seeds)."
     )
-    options = {name: {"ends": ends.get(name, {})} for name in found}
-    return [
-        of_layers("delta-angle", "Delta angle", caption, found, runs, looks, drawing, angles.KEY,
-                  options)
-    ]  # fmt: skip
+    name, heading = "delta-angle", "Delta angle"
+    return of_layers(
+        name, heading, caption, angles.KEY, found, runs, looks, draw_marked, options=options
+    )
 
 
 def draw_marked(
@@ -270,21 +239,21 @@ def draw_marked(
 
 
 def _ranks(runs: Runs, looks: Looks) -> list[Group]:
-    """Over how many directions the error at the output, and each layer's signal, spread."""
-    found = by_layer(runs, "delta_rank")
+    """Over how many directions the error at the output, and each layer's signal, spread; none as
+    where one image is measured, which has no spread."""
+    key = "delta_rank"
+    found = by_layer(runs, key)
     if error := series(runs, "probe", "error_rank"):
         found["error at the output"] = error
     found = {layer: values for layer, values in found.items() if max(every(values)) > 0}
-    if not found:  # as where one image is measured, which has no spread
-        return []
-    highest = max(max(every(found[name])) for name in spread(list(found), MOST_LAYERS))
+
+    def options(layer: str, values: Sequence[float]) -> dict[str, Any]:
+        return {"limits": (0.0, 1.08 * max(values))}
+
     caption = (
         "Directions over which each layer's signal spreads, as the participation ratio of its"
         " covariance (1: a line). Feedback of a lower rank loses something; when few images are"
         " still wrong, these few directions are all there is."
     )
-    drawing = partial(draw_lines, limits=(0.0, 1.08 * highest))
-    heading = "Effective rank"
-    return [
-        of_layers("effective-rank", heading, caption, found, runs, looks, drawing, "delta_rank")
-    ]
+    name, heading = "effective-rank", "Effective rank"
+    return of_layers(name, heading, caption, key, found, runs, looks, options=options)

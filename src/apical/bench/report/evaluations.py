@@ -71,10 +71,8 @@ class Evaluated:
 
     def find(self, kind: str, **told: Any) -> Row:
         """The row of a kind that tells this, {} where there is none."""
-        for row in self.of_kind(kind):
-            if all(row.get(key) == value for key, value in told.items()):
-                return row
-        return {}
+        rows = (row for row in self.of_kind(kind) if told.items() <= row.items())
+        return next(rows, {})
 
     @property
     def clean(self) -> Row:
@@ -152,15 +150,6 @@ class Robustness(Evaluated):
     needed = ("clean", "worst", "gap", "audit")
     compared = ("data", "images", "norm", "eps", "effort")
 
-    def at(self, kind: str, eps: float) -> Row:
-        """The row of a kind at a radius, {} where there is none."""
-        return self.find(kind, eps=eps)
-
-    @property
-    def images(self) -> int:
-        """Test images it was measured on, those misclassified from the start included."""
-        return int(self.clean["examples"])
-
     @property
     def radii(self) -> list[float]:
         return [row["eps"] for row in self.of_kind("worst")]
@@ -177,11 +166,6 @@ class Retrieval(Evaluated):
     @property
     def radii(self) -> list[float]:
         return [row["eps"] for row in self.of_kind("map") if row["source"] == "worst"]
-
-    @property
-    def anchored(self) -> bool:
-        """Whether the anchor attack was run, as it is from version 3 on."""
-        return bool(self.find("map", attack="Anchor"))
 
     @classmethod
     def current(cls, row: Row) -> Row:

@@ -1,32 +1,31 @@
 """The figures of a setting or a run: what each shows of the table and the runs' rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
 from apical.bench.report.colours import INK, LINE, SOFT, line_style
 from apical.bench.report.lines import (
-    MOST_LAYERS,
     Looks,
     Runs,
     Series,
     by_layer,
     draw_lines,
+    draw_published,
     every,
-    legend,
+    group,
     of_layers,
     over_time,
     series,
     shared,
-    spread,
     switched,
     switches,
 )
 from apical.bench.report.names import display_name
-from apical.bench.report.read import Run, Study
+from apical.bench.report.read import Run, Study, test_error
 from apical.bench.report.render import Group, Panel
-from apical.bench.report.results import Cell, test_error
+from apical.bench.report.results import Cell
 
 CURVES = (
     ("train_acc", "Training error, %"),
@@ -55,9 +54,8 @@ MARKED_RADIUS = 2
 def of_setting(study: Study, rows: Sequence[Cell], setting: str, looks: Looks) -> list[Group]:
     """The figures of one setting; those without data are left out."""
     shown = [cell for cell in rows if cell.setting == setting and cell.summary]
-    runs = {rule: study.finished(setting, rule) for rule in study.rules}
-    finished = {cell.rule: cell.runs for cell in shown}
-    made = [*_errors(shown, looks), *learning(finished, looks), *_costs(shown, looks)]
+    runs = study.by_rule(setting)
+    made = [*_errors(shown, looks), *learning(runs, looks), *_costs(shown, looks)]
     made += rates(study, setting, looks)
     return [*made, *over_steps(runs, looks), *memory(runs, looks), *retrieval(runs, looks)]
 
@@ -70,7 +68,6 @@ def of_run(run: Run, looks: Looks) -> list[Group]:
 
 def learning(runs: Runs, looks: Looks) -> list[Group]:
     """Learning curves and alignment over time, of runs by rule, finished or not."""
-    marks = switches(runs)
     panels = []
     for key, title in CURVES:
         values = series(runs, "epoch", key)
@@ -83,50 +80,46 @@ def learning(runs: Runs, looks: Looks) -> list[Group]:
     single = all(len(of_rule) == 1 for of_rule in runs.values())
     seeds = "" if single else "Line: mean over seeds; band: lowest to highest seed. "
     caption = f"{seeds}Logarithmic; a value of 0 is drawn at the lower edge.{switched(runs)}"
-    made = over_time(
-        "curves", "Learning curves", caption, panels, looks, log=lambda title: True, marks=marks
-    )
-    return [*made, *(group for each in ALIGNMENT for group in _alignment(runs, looks, *each))]
+    drawing = partial(draw_lines, marks=switches(runs), log=True)
+    made = over_time("curves", "Learning curves", caption, panels, looks, drawing)
+    return [*made, *(each for names in ALIGNMENT for each in _alignment(runs, looks, *names))]
 
 
 def _alignment(runs: Runs, looks: Looks, key: str, heading: str, meaning: str) -> list[Group]:
-    layers = by_layer(runs, key)
-    if not layers:
-        return []
     angle = key.endswith("angle_deg")
-    values = [v for layer in spread(list(layers), MOST_LAYERS) for v in every(layers[layer])]
-    log = not angle and min(values) > 0
-    low, high = min([*values, 1.0]), max([*values, 1.0])
-    limits = (low / 1.3, high * 1.3) if log else (0.0, 1.08 * high)
-    if angle:
-        limits = (0.0, max(100.0, 1.03 * max(values)))
+
+    def options(layer: str, values: Sequence[float]) -> dict[str, Any]:
+        if angle:
+            return {"limits": (0.0, max(100.0, 1.03 * max(values))), "baseline": 90}
+        log = min(values) > 0
+        low, high = min([*values, 1.0]), max([*values, 1.0])
+        limits = (low / 1.3, high * 1.3) if log else (0.0, 1.08 * high)
+        return {"limits": limits, "baseline": 1, "log": log}
+
     reference = "Dashed: 90°, unrelated." if angle else "Dashed: 1, equal length."
-    return [
-        of_layers(
-            key.removesuffix("_deg").replace("_", "-"),
-            heading,
-            f"{heading} {meaning}; one panel per layer, from input to output. {reference}",
-            layers,
-            runs,
-            looks,
-            partial(draw_lines, log=log, limits=limits, baseline=90 if angle else 1),
-            key,
-        )
-    ]
+    return of_layers(
+        key.removesuffix("_deg").replace("_", "-"),
+        heading,
+        f"{heading} {meaning}; one panel per layer, from input to output. {reference}",
+        key,
+        by_layer(runs, key),
+        runs,
+        looks,
+        options=options,
+    )
 
 
 def rates(study: Study, setting: str, looks: Looks) -> list[Group]:
     """Validation error over the learning rate of every rule whose rate was searched."""
     cells = [cell for cell in study.search if cell["setting"] == setting and cell["rule"] in looks]
-    if not cells:
-        return []
-    panel = Panel("Validation error, %", partial(draw_rates, cells=cells, looks=looks))
     caption = (
         "Of every rate that was tried and did not diverge; band: lowest to highest seed, where "
         "there are several. The marker is the rate that was chosen."
     )
-    drawn = legend((cell["rule"] for cell in cells), looks)
-    return [Group("learning-rates", "Choice of learning rates", caption, (panel,), legend=drawn)]
+    panel = Panel("Validation error, %", partial(draw_rates, cells=cells, looks=looks))
+    rules = [cell["rule"] for cell in cells]
+    heading = "Choice of learning rates"
+    return group("learning-rates", heading, caption, [panel] * bool(cells), rules, looks)
 
 
 def draw_rates(axes: Any, *, cells: Sequence[Mapping[str, Any]], looks: Looks) -> None:
@@ -150,11 +143,11 @@ def draw_rates(axes: Any, *, cells: Sequence[Mapping[str, Any]], looks: Looks) -
 
 def over_steps(runs: Runs, looks: Looks) -> list[Group]:
     """The learning signal of each step of a sequence, before training and at its end."""
-    panels = [
-        (f"{name}, {when}", {rule: steps(of_rule, key, last) for rule, of_rule in runs.items()})
-        for key, name in STEPS
-        for when, last in (("before training", False), ("at the end", True))
-    ]
+    panels = []
+    for key, name in STEPS:
+        for when, last in (("before training", False), ("at the end", True)):
+            found = {rule: steps(of_rule, key, last) for rule, of_rule in runs.items()}
+            panels.append((f"{name}, {when}", {rule: each for rule, each in found.items() if each}))
     single = all(len(of_rule) < 2 for of_rule in runs.values())
     seeds = "" if single else "Line: median over seeds; band: lowest to highest. "
     caption = (
@@ -163,17 +156,8 @@ def over_steps(runs: Runs, looks: Looks) -> list[Group]:
         f"exact zeros, and what is more than {DECADES} decades below the largest, lie on the lower "
         "edge."
     )
-    shown = [(title, {r: v for r, v in values.items() if v}) for title, values in panels]
-    rules = dict.fromkeys(rule for _, values in shown for rule in values)
-    drawn = tuple(
-        Panel(title, partial(draw_steps, values=values, looks=looks))
-        for title, values in shown
-        if values
-    )
     heading = "Gradient over time steps"
-    group = Group("gradient-flow", heading, caption, drawn, (2.5, 1.9), (0.5, 0.42),
-                  legend(rules, looks))  # fmt: skip
-    return [group] * bool(drawn)
+    return over_time("gradient-flow", heading, caption, panels, looks, draw_steps, size=(2.5, 1.9))
 
 
 def draw_steps(axes: Any, *, values: Series, looks: Looks) -> None:
@@ -207,10 +191,8 @@ def memory(runs: Runs, looks: Looks) -> list[Group]:
         "highest seed. An error near 0 on a task that is not solved is a collapsed memory."
     )
     panels = [(title, memory_series(runs, key)) for key, title in MEMORY]
-    errors = dict(MEMORY)["meta_loss"]
-    return over_time(
-        "memory", "The memory", caption, panels, looks, log=lambda title: title == errors
-    )
+    log = (dict(MEMORY)["meta_loss"],)
+    return over_time("memory", "The memory", caption, panels, looks, log=log)
 
 
 def memory_series(runs: Runs, key: str) -> Series:
@@ -228,15 +210,13 @@ def memory_series(runs: Runs, key: str) -> Series:
 
 
 def _errors(shown: Sequence[Cell], looks: Looks) -> list[Group]:
-    if not shown:
-        return []
-    widest = max(len(display_name(cell.rule)) for cell in shown)
+    widest = max((len(display_name(cell.rule)) for cell in shown), default=0)
     caption = "Dot and line: mean and 95 % interval. Small dots below: single seeds."
     caption += " Open diamond: published value." * any(cell.published for cell in shown)
     panel = Panel("Test error, %", partial(draw_errors, shown=shown, looks=looks))
     size = (4.4, 0.6 + 0.27 * len(shown))
     margin = (min(1.6, 0.24 + 0.075 * widest), 0.42)
-    return [Group("error", "Test error", caption, (panel,), size, margin)]
+    return [Group("error", "Test error", caption, (panel,), size, margin)] * bool(shown)
 
 
 def draw_errors(axes: Any, *, shown: Sequence[Cell], looks: Looks) -> None:
@@ -248,25 +228,17 @@ def draw_errors(axes: Any, *, shown: Sequence[Cell], looks: Looks) -> None:
         if ours.low is not None:
             bounds = ours.within(0, 100)
             axes.plot([bounds.low, bounds.high], [place, place], color=colour, linewidth=1.6)
-        seeds = [test_error(run) for run in cell.runs]
+        seeds = [test_error(run) for run in cell.row.runs]
         below = [place + 0.27] * len(seeds)
         axes.scatter(seeds, below, s=7, color=colour, alpha=0.7, linewidths=0)
         axes.scatter([ours.mean], [place], s=34, color=colour, zorder=3, linewidths=0)
         if cell.published:
-            draw_published(axes, [cell.published.error], [place], INK, 46)
+            draw_published(axes, [cell.published.value], [place], INK, 46)
     axes.set_yticks(range(len(shown)), [display_name(cell.rule) for cell in shown])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("test error, %")
-
-
-def draw_published(
-    axes: Any, xs: Iterable[float], ys: Iterable[float], colour: str, size: float
-) -> None:
-    """Published values as open diamonds."""
-    axes.scatter(list(xs), list(ys), s=size, marker="D", facecolor="none", edgecolor=colour,
-                 linewidths=1, zorder=4)  # fmt: skip
 
 
 def _costs(shown: Sequence[Cell], looks: Looks) -> list[Group]:
@@ -283,8 +255,8 @@ def _costs(shown: Sequence[Cell], looks: Looks) -> list[Group]:
         "Step times are those of the training runs themselves, whatever else the machine did; "
         "the speed benchmark measures rules side by side."
     )
-    drawn = legend((cell.rule for cell in shown), looks)
-    return [Group("cost", "What a rule costs", caption, tuple(panels), legend=drawn)] * bool(panels)
+    rules = [cell.rule for cell in shown]
+    return group("cost", "What a rule costs", caption, panels, rules, looks)
 
 
 def draw_costs(
@@ -309,21 +281,17 @@ def draw_costs(
 def retrieval(runs: Runs, looks: Looks) -> list[Group]:
     """Precision and recall over the Hamming radius, without any attack; none without codes."""
     points = {rule: found for rule, of_rule in runs.items() if (found := _precision(of_rule))}
-    panels = (
-        Panel("Precision % over recall %", partial(_draw_precision, points=points, looks=looks)),
-        Panel(
-            "Precision % within a radius",
-            partial(_draw_precision, points=points, looks=looks, radius=True),
-        ),
-    )
+    titles = {False: "Precision % over recall %", True: "Precision % within a radius"}
+    panels = [
+        Panel(title, partial(_draw_precision, points=points, looks=looks, radius=radius))
+        for radius, title in titles.items()
+    ] * bool(points)
     caption = (
         "Everything within a Hamming radius of a query, for each radius from 0 to the number of "
         f"bits; means over queries and seeds, without attack. The marker is radius {MARKED_RADIUS};"
         " a query that finds nothing counts as precision 0."
     )
-    drawn = legend(points, looks)
-    heading = "Precision and recall"
-    return [Group("precision-recall", heading, caption, panels, legend=drawn)] * bool(points)
+    return group("precision-recall", "Precision and recall", caption, panels, points, looks)
 
 
 def _precision(runs: Sequence[Run]) -> list[tuple[float, float, float]]:
@@ -340,9 +308,7 @@ def _precision(runs: Sequence[Run]) -> list[tuple[float, float, float]]:
     return means
 
 
-def _draw_precision(
-    axes: Any, *, points: Mapping[str, Any], looks: Looks, radius: bool = False
-) -> None:
+def _draw_precision(axes: Any, *, points: Mapping[str, Any], looks: Looks, radius: bool) -> None:
     for rule, found in points.items():
         xs = [point[0 if radius else 2] for point in found]
         style = line_style(looks[rule]) | {"marker": looks[rule].marker, "markersize": 4}

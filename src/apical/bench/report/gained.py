@@ -1,21 +1,17 @@
-"""What learning in hidden layers is worth: each rule against the control whose hidden layers keep
-their initial weights. A column for every table that compares rules."""
+"""What every table that compares rules owes its reader.
+
+A column with what learning in hidden layers is worth, over the control whose hidden layers keep
+their initial weights; and how far the choice of the learning rates can be trusted.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apical.bench.report.names import is_baseline, is_frozen
-from apical.bench.report.read import Run, Study
+from apical.bench.report.names import display_name, is_baseline, is_frozen
+from apical.bench.report.read import Run, Study, learner_of
 from apical.bench.report.table import Column, Shown, estimate, signed
-from apical.measure import statistics
-
-LEGEND = (
-    "Gained: the {measure} of {what}, paired on the seeds, in points. A rule does not learn where "
-    "its 95 % interval is not above 0, and is undecided where only the one corrected for the "
-    "number of rules is not; with either mark the corrected interval is shown"
-)
-"""What the column says."""
+from apical.measure import rate_choice, statistics
 
 ERROR, MAP = "test_acc", "test_map"
 """The share that is compared; of hash nets the mean average precision."""
@@ -55,54 +51,39 @@ class Gain:
 Gains = Mapping[tuple[str, str], Gain]
 """By setting and rule."""
 
-
 NONE: Gains = {}
 
 
 def control(study: Study, setting: str) -> str:
     """The row of a setting whose hidden layers keep their initial weights, "" without one."""
-    rules = dict.fromkeys(run.rule for run in study.runs if run.setting == setting)
-    named = next(filter(is_frozen, rules), "")
-    return named or next(
-        (r.rule for r in study.runs if r.setting == setting and _learner(r) == "readout"), ""
-    )
-
-
-def _learner(run: Run) -> str:
-    learner = run.experiment.get("learner") or ""
-    return str(learner["learner"] if isinstance(learner, Mapping) else learner)
+    runs = [run for run in study.runs if run.setting == setting]
+    named = [run.rule for run in runs if is_frozen(run.rule)]
+    readout = [run.rule for run in runs if learner_of(run.experiment)["learner"] == "readout"]
+    return next(iter([*named, *readout]), "")
 
 
 def gains(study: Study, metric: str = ERROR) -> Gains:
     """Every rule over the control, where a setting has one."""
     made: dict[tuple[str, str], Gain] = {}
     for setting in study.settings:
-        measured = {rule: _measured(study, setting, rule, metric) for rule in study.rules}
-        frozen = control(study, setting)
-        rules = [rule for rule in study.rules if rule != frozen and measured[rule]]
-        if not (frozen and measured[frozen]):
-            continue
-        least, other_noise = _shares(measured[frozen], metric)
-        for rule in rules:
-            shares, noise = _shares(measured[rule], metric)
-            level = 1 - (1 - statistics.LEVEL) / len(rules)
+        measured = {
+            rule: known
+            for rule, runs in study.by_rule(setting).items()
+            if (known := [run for run in runs if metric in run.final])
+        }
+        frozen = measured.pop(control(study, setting), [])
+        least = {run.seed: 100 * run.final[metric] for run in frozen}
+        for rule, runs in measured.items():
+            shares = {run.seed: 100 * run.final[metric] for run in runs}
+            noise = share_noise(runs, metric) + share_noise(frozen, metric)
+            corrected_level = 1 - (1 - statistics.LEVEL) / len(measured)
             summary, corrected = (
-                statistics.paired_difference(shares, least, level=each, noise=noise + other_noise)
-                for each in (statistics.LEVEL, level)
+                statistics.paired_difference(shares, least, level=level, noise=noise)
+                for level in (statistics.LEVEL, corrected_level)
             )
             if summary is not None and corrected is not None:
                 made[setting, rule] = Gain(summary, corrected)
     return made
-
-
-def _measured(study: Study, setting: str, rule: str, metric: str) -> list[Run]:
-    return [run for run in study.finished(setting, rule) if metric in run.final]
-
-
-def _shares(runs: Sequence[Run], metric: str) -> tuple[dict[int, float], float]:
-    """In % by seed, and the variance of one for its test set alone."""
-    shares = {run.seed: 100 * run.final[metric] for run in runs}
-    return shares, share_noise(runs, metric)
 
 
 def share_noise(runs: Sequence[Run], metric: str = ERROR) -> float:
@@ -114,16 +95,18 @@ def share_noise(runs: Sequence[Run], metric: str = ERROR) -> float:
     return 1e4 * statistics.binomial_variance(mean, runs[0].final["test_count"])
 
 
-def columns(found: Gains, page: str | None = None) -> list[Column]:
-    """The column for rows with a `setting` and a `rule`; none where no setting has a control."""
-    if not found:
-        return []
-    return [Column("gained", lambda row: shown(of(found, row.setting, row.rule)), page=page)]
+def columns(found: Gains) -> list[Column]:
+    """The column for rows with a `setting` and a `rule`; none where no setting has a control.
 
+    A setting may be followed by what tells its protocols from one another.
+    """
 
-def of(found: Gains, heading: str, rule: str) -> Gain | None:
-    """Args: heading: a setting, or it and what tells its protocols from one another."""
-    return found.get((heading, rule)) or found.get((heading.partition(" · ")[0], rule))
+    def show(row: Any) -> Shown:
+        setting, rule = row.setting, row.rule
+        gain = found.get((setting, rule)) or found.get((setting.partition(" · ")[0], rule))
+        return shown(gain)
+
+    return [Column("gained", show)] if found else []
 
 
 def shown(gain: Gain | None) -> Shown:
@@ -136,29 +119,46 @@ def shown(gain: Gain | None) -> Shown:
     return replace(text, text=f"{gain.mark}: {text.text}", style="differs")
 
 
-def legend(study: Study, found: Gains, metric: str = ERROR) -> str:
-    """What the column says, and which settings have no control; "" where rules are not compared."""
-    parts = []
-    if found:
-        error = "the rule's minus that of the control with frozen hidden layers"
-        if metric == ERROR:
-            error = "the control with frozen hidden layers minus the rule's"
-        parts.append(f"{LEGEND.format(measure='mAP' if metric == MAP else 'error', what=error)}.")
-    return " ".join([*parts, *missing(study)])
-
-
-def missing(study: Study) -> list[str]:
-    """Which settings compare rules without the control, in a sentence."""
-    without = [s for s in study.settings if not control(study, s) and _compares(study, s)]
+def missing(study: Study) -> str:
+    """Which settings compare rules without the control, in a sentence; "" for none."""
+    without = [
+        setting
+        for setting in study.settings
+        if not control(study, setting)
+        and any(run.setting == setting and not is_baseline(run.rule) for run in study.runs)
+    ]
     if not without:
-        return []
+        return ""
     where = "" if len(without) == len(study.settings) else f" in {', '.join(without)}"
-    return [
+    return (
         f"No control row{where}: without a row whose hidden layers keep their initial weights this "
         "does not show whether hidden layers learn."
-    ]
+    )
 
 
-def _compares(study: Study, setting: str) -> bool:
-    rules: dict[str, Any] = dict.fromkeys(r.rule for r in study.runs if r.setting == setting)
-    return any(not is_baseline(rule) for rule in rules)
+# Learning rates
+
+
+def stability(choice: Mapping[str, Any]) -> str:
+    """ "unstable: 0.03 or 0.1" where another rate is chosen once one seed of the tries is left out;
+    "one seed" where there was one; "" for a stable choice."""
+    tries = [row for row in choice["tries"] if "errors" in row]
+    if not tries or len(tries[0]["errors"]) < 2:
+        return "one seed"
+    tried = [rate_choice.Tried(r["lr"], tuple(r["errors"]), r["examples"]) for r in tries]
+    rates = sorted([choice["lr"], *rate_choice.others(tried)])
+    return f"unstable: {' or '.join(f'{rate:g}' for rate in rates)}" if len(rates) > 1 else ""
+
+
+def rates(study: Study) -> dict[str, list[str]]:
+    """Rows whose choice is unstable, was made by one seed, or lies at the edge of the grid."""
+    several = len({choice["setting"] for choice in study.search}) > 1
+    found: dict[str, list[str]] = {"unstable": [], "one seed": [], "edge": []}
+    for choice in study.search:
+        name = f"{choice['setting']} " * several + display_name(choice["rule"])
+        word, _, other = stability(choice).partition(": ")
+        if word:
+            found[word].append(f"{name} ({other})" if other else name)
+        if choice.get("at_edge"):
+            found["edge"].append(f"{name} ({choice['lr']:g})")
+    return found

@@ -7,14 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apical.bench.report.read import Run
-from apical.bench.report.results import rule_column
-from apical.bench.report.table import Column, Shown, Table, estimate, mean, percent, points
+from apical.bench.report.table import Column, Table, percent, points
 from apical.measure import statistics
 
 OUTPUT = "(the output)"
-
-Accuracies = dict[int, float]
-"""seed -> accuracy in %."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +28,6 @@ class Line:
     trained: statistics.Summary
     change: statistics.Summary
     added: statistics.Summary | None
-
-    @property
-    def n(self) -> int:
-        return self.change.n
 
 
 def lines(runs: Mapping[str, Sequence[Run]]) -> list[Line]:
@@ -61,47 +53,31 @@ def lines(runs: Mapping[str, Sequence[Run]]) -> list[Line]:
     return made
 
 
-def _accuracies(runs: Sequence[Run], *, last: bool) -> dict[str, Accuracies]:
-    """By layer, at the first measurement or, of runs with a second one, at the last."""
-    found: dict[str, Accuracies] = {}
+def _accuracies(runs: Sequence[Run], *, last: bool) -> dict[str, dict[int, float]]:
+    """By layer and seed in %, at the first measurement or, of runs with a second one, the last."""
+    found: dict[str, dict[int, float]] = {}
     for run in runs:
-        epochs = sorted({row["epoch"] for row in run.rows if row.get("kind") == "linear"})
-        if len(epochs) < 2:
-            continue
-        epoch = epochs[-1] if last else epochs[0]
-        for row in run.rows:
-            if row.get("kind") == "linear" and row["epoch"] == epoch:
+        rows = [row for row in run.rows if row.get("kind") == "linear"]
+        epochs = sorted({row["epoch"] for row in rows})
+        for row in rows if len(epochs) > 1 else ():
+            if row["epoch"] == epochs[-1 if last else 0]:
                 found.setdefault(row["layer"], {})[run.seed] = 100 * row["accuracy"]
     return found
-
-
-LEGEND = (
-    "Held-out accuracy, in %, of a linear readout of what each layer reads, mean over n seeds: of "
-    "the untrained net and of the trained one. Change: trained minus untrained, paired on the "
-    "seeds, in points, with a 95 % t interval. Added: what the next layer reads minus what this "
-    "one reads, in the trained net."
-)
 
 
 def table(rows: Sequence[Line]) -> Table:
     return Table(
         [
-            rule_column("rule"),
-            Column("layer", lambda line: line.layer, "layer", left=True),
-            Column("n", lambda line: Shown(str(line.n), line.n), "n", page="Runs n"),
-            Column("untrained", lambda r: mean(r.untrained, percent), "untrained=untrained.mean"),
-            Column("trained", lambda line: mean(line.trained, percent), "trained=trained.mean"),
-            Column(
-                "change",
-                lambda line: estimate(line.change, points),
-                "change=change.mean change_low=change.low change_high=change.high",
-            ),
-            Column(
-                "added",
-                lambda line: estimate(line.added, points),
-                "added=added.mean added_low=added.low added_high=added.high",
-            ),
+            Column.rule("rule"),
+            Column("layer", "layer", "layer", left=True),
+            Column("n", "change.n", "n=change.n", page="Runs n"),
+            Column("untrained", "untrained.mean", "untrained=untrained.mean", text=percent),
+            Column("trained", "trained.mean", "trained=trained.mean", text=percent),
+            Column("change", "change",
+                   "change=change.mean change_low=change.low change_high=change.high", text=points),
+            Column("added", "added", "added=added.mean added_low=added.low added_high=added.high",
+                   text=points),
         ],
         rows,
         "Table of linear readouts",
-    )
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from apical.bench.report.colours import SOFT, Look, line_style
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Run
-from apical.bench.report.render import Group, Legend, Panel
+from apical.bench.report.render import Group, Panel
 
 MOST_LAYERS = 12
 CLOSE = 100
@@ -20,10 +20,6 @@ Runs = Mapping[str, Sequence[Run]]
 Looks = Mapping[str, Look]
 Series = Mapping[str, Mapping[int, Sequence[float]]]
 """rule -> epoch or step -> one value per seed."""
-
-
-def legend(rules: Iterable[str], looks: Looks) -> Legend:
-    return tuple((display_name(rule), looks[rule]) for rule in rules)
 
 
 def series(runs: Mapping[str, Iterable[Run]], kind: str, key: str, layer: str = "") -> Series:
@@ -74,6 +70,21 @@ def switches(runs: Mapping[str, Iterable[Run]]) -> dict[str, list[int]]:
 
 def switched(runs: Runs) -> str:
     return " Dotted: another rule takes over." if switches(runs) else ""
+
+
+def group(
+    name: str,
+    heading: str,
+    caption: str,
+    panels: Iterable[Panel],
+    rules: Iterable[str],
+    looks: Looks,
+    **more: Any,
+) -> list[Group]:
+    """A figure of these rules; none without panels. more: further fields of the group."""
+    legend = tuple((display_name(rule), looks[rule]) for rule in rules)
+    panels = tuple(panels)
+    return [Group(name, heading, caption, panels, legend=legend, **more)] if panels else []
 
 
 def draw_lines(
@@ -152,22 +163,23 @@ def over_time(
     caption: str,
     panels: Iterable[tuple[str, Series]],
     looks: Looks,
+    drawing: Callable[..., None] = draw_lines,
     *,
-    size: tuple[float, float] = (3.4, 2.2),
-    log: Callable[[str], bool] = lambda title: False,
-    **drawing: Any,
+    log: Sequence[str] = (),
+    **more: Any,
 ) -> list[Group]:
     """One figure, a panel for each series that has values; none without any.
 
-    Args: log: whether a panel has a logarithmic axis. drawing: further options of `draw_lines`.
+    Args: drawing: draws the values of a panel. log: titles of panels with a logarithmic axis. more:
+        further fields of the group.
     """
     shown = [(title, values) for title, values in panels if values]
     rules = dict.fromkeys(rule for _, values in shown for rule in values)
-    drawn = tuple(
-        Panel(title, partial(draw_lines, values=values, looks=looks, log=log(title), **drawing))
-        for title, values in shown
-    )
-    return [Group(name, heading, caption, drawn, size, legend=legend(rules, looks))] * bool(shown)
+    drawn = []
+    for title, values in shown:
+        draw = partial(drawing, values=values, looks=looks)
+        drawn.append(Panel(title, partial(draw, log=True) if title in log else draw))
+    return group(name, heading, caption, drawn, rules, looks, **more)
 
 
 def by_layer(runs: Runs, key: str) -> dict[str, Series]:
@@ -181,29 +193,33 @@ def of_layers(
     name: str,
     heading: str,
     caption: str,
+    key: str,
     layers: Mapping[str, Series],
     runs: Runs,
     looks: Looks,
-    drawing: Callable[..., None],
-    key: str,
-    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-) -> Group:
-    """A small panel per layer, of many layers some, evenly spaced.
+    drawing: Callable[..., None] = draw_lines,
+    options: Callable[[str, Sequence[float]], Mapping[str, Any]] = lambda layer, values: {},
+) -> list[Group]:
+    """A small panel per layer, of many layers some, evenly spaced; none without any.
 
-    Args: drawing: draws the values of a panel. key: the quantity. options: further ones of
-        `drawing`, by layer.
+    Args: key: the quantity. drawing: draws the values of a panel. options: further ones of
+        `drawing`, from the layer and the values of all panels.
     """
+    if not layers:
+        return []
     picked = spread(list(layers), MOST_LAYERS)
     if len(picked) < len(layers):
         caption += f" {len(picked)} of {len(layers)} panels, evenly spaced."
     caption += recorded(runs, "layer", key, picked[0]) + switched(runs)
+    values = [value for layer in picked for value in every(layers[layer])]
     draw = partial(drawing, looks=looks, marks=switches(runs))
-    panels = tuple(
-        Panel(layer, partial(draw, values=layers[layer], **options.get(layer, {})))
+    panels = [
+        Panel(layer, partial(draw, values=layers[layer], **options(layer, values)))
         for layer in picked
-    )
+    ]
     rules = [rule for rule in runs if any(rule in values for values in layers.values())]
-    return Group(name, heading, caption, panels, (1.9, 1.45), (0.42, 0.4), legend(rules, looks))
+    small = {"size": (1.9, 1.45), "margin": (0.42, 0.4)}
+    return group(name, heading, caption, panels, rules, looks, **small)
 
 
 def spread(names: list[T], most: int) -> list[T]:
@@ -211,3 +227,11 @@ def spread(names: list[T], most: int) -> list[T]:
     if len(names) <= most:
         return names
     return [names[round(index * (len(names) - 1) / (most - 1))] for index in range(most)]
+
+
+def draw_published(
+    axes: Any, xs: Iterable[float], ys: Iterable[float], colour: str, size: float
+) -> None:
+    """Published values as open diamonds."""
+    axes.scatter(list(xs), list(ys), s=size, marker="D", facecolor="none", edgecolor=colour,
+                 linewidths=1, zorder=4)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tables of Markdown files, generated between markers from the records of a study."""
+"""What a study has found, and its tables, in Markdown files between markers."""
 
 import difflib
 import os
@@ -8,20 +8,20 @@ from pathlib import Path
 from apical.bench.report import (
     angles,
     credit,
-    curves,
     fine_tuning,
-    opening,
     overview,
     results,
     retrieval,
-    robustness_tables,
-    sequence_learners,
+    robustness,
+    robustness_words,
+    sections,
+    sequences,
     spikes,
-    steps_to_solve,
     verified,
 )
 from apical.bench.report.read import Study, is_study, read_study
 from apical.bench.report.table import for_markdown
+from apical.bench.report.templating import document
 from apical.bench.storage.records import write_bytes
 
 Pathlike = str | os.PathLike[str]
@@ -34,31 +34,68 @@ def table_markdown(folder: Pathlike) -> str:
     A study of robustness has its table of robust accuracies instead, one of hash nets that of mAP.
     """
     study = read_study(Path(folder))
-    found = opening.finding(study)
+    found = finding(study)
     start = f"**{for_markdown(found)}**\n\n" if found else ""
     return start + _table(study, Path(folder))
 
 
+def finding(study: Study) -> str:
+    """What the study shows, from its numbers alone; "" where there is nothing to compare yet."""
+    if credit.concerns(study):
+        return credit.finding(study)
+    if spikes.concerns(study):
+        return spikes.seen(spikes.of_study(study))
+    if study.robustness:
+        return _joined({each.heading: _robust(each) for each in sections.of_study(study)})
+    if study.retrieval:
+        return _joined({each.heading: _hashed(each) for each in sections.sections(study.retrieval)})
+    return results.finding(results.cells(study))
+
+
+def _robust(section: sections.Section) -> str:
+    """Whose gradient the robustness is, where gradients of other rules were tried; else how robust
+    rules are in the worst case."""
+    eps = robustness.headline_radius(section)
+    crossed = [heat.conclusion for heat in robustness.heats(section, eps) if heat.conclusion]
+    every = [*crossed, *robustness_words.conclusion(robustness.headlines(section, eps))]
+    return every[0] if every else ""
+
+
+def _hashed(section: sections.Section) -> str:
+    every = (retrieval.conclusion(retrieval.lines(section, eps)) for eps in section.radii)
+    return next(filter(None, every), "")
+
+
+def _joined(parts: dict[str, str]) -> str:
+    found = {heading: text for heading, text in parts.items() if text}
+    if len(parts) == 1:
+        return "".join(found.values())
+    return " ".join(f"{heading}: {text}" for heading, text in found.items())
+
+
 def _table(study: Study, folder: Path) -> str:
     if study.overview is not None:
-        return overview.to_markdown(study, folder)
+        times = overview.step_times(folder.parent, study.overview["timed"])
+        return document("overview", study=study, times=times, name=folder.name)
     if credit.concerns(study):
-        return credit.to_markdown(study)
-    if sequence_learners.concerns(study):
-        return sequence_learners.to_markdown(study)
+        return document("credit", study=study)
+    if sequences.concerns(study):
+        return document("sequences", study=study)
     if study.retrieval:
-        return retrieval.to_markdown(study)
+        found = sections.sections(study.retrieval)
+        rows = retrieval.of_sections(found)
+        return document("retrieval", study=study, found=found, rows=rows)
     if tuned := fine_tuning.lines(study):
-        return fine_tuning.to_markdown(study, tuned)
+        return document("fine_tuning", study=study, rows=tuned)
+    found = sections.of_study(study)
     if spikes.concerns(study):
-        return spikes.to_markdown(study)
+        return document("spikes", study=study, found=found, rows=spikes.of_study(study))
     if study.robustness:
-        return robustness_tables.to_markdown(study)
-    rows = results.cells(study)
-    text = f"{results.table(study, rows).markdown()}\n"
-    if solved := steps_to_solve.table(study):
-        text += f"{solved.markdown()}\n{steps_to_solve.legend(study)}\n\n"
-    return f"{text}{curves.to_markdown(study)}{results.legend(study, rows)}\n"
+        radii = [(section, robustness.headline_radius(section)) for section in found]
+        rows = [row for section, eps in radii for row in robustness.headlines(section, eps)]
+        compared = [row for each in found for row in robustness.compared(each, study.tier)]
+        return document("robustness", study=study, found=found, rows=rows, compared=compared)
+    return document("results", study=study, rows=results.cells(study))
 
 
 def angles_markdown(folder: Pathlike) -> str:
@@ -66,7 +103,8 @@ def angles_markdown(folder: Pathlike) -> str:
 
     Raises: ValueError where none were measured.
     """
-    return angles.to_markdown(read_study(Path(folder)))
+    study = read_study(Path(folder))
+    return document("angles", study=study, rows=angles.of_study(study))
 
 
 KINDS = {"table": table_markdown, "angles": angles_markdown}
@@ -98,8 +136,9 @@ def refresh(markdown_file: Pathlike, results_folder: Pathlike) -> bool:
     def block(match: re.Match[str]) -> str:
         kind, name = match["kind"], match["name"]
         if kind == "verified":
-            return f"<!-- {kind}:{name} -->\n{verified.to_markdown(folder)}<!-- end -->"
-        made = KINDS[kind](_folder(path, folder, f"{kind}:{name}"))
+            made = document("verified", rows=verified.lines(folder))
+        else:
+            made = KINDS[kind](_folder(path, folder, f"{kind}:{name}"))
         return f"<!-- {kind}:{name} -->\n{made}<!-- end -->"
 
     fresh = MARKER.sub(block, text)

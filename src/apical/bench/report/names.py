@@ -2,27 +2,14 @@
 
 from collections.abc import Sequence
 
-NAMES = {
-    "aa": "AA",
-    "bp": "BP",
+CAPITALS = "aa bp dfa dkp dldfa drtp fa ia kp ldfa le pfa sa wm"
+NAMES = {name: name.upper() for name in CAPITALS.split()} | {
     "brsf": "brSF",
-    "dfa": "DFA",
-    "dkp": "DKP",
-    "dldfa": "DLDFA",
-    "drtp": "DRTP",
-    "fa": "FA",
     "frsf": "frSF",
-    "ia": "IA",
-    "kp": "KP",
-    "ldfa": "LDFA",
-    "le": "LE",
-    "pfa": "PFA",
     "quantised(fa)": "quantised FA",
-    "sa": "SA",
     "sdfa": "sDFA",
     "sparse(fa)": "sparse FA",
     "usf": "uSF",
-    "wm": "WM",
 }
 
 

@@ -7,20 +7,16 @@ A study asks for it by the key "overview" of its study.json:
     timed_as   names of rules there, by rule, where they differ
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-from apical.bench.report import gained, rates
+from apical.bench.report import gained
 from apical.bench.report.names import is_baseline
-from apical.bench.report.read import Run, Study
-from apical.bench.report.results import closing, rule_column
-from apical.bench.report.table import Column, Table, each, for_markdown
+from apical.bench.report.read import Study, percent_of
+from apical.bench.report.table import Column, Shown, Table, each, number, plain
 from apical.bench.storage import records
-from apical.measure import statistics
 
 RULE_TIMES = "step_time_rules.json"
 """Beside the study's folder: what `COMMAND` wrote."""
@@ -32,44 +28,17 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Steps over backprop's, by the rule's name in the benchmark; `method` describes the timing."""
+    """Steps over backprop's, by the rule's name in the benchmark; `method` describes the timing,
+    `command` measures it."""
 
     ratios: Mapping[str, float]
     method: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """A rule. Accuracies in % by setting, the angle in degrees, memory over that of the weights."""
-
-    rule: str
-    accuracies: Mapping[str, statistics.Summary | None]
-    angle: float | None
-    step: float | None
-    memory: float | None
-    facts: Mapping[str, str]
-
-
-def lines(study: Study, times: StepTimes) -> list[Line]:
-    """A line for each rule, in the order of the study."""
-    assert study.overview is not None
-    detail, timed_as = study.overview["detail"], study.overview["timed_as"]
-    return [
-        Line(
-            rule,
-            {setting: _accuracy(study.finished(setting, rule)) for setting in study.settings},
-            0.0 if is_baseline(rule) else _mean(list(map(_angle, study.finished(detail, rule)))),
-            times.ratios.get(timed_as.get(rule, rule)),
-            _mean(list(map(_memory, study.finished(detail, rule)))),
-            study.overview["facts"][rule],
-        )
-        for rule in study.rules
-    ]
+    command: str
 
 
 def step_times(results: Path, net: str) -> StepTimes:
     """What the speed benchmark has measured of a net, uncompiled, on one thread."""
-    path, how = results / RULE_TIMES, COMMAND.format(net=net)
+    path, command = results / RULE_TIMES, COMMAND.format(net=net)
     tables = records.read_json(path)["tables"] if path.exists() else []
     wanted = {"net": net, "small": False, "threads": 1, "compiled": False}
     for table in tables:
@@ -79,91 +48,76 @@ def step_times(results: Path, net: str) -> StepTimes:
             method = (
                 f"Step: training step over backprop's, {table['title']}, side by side in one "
                 f"process, median of {table['rounds']} rounds; backprop against itself is off by "
-                f"{100 * table['control_off']:.1f} % (`{how}`)."
+                f"{100 * table['control_off']:.1f} %"
             )
-            return StepTimes(ratios, method)
-    return StepTimes({}, f"Step times are not measured yet: `{how}`.")
+            return StepTimes(ratios, method, command)
+    return StepTimes({}, "", command)
 
 
-def to_markdown(study: Study, folder: Path) -> str:
-    """The table of the study in this folder, and what its columns mean."""
+def table(study: Study, times: StepTimes) -> Table:
+    """A row for each rule, in the order of the study."""
     assert study.overview is not None
-    times = step_times(folder.parent, study.overview["timed"])
-    rows = lines(study, times)
+    facts, timed_as = study.overview["facts"], study.overview["timed_as"]
 
-    def ratio(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}"
+    def step(rule: str) -> Shown:
+        return plain(times.ratios.get(timed_as.get(rule, rule)), number)
 
-    table = Table(
+    return Table(
         [
-            rule_column(),
-            *itertools.chain.from_iterable(_of_setting(study, each) for each in study.settings),
-            Column("angle °", lambda row: "" if row.angle is None else f"{row.angle:.0f}"),
-            Column("step", lambda row: ratio(row.step)),
-            Column("memory", lambda row: ratio(row.memory)),
-            *each(rows[0].facts, lambda name, row: row.facts[name], "{}", left=True),
+            Column.rule(),
+            *(column for setting in study.settings for column in _of_setting(study, setting)),
+            Column("angle °", lambda rule: plain(angle(study, rule), "{:.0f}".format)),
+            Column("step", step),
+            Column("memory", lambda rule: plain(memory(study, rule), number)),
+            *each(facts[study.rules[0]], lambda name, rule: facts[rule][name], "{}", left=True),
         ],
-        rows,
+        study.rules,
     )
-    return f"{table.markdown()}\n" + "\n".join(_legend(study, times, folder.name)) + "\n"
 
 
 def _of_setting(study: Study, setting: str) -> list[Column]:
     """The accuracy in a setting and, where it has the control, what is gained over it."""
-    gains = {cell: each for cell, each in gained.gains(study).items() if cell[0] == setting}
-    made = [Column(f"{setting}, %", lambda row: _spelled(row.accuracies[setting]))]
+    gains = {rule: gain for (where, rule), gain in gained.gains(study).items() if where == setting}
+
+    def accuracy(rule: str) -> str:
+        found = study.row(setting, rule).summary(percent_of("test_acc"))
+        if found is None:
+            return ""
+        half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
+        return f"{found.mean:.1f}{half}"
+
+    made = [Column(f"{setting}, %", accuracy)]
     if gains:
-        head = f"{setting}, gained" if len(study.settings) > 1 else "gained"
-        made.append(Column(head, lambda row: gained.shown(gains.get((setting, row.rule)))))
+        head = f"{setting}, gained" if study.several else "gained"
+        made.append(Column(head, lambda rule: gained.shown(gains.get(rule))))
     return made
 
 
-def _legend(study: Study, times: StepTimes, name: str) -> list[str]:
+def counts(study: Study) -> str:
+    """Runs of a row: "3", or "2 to 3"."""
+    found = sorted({study.row(s, rule).n for s in study.settings for rule in study.rules})
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def angle(study: Study, rule: str) -> float | None:
+    """Between updates and backprop's, in degrees: mean over runs, and over layers at the last
+    measurement, the output layer left out."""
     assert study.overview is not None
-    counts = sorted({len(study.finished(s, r)) for s in study.settings for r in study.rules})
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    chosen = "chosen on held-out training images" if study.search else "the same for all"
-    legend = [
-        f"Accuracy: on the test split, mean and half of a 95 % t interval over n = {n} seeds;"
-        f" learning rates {chosen}.",
-        "Angle: between a layer's update and backprop's at the end of training, mean over layers"
-        f" but the output layer, whose update is exact ({study.overview['detail']}).",
-        times.method,
-        f"Memory: stored feedback over weights ({study.overview['detail']}).",
-        "Reads of the weights: what the way back takes from the forward weights (values: weight"
-        " transport). Waits for: what a hidden layer needs before it can learn. Labels: whether"
-        " hidden layers receive them. Own phase: whether feedback learns between the passes.",
-        for_markdown(gained.legend(study, gained.gains(study))),
-        for_markdown(" ".join(rates.sentences(study))),
-        f"Tier {study.tier}. " + " ".join(map(for_markdown, study.notes)),
-        f"{closing(study)[:-1]}, then `make keep STUDY={name}`.",
-    ]
-    return [f"- {text}" for text in legend if text]
-
-
-def _spelled(summary: statistics.Summary | None) -> str:
-    if summary is None:
-        return ""
-    half = "" if summary.high is None else f" ± {summary.high - summary.mean:.1f}"
-    return f"{summary.mean:.1f}{half}"
-
-
-def _accuracy(runs: list[Run]) -> statistics.Summary | None:
-    return statistics.summarize([100 * run.final["test_acc"] for run in runs]) if runs else None
-
-
-def _angle(run: Run) -> float | None:
-    """Mean over layers at the last measurement, the output layer left out."""
-    found: list[float | None] = []
-    for layer in run.layers[:-1]:
-        rows: list[Mapping[str, Any]] = run.of_kind("layer", layer)
-        found.append(max(rows, key=lambda row: row["epoch"]).get("gradient_angle_deg"))
+    if is_baseline(rule):
+        return 0.0
+    found = []
+    for run in study.finished(study.overview["detail"], rule):
+        rows = [run.of_kind("layer", layer) for layer in run.layers[:-1]]
+        last = [max(of_layer, key=lambda row: row["epoch"]) for of_layer in rows]
+        found.append(_mean([row.get("gradient_angle_deg") for row in last]))
     return _mean(found)
 
 
-def _memory(run: Run) -> float:
-    final = run.final
-    return float(final["feedback_bytes"] / (FLOAT_BYTES * final["parameters"]))
+def memory(study: Study, rule: str) -> float | None:
+    """Of stored feedback, over that of the weights."""
+    assert study.overview is not None
+    finals = [run.final for run in study.finished(study.overview["detail"], rule)]
+    return _mean([f["feedback_bytes"] / (FLOAT_BYTES * f["parameters"]) for f in finals])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

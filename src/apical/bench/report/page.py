@@ -1,43 +1,45 @@
 """Pages: a study as one self-contained HTML file, CSV and PNG beside it; an index of several."""
 
-import base64
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from apical.bench.report import (
     angles,
-    attacked,
-    credit,
     curves,
     diagnostics,
     figures,
     fine_tuning,
-    gained,
     linear_probes,
-    opening,
+    markdown,
+    pictures,
     plain_runs,
     protocol,
     render,
     results,
-    sequence_learners,
+    retrieval,
+    robustness,
+    robustness_figures,
+    sections,
     spikes,
-    steps_to_solve,
+    templating,
 )
-from apical.bench.report.colours import Look, colours, css_variables
-from apical.bench.report.names import display_name
-from apical.bench.report.read import FULL_TIER, Study, is_run, is_study, read_run, read_study
-from apical.bench.report.table import ABSENT, number
+from apical.bench.report import robustness_tables as tables
+from apical.bench.report.colours import colours
+from apical.bench.report.lines import Looks, spread
+from apical.bench.report.read import Study, is_run, is_study, read_run, read_study
+from apical.bench.report.render import Files, prefix
+from apical.bench.report.sections import Section
 from apical.bench.storage.records import StorageError, write_bytes
-from apical.measure.statistics import ALLOWANCE
 
-TEMPLATES = Path(__file__).parent / "templates"
-ANGLES_CSV = "delta-angles.csv"
 OTHER_RUNS = "other-runs"
 """Folder of the page of runs that belong to no study."""
-READOUTS_CSV = "linear-probes.csv"
+
+MOST_RADII = 4
+"""Radii that have a table of their own on the page, evenly spaced; all are in the CSV."""
+
+Say = Callable[[str], None]
 
 
 def write(
@@ -45,7 +47,7 @@ def write(
     out: str | os.PathLike[str] | None = None,
     *,
     png: bool = True,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
 ) -> Path:
     """Write the report of a study, of one run, or of whatever studies and runs a folder holds.
 
@@ -78,208 +80,161 @@ def write(
         return _write_study(studies[OTHER_RUNS], target, png, say)
     for name, study in studies.items():
         _write_study(study, target / name, png, say)
-    entries = [
-        {"folder": name, "study": study, "state": protocol.state(study)}
-        for name, study in studies.items()
-    ]
-    return _write_html(target, "index.html.j2", entries=entries)
+    return _write_html(_made(target), "index", studies=studies)
 
 
-def _write_study(study: Study, out: Path, png: bool, say: Callable[[str], None]) -> Path:
-    _make_folder(out)
+def _write_study(study: Study, out: Path, png: bool, say: Say) -> Path:
+    files = Files(_made(out), study.title, png)
     say(f"{study.title}: tables of {len(study.runs)} runs")
-    rows = results.cells(study)
-    looks = colours(study.rules)
-    several = len(study.settings) > 1
-    table = results.table(study, rows)
-    write_bytes(out / "table.csv", table.csv().encode())
-    courses = curves.table(curves.points(study), several=several)
+    rows, looks = results.cells(study), colours(study.rules)
+    table, courses = results.table(study, rows), curves.table(study)
+    files.csv("table.csv", table)
     if study.curves:
-        write_bytes(out / "curves.csv", courses.csv().encode())
-    learners = None
-    if sequence_learners.concerns(study):
-        learners = {
-            "table": sequence_learners.table(study),
-            "missing": sequence_learners.missing(study),
-            "legend": sequence_learners.legend(study),
-        }
+        files.csv("curves.csv", courses)
+    drawn = []
+    for setting in study.settings:
+        say(f"{study.title}: figures of {setting}")
+        groups = figures.of_setting(study, rows, setting, looks)
+        groups += curves.groups(study, setting, looks)
+        slug = prefix(study.settings, setting)
+        drawn.append((setting, files.draw(groups, setting, slug), render.legend(groups)))
     return _write_html(
         out,
-        "study.html.j2",
-        finding=opening.finding(study),
-        **_common(study, looks, out, png, say),
-        summary=protocol.summary(study),
-        verdicts=protocol.verdicts(rows),
-        search=protocol.search(study),
-        unfinished=[run for run in study.runs if run.status != "finished"],
+        "study",
+        **_common(study, looks, files, say),
+        finding=markdown.finding(study),
         rows=rows,
-        contradicting=any(results.contradicts(row, rows) for row in rows),
         table=table,
-        runs=protocol.runs(study),
         courses=courses,
-        solved=steps_to_solve.table(study, several=several),
-        solved_legend=steps_to_solve.legend(study),
-        learners=learners,
-        sources=list(dict.fromkeys(row.published.source for row in rows if row.published)),
-        orders=results.orders(rows),
-        control=any(row.gain for row in rows),
-        owed=[*gained.missing(study), *results.notes(study, rows)],
-        credit=_credit(study),
-        spikes=attacked.of_spiking_nets(study, out),
-        most_neurons=spikes.MOST_NEURONS,
-        sections=[
-            _section(study, rows, setting, looks, out, png, say) for setting in study.settings
-        ],
-        allowance=ALLOWANCE,
-        full_tier=FULL_TIER,
+        figures=drawn,
+        spiking=_spiking(study, files),
     )
 
 
-def _write_run(study: Study, out: Path, png: bool, say: Callable[[str], None]) -> Path:
+def _write_run(study: Study, out: Path, png: bool, say: Say) -> Path:
     """The page of one run: how it trained, and its robustness where that was evaluated."""
-    _make_folder(out)
+    files = Files(_made(out), study.title, png)
     (run,) = study.runs
     looks = colours([run.rule])
     say(f"{study.title}: figures")
-    drawn = render.draw(figures.of_run(run, looks), out, title=study.title, png=png)
     return _write_html(
         out,
-        "run.html.j2",
-        **_common(study, looks, out, png, say),
+        "run",
+        **_common(study, looks, files, say),
         run=run,
         cell=results.cells(study)[0],
-        sections=[{"setting": run.setting, "figures": drawn, "legend": []}],
+        figures=[(run.setting, files.draw(figures.of_run(run, looks)), [])],
     )
 
 
-def _common(
-    study: Study, looks: Mapping[str, Look], out: Path, png: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """What pages of studies and of runs show alike."""
-    found = [diagnostics.diagnose(study, setting, looks) for setting in study.settings]
+def _common(study: Study, looks: Looks, files: Files, say: Say) -> dict[str, Any]:
+    """What pages of studies and of runs show alike; their CSV and PNG files are written here."""
+    tuned = fine_tuning.lines(study)
+    if tuned:
+        files.csv("tuning.csv", fine_tuning.layers_csv(tuned))
+    diagnoses = []
+    for setting in study.settings:
+        if found := diagnostics.diagnose(study, setting, looks):
+            say(f"{study.title}: diagnostics of {setting}")
+            diagnoses.append(_diagnosis(found, prefix(study.settings, setting), files))
     return {
         "study": study,
         "state": protocol.state(study),
-        "protocols": protocol.protocols(study),
-        "environment": protocol.environment(study),
-        "tuned": _fine_tuning(study, out),
-        "robust": attacked.of_classifiers(study, out, png),
-        "hashed": attacked.of_hash_nets(study, out),
-        "diagnoses": [_diagnosis(each, study, out, png, say) for each in found if each is not None],
+        "several": study.several,
+        "tuned": tuned,
+        "attacked": _attacked(study, files),
+        "hashed": _hashed(study, files),
+        "diagnoses": diagnoses,
     }
 
 
-def _credit(study: Study) -> dict[str, Any] | None:
-    """What the learning of each layer is worth, None where no layer was left out."""
-    if not credit.concerns(study):
-        return None
-    return {"table": credit.table(study), "legend": credit.legend(study)}
-
-
-def _fine_tuning(study: Study, out: Path) -> dict[str, Any] | None:
-    """Values for tuning.html.j2, None without fine-tuned nets; their CSV file is written here."""
-    found = fine_tuning.lines(study)
-    if not found:
-        return None
-    write_bytes(out / "tuning.csv", fine_tuning.layers_csv(found).encode())
-    return {
-        "table": fine_tuning.table(found, fine_tuning.gains_of(study, found)),
-        "layers": fine_tuning.layers(found),
-        "legend": fine_tuning.legend(study, found),
-    }
-
-
-def _slug(study: Study, setting: str) -> str:
-    """Start of the names of the files of one setting; "" where there is only one."""
-    return f"{attacked.slugs(study.settings)[setting]}-" if len(study.settings) > 1 else ""
-
-
-def _section(
-    study: Study,
-    rows: Sequence[results.Cell],
-    setting: str,
-    looks: Mapping[str, Look],
-    out: Path,
-    png: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """The figures of one setting."""
-    say(f"{study.title}: figures of {setting}")
-    groups = figures.of_setting(study, rows, setting, looks)
-    groups += curves.groups(study, setting, looks)
-    title = f"{study.title} · {setting}"
-    drawn = render.draw(groups, out, title=title, slug=_slug(study, setting), png=png)
-    return {"setting": setting, "figures": drawn, "legend": render.legend(groups)}
-
-
-def _diagnosis(
-    found: diagnostics.Diagnosis,
-    study: Study,
-    out: Path,
-    png: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
+def _diagnosis(found: diagnostics.Diagnosis, slug: str, files: Files) -> dict[str, Any]:
     """The diagnostics of one setting."""
-    say(f"{study.title}: diagnostics of {found.setting}")
-    slug = _slug(study, found.setting)
-    title = f"{study.title} · {found.setting}"
     layers = angles.by_layer(found.last)
-    file = f"{slug}{ANGLES_CSV}"
     if found.last:
-        write_bytes(out / file, angles.table([*found.last, *layers]).csv().encode())
+        files.csv(f"{slug}delta-angles.csv", angles.table([*found.last, *layers]))
     if found.readouts:
-        csv = linear_probes.table(found.readouts).csv()
-        write_bytes(out / f"{slug}{READOUTS_CSV}", csv.encode())
+        files.csv(f"{slug}linear-probes.csv", linear_probes.table(found.readouts))
     legend = render.legend(found.groups)
     return {
         "found": found,
-        "aligned": diagnostics.table(found.rules),
-        "aligned_layers": diagnostics.table(found.layers),
-        "moving": any(row.moving for row in found.rules),
-        "angles": angles.table(found.last) if found.last else None,
-        "angles_layers": angles.table(layers),
-        "angles_legend": angles.LEGEND,
-        "angles_csv": file,
-        "readouts": linear_probes.table(found.readouts) if found.readouts else None,
-        "readouts_legend": linear_probes.LEGEND,
-        "readouts_csv": f"{slug}{READOUTS_CSV}",
-        "figures": render.draw(found.groups, out, title=title, slug=slug, png=png),
+        "slug": slug,
+        "figures": files.draw(found.groups, found.setting, slug),
         "legend": legend if len(legend) > 1 else [],
     }
 
 
-def _write_html(out: Path, template: str, **values: Any) -> Path:
-    import jinja2
-    from markupsafe import Markup
+def _attacked(study: Study, files: Files) -> list[dict[str, Any]]:
+    """Classifiers under attack, a part for each section."""
+    found = sections.of_study(study)
+    if found:
+        files.csv("robust.csv", tables.numbers_csv(found))
+        files.csv("robust-checks.csv", tables.checks_csv(found))
+        files.csv("robust-audit.csv", tables.audits_csv(found))
+    headings = [section.heading for section in found]
+    return [
+        _classifiers(section, f"robust-{prefix(headings, section.heading)}", files)
+        for section in found
+    ]
 
-    _make_folder(out)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # `markup`: what this package made itself, figures and style, is not escaped
-    environment.globals |= {
-        "display_name": display_name, "number": number, "markup": Markup, "absent": ABSENT,
-    }  # fmt: skip
-    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    for theme, dark in (("light", False), ("dark", True)):
-        style = style.replace(f"/* rules: {theme} */", css_variables(dark))
-    script = (TEMPLATES / "sort.js").read_text(encoding="utf-8")
-    page = environment.get_template(template).render(
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **values,
-    )
-    write_bytes(out / "index.html", page.encode())
+
+def _classifiers(section: Section, slug: str, files: Files) -> dict[str, Any]:
+    eps = robustness.headline_radius(section)
+    heats = [
+        (heat, files.print(robustness_figures.crossed(heat, number), section.heading, slug))
+        for number, heat in enumerate(robustness.heats(section, eps), 1)
+    ]
+    groups, kinds = robustness_figures.over_radius(section)
+    read, problems = pictures.of_section(section, pictures.examples)
+    examples = [each for _, each in read]
+    if examples and files.png:
+        title = f"{files.title} · {section.heading}"
+        pictures.write_png(files.folder / f"{slug}examples.png", examples, title)
+    return {
+        "section": section,
+        "eps": eps,
+        "others": [each for each in spread(section.radii, MOST_RADII) if each != eps],
+        "heats": heats,
+        "curves": files.draw(groups, section.heading, slug),
+        "legend": render.legend(groups),
+        "kinds": kinds,
+        "examples": examples,
+        "problems": problems,
+        "png": f"{slug}examples.png" if files.png else "",
+    }
+
+
+def _hashed(study: Study, files: Files) -> list[dict[str, Any]]:
+    """Hash nets under attack, a part for each section."""
+    found = sections.sections(study.retrieval)
+    if found:
+        files.csv("retrieval.csv", retrieval.numbers_csv(found))
+        files.csv("retrieval-attacks.csv", retrieval.attacks_csv(found))
+    parts = []
+    for section in found:
+        radii = {eps: rows for eps in section.radii if (rows := retrieval.lines(section, eps))}
+        answers, problems = pictures.answers(section)
+        part = {"section": section, "radii": radii, "answers": answers, "problems": problems}
+        parts.append(part)
+    return parts
+
+
+def _spiking(study: Study, files: Files) -> list[tuple[Any, ...]]:
+    """Spiking nets under attack: section, its lines, and their rasters, as PNG too."""
+    return [
+        (section, spikes.lines(section), spikes.rasters(section, files.folder / f"spikes-{n}.png"))
+        for n, section in enumerate(spikes.sections_of(study), 1)
+    ]
+
+
+def _write_html(out: Path, template: str, **values: Any) -> Path:
+    write_bytes(out / "index.html", templating.page(template, **values).encode())
     return out / "index.html"
 
 
-def _make_folder(out: Path) -> None:
+def _made(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make the folder {out}: {error.strerror}") from error
+    return out

@@ -1,13 +1,18 @@
 """Example images with their perturbations, and what is found with them, as pictures in a page."""
 
 import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.names import display_name
+from apical.bench.report.render import FONT, save_png
 from apical.bench.report.sections import Section
 from apical.bench.report.table import Column, Shown, Table, percent
 from apical.bench.storage import evaluation_folder
@@ -34,43 +39,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Picture:
-    """Values in [0, 1], shape (H, W, 3), and what stands under it."""
+    """An image with values in [0, 1], shape (C, H, W), and what stands under it."""
 
-    pixels: Any
+    values: Any
     text: str
     wrong: bool = False
 
+    @property
+    def pixels(self) -> Any:
+        """(H, W, 3), within [0, 1]."""
+        clipped = np.clip(self.values, 0, 1).transpose(1, 2, 0)
+        return np.repeat(clipped, 3, axis=2) if clipped.shape[2] == 1 else clipped
+
     def shown(self, alt: str, style: str = "") -> Shown:
-        return Shown(self.text, title=alt, style=style, image=png_address(self.pixels))
+        from matplotlib.image import imsave
+
+        out = io.BytesIO()
+        unsigned: Any = {"Software": None}  # else the version is written into every picture
+        imsave(out, np.round(255 * self.pixels).astype(np.uint8), format="png", metadata=unsigned)
+        return Shown(self.text, title=alt, style=style, image=address(out.getvalue()))
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Some images of one net: a row per image, a column per picture of it.
-
-    Attributes: factor: how much the changes are amplified around middle grey.
-    """
-
-    rule: str
-    seed: int
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Picture, ...], ...]
-    factor: float
-    eps: float
-
-    def table(self) -> Table:
-        def show(place: int) -> Callable[[Sequence[Picture]], Shown]:
-            def cell(row: Sequence[Picture]) -> Shown:
-                picture = row[place]
-                alt = f"{self.columns[place]}: {picture.text}".removesuffix(": ")
-                return picture.shown(alt, "flag" * picture.wrong)
-
-            return cell
-
-        columns = [
-            Column("", show(place), page=name, left=True) for place, name in enumerate(self.columns)
-        ]
-        return Table(columns, self.rows, caption=caption(self.rule, self.seed), kind="")
+def address(png: bytes) -> str:
+    """A picture as an address that needs no file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def caption(rule: str, seed: int) -> str:
@@ -105,11 +97,9 @@ def arrays(path: Path, shapes: Mapping[str, int]) -> dict[str, Any]:
     import zipfile
     import zlib
 
-    import numpy
-
     evaluation_folder.verify(path)
     try:
-        with numpy.load(path, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             found = {key: file[key] for key in file.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -134,22 +124,45 @@ def arrays(path: Path, shapes: Mapping[str, int]) -> dict[str, Any]:
     return found
 
 
-def examples(net: Any, path: Path) -> Examples:
-    """Images of a net under attack."""
-    import numpy
+# Classifiers
 
+
+@dataclass(frozen=True)
+class Examples:
+    """Some images of one net: a row per image, a column per picture of it."""
+
+    rule: str
+    seed: int
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Picture, ...], ...]
+    eps: float
+
+    def table(self) -> Table:
+        def show(place: int, row: Sequence[Picture]) -> Shown:
+            alt = f"{self.columns[place]}: {row[place].text}".removesuffix(": ")
+            return row[place].shown(alt, "flag" * row[place].wrong)
+
+        columns = [
+            Column("", partial(show, place), page=name, left=True)
+            for place, name in enumerate(self.columns)
+        ]
+        return Table(columns, self.rows, caption=caption(self.rule, self.seed), kind="")
+
+
+def examples(net: Any, path: Path) -> Examples:
+    """Images of a net under attack, and the changes, amplified around middle grey."""
     values = arrays(path, EXAMPLES)
     x, adv = values["x"][:MOST_IMAGES], values["adv"][:, :MOST_IMAGES]
     chosen = _varied([str(name) for name in values["names"]])
-    largest = float(numpy.abs(adv[chosen] - x).max()) if len(chosen) else 0.0
+    largest = float(np.abs(adv[chosen] - x).max()) if len(chosen) else 0.0
     factor = 0.5 / largest if largest else 1.0
     if factor >= 1:  # a whole number can be stated
         factor = float(int(factor + 1e-3))
     classes = values.get("class_names")
 
-    def answer(pixels: Any, index: Any, truth: Any) -> Picture:
+    def answer(image: Any, index: Any, truth: Any) -> Picture:
         name = str(index) if classes is None else str(classes[int(index)])
-        return Picture(picture(pixels), name, bool(index != truth))
+        return Picture(image, name, bool(index != truth))
 
     rows = []
     for image, truth in enumerate(values["labels"][: len(x)]):
@@ -157,13 +170,12 @@ def examples(net: Any, path: Path) -> Examples:
         for attack in chosen:
             after = values["predictions_adv"][attack, image]
             change = 0.5 + factor * (adv[attack, image] - x[image])
-            row += [answer(adv[attack, image], after, truth), Picture(picture(change), "")]
+            row += [answer(adv[attack, image], after, truth), Picture(change, "")]
         rows.append(tuple(row))
     columns = ["original"]
     for attack in chosen:
         columns += [_column(str(values["names"][attack])), f"its change × {factor:g}"]
-    eps = float(numpy.max(values["eps"]))
-    return Examples(net.rule, net.seed, tuple(columns), tuple(rows), factor, eps)
+    return Examples(net.rule, net.seed, tuple(columns), tuple(rows), float(np.max(values["eps"])))
 
 
 def _column(name: str) -> str:
@@ -185,43 +197,17 @@ def _varied(names: Sequence[str]) -> list[int]:
     return sorted(range(len(names)), key=rank)[:MOST_ATTACKS]
 
 
-def picture(values: Any) -> Any:
-    """(C, H, W) to (H, W, 3) within [0, 1]."""
-    import numpy
-
-    clipped = numpy.clip(values, 0, 1).transpose(1, 2, 0)
-    return numpy.repeat(clipped, 3, axis=2) if clipped.shape[2] == 1 else clipped
-
-
-def png_address(pixels: Any) -> str:
-    """A picture as an address that needs no file."""
-    import io
-
-    import numpy
-    from matplotlib.image import imsave
-
-    out = io.BytesIO()
-    unsigned: Any = {"Software": None}  # else the version is written into every picture
-    imsave(out, numpy.round(255 * pixels).astype(numpy.uint8), format="png", metadata=unsigned)
-    return address(out.getvalue())
-
-
-def address(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
 def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
     """One image with its perturbations, one line a rule, for print: that misread most often."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    from apical.bench.report.render import FONT, save_png
+    def wrong(image: int) -> int:
+        rows = [row for each in found for row in each.rows[image : image + 1]]
+        return sum(shown.wrong for row in rows for shown in row)
 
-    wrong = [0] * max(len(each.rows) for each in found)
-    for each in found:
-        for place, row in enumerate(each.rows):
-            wrong[place] += sum(shown.wrong for shown in row)
-    image, across = wrong.index(max(wrong)), max(len(each.columns) for each in found)
+    image = max(range(max(len(each.rows) for each in found)), key=wrong)
+    across = max(len(each.columns) for each in found)
     size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(found))
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=size)
@@ -288,49 +274,45 @@ def answers(section: Section) -> tuple[list[tuple[Any, float, list[list[Answer]]
 
 def _answers(values: dict[str, Any], query: int) -> list[Answer]:
     truth = int(values["labels"][query])
-    inputs = [values["x"][query], *values["adv"][:, query]]
-    names = ["clean"]
-    for name in values["names"]:
-        attack, _, source = str(name).partition(" / ")
-        names.append(f"{attack}, {source} gradient")
     made = []
-    for place, (name, image) in enumerate(zip(names, inputs, strict=True)):
-        pictures = values["found"][place, query][:MOST_FOUND]
+    for place, image in enumerate([values["x"][query], *values["adv"][:, query]]):
+        name = "clean"
+        if place:
+            attack, _, source = str(values["names"][place - 1]).partition(" / ")
+            name = f"{attack}, {source} gradient"
         labels = values["found_labels"][place, query][:MOST_FOUND]
         found = tuple(
-            Picture(picture(pixels / 255), str(label), bool(label != truth))
-            for pixels, label in zip(pictures, labels, strict=True)
+            Picture(pixels / 255, str(label), bool(label != truth))
+            for pixels, label in zip(values["found"][place, query], labels, strict=False)
         )
         share = 100 * float(values["precision"][place][query])
-        made.append(Answer(name, Picture(picture(image), str(truth)), share, found))
+        made.append(Answer(name, Picture(image, str(truth)), share, found))
     return made
 
 
-def answers_table(found: Sequence[Answer], caption: str) -> Table:
+def answers_table(net: Any, found: Sequence[Answer]) -> Table:
     """The answers to one query, a row each."""
 
-    def nearest(place: int) -> Callable[[Answer], Shown]:
-        def show(answer: Answer) -> Shown:
-            shown = answer.found[place]
-            alt = f"found, label {shown.text}, {'wrong' if shown.wrong else 'right'}"
-            return shown.shown(alt, "wrong flag" * shown.wrong)
+    def nearest(place: int, answer: Answer) -> Shown:
+        shown = answer.found[place]
+        alt = f"found, label {shown.text}, {'wrong' if shown.wrong else 'right'}"
+        return shown.shown(alt, "wrong flag" * shown.wrong)
 
-        return show
+    def query(answer: Answer) -> Shown:
+        return answer.query.shown(f"query, label {answer.query.text}")
 
+    pictures = [
+        Column("", partial(nearest, place), page=" " if place else "found", left=True)
+        for place in range(len(found[0].found))
+    ]
     return Table(
         [
-            Column("", lambda answer: answer.name, page=" ", left=True, style="soft wrap"),
-            Column(
-                "query", lambda answer: answer.query.shown(f"query, label {answer.query.text}"),
-                left=True, style="query",
-            ),
-            *(
-                Column("", nearest(place), page="found" if place == 0 else " ", left=True)
-                for place in range(len(found[0].found))
-            ),
+            Column("", "name", page=" ", left=True, style="soft wrap"),
+            Column("query", query, left=True, style="query"),
+            *pictures,
             Column("AP %", lambda answer: percent(answer.precision)),
         ],
         found,
-        caption=caption,
+        caption=caption(net.rule, net.seed),
         kind="",
-    )  # fmt: skip
+    )

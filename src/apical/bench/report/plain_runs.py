@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment, to_dict
 from apical.bench.report.evaluations import Robustness
 from apical.bench.report.read import Run, Study, is_study, one_run, rule_name
+from apical.bench.report.table import flatten
 from apical.bench.storage import packing
 
 SKIPPED = ("report", "search", "starts")
@@ -60,62 +61,54 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
         notes.append(f"Left out: {copies} runs that repeat an experiment of this table.")
     if any((path / Robustness.home).is_dir() for path in runs):
         notes.append("Evaluations of robustness are shown on the page of each run.")
-    return Study(
-        name=folder.resolve().name,
-        title=f"Runs in {folder.resolve().name}",
-        tier="",
-        command="",
-        runs=tuple(found.values()),
-        published=(),
-        notes=tuple(notes),
-    )
+    name = folder.resolve().name
+    return Study(name, f"Runs in {name}", tuple(found.values()), notes=tuple(notes))
 
 
 def _labels(experiments: list[Values]) -> list[tuple[list[str], str]]:
-    """For each experiment the settings that are not the same in all, and the name of its rule."""
+    """For each experiment the settings that are not the same in all, and the name of its rule with
+    the options in which it differs from others of that name."""
     names = [rule_name(experiment) for experiment in experiments]
-    flat = [dict(_flat(experiment)) for experiment in experiments]
-    rules = [dict(_flat_rule(experiment)) for experiment in experiments]
-    varied = _varied(flat)
+    settings = [_settings(experiment) for experiment in experiments]
+    options = [_options(experiment) for experiment in experiments]
     labels = []
-    for name, values, own in zip(names, flat, rules, strict=True):
-        peers = [rule for other, rule in zip(names, rules, strict=True) if other == name]
-        options = [f"{key} {own[key]}" for key in _varied(peers) if key in own]
-        more = [f"{key} {values[key]}" for key in varied if key in values]
-        labels.append((more, ", ".join([name, *options])))
+    for name, of_run, own in zip(names, settings, options, strict=True):
+        peers = [each for other, each in zip(names, options, strict=True) if other == name]
+        labels.append((_differing(of_run, settings), ", ".join([name, *_differing(own, peers)])))
     return labels
 
 
-def _varied(values: list[dict[str, str]]) -> list[str]:
-    """The keys whose values are not the same everywhere, in the order of the first mention."""
-    keys = dict.fromkeys(key for each in values for key in each)
-    return [key for key in keys if len({each.get(key) for each in values}) > 1]
+def _differing(values: Values, peers: list[Values]) -> list[str]:
+    """ "lr 0.1" for every value that is not the same in all peers, in the order of the first
+    mention."""
+    keys = dict.fromkeys(key for peer in peers for key in peer)
+    varied = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
+    return [f"{key} {values[key]}" for key in varied if key in values]
 
 
-def _flat(experiment: Values) -> Iterator[tuple[str, str]]:
-    """Settings beside the seed, the rule, the net and the data as text, nested ones by a dotted
-    name. What is absent had its default: it came with a later version."""
-    complete = {**DEFAULTS, **experiment}
-    for key, value in complete.items():
-        if key not in ("seed", "rule", "learner", "net", "data", "task", "length"):
-            yield from _leaves(key, value)
+def _settings(experiment: Values) -> Values:
+    """Settings beside the seed, the rule, the net and the data. What is absent had its default: it
+    came with a later version."""
+    named = ("seed", "rule", "learner", "net", "data", "task", "length")
+    every = {**DEFAULTS, **experiment}
+    return _as_text({key: value for key, value in every.items() if key not in named})
 
 
-def _flat_rule(experiment: Values) -> Iterator[tuple[str, str]]:
+def _options(experiment: Values) -> Values:
+    """Of the rule and of the learner."""
+    made: dict[str, str] = {}
     for part in ("rule", "learner"):
         value = experiment.get(part)
         if isinstance(value, Mapping):
-            for key, option in value.items():
-                if key != part:
-                    yield from _leaves(key, option)
+            made |= _as_text({key: option for key, option in value.items() if key != part})
+    return made
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, part in value.items():
-            yield from _leaves(f"{name}.{key}", part)
-    else:
-        yield name, value if isinstance(value, str) else json.dumps(value)
+def _as_text(values: Values) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in flatten(values, empty=True).items()
+    }
 
 
 DEFAULTS = to_dict(Experiment())

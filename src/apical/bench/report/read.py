@@ -28,20 +28,26 @@ A run folder alone, as apical train leaves it, is read as a study of this one ru
 experiment.json: {key, versions, experiment}; the last is the experiment with all its fields.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment.own_code import GIVEN
-from apical.bench.report import robust_read
 from apical.bench.report.evaluations import Retrieval, Robustness, Status
 from apical.bench.report.names import display_name
-from apical.bench.report.robust_read import FULL_TIER, PublishedRobustness
 from apical.bench.storage import packing
+from apical.measure import statistics
 
-__all__ = ["FULL_TIER", "Curve", "Published", "Run", "Study", "is_study", "read_study"]
+FULL_TIER = "full"
+"""The tier of a published protocol; every other one is on another scale."""
+
+ERRORS = ("test_error", "test_accuracy")
+ROBUSTNESS = ("robust_accuracy", "attack_success")
+"""Metrics of published values: the one that is kept, and what it lacks to 100 %. The success of an
+attack is the share of all examples that it leaves misclassified."""
 
 
 GIVEN_DIGITS = 6
@@ -86,16 +92,74 @@ class Run:
         return rows[-1] if rows else {}
 
 
+Value = Callable[[Run], float | None]
+
+
 @dataclass(frozen=True)
-class Published:
-    """A published value as test error in %, with the number of runs behind it."""
+class Row:
+    """A rule in a setting, with its runs: most tables have a row for each."""
 
     setting: str
     rule: str
-    error: float
+    every: tuple[Run, ...] = ()
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The finished ones."""
+        return [run for run in self.every if run.status == "finished"]
+
+    @property
+    def n(self) -> int:
+        return len(self.runs)
+
+    @property
+    def planned(self) -> int:
+        return len(self.every)
+
+    @property
+    def failed(self) -> int:
+        return sum(run.status == "failed" for run in self.every)
+
+    def sample(self, value: Value) -> dict[int, float]:
+        """A value of each finished run by seed; those without it are left out."""
+        found = {run.seed: value(run) for run in self.runs}
+        return {seed: each for seed, each in found.items() if each is not None}
+
+    def summary(self, value: Value) -> statistics.Summary | None:
+        found = self.sample(value)
+        return statistics.summarize(list(found.values())) if found else None
+
+
+def percent_of(key: str) -> Value:
+    """A share of the final row, in %."""
+    return lambda run: 100 * run.final[key] if key in run.final else None
+
+
+def test_error(run: Run) -> float:
+    """Test error in % of a finished run."""
+    return float(100 * (1 - run.final["test_acc"]))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published test error in %, or robust accuracy under the attack whose rows carry this label,
+    with the number of runs behind it."""
+
+    setting: str
+    rule: str
+    value: float
     source: str
     n: int = 1
     other_scale: str = ""
+    attack: str = ""
+    eps: float = 0.0
+    group: str = "own"
+
+    def scale(self, tier: str) -> str:
+        """Why it cannot be compared with runs of a tier; "" where it can."""
+        if self.other_scale or tier == FULL_TIER:
+            return self.other_scale
+        return f"tier {tier}, not the published protocol"
 
 
 @dataclass(frozen=True)
@@ -116,16 +180,16 @@ class Curve:
 class Study:
     name: str
     title: str
-    tier: str
-    command: str
     runs: tuple[Run, ...]
-    published: tuple[Published, ...]
-    notes: tuple[str, ...]
+    tier: str = ""
+    command: str = ""
+    published: tuple[Published, ...] = ()
+    notes: tuple[str, ...] = ()
     search: tuple[Mapping[str, Any], ...] = ()
     curves: tuple[Curve, ...] = ()
     robustness: tuple[Robustness, ...] = ()
     retrieval: tuple[Retrieval, ...] = ()
-    robust_published: tuple[PublishedRobustness, ...] = ()
+    robust_published: tuple[Published, ...] = ()
     overview: Mapping[str, Any] | None = None
     solved: float | None = None
 
@@ -134,8 +198,33 @@ class Study:
         return list(dict.fromkeys(run.setting for run in self.runs))
 
     @property
+    def several(self) -> bool:
+        """Whether tables must name the setting."""
+        return len(self.settings) > 1
+
+    @property
     def rules(self) -> list[str]:
         return list(dict.fromkeys(run.rule for run in self.runs))
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str], Row]:
+        runs: dict[tuple[str, str], list[Run]] = {}
+        for run in self.runs:
+            runs.setdefault((run.setting, run.rule), []).append(run)
+        return {cell: Row(*cell, tuple(of_cell)) for cell, of_cell in runs.items()}
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every setting and rule with runs, in the order of study.json."""
+        return list(self._rows.values())
+
+    def row(self, setting: str, rule: str) -> Row:
+        return self._rows.get((setting, rule), Row(setting, rule))
+
+    def rows_of(self, setting: str) -> list[Row]:
+        """Those of a setting, in the order of the rules of the study."""
+        rows = [row for row in self.rows if row.setting == setting]
+        return sorted(rows, key=lambda row: self.rules.index(row.rule))
 
     @property
     def changed_trees(self) -> int:
@@ -143,11 +232,11 @@ class Study:
         return sum(run.environment.get("git_dirty") is True for run in self.runs)
 
     def finished(self, setting: str, rule: str) -> list[Run]:
-        return [
-            run
-            for run in self.runs
-            if (run.setting, run.rule, run.status) == (setting, rule, "finished")
-        ]
+        return self.row(setting, rule).runs
+
+    def by_rule(self, setting: str) -> dict[str, list[Run]]:
+        """The finished runs of a setting; rules without any are left out."""
+        return {row.rule: row.runs for row in self.rows_of(setting) if row.runs}
 
     def find_published(self, setting: str, rule: str) -> Published | None:
         matches = (row for row in self.published if (row.setting, row.rule) == (setting, rule))
@@ -170,32 +259,32 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Study:
     """A run folder as a study of one run, its tier and command "", with all it holds."""
     folder = folder.resolve()
-    source = packing.open_folder(folder.parent)
-    run = one_run(source, folder.name)
-    setting, seed, experiment = run.setting, run.seed, run.experiment
+    run = one_run(packing.open_folder(folder.parent), folder.name)
+    about = (folder, run.setting, run.rule, run.seed)
     return Study(
-        name=folder.name,
-        title=f"{display_name(run.rule)}: {setting}" if experiment else setting,
-        tier="",
-        command="",
-        runs=(run,),
-        published=(),
-        notes=(),
-        robustness=tuple(Robustness.of_run(folder, setting, run.rule, seed)),
-        retrieval=tuple(Retrieval.of_run(folder, setting, run.rule, seed)),
+        folder.name,
+        f"{display_name(run.rule)}: {run.setting}" if run.experiment else run.setting,
+        (run,),
+        robustness=tuple(Robustness.of_run(*about)),
+        retrieval=tuple(Retrieval.of_run(*about)),
     )
 
 
 def one_run(source: packing.Folder, folder: str) -> Run:
-    """A run of a folder of runs, named after its net, data and rule."""
-    experiment = _experiment(source, folder)
-    net, data = str(experiment.get("net", "net")), source_name(experiment)
+    """A run of a folder of runs, named after its net, data and rule. Settings that cannot be read
+    are none: its status says so."""
+    try:
+        experiment = source.read_json(f"{folder}/experiment.json")["experiment"]
+    except (KeyError, TypeError, ValueError, OSError):
+        experiment = {}
+    net, task = str(experiment.get("net", "net")), experiment.get("task")
+    data = f"{task}, {experiment['length']} steps" if task else str(experiment.get("data", "data"))
     if net.startswith(GIVEN):
         net = f"{_class_of_given(source, folder)} {net.removeprefix(GIVEN)[:GIVEN_DIGITS]}"
     if data.startswith(GIVEN):
         data = f"data {data.removeprefix(GIVEN)[:GIVEN_DIGITS]}"
-    setting = f"{net} on {data}"
-    names = {"setting": setting if experiment else folder, "rule": rule_name(experiment)}
+    setting = f"{net} on {data}" if experiment else folder
+    names = {"setting": setting, "rule": rule_name(experiment)}
     return _read_run(source, {"folder": folder, "seed": experiment.get("seed", 0), **names})
 
 
@@ -207,30 +296,18 @@ def _class_of_given(source: packing.Folder, folder: str) -> str:
         return "net"
 
 
-def _experiment(source: packing.Folder, folder: str) -> Mapping[str, Any]:
-    """The settings of a run; {} where they cannot be read, which its status says."""
-    try:
-        found: Mapping[str, Any] = source.read_json(f"{folder}/experiment.json")["experiment"]
-        return found
-    except (KeyError, TypeError, ValueError, OSError):
-        return {}
-
-
-def source_name(experiment: Mapping[str, Any]) -> str:
-    """What was trained on: a data set, or sequences of a task."""
-    task = experiment.get("task")
-    return f"{task}, {experiment['length']} steps" if task else str(experiment.get("data", "data"))
+def learner_of(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The learner of an experiment as a mapping, its name under "learner"."""
+    learner = experiment.get("learner") or "backprop"
+    return dict(learner) if isinstance(learner, Mapping) else {"learner": str(learner)}
 
 
 def rule_name(experiment: Mapping[str, Any]) -> str:
-    """The name of the rule; of the learner, where that is another than backprop."""
-    learner = experiment.get("learner") or "backprop"
-    name = str(learner["learner"] if isinstance(learner, Mapping) else learner)
-    return _name_of(experiment.get("rule")) if name == "backprop" else name
-
-
-def _name_of(rule: Any) -> str:
-    """The name of a rule as experiments hold it; "mixed" for rules by pattern of layers."""
+    """The name of the rule, "mixed" for rules by pattern of layers; of the learner, where that is
+    another than backprop."""
+    learner, rule = learner_of(experiment)["learner"], experiment.get("rule")
+    if learner != "backprop":
+        return str(learner)
     if isinstance(rule, Mapping):
         return str(rule.get("rule", "mixed"))
     return str(rule) if rule else "net"
@@ -253,42 +330,39 @@ def read_study(folder: Path) -> Study:
             tier=value["tier"],
             command=value["command"],
             runs=tuple(_read_run(source, entry) for entry in value["runs"]),
-            published=tuple(_published(entry) for entry in value["published"]),
+            published=tuple(read_published(entry, ERRORS) for entry in value["published"]),
             notes=tuple(value["notes"]),
             search=tuple(value.get("search", ())),
             curves=tuple(_curve(entry) for entry in value.get("curves", ())),
             overview=value.get("overview"),
             solved=value.get("solved"),
-            robustness=tuple(
-                Robustness.of_entry(source, entry) for entry in value.get("robustness", ())
-            ),
-            retrieval=tuple(
-                Retrieval.of_entry(source, entry) for entry in value.get("retrieval", ())
-            ),
+            robustness=tuple(Robustness.of_entry(source, e) for e in value.get("robustness", ())),
+            retrieval=tuple(Retrieval.of_entry(source, e) for e in value.get("retrieval", ())),
             robust_published=tuple(
-                robust_read.published(entry) for entry in value.get("robust_published", ())
+                read_published(entry, ROBUSTNESS) for entry in value.get("robust_published", ())
             ),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'study.json'}: missing or misshapen entry {error}") from error
 
 
-def _published(entry: Mapping[str, Any]) -> Published:
+def read_published(entry: Mapping[str, Any], metrics: Sequence[str]) -> Published:
+    """An entry of `published` with `ERRORS`, of `robust_published` with `ROBUSTNESS`.
+
+    Raises: ValueError for another metric, or a unit other than "%" and "fraction".
+    """
+    kept, complement = metrics
     factor = {"%": 1.0, "fraction": 100.0}
-    if entry["metric"] not in ("test_error", "test_accuracy") or entry["unit"] not in factor:
+    if entry["metric"] not in metrics or entry["unit"] not in factor:
         raise ValueError(
             f"published value of {entry['rule']!r}: metric {entry['metric']!r} in "
-            f"{entry['unit']!r}; allowed are test_error and test_accuracy in '%' or 'fraction'"
+            f"{entry['unit']!r}; allowed are {kept} and {complement} in '%' or 'fraction'"
         )
     percent = entry["value"] * factor[entry["unit"]]
-    return Published(
-        setting=entry["setting"],
-        rule=entry["rule"],
-        error=percent if entry["metric"] == "test_error" else 100 - percent,
-        source=entry["source"],
-        n=entry.get("n", 1),
-        other_scale=entry.get("other_scale", ""),
-    )
+    if entry["metric"] == complement:
+        percent = 100 - percent
+    names = {each.name for each in dataclasses.fields(Published)}
+    return Published(**{**{k: entry[k] for k in names & entry.keys()}, "value": percent})
 
 
 def _curve(entry: Mapping[str, Any]) -> Curve:
@@ -309,14 +383,8 @@ def _read_run(source: packing.Folder, entry: Mapping[str, Any]) -> Run:
         reason = str(error).replace(f"{source.path}/", "")
         return Run(**common, status="failed", reason=f"unreadable: {reason}")
     status, reason = _status(rows, experiment)
-    return Run(
-        **common,
-        status=status,
-        reason=reason,
-        experiment=experiment,
-        environment=environment,
-        rows=rows,
-    )
+    return Run(**common, status=status, reason=reason, experiment=experiment,
+               environment=environment, rows=rows)  # fmt: skip
 
 
 def _status(

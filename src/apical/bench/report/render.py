@@ -1,6 +1,7 @@
 """Figures as SVG that follows the theme of the page, and as PNG for print."""
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.report.colours import INK, LINE, SOFT, Look, line_style, variables
+from apical.bench.report.table import Table
 from apical.bench.storage.records import write_bytes
 
 XLINK = "http://www.w3.org/1999/xlink"
@@ -80,21 +82,50 @@ class Drawn:
     panels: tuple[tuple[str, str], ...]
 
 
-def draw(
-    groups: Iterable[Group], out: Path, *, title: str, slug: str = "", png: bool = True
-) -> list[Drawn]:
-    """The groups for a page; with `png` their PNG files are written into `out` on the way.
+@dataclass(frozen=True)
+class Files:
+    """What stands beside a page.
 
-    Args: title: of the PNG files, before their own. slug: start of their names.
+    Attributes: title: of the PNG files, before the heading of each. png: whether figures are
+        written as PNG too.
     """
-    made = []
-    for group in groups:
-        file = f"{slug}{group.name}.png" if png else ""
+
+    folder: Path
+    title: str
+    png: bool = True
+
+    def csv(self, name: str, table: Table) -> None:
+        write_bytes(self.folder / name, table.csv().encode())
+
+    def print(self, group: Group, heading: str = "", slug: str = "") -> str:
+        """A group for print; its file, "" where none is wanted."""
+        file = f"{slug}{group.name}.png" if self.png else ""
         if file:
-            write_png(out / file, group, title=f"{title} · {group.heading}")
-        panels = tuple((panel.title, to_svg(group, panel)) for panel in group.panels)
-        made.append(Drawn(group, file, panels))
-    return made
+            titles = filter(None, [self.title, heading, group.heading])
+            write_png(self.folder / file, group, title=" · ".join(titles))
+        return file
+
+    def draw(self, groups: Iterable[Group], heading: str = "", slug: str = "") -> list[Drawn]:
+        """The groups for the page, and for print. slug: start of the names of their files."""
+        return [
+            Drawn(
+                group,
+                self.print(group, heading, slug),
+                tuple((panel.title, to_svg(group, panel)) for panel in group.panels),
+            )
+            for group in groups
+        ]
+
+
+def prefix(names: Sequence[str], name: str) -> str:
+    """Start of the names of the files of one of these names, short, plain ASCII, all different; ""
+    for a name alone."""
+    made: list[str] = []
+    for each in names[: names.index(name) + 1]:
+        base = re.sub(r"[^a-z0-9]+", "-", each.lower()).strip("-")[:40] or "setting"
+        free = (f"{base}-{n}" if n > 1 else base for n in itertools.count(1))
+        made.append(next(slug for slug in free if slug not in made))
+    return f"{made[-1]}-" if len(names) > 1 else ""
 
 
 def legend(groups: Iterable[Group]) -> list[tuple[str, str]]:

@@ -2,21 +2,20 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from apical.bench.report import gained, rates
-from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.read import FULL_TIER, Published, Run, Study
+from apical.bench.report import gained
+from apical.bench.report.names import display_name, is_baseline, joined
+from apical.bench.report.read import Published, Row, Study, test_error
 from apical.bench.report.table import (
     Column,
     Shown,
     Table,
     count,
-    estimate,
-    for_markdown,
     mean,
     number,
+    plain,
     share,
     signed,
 )
@@ -34,13 +33,8 @@ class Cell:
         hidden layers keep their initial weights.
     """
 
-    setting: str
-    rule: str
-    planned: int
-    failed: int
-    runs: tuple[Run, ...]
+    row: Row
     summary: statistics.Summary | None = None
-    one_net: tuple[float, float] | None = None
     difference: statistics.Summary | None = None
     gain: gained.Gain | None = None
     ties: str = ""
@@ -48,168 +42,106 @@ class Cell:
     verdict: statistics.Verdict | None = None
 
     @property
-    def n(self) -> int:
-        return len(self.runs)
+    def setting(self) -> str:
+        return self.row.setting
+
+    @property
+    def rule(self) -> str:
+        return self.row.rule
+
+    @property
+    def one_net(self) -> tuple[float, float] | None:
+        """Wilson interval of the error, for a single run that says how many images it saw."""
+        if self.row.n != 1 or "test_count" not in self.row.runs[0].final:
+            return None
+        images = self.row.runs[0].final["test_count"]
+        low, high = statistics.wilson(images * test_error(self.row.runs[0]) / 100, images)
+        return 100 * low, 100 * high
 
     @property
     def published_difference(self) -> float | None:
         """Ours minus published, in points."""
         if self.summary is None or self.published is None:
             return None
-        return self.summary.mean - self.published.error
+        return self.summary.mean - self.published.value
 
     @property
     def costs(self) -> dict[str, float]:
         """Means over seeds of what every run has measured."""
-        finals = [run.final for run in self.runs]
+        finals = [run.final for run in self.row.runs]
         return {
-            key: float(sum(final[key] for final in finals) / self.n)
+            key: float(sum(final[key] for final in finals) / len(finals))
             for key in ("step_ms", "feedback_bytes", "seconds")
             if finals and all(key in final for final in finals)
         }
 
 
-def test_error(run: Run) -> float:
-    """Test error in % of a finished run."""
-    return 100 * (1 - run.final["test_acc"])
-
-
 def cells(study: Study) -> list[Cell]:
     """All rows of the table, in the order of study.json."""
-    found = gained.gains(study)
-    return [cell for setting in study.settings for cell in _setting_cells(study, setting, found)]
+    gains = gained.gains(study)
+    return [cell for setting in study.settings for cell in _of_setting(study, setting, gains)]
 
 
-def _setting_cells(study: Study, setting: str, over_control: gained.Gains) -> list[Cell]:
-    rules = list(dict.fromkeys(run.rule for run in study.runs if run.setting == setting))
-    rules.sort(key=study.rules.index)
-    errors = {
-        rule: {run.seed: test_error(run) for run in study.finished(setting, rule)} for rule in rules
-    }
-    noise = {rule: gained.share_noise(study.finished(setting, rule)) for rule in rules}
+def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
+    rows = {row.rule: row for row in study.rows_of(setting)}
+    errors = {rule: row.sample(test_error) for rule, row in rows.items()}
+    noise = {rule: gained.share_noise(row.runs) for rule, row in rows.items()}
     letters = statistics.tie_groups(errors, noise=noise)
-    bp = next(filter(is_baseline, rules), "")
-    baseline = errors.get(bp, {})
-    values = [row.error for rule in rules if (row := study.find_published(setting, rule))]
-    made: list[Cell] = []
-    for rule in rules:
-        gain = over_control.get((setting, rule))
-        planned = [run for run in study.runs if (run.setting, run.rule) == (setting, rule)]
-        runs = tuple(study.finished(setting, rule))
-        published = study.find_published(setting, rule)
-        summary = statistics.summarize(list(errors[rule].values())) if runs else None
+    bp = next(filter(is_baseline, rows), "")
+    published = {rule: study.find_published(setting, rule) for rule in rows}
+    values = [value.value for value in published.values() if value]
+    made = []
+    for rule, row in rows.items():
+        summary, theirs, verdict = row.summary(test_error), published[rule], None
+        if summary and theirs:
+            verdict = statistics.verdict(
+                summary,
+                theirs.value,
+                others=values,
+                other_scale=theirs.scale(study.tier),
+                published_n=theirs.n,
+                noise=noise[rule],
+            )
         difference = statistics.paired_difference(
             errors[rule],
-            {} if is_baseline(rule) else baseline,
+            {} if is_baseline(rule) else errors.get(bp, {}),
             noise=noise[rule] + noise.get(bp, 0.0),
         )
-        made.append(
-            Cell(
-                setting,
-                rule,
-                planned=len(planned),
-                failed=sum(run.status == "failed" for run in planned),
-                runs=runs,
-                summary=summary,
-                one_net=_one_net(runs),
-                difference=difference,
-                gain=gain,
-                ties=letters[rule],
-                published=published,
-                verdict=_verdict(study, summary, published, values, noise[rule]),
-            )
-        )
+        gain = gains.get((setting, rule))
+        made.append(Cell(row, summary, difference, gain, letters[rule], theirs, verdict))
     return made
-
-
-def _verdict(
-    study: Study,
-    summary: statistics.Summary | None,
-    published: Published | None,
-    values: Sequence[float],
-    noise: float,
-) -> statistics.Verdict | None:
-    if summary is None or published is None:
-        return None
-    scale = published.other_scale
-    if not scale and study.tier != FULL_TIER:
-        scale = f"tier {study.tier}, not the published protocol"
-    return statistics.verdict(
-        summary,
-        published.error,
-        others=values,
-        other_scale=scale,
-        published_n=published.n,
-        noise=noise,
-    )
-
-
-def _one_net(runs: Sequence[Run]) -> tuple[float, float] | None:
-    """Wilson interval of the error in %, for a single run that says how many images it saw."""
-    if len(runs) != 1 or "test_count" not in runs[0].final:
-        return None
-    images = runs[0].final["test_count"]
-    low, high = statistics.wilson(images * test_error(runs[0]) / 100, images)
-    return 100 * low, 100 * high
 
 
 def table(study: Study, rows: Sequence[Cell]) -> Table:
     """The table of results, its CSV file with every number."""
     error = "First found is wrong %" if study.retrieval else "Test error %"
-    settings, compared = list(study.settings), bool(study.published)
-    several = len(settings) > 1
-
+    settings, compared = study.settings, bool(study.published)
     return Table(
         [
-            setting_column(several, "setting"),
-            rule_column("rule"),
-            Column("n", _runs, "n planned failed", page="Runs n"),
+            Column.setting(study.several, "setting"),
+            Column.rule("rule"),
+            Column("n", _runs, "n=row.n planned=row.planned failed=row.failed", page="Runs n"),
             Column("test error %", _error, "mean=summary.mean sd=summary.sd", page=error),
             Column("95 % interval", lambda c: share(c.summary), page=""),
             Column("", _interval, "low=summary.low high=summary.high", page="95 % interval"),
-            Column(
-                "minus BP",
-                lambda c: estimate(c.difference, signed),
-                "bp_difference=difference.mean bp_low=difference.low bp_high=difference.high",
-                keep=any(cell.difference for cell in rows),
-            ),
+            Column("minus BP", "difference",
+                   "bp_difference=difference.mean bp_low=difference.low bp_high=difference.high",
+                   text=signed, keep=any(cell.difference for cell in rows)),
             *[
-                Column(
-                    "gained",
-                    lambda c: gained.shown(c.gain),
-                    "gained=gain.summary.mean gained_low=gain.summary.low "
-                    "gained_high=gain.summary.high learns=gain.learns",
-                )
-            ]
-            * any(cell.gain for cell in rows),
+                Column("gained", lambda c: gained.shown(c.gain),
+                       "gained=gain.summary.mean gained_low=gain.summary.low "
+                       "gained_high=gain.summary.high learns=gain.learns")
+            ] * any(cell.gain for cell in rows),
             Column("ties", lambda c: _ties(c, rows), "ties", left=True),
-            Column(
-                "published %",
-                _published,
-                "published=published.error published_n=published.n "
-                "published_source=published.source",
-                keep=compared,
-            ),
-            Column(
-                "",
-                lambda c: Shown(signed(c.published_difference), c.published_difference),
-                "published_difference",
-                page="Ours minus published",
-                keep=compared,
-            ),
-            Column(
-                "band",
-                _band,
-                "band_low=verdict.low band_high=verdict.high",
-                keep=any(_band(cell).text for cell in rows),
-            ),
-            Column(
-                "verdict",
-                lambda c: verdict(c.verdict),
-                "verdict=verdict.word verdict_reason=verdict.why",
-                left=True,
-                keep=compared,
-            ),
+            Column("published %", lambda c: published(c.published),
+                   "published=published.value published_n=published.n "
+                   "published_source=published.source", keep=compared),
+            Column("", "published_difference", "published_difference", text=signed,
+                   page="Ours minus published", keep=compared),
+            Column("band", _band, "band_low=verdict.low band_high=verdict.high",
+                   keep=any(_band(cell).text for cell in rows)),
+            Column("verdict", lambda c: verdict(c.verdict),
+                   "verdict=verdict.word verdict_reason=verdict.why", left=True, keep=compared),
             Column("", raw="step_ms=costs.step_ms feedback_bytes=costs.feedback_bytes "
                            "seconds=costs.seconds"),
         ],
@@ -220,27 +152,30 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
     )  # fmt: skip
 
 
-def setting_column(keep: bool, raw: str = "") -> Column:
-    """The setting of a row, where there are several."""
-    return Column("setting", lambda r: r.setting, raw, left=True, keep=keep, style="wrap")
-
-
-def rule_column(raw: str = "", head: str = "rule") -> Column:
-    """The rule of a row, as its paper writes it."""
-    return Column(head, lambda r: display_name(r.rule), raw, left=True, style="rule")
+def published(
+    row: Published | None, text: Callable[[float | None], str] = number, *, attack: bool = False
+) -> Shown:
+    """A published value with its source, and the attack where it is not in a column of its own."""
+    if row is None:
+        return Shown("")
+    title = f"{row.attack}, " * attack + f"n = {row.n}, {row.source}"
+    return plain(row.value, text, title=title)
 
 
 def verdict(found: statistics.Verdict | None) -> Shown:
     """A verdict on a published value with its reason."""
-    if found is None:
-        return Shown("")
-    return Shown(found.word, title=found.why, style=found.word.partition(",")[0].replace(" ", "-"))
+    return judged(found.word, found.why) if found else Shown("")
+
+
+def judged(word: str, why: str = "") -> Shown:
+    """The word of a verdict, in its colour."""
+    return Shown(word, title=why, style=word.partition(",")[0].replace(" ", "-"))
 
 
 def _band(cell: Cell) -> Shown:
     """Where the published value would have to lie."""
     found = cell.verdict
-    if found is None or found.low is None or found.high is None:
+    if found is None or found.low is None:
         return Shown("")
     low = max(0.0, found.low)
     return Shown(f"{number(low)} to {number(found.high)}", low)
@@ -257,6 +192,10 @@ def contradicts(cell: Cell, rows: Sequence[Cell]) -> bool:
     return same and (found.low > 0 or found.high < 0)
 
 
+def contradicting(rows: Sequence[Cell]) -> bool:
+    return any(contradicts(row, rows) for row in rows)
+
+
 def _ties(cell: Cell, rows: Sequence[Cell]) -> Shown:
     if not contradicts(cell, rows):
         return Shown(cell.ties)
@@ -265,15 +204,15 @@ def _ties(cell: Cell, rows: Sequence[Cell]) -> Shown:
 
 
 def _runs(cell: Cell) -> Shown:
-    shown = count(cell.n, cell.planned)
-    failed = f"{cell.failed} failed" if cell.failed else ""
-    return Shown(shown.text, shown.sort, title=failed, mark="†" if failed else "")
+    row = cell.row
+    failed = f"{row.failed} failed" if row.failed else ""
+    return replace(count(row.n, row.planned), title=failed, mark="†" if failed else "")
 
 
 def _error(cell: Cell) -> Shown:
     ours = cell.summary
     spread = f"standard deviation {number(ours.sd)}" if ours and ours.sd is not None else ""
-    return Shown(mean(ours).text, mean(ours).sort, title=spread)
+    return replace(mean(ours), title=spread)
 
 
 def _interval(cell: Cell) -> Shown:
@@ -283,64 +222,68 @@ def _interval(cell: Cell) -> Shown:
     return Shown(share(cell.summary), getattr(cell.summary, "low", None), style="soft")
 
 
-def _published(cell: Cell) -> Shown:
-    row = cell.published
-    return (
-        Shown(number(row.error), row.error, title=f"n = {row.n}, {row.source}")
-        if row
-        else Shown("")
+# Words
+
+
+def finding(rows: Sequence[Cell]) -> str:
+    """What the table shows, in a sentence for each setting: the best rule, which rules it does not
+    differ from, and which are not shown to learn; "" without two rules to compare."""
+    made = []
+    settings = dict.fromkeys(row.setting for row in rows)
+    for setting in settings:
+        found = [row for row in rows if row.setting == setting and row.summary]
+        ranked = sorted(found, key=lambda row: row.summary.mean if row.summary else 0.0)
+        if len(ranked) < 2:
+            continue
+        best = ranked[0]
+        error = f"{mean(best.summary).text} %"
+        same = [row for row in ranked[1:] if {*row.ties} & {*best.ties}]
+        if not best.ties:
+            text = f"{display_name(best.rule)} has the lowest test error, {error}, in a single run"
+        elif len(same) == len(ranked) - 1:
+            text = (
+                f"no test error differs significantly from the lowest, {display_name(best.rule)}'s "
+                f"{error}"
+            )
+        else:
+            text = f"{display_name(best.rule)} has the lowest test error, {error}"
+            text += f", not significantly different from {_names(same)}" if same else ""
+        if idle := [row for row in ranked if row.gain and row.gain.mark]:
+            text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
+        where = f"{setting}: " if len(settings) > 1 else ""
+        made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
+    return " ".join(made)
+
+
+def _names(rows: Sequence[Cell]) -> str:
+    return joined([display_name(row.rule) for row in rows])
+
+
+def widest(study: Study, rows: Sequence[Cell]) -> str:
+    """`seeds_sentence` of these rows."""
+    return seeds_sentence(
+        {
+            f"{cell.setting} " * study.several + display_name(cell.rule): cell.summary
+            for cell in rows
+            if cell.summary
+        }
     )
-
-
-def closing(study: Study) -> str:
-    """The command that makes the numbers again, as documents print it."""
-    return f"Regenerate: `{study.command.replace('`', '')}`."
-
-
-def legend(study: Study, rows: Sequence[Cell]) -> str:
-    """What the columns mean, in documents."""
-    sources = dict.fromkeys(cell.published.source for cell in rows if cell.published)
-    baseline = any(cell.difference for cell in rows)
-    parts = [
-        f"Tier {study.tier}: mean over n seeds with a 95 % t interval, cut off at 0 and 100; "
-        + "`minus BP` is paired on the seeds, in points; " * baseline
-        + "rules that share a letter do not differ significantly, corrected for all pairs of the "
-        + "setting (Holm), which an interval is not.",
-        for_markdown(gained.legend(study, gained.gains(study))),
-        *map(for_markdown, notes(study, rows)),
-    ]
-    if sources:
-        parts.append(f"Published: {for_markdown('; '.join(sources))}.")
-    parts += [for_markdown(sentence) for sentence in (*orders(rows), *study.notes)]
-    return " ".join([*filter(None, parts), closing(study)])
-
-
-def notes(study: Study, rows: Sequence[Cell]) -> list[str]:
-    """What must stand beside the numbers: how many seeds, and how rates were chosen."""
-    several = len(study.settings) > 1
-    widest = {
-        f"{cell.setting} {display_name(cell.rule)}" if several else display_name(cell.rule): found
-        for cell in rows
-        if (found := cell.summary)
-    }
-    return list(filter(None, [seeds_sentence(widest), *rates.sentences(study)]))
 
 
 def seeds_sentence(found: Mapping[str, statistics.Summary]) -> str:
     """The widest interval of a table by its row, and how many seeds would halve it."""
-    known = {row: s for row, s in found.items() if s.sd and s.high is not None and s.n > 1}
-    if not known:
+    half = {
+        row: summary.high - summary.mean
+        for row, summary in found.items()
+        if summary.sd and summary.high is not None
+    }
+    if not half:
         return ""
-
-    def half(row: str) -> float:
-        return (known[row].high or 0.0) - known[row].mean
-
-    row = max(known, key=half)
-    sd = known[row].sd or 0.0
-    needed = statistics.seeds_needed(sd, half(row) / 2)
+    row = max(half, key=lambda name: half[name])
+    needed = statistics.seeds_needed(found[row].sd or 0.0, half[row] / 2)
     return (
-        f"The widest interval is that of {row}: {known[row].n} seeds give ±{number(half(row))}, "
-        f"about {needed} would give ±{number(half(row) / 2)}."
+        f"The widest interval is that of {row}: {found[row].n} seeds give ±{number(half[row])}, "
+        f"about {needed} would give ±{number(half[row] / 2)}."
     )
 
 
@@ -358,15 +301,15 @@ def orders(rows: Sequence[Cell]) -> list[str]:
         if len(found) < FEWEST:
             continue
         ours = {row.rule: row.summary.mean for row in found if row.summary}
-        published = {row.rule: row.published.error for row in found if row.published}
-        tau = float(kendalltau(list(ours.values()), list(published.values())).statistic)
+        theirs = {row.rule: row.published.value for row in found if row.published}
+        tau = float(kendalltau(list(ours.values()), list(theirs.values())).statistic)
         agreement = "" if math.isnan(tau) else f" (Kendall's tau {tau:.2f})"
         where = f"{setting}, best" if len(settings) > 1 else "Best"
-        made.append(f"{where} first: {_order(ours)}; published: {_order(published)}{agreement}.")
+        made.append(f"{where} first: {_order(ours)}; published: {_order(theirs)}{agreement}.")
     return made
 
 
-def _order(errors: dict[str, float]) -> str:
+def _order(errors: Mapping[str, float]) -> str:
     """Names by their errors, "=" between those that are printed alike."""
     ranked = sorted(errors, key=lambda rule: errors[rule])
     text = display_name(ranked[0])
@@ -374,3 +317,8 @@ def _order(errors: dict[str, float]) -> str:
         same = number(errors[before]) == number(errors[rule])
         text += f" = {display_name(rule)}" if same else f", {display_name(rule)}"
     return text
+
+
+def sources(rows: Sequence[Cell]) -> list[str]:
+    """Where the published values come from."""
+    return list(dict.fromkeys(row.published.source for row in rows if row.published))

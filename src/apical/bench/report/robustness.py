@@ -7,8 +7,16 @@ from typing import Any
 
 from apical.bench.report.evaluations import Robustness
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.robust_read import FULL_TIER, PublishedRobustness
-from apical.bench.report.sections import Section, Value, attack_row, attack_share, near
+from apical.bench.report.read import Published, Study
+from apical.bench.report.sections import (
+    Line,
+    Section,
+    Value,
+    attack_row,
+    attack_share,
+    near,
+    of_study,
+)
 from apical.measure import robustness_verdict, statistics
 from apical.measure.robustness_verdict import MASKED, Estimate, RuleVerdict
 
@@ -21,42 +29,30 @@ READ = 1.0
 Lines = Mapping[str, Mapping[float, Estimate]]
 """Kind of attack -> radius -> robust accuracy."""
 
-
-@dataclass(frozen=True)
-class Headline:
-    """A rule at one radius. Accuracies in %, differences in points; None where not measured.
-
-    Attributes: planned: nets that were to be evaluated. own, exact: worst case per image over the
-        attacks by that gradient, the same attacks for both; worst: over everything tried.
-        against_bp: worst case minus that of backprop on the same seeds; differs: whether they
-        differ by a paired t test, Holm-corrected over the rules, 5 %. published: the lowest
-        published accuracy under attacks by the own gradient at this radius.
-    """
-
-    setting: str
-    rule: str
-    eps: float
-    n: int
-    planned: int
-    clean: Estimate
-    noise: Estimate | None
-    own: Estimate
-    exact: Estimate
-    worst: Estimate
-    gap: Estimate
-    against_bp: Estimate | None
-    verdict: RuleVerdict
-    published: PublishedRobustness | None
-    differs: bool
+SHOWN = ("noise", "own", "exact", "worst")
+"""Kinds of attack in the table of a radius. Own, exact: worst case per image over the attacks by
+that gradient, the same attacks for both; worst: over everything tried."""
 
 
 def worst(eps: float) -> Value:
     """The accuracy that everything tried leaves at a radius."""
-    return lambda net: net.at("worst", eps).get("accuracy")
+    return partial(left, kind="worst", eps=eps)
 
 
 def clean(net: Robustness) -> float:
     return float(net.clean["accuracy"])
+
+
+def left(net: Robustness, *, kind: str, eps: float) -> float | None:
+    """The accuracy that a kind of attack leaves, see `LINES`; of several transfer sources or black
+    boxes the strongest."""
+    if kind in ("own", "exact"):
+        return net.find("gap", eps=eps).get(kind)
+    if kind == "worst":
+        return net.find("worst", eps=eps).get("accuracy")
+    wanted = {"group": kind, "eps": eps, "on": "all"}.items()
+    rows = [row["accuracy"] for row in net.of_kind("attack") if wanted <= row.items()]
+    return min(rows, default=None)
 
 
 def headline_radius(section: Section) -> float:
@@ -74,95 +70,65 @@ def headline_radius(section: Section) -> float:
     return min(distances or section.radii, key=lambda eps: distances.get(eps, 0.0))
 
 
-def headlines(section: Section, eps: float) -> list[Headline]:
-    """The rules at one radius; those without evaluations at it are left out."""
+def headlines(section: Section, eps: float) -> list[Line]:
+    """The rules at one radius; those without evaluations at it are left out.
+
+    The values are those of `SHOWN`, clean, gap (own minus exact) and against_bp (worst case minus
+    that of backprop on the same seeds).
+    """
     rules = [rule for rule in section.rules if section.shares(rule, worst(eps))]
     differing = section.differing(rules, worst(eps))
-    found = [_headline(section, rule, eps, differing=rule in differing) for rule in rules]
-    return [line for line in found if line is not None]
+    made = []
+    for rule in rules:
+        gaps = {
+            seed: row for seed, net in section.of(rule).items() if (row := net.find("gap", eps=eps))
+        }
+        values = {
+            "clean": section.estimate(rule, clean),
+            **{kind: section.estimate(rule, partial(left, kind=kind, eps=eps)) for kind in SHOWN},
+            "gap": robustness_verdict.gap(gaps),
+            "against_bp": section.minus_baseline(rule, worst(eps)),
+        }
+        if all(values[name] for name in ("own", "exact", "gap")):
+            word = verdict(section, rule).word
+            made.append(Line(section, rule, eps, values, rule in differing, word))
+    return made
 
 
-def _headline(section: Section, rule: str, eps: float, *, differing: bool) -> Headline | None:
-    nets = {seed: each for seed, each in section.of(rule).items() if each.at("worst", eps)}
-    own = section.estimate(rule, partial(_line, kind="own", eps=eps))
-    exact = section.estimate(rule, partial(_line, kind="exact", eps=eps))
-    least = section.estimate(rule, worst(eps))
-    before = section.estimate(rule, clean)
-    gap = robustness_verdict.gap({seed: each.at("gap", eps) for seed, each in nets.items()})
-    if own is None or exact is None or least is None or before is None or gap is None:
-        return None
-    published = [
-        row
-        for row in section.published
-        if (row.rule, row.group) == (rule, "own") and near(row.eps, eps)
-    ]
-    return Headline(
-        setting=section.heading,
-        rule=rule,
-        eps=eps,
-        n=len(nets),
-        planned=section.planned(rule),
-        clean=before,
-        noise=section.estimate(rule, partial(_line, kind="noise", eps=eps)),
-        own=own,
-        exact=exact,
-        worst=least,
-        gap=gap,
-        against_bp=section.minus_baseline(rule, worst(eps)),
-        verdict=verdict(section, rule),
-        published=min(published, key=lambda row: row.accuracy, default=None),
-        differs=differing,
-    )
+def published_at(line: Line) -> Published | None:
+    """The lowest published accuracy under attacks by the own gradient at the radius of a line."""
+    rows = [row for row in line.section.published if (row.rule, row.group) == (line.rule, "own")]
+    same = [row for row in rows if near(row.eps, line.eps)]
+    return min(same, key=lambda row: row.value, default=None)
 
 
 def verdict(section: Section, rule: str) -> RuleVerdict:
     """The verdict on a rule, from all radii."""
-    nets = section.of(rule)
-    gaps = {
-        eps: {seed: row for seed, each in nets.items() if (row := each.at("gap", eps))}
-        for eps in section.radii
-    }
-    audits = [row for each in nets.values() for row in each.of_kind("audit")]
-    words = [row["verdict"] for each in nets.values() for row in each.of_kind("verdict")]
-    return robustness_verdict.verdict(
-        {eps: rows for eps, rows in gaps.items() if rows}, audits, words
-    )
+    gaps: dict[float, dict[int, Any]] = {}
+    for eps in section.radii:
+        for seed, net in section.of(rule).items():
+            if row := net.find("gap", eps=eps):
+                gaps.setdefault(eps, {})[seed] = row
+    words = [row["verdict"] for row in section.of_kind(rule, "verdict")]
+    return robustness_verdict.verdict(gaps, section.of_kind(rule, "audit"), words)
 
 
 def lines(section: Section, rule: str) -> Lines:
-    """Robust accuracy over the radius, by kind of attack; kinds that were not run are left out.
-
-    Of several transfer sources or black boxes the strongest counts, net by net.
-    """
-    found = {
-        kind: {
-            eps: share
-            for eps in section.radii
-            if (share := section.estimate(rule, partial(_line, kind=kind, eps=eps))) is not None
-        }
-        for kind in LINES
-    }
-    return {kind: values for kind, values in found.items() if values}
-
-
-def _line(net: Robustness, *, kind: str, eps: float) -> float | None:
-    if kind in ("own", "exact"):
-        return net.at("gap", eps).get(kind)
-    if kind == "worst":
-        return worst(eps)(net)
-    shares = [
-        row["accuracy"]
-        for row in net.of_kind("attack")
-        if (row["group"], row["eps"], row["on"]) == (kind, eps, "all")
-    ]
-    return min(shares, default=None)
+    """Robust accuracy over the radius, by kind of attack; kinds that were not run are left out."""
+    found: dict[str, dict[float, Estimate]] = {}
+    for kind in LINES:
+        for eps in section.radii:
+            share = section.estimate(rule, partial(left, kind=kind, eps=eps))
+            if share is not None:
+                found.setdefault(kind, {})[eps] = share
+    return found
 
 
 def pixels(section: Section) -> dict[str, dict[int, Estimate]]:
     """Robust accuracy by rule and number of pixels that may change; rules without are left out."""
     found: dict[str, dict[int, Estimate]] = {}
     for rule in section.rules:
-        rows = [row for net in section.of(rule).values() for row in net.of_kind("attack")]
+        rows = section.of_kind(rule, "attack")
         rows = [row for row in rows if (row["group"], row["on"]) == ("pixels", "all")]
         for row in sorted(rows, key=lambda row: row["eps"]):
             value = partial(attack_share, group="pixels", attack=row["attack"], eps=row["eps"])
@@ -172,7 +138,8 @@ def pixels(section: Section) -> dict[str, dict[int, Estimate]]:
     return found
 
 
-# Against published values
+def published_in(rows: Sequence[Line]) -> list[Published]:
+    return [row for row in map(published_at, rows) if row]
 
 
 @dataclass(frozen=True)
@@ -180,7 +147,7 @@ class Compared:
     """A published robust accuracy in % and ours: under the same attack by the gradient it was
     published for, and by the exact gradient of the same weights."""
 
-    published: PublishedRobustness
+    published: Published
     ours: Estimate
     exact: Estimate | None
     verdict: statistics.Verdict
@@ -192,7 +159,7 @@ class Compared:
     @property
     def difference(self) -> float:
         """Ours minus published, in points."""
-        return self.ours.mean - self.published.accuracy
+        return self.ours.mean - self.published.value
 
 
 def compared(section: Section, tier: str) -> list[Compared]:
@@ -207,13 +174,10 @@ def compared(section: Section, tier: str) -> list[Compared]:
         ours = robustness_verdict.estimate(shares, images)
         if ours is None:
             continue
-        scale = row.other_scale
-        if not scale and tier != FULL_TIER:
-            scale = f"tier {tier}, not the published protocol"
         judged = statistics.verdict(
             statistics.summarize([100 * share for share in shares.values()]),
-            row.accuracy,
-            other_scale=scale,
+            row.value,
+            other_scale=row.scale(tier),
             published_n=row.n,
             least=READ,
         )
@@ -222,7 +186,17 @@ def compared(section: Section, tier: str) -> list[Compared]:
     return found
 
 
-# Rule of training by rule of the attack's gradient
+def unused(study: Study) -> int:
+    """Published values of attacks or radii that were not run in a setting that was evaluated."""
+    found = of_study(study)
+    settings = {section.setting for section in found}
+    published = sum(row.setting in settings for row in study.robust_published)
+    return published - sum(len(compared(section, study.tier)) for section in found)
+
+
+def sources(found: Iterable[Section]) -> list[str]:
+    """Where the published values come from."""
+    return list(dict.fromkeys(row.source for section in found for row in section.published))
 
 
 @dataclass(frozen=True)
@@ -285,7 +259,7 @@ def _heat(section: Section, eps: float, attack: str, tried: Sequence[str]) -> He
     cells = {}
     for row in rows:
         for column in columns:
-            share = partial(_crossed, attack=attack, eps=eps, column=column, own=row == column)
+            share = partial(attack_share, attack=attack, eps=eps, **_source(row, column))
             found = section.estimate(row, share)
             if found is not None:
                 cells[row, column] = found
@@ -301,9 +275,11 @@ def _columns(rules: Iterable[str], tried: Sequence[str]) -> tuple[str, ...]:
     return (*first, *known, *other)
 
 
-def _crossed(net: Any, *, attack: str, eps: float, column: str, own: bool) -> float | None:
-    if own:
-        return attack_share(net, group="own", attack=attack, eps=eps)
-    if is_baseline(column):
-        return attack_share(net, group="exact", attack=attack, eps=eps)
-    return attack_share(net, group="rule", attack=attack, eps=eps, source=f"rule:{column}")
+def _source(row: str, column: str) -> dict[str, str]:
+    """The attacks of a cell: by the gradient a net was trained with, by the exact one, or by that
+    of another rule."""
+    if row == column:
+        return {"group": "own"}
+    return (
+        {"group": "exact"} if is_baseline(column) else {"group": "rule", "source": f"rule:{column}"}
+    )

@@ -9,7 +9,7 @@ from apical.bench.report.names import display_name
 from apical.bench.report.render import Group, Panel
 from apical.bench.report.robustness import LINES, Heat, Lines
 from apical.bench.report.sections import Section
-from apical.measure.robustness_verdict import Estimate, radius
+from apical.measure.robustness_verdict import radius
 
 
 def _like(look: Look, dash: tuple[float, ...], marker: str) -> Look:
@@ -28,30 +28,26 @@ LOOK = {
 """How the kinds of attack are drawn: colours that the page's themes have."""
 
 
-def over_radius(section: Section) -> tuple[Group, list[str]] | None:
-    """Small multiples over the radius, and the kinds of attack in them; None for a single radius,
+def over_radius(section: Section) -> tuple[list[Group], list[str]]:
+    """Small multiples over the radius, and the kinds of attack in them; none for a single radius,
     which the table tells better."""
     if len(section.radii) < 2:
-        return None
+        return [], []
     found = {rule: robustness.lines(section, rule) for rule in section.rules}
     panels = []
     for rule, of_rule in found.items():
-        clean = section.estimate(rule, robustness.clean)
-        assert clean is not None  # a rule of a section has a finished evaluation
         title = f"{display_name(rule)}: {robustness.verdict(section, rule).word}"
-        panels.append(
-            Panel(title, partial(draw_radius, found=of_rule, section=section, clean=clean))
-        )
+        clean = section.estimate(rule, robustness.clean)
+        draw = partial(draw_radius, found=of_rule, section=section, clean=clean)
+        panels.append(Panel(title, draw))
     kinds = [kind for kind in LINES if any(kind in of_rule for of_rule in found.values())]
     legend = tuple((robustness_words.KINDS[kind], LOOK[kind]) for kind in kinds)
     heading = "Robust accuracy over the radius"
-    return (
-        Group("radius", heading, "", tuple(panels), (2.5, 1.9), (0.5, 0.42), legend, columns=3),
-        kinds,
-    )
+    group = Group("radius", heading, "", tuple(panels), (2.5, 1.9), legend=legend, columns=3)
+    return [group], kinds
 
 
-def draw_radius(axes: Any, *, found: Lines, section: Section, clean: Estimate) -> None:
+def draw_radius(axes: Any, *, found: Lines, section: Section, clean: Any) -> None:
     """One line per kind of attack with its interval, from the clean accuracy at radius 0."""
     classes = section.clean.get("classes")
     if classes:
@@ -73,8 +69,9 @@ def draw_radius(axes: Any, *, found: Lines, section: Section, clean: Estimate) -
     axes.set_ylabel("robust accuracy, %", labelpad=2)
 
 
-def crossed(heat: Heat, name: str) -> Group:
-    """The table of rule by gradient, for print."""
+def crossed(heat: Heat, number: int) -> Group:
+    """The table of rule by gradient, for print. number: from 1 on."""
+    name = f"gradients-{number}" if number > 1 else "gradients"
     size = (1.2 + 0.62 * len(heat.columns), 0.7 + 0.34 * len(heat.rows))
     panel = Panel(f"Robust accuracy, %, {heat.attack}", partial(draw_heat, heat=heat))
     return Group(name, f"radius {radius(heat.eps)}", "", (panel,), size, (0.85, 0.45), columns=1)

@@ -6,13 +6,19 @@ from typing import Any
 
 from apical.bench.report.evaluations import Evaluated, Row
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.protocol import flatten, text
-from apical.bench.report.robust_read import PublishedRobustness
+from apical.bench.report.read import Published, Study
+from apical.bench.report.table import flatten, text
 from apical.measure import robustness_verdict, statistics
 from apical.measure.robustness_verdict import Estimate
 
 SAME_RADIUS = 1e-3
 """Relative difference up to which a published radius is taken for ours."""
+
+NORMS = {
+    "linf": "every input value may change by at most the radius",
+    "flips": "as many binary events as the radius says may be added or removed",
+    "l2": "the change of all input values together, as a Euclidean length, is at most the radius",
+}
 
 Value = Callable[[Any], float | None]
 """A share that one evaluated net keeps, None where it was not measured."""
@@ -27,7 +33,7 @@ class Section:
     heading: str
     evaluations: tuple[Any, ...]
     listed: tuple[Evaluated, ...]
-    published: tuple[PublishedRobustness, ...] = ()
+    published: tuple[Published, ...] = ()
 
     @property
     def rules(self) -> list[str]:
@@ -50,8 +56,18 @@ class Section:
         """The row of the first net without attack: how many images, classes, bits."""
         return self.evaluations[0].clean
 
+    @property
+    def norm(self) -> str:
+        """What an attack may do."""
+        name = self.clean.get("norm", self.described.get("norm"))
+        return NORMS.get(str(name), f"norm {name}")
+
     def of(self, rule: str) -> dict[int, Any]:
         return {each.seed: each for each in self.evaluations if each.rule == rule}
+
+    def of_kind(self, rule: str, kind: str) -> list[Row]:
+        """The rows of a kind of all nets of a rule."""
+        return [row for net in self.of(rule).values() for row in net.of_kind(kind)]
 
     def planned(self, rule: str) -> int:
         return len({each.seed for each in self.listed if each.rule == rule})
@@ -60,14 +76,20 @@ class Section:
         found = {seed: value(each) for seed, each in self.of(rule).items()}
         return {seed: share for seed, share in found.items() if share is not None}
 
-    def estimate(self, rule: str, value: Value, images: int | None = None) -> Estimate | None:
+    def estimate(
+        self,
+        rule: str,
+        value: Value,
+        images: int | None = None,
+        bounds: tuple[float, float] | None = None,
+    ) -> Estimate | None:
         """Mean over the nets of a rule of a value of each, those without it left out.
 
-        Args: images: how many the values are over, None for all.
+        Args: images: how many the values are over, None for all. bounds: the interval of a single
+            net where it is known.
         """
-        return robustness_verdict.estimate(
-            self.shares(rule, value), images or self.clean.get("examples", 0)
-        )
+        examples = images or self.clean.get("examples", 0)
+        return robustness_verdict.estimate(self.shares(rule, value), examples, bounds)
 
     def difference(self, rule: str, other: str, value: Value) -> Estimate | None:
         """Of two rules on the same seeds, in points."""
@@ -81,17 +103,18 @@ class Section:
 
     def differing(self, rules: Iterable[str], value: Value) -> set[str]:
         """The rules that differ from backprop by a paired t test, Holm-corrected, 5 %."""
-        others = [rule for rule in rules if not is_baseline(rule)]
         if self.baseline is None:
             return set()
         base = self.shares(self.baseline, value)
-        found = []
-        for rule in others:
-            shares = self.shares(rule, value)
-            noise = self._noise(shares) + self._noise(base)
-            found.append(statistics.difference_p(shares, base, noise=noise))
-        corrected = statistics.holm([1.0 if p is None else p for p in found])
-        return {rule for rule, p in zip(others, corrected, strict=True) if p < 0.05}
+        found: dict[str, float] = {}
+        for rule in rules:
+            if not is_baseline(rule):
+                shares = self.shares(rule, value)
+                noise = self._noise(shares) + self._noise(base)
+                p = statistics.difference_p(shares, base, noise=noise)
+                found[rule] = 1.0 if p is None else p
+        corrected = statistics.holm(list(found.values()))
+        return {rule for rule, p in zip(found, corrected, strict=True) if p < 0.05}
 
     def _noise(self, shares: Mapping[int, float]) -> float:
         """Variance of one net's share over the examples measured; of a mean of average precisions,
@@ -108,8 +131,41 @@ class Section:
         return {k: ", ".join(dict.fromkeys(text(each.get(k)) for each in every)) for k in keys}
 
 
+@dataclass(frozen=True)
+class Line:
+    """A rule of a section at one radius: what is left there by column, and differences.
+
+    Attributes: values: estimates in % or points; None, or absent, where not measured. differs:
+        whether the worst case differs from backprop's on the same seeds by a paired t test,
+        Holm-corrected over the rules, 5 %. word: what own minus exact says of the own gradient.
+    """
+
+    section: Section
+    rule: str
+    eps: float
+    values: Mapping[str, Any]
+    differs: bool = False
+    word: str = ""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    @property
+    def setting(self) -> str:
+        return self.section.heading
+
+    @property
+    def n(self) -> int:
+        """Nets evaluated at this radius."""
+        return sum(self.eps in net.radii for net in self.section.of(self.rule).values())
+
+    @property
+    def planned(self) -> int:
+        return self.section.planned(self.rule)
+
+
 def sections(
-    evaluations: Sequence[Evaluated], published: Sequence[PublishedRobustness] = ()
+    evaluations: Sequence[Evaluated], published: Sequence[Published] = ()
 ) -> list[Section]:
     """Finished evaluations by setting and protocol. Of two of the same net the last one counts."""
     found: dict[tuple[str, ...], dict[tuple[str, int], Evaluated]] = {}
@@ -127,22 +183,21 @@ def sections(
             for place, (name, value) in enumerate(zip(names, protocol, strict=True), 1)
             if len({other[place] for other in others}) > 1
         ]
-        made.append(
-            Section(
-                setting,
-                setting if len(others) == 1 else f"{setting} · {', '.join(differing)}",
-                tuple(group.values()),
-                # those that have not come so far as to tell their protocol may belong to it
-                tuple(
-                    each
-                    for each in evaluations
-                    if each.setting == setting
-                    and (not each.described or [*each.protocol] == protocol)
-                ),
-                tuple(row for row in published if row.setting == setting),
-            )
-        )
+        heading = setting if len(others) == 1 else f"{setting} · {', '.join(differing)}"
+        # those that have not come so far as to tell their protocol may belong to it
+        listed = [
+            each
+            for each in evaluations
+            if each.setting == setting and (not each.described or [*each.protocol] == protocol)
+        ]
+        values = tuple(row for row in published if row.setting == setting)
+        made.append(Section(setting, heading, tuple(group.values()), tuple(listed), values))
     return made
+
+
+def of_study(study: Study) -> list[Section]:
+    """The sections of robustness, with the published values."""
+    return sections(study.robustness, study.robust_published)
 
 
 def superseded(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
@@ -151,25 +206,22 @@ def superseded(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
     return [e for e in evaluations if e.status == "finished" and id(e) not in shown]
 
 
+def unfinished(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
+    return [each for each in evaluations if each.status != "finished"]
+
+
 def missing(evaluations: Sequence[Evaluated]) -> list[str]:
     """What has not finished, a line for each rule, status and reason: "digits, FA, seeds 1, 2:
     unfinished · 3 attacks done"."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
-    for net in evaluations:
-        if net.status != "finished":
-            key = (net.setting, net.rule, net.status, net.reason)
-            found.setdefault(key, []).append(str(net.seed))
+    for net in unfinished(evaluations):
+        key = (net.setting, net.rule, net.status, net.reason)
+        found.setdefault(key, []).append(str(net.seed))
     return [
         f"{setting}, {display_name(rule)}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: "
         f"{status}{' · ' * bool(reason)}{reason}"
         for (setting, rule, status, reason), seeds in found.items()
     ]
-
-
-def missing_sentence(evaluations: Sequence[Evaluated]) -> list[str]:
-    """ "3 of 9 evaluations are missing.", for documents; nothing where none is."""
-    count = sum(each.status != "finished" for each in evaluations)
-    return [f"{count} of {len(evaluations)} evaluations are missing."] if count else []
 
 
 def attack_row(net: Any, *, group: str, attack: str, eps: float, source: str | None = None) -> Row:

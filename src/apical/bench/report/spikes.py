@@ -4,32 +4,21 @@ Read from the trials of each evaluation, image by image: the hybrid attack break
 two parts breaks.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apical.bench.report import gained, rates, robustness, sections
+from apical.bench.report import gained, robustness, sections
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.evaluations import Robustness
 from apical.bench.report.names import display_name
 from apical.bench.report.pictures import address, arrays
 from apical.bench.report.read import Study
 from apical.bench.report.render import FONT, save_png
-from apical.bench.report.results import closing, rule_column
-from apical.bench.report.sections import Section
-from apical.bench.report.table import (
-    Column,
-    Shown,
-    Table,
-    estimate,
-    for_markdown,
-    mean,
-    percent,
-    points,
-)
-from apical.measure import robustness_verdict
-from apical.measure.robustness_verdict import Estimate, radius
+from apical.bench.report.sections import Line, Section, Value
+from apical.bench.report.table import Column, Table, percent, points
+from apical.measure.robustness_verdict import difference, radius
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "noise": ("noise",),
@@ -40,31 +29,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Which groups of attacks each column stands for."""
 
-COMPARED = ("twin", "transfer", "hybrid")
+COMPARED = {"twin": "the twin alone", "transfer": "transfer alone", "hybrid": "both together"}
 """What the own gradient is compared with: each part alone, and both."""
 
 MOST_NEURONS = 60
 """Shown of each layer, the first ones."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A rule at one radius. Accuracies in %, the difference in points.
-
-    Attributes: values: by column, None where that was not run. gaps: own minus twin, own minus
-        transfer and own minus hybrid on the same nets, by column; above 0: the own gradient is
-        weaker. stronger: by the same columns, shares that own gradient and the other leave, by the
-        seeds of the nets where the own gradient leaves less.
-    """
-
-    setting: str
-    rule: str
-    eps: float
-    clean: Estimate
-    values: Mapping[str, Estimate | None]
-    gaps: Mapping[str, Estimate | None]
-    stronger: Mapping[str, Mapping[int, tuple[float, float]]]
-    worst: Estimate | None
 
 
 def concerns(study: Study) -> bool:
@@ -78,57 +47,58 @@ def sections_of(study: Study) -> list[Section]:
 
 
 def lines(section: Section) -> list[Line]:
-    """The rules of a setting at each radius."""
+    """The rules of a setting at each radius.
+
+    The values are those of `PARTS`, clean, worst, and own minus each of `COMPARED` on the same
+    nets ("minus twin"; above 0: the own gradient is weaker).
+    """
     return [_line(section, rule, eps) for eps in section.radii for rule in section.rules]
 
 
+def of_study(study: Study) -> list[Line]:
+    return [line for section in sections_of(study) for line in lines(section)]
+
+
+def at_headline(rows: Iterable[Line]) -> list[Line]:
+    """The lines at the radius where backprop's nets keep about half."""
+    return [line for line in rows if line.eps == robustness.headline_radius(line.section)]
+
+
 def _line(section: Section, rule: str, eps: float) -> Line:
-    shares = {name: section.shares(rule, _share(groups, eps)) for name, groups in PARTS.items()}
-    own = shares["own"]
-    clean = section.estimate(rule, robustness.clean)
-    assert clean is not None
-    return Line(
-        section.heading,
-        rule,
-        eps,
-        clean,
-        {
-            name: robustness_verdict.estimate(each, section.clean["examples"])
-            for name, each in shares.items()
-        },
-        {name: robustness_verdict.difference(own, shares[name]) for name in COMPARED},
-        {
-            name: {
-                seed: (own[seed], other[seed])
-                for seed in own
-                if seed in (other := shares[name]) and own[seed] < other[seed]
-            }
-            for name in COMPARED
-        },
-        section.estimate(rule, robustness.worst(eps)),
+    left = {name: partial(survivors, groups=groups, eps=eps) for name, groups in PARTS.items()}
+    own = section.shares(rule, left["own"])
+    gaps = {f"minus {n}": difference(own, section.shares(rule, left[n])) for n in COMPARED}
+    every: dict[str, Value] = {"clean": robustness.clean, "worst": robustness.worst(eps), **left}
+    values = {name: section.estimate(rule, value) for name, value in every.items()}
+    return Line(section, rule, eps, values | gaps)
+
+
+def stronger(line: Line, name: str) -> dict[int, tuple[float, float]]:
+    """Shares that the own gradient and the other leave, by the seeds of the nets where the own
+    gradient leaves less."""
+    own, other = (
+        line.section.shares(line.rule, partial(survivors, groups=PARTS[part], eps=line.eps))
+        for part in ("own", name)
     )
+    return {s: (own[s], other[s]) for s in own if s in other and own[s] < other[s]}
 
 
-def _share(groups: Iterable[str], eps: float) -> Callable[[Robustness], float | None]:
+def survivors(net: Robustness, *, groups: tuple[str, ...], eps: float) -> float | None:
     """The share of images that survive all attacks of these groups; a group may not be run."""
-
-    def share(net: Robustness) -> float | None:
-        rows = [
-            row
-            for row in net.trials
-            if row["group"] in groups and row["on"] == "all" and row["eps"] == eps
-            and row["role"] in ("usual", "single step")
-        ]  # fmt: skip
-        if not rows and tuple(groups) == ("own",):  # of a plain net it is the exact one
-            return _share(("exact",), eps)(net)
-        if not rows:
-            return None
-        standing = mask(rows[0]["attacked"], rows[0]["examples"])
-        for row in rows:
-            standing &= ~mask(row["broken"], row["examples"])
-        return standing.bit_count() / rows[0]["examples"]
-
-    return share
+    rows = [
+        row
+        for row in net.trials
+        if row["group"] in groups and row["on"] == "all" and row["eps"] == eps
+        and row["role"] in ("usual", "single step")
+    ]  # fmt: skip
+    if not rows and groups == ("own",):  # of a plain net it is the exact one
+        return survivors(net, groups=("exact",), eps=eps)
+    if not rows:
+        return None
+    standing = mask(rows[0]["attacked"], rows[0]["examples"])
+    for row in rows:
+        standing &= ~mask(row["broken"], row["examples"])
+    return standing.bit_count() / rows[0]["examples"]
 
 
 def mask(digits: str, examples: int) -> int:
@@ -143,63 +113,31 @@ def mask(digits: str, examples: int) -> int:
 def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
     """Own gradient against the hybrid attack; radius by radius, where there are several."""
 
-    def value(name: str) -> Callable[[Line], Shown]:
-        return lambda line: mean(line.values[name], percent)
-
-    def hybrid(line: Line) -> Shown:
-        return replace(value("hybrid")(line), strong=True)
+    def left(name: str, head: str = "", **more: Any) -> Column:
+        return Column(head or name, f"values.{name}.mean", text=percent, **more)
 
     return Table(
         [
-            Column("setting", lambda line: line.setting, page="", left=True),
-            rule_column(),
-            Column("radius", lambda line: Shown(radius(line.eps), line.eps)),
-            Column("n", lambda line: Shown(str(line.clean.n), line.clean.n), page="Nets n"),
-            Column("clean", lambda line: mean(line.clean, percent)),
+            Column("setting", "setting", page="", left=True),
+            Column.rule(),
+            Column("radius", "eps", text=radius),
+            Column("n", "values.clean.n", page="Nets n"),
+            left("clean"),
             *gained.columns(gains),
-            Column("noise", value("noise")),
-            Column("own gradient", value("own")),
-            Column("twin", value("twin")),
-            Column("transfer", value("transfer")),
-            Column("hybrid", hybrid, strong=True),
-            Column("own minus twin", lambda line: estimate(line.gaps["twin"], points)),
-            Column("own minus transfer", lambda line: estimate(line.gaps["transfer"], points)),
-            Column("own minus hybrid", lambda line: estimate(line.gaps["hybrid"], points)),
-            Column("worst of all", lambda line: mean(line.worst, percent)),
+            left("noise"),
+            left("own", "own gradient"),
+            left("twin"),
+            left("transfer"),
+            left("hybrid", strong=True),
+            *(
+                Column(f"own minus {name}", f"values.minus {name}", text=points)
+                for name in COMPARED
+            ),
+            left("worst", "worst of all"),
         ],
         list(rows),
         "Spiking nets under attack",
     )
-
-
-def to_markdown(study: Study) -> str:
-    """One line per setting and rule, at the radius where backprop's nets keep about half."""
-    found = sections_of(study)
-    rows = [(each, line) for each in found for line in lines(each)]
-    shown = [line for each, line in rows if line.eps == robustness.headline_radius(each)]
-    notes = legend(study, found, seen(line for _, line in rows))
-    text = table(shown, gained.gains(study)).markdown()
-    return f"{text}\n{notes} {closing(study)}\n"
-
-
-def legend(study: Study, found: Iterable[Section], claim: str) -> str:
-    """What the columns mean, and what was seen of the claim."""
-    images = ", ".join(f"{each.clean['examples']} images ({each.heading})" for each in found)
-    parts = [
-        *sections.missing_sentence(study.robustness),
-        f"Tier {study.tier}: share of test images that are right, in %, mean over n nets. Own "
-        "gradient: what the net learns by. Twin: the same attacks along the exact gradient of the "
-        "same weights, by backpropagation through time. Transfer: made on another net, the one "
-        "that backpropagation trained from the same start, and no gradient of the attacked net. "
-        "Hybrid: per image, the worst of twin and transfer; worst of all: of everything tried. "
-        "`own minus ...` in points, paired on the seeds, with its 95 % t interval: above 0 the "
-        "other attack is stronger.",
-        claim,
-        f"Measured on {for_markdown(images)}.",
-        *map(for_markdown, [gained.legend(study, gained.gains(study)), *rates.sentences(study)]),
-        *map(for_markdown, study.notes),
-    ]
-    return " ".join(filter(None, parts))
 
 
 def seen(rows: Iterable[Line]) -> str:
@@ -207,13 +145,12 @@ def seen(rows: Iterable[Line]) -> str:
     itself, over all radii."""
     rows = [row for row in rows if row.rule != "bp"]
     said = []
-    for name, words in (("twin", "the twin alone"), ("transfer", "transfer alone"),
-                        ("hybrid", "both together")):  # fmt: skip
+    for name, words in COMPARED.items():
         found: dict[str, list[int]] = {}
         for row in rows:
-            if (gap := row.gaps[name]) is not None:
+            if gap := row[f"minus {name}"]:
                 counts = found.setdefault(row.rule, [0, 0])
-                counts[0] += gap.n - len(row.stronger[name])
+                counts[0] += gap.n - len(stronger(row, name))
                 counts[1] += gap.n
         each = ", ".join(f"{display_name(rule)} {a} of {b}" for rule, (a, b) in found.items())
         said += [f"{words} {each}"] if each else []
@@ -231,7 +168,7 @@ def weakest(rows: Iterable[Line]) -> str:
         f"{row.setting}, {display_name(row.rule)}, seed {seed}, radius {radius(row.eps)} "
         f"({100 * own:.1f} against {100 * hybrid:.1f})"
         for row in rows
-        for seed, (own, hybrid) in row.stronger["hybrid"].items()
+        for seed, (own, hybrid) in stronger(row, "hybrid").items()
     ]
     text = f"The own gradient was stronger than the hybrid attack here: {'; '.join(found)}."
     return text if found else ""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from apical.bench.report.names import display_name
+
 ABSENT = "–"
 """What a page shows where a cell has nothing to show."""
 
@@ -48,23 +50,46 @@ class Shown:
 class Column:
     """How one column is read from a row.
 
-    Attributes: head: its title in documents, "" where it is left out there. show: row -> what a
-        reader sees; None for a column of the CSV file only. raw: columns of the CSV file, separated
-        by spaces, as "seed" or "low=summary.low", see `value_at`. page: its title on pages, default
-        `head` with a capital; "" where it is left out there. left: text, aligned left. keep:
-        whether it has something to show (the CSV file has all columns). brief: documents leave its
-        intervals out. strong: bold head in documents. style: class of its cells.
+    Attributes: head: its title in documents, "" where it is left out there. show: what a reader
+        sees: a function of the row, or where the value stands in it, as "published.error", see
+        `value_at`: a mean with its interval, a number, a text; None for a column of the CSV file
+        only. raw: columns of the CSV file, separated by spaces, as "seed" or "low=summary.low".
+        text: of a number that is read by its place. page: its title on pages, default `head` with a
+        capital; "" where it is left out there. left: text, aligned left. keep: whether it has
+        something to show (the CSV file has all columns). brief: documents leave its intervals out.
+        strong: in bold type, the head in documents and what is read by its place. style: class of
+        its cells.
     """
 
     head: str
-    show: Callable[[Any], Shown | str] | None = None
+    show: Callable[[Any], Shown | str] | str | None = None
     raw: str = ""
+    text: Callable[[Any], str] | None = None
     page: str | None = None
     left: bool = False
     keep: bool = True
     brief: bool = False
     strong: bool = False
     style: str = ""
+
+    @classmethod
+    def setting(cls, keep: bool, raw: str = "") -> "Column":
+        """The setting of a row, where there are several."""
+        return cls("setting", "setting", raw, left=True, keep=keep, style="wrap")
+
+    @classmethod
+    def rule(cls, raw: str = "", head: str = "rule") -> "Column":
+        """The rule of a row, as its paper writes it; of rows that are rules, the row."""
+
+        def show(row: Any) -> str:
+            return display_name(row if isinstance(row, str) else value_at(row, "rule"))
+
+        return cls(head, show, raw, left=True, style="rule")
+
+    @classmethod
+    def runs(cls, page: str = "Runs n") -> "Column":
+        """How many runs of a row count: "3", or "2 of 3" while some are missing."""
+        return cls("n", lambda row: count(row.n, row.planned), page=page)
 
     @property
     def title(self) -> str:
@@ -76,8 +101,13 @@ class Column:
 
     def cell(self, row: Any) -> Shown:
         assert self.show is not None
-        found = self.show(row)
-        return Shown(found) if isinstance(found, str) else found
+        if not isinstance(self.show, str):
+            found = self.show(row)
+            return Shown(found) if isinstance(found, str) else found
+        value = value_at(row, self.show)
+        if hasattr(value, "mean"):
+            return estimate(value, self.text or percent, strong=self.strong)
+        return plain(value, self.text or str, strong=self.strong)
 
 
 @dataclass(frozen=True)
@@ -207,9 +237,14 @@ def share(found: Any, text: Callable[[float | None], str] = number) -> str:
     return span(found and found.within(0, 100), text)
 
 
+def plain(value: Any, text: Callable[[Any], str] = str, **more: Any) -> Shown:
+    """A number, by which pages sort; nothing for None. more: further fields."""
+    return Shown("", **more) if value is None else Shown(text(value), value, **more)
+
+
 def mean(found: Interval | None, text: Callable[[float | None], str] = number) -> Shown:
     """The mean alone."""
-    return Shown(text(found.mean), found.mean) if found else Shown("")
+    return plain(found and found.mean, text)
 
 
 def estimate(
@@ -226,3 +261,34 @@ def estimate(
 def count(n: int, planned: int) -> Shown:
     """ "3", or "2 of 3" while runs are missing."""
     return Shown(str(n) if n == planned else f"{n} of {planned}", n)
+
+
+# Settings as text
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "", *, empty: bool = False) -> dict[str, Any]:
+    """Nested mappings as one level with dotted keys; empty ones vanish, or stay.
+
+    >>> flatten({"optimizer": {"name": "sgd", "lr": 0.1}})
+    {'optimizer.name': 'sgd', 'optimizer.lr': 0.1}
+    """
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and (item or not empty):
+            flat |= flatten(item, f"{prefix}{key}.", empty=empty)
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def text(value: Any) -> str:
+    """A value of a setting as a reader would write it: lists and mappings without brackets."""
+    if value is None or value == [] or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(text(item) for item in value)
+    return str(value)
