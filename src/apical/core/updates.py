@@ -27,6 +27,7 @@ PATIENCE = 3
 """Steps after which feedback that no optimizer trains is worth a warning."""
 
 _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
+_UNCALLED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # so far
 _HOOKS: list[Any] = []
 
 
@@ -80,10 +81,11 @@ def slots(layer: Any) -> Iterator[Slot]:
 
 
 def watch(layer: nn.Module) -> None:
-    """Let the layer's rule act after every update, if it does anything then."""
-    if not any(_acts(slot.feedback) for slot in slots(layer)):
-        return
-    _WATCHED[layer] = None
+    """Let the layer's rule act after every update, if it does anything then; and warn if the layer
+    is updated without ever being called."""
+    _UNCALLED[layer] = None
+    if any(_acts(slot.feedback) for slot in slots(layer)):
+        _WATCHED[layer] = None
     if not _HOOKS:
         _HOOKS.append(register_optimizer_step_post_hook(_after_step))
 
@@ -91,6 +93,7 @@ def watch(layer: nn.Module) -> None:
 def unwatch(layer: nn.Module) -> None:
     """The layer is plain again."""
     _WATCHED.pop(layer, None)
+    _UNCALLED.pop(layer, None)
 
 
 def updated_by_hand(layers: Iterable[nn.Module]) -> None:
@@ -104,6 +107,8 @@ def updated_by_hand(layers: Iterable[nn.Module]) -> None:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if _UNCALLED:
+        _warn_of_uncalled()
     if not _WATCHED:
         return
     stepped = {
@@ -217,6 +222,34 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
         )
     for text, layers in objections.items():
         warnings.warn(f"{', '.join(dict.fromkeys(layers))}: {text}", stacklevel=4)
+
+
+def _warn_of_uncalled() -> None:
+    """Warn, once, of layers whose weights have gradients although nobody has called the layers."""
+    unreached = []
+    for layer in list(_UNCALLED):
+        own: Any = layer.feedback
+        parts = [own] if isinstance(own, Feedback) else list(own.values())
+        if any(feedback.history.called for feedback in parts):
+            del _UNCALLED[layer]
+        elif any(_is_nonzero(p.grad) for p in _parameters(layer) if p is not None):
+            del _UNCALLED[layer]
+            unreached.append(parts[0].layer)
+    if unreached:
+        warnings.warn(
+            f"{', '.join(unreached)}: the weight has a gradient, but the layer was never called"
+            " while gradients were recorded, so that its rule could not act. Something else uses"
+            " the weight, as F.linear(x, layer.weight) does, and passes the exact gradient on to"
+            " what is below: call the layer instead, layer(x), or give it rule BP by name",
+            stacklevel=4,
+        )
+
+
+def _is_nonzero(grad: Tensor | None) -> bool:
+    if grad is None:
+        return False
+    local = grad.to_local() if hasattr(grad, "to_local") else grad  # a part of it, if sharded
+    return bool(local.any())
 
 
 def _objections(
