@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
-from apical.core import outputs
+from apical.core import outputs, updates
 from apical.core.converted import feedback_modules, is_converted
 from apical.core.updates import slots
 
@@ -109,6 +109,8 @@ class Guard:
         new = {place: text for place, text in found.items() if place not in self._reported}
         if new:
             self._reported.update(new)
+            for name in self.layers.keys() & new:
+                updates.reported(model.get_submodule(name))
             warnings.warn(report(new.values()), stacklevel=2)
 
     def find(self, model: nn.Module, output: Any) -> dict[str, str]:

@@ -96,6 +96,11 @@ def unwatch(layer: nn.Module) -> None:
     _UNCALLED.pop(layer, None)
 
 
+def reported(layer: nn.Module) -> None:
+    """The user was warned of uses of the layer's weight outside it."""
+    _UNCALLED.pop(layer, None)
+
+
 def updated_by_hand(layers: Iterable[nn.Module]) -> None:
     """Act on updates that no torch optimizer announced; after one that did, do nothing."""
     updated = []
