@@ -46,7 +46,8 @@ def convert(
             names keeps its exact gradient.
         example: an input of the model (a tensor, a tuple of arguments, or a dictionary of keyword
             arguments). It sizes the feedback of broadcast rules at once, where otherwise the first
-            forward pass does, and reveals layers that the model never calls.
+            forward pass does, and reveals layers that the model never calls and weights that it
+            multiplies outside their layers.
         seed: of all feedback, with the layers' names; global generators are left alone.
         output: key, place or attribute of the tensor that carries the error, or a list of them, for
             broadcast rules on a model that returns several. Another output that receives a gradient
@@ -62,7 +63,11 @@ def convert(
         on_unsupported: "error", or "keep" to leave layers that cannot be converted on their exact
             gradient.
 
-    Raises: ValueError with all problems at once, before anything is changed.
+    Raises: ValueError with all problems at once, before anything is changed. The converted model
+        raises it in the training calls 1, 2, 4, 8 and so on if it multiplies a converted layer's
+        weight, or a parameter kept for its shape or name, outside of the converted layers, where
+        the gradient is backpropagation's; under "keep" it warns once. docs/your_model.md says what
+        cannot be seen.
 
     >>> model = convert(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), "fa")
     >>> [name for name, _ in model.named_buffers()]
