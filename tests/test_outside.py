@@ -201,6 +201,19 @@ def test_no_false_alarm_of_broadcast_rules() -> None:
     train(apical.convert(Net(), "dfa", example=torch.zeros(2, 4)), 4)
 
 
+def test_the_guard_leaves_the_state_of_a_parametrization_alone() -> None:
+    torch.manual_seed(0)
+    models = [apical.convert(Net(), "fa")]
+    torch.nn.utils.parametrizations.spectral_norm(models[0].b)
+    torch.nn.utils.parametrizations.weight_norm(models[0].c)
+    models.append(copy.deepcopy(models[0]))
+    models[1]._forward_hooks.clear()
+    for model in models:
+        train(model, 5, torch.ones(6, 4))
+    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(one, other)
+
+
 class Checkpointed(Net):
     def __init__(self, use: Any = None, *, reentrant: bool) -> None:
         super().__init__(use)

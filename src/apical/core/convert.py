@@ -105,7 +105,7 @@ def convert(
                 revert(row.module)
             error.add_note("apical.convert ran the model on its example; nothing was converted")
             raise
-    if guard.layers:
+    if rows:
         guard.attach(model)
     if any(feedback_modules(model)):
         _stop_checking_checkpoints(model)  # of parts that were converted before

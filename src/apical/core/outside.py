@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.nn.utils import parametrize
 
 from apical.core import outputs, updates
 from apical.core.converted import feedback_modules, is_converted
-from apical.core.updates import slots
 
 FACTORS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("AddbmmBackward0", "AddmmBackward0", "AddmvBackward0"), (1, 2)),
@@ -164,14 +164,13 @@ class Guard:
             layer = _module(model, name)
             if layer is None or not is_converted(layer):
                 continue
-            for slot in slots(layer):
-                if slot.feedback.exact:
-                    continue
-                by_feedback[slot.feedback.layer] = name
-                for parameter in slot.parameters:  # not the small ones of a parametrization
-                    if parameter is not None and parameter.numel() >= slot.weight.numel():
-                        if parameter.requires_grad:
-                            by_weight[_edge(parameter)] = name
+            parts = updates.feedback_of(layer)
+            if any(feedback.exact for feedback in parts):
+                continue
+            by_feedback.update((feedback.layer, name) for feedback in parts)
+            for parameter in _parameters(layer):
+                if parameter.requires_grad:
+                    by_weight[_edge(parameter)] = name
         return by_weight, by_feedback
 
     def _kept(self, model: nn.Module) -> dict[Edge, tuple[Kept, Tensor]]:
@@ -265,6 +264,16 @@ def _is_detached(node: Node) -> bool:
             return False
         pending.extend(below)
     return True
+
+
+def _parameters(layer: nn.Module) -> Iterator[Tensor]:
+    """Those that the weights of a converted layer are made of, not what parametrizations add."""
+    if parametrize.is_parametrized(layer):  # reading the weight may change a state, as of norms
+        for made in layer.parametrizations.values():  # type: ignore[operator,union-attr]
+            yield from made._parameters.values()
+        return
+    for slot in updates.slots(layer):
+        yield from (p for p in slot.parameters if p is not None)
 
 
 def _edge(tensor: Tensor) -> Edge:

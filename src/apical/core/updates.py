@@ -80,11 +80,18 @@ def slots(layer: Any) -> Iterator[Slot]:
             yield Slot(name, own[name], *part[:4])
 
 
+def feedback_of(layer: Any) -> list[Feedback]:
+    """The feedback of all weights of a converted layer; unlike `slots`, it reads no weight, which a
+    parametrization may compute with effects of its own."""
+    own = layer.feedback
+    return [own] if isinstance(own, Feedback) else list(own.values())
+
+
 def watch(layer: nn.Module) -> None:
     """Let the layer's rule act after every update, if it does anything then; and warn if the layer
     is updated without ever being called."""
     _UNCALLED[layer] = None
-    if any(_acts(slot.feedback) for slot in slots(layer)):
+    if any(map(_acts, feedback_of(layer))):
         _WATCHED[layer] = None
     if not _HOOKS:
         _HOOKS.append(register_optimizer_step_post_hook(_after_step))
@@ -233,8 +240,7 @@ def _warn_of_uncalled() -> None:
     """Warn, once, of layers whose weights have gradients although nobody has called the layers."""
     unreached = []
     for layer in list(_UNCALLED):
-        own: Any = layer.feedback
-        parts = [own] if isinstance(own, Feedback) else list(own.values())
+        parts = feedback_of(layer)
         if any(feedback.history.called for feedback in parts):
             del _UNCALLED[layer]
         elif any(_is_nonzero(p.grad) for p in _parameters(layer) if p is not None):
