@@ -96,22 +96,22 @@ class Guard:
         """Forward hook. Raises: ValueError, or warns, naming all uses that it found."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        due = self._is_due()
+        if self._is_due():
+            if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+                return  # not counted: the next call is due
+            exact = any(feedback.exact for feedback in feedback_modules(model))
+            if exact or self._exact_blocks != _exact_blocks(model):
+                return  # all of it, or a part, ran inside `exact_gradients`
+            found = self.find(model, output)
+            if found and self.raises:
+                raise ValueError(report(found.values()))
+            new = {place: text for place, text in found.items() if place not in self._reported}
+            if new:
+                self._reported.update(new)
+                for name in self.layers.keys() & new:
+                    updates.reported(model.get_submodule(name))
+                warnings.warn(report(new.values()), stacklevel=2)
         self.calls += 1
-        if not due or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
-            return
-        if self._exact_blocks != _exact_blocks(model):
-            return  # a part of it ran inside `exact_gradients`
-        found = self.find(model, output)
-        if found and self.raises:
-            self.calls -= 1  # so that the next call is examined too
-            raise ValueError(report(found.values()))
-        new = {place: text for place, text in found.items() if place not in self._reported}
-        if new:
-            self._reported.update(new)
-            for name in self.layers.keys() & new:
-                updates.reported(model.get_submodule(name))
-            warnings.warn(report(new.values()), stacklevel=2)
 
     def find(self, model: nn.Module, output: Any) -> dict[str, str]:
         """Uses in the graph of an output: by layer, or by layer and parameter, what is wrong and
@@ -164,10 +164,7 @@ class Guard:
             layer = _module(model, name)
             if layer is None or not is_converted(layer):
                 continue
-            parts = updates.feedback_of(layer)
-            if any(feedback.exact for feedback in parts):
-                continue
-            by_feedback.update((feedback.layer, name) for feedback in parts)
+            by_feedback.update((part.layer, name) for part in updates.feedback_of(layer))
             for parameter in _parameters(layer):
                 if parameter.requires_grad:
                     by_weight[_edge(parameter)] = name
