@@ -288,6 +288,10 @@ class Bypassed(nn.Module):
 
 def test_a_layer_that_is_trained_but_never_called_is_warned_of_once() -> None:
     model = apical.convert(Bypassed(), "fa")
+    plain = Bypassed()
+    plain.loss(torch.randn(6, 4), calls=True).backward()
+    late = apical.convert(plain, "fa")  # its gradients are older than its layers
+    torch.optim.SGD(late.parameters(), lr=0.1).step()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     optimizer.step()  # no gradient yet
     for parameter in model.parameters():
@@ -296,6 +300,7 @@ def test_a_layer_that_is_trained_but_never_called_is_warned_of_once() -> None:
     with torch.no_grad():
         model.b(torch.zeros(1, 5))
     model.loss(torch.randn(6, 4), calls=False).backward()
+    torch.optim.SGD(late.parameters(), lr=0.1).step()  # of other weights
     with pytest.warns(UserWarning, match="^b: the weight has a gradient, but") as given:
         optimizer.step()
     assert len(given) == 1

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from apical import rules
 from apical.core import memory, obstacles, outputs, outside, updates
 from apical.core.broadcast import Broadcast
 from apical.core.converted import converted_layers, feedback_modules, modules
@@ -222,13 +221,13 @@ def _check_memory(model: nn.Module, rows: list[Row], limit: int | None) -> None:
 def _guard(rows: Iterable[Row], *, raises: bool) -> outside.Guard:
     """What finds weights that are used outside their layers. A weight that another layer shares
     which the user keeps on its exact gradient may be used anywhere."""
-    exempt = set()
+    exempt: set[int] = set()
     layers = {}
     kept = []
     for row in rows:
         held = [(name, p) for name, p in row.module._parameters.items() if p is not None]
         if row.action == "convert" and row.rule is not None:
-            layers[row.layer] = rules.spell(row.rule)
+            layers[row.layer] = type(row.rule).__name__
             held = list(obstacles.further_parameters(row.module).items())
         elif not row.by_kind:
             exempt.update(id(parameter) for _, parameter in held)

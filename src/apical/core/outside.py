@@ -62,7 +62,7 @@ class Guard:
     Its methods `before` and `after` are hooks of the model.
 
     Attributes:
-        layers: by name of a converted layer, its rule's;
+        layers: by name of a converted layer, the class of its rule;
         kept: parameters that should be no factors of products;
         raises: whether it raises ValueError; else it warns, once of each;
         calls: training calls so far.
@@ -266,7 +266,7 @@ def _is_detached(node: Node) -> bool:
 def _parameters(layer: nn.Module) -> Iterator[Tensor]:
     """Those that the weights of a converted layer are made of, not what parametrizations add."""
     if parametrize.is_parametrized(layer):  # reading the weight may change a state, as of norms
-        for made in layer.parametrizations.values():  # type: ignore[operator,union-attr]
+        for made in layer.parametrizations.values():  # type: ignore[operator]
             yield from made._parameters.values()
         return
     for slot in updates.slots(layer):

@@ -27,7 +27,7 @@ PATIENCE = 3
 """Steps after which feedback that no optimizer trains is worth a warning."""
 
 _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
-_UNCALLED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # so far
+_UNCALLED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # so far; gradients at first
 _HOOKS: list[Any] = []
 
 
@@ -90,7 +90,7 @@ def feedback_of(layer: Any) -> list[Feedback]:
 def watch(layer: nn.Module) -> None:
     """Let the layer's rule act after every update, if it does anything then; and warn if the layer
     is updated without ever being called."""
-    _UNCALLED[layer] = None
+    _UNCALLED[layer] = _gradients(layer)
     if any(map(_acts, feedback_of(layer))):
         _WATCHED[layer] = None
     if not _HOOKS:
@@ -120,7 +120,7 @@ def updated_by_hand(layers: Iterable[nn.Module]) -> None:
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if _UNCALLED:
-        _warn_of_uncalled()
+        _warn_of_uncalled(optimizer)
     if not _WATCHED:
         return
     stepped = {
@@ -236,14 +236,21 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
         warnings.warn(f"{', '.join(dict.fromkeys(layers))}: {text}", stacklevel=4)
 
 
-def _warn_of_uncalled() -> None:
-    """Warn, once, of layers whose weights have gradients although nobody has called the layers."""
+def _warn_of_uncalled(optimizer: Optimizer) -> None:
+    """Warn, once, of layers whose weights have new gradients although nobody called the layers."""
     unreached = []
-    for layer in list(_UNCALLED):
+    trained: set[int] = set()
+    for layer, before in list(_UNCALLED.items()):
         parts = feedback_of(layer)
         if any(feedback.history.called for feedback in parts):
             del _UNCALLED[layer]
-        elif any(_is_nonzero(p.grad) for p in _parameters(layer) if p is not None):
+            continue
+        gradients = _gradients(layer)
+        if not gradients or gradients == before:
+            continue
+        trained = trained or {id(p) for group in optimizer.param_groups for p in group["params"]}
+        own = [p for p in _parameters(layer) if p is not None and id(p) in trained]
+        if any(_is_nonzero(p.grad) for p in own):
             del _UNCALLED[layer]
             unreached.append(parts[0].layer)
     if unreached:
@@ -254,6 +261,12 @@ def _warn_of_uncalled() -> None:
             " what is below: call the layer instead, layer(x), or give it rule BP by name",
             stacklevel=4,
         )
+
+
+def _gradients(layer: nn.Module) -> list[tuple[int, int]]:
+    """Which gradients the parameters of a layer have, without their values."""
+    present = (p.grad for p in _parameters(layer) if p is not None)
+    return [(id(grad), grad._version) for grad in present if grad is not None]
 
 
 def _is_nonzero(grad: Tensor | None) -> bool:
