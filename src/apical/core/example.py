@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.core import counted, outputs
+from apical.core import counted, outputs, updates
 from apical.core.adapters import adapter_of
 from apical.core.broadcast import Broadcast
 from apical.core.converted import broadcasts, converted_layers, feedback_modules
@@ -44,6 +44,8 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
     needs_labels = any(getattr(feedback.rule, "needs_labels", False) for feedback in sized)
     with torch.random.fork_rng(devices=list(devices)), torch.set_grad_enabled(not needs_labels):
         found = guard.find(twin, call_with(twin, example))
+    for _, layer in converted_layers(twin):
+        updates.unwatch(layer)  # the model takes the parameters of its feedback
     for original, twins in zip(feedback_modules(model), sized, strict=True):
         original.memory_names = twins.memory_names
         original.note_names = twins.note_names

@@ -249,7 +249,7 @@ def _warn_of_uncalled(optimizer: Optimizer) -> None:
         if not gradients or gradients == before:
             continue
         trained = trained or {id(p) for group in optimizer.param_groups for p in group["params"]}
-        own = [p for p in _parameters(layer) if p is not None and id(p) in trained]
+        own = (p for p in _weights(layer) if p is not None and id(p) in trained)
         if any(_is_nonzero(p.grad) for p in own):
             del _UNCALLED[layer]
             unreached.append(parts[0].layer)
@@ -263,9 +263,17 @@ def _warn_of_uncalled(optimizer: Optimizer) -> None:
         )
 
 
+def _weights(layer: nn.Module) -> Iterator[Tensor | None]:
+    """The parameters of a converted layer but for those of its feedback."""
+    yield from layer._parameters.values()
+    for name, child in layer._modules.items():
+        if child is not None and name != "feedback":
+            yield from _parameters(child)
+
+
 def _gradients(layer: nn.Module) -> list[tuple[int, int]]:
     """Which gradients the parameters of a layer have, without their values."""
-    present = (p.grad for p in _parameters(layer) if p is not None)
+    present = (p.grad for p in _weights(layer) if p is not None)
     return [(id(grad), grad._version) for grad in present if grad is not None]
 
 
