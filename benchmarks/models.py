@@ -35,8 +35,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "tests"))
 
+import recorded
 import torch
-from architectures import save, short
 from model_definitions import SUBJECTS, Subject, loss
 from sweep_check import Finding, Trace, check, train
 
@@ -166,6 +166,11 @@ def _with_exceptions(
         return found, excepted
 
 
+def short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 def sweep(names: Sequence[str], out: Path, again: Iterable[str]) -> None:
     """Examine what `out` does not hold yet, and what it holds with an outcome in `again`."""
     rows = json.loads(out.read_text())["rows"] if out.exists() else []
@@ -183,7 +188,7 @@ def sweep(names: Sequence[str], out: Path, again: Iterable[str]) -> None:
         rows += found
         if found:
             rows.sort(key=lambda row: (row["model"], row["rule"]))
-            save(out, rows)
+            recorded.write_rows(out, rows)
         for row in found:
             text = row.get("problems", row.get("refusal", row.get("reason", "")))
             seen = f"{row['rule']:4} {row['outcome']:9} {row.get('with', '')} {text}"

@@ -7,14 +7,12 @@ gradient is not zero, however large or small it is.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
@@ -25,9 +23,7 @@ from apical.core.feedback import Feedback
 from apical.core.kinds import mixin_for
 from apical.core.plan import Assignment
 
-STEPS = 2
 RATE = 1e-3
-CLASSES = 10
 
 
 @dataclass
@@ -65,22 +61,20 @@ def check(
     x: Any,
     rule: Assignment,
     *,
-    loss: Callable[[Any], Tensor] | None = None,
-    exact: Trace | None = None,
-    steps: int = STEPS,
+    loss: Callable[[Any], Tensor],
+    exact: Trace,
+    steps: int,
     **options: Any,
 ) -> Finding:
     """Convert the model (it is changed) and compare it with a plain twin.
 
     Args: x: an example, as of `apical.convert`.
-        loss: of what the model returned; None: the cross entropy of its first tensor.
-        exact: what `train` gave for a plain twin, if it is there already.
+        loss: of what the model returned.
+        exact: what `train` gives for a plain twin.
         options: of `apical.convert`.
     Raises: whatever converting or running the model raises.
     """
     finding = Finding()
-    if exact is None:
-        exact = train(copy.deepcopy(model), x, loss, steps)
     planned = apical.plan(
         model, rule, **{k: v for k, v in options.items() if k == "on_unsupported"}
     )
@@ -143,9 +137,7 @@ def _counted(layers: dict[str, nn.Module]) -> Counter[str]:
     return calls
 
 
-def train(
-    model: nn.Module, x: Any, loss: Callable[[Any], Tensor] | None = None, steps: int = STEPS
-) -> Trace:
+def train(model: nn.Module, x: Any, loss: Callable[[Any], Tensor], steps: int) -> Trace:
     """Some steps on one batch, by the sign of the gradient."""
     model.train()
     trace = Trace(torch.empty(0), {}, set(), set(), True)
@@ -153,16 +145,12 @@ def train(
         torch.manual_seed(step)
         model.zero_grad()
         returned = call_with(model, x)
-        output = logits(returned)
-        if loss is None:
-            F.cross_entropy(output, torch.arange(len(output)) % CLASSES).backward()
-        else:
-            loss(returned).backward()
+        loss(returned).backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         trace.taught |= {name for name, grad in gradients.items() if bool(grad.any())}
         trace.finite &= all(bool(grad.isfinite().all()) for grad in gradients.values())
         if step == 0:
-            trace.output, trace.gradients = output.detach().clone(), gradients
+            trace.output = first(returned).detach().clone()
             trace.gradients = {name: grad.clone() for name, grad in gradients.items()}
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -175,8 +163,8 @@ def train(
     return trace
 
 
-def logits(output: Any) -> Tensor:
-    """The class scores in what a model returned: itself, or the first tensor in it."""
+def first(output: Any) -> Tensor:
+    """What a model returned, or the first tensor in it."""
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
     return output

@@ -184,13 +184,14 @@ def test_measuring_changes_nothing() -> None:
     start = Start(model)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.get_rng_state()
+    hooks = [dict(module._forward_hooks) for module in model.modules()]
     rows = measure(model, F.cross_entropy, X, Y, start)
     assert [row["kind"] for row in rows] == ["layer", "layer", "activation", "probe"]
     json.dumps(rows)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert not any(module._forward_hooks for module in model.modules())
+    assert hooks == [dict(module._forward_hooks) for module in model.modules()]
 
 
 def test_a_layer_that_is_the_whole_model_is_not_mixed_up_with_the_model() -> None:

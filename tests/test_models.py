@@ -194,6 +194,7 @@ DOZEN = (
     "timm:test_byobnet", "timm:test_convnext", "timm:test_efficientnet", "timm:test_mambaout",
     "timm:test_nfnet", "timm:test_resnet", "timm:test_vit",
     "torch:Bilinear", "torch:LSTM", "torch:TransformerEncoder",
+    "torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1",
 )  # fmt: skip
 
 

@@ -299,7 +299,7 @@ def test_the_axis_is_verified_once_and_never_with_hooks_of_others() -> None:
         output = model(X)
         output.sum().backward()
         (broadcast,) = apical.core.converted.broadcasts(model)
-        seen.append(broadcast._attempts)
+        seen.append(broadcast.attempts)
     assert seen == [0, 0, 0, 0]
 
 

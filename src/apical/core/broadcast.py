@@ -39,6 +39,7 @@ class Broadcast:
         error_shape: that of one sample; None until a first forward pass;
         layers: number of feedback modules that receive the error;
         labels: given by `apical.labels`;
+        attempts: left to verify the axis of samples;
         warns_of_outputs: whether it still warns of another output that receives a gradient;
         last_part: how each layer took part in the last forward pass with gradients, which a
             recomputation has to repeat.
@@ -59,7 +60,7 @@ class Broadcast:
         self.labels: Tensor | None = None
         self.last_part: dict[str, str] = {}
         self.warns_of_outputs = True
-        self._attempts = ATTEMPTS  # left to verify the axis of samples
+        self.attempts = ATTEMPTS
         self._shares = True  # until a forward pass has found nothing to share
         self._open = OpenCalls()
         self._handles: list[Any] = []
@@ -91,7 +92,7 @@ class Broadcast:
             self._shares = _share_storage(model, self)
         caller = inspect.currentframe()
         call = Call(caller.f_back if caller else None)
-        call.verifies = self._attempts > 0 and call.grad_enabled and measurable(model)
+        call.verifies = self.attempts > 0 and call.grad_enabled and measurable(model)
         self._open.calls.append(call)
 
     def close(self, model: nn.Module, args: Any, output: Any) -> Any:
@@ -219,7 +220,7 @@ class Broadcast:
         """Whether the axes taken for samples are those of the network; see `sample_axis.verify`."""
         if all(part.shape[self.axis] < 2 for part in parts):
             return  # a batch of one shows nothing; the next may
-        self._attempts -= 1
+        self.attempts -= 1
         readings = [
             sample_axis.Reading(
                 tap.feedback.layer,
@@ -248,7 +249,7 @@ class Broadcast:
             for feedback in observing:
                 feedback.history.observes = True
         if all(shown):
-            self._attempts = 0
+            self.attempts = 0
 
     def _current(self) -> Call | None:
         """The call under way in this thread; calls that were interrupted are removed."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from apical.core import memory, outputs, updates
+from apical.core import memory, obstacles, outputs, outside, updates
 from apical.core.broadcast import Broadcast
 from apical.core.converted import converted_layers, feedback_modules, modules
 from apical.core.example import size_feedback
@@ -44,7 +45,8 @@ def convert(
             names keeps its exact gradient.
         example: an input of the model (a tensor, a tuple of arguments, or a dictionary of keyword
             arguments). It sizes the feedback of broadcast rules at once, where otherwise the first
-            forward pass does, and reveals layers that the model never calls.
+            forward pass does, and reveals layers that the model never calls and weights that it
+            multiplies outside their layers.
         seed: of all feedback, with the layers' names; global generators are left alone.
         output: key, place or attribute of the tensor that carries the error, or a list of them, for
             broadcast rules on a model that returns several. Another output that receives a gradient
@@ -60,7 +62,11 @@ def convert(
         on_unsupported: "error", or "keep" to leave layers that cannot be converted on their exact
             gradient.
 
-    Raises: ValueError with all problems at once, before anything is changed.
+    Raises: ValueError with all problems at once, before anything is changed. The converted model
+        raises it in the training calls 1, 2, 4, 8 and so on if it multiplies a converted layer's
+        weight, or a parameter kept for its shape or name, outside of the converted layers, where
+        the gradient is backpropagation's; under "keep" it warns once. docs/your_model.md says what
+        cannot be seen.
 
     >>> model = convert(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), "fa")
     >>> [name for name, _ in model.named_buffers()]
@@ -89,14 +95,17 @@ def convert(
         conversion.convert(row)
     if conversion.broadcast.layers:
         conversion.broadcast.attach(model)
+    guard = _guard(planned.rows, raises=on_unsupported == "error")
     if example is not None:
         try:
-            _handle_idle(rows, size_feedback(model, example), on_unsupported)
+            _handle_unused(rows, guard, *size_feedback(model, example, guard))
         except BaseException as error:
             for row in rows:  # not the whole model: parts may have been converted before
                 revert(row.module)
             error.add_note("apical.convert ran the model on its example; nothing was converted")
             raise
+    if rows:
+        guard.attach(model)
     if any(feedback_modules(model)):
         _stop_checking_checkpoints(model)  # of parts that were converted before
         model.register_load_state_dict_pre_hook(check_checkpoint)
@@ -141,6 +150,9 @@ def revert(model: nn.Module) -> nn.Module:
         layer.__class__ = type(layer).plain_class  # type: ignore[attr-defined]
         del layer.feedback
     _stop_checking_checkpoints(model)
+    if not any(converted_layers(model)):
+        for module in model.modules():
+            outside.release(module)
     return model
 
 
@@ -206,20 +218,51 @@ def _check_memory(model: nn.Module, rows: list[Row], limit: int | None) -> None:
         memory.check(sizes, rules, limit, weights, next(model.parameters()).device)
 
 
-def _handle_idle(
-    rows: list[Row], called: set[str], on_unsupported: Literal["error", "keep"]
+def _guard(rows: Iterable[Row], *, raises: bool) -> outside.Guard:
+    """What finds weights that are used outside their layers. A weight that another layer shares
+    which the user keeps on its exact gradient may be used anywhere."""
+    exempt: set[int] = set()
+    layers = {}
+    kept = []
+    for row in rows:
+        held = [(name, p) for name, p in row.module._parameters.items() if p is not None]
+        if row.action == "convert" and row.rule is not None:
+            layers[row.layer] = type(row.rule).__name__
+            held = list(obstacles.further_parameters(row.module).items())
+        elif not row.by_kind:
+            exempt.update(id(parameter) for _, parameter in held)
+            continue
+        kept += [(parameter, outside.Kept(row.layer, row.kind, name)) for name, parameter in held]
+    for row in rows:
+        if row.layer in layers and not exempt.isdisjoint(map(id, row.weights())):
+            del layers[row.layer]
+    places = [place for parameter, place in kept if id(parameter) not in exempt]
+    return outside.Guard(layers, places, raises=raises)
+
+
+def _handle_unused(
+    rows: list[Row], guard: outside.Guard, called: set[str], found: dict[str, str]
 ) -> None:
-    """Refuse layers that the model never called, or make them plain again."""
-    idle = [row for row in rows if row.layer not in called]
-    if idle and on_unsupported == "error":
-        listed = ", ".join(repr(row.layer) for row in idle)
-        raise ValueError(
-            f"the model never calls these layers on the example, so no rule can act: {listed}."
-            " It may use their weights directly (F.linear(x, layer.weight)), or only in another"
-            " mode. Give them rule BP by name, or accept it with on_unsupported='keep'"
-        )
-    for row in idle:
-        revert(row.module)
+    """Refuse layers that the model never called, and weights that it uses outside their layers; or
+    make such layers plain again."""
+    idle = [row.layer for row in rows if row.layer not in called]
+    found = {place: text for place, text in found.items() if place not in idle}
+    if guard.raises and (idle or found):
+        problems = []
+        if idle:
+            listed = ", ".join(map(repr, idle))
+            problems.append(
+                f"the model never calls these layers on the example, so no rule can act: {listed}."
+                " It may use their weights directly (F.linear(x, layer.weight)), or only in another"
+                " mode. Give them rule BP by name, or accept it with on_unsupported='keep'"
+            )
+        if found:
+            problems.append(outside.report(found.values()))
+        raise ValueError("\n".join(problems))
+    guard.accept(found)
+    for row in rows:
+        if row.layer in idle or row.layer in found:
+            revert(row.module)
 
 
 def _stop_checking_checkpoints(model: nn.Module) -> None:

@@ -80,6 +80,7 @@ def exact_gradients(model: nn.Module) -> Iterator[nn.Module]:
     changed = list(feedback_modules(model))
     for feedback in changed:
         feedback.exact += 1
+        feedback.exact_blocks += 1
     try:
         yield model
     finally:

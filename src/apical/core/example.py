@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.core import counted, outputs
+from apical.core import counted, outputs, updates
 from apical.core.adapters import adapter_of
 from apical.core.broadcast import Broadcast
-from apical.core.converted import converted_layers, feedback_modules
+from apical.core.converted import broadcasts, converted_layers, feedback_modules
 from apical.core.kinds import parts as weights_of
+from apical.core.outside import Guard
 from apical.core.taps import BroadcastFeedback, Tap
 from apical.rules.base import BroadcastRule, Rule
 
@@ -26,27 +27,34 @@ def call_with(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple) else model(example)
 
 
-def size_feedback(model: nn.Module, example: Any) -> set[str]:
+def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str], dict[str, str]]:
     """Run a copy of the model on the example; the model receives the feedback that this sized.
 
-    Returns: the names of the converted layers that were called.
+    Returns: the names of the converted layers that were called, and what the guard found: nothing
+        where a rule learns from labels, which the example does not have.
     """
     twin = copy.deepcopy(model)
     called: set[str] = set()
+    sized = list(feedback_modules(twin))
+    for broadcast in broadcasts(twin):
+        broadcast.attempts = 0  # an example, of zeros perhaps, shows no axis of samples
     for name, layer in converted_layers(twin):
         layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
     devices = {p.device for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-        call_with(twin, example)
-    for original, sized in zip(feedback_modules(model), feedback_modules(twin), strict=True):
-        original.memory_names = sized.memory_names
-        original.note_names = sized.note_names
-        original._buffers.update(sized._buffers)
-        original._parameters.update(sized._parameters)
-        if isinstance(original, BroadcastFeedback) and isinstance(sized, BroadcastFeedback):
-            original.broadcast.error_shape = sized.broadcast.error_shape
-            original.fitting = sized.fitting
-    return called
+    needs_labels = any(getattr(feedback.rule, "needs_labels", False) for feedback in sized)
+    with torch.random.fork_rng(devices=list(devices)), torch.set_grad_enabled(not needs_labels):
+        found = guard.find(twin, call_with(twin, example))
+    for _, layer in converted_layers(twin):
+        updates.unwatch(layer)  # the model takes the parameters of its feedback
+    for original, twins in zip(feedback_modules(model), sized, strict=True):
+        original.memory_names = twins.memory_names
+        original.note_names = twins.note_names
+        original._buffers.update(twins._buffers)
+        original._parameters.update(twins._parameters)
+        if isinstance(original, BroadcastFeedback) and isinstance(twins, BroadcastFeedback):
+            original.broadcast.error_shape = twins.broadcast.error_shape
+            original.fitting = twins.fitting
+    return called, found
 
 
 def broadcast_bytes(

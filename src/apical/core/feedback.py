@@ -29,6 +29,7 @@ class History:
     Attributes:
         count: updates that counted, saved with the model: the rule's random numbers depend on it.
         took_part: whether the rule took part in a pass since the last of them.
+        called: whether the layer was ever called while gradients were recorded.
         observes: whether the rule observes the passes before the next of them.
         weight_replaced: whether a checkpoint of the plain model has replaced the weight, which is
             no update.
@@ -39,6 +40,7 @@ class History:
     def __init__(self) -> None:
         self.count = 0
         self.took_part = False
+        self.called = False
         self.observes = True  # a plain bool: code is compiled once for each of its values
         self.weight_replaced = False
         self.missed_steps = 0
@@ -90,7 +92,7 @@ class Feedback(nn.Module):
 
     Attributes:
         rule: the rule; layer: the layer's full name at conversion; seed: of the conversion;
-        exact: above 0 inside `exact_gradients`;
+        exact: above 0 inside `exact_gradients`; exact_blocks: how many of these there were;
         history: which updates of the weight count for the rule;
         listeners: functions called with input and output of each operation, while measuring.
     """
@@ -103,6 +105,7 @@ class Feedback(nn.Module):
         self.layer = layer
         self.seed = seed
         self.exact = 0
+        self.exact_blocks = 0
         self.history = History()
         self.count_updates(0)
         self.memory_names: tuple[str, ...] | None = None

@@ -23,7 +23,10 @@ def apply(feedback: Feedback, op: Op, x: Tensor, weight: Tensor, bias: Tensor | 
     exact = bool(feedback.exact)
     if not exact:
         autograd.refuse_forward_mode(feedback)
-    acts = not exact and torch.is_grad_enabled() and feedback.takes_part(x, weight)
+    acts = False
+    if torch.is_grad_enabled():
+        feedback.history.called = True
+        acts = not exact and feedback.takes_part(x, weight)
     if isinstance(feedback, BroadcastFeedback) and not exact:
         cut = feedback.broadcast.cut(feedback, op, x, weight)
         output = autograd.exact(op, op.prepare(cut), weight, bias)
@@ -46,6 +49,8 @@ def serves_plain(parts: Iterable[Feedback]) -> bool:
     """
     differentiated = torch.is_grad_enabled()
     for feedback in parts:
+        if differentiated:
+            feedback.history.called = True
         if feedback.listeners:
             return False
         if not feedback.exact:

@@ -173,10 +173,8 @@ def _of_module(module: nn.Module) -> str:
         )
     further = {
         name: p
-        for name, p in module._parameters.items()
-        if p is not None
-        and not (name in _named(adapter, module) if adapter else name.startswith(_OF_LAYERS))
-        and not (_is_elementwise(p) or _is_table(name, p))
+        for name, p in further_parameters(module).items()
+        if not (_is_elementwise(p) or _is_table(name, p))
     }
     if further:
         return (
@@ -188,6 +186,17 @@ def _of_module(module: nn.Module) -> str:
     if any(p.is_complex() for p in module.parameters()):
         return "has complex weights, for which no rule is defined"
     return ""
+
+
+def further_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a layer of a supported kind that are no weight or bias of its products."""
+    adapter = adapter_of(module)
+    named = _named(adapter, module) if adapter else ()
+    return {
+        name: p
+        for name, p in module._parameters.items()
+        if p is not None and not (name in named if adapter else name.startswith(_OF_LAYERS))
+    }
 
 
 def _has(module: nn.Module, name: str) -> bool:

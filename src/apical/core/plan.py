@@ -27,7 +27,11 @@ Assignment = Rule | str | Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """What happens to one layer."""
+    """What happens to one layer.
+
+    Attributes: by_kind: whether the layer is kept for what it seems to compute, not because the
+        user said so.
+    """
 
     layer: str
     kind: str
@@ -36,6 +40,7 @@ class Row:
     why: str
     module: nn.Module
     broadcast_bytes: int | None = None
+    by_kind: bool = False
 
     @property
     def feedback_bytes(self) -> int | None:
@@ -47,6 +52,14 @@ class Row:
             weights = [part.weight for part in parts(self.module).values()]
             return sum(memory.transport_bytes(self.rule, weight) for weight in weights)
         return 0
+
+    def weights(self) -> list[Any]:
+        """The parameters of the layer that may be tied: those of its weights, a table of
+        embeddings."""
+        if mixin_for(self.module) is None or self.action == "refuse":
+            return list(self.module._parameters.values())
+        made_of = (part.parameters for part in parts(self.module).values())
+        return [parameter for owners in made_of for parameter in owners]
 
     def cells(self) -> list[str]:
         """As a row of a table."""
@@ -203,12 +216,17 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     unnamed = "no pattern names it: exact gradient"
     if mixin_for(module) is None:
         action, why = obstacles.without_rule(name, module)
+        by_kind = action == "keep" and first is not None
         if action == "refuse" and first is None:
             action, why = "keep", unnamed
-        elif action == "refuse" and first is not None and isinstance(first.rule, BP):
+        elif (
+            first is not None
+            and isinstance(first.rule, BP)
+            and (action == "refuse" or first.pattern != "*")
+        ):
             first.used = True
-            action, why = "keep", "rule BP: exact gradient"
-        return Row(name, kind, action, None, why, module)
+            action, why, by_kind = "keep", "rule BP: exact gradient", False
+        return Row(name, kind, action, None, why, module, by_kind=by_kind)
     if first is None:
         return Row(name, kind, "keep", None, unnamed, module)
     first.used = True
@@ -240,13 +258,13 @@ def _followed_in_part(rows: list[Row]) -> Iterator[tuple[int, str]]:
     and why it cannot."""
     holders: dict[Any, list[Row]] = {}
     for row in rows:
-        for owner in _weights(row):
+        for owner in row.weights():
             holders.setdefault(owner, []).append(row)
     reported: set[str] = set()
     for place, row in enumerate(rows):
         if row.action != "convert" or row.rule is None or not row.rule.follows_weight:
             continue
-        shared = (other for owner in _weights(row) for other in holders[owner])
+        shared = (other for owner in row.weights() for other in holders[owner])
         for other in shared:
             alike = other.action == "convert" and other.rule == row.rule
             if alike or other.layer in reported:
@@ -262,14 +280,6 @@ def _followed_in_part(rows: list[Row]) -> Iterator[tuple[int, str]]:
                 " on_unsupported='keep'",
             )
             break
-
-
-def _weights(row: Row) -> list[Any]:
-    """The parameters of a layer that may be tied: those of its weights, a table of embeddings."""
-    if mixin_for(row.module) is None or row.action == "refuse":
-        return list(row.module._parameters.values())
-    made_of = (part.parameters for part in parts(row.module).values())
-    return [parameter for owners in made_of for parameter in owners]
 
 
 def _useless_patterns(rows: list[Row], choices: list[_Choice]) -> Iterator[str]:

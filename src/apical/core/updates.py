@@ -27,6 +27,7 @@ PATIENCE = 3
 """Steps after which feedback that no optimizer trains is worth a warning."""
 
 _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
+_UNCALLED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # so far; gradients at first
 _HOOKS: list[Any] = []
 
 
@@ -79,11 +80,19 @@ def slots(layer: Any) -> Iterator[Slot]:
             yield Slot(name, own[name], *part[:4])
 
 
+def feedback_of(layer: Any) -> list[Feedback]:
+    """The feedback of all weights of a converted layer; unlike `slots`, it reads no weight, which a
+    parametrization may compute with effects of its own."""
+    own = layer.feedback
+    return [own] if isinstance(own, Feedback) else list(own.values())
+
+
 def watch(layer: nn.Module) -> None:
-    """Let the layer's rule act after every update, if it does anything then."""
-    if not any(_acts(slot.feedback) for slot in slots(layer)):
-        return
-    _WATCHED[layer] = None
+    """Let the layer's rule act after every update, if it does anything then; and warn if the layer
+    is updated without ever being called."""
+    _UNCALLED[layer] = _gradients(layer)
+    if any(map(_acts, feedback_of(layer))):
+        _WATCHED[layer] = None
     if not _HOOKS:
         _HOOKS.append(register_optimizer_step_post_hook(_after_step))
 
@@ -91,6 +100,12 @@ def watch(layer: nn.Module) -> None:
 def unwatch(layer: nn.Module) -> None:
     """The layer is plain again."""
     _WATCHED.pop(layer, None)
+    _UNCALLED.pop(layer, None)
+
+
+def reported(layer: nn.Module) -> None:
+    """The user was warned of uses of the layer's weight outside it."""
+    _UNCALLED.pop(layer, None)
 
 
 def updated_by_hand(layers: Iterable[nn.Module]) -> None:
@@ -104,6 +119,8 @@ def updated_by_hand(layers: Iterable[nn.Module]) -> None:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if _UNCALLED:
+        _warn_of_uncalled(optimizer)
     if not _WATCHED:
         return
     stepped = {
@@ -217,6 +234,54 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
         )
     for text, layers in objections.items():
         warnings.warn(f"{', '.join(dict.fromkeys(layers))}: {text}", stacklevel=4)
+
+
+def _warn_of_uncalled(optimizer: Optimizer) -> None:
+    """Warn, once, of layers whose weights have new gradients although nobody called the layers."""
+    unreached = []
+    trained: set[int] = set()
+    for layer, before in list(_UNCALLED.items()):
+        parts = feedback_of(layer)
+        if any(feedback.history.called for feedback in parts):
+            del _UNCALLED[layer]
+            continue
+        gradients = _gradients(layer)
+        if not gradients or gradients == before:
+            continue
+        trained = trained or {id(p) for group in optimizer.param_groups for p in group["params"]}
+        own = (p for p in _weights(layer) if p is not None and id(p) in trained)
+        if any(_is_nonzero(p.grad) for p in own):
+            del _UNCALLED[layer]
+            unreached.append(parts[0].layer)
+    if unreached:
+        warnings.warn(
+            f"{', '.join(unreached)}: the weight has a gradient, but the layer was never called"
+            " while gradients were recorded, so that its rule could not act. Something else uses"
+            " the weight, as F.linear(x, layer.weight) does, and passes the exact gradient on to"
+            " what is below: call the layer instead, layer(x), or give it rule BP by name",
+            stacklevel=4,
+        )
+
+
+def _weights(layer: nn.Module) -> Iterator[Tensor | None]:
+    """The parameters of a converted layer but for those of its feedback."""
+    yield from layer._parameters.values()
+    for name, child in layer._modules.items():
+        if child is not None and name != "feedback":
+            yield from _parameters(child)
+
+
+def _gradients(layer: nn.Module) -> list[tuple[int, int]]:
+    """Which gradients the parameters of a layer have, without their values."""
+    present = (p.grad for p in _weights(layer) if p is not None)
+    return [(id(grad), grad._version) for grad in present if grad is not None]
+
+
+def _is_nonzero(grad: Tensor | None) -> bool:
+    if grad is None:
+        return False
+    local = grad.to_local() if hasattr(grad, "to_local") else grad  # a part of it, if sharded
+    return bool(local.any())
 
 
 def _objections(

@@ -1,0 +1,413 @@
+"""Weights that a model uses outside their layers: no silent exact gradient, and no false alarm."""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
+
+import apical
+
+FOREIGN: dict[str, Callable[[Tensor, nn.Linear], Tensor]] = {
+    "F.linear": lambda h, layer: F.linear(h, layer.weight, layer.bias),
+    "without bias": lambda h, layer: F.linear(h, layer.weight),
+    "@": lambda h, layer: h @ layer.weight.T,
+    "transposed": lambda h, layer: h @ layer.weight,
+    "mm": lambda h, layer: torch.mm(h, layer.weight.t()),
+    "addmm": lambda h, layer: torch.addmm(layer.bias, h, layer.weight.t()),
+    "sequence": lambda h, layer: F.linear(h[:, None].expand(-1, 2, -1), layer.weight).sum(1),
+    "baddbmm": lambda h, layer: torch.baddbmm(
+        layer.bias, h[:, None], layer.weight.t().expand(len(h), -1, -1)
+    )[:, 0],
+    "einsum": lambda h, layer: torch.einsum("bi,oi->bo", h, layer.weight),
+    "product and sum": lambda h, layer: (h[:, None] * layer.weight).sum(-1),
+    "a part": lambda h, layer: F.pad(F.linear(h, layer.weight[:2]), (0, 3)),
+    "scaled": lambda h, layer: F.linear(h, 0.5 * layer.weight),
+    "convolution": lambda h, layer: F.conv1d(h[..., None], layer.weight[..., None])[..., 0],
+    "functional_call": lambda h, layer: torch.func.functional_call(
+        nn.Linear(5, 5, bias=False), {"weight": layer.weight}, h
+    ),
+    "vmap": lambda h, layer: torch.vmap(lambda row: layer.weight @ row)(h),
+    "autocast": lambda h, layer: _autocast(h, layer),
+}
+
+
+def _autocast(h: Tensor, layer: nn.Linear) -> Tensor:
+    with torch.autocast("cpu"):
+        return F.linear(h, layer.weight).float()
+
+
+class Net(nn.Module):
+    """Its layer `b` is used by a function, and called too if `called` says so."""
+
+    def __init__(
+        self, use: Callable[[Tensor, nn.Linear], Tensor] | None = None, called: bool = True
+    ) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.use, self.called = use, called
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        if self.called:
+            h = torch.tanh(self.b(h))
+        if self.use is not None:
+            h = torch.tanh(self.use(h, self.b))
+        return self.c(h)
+
+
+def train(model: nn.Module, steps: int = 2, x: Tensor | None = None) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        with apical.labels(model, torch.arange(6) % 3):
+            model(torch.randn(6, 4) if x is None else x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.fixture(autouse=True)
+def _strict() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a warning is an alarm
+        yield
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "usf", "dfa", "drtp"])
+def test_every_product_with_a_converted_weight_is_refused(rule: str) -> None:
+    """Also where the layer is called as well, at once and at a later call."""
+    uses = FOREIGN.values() if rule == "fa" else [FOREIGN["F.linear"], FOREIGN["einsum"]]
+    for use in uses:
+        for called in (False, True):
+            model = apical.convert(Net(use, called), rule)
+            for _ in range(2):  # who catches the error meets it again
+                with pytest.raises(ValueError, match=r"\n  - b: the model multiplies.*'b': 'bp'"):
+                    train(model)
+            if rule != "drtp":
+                with pytest.raises(ValueError, match="b: the model multiplies|'b'") as caught:
+                    apical.convert(Net(use, called), rule, example=torch.randn(6, 4))
+                assert "nothing was converted" in caught.value.__notes__[0]
+    model = apical.convert(Net(), rule)
+    train(model, 2)
+    model.use = FOREIGN["F.linear"]
+    train(model, 1)
+    with pytest.raises(ValueError, match="b: the model multiplies"):
+        train(model, 1)  # the fourth call
+
+
+def test_what_is_accepted_is_not_refused() -> None:
+    x = torch.randn(6, 4)
+    for called in (False, True):
+        model = Net(FOREIGN["F.linear"], called)
+        plain = copy.deepcopy(model)
+        train(apical.convert(model, {"b": "bp", "*": "fa"}))
+        model = apical.convert(copy.deepcopy(plain), "fa", example=x, on_unsupported="keep", seed=1)
+        assert type(model.b) is nn.Linear
+        train(model)
+        model = apical.convert(copy.deepcopy(plain), "fa", on_unsupported="keep")
+        with pytest.warns(UserWarning, match="b: the model multiplies its weight itself") as given:
+            train(model, 9)
+        assert len(given) == 1
+        train(apical.revert(model), 1)
+
+
+class Tied(nn.Module):
+    """A language model whose last layer shares the table of embeddings."""
+
+    def __init__(self, head: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 5)
+        self.hidden = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 7, bias=False) if head else None
+        if self.head is not None:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = torch.tanh(self.hidden(self.table(tokens)))
+        return F.linear(h, self.table.weight) if self.head is None else self.head(h)
+
+
+class Further(nn.Module):
+    """Uses that no rule need reach: penalties, frozen layers, one layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.last = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.scale, self.token = nn.Parameter(torch.ones(1, 5)), nn.Parameter(torch.zeros(1, 1, 5))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.linear(x, self.first.weight) + self.first(x)  # nothing below receives a gradient
+        h = torch.cat([self.token.expand(len(h), -1, -1), (self.scale * h)[:, None]], 1).sum(1)
+        h = torch.tanh(self.twice(torch.tanh(self.twice(h))))
+        gram = self.twice.weight @ self.twice.weight.T
+        return self.last(h), (gram - torch.eye(5)).square().sum() + self.last.weight.abs().sum()
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "usf"])
+def test_no_false_alarm(rule: str) -> None:
+    x, tokens = torch.randn(6, 4), torch.randint(7, (6, 3))
+    model = apical.convert(Further(), rule, example=x)
+    model.first.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(2):
+        for _ in range(2):  # accumulated
+            output, penalty = model(x)
+            (output.square().mean() + penalty + model.twice.weight.square().sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with apical.exact_gradients(model):
+            torch.autograd.grad(model(x)[0].sum(), model.twice.weight)
+        with torch.no_grad():
+            model(x)
+    tied = {"head": "bp", "*": rule} if rule == "kp" else rule
+    train(apical.convert(Tied(head=True), tied, example=tokens), 2, tokens)
+    layers: list[tuple[nn.Module, Tensor]] = [
+        (nn.LSTM(4, 3, num_layers=2, bidirectional=True), torch.randn(5, 6, 4)),
+        (nn.GRUCell(4, 3), torch.randn(6, 4)),
+        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), torch.randn(6, 5, 4)),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="circular"), nn.Conv2d(2, 2, 1)),
+            torch.randn(6, 1, 5, 5),
+        ),
+    ]
+    for plain, given in layers:
+        model = apical.convert(plain, rule)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for twin in (model, copy.deepcopy(model)):
+            out = twin(given)
+            (out[0] if isinstance(out, tuple) else out).sum().backward()
+            optimizer.step()
+
+
+def test_no_false_alarm_of_broadcast_rules() -> None:
+    for layout in ("full", "channel"):
+        net = nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding_mode="circular"),
+            nn.Tanh(),
+            nn.Conv2d(2, 2, 2, padding="same"),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(18, 3),
+        )
+        train(apical.convert(net, apical.rules.DFA(layout=layout)), 4, torch.randn(6, 1, 5, 5))
+    train(apical.convert(Net(), "drtp"), 4)
+    train(apical.convert(Net(), "dfa", example=torch.zeros(2, 4)), 4)
+
+
+def test_the_guard_leaves_the_state_of_a_parametrization_alone() -> None:
+    torch.manual_seed(0)
+    models = [apical.convert(Net(), "fa")]
+    torch.nn.utils.parametrizations.spectral_norm(models[0].b)
+    torch.nn.utils.parametrizations.weight_norm(models[0].c)
+    models.append(copy.deepcopy(models[0]))
+    models[1]._forward_hooks.clear()
+    for model in models:
+        train(model, 5, torch.ones(6, 4))
+    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(one, other)
+
+
+class Checkpointed(Net):
+    def __init__(self, use: Any = None, *, reentrant: bool) -> None:
+        super().__init__(use)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        h = checkpoint(self.within, h, use_reentrant=self.reentrant)
+        return self.c(h)
+
+    def within(self, h: Tensor) -> Tensor:
+        return (
+            torch.tanh(self.b(h)) if self.use is None else self.use(torch.tanh(self.b(h)), self.b)
+        )
+
+
+def test_checkpointing() -> None:
+    for reentrant in (False, True):
+        train(apical.convert(Checkpointed(reentrant=reentrant), "fa"), 4)
+    with pytest.raises(ValueError, match="b: the model multiplies"):
+        train(apical.convert(Checkpointed(FOREIGN["@"], reentrant=False), "fa"))
+
+
+class Penalised(Net):
+    """A part of its own forward is exact."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with apical.exact_gradients(self.b):
+            h = torch.tanh(self.b(torch.tanh(self.a(x))))
+        return self.c(h)
+
+
+def test_exact_gradients() -> None:
+    train(apical.convert(Penalised(), "fa"), 4)
+    model = apical.convert(Net(FOREIGN["@"]), "fa")
+    with apical.exact_gradients(model):
+        train(model)
+    with pytest.raises(ValueError, match="b: the model multiplies"):
+        train(model)
+
+
+def test_the_guard_goes_with_the_model_and_with_revert() -> None:
+    for rule in ("fa", "dfa"):
+        model = apical.convert(Net(), rule, example=torch.zeros(2, 4))
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+            train(twin, 1)
+            twin.use = FOREIGN["@"]
+            with pytest.raises(ValueError, match="b: the model multiplies"):
+                train(twin, 1)
+        apical.revert(model.b)
+        model.use = FOREIGN["@"]
+        train(model)  # it is no converted layer any more
+        apical.revert(model)
+        assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+class Bypassed(nn.Module):
+    """Its parts are used by a function, not by its forward, as in some training loops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def loss(self, x: Tensor, *, calls: bool) -> Tensor:
+        h = torch.tanh(self.a(x))
+        h = self.b(h) if calls else F.linear(h, self.b.weight)
+        return self.c(torch.tanh(h)).square().mean()
+
+
+def test_a_layer_that_is_trained_but_never_called_is_warned_of_once() -> None:
+    model = apical.convert(Bypassed(), "fa")
+    plain = Bypassed()
+    plain.loss(torch.randn(6, 4), calls=True).backward()
+    late = apical.convert(plain, "fa")  # its gradients are older than its layers
+    torch.optim.SGD(late.parameters(), lr=0.1).step()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    optimizer.step()  # no gradient yet
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # nor one that says anything
+    with torch.no_grad():
+        model.b(torch.zeros(1, 5))
+    model.loss(torch.randn(6, 4), calls=False).backward()
+    torch.optim.SGD(late.parameters(), lr=0.1).step()  # of other weights
+    with pytest.warns(UserWarning, match="^b: the weight has a gradient, but") as given:
+        optimizer.step()
+    assert len(given) == 1
+    model.loss(torch.randn(6, 4), calls=False).backward()
+    optimizer.step()
+    for other in (copy.deepcopy(model), apical.convert(Bypassed(), "kp")):
+        optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+        (other.loss(torch.randn(6, 4), calls=True) + other.b.weight.square().sum()).backward()
+        optimizer.step()
+
+
+def test_compiled() -> None:
+    warnings.simplefilter("ignore", DeprecationWarning)  # of dynamo, about its own call of torch
+    torch.compiler.reset()
+    model = apical.convert(Net(), "fa")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    train(compiled, 3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    outside = torch.compile(apical.convert(Net(FOREIGN["@"], called=False), "fa"), backend="eager")
+    with pytest.warns(UserWarning, match="^b: the weight has a gradient, but"):
+        train(outside)
+
+
+def test_distributed() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for use in (None, FOREIGN["@"]):
+            wrapped = nn.parallel.DistributedDataParallel(apical.convert(Net(use), "fa"))
+            sharded = apical.convert(Net(use), "fa")
+            mesh = dist.init_device_mesh("cpu", (1,))
+            for layer in (sharded.a, sharded.b, sharded.c):
+                fully_shard(layer, mesh=mesh, reshard_after_forward=False)
+            fully_shard(sharded, mesh=mesh)
+            for model in (wrapped, sharded):
+                if use is None:
+                    train(model, 3)
+                else:
+                    with pytest.raises(ValueError, match="b: the model multiplies"):
+                        train(model)
+    finally:
+        dist.destroy_process_group()
+
+
+class Kept(nn.Module):
+    """A parameter that its shape or its name shows as no matrix of a layer, in a product."""
+
+    def __init__(self, name: str, value: Tensor, use: Callable[[Tensor, Any], Tensor]) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(4, 5), nn.LazyLinear(3)
+        self.part = nn.Module()
+        self.part.register_parameter(name, nn.Parameter(value))
+        self.name, self.use = name, use
+        self.c(self.use(torch.zeros(6, 5), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.use(torch.tanh(self.a(x)), getattr(self.part, self.name)))
+
+
+def test_parameters_kept_by_their_shape_or_name_are_no_factors_of_products() -> None:
+    x, tokens = torch.randn(6, 4), torch.randint(7, (6, 3))
+    products: list[tuple[str, Tensor, Callable[[Tensor, Any], Tensor]]] = [
+        ("row", torch.randn(1, 5), lambda h, p: F.linear(h, p)),
+        ("flat", torch.randn(10), lambda h, p: F.linear(h, p.view(2, 5))),
+        ("vector", torch.randn(5), lambda h, p: (h @ p)[:, None]),
+        ("cube", torch.randn(1, 5, 2), lambda h, p: h @ p[0]),
+        ("pos_weight", torch.randn(2, 5), lambda h, p: h @ p.t()),
+    ]
+    for name, value, use in products:
+        kind = r"part \(Module\): its " + name
+        for rule in ("fa", "dfa"):
+            with pytest.raises(ValueError, match=kind):
+                train(apical.convert(Kept(name, value, use), rule))
+            with pytest.raises(ValueError, match=kind):
+                apical.convert(Kept(name, value, use), rule, example=x)
+        for assignment, keep in (({"part": "bp", "*": "fa"}, "error"), ("fa", "keep")):
+            model = apical.convert(
+                Kept(name, value, use),
+                assignment,
+                example=x,
+                on_unsupported=keep,  # type: ignore[arg-type]
+            )
+            train(model)
+    adds: list[Callable[[Tensor, Any], Tensor]] = [
+        lambda h, p: h + p,
+        lambda h, p: h * p,
+        lambda h, p: F.linear(h, torch.eye(5)) - p,
+    ]
+    for use in adds:
+        for name, value in (("row", torch.randn(1, 5)), ("vector", torch.randn(5))):
+            train(apical.convert(Kept(name, value, use), "fa", example=x))
+    with pytest.raises(ValueError, match=r"table \(Embedding\): its weight \(7, 5\) was kept"):
+        train(apical.convert(Tied(head=False), "fa"), 1, tokens)
+    train(apical.convert(Tied(head=False), {"table": "bp", "*": "fa"}), 1, tokens)
+
+
+def test_the_remedy_of_an_adapter() -> None:
+    class Row(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row = nn.Parameter(torch.randn(1, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.row)
+
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Row())
+    with pytest.raises(ValueError, match=r"register\(Row, \{'row': Weight\('x W\^T'\)\}\)"):
+        train(apical.convert(copy.deepcopy(model), "fa"))
+    apical.adapters.register(Row, {"row": apical.adapters.Weight("x W^T")})
+    train(apical.convert(model, "fa"))
+    assert type(model[2]).__name__ == "FeedbackRow"
