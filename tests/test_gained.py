@@ -15,6 +15,7 @@ from apical.bench.report import gained, table_markdown, write
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.bench.training import loop
+from apical.measure import statistics
 from apical.rules import TransportRule
 from fake_robust import add_robustness
 from fake_study import make_study, rewrite
@@ -97,12 +98,27 @@ def test_every_kind_of_table_has_the_column_and_marks_who_does_not_learn(
             elif rule == "BP":
                 assert shown.startswith("+23.00")
             elif kind == "steps to solve":  # two seeds
-                assert shown.startswith("+0.00")
+                assert shown.startswith("undecided: +0.00")
             else:
                 assert shown.startswith("does not learn: +0.00")
     assert len(rules) > 1
     if kind == "results":
         assert "does not learn" in write(place).read_text()
+
+
+@pytest.mark.parametrize(
+    ("gains", "mark"),
+    [
+        ([5.0], "undecided"),  # a single seed has no interval
+        ([5.0, 5.1], "undecided"),
+        ([-5.0, -5.1], "does not learn"),
+        ([5.0, 5.1, 5.2], ""),
+        ([5.0, -5.0, 0.1], "does not learn"),
+    ],
+)
+def test_few_seeds_show_no_learning(gains: list[float], mark: str) -> None:
+    summary = statistics.summarize(gains)
+    assert gained.Gain(summary, summary).mark == mark
 
 
 NAMES = ("rule", "learner")

@@ -31,21 +31,23 @@ class Gain:
     @property
     def learns(self) -> bool | None:
         """Whether hidden layers help: True where the corrected interval is above 0, False where
-        not even the other one is; None where they disagree, and for fewer than three seeds."""
-        if self.summary.low is None or self.corrected.low is None:
+        not even the other one is; None where they disagree. Of fewer than three seeds: False where
+        the interval is below 0, else None."""
+        low, high, corrected = self.summary.low, self.summary.high, self.corrected.low
+        if low is None or high is None or corrected is None:
             return None
         if self.summary.n < statistics.FEWEST:
-            return None
-        if self.corrected.low > 0:
+            return False if high < 0 else None
+        if corrected > 0:
             return True
-        return None if self.summary.low > 0 else False
+        return None if low > 0 else False
 
     @property
     def mark(self) -> str:
         """What the table says of a rule that is not shown to learn."""
         if self.learns is False:
             return "does not learn"
-        return "" if self.learns or self.summary.n < statistics.FEWEST else "undecided"
+        return "" if self.learns else "undecided"
 
 
 Gains = Mapping[tuple[str, str], Gain]

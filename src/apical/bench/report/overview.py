@@ -80,11 +80,13 @@ def _of_setting(study: Study, setting: str) -> list[Column]:
     gains = {rule: gain for (where, rule), gain in gained.gains(study).items() if where == setting}
 
     def accuracy(rule: str) -> str:
-        found = study.row(setting, rule).summary(percent_of("test_acc"))
+        row = study.row(setting, rule)
+        fewer = f"{row.n} of {row.planned} runs" if row.n < row.planned else ""
+        found = row.summary(percent_of("test_acc"))
         if found is None:
-            return ""
+            return fewer
         half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
-        return f"{found.mean:.1f}{half}"
+        return f"{found.mean:.1f}{half}" + (f" ({fewer})" if fewer else "")
 
     made = [Column(f"{setting}, %", accuracy)]
     if gains:

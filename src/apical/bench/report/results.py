@@ -227,7 +227,8 @@ def _interval(cell: Cell) -> Shown:
 
 def finding(rows: Sequence[Cell]) -> str:
     """What the table shows, in a sentence for each setting: the best rule, which rules it does not
-    differ from, and which are not shown to learn; "" without two rules to compare."""
+    differ from, which are not shown to learn, and which lost runs; "" without two rules to
+    compare."""
     made = []
     settings = dict.fromkeys(row.setting for row in rows)
     for setting in settings:
@@ -250,6 +251,9 @@ def finding(rows: Sequence[Cell]) -> str:
             text += f", not significantly different from {_names(same)}" if same else ""
         if idle := [row for row in ranked if row.gain and row.gain.mark]:
             text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
+        if lost := [row.row for row in rows if row.setting == setting and row.row.failed]:
+            each = [f"{display_name(row.rule)} {row.failed} of {row.planned}" for row in lost]
+            text += f"; runs that failed count nowhere: {joined(each)}"
         where = f"{setting}: " if len(settings) > 1 else ""
         made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
     return " ".join(made)

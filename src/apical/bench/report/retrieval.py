@@ -57,8 +57,7 @@ def lines(section: Section, eps: float) -> list[Line]:
             "clean_minus_bp": section.minus_baseline(rule, partial(_map, name="clean", eps=eps)),
             "worst_minus_bp": section.minus_baseline(rule, worst),
         }
-        word = "undecided" if gap.mean > MASKED else "faithful"
-        word = "masked" if gap.masked else word
+        word = "masked" if gap.masked else "faithful" if gap.inside else "undecided"
         made.append(Line(section, rule, eps, values, rule in differing, word))
     return made
 
@@ -253,8 +252,8 @@ def conclusion(rows: Sequence[Line]) -> str:
         )
     elif perhaps:
         text = (
-            f"{at_radius} own gradients leave more than {MASKED:g} points more than exact ones on "
-            f"average for {perhaps}, but so few nets leave 0 possible."
+            f"{at_radius} it is undecided for {perhaps} whether the own gradient leaves over "
+            f"{MASKED:g} points more than the exact one: the interval over nets reaches beyond."
         )
     else:
         text = (
