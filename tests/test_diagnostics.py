@@ -205,7 +205,10 @@ def test_recorded_runs_that_learned_gave_no_reason_for_a_warning() -> None:
     assert len(runs) > 30
     for run in runs:
         assert len(run.rows) > 10
-        assert findings(list(run.rows)) == [], run.folder
+        kinds = {(each.layer, each.kind) for each in findings(list(run.rows))}
+        # feedback that changes at every update aligns with nothing, and the warning says so
+        told = {("fc1", "unaligned")} if run.rule == "redrawn" and "mnist" in run.folder else set()
+        assert kinds == told, run.folder
 
 
 @pytest.mark.parametrize("rule", ["bp", "brsf", "dfa", "fa", "frsf", "usf"])

@@ -106,8 +106,8 @@ def test_importing_brings_in_torch_and_nothing_heavy_and_costs_little() -> None:
         "print(time.process_time() - start, *(set(sys.modules) - before))"
     )
     seconds = []
-    # Processor time on a busy machine varies: the smallest of three is the import's.
-    while not seconds or (min(seconds) >= 0.2 and len(seconds) < 3):
+    # Processor time on a busy machine varies: the smallest of a few is the import's.
+    while not seconds or (min(seconds) >= 0.2 and len(seconds) < 6):
         cost, *more = in_a_new_process(code).split()
         assert "apical.core.convert" in more
         assert {name.split(".")[0] for name in more} & HEAVY == set()

@@ -1,6 +1,6 @@
 """A study folder as values: study.json and, per run, experiment.json, records, environment.
 
-Loose folders, as runs leave them, and packed studies (see `apical.packing`) read alike.
+Loose folders, as runs leave them, and packed studies (see `storage.packing`) read alike.
 
 study.json:
     name, title, tier, command   text; the command regenerates the study
@@ -271,29 +271,24 @@ def read_run(folder: Path) -> Study:
 
 
 def one_run(source: packing.Folder, folder: str) -> Run:
-    """A run of a folder of runs, named after its net, data and rule. Settings that cannot be read
-    are none: its status says so."""
-    try:
-        experiment = source.read_json(f"{folder}/experiment.json")["experiment"]
-    except (KeyError, TypeError, ValueError, OSError):
-        experiment = {}
+    """A run, named after its net, data and rule; settings that cannot be read are none."""
+
+    def read(name: str, key: str) -> Any:
+        try:
+            return source.read_json(f"{folder}/{name}")[key]
+        except (KeyError, TypeError, ValueError, OSError):
+            return None
+
+    experiment = read("experiment.json", "experiment") or {}
     net, task = str(experiment.get("net", "net")), experiment.get("task")
     data = f"{task}, {experiment['length']} steps" if task else str(experiment.get("data", "data"))
     if net.startswith(GIVEN):
-        net = f"{_class_of_given(source, folder)} {net.removeprefix(GIVEN)[:GIVEN_DIGITS]}"
+        net = f"{read('given.json', 'net') or 'net'} {net.removeprefix(GIVEN)[:GIVEN_DIGITS]}"
     if data.startswith(GIVEN):
         data = f"data {data.removeprefix(GIVEN)[:GIVEN_DIGITS]}"
     setting = f"{net} on {data}" if experiment else folder
     names = {"setting": setting, "rule": rule_name(experiment)}
     return _read_run(source, {"folder": folder, "seed": experiment.get("seed", 0), **names})
-
-
-def _class_of_given(source: packing.Folder, folder: str) -> str:
-    """The class of a net that `apical.bench.fit` was given; "net" where that was not written."""
-    try:
-        return str(source.read_json(f"{folder}/given.json")["net"])
-    except (KeyError, TypeError, ValueError, OSError):
-        return "net"
 
 
 def learner_of(experiment: Mapping[str, Any]) -> dict[str, Any]:
