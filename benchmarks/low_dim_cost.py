@@ -77,26 +77,26 @@ def multiply_adds(subject: Subject, rule: Rule) -> float:
     total = 0.0
     for place, (outputs, inputs, kernel, positions) in enumerate(shapes):
         whole = outputs * inputs * kernel * positions
-        hears = place > 0  # the first layer sends nothing
+        sends = place > 0  # the first layer sends nothing
         total += whole  # gradient of the weight
         if not isinstance(rule, LowDimensional):
-            total += whole * hears
+            total += whole * sends
             continue
         rank = min(oja.dimensions(rule.rank, outputs), outputs)
         convolution = kernel > 1 or positions > 1
         sizes = Sizes(samples * positions, outputs, inputs * kernel, convolution)
-        total += _added(sizes, rank, hears, hears and rule.projection == "oja") / samples
+        total += _added(sizes, rank, sends, sends and rule.projection == "oja") / samples
     return total
 
 
-def _added(sizes: Sizes, rank: int, hears: bool, learns: bool) -> float:
+def _added(sizes: Sizes, rank: int, sends: bool, learns: bool) -> float:
     """Of a batch: the message by its cheaper way, the gradient of Q, Oja's rule for P."""
     samples, outputs, inputs, convolution = sizes
     few_channels = convolution and outputs < factors.FEW_CHANNELS
-    thin = hears and not few_channels and sizes.thin_message(rank)
+    thin = sends and not few_channels and sizes.thin_message(rank)
     from_signal = not few_channels and sizes.thin_gradient()
     total = (thin or from_signal or learns) * samples * rank * outputs  # P delta, once
-    if hears:
+    if sends:
         message = samples * rank if thin else (samples + rank) * outputs
         total += message * inputs
     total += rank * inputs * (samples if from_signal else outputs)

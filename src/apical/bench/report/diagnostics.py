@@ -231,7 +231,9 @@ def draw_marked(
         if rule not in values:
             continue
         means = [(at, sum(seeds) / len(seeds)) for at, seeds in values[rule].items()]
-        later = next(i for i, (at, _) in enumerate(means) if at >= epoch)
+        later = next((i for i, (at, _) in enumerate(means) if at >= epoch), None)
+        if later is None:
+            continue  # the line ends before, with the first run that broke off
         (x0, y0), (x1, y1) = means[max(0, later - 1)], means[later]
         height = y1 if x1 == x0 else y0 + (y1 - y0) * (epoch - x0) / (x1 - x0)
         circle = {"marker": "o", "markersize": 5, "markerfacecolor": "none"}
