@@ -153,7 +153,7 @@ def test_runs_that_did_not_finish_are_listed_with_the_reason(tmp_path):
     (runs[4] / "records.jsonl").write_text('{"kind": "ep\n{"kind": "final"}\n')
     text = _plain(write(folder).read_text())
     assert "5 of 9 runs finished · 2 failed" in text
-    assert "BP, seed 1: failed · non-finite loss (epoch 2, step 7, where loss)" in text
+    assert "BP, seed 1: failed · non-finite loss (epoch 2, step 7, at loss)" in text
     assert "BP, seed 2: unfinished · epoch 2 of 3" in text
     assert "FA, seed 1: not started · no epoch recorded" in text
     assert f"FA, seed 2: failed · unreadable: {runs[4].name}/records.jsonl, line 1" in text

@@ -387,12 +387,12 @@ def _status(
 ) -> tuple[Status, str]:
     kinds = [row.get("kind") for row in rows]
     if "final" in kinds:
-        if "test_acc" not in rows[kinds.index("final")]:
-            return "failed", "its final row has no test_acc"
-        return "finished", ""
+        whole = "test_acc" in rows[kinds.index("final")]
+        return ("finished", "") if whole else ("failed", "its final row has no test_acc")
     if kinds and kinds[-1] == "stopped":
         stop = rows[-1]
-        places = [f"{key} {stop[key]}" for key in ("epoch", "step", "where") if key in stop]
+        named = {"epoch": "epoch", "step": "step", "where": "at"}
+        places = [f"{name} {stop[key]}" for key, name in named.items() if key in stop]
         return "failed", f"{stop.get('reason', 'no reason given')} ({', '.join(places)})"
     epochs = [row["epoch"] for row in rows if row.get("kind") == "epoch"]
     if epochs:
