@@ -68,10 +68,15 @@ def test_the_correction_decides(tmp_path: Path) -> None:
     assert shown.text.startswith("undecided") and shown.interval.startswith("\N{MINUS SIGN}")
 
 
-def test_two_runs_are_not_judged(tmp_path: Path) -> None:
+def test_two_runs_show_no_learning_and_harm_by_their_interval(tmp_path: Path) -> None:
     few = {rule: values[:2] for rule, values in ERRORS.items()}
     rows = results.cells(read_study(make(tmp_path / "s", few)))
-    assert [row.gain and row.gain.learns for row in rows] == [None] * 5 and rows[1].gain
+    gains = {row.rule: row.gain for row in rows if row.gain}
+    assert len(gains) == 4
+    for rule, gain in gains.items():
+        harms = gain.summary.high < 0
+        assert gain.learns is (False if harms else None), rule
+        assert gain.mark == ("does not learn" if harms else "undecided")
 
 
 def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None:
