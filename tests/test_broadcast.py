@@ -377,7 +377,7 @@ def test_a_loss_on_hidden_activity_flows_as_autograd_says() -> None:
 
 
 def test_skip_connections_carry_their_own_gradient_past_the_taps() -> None:
-    """Two blocks h + f(h): the trunk hears of every later block, as in BioTorch."""
+    """Two blocks h + f(h): the trunk receives a signal from every later block, as in BioTorch."""
 
     class Residual(nn.Module):
         def __init__(self) -> None:

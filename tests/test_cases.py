@@ -308,7 +308,7 @@ def test_b22_unknown_rules_and_laws_are_refused_and_options_may_be_partial() -> 
     assert apical.rules.build({"rule": "fa", "scale": "norm"}) == FA(scale="norm")
 
 
-def test_b23_the_callers_options_are_left_alone_and_shared_by_nobody() -> None:
+def test_b23_the_callers_options_are_left_alone_and_not_shared() -> None:
     options = {"rule": "fa", "init": "kaiming"}
     assignment = {"0": options, "*": options}
     before = copy.deepcopy(assignment)

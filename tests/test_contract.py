@@ -127,7 +127,7 @@ class IgnoredField(Sound):
 
 @dataclass(frozen=True)
 class OpaqueField(Sound):
-    """A field whose other values nobody can guess."""
+    """A field whose other values cannot be guessed."""
 
     path: str = "a"
 

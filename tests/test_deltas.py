@@ -155,7 +155,7 @@ def test_every_rule_is_measured_and_left_as_it_was() -> None:
 
 
 def test_a_measurement_is_no_pass_that_an_update_belongs_to() -> None:
-    """brSF draws anew after an update if its layer was heard since the last one."""
+    """brSF resamples after an update if its feedback was used since the last one."""
 
     def matrix_after(probe: Callable[[nn.Module], Any]) -> Tensor:
         model = apical.convert(deep_net(), "brsf")

@@ -131,7 +131,7 @@ def test_a_large_weight_is_sampled_evenly() -> None:
     assert start.changes(model)[""]["weight_change"] == pytest.approx(0.5)
 
 
-def test_feedback_that_fades_is_found_where_it_is_heard() -> None:
+def test_feedback_that_fades_is_found_where_it_is_used() -> None:
     model = apical.convert(net(), KolenPollack(decay=1e-3))
     start = Start(model)
     train(model, 5)

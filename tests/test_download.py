@@ -52,7 +52,7 @@ def test_a_file_arrives_from_the_first_mirror_that_has_it(tmp_path, shelf, capsy
     target = tmp_path / "new" / "f"
     found = download((url + "absent", url + "f"), target, md5=hashlib.md5(b"content").hexdigest())
     assert found.read_bytes() == b"content"
-    assert capsys.readouterr() == ("", "")  # no bar where nobody can see it
+    assert capsys.readouterr() == ("", "")  # no bar without a terminal
 
 
 def test_a_terminal_sees_a_bar(tmp_path, shelf, monkeypatch, capsys):

@@ -82,7 +82,7 @@ def test_feedback_may_fade_in_two_ways_and_is_told_of_once() -> None:
     assert "of what it was at the start" in str(found)
 
 
-def test_feedback_that_nobody_hears_may_be_as_it_likes() -> None:
+def test_feedback_that_no_layer_uses_gives_no_finding() -> None:
     assert findings(layer([1, 2, 3], norm_ratio=0.001, feedback_kept=0, heard=False)) == []
 
 

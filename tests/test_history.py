@@ -81,7 +81,7 @@ def test_no_update_by_hand_is_skipped_after_announced_ones() -> None:
         for rule in (SignSymmetric("fresh"), WeightMirror(), KolenPollack()):
             model = apical.convert(net(), rule)
             optimizer, first = sgd(model), int(isinstance(rule, KolenPollack))
-            for step in range(1, 3):  # nobody has to call learn behind an optimizer
+            for step in range(1, 3):  # after an optimizer's step no call of learn is needed
                 backward(model)
                 optimizer.step()
                 assert counts(model) == [first * step, step, step]
@@ -170,7 +170,7 @@ def test_a_copy_has_no_update_of_its_own_yet() -> None:
         assert counts(twin) == [2, 2, 2] and counts(model) == [1, 1, 1]
 
 
-def test_a_replica_of_data_parallel_is_heard_for_its_original() -> None:
+def test_a_pass_of_a_data_parallel_replica_counts_for_its_original() -> None:
     model = apical.convert(net(), "brsf")
     replica = model[2].feedback._replicate_for_data_parallel()
     weight = model[2].weight
@@ -269,7 +269,7 @@ def test_a_loaded_weight_is_no_update_of_it() -> None:
                 for _ in range(2):
                     backward(model)
                     optimizer.step()
-                for i in (0, 2, 4):  # the first layer too, whose message nobody wants
+                for i in (0, 2, 4):  # the first layer too, whose signal no layer uses
                     projection = model[i].feedback.projection
                     gap = model[i].feedback.factor - projection @ model[i].weight
                     first = state[f"{i}.feedback.factor"] - projection @ state[f"{i}.weight"]
@@ -283,11 +283,11 @@ def test_a_plain_checkpoint_leaves_feedback_and_counts_alone() -> None:
         for _ in range(2):
             backward(model)
             optimizer.step()
-        backward(model)  # heard, and noted; of weights that are gone
+        backward(model)  # counted as a pass; of weights that are gone
         before = {k: v for k, v in copy.deepcopy(model.state_dict()).items() if "feedback" in k}
         load_plain(model)
         apical.learn(model)  # nothing was updated
-        optimizer.step()  # of gradients from before: nobody heard since
+        optimizer.step()  # of gradients from before: no backward pass since
         after = model.state_dict()
         for name, tensor in before.items():
             if ".note_" not in name and not name.endswith((".factor", ".matrix")):

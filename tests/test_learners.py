@@ -363,7 +363,7 @@ def test_backprop_with_a_frozen_cell_is_the_read_out_alone(clip: float | None) -
 # e-prop ----------------------------------------------------------------------------------------
 
 
-def test_eprop_is_backprop_through_time_where_no_unit_hears_another() -> None:
+def test_eprop_is_backprop_through_time_where_no_unit_is_connected_to_another() -> None:
     for leak in (0.0, 0.8, 1.0):
         for output in ("last", "every"):
             model, (x, y) = net(output=output, leak=leak), batch()
@@ -378,7 +378,7 @@ def test_eprop_is_backprop_through_time_where_no_unit_hears_another() -> None:
 
 
 def test_eprop_is_backprop_without_what_passes_through_other_units() -> None:
-    """The same loop in autograd, with what a unit hears from others cut off from the graph."""
+    """The same loop in autograd, with the input of a unit from others detached."""
     for feedback in ("symmetric", "random"):
         for output in ("last", "every"):
             learner, (x, y) = EProp(feedback=feedback), batch()
@@ -540,7 +540,7 @@ def test_alignment_is_zero_for_backprop_and_leaves_no_trace() -> None:
         assert row["angle_deg"] < 1e-3 and row["norm_ratio"] == pytest.approx(1)
 
 
-def test_names_and_options_nobody_knows_are_refused_with_those_that_are() -> None:
+def test_unknown_names_and_options_are_refused_with_the_known_ones() -> None:
     for make, text in (
         (lambda: learners.build("lar"), "did you mean 'lra'"),
         (lambda: learners.build("lra", reduction="sum", gama=1.0), "did you mean 'gamma'"),

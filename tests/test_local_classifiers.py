@@ -65,11 +65,11 @@ class Written:
         for x in inputs:
             m, s = leaky(x @ p["W"].t() + p["b"], m, s)
             xbar, sbar, n = keep * xbar + x, keep * sbar + s, keep * n + 1
-            heard = s @ p["C"].t() + p["c"]
+            logits = s @ p["C"].t() + p["c"]
             if self.form == "decolle":
-                at_classifier = (heard - target).clamp(-1, 1) / (N * K)
+                at_classifier = (logits - target).clamp(-1, 1) / (N * K)
             else:
-                u, o = leaky(heard, u, o)
+                u, o = leaky(logits, u, o)
                 at_classifier = 2 * (o - target) / (N * K) * phi(u - 1)
             back = p["C"] if self.sizes is None else self.sizes * p["C"].sign()
             at_layer = at_classifier @ back * phi(m - 1)
@@ -178,7 +178,7 @@ def test_without_a_memory_traces_are_inputs() -> None:
     assert not torch.allclose(after["ell", DECAY], after["fell", DECAY])
 
 
-def test_no_layer_hears_of_those_above() -> None:
+def test_no_layer_receives_a_signal_from_those_above() -> None:
     for form in ("bell", "decolle", "ell", "fell"):
         found = []
         for factor in (1.0, 0.5):

@@ -210,7 +210,7 @@ def test_what_q_lacks_decays_by_law() -> None:
         build, rule, left = LAWS[law]
         model = apical.convert(net(), rule)
         model[0].requires_grad_(True)
-        start = gaps(model)[1:]  # with follows="update" the first layer is heard by nobody
+        start = gaps(model)[1:]  # with follows="update" no layer uses the first layer's feedback
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             train(model, build(model.parameters()))

@@ -176,7 +176,7 @@ def test_it_learns_in_training_without_a_line_in_the_loop() -> None:
         optimizer.step()
     angles = apical.probes.alignment(model)
     assert angles["2"]["angle_deg"] < 10
-    assert torch.equal(model[0].feedback.matrix, first)  # nobody below listens
+    assert torch.equal(model[0].feedback.matrix, first)  # no layer below uses it
 
 
 def test_values_out_of_range_are_refused_with_the_bound() -> None:

@@ -91,7 +91,7 @@ def test_feedback_alignment_through_time_written_out() -> None:
 
 
 def test_direct_feedback_alignment_through_time_written_out() -> None:
-    """Every state hears of the error at the output, straight, and of no other step."""
+    """Every state receives the error at the output directly, and of no other step."""
     x, y = batch()
     model = apical.convert(net("srn"), DFA(), example=x)
     gradient = gradients(model, x, y)["cell.recurrent.weight"]

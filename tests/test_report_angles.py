@@ -69,7 +69,7 @@ def test_means_and_intervals_are_of_the_last_measurement(folder: Path) -> None:
     assert (fa.ties, kp.ties) == ("b", "a")
 
 
-def test_a_run_whose_layer_heard_nothing_at_the_end_does_not_count(folder: Path) -> None:
+def test_a_run_whose_layer_received_no_signal_at_the_end_does_not_count(folder: Path) -> None:
     (_, kp), layers = found(folder)
     assert (kp.n, kp.planned) == (2, 3) and kp.angle == stats.summarize([2.5, 3.25])
     assert {(line.layer, line.n) for line in layers if line.rule == "kp"} == {

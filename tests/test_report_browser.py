@@ -49,7 +49,7 @@ def test_the_page_is_silent_and_asks_for_nothing(browser, page):
     assert browser.evaluate("document.title").startswith("<script>")
 
 
-def test_the_listener_hears_errors_and_requests(browser, tmp_path):
+def test_the_listener_records_errors_and_requests(browser, tmp_path):
     """The check of the checks: a bad page is caught."""
     bad = tmp_path / "bad.html"
     bad.write_text("<img src='gone.png'><script>console.error('x'); missing()</script>")

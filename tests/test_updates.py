@@ -41,7 +41,7 @@ def prune_half(layer: nn.Module) -> None:
 
 
 def redrawn(model: nn.Module, action: Callable[[], Any]) -> bool:
-    """Whether all heard layers have new magnitudes after the action; they change together."""
+    """Whether all layers but the first have new magnitudes afterwards; they change together."""
     before = magnitudes(model)
     action()
     changed = [not torch.equal(a, b) for a, b in zip(before, magnitudes(model), strict=True)]
@@ -67,7 +67,7 @@ def test_magnitudes_are_redrawn_once_per_step(rule: Rule, make: Any) -> None:
     for step in range(1, 4):
         backward(model)
         assert redrawn(model, optimizer.step)
-        # nobody listens to the first layer, whose rule has nothing to do
+        # no layer uses the first layer's feedback, so its rule does nothing
         assert [model[i].feedback.history.count for i in (0, 2, 4)] == [0, step, step]
         assert not redrawn(model, lambda: apical.learn(model))  # the optimizer announced it
         bounds = [(6 / 11) ** 0.5, (6 / 9) ** 0.5]
@@ -174,8 +174,8 @@ def test_updates_by_hand_and_by_an_optimizer_give_the_same_stream() -> None:
 @pytest.mark.parametrize(
     "rule", [WeightMirror(initial=9), WeightMirror(every=2)], ids=["initial", "every"]
 )
-def test_a_layer_that_is_heard_late_starts_from_the_beginning(rule: Rule) -> None:
-    """What a layer does at its first update does not depend on how long nobody listened."""
+def test_a_layer_whose_feedback_is_used_late_starts_from_the_beginning(rule: Rule) -> None:
+    """What a layer does at its first update does not depend on how long its feedback was unused."""
     seen = []
     for silent in (0, 1):
         model = apical.convert(net(), rule)
@@ -282,7 +282,7 @@ def test_a_change_of_a_computed_weight_is_not_lost_in_silence() -> None:
                 backward(model)
 
 
-def test_a_copy_of_a_parametrized_model_hears_its_optimizer() -> None:
+def test_a_copy_of_a_parametrized_model_follows_its_optimizer() -> None:
     model = apical.convert(net(), "brsf")
     parametrizations.weight_norm(model[2])
     twin = copy.deepcopy(model)

@@ -165,25 +165,18 @@ def _on_survivors(eps: float, s: Setting, common: dict[str, Any]) -> Iterator[St
             yield Step(adaptive, Exact(), "exact", eps, "survivors")
     if s.effort.boundary_steps:
         boundary = FAB(eps, s.effort.boundary_steps, **common)
-        yield _begun(eps, boundary, "steps", FIRST_BOUNDARY_STEPS, Exact(), "exact")
+        first = replace(boundary, steps=min(boundary.steps, FIRST_BOUNDARY_STEPS))
+        yield Step(first, Exact(), "exact", eps, "survivors", then=boundary)
     # After all that follows the exact gradient: breaking more is a sign that it is masked.
     for name, other in s.surrogates.items():
         transferred = PGD(eps, s.effort.steps, stop_when_broken=s.stop, **common)
         yield Step(Transfer(transferred, other), From(other, name), "transfer", eps)
     if s.effort.queries:
         square = Square(eps, s.effort.queries, **common)
-        yield _begun(eps, square, "queries", FIRST_QUERIES, NoGradient(), "black box")
+        begin = replace(square, queries=min(square.queries, FIRST_QUERIES))
+        yield Step(begin, NoGradient(), "black box", eps, "survivors", then=square)
     for attack in s.extra(eps) if s.extra else ():
         yield Step(attack, source(attack.default_gradient), "extra", eps, "survivors")
-
-
-def _begun(
-    eps: float, attack: FAB | Square, budget: str, first: int, source: Source, group: Group
-) -> Step:
-    """At first with no more than `first` of the budget, the field of that name."""
-    short = replace(attack, **{budget: min(getattr(attack, budget), first)})
-    then = attack if attack != short else None
-    return Step(short, source, group, eps, "survivors", then=then)
 
 
 def large(eps: float, s: Setting) -> Step:
@@ -198,8 +191,8 @@ def escalated(step: Step, trial: Trial) -> Step | None:
     broke an example, or the same attack with twice the steps, if it has just shown that steps are
     lacking. None where they suffice, or where `MOST_STEPS` times as many were tried."""
     attack = step.attack
-    if step.then:
-        return replace(step, attack=step.then, then=None) if any(trial.broken) else None
+    if step.then not in (None, attack):
+        return replace(step, attack=step.then) if any(trial.broken) else None
     if step.role != "doubled" or not isinstance(attack, PGD | Flips):
         return None
     first = attack.steps // 2**step.doublings

@@ -31,8 +31,8 @@ class Step:
 
     Args: on: "all" correct examples, or "survivors", those that nothing has broken yet.
         first: only the examples before this place, None: no limit. doublings: of the role
-        "doubled", how often its steps were doubled. then: the attack that follows where this one
-        breaks an example.
+        "doubled", how often its steps were doubled. then: the attack with its whole budget,
+        which follows where this one breaks an example.
     """
 
     attack: Attack

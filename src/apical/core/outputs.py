@@ -143,9 +143,8 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
             f" are class numbers {(samples, *positions)}, or numbers of the output's own shape"
         )
     classes = error_shape[0]
-    known = (
-        labels.numel() > 0 and not torch.compiler.is_compiling()
-    )  # values are not available in a graph
+    # values are not available in a graph
+    known = labels.numel() > 0 and not torch.compiler.is_compiling()
     if known and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}; the output"

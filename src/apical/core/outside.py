@@ -251,15 +251,16 @@ def _origin(edge: Edge | tuple[Node | None, int]) -> Edge | None:
 
 def _is_detached(node: Node) -> bool:
     """Whether no gradient passes below: all paths end at bridges."""
-    pending = [node]
+    pending, seen = [node], {node}
     while pending:
         above = pending.pop()
         if above.name() == _DETACHED:
             continue
-        below = [below for below, _ in above.next_functions if below is not None]
+        below = {below for below, _ in above.next_functions if below is not None}
         if not below:
             return False
-        pending.extend(below)
+        pending.extend(below - seen)
+        seen |= below
     return True
 
 

@@ -237,7 +237,7 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
 
 
 def _warn_of_uncalled(optimizer: Optimizer) -> None:
-    """Warn, once, of layers whose weights have new gradients although nobody called the layers."""
+    """Warn, once, of layers whose weights have new gradients although they were never called."""
     unreached = []
     trained: set[int] = set()
     for layer, before in list(_UNCALLED.items()):

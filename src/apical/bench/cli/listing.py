@@ -30,7 +30,7 @@ VARIANTS = {
     "sa": "Symmetric alignment: B is trained towards W by a loss of the layer.",
     "usf": "Sign symmetry: the signs of W, one magnitude for the whole layer.",
 }
-"""What tells rules of one class from each other, where the docstring says what they share."""
+"""How rules of one class differ, where the docstring says what they share."""
 
 
 def show(words: list[str]) -> int:

@@ -36,7 +36,7 @@ def is_baseline(rule: str) -> bool:
     return rule.lower() == "bp"
 
 
-FROZEN = ("frozen", "head only", "read-out only")
+FROZEN = ("frozen", "head only", "readout only")
 """Labels of the control; the last two are those of earlier studies of trained nets and of recurrent
 ones, in which all but the output layer keeps the weights that it begins with."""
 

@@ -253,7 +253,7 @@ def finding(rows: Sequence[Cell]) -> str:
             text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
         if lost := [row.row for row in rows if row.setting == setting and row.row.failed]:
             each = [f"{display_name(row.rule)} {row.failed} of {row.planned}" for row in lost]
-            text += f"; runs that failed count nowhere: {joined(each)}"
+            text += f"; failed runs, which are not counted: {joined(each)}"
         where = f"{setting}: " if len(settings) > 1 else ""
         made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
     return " ".join(made)

@@ -75,7 +75,9 @@ def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
     assert isinstance(evaluation, robustness.Evaluation)
     total = 0.0
     for step in _planned(model, evaluation, images, study.surrogate):
-        passes = step.attack.passes(images.num_classes) * min(step.first or count, count)
+        attempts = {step.attack, step.then or step.attack}
+        passes = sum(each.passes(images.num_classes) for each in attempts)
+        passes *= min(step.first or count, count)
         if isinstance(step.source, OwnAveraged):
             passes *= step.source.redraws
         blind = isinstance(step.source, NoGradient)
