@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("apical", "torch", "numpy", "scipy", "torchvision", "timm")
+PACKAGES = ("torch", "numpy", "scipy", "torchvision", "timm")
 INSTALLED = Path(__file__).resolve().parent
 """The folder of this package."""
 
@@ -23,15 +23,18 @@ def environment(project: str | os.PathLike[str] | None = None) -> dict[str, Any]
         work tree that tracks it (an editable installation); installed by pip from a git address,
         it has the commit that pip has recorded, and no `git_dirty`. Without a commit both keys
         are absent, and the version of `apical` says which release it was.
-    Returns: keys `python`, `system`, one per installed package of `PACKAGES`, `threads` (intra-op
+    Returns: keys `python`, `system`, `apical`, one per installed package of `PACKAGES`, `threads` (intra-op
         threads of torch), `cpu`, `cores` (those this process may use), and where they apply `gpu`,
         `cuda`, `git`, `git_dirty`.
     """
     import torch  # here, so that reading records never loads torch
 
+    from apical import __version__  # of the code that runs; an installation's metadata may be older
+
     header: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "apical": __version__,
     }
     header |= {name: version for name in PACKAGES if (version := _version(name))}
     header["torch"] = torch.__version__

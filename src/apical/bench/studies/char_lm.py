@@ -21,7 +21,7 @@ ROWS: dict[str, str | dict[str, Any]] = {
     "dfa": {"rule": "dfa", "positions": "samples"},
     **CONTROLS,
 }
-STEPS = {"smoke": 300, "short": 3_000, "full": 20_000}
+STEPS = {"smoke": 1_000, "short": 3_000, "full": 20_000}
 RATES = (1e-3, 3e-3, 1e-2)
 SCHEDULE = Schedule("cosine")
 CHANCE = 0.85
