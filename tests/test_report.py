@@ -19,7 +19,7 @@ from apical.bench.report import (
     table_markdown,
     write,
 )
-from apical.bench.report.templating import TEMPLATES
+from apical.bench.report.documents import TEMPLATES
 from apical.bench.storage import records
 from apical.measure import statistics as stats
 from fake_study import make_study, rewrite

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from apical.bench.report import (
+    diagnostics,
     figures,
     gained,
-    linear_probes,
     results,
     table_markdown,
     write,
@@ -122,7 +122,7 @@ def drawn(tries: list[dict[str, Any]]) -> Any:
 
     axes = Figure().add_subplot()
     cell = {"setting": "s", "rule": "fa", "lr": 0.1, "tries": tries}
-    figures.draw_rates(axes, cells=[cell], looks=colours(["fa"]))
+    figures.draw_rates(axes, choices=[cell], looks=colours(["fa"]))
     return axes
 
 
@@ -170,8 +170,8 @@ def test_what_each_layer_added_by_hand() -> None:
         probed(2, (0.5, 0.7, 0.1), (0.5, 0.7, 0.9)),
         Run("f", "s", "fa", 3, "finished", rows=probed(3, (0.0,) * 3, (0.0,) * 3).rows[:3]),
     ]
-    conv, fc, output = linear_probes.lines({"fa": runs, "bp": []})
-    assert [line.layer for line in (conv, fc, output)] == ["conv", "fc", linear_probes.OUTPUT]
+    conv, fc, output = diagnostics.readouts({"fa": runs, "bp": []})
+    assert [line.layer for line in (conv, fc, output)] == ["conv", "fc", diagnostics.OUTPUT]
     assert (fc.change.n, fc.untrained.mean, fc.trained.mean) == (
         2,
         pytest.approx(65),
@@ -181,7 +181,7 @@ def test_what_each_layer_added_by_hand() -> None:
     assert fc.added.mean == pytest.approx(15)
     assert conv.added is not None and conv.added.mean == pytest.approx(25)
     assert output.added is None
-    cells = linear_probes.table([fc]).markdown().splitlines()[2]
+    cells = diagnostics.readout_table([fc]).markdown().splitlines()[2]
     assert cells.startswith("| FA | fc | 2 | 65.0 | 75.0 | +10.0 [")
 
 

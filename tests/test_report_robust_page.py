@@ -18,7 +18,7 @@ from apical.bench.report import (
     table_markdown,
     write,
 )
-from apical.bench.report import robustness_words as words
+from apical.bench.report import robustness_tables as words
 from apical.bench.report.table import percent, points, span
 from apical.bench.storage import records
 from apical.measure.robustness_verdict import radius

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from apical.bench.report import fine_tuning, write
-from apical.bench.report.markdown import table_markdown
+from apical.bench.report.documents import table_markdown
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from fake_robust import EXACT, OWN, add_robustness

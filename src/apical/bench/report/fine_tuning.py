@@ -1,19 +1,31 @@
 """Fine-tuned nets: what moved, along which gradient, and whose robustness shows.
 
-Rows of kind "tuned" are how a run tells that it started from trained weights.
+A run that started from trained weights has rows of kind "tuned".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean, median
 from typing import Any
 
 from apical.bench.report import gained, robustness, sections
+from apical.bench.report.evaluations import Record
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.read import Row, Run, Study, percent_of
+from apical.bench.report.read import Row, Study, percent_of
 from apical.bench.report.sections import Section
-from apical.bench.report.table import Column, Shown, Table, each, estimate, percent, points, share
+from apical.bench.report.table import (
+    Column,
+    Shown,
+    Table,
+    each,
+    estimate,
+    minus,
+    percent,
+    plain,
+    points,
+    share,
+)
 from apical.measure import statistics
 from apical.measure.robustness_verdict import Estimate, radius
 
@@ -55,10 +67,6 @@ class Attacked:
     worst: Estimate
     same_rate: Estimate | None
 
-    @property
-    def text(self) -> str:
-        return f"{self.attack}, radius {radius(self.eps)}"
-
 
 @dataclass(frozen=True)
 class Line:
@@ -95,8 +103,8 @@ class Line:
     @property
     def cosine(self) -> float | None:
         """Median over the layers of the trunk that learn."""
-        found = [e.cosine for e in self.layers if not e.head and e.cosine is not None]
-        return median(found) if found else None
+        cosines = [e.cosine for e in self.layers if not e.head and e.cosine is not None]
+        return median(cosines) if cosines else None
 
     @property
     def moved(self) -> str:
@@ -109,55 +117,45 @@ class Line:
 
 def lines(study: Study) -> list[Line]:
     """A line for each rule and setting with fine-tuned runs, in the order of the study."""
-    found = {section.setting: section for section in sections.sections(study.robustness)}
-    rows = [row for setting in study.settings for row in study.rows_of(setting)]
-    return [
-        _line(study, row, found.get(row.setting)) for row in rows if any(map(_by_layer, row.runs))
-    ]
+    by_setting = {section.setting: section for section in sections.sections(study.robustness)}
+    made = []
+    for row in (row for setting in study.settings for row in study.rows_of(setting)):
+        layers: dict[str, list[Record]] = {}
+        for tuned in (tuned for run in row.runs for tuned in run.of_kind("tuned")):
+            layers.setdefault(tuned["layer"], []).append(tuned)
+        if not layers:
+            continue
+        metric = gained.MAP if all(gained.MAP in run.final for run in row.runs) else gained.ERROR
+        accuracy = row.summary(percent_of(metric))
+        assert accuracy is not None  # it has finished runs
+        attacked = _attacked(by_setting.get(row.setting), row.rule, _at_rate(study, row))
+        each_layer = tuple(_layer(name, rows) for name, rows in layers.items())
+        made.append(
+            Line(row.setting, row.rule, row.planned, metric, accuracy, each_layer, attacked)
+        )
+    return made
 
 
-def _line(study: Study, row: Row, section: Section | None) -> Line:
-    layers = [_by_layer(run) for run in row.runs]
-    metric = gained.MAP if all(gained.MAP in run.final for run in row.runs) else gained.ERROR
-    accuracy = row.summary(percent_of(metric))
-    assert accuracy is not None  # it has finished runs
-    return Line(
-        row.setting,
-        row.rule,
-        row.planned,
-        metric,
-        accuracy,
-        tuple(_layer(name, [of_run[name] for of_run in layers]) for name in layers[0]),
-        _attacked(section, row.rule, _at_rate(study, row.setting, row.rule)),
+def _layer(name: str, rows: Sequence[Record]) -> Layer:
+    change, cosine = (
+        mean(row[key] for row in rows) if all(key in row for row in rows) else None
+        for key in ("weight_change", "update_cosine")
     )
+    return Layer(name, rows[0]["head"], all(row["frozen"] for row in rows), change, cosine)
 
 
-def _by_layer(run: Run) -> dict[str, Mapping[str, Any]]:
-    return {row["layer"]: row for row in run.rows if row.get("kind") == "tuned"}
+def _at_rate(study: Study, row: Row) -> str | None:
+    """The row tuned by backprop, all layers, at the learning rate of a row."""
 
+    def described(row: Row) -> tuple[Any, Any, bool]:
+        experiment = row.runs[0].experiment
+        start = experiment.get("start") or {}
+        partly = bool(start.get("train_only") or start.get("freeze"))
+        return experiment.get("rule"), experiment.get("lr"), partly
 
-def _layer(name: str, rows: Sequence[Mapping[str, Any]]) -> Layer:
-    def averaged(key: str) -> float | None:
-        return mean(row[key] for row in rows) if all(key in row for row in rows) else None
-
-    frozen = all(row["frozen"] for row in rows)
-    return Layer(
-        name, rows[0]["head"], frozen, averaged("weight_change"), averaged("update_cosine")
-    )
-
-
-def _at_rate(study: Study, setting: str, rule: str) -> str | None:
-    """The row tuned by backprop, all layers, at the learning rate of a rule."""
-
-    def described(name: str) -> tuple[Any, Any, Any]:
-        found = study.finished(setting, name)[0].experiment
-        start = found.get("start") or {}
-        limits = [start.get(key) for key in ("train_only", "freeze") if start.get(key)]
-        return found.get("rule"), found.get("lr"), limits
-
-    wanted: tuple[Any, Any, Any] = ("bp", described(rule)[1], [])
-    others = (name for name in study.by_rule(setting) if name != rule)
-    return next((name for name in others if described(name) == wanted), None)
+    wanted = ("bp", described(row)[1], False)
+    others = (o for o in study.rows_of(row.setting) if o.runs and o.rule != row.rule)
+    return next((other.rule for other in others if described(other) == wanted), None)
 
 
 def _attacked(section: Section | None, rule: str, base: str | None) -> Attacked | None:
@@ -174,19 +172,18 @@ def _attacked(section: Section | None, rule: str, base: str | None) -> Attacked 
         own = exact = heat.cells.get((rule, heat.columns[0]))
         if not is_baseline(rule):
             of_own = {"group": "own", "attack": attack, "eps": eps}
-            own = section.estimate(rule, partial(sections.attack_share, **of_own))
+            own = section.estimate(rule, partial(robustness.attack_share, **of_own))
             crossed = heat.cells.get((section.baseline or "", rule))
     return Attacked(attack, eps, own, crossed, exact, line["worst"], same_rate)
 
 
-def table(study: Study, found: Sequence[Line]) -> Table:
+def table(study: Study, rows: Sequence[Line]) -> Table:
     """What moved and, where the nets were attacked, whose gradient breaks them."""
-    measure = found[0].measure
-    attacked = any(line.attacked for line in found)
+    measure = rows[0].measure
+    attacked = any(line.attacked for line in rows)
 
     def accuracy(line: Line) -> Shown:
-        between = share(line.accuracy, percent)
-        return Shown(f"{line.accuracy.mean:.1f}", line.accuracy.mean, between)
+        return plain(line.accuracy.mean, percent, interval=share(line.accuracy, percent))
 
     def worst(line: Line) -> Shown:
         return estimate(line.attacked and line.attacked.worst)
@@ -194,63 +191,63 @@ def table(study: Study, found: Sequence[Line]) -> Table:
     def moved(line: Line) -> Shown:
         return Shown(line.moved, median(line.changes) if line.changes else None)
 
-    return Table(
-        [
-            Column.setting(len({line.setting for line in found}) > 1),
-            Column.rule(),
-            Column.runs("Nets n"),
-            Column(measure, accuracy, page=f"{measure} %"),
-            *gained.columns(gained.gains(study, found[0].metric)),
-            Column("trunk moved", moved),
-            Column("head moved", "head", text="{:.2g}".format),
-            Column("update cosine", "cosine", text=_cosine),
-            Column("own gradient", "attacked.own", keep=attacked),
-            Column("BP's weights, this backward", "attacked.crossed", keep=attacked),
-            Column("exact gradient", "attacked.exact", keep=attacked),
-            Column("worst case", worst, keep=attacked, strong=True),
-            Column("worst minus BP, same rate", "attacked.same_rate", text=points, keep=attacked),
-        ],
-        found,
-        "Fine-tuned nets",
-    )
+    columns = [
+        Column.setting(len({line.setting for line in rows}) > 1),
+        Column.rule(),
+        Column.runs("Nets n"),
+        Column(measure, accuracy, page=f"{measure} %"),
+        *gained.columns(gained.gains(study, rows[0].metric)),
+        Column("trunk moved", moved),
+        Column("head moved", "head", text="{:.2g}".format),
+        Column("update cosine", "cosine", text=_cosine),
+        Column("own gradient", "attacked.own", keep=attacked),
+        Column("BP's weights, this backward", "attacked.crossed", keep=attacked),
+        Column("exact gradient", "attacked.exact", keep=attacked),
+        Column("worst case", worst, keep=attacked, strong=True),
+        Column("worst minus BP, same rate", "attacked.same_rate", text=points, keep=attacked),
+    ]
+    return Table(columns, rows, "Fine-tuned nets")
 
 
 def _cosine(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return minus(f"{value:.2f}")
 
 
-def layers(found: Sequence[Line]) -> list[tuple[str, Table]]:
+def layers(rows: Sequence[Line]) -> list[tuple[str, Table]]:
     """By setting every layer, a column for each rule; their CSV file is that of `layers_csv`."""
-    made = []
-    for setting in dict.fromkeys(line.setting for line in found):
-        here = [line for line in found if line.setting == setting]
-        by_rule = {
-            display_name(line.rule): {layer.name: layer.text for layer in line.layers}
-            for line in here
-        }
-        columns = [
-            Column("layer", lambda layer: layer.name + " (head)" * layer.head, left=True),
-            *each(by_rule, partial(_text, by_rule), page="{}"),
-        ]
-        made.append((setting, Table(columns, here[0].layers, f"Layers of {setting}", kind="")))
-    return made
+    settings = dict.fromkeys(line.setting for line in rows)
+    return [(name, _layers([line for line in rows if line.setting == name])) for name in settings]
 
 
-def _text(by_rule: Mapping[str, Mapping[str, str]], rule: str, layer: Layer) -> str:
-    return by_rule[rule][layer.name]
+def _layers(rows: Sequence[Line]) -> Table:
+    by_rule = {
+        display_name(line.rule): {layer.name: layer.text for layer in line.layers} for line in rows
+    }
+    columns = [
+        Column("layer", lambda layer: layer.name + " (head)" * layer.head, left=True),
+        *each(by_rule, lambda rule, layer: by_rule[rule][layer.name], page="{}"),
+    ]
+    return Table(columns, rows[0].layers, f"Layers of {rows[0].setting}", kind="")
 
 
-def layers_csv(found: Sequence[Line]) -> Table:
+def layers_csv(rows: Sequence[Line]) -> Table:
     """Every layer of every rule, in full precision."""
-    rows = [
+    layers = [
         {"setting": line.setting, "rule": line.rule, **vars(layer)}
-        for line in found
+        for line in rows
         for layer in line.layers
     ]
     names = "setting rule layer=name head frozen weight_change=change cosine"
-    return Table([Column("", raw=names)], rows)
+    return Table([Column("", raw=names)], layers)
 
 
-def attacks(found: Sequence[Line]) -> list[str]:
+def attacks(rows: Sequence[Line]) -> list[str]:
     """ "digits: PGD-20 ce, radius 0.1", for every setting under attack."""
-    return sorted({f"{line.setting}: {line.attacked.text}" for line in found if line.attacked})
+    return sorted(
+        f"{setting}: {attack}, radius {radius(eps)}"
+        for setting, attack, eps in {
+            (line.setting, line.attacked.attack, line.attacked.eps)
+            for line in rows
+            if line.attacked
+        }
+    )

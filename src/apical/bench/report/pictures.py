@@ -2,6 +2,8 @@
 
 import base64
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +14,7 @@ import numpy as np
 
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.names import display_name
-from apical.bench.report.render import FONT, save_png
+from apical.bench.report.render import FONT, new_figure, print_title, save_png
 from apical.bench.report.sections import Section
 from apical.bench.report.table import Column, Shown, Table, percent
 from apical.bench.storage import evaluation_folder
@@ -91,12 +93,9 @@ def of_section(
 def arrays(path: Path, shapes: Mapping[str, int]) -> dict[str, Any]:
     """The arrays of an examples.npz.
 
-    Args: shapes: number of dimensions of those it must hold, beside `eps`.
+    Args: shapes: number of dimensions of those it must hold in addition to `eps`.
     Raises: ValueError saying what is wrong with it.
     """
-    import zipfile
-    import zlib
-
     evaluation_folder.verify(path)
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -153,7 +152,12 @@ def examples(net: Any, path: Path) -> Examples:
     """Images of a net under attack, and the changes, amplified around middle grey."""
     values = arrays(path, EXAMPLES)
     x, adv = values["x"][:MOST_IMAGES], values["adv"][:, :MOST_IMAGES]
-    chosen = _varied([str(name) for name in values["names"]])
+    names = [str(name) for name in values["names"]]
+    sources = [name.rpartition(" / ")[2] for name in names]
+    chosen = sorted(  # own and exact gradient first, each source once before any comes again
+        range(len(names)),
+        key=lambda at: (sources[at] in sources[:at], sources[at] not in ("own", "exact")),
+    )[:MOST_ATTACKS]
     largest = float(np.abs(adv[chosen] - x).max()) if len(chosen) else 0.0
     factor = 0.5 / largest if largest else 1.0
     if factor >= 1:  # a whole number can be stated
@@ -174,7 +178,7 @@ def examples(net: Any, path: Path) -> Examples:
         rows.append(tuple(row))
     columns = ["original"]
     for attack in chosen:
-        columns += [_column(str(values["names"][attack])), f"its change × {factor:g}"]
+        columns += [_column(names[attack]), f"its change × {factor:g}"]
     return Examples(net.rule, net.seed, tuple(columns), tuple(rows), float(np.max(values["eps"])))
 
 
@@ -186,50 +190,36 @@ def _column(name: str) -> str:
     return attack if attack and source == "none" else name.replace(" / ", ", ")
 
 
-def _varied(names: Sequence[str]) -> list[int]:
-    """Places of up to MOST_ATTACKS names: own and exact gradient first, then other sources."""
-    sources = [name.rpartition(" / ")[2] for name in names]
-
-    def rank(place: int) -> tuple[bool, bool]:
-        source = sources[place]
-        return source in sources[:place], source not in ("own", "exact")
-
-    return sorted(range(len(names)), key=rank)[:MOST_ATTACKS]
-
-
-def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
+def write_png(path: Path, nets: Sequence[Examples], title: str) -> None:
     """One image with its perturbations, one line a rule, for print: that misread most often."""
-    import matplotlib
-    from matplotlib.figure import Figure
 
     def wrong(image: int) -> int:
-        rows = [row for each in found for row in each.rows[image : image + 1]]
-        return sum(shown.wrong for row in rows for shown in row)
+        rows = [row for each in nets for row in each.rows[image : image + 1]]
+        return sum(picture.wrong for row in rows for picture in row)
 
-    image = max(range(max(len(each.rows) for each in found)), key=wrong)
-    across = max(len(each.columns) for each in found)
-    size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(found))
-    with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=size)
-        figure.text(0.1 / size[0], 1 - 0.22 / size[1], title, fontsize=9.5, fontweight="bold")
-        for line, each in enumerate(found):
-            bottom, wide = size[1] - 1.8 - 1.55 * line, 1.15 * len(each.columns)
-            axes = figure.add_axes((0.8 / size[0], bottom / size[1], wide / size[0], 1 / size[1]))
+    image = max(range(max(len(each.rows) for each in nets)), key=wrong)
+    across = max(len(each.columns) for each in nets)
+    width, height = size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(nets))
+    with new_figure(size, FONT) as figure:
+        print_title(figure, size, title)
+        for line, each in enumerate(nets):
+            bottom, wide = height - 1.8 - 1.55 * line, 1.15 * len(each.columns)
+            axes = figure.add_axes((0.8 / width, bottom / height, wide / width, 1 / height))
             _draw_strip(axes, each, image)
-            name, middle = display_name(each.rule), (bottom + 0.5) / size[1]
-            figure.text(0.1 / size[0], middle, name, fontweight="bold", color=INK, va="center")
+            name, middle = display_name(each.rule), (bottom + 0.5) / height
+            figure.text(0.1 / width, middle, name, fontweight="bold", color=INK, va="center")
         save_png(figure, path)
 
 
-def _draw_strip(axes: Any, found: Examples, image: int) -> None:
+def _draw_strip(axes: Any, net: Examples, image: int) -> None:
     """The pictures of one image side by side, 1.15 units each of which 1 is the picture."""
-    row = found.rows[min(image, len(found.rows) - 1)]
-    for place, (column, shown) in enumerate(zip(found.columns, row, strict=True)):
+    row = net.rows[min(image, len(net.rows) - 1)]
+    for place, (column, picture) in enumerate(zip(net.columns, row, strict=True)):
         left = 1.15 * place
-        axes.imshow(shown.pixels, extent=(left, left + 1, 0, 1), interpolation="nearest")
+        axes.imshow(picture.pixels, extent=(left, left + 1, 0, 1), interpolation="nearest")
         axes.text(left, 1.05, column.replace(", ", ",\n"), fontsize=6, color=SOFT, va="bottom")
-        axes.text(left, -0.05, shown.text, va="top", color=WRONG if shown.wrong else INK)
-    axes.set_xlim(0, 1.15 * len(found.columns))
+        axes.text(left, -0.05, picture.text, va="top", color=WRONG if picture.wrong else INK)
+    axes.set_xlim(0, 1.15 * len(net.columns))
     axes.set_ylim(0, 1)
     axes.set_axis_off()
 
@@ -301,18 +291,13 @@ def answers_table(net: Any, found: Sequence[Answer]) -> Table:
     def query(answer: Answer) -> Shown:
         return answer.query.shown(f"query, label {answer.query.text}")
 
-    pictures = [
-        Column("", partial(nearest, place), page=" " if place else "found", left=True)
-        for place in range(len(found[0].found))
+    columns = [
+        Column("", "name", page=" ", left=True, style="soft wrap"),
+        Column("query", query, left=True, style="query"),
+        *(
+            Column("", partial(nearest, place), page=" " if place else "found", left=True)
+            for place in range(len(found[0].found))
+        ),
+        Column("AP %", "precision", text=percent, page="AP %"),
     ]
-    return Table(
-        [
-            Column("", "name", page=" ", left=True, style="soft wrap"),
-            Column("query", query, left=True, style="query"),
-            *pictures,
-            Column("AP %", lambda answer: percent(answer.precision)),
-        ],
-        found,
-        caption=caption(net.rule, net.seed),
-        kind="",
-    )
+    return Table(columns, found, caption=caption(net.rule, net.seed), kind="")
