@@ -10,6 +10,7 @@ least that a standard deviation is taken to be.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import string
@@ -386,6 +387,7 @@ def _check(values: Sequence[float], level: float) -> None:
         raise ValueError(f"level={level}: must lie between 0 and 1, like 0.95")
 
 
+@functools.cache
 def _t_quantile(level: float, freedom: float) -> float:
     from scipy.stats import t
 

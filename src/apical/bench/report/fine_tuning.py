@@ -3,7 +3,7 @@
 A run that started from trained weights has rows of kind "tuned".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean, median
@@ -27,7 +27,7 @@ from apical.bench.report.table import (
     share,
 )
 from apical.measure import statistics
-from apical.measure.robustness_verdict import Estimate, radius
+from apical.measure.robustness_verdict import radius
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,10 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Attacked:
-    """Accuracy in % under one attack, the same for all, at one radius; and in the worst case.
-
-    Attributes: own, exact: along the net's own gradient, and the true one. crossed: backprop's
-        nets, along this rule's backward pass. same_rate: worst case minus that of all layers tuned
-        by backprop at the same learning rate, paired on the seeds; None where there are no such
-        nets.
-    """
-
-    attack: str
-    eps: float
-    own: Estimate | None
-    crossed: Estimate | None
-    exact: Estimate | None
-    worst: Estimate
-    same_rate: Estimate | None
-
-
-@dataclass(frozen=True)
 class Line:
     """A rule in a setting. The trunk is all layers but the head.
 
-    Attributes: accuracy: in %; of hash nets mAP, see `metric`.
+    Attributes: accuracy: in %; of hash nets mAP, see `metric`. attacked: as of `_attacked`.
     """
 
     setting: str
@@ -81,7 +62,7 @@ class Line:
     metric: str
     accuracy: statistics.Summary
     layers: tuple[Layer, ...]
-    attacked: Attacked | None
+    attacked: Mapping[str, Any] | None
 
     @property
     def n(self) -> int:
@@ -158,23 +139,31 @@ def _at_rate(study: Study, row: Row) -> str | None:
     return next((other.rule for other in others if described(other) == wanted), None)
 
 
-def _attacked(section: Section | None, rule: str, base: str | None) -> Attacked | None:
+def _attacked(section: Section | None, rule: str, base: str | None) -> dict[str, Any] | None:
+    """Accuracy in % under one `attack`, the same for all, at one radius `eps`; and in the worst
+    case.
+
+    Keys: own, exact: along the net's own gradient, and the true one. crossed: backprop's nets,
+    along this rule's backward pass. same_rate: worst case minus that of all layers tuned by
+    backprop at the same learning rate, paired on the seeds; None where there are no such nets.
+    """
     if section is None:
         return None
     eps = robustness.headline_radius(section)
     line = next((e for e in robustness.headlines(section, eps) if e.rule == rule), None)
     if line is None:
         return None
-    same_rate = section.difference(rule, base, robustness.worst(eps)) if base else None
-    attack, own, crossed, exact = "FGSM and PGD", line["own"], None, line["exact"]
+    values = {"attack": "FGSM and PGD", "eps": eps, "crossed": None}
+    values |= {kind: line[kind] for kind in ("own", "exact", "worst")}
+    values["same_rate"] = base and section.difference(rule, base, robustness.worst(eps))
     for heat in robustness.heats(section, eps)[:1]:
-        attack = heat.attack
-        own = exact = heat.cells.get((rule, heat.columns[0]))
+        values["attack"] = heat.attack
+        values["own"] = values["exact"] = heat.cells.get((rule, heat.columns[0]))
         if not is_baseline(rule):
-            of_own = {"group": "own", "attack": attack, "eps": eps}
-            own = section.estimate(rule, partial(robustness.attack_share, **of_own))
-            crossed = heat.cells.get((section.baseline or "", rule))
-    return Attacked(attack, eps, own, crossed, exact, line["worst"], same_rate)
+            of_own = {"group": "own", "attack": heat.attack, "eps": eps}
+            values["own"] = section.estimate(rule, partial(robustness.attack_share, **of_own))
+            values["crossed"] = heat.cells.get((section.baseline or "", rule))
+    return values
 
 
 def table(study: Study, rows: Sequence[Line]) -> Table:
@@ -186,7 +175,7 @@ def table(study: Study, rows: Sequence[Line]) -> Table:
         return plain(line.accuracy.mean, percent, interval=share(line.accuracy, percent))
 
     def worst(line: Line) -> Shown:
-        return estimate(line.attacked and line.attacked.worst)
+        return estimate(line.attacked and line.attacked["worst"])
 
     def moved(line: Line) -> Shown:
         return Shown(line.moved, median(line.changes) if line.changes else None)
@@ -246,7 +235,7 @@ def attacks(rows: Sequence[Line]) -> list[str]:
     return sorted(
         f"{setting}: {attack}, radius {radius(eps)}"
         for setting, attack, eps in {
-            (line.setting, line.attacked.attack, line.attacked.eps)
+            (line.setting, line.attacked["attack"], line.attacked["eps"])
             for line in rows
             if line.attacked
         }

@@ -17,13 +17,6 @@ PER_RUN = ("key", "seed")
 """Fields of an experiment that the list of runs shows."""
 
 
-def state(study: Study) -> dict[str, int]:
-    """Number of runs per status, and `all`."""
-    counts = Counter[str](run.status for run in study.runs)
-    names = ("finished", "unfinished", "failed", "not started")
-    return {"all": len(study.runs)} | {name.replace(" ", "_"): counts[name] for name in names}
-
-
 def verdicts(rows: Iterable[Cell]) -> str:
     """One sentence: how many published values agree, which are compatible with too wide a band to
     say more, and which differ; "" when none was judged."""
