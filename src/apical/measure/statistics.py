@@ -248,20 +248,22 @@ def differing_from(
     noise: Mapping[str, float] | None = None,
 ) -> set[str]:
     """The labels that differ significantly from one: each is compared with it alone
-    (`difference_p`), the p-values are Holm-corrected over these comparisons.
+    (`difference_p`), the p-values are Holm-corrected over these comparisons. Labels that no test
+    can compare with it, as those of one run, do not count.
 
     Args: noise: by label, the variance of one run's value for the test set alone.
     >>> sorted(differing_from("a", {"a": {1: 1.0, 2: 1.1}, "b": {1: 3.0, 2: 3.1001}}))
     ['b']
     """
     least = dict.fromkeys(samples, 0.0) | dict(noise or {})
-    others = [label for label in samples if label != baseline]
-    p_values = [
-        difference_p(samples[label], samples[baseline], noise=least[label] + least[baseline])
-        for label in others
-    ]
-    corrected = holm([1.0 if p is None else p for p in p_values])
-    return {label for label, p in zip(others, corrected, strict=True) if p < alpha}
+    p_values: dict[str, float] = {}
+    for label in samples.keys() - {baseline}:
+        noise_of_both = least[label] + least[baseline]
+        p = difference_p(samples[label], samples[baseline], noise=noise_of_both)
+        if p is not None:
+            p_values[label] = p
+    corrected = holm(list(p_values.values()))
+    return {label for label, p in zip(p_values, corrected, strict=True) if p < alpha}
 
 
 def tie_groups(
