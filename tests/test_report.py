@@ -150,13 +150,15 @@ def test_runs_that_did_not_finish_are_listed_with_the_reason(tmp_path):
     rewrite(runs[0], [stop])
     rewrite(runs[1], epochs[:2])
     rewrite(runs[3], [])
+    rewrite(runs[8], [{"kind": "stopped", "reason": "no place"}])
     (runs[4] / "records.jsonl").write_text('{"kind": "ep\n{"kind": "final"}\n')
     text = _plain(write(folder).read_text())
-    assert "5 of 9 runs finished · 2 failed" in text
+    assert "4 of 9 runs finished · 3 failed" in text
     assert "BP, seed 1: failed · non-finite loss (epoch 2, step 7, at loss)" in text
     assert "BP, seed 2: unfinished · epoch 2 of 3" in text
     assert "FA, seed 1: not started · no epoch recorded" in text
     assert f"FA, seed 2: failed · unreadable: {runs[4].name}/records.jsonl, line 1" in text
+    assert "DFA, seed 3: failed · no place " in text and "no place (" not in text
     assert str(tmp_path) not in text
     rows = {row[0]: row for row in _Table((folder / "report/index.html").read_text()).rows}
     assert rows["BP"][1] == "1 of 3†"

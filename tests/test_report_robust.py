@@ -215,6 +215,11 @@ def test_protocols_that_differ_are_not_averaged(tmp_path):
         "MNIST LeNet SGD · images 200",
     ]
     assert [len(each.evaluations) for each in found] == [1, 2]
+    used = read.Published("MNIST LeNet SGD", "bp", 61.0, "x", attack="PGD-20 ce", eps=0.1)
+    published = (used, replace(used, attack="another"))
+    value = replace(read.read_study(folder), robust_published=published)
+    assert all(robustness.compared(each, "full") for each in sections.of_study(value))
+    assert robustness.unused(value) == 1  # whatever the number of sections
 
 
 def test_published_robustness_becomes_accuracy_in_percent():

@@ -3,7 +3,7 @@
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from apical.bench.report.table import Table
 from apical.bench.storage.records import write_bytes
 
 XLINK = "http://www.w3.org/1999/xlink"
-FONT = {"font.size": 8, "font.family": "DejaVu Sans", "axes.unicode_minus": True}
+FONT: dict[str, Any] = {"font.size": 8, "font.family": "DejaVu Sans", "axes.unicode_minus": True}
 SETTINGS = FONT | {
     "axes.edgecolor": SOFT,
     "axes.grid": True,
@@ -136,7 +136,7 @@ def legend(groups: Iterable[Group]) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def new_figure(size: tuple[float, float], settings: Mapping[str, Any] = SETTINGS) -> Iterator[Any]:
+def new_figure(size: tuple[float, float], settings: dict[str, Any] = SETTINGS) -> Iterator[Any]:
     """A figure of matplotlib, in inches, to be drawn and saved within the context."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -158,7 +158,7 @@ def legend_svg(look: Look, label: str) -> str:
 
     with new_figure((0.42, 0.17)) as figure:
         figure.add_artist(Line2D([0.04, 0.96], [0.5, 0.5], **line_style(look)))
-        marker = {"marker": look.marker, "markersize": 4.5, "color": look.light}
+        marker: dict[str, Any] = {"marker": look.marker, "markersize": 4.5, "color": look.light}
         figure.add_artist(Line2D([0.5], [0.5], **marker))
         return _inline(figure, label)
 

@@ -302,7 +302,7 @@ def over_radius(section: Section) -> tuple[list[Group], list[str]]:
     if len(section.radii) < 2:
         return [], []
 
-    def draw(axes: Any, *, shares: Lines, without: Estimate) -> None:
+    def draw(axes: Any, *, shares: Lines, without: Any) -> None:
         """One line per kind of attack with its interval, from the clean accuracy at radius 0."""
         if classes := section.clean.get("classes"):
             axes.axhline(100 / classes, color=SOFT, linewidth=0.8, dashes=(2, 2))
