@@ -117,6 +117,23 @@ def test_the_finding_names_the_best_rule_and_those_it_does_not_differ_from(tmp_p
     assert results.finding(rows[:1]) == ""
 
 
+def test_the_finding_names_what_differs_from_bp_where_all_pairs_tie(tmp_path: Path) -> None:
+    """1.18 points above BP: p = 0.012, 0.037 corrected for 3 comparisons, 0.074 for 6 pairs."""
+    bp = (2.0, 2.2, 2.1)
+    above = tuple(error + 1.18 for error in bp)
+    errors = {"bp": bp} | dict.fromkeys(("fa", "dfa", "usf"), above)
+    rows = results.cells(read_study(make(tmp_path / "s", errors)))
+    assert {row.ties for row in rows} == {"a"}
+    assert [row.rule for row in rows if row.differs] == ["fa", "dfa", "usf"]
+    assert results.finding(rows) == (
+        "No test error differs significantly from the lowest, BP's 2.10 %; corrected for the "
+        "comparisons with BP alone (Holm) the error is significantly higher under FA, DFA, uSF."
+    )
+    # the letters show it: not said again
+    apart = {rule: tuple(error + 9 for error in bp) if rule != "bp" else bp for rule in errors}
+    assert "alone" not in results.finding(results.cells(read_study(make(tmp_path / "t", apart))))
+
+
 def drawn(tries: list[dict[str, Any]]) -> Any:
     from matplotlib.figure import Figure
 

@@ -30,9 +30,10 @@ class Cell:
     """One row of the table: a rule in a setting. Errors and differences in % and points.
 
     Attributes: difference: minus backprop, on the same seeds. gain: over the control whose
-        hidden layers keep their initial weights. contradicts: whether the interval of the
-        difference leaves out 0 although the rule shares a letter with backprop: alone they differ,
-        corrected for all pairs they do not.
+        hidden layers keep their initial weights. differs: from backprop, in tests of the rules
+        against backprop alone, corrected for their number. contradicts: whether the interval of
+        the difference leaves out 0 although the rule shares a letter with backprop: alone they
+        differ, corrected for all pairs they do not.
     """
 
     row: Row
@@ -40,6 +41,7 @@ class Cell:
     difference: statistics.Summary | None = None
     gain: gained.Gain | None = None
     ties: str = ""
+    differs: bool = False
     contradicts: bool = False
     published: Published | None = None
     verdict: statistics.Verdict | None = None
@@ -91,6 +93,7 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
     noise = {rule: gained.share_noise(row.runs) for rule, row in rows.items()}
     letters = statistics.tie_groups(errors, noise=noise)
     bp = next(filter(is_baseline, rows), "")
+    differing = statistics.differing_from(bp, errors, noise=noise) if bp else set()
     published = {each.rule: each for each in reversed(study.published) if each.setting == setting}
     values = [published[rule].value for rule in rows if rule in published]
     table = []
@@ -110,8 +113,8 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
         gap = statistics.paired_difference(errors[rule], base, noise=both)
         leaves_out_0 = gap and gap.low and gap.high and gap.low * gap.high > 0
         contradicts = bool(leaves_out_0 and {*letters[rule]} & {*letters[bp]})
-        gain, ties = gains.get((setting, rule)), letters[rule]
-        table.append(Cell(row, summary, gap, gain, ties, contradicts, theirs, verdict))
+        gain, ties, differs = gains.get((setting, rule)), letters[rule], rule in differing
+        table.append(Cell(row, summary, gap, gain, ties, differs, contradicts, theirs, verdict))
     return table
 
 
@@ -215,25 +218,37 @@ def _interval(cell: Cell) -> Shown:
 
 def finding(rows: Sequence[Cell]) -> str:
     """What the table shows, in a sentence for each setting: the best rule, which rules it does not
-    differ from, which are not shown to learn, and which lost runs; "" without two rules to
-    compare."""
+    differ from, which differ from backprop where the letters of all pairs do not show it, which are
+    not shown to learn, and which lost runs; "" without two rules to compare."""
+
+    def error(row: Cell) -> float:
+        return row.summary.mean if row.summary else 0.0
+
     settings = dict.fromkeys(row.setting for row in rows)
     sentences = []
     for setting in settings:
         of_setting = [row for row in rows if row.setting == setting]
-        tested = [row for row in of_setting if row.summary]
-        ranked = sorted(tested, key=lambda row: row.summary.mean if row.summary else 0.0)
+        ranked = sorted((row for row in of_setting if row.summary), key=error)
         if len(ranked) < 2:
             continue
         best, *others = ranked
-        name, error = display_name(best.rule), f"{mean(best.summary).text} %"
+        name, lowest = display_name(best.rule), f"{number(error(best))} %"
         same = [row for row in others if {*row.ties} & {*best.ties}]
         if best.ties and same == others:
-            text = f"no test error differs significantly from the lowest, {name}'s {error}"
+            text = f"no test error differs significantly from the lowest, {name}'s {lowest}"
         else:
-            text = f"{name} has the lowest test error, {error}"
+            text = f"{name} has the lowest test error, {lowest}"
             text += "" if best.ties else ", in a single run"
             text += f", not significantly different from {_names(same)}" if same else ""
+        bp = next((row for row in ranked if is_baseline(row.rule)), best)
+        differing = [row for row in ranked if row.differs]
+        if any({*row.ties} & {*bp.ties} for row in differing):
+            lower = [row for row in differing if error(row) < error(bp)]
+            higher = [row for row in differing if error(row) > error(bp)]
+            sides = {"lower": lower, "higher": higher}.items()
+            words = " and ".join(f"{word} under {_names(rules)}" for word, rules in sides if rules)
+            start = "corrected for the comparisons with BP alone (Holm) the error is significantly"
+            text += f"; {start} {words}"
         if idle := [row for row in ranked if row.gain and row.gain.mark]:
             text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
         if failed := [row.row for row in of_setting if row.row.failed]:
