@@ -20,6 +20,7 @@ from apical.bench.report import (
     write,
 )
 from apical.bench.report.documents import TEMPLATES
+from apical.bench.report.table import for_markdown
 from apical.bench.storage import records
 from apical.measure import statistics as stats
 from fake_study import make_study, rewrite
@@ -225,6 +226,7 @@ def test_text_from_files_is_escaped_everywhere(tmp_path):
     lines = table_markdown(folder).splitlines()
     lines = lines[2:] if lines[0].startswith("**") else lines
     assert not any("<" in line for line in lines[:-1])
+    assert for_markdown("[a](b)") == r"\[a](b)"  # no link
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 10 for line in lines[:3])
 
 

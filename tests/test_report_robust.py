@@ -317,19 +317,20 @@ def test_the_strongest_transfer_counts_and_noise_has_its_line(section):
 
 
 def test_published_values_meet_the_same_attack_and_radius_only(section):
-    found = {row.published.rule: row for row in robustness.compared(section, "full")}
+    found = {row["rule"]: row for row in robustness.compared(section, "full")}
     assert found.keys() == set(RULES)
     fa = found["fa"]
-    assert fa.ours == robustness.lines(section, "fa")["own"][0.1]
-    assert fa.difference == pytest.approx(fa.ours.mean - 90)
-    assert fa.exact.mean < fa.ours.mean - 20
-    assert fa.verdict.word == "compatible, uninformative"
-    assert robustness.compared(section, "smoke")[0].verdict.word == "other scale"
+    assert fa["ours"] == robustness.lines(section, "fa")["own"][0.1]
+    assert fa["difference"] == pytest.approx(fa["ours"].mean - 90)
+    assert fa["exact"].mean < fa["ours"].mean - 20
+    assert fa["verdict"].word == "compatible, uninformative"
+    assert robustness.compared(section, "smoke")[0]["verdict"].word == "other scale"
     other = tuple(replace(row, attack="PGD-7 ce") for row in section.published)
     assert robustness.compared(replace(section, published=other), "full") == []
-    fully = tuple(replace(row, value=fa.ours.mean + 0.9) for row in section.published)
+    fully = tuple(replace(row, value=fa["ours"].mean + 0.9) for row in section.published)
     found = robustness.compared(replace(section, published=fully), "full")
-    assert [row.verdict.word for row in found if row.published.rule == "fa"] == [fa.verdict.word]
+    verdicts = [row["verdict"].word for row in found if row["rule"] == "fa"]
+    assert verdicts == [fa["verdict"].word]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)
     assert len(robustness.compared(replace(section, published=rounded), "full")) == 3
 

@@ -37,15 +37,15 @@ class Aligned:
 
     rule: str
     layer: str
-    found: tuple[Phase | str, ...]
+    outcomes: tuple[Phase | str, ...]
 
     @property
     def phases(self) -> list[Phase]:
-        return [each for each in self.found if isinstance(each, Phase)]
+        return [each for each in self.outcomes if isinstance(each, Phase)]
 
     @property
     def reasons(self) -> list[str]:
-        return [each for each in self.found if isinstance(each, str)]
+        return [each for each in self.outcomes if isinstance(each, str)]
 
     def median(self, name: str) -> float | None:
         """Of a field of the phases that have it."""
@@ -77,61 +77,40 @@ class Alarm:
         return f"{shown} and {rest} more" if rest > 0 else shown
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What the page shows of one setting.
-
-    Attributes: watched: whether the runs checked for the causes of warnings; older ones did not.
-    """
-
-    setting: str
-    groups: tuple[Group, ...]
-    rules: tuple[Aligned, ...]
-    layers: tuple[Aligned, ...]
-    last: tuple[angles.Line, ...]
-    readouts: tuple["Readout", ...]
-    alarms: tuple[Alarm, ...]
-    watched: bool
-
-
-def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
-    """The diagnostics of one setting; None where its records hold none.
+def diagnose(study: Study, setting: str, looks: Looks) -> dict[str, Any] | None:
+    """What the page shows of one setting; None where its records hold nothing.
 
     Figures and phases are of finished runs; warnings are of all, since those that failed are the
     ones to learn from.
+    Returns: setting, groups of figures, rules and layers as `Aligned`, last as `angles.Line`,
+        readouts, alarms; watched: whether the runs checked for the causes of warnings, as older
+        ones did not.
     """
     finished, rows = study.by_rule(setting), study.rows_of(setting)
     layers = [aligned for row in rows for aligned in _by_layer(row)]
-    rules = [
-        Aligned(
-            rule, "", tuple(phase for each in layers if each.rule == rule for phase in each.found)
-        )
-        for rule in dict.fromkeys(each.rule for each in layers)
-    ]
-    groups = [*_deltas(finished, layers, looks), *_ranks(finished, looks)]
-    alarms = [alarm for row in rows for alarm in _alarms(row.rule, row.every)]
-    probed = readouts(finished)
-    if not (groups or rules or alarms or probed):
+    by_rule: dict[str, list[Phase | str]] = {}
+    for layer in layers:
+        by_rule.setdefault(layer.rule, []).extend(layer.outcomes)
+    value: dict[str, Any] = {
+        "groups": [*_deltas(finished, layers, looks), *_ranks(finished, looks)],
+        "rules": [Aligned(rule, "", tuple(outcomes)) for rule, outcomes in by_rule.items()],
+        "alarms": [alarm for row in rows for alarm in _alarms(row.rule, row.every)],
+        "readouts": readouts(finished),
+    }
+    if not any(value.values()):
         return None
-    return Diagnosis(
-        setting,
-        tuple(groups),
-        tuple(rules),
-        tuple(layers),
-        tuple(angles.lines(finished)),
-        tuple(probed),
-        tuple(alarms),
-        any(run.of_kind("probe") for row in rows for run in row.every),
-    )
+    watched = any(run.of_kind("probe") for row in rows for run in row.every)
+    value |= {"setting": setting, "layers": layers, "watched": watched}
+    return value | {"last": angles.lines(finished)}
 
 
 def _by_layer(row: Row) -> list[Aligned]:
     """Each layer but those whose update was backprop's from the start."""
-    found: dict[str, list[Phase | str]] = {}
+    by_name: dict[str, list[Phase | str]] = {}
     for run in row.runs:
         for layer, phase in phases(run.rows).items():
-            found.setdefault(layer, []).append(phase)
-    layers = [Aligned(row.rule, layer, tuple(each)) for layer, each in found.items()]
+            by_name.setdefault(layer, []).append(phase)
+    layers = [Aligned(row.rule, layer, tuple(each)) for layer, each in by_name.items()]
     start = "aligned from the start"
     return [e for e in layers if e.phases or not all(why.startswith(start) for why in e.reasons)]
 
@@ -170,7 +149,7 @@ def table(rows: Sequence[Aligned]) -> Table:
         return lambda row: plain(row.median(name), text.format)
 
     def aligned(row: Aligned) -> Shown:
-        return Shown(f"{len(row.phases)} of {len(row.found)}", len(row.phases))
+        return Shown(f"{len(row.phases)} of {len(row.outcomes)}", len(row.phases))
 
     def epoch(row: Aligned) -> Shown:
         of = f"{row.moving} of {len(row.phases)}"

@@ -146,20 +146,15 @@ def _common(study: Study, looks: Looks, files: Files, say: Say) -> dict[str, Any
     }
 
 
-def _diagnosis(diagnosis: diagnostics.Diagnosis, slug: str, files: Files) -> dict[str, Any]:
+def _diagnosis(diagnosis: dict[str, Any], slug: str, files: Files) -> dict[str, Any]:
     """The diagnostics of one setting."""
-    if last := diagnosis.last:
+    if last := diagnosis["last"]:
         files.csv(f"{slug}delta-angles.csv", angles.table([*last, *angles.by_layer(last)]))
-    if diagnosis.readouts:
-        table = diagnostics.readout_table(diagnosis.readouts)
-        files.csv(f"{slug}linear-probes.csv", table)
-    legend = render.legend(diagnosis.groups)
-    return {
-        "found": diagnosis,
-        "slug": slug,
-        "figures": files.draw(diagnosis.groups, diagnosis.setting, slug),
-        "legend": legend if len(legend) > 1 else [],
-    }
+    if readouts := diagnosis["readouts"]:
+        files.csv(f"{slug}linear-probes.csv", diagnostics.readout_table(readouts))
+    legend = render.legend(diagnosis["groups"])
+    drawn = files.draw(diagnosis["groups"], diagnosis["setting"], slug)
+    return diagnosis | {"slug": slug, "figures": drawn, "legend": legend if len(legend) > 1 else []}
 
 
 def _attacked(study: Study, files: Files) -> list[dict[str, Any]]:

@@ -29,12 +29,15 @@ WRONG = "#a8281f"
 """Answers that are wrong, in print."""
 
 EXAMPLES = {
-    "x": 4, "adv": 5, "names": 1, "labels": 1, "predictions_clean": 1, "predictions_adv": 2,
+    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "predictions_clean": "k",
+    "predictions_adv": "sk",
 }  # fmt: skip
 RETRIEVED = {
-    "x": 4, "adv": 5, "names": 1, "labels": 1, "precision": 2, "found": 6, "found_labels": 3,
+    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "precision": "ak", "found": "aknCHW",
+    "found_labels": "akn",
 }  # fmt: skip
-"""Number of dimensions of each array in an examples.npz of each kind."""
+"""Shape of each array in an examples.npz of each kind: k images, s attacks, a = s + 1 answers, n
+items found, C = 1 or 3 colours."""
 
 T = TypeVar("T")
 
@@ -75,52 +78,50 @@ def of_section(
     section: Section, read: Callable[[Any, Path], T]
 ) -> tuple[list[tuple[Any, T]], list[str]]:
     """The first net of each rule that has examples, with them, and what could not be read."""
-    found, problems = [], []
+    nets, problems = [], []
     for rule in section.rules:
         for net in section.of(rule).values():
             path = net.folder / "examples.npz"
             if not path.exists():
                 continue
             try:
-                found.append((net, read(net, path)))
+                nets.append((net, read(net, path)))
                 break
-            except (ValueError, OSError, KeyError) as error:
+            except (ValueError, OSError, LookupError) as error:
                 reason = str(error).replace(f"{net.folder}/", "")
                 problems.append(f"{caption(rule, net.seed)}: {reason}")
-    return found, problems
+    return nets, problems
 
 
-def arrays(path: Path, shapes: Mapping[str, int]) -> dict[str, Any]:
+def arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, Any]:
     """The arrays of an examples.npz.
 
-    Args: shapes: number of dimensions of those it must hold in addition to `eps`.
+    Args: shapes: of those it must hold in addition to `eps`, as in `EXAMPLES`.
     Raises: ValueError saying what is wrong with it.
     """
     evaluation_folder.verify(path)
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in file.files}
+            values = {key: file[key] for key in file.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    missing = sorted({*shapes, "eps"} - found.keys())
-    if missing:
+    if missing := sorted({*shapes, "eps"} - values.keys()):
         raise ValueError(f"{path} has no {', '.join(missing)}")
-    wrong = [f"{key} {found[key].shape}" for key, d in shapes.items() if found[key].ndim != d]
-    if wrong:
-        expected = ", ".join(f"{key} of {d}" for key, d in shapes.items())
-        raise ValueError(
-            f"{path}: {', '.join(wrong)}: expected grey or colour images, in dimensions {expected}"
+    sizes: dict[str, int] = {}
+    for key, letters in shapes.items():
+        shape = values[key].shape
+        fits = len(shape) == len(letters) and all(
+            sizes.setdefault(letter, size) == size
+            for letter, size in zip(letters, shape, strict=True)
         )
-    if "x" in shapes:
-        x, adv = found["x"].shape, found["adv"].shape
-        if x[1] not in (1, 3) or adv[1:] != x:
+        answers = sizes.get("s", 0) + 1
+        if not fits or sizes.get("C", 1) not in (1, 3) or sizes.get("a", answers) != answers:
+            expected = ", ".join(f"{name} ({', '.join(of)})" for name, of in shapes.items())
             raise ValueError(
-                f"{path}: x {x}, adv {adv}: expected grey or colour images, x (k, C, H, W) and adv "
-                "(s, k, C, H, W)"
+                f"{path}: {key} {shape}: expected grey or colour images (C = 1 or 3) with the same "
+                f"letter for the same size, a = s + 1, in {expected}"
             )
-    if "found" in shapes and len(found["found"]) != len(found["names"]) + 1:
-        raise ValueError(f"{path}: found {found['found'].shape}: expected what each attack found")
-    return found
+    return values
 
 
 # Classifiers
@@ -247,19 +248,18 @@ def answers(section: Section) -> tuple[list[tuple[Any, float, list[list[Answer]]
 
     The same queries of every rule: those that lose most average precision over all of them.
     """
-    found, problems = of_section(section, lambda net, path: arrays(path, RETRIEVED))
-    count = min((len(values["x"]) for _, values in found), default=0)
+    nets, problems = of_section(section, lambda net, path: arrays(path, RETRIEVED))
+    count = min((len(values["x"]) for _, values in nets), default=0)
     lost = [0.0] * count
-    for _, values in found:
+    for _, values in nets:
         clean, *attacked = values["precision"]
         for place in range(count):
             lost[place] += float(sum(clean[place] - each[place] for each in attacked))
     chosen = sorted(sorted(range(count), key=lambda place: -lost[place])[:MOST_QUERIES])
-    made = [
+    return [
         (net, float(values["eps"]), [_answers(values, query) for query in chosen])
-        for net, values in found
-    ]
-    return made, problems
+        for net, values in nets
+    ], problems
 
 
 def _answers(values: dict[str, Any], query: int) -> list[Answer]:
@@ -280,7 +280,7 @@ def _answers(values: dict[str, Any], query: int) -> list[Answer]:
     return made
 
 
-def answers_table(net: Any, found: Sequence[Answer]) -> Table:
+def answers_table(net: Any, rows: Sequence[Answer]) -> Table:
     """The answers to one query, a row each."""
 
     def nearest(place: int, answer: Answer) -> Shown:
@@ -296,8 +296,8 @@ def answers_table(net: Any, found: Sequence[Answer]) -> Table:
         Column("query", query, left=True, style="query"),
         *(
             Column("", partial(nearest, place), page=" " if place else "found", left=True)
-            for place in range(len(found[0].found))
+            for place in range(len(rows[0].found))
         ),
         Column("AP %", "precision", text=percent, page="AP %"),
     ]
-    return Table(columns, found, caption=caption(net.rule, net.seed), kind="")
+    return Table(columns, rows, caption=caption(net.rule, net.seed), kind="")

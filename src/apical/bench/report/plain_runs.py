@@ -67,7 +67,7 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
         run = one_run(packing.open_folder(path.parent), path.name)
         run = dataclasses.replace(run, folder=path.relative_to(folder).as_posix())
         groups.setdefault(run.setting, []).append(run)
-    found: dict[tuple[str, str, int], Run] = {}
+    by_place: dict[tuple[str, str, int], Run] = {}
     for setting, members in groups.items():
         settings = [_settings(run.experiment) for run in members]
         options: dict[str, list[dict[str, str]]] = {}  # by the name of the rule
@@ -79,15 +79,15 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
             name = rule_name(run.experiment)
             rule = ", ".join([name, *_named(_options(run.experiment), varied_of[name])])
             place = (", ".join([setting, *_named(values, varied)]), rule, run.seed)
-            if place not in found or found[place].status != "finished":
-                found[place] = dataclasses.replace(run, setting=place[0], rule=rule)
+            if place not in by_place or by_place[place].status != "finished":
+                by_place[place] = dataclasses.replace(run, setting=place[0], rule=rule)
     notes = []
-    if copies := len(runs) - len(found):
+    if copies := len(runs) - len(by_place):
         notes.append(f"Left out: {copies} runs that repeat an experiment of this table.")
     if any((path / Robustness.home).is_dir() for path in runs):
         notes.append("Evaluations of robustness are shown on the page of each run.")
     name = folder.resolve().name
-    return Study(name, f"Runs in {name}", tuple(found.values()), notes=tuple(notes))
+    return Study(name, f"Runs in {name}", tuple(by_place.values()), notes=tuple(notes))
 
 
 def _varied(peers: list[dict[str, str]]) -> list[str]:

@@ -15,6 +15,7 @@ from apical.bench.storage.records import write_bytes
 
 XLINK = "http://www.w3.org/1999/xlink"
 FONT: dict[str, Any] = {"font.size": 8, "font.family": "DejaVu Sans", "axes.unicode_minus": True}
+TICKS = {"color": SOFT, "labelsize": 8, "major.size": 2.5, "major.width": 0.6}
 SETTINGS = FONT | {
     "axes.edgecolor": SOFT,
     "axes.grid": True,
@@ -31,15 +32,8 @@ SETTINGS = FONT | {
     "svg.hashsalt": "apical",
     "text.color": INK,
     "text.parse_math": False,
-    "xtick.color": SOFT,
-    "xtick.labelsize": 8,
-    "xtick.major.size": 2.5,
-    "xtick.major.width": 0.6,
-    "ytick.color": SOFT,
-    "ytick.labelsize": 8,
-    "ytick.major.size": 2.5,
-    "ytick.major.width": 0.6,
     "ytick.minor.size": 0,
+    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in TICKS.items()},
 }
 
 

@@ -168,9 +168,9 @@ def published(
     return plain(row.value, text, title=title)
 
 
-def verdict(found: statistics.Verdict | None) -> Shown:
+def verdict(result: statistics.Verdict | None) -> Shown:
     """A verdict on a published value with its reason."""
-    return judged(found.word, found.why) if found else Shown("")
+    return judged(result.word, result.why) if result else Shown("")
 
 
 def judged(word: str, why: str = "") -> Shown:
@@ -180,11 +180,11 @@ def judged(word: str, why: str = "") -> Shown:
 
 def _band(cell: Cell) -> Shown:
     """Where the published value would have to lie."""
-    found = cell.verdict
-    if found is None or found.low is None:
+    result = cell.verdict
+    if result is None or result.low is None:
         return Shown("")
-    low = max(0.0, found.low)
-    return Shown(f"{number(low)} to {number(found.high)}", low)
+    low = max(0.0, result.low)
+    return Shown(f"{number(low)} to {number(result.high)}", low)
 
 
 def _ties(cell: Cell) -> Shown:
@@ -274,20 +274,21 @@ def widest(study: Study, rows: Sequence[Cell]) -> str:
     )
 
 
-def seeds_sentence(found: Mapping[str, statistics.Summary]) -> str:
+def seeds_sentence(summaries: Mapping[str, statistics.Summary]) -> str:
     """The widest interval of a table by its row, and how many seeds would halve it."""
     half = {
         row: summary.high - summary.mean
-        for row, summary in found.items()
+        for row, summary in summaries.items()
         if summary.sd and summary.high is not None
     }
     if not half:
         return ""
     row = max(half, key=lambda name: half[name])
-    needed = statistics.seeds_needed(found[row].sd or 0.0, half[row] / 2)
+    width, of_row = half[row], summaries[row]
+    needed = statistics.seeds_needed(of_row.sd or 0.0, width / 2)
     return (
-        f"The widest interval is that of {row}: {found[row].n} seeds give ±{number(half[row])}, "
-        f"about {needed} would give ±{number(half[row] / 2)}."
+        f"The widest interval is that of {row}: {of_row.n} seeds give ±{number(width)}, "
+        f"about {needed} would give ±{number(width / 2)}."
     )
 
 
@@ -299,18 +300,18 @@ def orders(rows: Sequence[Cell]) -> list[str]:
 
     compared = [row for row in rows if row.summary and row.published]
     settings = dict.fromkeys(row.setting for row in compared)
-    made = []
+    sentences = []
     for setting in settings:
-        found = [row for row in compared if row.setting == setting]
-        if len(found) < FEWEST:
+        here = [row for row in compared if row.setting == setting]
+        if len(here) < FEWEST:
             continue
-        ours = {row.rule: row.summary.mean for row in found if row.summary}
-        theirs = {row.rule: row.published.value for row in found if row.published}
+        ours = {row.rule: row.summary.mean for row in here if row.summary}
+        theirs = {row.rule: row.published.value for row in here if row.published}
         tau = float(kendalltau(list(ours.values()), list(theirs.values())).statistic)
         agreement = "" if math.isnan(tau) else f" (Kendall's tau {tau:.2f})"
         where = f"{setting}, best" if len(settings) > 1 else "Best"
-        made.append(f"{where} first: {_order(ours)}; published: {_order(theirs)}{agreement}.")
-    return made
+        sentences.append(f"{where} first: {_order(ours)}; published: {_order(theirs)}{agreement}.")
+    return sentences
 
 
 def _order(errors: Mapping[str, float]) -> str:

@@ -59,8 +59,8 @@ def lines(section: Section, eps: float) -> list[Line]:
     return made
 
 
-def of_sections(found: Iterable[Section]) -> list[Line]:
-    return [line for section in found for eps in section.radii for line in lines(section, eps)]
+def of_sections(parts: Iterable[Section]) -> list[Line]:
+    return [line for section in parts for eps in section.radii for line in lines(section, eps)]
 
 
 def _row(net: Retrieval, name: str, eps: float) -> Record:
@@ -171,7 +171,7 @@ def without_attack(section: Section, rows: Sequence[Line]) -> Table:
 def attack_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Every attack by itself."""
     columns = [
-        Column("rule", lambda row: display_name(row["rule"]), left=True, style="rule"),
+        Column.rule(),
         Column("radius", "eps", text=radius),
         Column("attack", "attack", left=True),
         Column("tanh", "tanh", left=True),
@@ -185,7 +185,7 @@ def attack_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(columns, rows, "Attacks")
 
 
-def numbers_csv(found: Iterable[Section]) -> Table:
+def numbers_csv(parts: Iterable[Section]) -> Table:
     """mAP in %, differences in points: one row per rule, radius and column."""
     names = {name: name for name in ("clean", *COLUMNS)} | {
         "gap": "own minus exact",
@@ -195,7 +195,7 @@ def numbers_csv(found: Iterable[Section]) -> Table:
     rows = [
         {"setting": line.setting, "rule": line.rule, "eps": line.eps, "value": value}
         | vars(line[name])
-        for line in of_sections(found)
+        for line in of_sections(parts)
         for name, value in names.items()
         if line[name]
     ]
@@ -204,11 +204,11 @@ def numbers_csv(found: Iterable[Section]) -> Table:
     )
 
 
-def attacks_csv(found: Iterable[Section]) -> Table:
+def attacks_csv(parts: Iterable[Section]) -> Table:
     """One row per rule and attack, means over nets: mAP in [0, 1], share of turned bits, and how
     large the change is, in units of pixels in [0, 1]."""
     names = "setting rule eps attack tanh source n map flipped linf l2 mse"
-    return Table([Column("", raw=names)], [row for section in found for row in attacks(section)])
+    return Table([Column("", raw=names)], [row for section in parts for row in attacks(section)])
 
 
 # Words

@@ -162,28 +162,14 @@ def pixels(section: Section) -> dict[str, dict[int, Estimate]]:
     return by_rule
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A published robust accuracy in % and ours: under the same attack by the gradient it was
-    published for, and by the exact gradient of the same weights."""
+def compared(section: Section, tier: str) -> list[dict[str, Any]]:
+    """Published values at radii and under attacks that were run, and ours; judged in tier full
+    only.
 
-    published: Published
-    ours: Estimate
-    exact: Estimate | None
-    verdict: statistics.Verdict
-
-    @property
-    def rule(self) -> str:
-        return self.published.rule
-
-    @property
-    def difference(self) -> float:
-        """Ours minus published, in points."""
-        return self.ours.mean - self.published.value
-
-
-def compared(section: Section, tier: str) -> list[Compared]:
-    """Published values at radii and under attacks that were run; judged in tier full only."""
+    Returns: of each: rule, published, ours (under the same attack by the gradient it was published
+        for), exact (by the exact gradient of the same weights), difference (ours minus published,
+        in points) and verdict.
+    """
     both = []
     for row in section.published:
         which: dict[str, Any] = {"attack": row.attack, "eps": row.eps}
@@ -202,7 +188,9 @@ def compared(section: Section, tier: str) -> list[Compared]:
             least=READ,
         )
         exact = section.estimate(row.rule, partial(attack_share, group="exact", **which))
-        both.append(Compared(row, ours, exact if row.group == "own" else None, judged))
+        values = {"rule": row.rule, "published": row, "ours": ours, "verdict": judged}
+        values["exact"] = exact if row.group == "own" else None
+        both.append(values | {"difference": ours.mean - row.value})
     return both
 
 
@@ -210,7 +198,7 @@ def unused(study: Study) -> int:
     """Published values of attacks or radii that were not run in a setting that was evaluated."""
     sections = of_study(study)
     settings = {section.setting for section in sections}
-    used = {row.published for section in sections for row in compared(section, study.tier)}
+    used = {row["published"] for section in sections for row in compared(section, study.tier)}
     return sum(row.setting in settings and row not in used for row in study.robust_published)
 
 

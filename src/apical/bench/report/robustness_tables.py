@@ -9,7 +9,7 @@ from apical.bench.report import gained, robustness, sections
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.read import Published
 from apical.bench.report.results import published, verdict
-from apical.bench.report.robustness import Compared, Heat
+from apical.bench.report.robustness import Heat
 from apical.bench.report.sections import Line, Section
 from apical.bench.report.table import (
     Column,
@@ -104,24 +104,24 @@ def headline(
     return Table(columns, rows, label, order=lambda row: -row["worst"].mean)
 
 
-def word(found: RuleVerdict) -> Shown:
+def word(judged: RuleVerdict) -> Shown:
     """The verdict on a rule with its reasons."""
-    return Shown(found.word, title="; ".join(found.reasons), style=f"verdict {found.word}")
+    return Shown(judged.word, title="; ".join(judged.reasons), style=f"verdict {judged.word}")
 
 
-def compared(rows: Sequence[Compared]) -> Table:
+def compared(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Published values and ours, under the same attack."""
     columns = [
         Column.rule(),
         Column("attack", "published.attack", page="", left=True),
-        Column("", lambda row: f"{row.published.attack}, {row.published.group}", page="Attack",
-               left=True),
-        Column("radius", lambda row: Shown(_place(row.published), row.published.eps)),
+        Column("", lambda row: ", ".join([row["published"].attack, row["published"].group]),
+               page="Attack", left=True),
+        Column("radius", lambda row: Shown(_place(row["published"]), row["published"].eps)),
         Column("n", "ours.n", page="Nets n"),
         Column("own gradient", "ours", page="Ours"),
-        Column("published", lambda row: published(row.published, percent)),
+        Column("published", lambda row: published(row["published"], percent)),
         Column("", "difference", text=points, page="Ours minus published"),
-        Column("", lambda row: verdict(row.verdict), page="Verdict", left=True),
+        Column("", lambda row: verdict(row["verdict"]), page="Verdict", left=True),
         Column("exact gradient", "exact", page="Ours, exact gradient", brief=True),
     ]  # fmt: skip
     return Table(columns, rows, "Published robust accuracies")
@@ -223,10 +223,10 @@ def _cosine(value: float) -> str:
 # CSV files
 
 
-def numbers_csv(found: Iterable[Section]) -> Table:
+def numbers_csv(parts: Iterable[Section]) -> Table:
     """Accuracies in %, differences in points: one row per rule, attack and radius."""
     names = "setting norm images rule eps group attack source role n mean low high interval_over"
-    return Table([Column("", raw=names)], [row for each in found for row in _numbers(each)])
+    return Table([Column("", raw=names)], [row for each in parts for row in _numbers(each)])
 
 
 def _numbers(section: Section) -> Iterable[dict[str, Any]]:
@@ -264,11 +264,11 @@ NETS = {
 """Columns of the CSV file of each kind of rows of single nets."""
 
 
-def nets_csv(found: Iterable[Section], kind: str) -> Table:
+def nets_csv(parts: Iterable[Section], kind: str) -> Table:
     """One row per net: and sanity check, of which `passed` is empty where it was not run; or its
     audit, and the verdict on its rule."""
     rows = []
-    for section in found:
+    for section in parts:
         words = {rule: robustness.verdict(section, rule).word for rule in section.rules}
         for net in section.evaluations:
             about = {"setting": section.heading, "rule": net.rule, "seed": net.seed}
@@ -350,9 +350,9 @@ def _worst(rows: Sequence[Line]) -> str:
         )
     tested = f"({baseline.n} seeds, paired, Holm-corrected)"
     each = "; ".join(
-        f"{display_name(row.rule)} {points(found.mean)} points ({span(found, points)})"
+        f"{display_name(row.rule)} {points(gap.mean)} points ({span(gap, points)})"
         for row in others
-        if row.differs and (found := row["against_bp"])
+        if row.differs and (gap := row["against_bp"])
     )
     if not each:
         return f"{start}; no rule differs significantly from it {tested}."

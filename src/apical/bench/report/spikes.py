@@ -13,7 +13,7 @@ from typing import Any
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.evaluations import Robustness
-from apical.bench.report.names import display_name
+from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.pictures import address, arrays
 from apical.bench.report.read import Study
 from apical.bench.report.render import FONT, new_figure, save_png
@@ -142,7 +142,7 @@ def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
 def seen(rows: Iterable[Line]) -> str:
     """Whether twin, transfer and both together were at least as strong as the own gradient, each by
     itself, over all radii."""
-    rows = [row for row in rows if row.rule != "bp"]
+    rows = [row for row in rows if not is_baseline(row.rule)]
     parts = []
     for name, words in COMPARED.items():
         nets, weaker = Counter[str](), Counter[str]()
@@ -201,11 +201,11 @@ def _raster(path: Path) -> tuple[str, list[tuple[str, Any]]] | None:
     if not path.exists():
         return None
     try:
-        found = arrays(path, {"names": 1})
+        values = arrays(path, {"names": "s"})
     except (ValueError, OSError):  # the page reports it with the pictures of the file
         return None
-    layers = {name[7:]: each for name, each in found.items() if name.startswith("raster_")}
-    names = [str(name) for name in found["names"]]
+    layers = {name[7:]: each for name, each in values.items() if name.startswith("raster_")}
+    names = [str(name) for name in values["names"]]
     place = next((i for i, name in enumerate(names) if name.endswith("/ exact")), None)
     if not layers or place is None:
         return None
