@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from apical.bench import studies
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
-from apical.bench.report import figures, sequences, write
+from apical.bench.report import lines, sequences, write
 from apical.bench.report.read import percent_of, read_study
 from apical.bench.storage import records
 from apical.bench.training import batch_step, build, loop, monitor
@@ -263,9 +263,9 @@ def test_steps_until_solved(tmp_path: Path) -> None:
 
 
 def test_the_memory_is_shown_as_means_over_steps(tmp_path: Path) -> None:
-    runs = {"MNM-p": read_study(study(tmp_path)).finished("pairs", "MNM-p")}
-    assert figures.memory_series(runs, "beta") == {"MNM-p": {2: pytest.approx([0.15, 0.15])}}
-    assert figures.memory_series(runs, "meta_loss") == {}
+    runs = {"MNM-p": read_study(study(tmp_path)).row("pairs", "MNM-p").runs}
+    assert lines.series(runs, "step", "beta") == {"MNM-p": {2: pytest.approx([0.15, 0.15])}}
+    assert lines.series(runs, "step", "meta_loss") == {}
 
 
 def test_the_page_of_a_run_shows_its_memory(tmp_path: Path) -> None:

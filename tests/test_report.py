@@ -19,7 +19,8 @@ from apical.bench.report import (
     table_markdown,
     write,
 )
-from apical.bench.report.templating import TEMPLATES
+from apical.bench.report.documents import TEMPLATES
+from apical.bench.report.table import for_markdown
 from apical.bench.storage import records
 from apical.measure import statistics as stats
 from fake_study import make_study, rewrite
@@ -150,13 +151,15 @@ def test_runs_that_did_not_finish_are_listed_with_the_reason(tmp_path):
     rewrite(runs[0], [stop])
     rewrite(runs[1], epochs[:2])
     rewrite(runs[3], [])
+    rewrite(runs[8], [{"kind": "stopped", "reason": "no place"}])
     (runs[4] / "records.jsonl").write_text('{"kind": "ep\n{"kind": "final"}\n')
     text = _plain(write(folder).read_text())
-    assert "5 of 9 runs finished · 2 failed" in text
+    assert "4 of 9 runs finished · 3 failed" in text
     assert "BP, seed 1: failed · non-finite loss (epoch 2, step 7, at loss)" in text
     assert "BP, seed 2: unfinished · epoch 2 of 3" in text
     assert "FA, seed 1: not started · no epoch recorded" in text
     assert f"FA, seed 2: failed · unreadable: {runs[4].name}/records.jsonl, line 1" in text
+    assert "DFA, seed 3: failed · no place " in text and "no place (" not in text
     assert str(tmp_path) not in text
     rows = {row[0]: row for row in _Table((folder / "report/index.html").read_text()).rows}
     assert rows["BP"][1] == "1 of 3†"
@@ -223,6 +226,7 @@ def test_text_from_files_is_escaped_everywhere(tmp_path):
     lines = table_markdown(folder).splitlines()
     lines = lines[2:] if lines[0].startswith("**") else lines
     assert not any("<" in line for line in lines[:-1])
+    assert for_markdown("[a](b)") == r"\[a](b)"  # no link
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 10 for line in lines[:3])
 
 

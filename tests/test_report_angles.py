@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from apical.bench.report import angles, refresh, write
-from apical.bench.report.markdown import angles_markdown
+from apical.bench.report.documents import angles_markdown
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.measure import statistics as stats
@@ -55,7 +55,7 @@ def of_layer(row: dict[str, Any], run: tuple[str, int]) -> dict[str, Any] | None
 
 def found(folder: Path) -> tuple[list[angles.Line], list[angles.Line]]:
     study = read_study(folder)
-    rules = angles.lines({rule: study.finished(SETTING, rule) for rule in study.rules})
+    rules = angles.lines({rule: study.row(SETTING, rule).runs for rule in study.rules})
     return rules, angles.by_layer(rules)
 
 

@@ -89,7 +89,7 @@ def test_a_switch_of_the_rule_is_marked_in_the_curves(tmp_path) -> None:
         row = {"kind": "switch", "epoch": 3, "rule": "kp", "before": "fa"}
         records.append(run / "records.jsonl", row)
     study = read.read_study(folder)
-    runs = {rule: study.finished("MNIST LeNet SGD", rule) for rule in ("bp", "fa")}
+    runs = {rule: study.row("MNIST LeNet SGD", rule).runs for rule in ("bp", "fa")}
     assert lines.switches(runs) == {"fa": [3]}
     groups = figures.learning(runs, colours(("bp", "fa")))
     assert all("another rule takes over" in group.caption for group in groups)

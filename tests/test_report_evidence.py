@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from apical.bench.report import (
+    diagnostics,
     figures,
     gained,
-    linear_probes,
     results,
     table_markdown,
     write,
@@ -117,12 +117,29 @@ def test_the_finding_names_the_best_rule_and_those_it_does_not_differ_from(tmp_p
     assert results.finding(rows[:1]) == ""
 
 
+def test_the_finding_names_what_differs_from_bp_where_all_pairs_tie(tmp_path: Path) -> None:
+    """1.18 points above BP: p = 0.012, 0.037 corrected for 3 comparisons, 0.074 for 6 pairs."""
+    bp = (2.0, 2.2, 2.1)
+    above = tuple(error + 1.18 for error in bp)
+    errors = {"bp": bp} | dict.fromkeys(("fa", "dfa", "usf"), above)
+    rows = results.cells(read_study(make(tmp_path / "s", errors)))
+    assert {row.ties for row in rows} == {"a"}
+    assert [row.rule for row in rows if row.differs] == ["fa", "dfa", "usf"]
+    assert results.finding(rows) == (
+        "No test error differs significantly from the lowest, BP's 2.10 %; corrected for the "
+        "comparisons with BP alone (Holm) the error is significantly higher under FA, DFA, uSF."
+    )
+    # the letters show it: not said again
+    apart = {rule: tuple(error + 9 for error in bp) if rule != "bp" else bp for rule in errors}
+    assert "alone" not in results.finding(results.cells(read_study(make(tmp_path / "t", apart))))
+
+
 def drawn(tries: list[dict[str, Any]]) -> Any:
     from matplotlib.figure import Figure
 
     axes = Figure().add_subplot()
     cell = {"setting": "s", "rule": "fa", "lr": 0.1, "tries": tries}
-    figures.draw_rates(axes, cells=[cell], looks=colours(["fa"]))
+    figures.draw_rates(axes, choices=[cell], looks=colours(["fa"]))
     return axes
 
 
@@ -170,8 +187,8 @@ def test_what_each_layer_added_by_hand() -> None:
         probed(2, (0.5, 0.7, 0.1), (0.5, 0.7, 0.9)),
         Run("f", "s", "fa", 3, "finished", rows=probed(3, (0.0,) * 3, (0.0,) * 3).rows[:3]),
     ]
-    conv, fc, output = linear_probes.lines({"fa": runs, "bp": []})
-    assert [line.layer for line in (conv, fc, output)] == ["conv", "fc", linear_probes.OUTPUT]
+    conv, fc, output = diagnostics.readouts({"fa": runs, "bp": []})
+    assert [line.layer for line in (conv, fc, output)] == ["conv", "fc", diagnostics.OUTPUT]
     assert (fc.change.n, fc.untrained.mean, fc.trained.mean) == (
         2,
         pytest.approx(65),
@@ -181,7 +198,7 @@ def test_what_each_layer_added_by_hand() -> None:
     assert fc.added.mean == pytest.approx(15)
     assert conv.added is not None and conv.added.mean == pytest.approx(25)
     assert output.added is None
-    cells = linear_probes.table([fc]).markdown().splitlines()[2]
+    cells = diagnostics.readout_table([fc]).markdown().splitlines()[2]
     assert cells.startswith("| FA | fc | 2 | 65.0 | 75.0 | +10.0 [")
 
 

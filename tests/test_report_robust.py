@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from apical.bench.report import read, robustness, sections
-from apical.bench.report import robustness_words as words
+from apical.bench.report import robustness_tables as words
 from apical.bench.storage import records
 from apical.measure import robustness_verdict
 from fake_robust import add_robustness
@@ -215,6 +215,11 @@ def test_protocols_that_differ_are_not_averaged(tmp_path):
         "MNIST LeNet SGD · images 200",
     ]
     assert [len(each.evaluations) for each in found] == [1, 2]
+    used = read.Published("MNIST LeNet SGD", "bp", 61.0, "x", attack="PGD-20 ce", eps=0.1)
+    published = (used, replace(used, attack="another"))
+    value = replace(read.read_study(folder), robust_published=published)
+    assert all(robustness.compared(each, "full") for each in sections.of_study(value))
+    assert robustness.unused(value) == 1  # whatever the number of sections
 
 
 def test_published_robustness_becomes_accuracy_in_percent():
@@ -312,19 +317,20 @@ def test_the_strongest_transfer_counts_and_noise_has_its_line(section):
 
 
 def test_published_values_meet_the_same_attack_and_radius_only(section):
-    found = {row.published.rule: row for row in robustness.compared(section, "full")}
+    found = {row["rule"]: row for row in robustness.compared(section, "full")}
     assert found.keys() == set(RULES)
     fa = found["fa"]
-    assert fa.ours == robustness.lines(section, "fa")["own"][0.1]
-    assert fa.difference == pytest.approx(fa.ours.mean - 90)
-    assert fa.exact.mean < fa.ours.mean - 20
-    assert fa.verdict.word == "compatible, uninformative"
-    assert robustness.compared(section, "smoke")[0].verdict.word == "other scale"
+    assert fa["ours"] == robustness.lines(section, "fa")["own"][0.1]
+    assert fa["difference"] == pytest.approx(fa["ours"].mean - 90)
+    assert fa["exact"].mean < fa["ours"].mean - 20
+    assert fa["verdict"].word == "compatible, uninformative"
+    assert robustness.compared(section, "smoke")[0]["verdict"].word == "other scale"
     other = tuple(replace(row, attack="PGD-7 ce") for row in section.published)
     assert robustness.compared(replace(section, published=other), "full") == []
-    fully = tuple(replace(row, value=fa.ours.mean + 0.9) for row in section.published)
+    fully = tuple(replace(row, value=fa["ours"].mean + 0.9) for row in section.published)
     found = robustness.compared(replace(section, published=fully), "full")
-    assert [row.verdict.word for row in found if row.published.rule == "fa"] == [fa.verdict.word]
+    verdicts = [row["verdict"].word for row in found if row["rule"] == "fa"]
+    assert verdicts == [fa["verdict"].word]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)
     assert len(robustness.compared(replace(section, published=rounded), "full")) == 3
 
@@ -341,7 +347,6 @@ def test_few_pixel_attacks_count_pixels_and_stand_apart(section):
 def test_the_heat_map_frames_the_feedback_a_net_was_trained_with(section):
     (heat,) = robustness.heats(section, 0.1)
     assert heat.rows == heat.columns == RULES
-    assert heat.own == {(rule, rule) for rule in RULES}
     lines = {rule: robustness.lines(section, rule) for rule in RULES}
     assert heat.cells["fa", "fa"] == lines["fa"]["own"][0.1]
     assert heat.cells["fa", "bp"] == lines["fa"]["exact"][0.1]

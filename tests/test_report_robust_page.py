@@ -18,7 +18,7 @@ from apical.bench.report import (
     table_markdown,
     write,
 )
-from apical.bench.report import robustness_words as words
+from apical.bench.report import robustness_tables as words
 from apical.bench.report.table import percent, points, span
 from apical.bench.storage import records
 from apical.measure.robustness_verdict import radius
@@ -235,6 +235,8 @@ def test_pictures_are_the_arrays(tmp_path, channels):
         ({"labels": None}, r"examples.npz has no labels"),
         ({"x": np.zeros((2, 64))}, r"x \(2, 64\): expected grey or colour images"),
         ({"adv": np.zeros((1, 4, 1, 8, 9))}, r"adv \(1, 4, 1, 8, 9\): expected"),
+        ({"predictions_adv": np.zeros((1, 4))}, r"predictions_adv \(1, 4\): expected"),
+        ({"class_names": np.array(["zero"])}, r"index \d is out of bounds"),
     ],
 )
 def test_examples_that_cannot_be_shown_are_named(tmp_path, change, message):

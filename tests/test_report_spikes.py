@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from apical.bench.report import spikes, write
-from apical.bench.report.markdown import table_markdown
+from apical.bench.report.documents import table_markdown
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from fake_robust import EPS, IMAGES, add_robustness

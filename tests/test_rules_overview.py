@@ -92,7 +92,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_numbers_are_those_of_the_records(folder: Path) -> None:
     study = read_study(folder)
     times = overview.step_times(folder.parent, "lenet")
-    runs = study.finished("digits MLP", "fa")
+    runs = study.row("digits MLP", "fa").runs
     accuracies = [100 * run.final["test_acc"] for run in runs]
     table = overview.table(study, times)
     shown = {c.head: [c.cell(rule).text for rule in table.rows] for c in table.columns}

@@ -177,6 +177,17 @@ def _sample(centre):
     return {1: centre - 0.1, 2: centre, 3: centre + 0.12}
 
 
+def test_comparisons_with_one_label_are_corrected_for_their_number_alone():
+    """Paired t of 1, 1.1, 0.9: p = 0.00332; of 1, 1.2, 0.8: 0.01307. Holm: twice the first, and the
+    second as it is."""
+    samples = {"a": {1: 0.0, 2: 0.0, 3: 0.0}}
+    samples |= {"b": {1: 1.0, 2: 1.1, 3: 0.9}, "c": {1: 1.0, 2: 1.2, 3: 0.8}}
+    for alpha, differing in ((0.0066, set()), (0.0067, {"b"}), (0.0131, {"b", "c"})):
+        assert statistics.differing_from("a", samples, alpha=alpha) == differing, alpha
+    samples["c"] = {7: 1.0}  # no test compares a single run: it is no comparison to correct for
+    assert statistics.differing_from("a", samples, alpha=0.0034) == {"b"}
+
+
 def test_tie_groups_separate_what_differs_and_join_what_does_not():
     samples = {"fa": _sample(46.0), "bp": _sample(14.0), "usf": {1: 14.1, 2: 13.8, 3: 14.3}}
     noise = dict.fromkeys(samples, 0.01)

@@ -24,15 +24,14 @@ from typing import TYPE_CHECKING
 from apical.names import import_on_use
 
 if TYPE_CHECKING:
-    from apical.bench.evaluate.export import export
     from apical.bench.evaluate.fit import fit
-    from apical.bench.evaluate.trained_net import load_run
+    from apical.bench.evaluate.trained_net import export, load_run
     from apical.bench.experiment.execution import Execution
     from apical.bench.experiment.experiment import Experiment
     from apical.bench.experiment.hashing_settings import Hashing
     from apical.bench.experiment.schedule import Schedule
     from apical.bench.report import write as report
-    from apical.bench.report.frames import to_pandas
+    from apical.bench.report.plain_runs import to_pandas
     from apical.bench.studies import Entry, Study
     from apical.bench.studies.tuning import tune
     from apical.bench.sweep.sweep import sweep
@@ -67,13 +66,13 @@ import_on_use(
         "Schedule": "apical.bench.experiment.schedule:Schedule",
         "Start": "apical.nets.pretrained:Start",
         "Study": "apical.bench.studies:Study",
-        "export": "apical.bench.evaluate.export:export",
+        "export": "apical.bench.evaluate.trained_net:export",
         "fit": "apical.bench.evaluate.fit:fit",
         "load_run": "apical.bench.evaluate.trained_net:load_run",
         "report": "apical.bench.report:write",
         "run": "apical.bench.training.loop:run",
         "sweep": "apical.bench.sweep.sweep:sweep",
-        "to_pandas": "apical.bench.report.frames:to_pandas",
+        "to_pandas": "apical.bench.report.plain_runs:to_pandas",
         "tune": "apical.bench.studies.tuning:tune",
     },
 )

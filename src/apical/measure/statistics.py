@@ -10,6 +10,7 @@ least that a standard deviation is taken to be.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import string
@@ -239,6 +240,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def differing_from(
+    baseline: str,
+    samples: Mapping[str, Sample],
+    *,
+    alpha: float = 0.05,
+    noise: Mapping[str, float] | None = None,
+) -> set[str]:
+    """The labels that differ significantly from one: each is compared with it alone
+    (`difference_p`), the p-values are Holm-corrected over these comparisons. Labels that no test
+    can compare with it, as those of one run, do not count.
+
+    Args: noise: by label, the variance of one run's value for the test set alone.
+    >>> sorted(differing_from("a", {"a": {1: 1.0, 2: 1.1}, "b": {1: 3.0, 2: 3.1001}}))
+    ['b']
+    """
+    least = dict.fromkeys(samples, 0.0) | dict(noise or {})
+    p_values: dict[str, float] = {}
+    for label in samples.keys() - {baseline}:
+        noise_of_both = least[label] + least[baseline]
+        p = difference_p(samples[label], samples[baseline], noise=noise_of_both)
+        if p is not None:
+            p_values[label] = p
+    corrected = holm(list(p_values.values()))
+    return {label for label, p in zip(p_values, corrected, strict=True) if p < alpha}
+
+
 def tie_groups(
     samples: Mapping[str, Sample],
     *,
@@ -362,6 +389,7 @@ def _check(values: Sequence[float], level: float) -> None:
         raise ValueError(f"level={level}: must lie between 0 and 1, like 0.95")
 
 
+@functools.cache
 def _t_quantile(level: float, freedom: float) -> float:
     from scipy.stats import t
 

@@ -14,7 +14,7 @@ def export(words: list[str]) -> int:
     parser.add_argument("file", help="FILE.safetensors (needs safetensors) or FILE.pt")
     add_trust(parser)
     values = parse(parser, words)
-    from apical.bench.evaluate.export import export as write
+    from apical.bench.evaluate.trained_net import export as write
 
     names = write(values["run"], values["file"], trust=values["trust"])
     print(f"{len(names)} tensors, {names[0]} to {names[-1]}: {values['file']}")

@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 
 
 class Evaluation(abc.ABC):
-    """How a trained net is attacked: a frozen dataclass of all that influences the outcome beside
+    """How a trained net is attacked: a frozen dataclass of all that influences the outcome except
     the nets themselves. Each kind of evaluation is a subclass.
     """
 
@@ -124,7 +124,7 @@ class Evaluation(abc.ABC):
 
     @abc.abstractmethod
     def check_net(self, net: Trained) -> None:
-        """Raises: ValueError for a net that this kind of evaluation says nothing of."""
+        """Raises: ValueError for a net that this kind of evaluation does not apply to."""
 
     @abc.abstractmethod
     def attack(

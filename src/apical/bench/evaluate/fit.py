@@ -142,8 +142,8 @@ def _net(model: Any, seed: int) -> tuple[nn.Module | None, str]:
             "name the rule, rule='fa'"
         )
     kinds = sorted({type(m) for m in model.modules()}, key=lambda kind: kind.__qualname__)
-    told = "\n".join([repr(model), *map(_source, kinds)])
-    return model, GIVEN + pretrained.digest(model.state_dict(), told=told)
+    described = "\n".join([repr(model), *map(_source, kinds)])
+    return model, GIVEN + pretrained.digest(model.state_dict(), told=described)
 
 
 def _source(kind: type) -> str:

@@ -24,7 +24,7 @@ or always 1. Either may be the stronger one, so both are tried."""
 ATTACKS = ("HAG", "SDHA", "Anchor")
 """Attacks that are to make retrieval worse."""
 TARGETED = ("SDHA targeted", "Anchor targeted")
-"""Attacks that choose what is found, which is another aim: they stand apart."""
+"""Attacks that choose what is found: another goal, so they are reported separately."""
 NOISE = "noise"
 ANY = "any"
 """In the place of an attack: whichever of them is the strongest, query by query."""
@@ -81,13 +81,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Evaluation(evaluation.Evaluation):
-    """What influences the outcome of an evaluation, beside the nets themselves.
+    """What influences the outcome of an evaluation, except the nets themselves.
 
     Args:
         eps: radii above 0, in units of pixels in [0, 1].
         norm: "linf" (largest change of one value) or "l2" (length of the change).
         queries: images of the test split, the same for every net; all, where it has fewer (>= 1).
-        known: codes of the database that the attackers of SDHA and Anchor know, some of every
+        known: codes of the database that SDHA and Anchor are given, some of every
             class, the same for every net; all, where it has fewer (>= 1).
         steps: of each attack (>= 1).
         seed: of the noise and of the target labels.
@@ -157,7 +157,7 @@ class Evaluation(evaluation.Evaluation):
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """What is searched for. Attributes: targets: labels that a targeted attack aims at."""
+    """What is searched for. Attributes: targets: labels that targeted attacks choose."""
 
     x: Tensor
     y: Tensor
@@ -301,8 +301,8 @@ def _targeted(net: HashNet, trials: Sequence[Trial], eps: float) -> list[Row]:
 
 
 def _gap(eps: float, attack: str, own: Values, exact: Values) -> Row:
-    apart = [a - b for a, b in zip(own, exact, strict=True)]
-    return _interval("gap", apart) | {
+    differences = [a - b for a, b in zip(own, exact, strict=True)]
+    return _interval("gap", differences) | {
         "eps": eps,
         "attack": attack,
         "own": _average(own),
@@ -313,8 +313,8 @@ def _gap(eps: float, attack: str, own: Values, exact: Values) -> Row:
 def _strongest(trials: Sequence[Trial], attack: str, source: str) -> Values:
     """Of several ways to make an attack, and of several nets to transfer from, the one that leaves
     least of a query."""
-    meant = ATTACKS if attack == ANY else (attack,)
-    return _least([t.precision for t in trials if t.attack in meant and _source(t) == source])
+    names = ATTACKS if attack == ANY else (attack,)
+    return _least([t.precision for t in trials if t.attack in names and _source(t) == source])
 
 
 def _least(found: Sequence[Values]) -> Values:
@@ -329,10 +329,10 @@ def _source(trial: Trial) -> str:
     return trial.source.partition(":")[0]
 
 
-def _mean(kind: str, values: Values, **told: Any) -> Row:
+def _mean(kind: str, values: Values, **fields: Any) -> Row:
     row = _interval(kind, values)
     bounds = {"low": max(row["low"], 0.0), "high": min(row["high"], 1.0)}
-    return {"kind": kind, **told, "map": row["mean"], **bounds}
+    return {"kind": kind, **fields, "map": row["mean"], **bounds}
 
 
 def _interval(kind: str, values: Values) -> Row:

@@ -1,4 +1,4 @@
-"""The rows of an evaluation as RobustBench has its entries: claimed beside re-measured values."""
+"""The rows of an evaluation as RobustBench has its entries: claimed and re-measured values."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def entries(
     Accuracies are texts in %, as there. `reported` is what was claimed; without a claim it is what
     attacks by the net's own gradient leave, the protocol of earlier studies of such rules.
     `external` is what was re-measured: the worst case per example over everything tried.
-    `autoattack_acc` is null: AutoAttack was not run. `unreliable` says that the claim is not what
-    was re-measured: it lies above the interval of the worst case.
+    `autoattack_acc` is null: AutoAttack was not run. `unreliable`: the claim is not what
+    was re-measured, it lies above the interval of the worst case.
 
     Args: setting: as ``setting.json`` of the evaluation has it. claimed: robust accuracy in % by
         radius.

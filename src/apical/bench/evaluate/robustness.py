@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apical import attacks, data, nets, rules
+from apical import attacks, nets, rules
 from apical.attacks import Audit, Effort, audit, robust_report
 from apical.attacks.ball import Threat
 from apical.attacks.evaluation import AUDITED
@@ -18,7 +18,7 @@ from apical.attacks.pictures import pictures
 from apical.attacks.trials import Trial
 from apical.bench.evaluate import evaluation
 from apical.bench.evaluate.evaluation import Nets, OnTrial, Outcome, Row
-from apical.bench.evaluate.trained_net import CHOICE, HashNet, Trained
+from apical.bench.evaluate.trained_net import HashNet, Trained
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.settings import differing
 from apical.bench.training import loop
@@ -29,7 +29,7 @@ SUBSTITUTE_IMAGES = 2000
 
 @dataclass(frozen=True)
 class Evaluation(evaluation.Evaluation):
-    """How a net is attacked: everything that influences the outcome beside the nets themselves.
+    """How a net is attacked: everything that influences the outcome except the nets themselves.
 
     Args:
         eps: radii above 0, in units of pixels in [0, 1]; or numbers of flips.
@@ -38,7 +38,7 @@ class Evaluation(evaluation.Evaluation):
         images: of the test split, the same for every net; all, where it has fewer (>= 1).
         effort: how much is spent on each attack.
         rules: names of further rules whose backward pass is tried on these weights.
-        protocol: name of an earlier study's attacks, to be run beside ("linf" only); "": none.
+        protocol: name of an earlier study's attacks, run in addition ("linf" only); "": none.
         pixels: numbers of pixels that the protocol's few-pixel attack may change.
         pixel_images: images that is tried on (>= 1).
         samples: forward passes whose mean scores count, for nets with random scores (>= 1).
@@ -138,15 +138,11 @@ def substitute(net: Trained, device: torch.device, seed: int) -> nn.Module:
     """A small convolutional net that learned the answers of another one to training images."""
     images = net.images
     count = min(SUBSTITUTE_IMAGES, len(images.train) - 1)
-    chosen = data.split_validation(images.train, count, CHOICE)[1]
-    channels = images.shape[0]
-    unit: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    batches = data.Batches(chosen, 500, device=str(device), **unit)
-    x = torch.cat([each for each, _ in batches.epoch(0)]).clamp(0, 1)
-    made = nets.build(
+    x, _ = net.examples(count, str(device), images.train)
+    small = nets.build(
         "vgg", in_shape=images.shape, num_classes=images.num_classes, seed=seed, widths=[16, 32, 64]
     )
-    whole = attacks.Normalised(made, images.mean, images.std).to(device)
+    whole = attacks.Normalised(small, images.mean, images.std).to(device)
     return attacks.imitate(net.model, whole, x, seed=seed)
 
 

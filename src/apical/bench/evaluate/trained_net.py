@@ -1,7 +1,9 @@
-"""Trained nets as an attacker meets them: in eval mode, for pixels in [0, 1], with their images."""
+"""Trained nets: in eval mode, for pixels in [0, 1], with the images they are tried on; and their
+weights as a file that plain PyTorch loads."""
 
 import copy
 import dataclasses
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 
 from apical import data, nets, retrieval, rules
 from apical.attacks import Normalised
-from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.experiment import Experiment, to_dict
 from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_assignment
 from apical.bench.storage import checkpoint, records, run_folder, schema
-from apical.bench.training import build, splits
+from apical.bench.training import build, pretraining, splits
 from apical.core.convert import convert, feedback_modules
 from apical.names import from_path
 from apical.nets import pretrained
@@ -45,17 +47,19 @@ class Trained:
     digest: str
     name: str
 
-    def examples(self, count: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-        """`count` images of the test split (all, where it has fewer) and their labels.
+    def examples(
+        self, count: int, device: str = "cpu", split: data.Images | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`count` images of a split, by default the test split (all, where it has fewer), and their
+        labels.
 
         Chosen at random, once: every net of these data gets the same. Shapes: (N, C, H, W), (N,).
         """
-        split = self.images.test
+        split = self.images.test if split is None else split
         if count < len(split):
             split = data.split_validation(split, count, CHOICE)[1]
-        channels = self.images.shape[0]
-        unit: dict[str, Any] = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-        batches = data.Batches(split, 500, device=device, **unit)
+        zeros, ones = (0.0,) * self.images.shape[0], (1.0,) * self.images.shape[0]
+        batches = data.Batches(split, 500, device=device, mean=zeros, std=ones)
         x, y = zip(*batches.epoch(0), strict=True)
         return torch.cat(x).clamp_(0, 1), torch.cat(y)
 
@@ -102,9 +106,9 @@ class HashNet(Trained):
         generator = torch.Generator().manual_seed(CHOICE)
         order = torch.randperm(len(whole), generator=generator).tolist()
         labels = whole.labels.tolist()
-        first = {labels[row]: row for row in reversed(order)}  # of each class the first drawn
-        drawn = list(dict.fromkeys([*first.values(), *order]))[:count]
-        rows = torch.tensor(sorted(drawn))
+        first = {labels[row]: row for row in reversed(order)}  # of each class the first in order
+        chosen = list(dict.fromkeys([*first.values(), *order]))[:count]
+        rows = torch.tensor(sorted(chosen))
         return _silent(whole.codes[rows], whole.labels[rows])
 
 
@@ -146,8 +150,9 @@ def load_run(
         of it is damaged, or it names code that is not trusted.
     """
     folder = _folder(Path(path))
-    found = _finished(folder, data_root=data_root, download=download, trust=trust, net=model)
-    experiment, _, trained = found
+    experiment, _, trained = _finished(
+        folder, data_root=data_root, download=download, trust=trust, net=model
+    )
     return Run(experiment, records.read(folder / "records.jsonl"), trained.to(device))
 
 
@@ -165,8 +170,9 @@ def from_run(
     Raises: ValueError as `load_run` does.
     """
     folder = _folder(Path(path))
-    found = _finished(folder, data_root=data_root, download=download, trust=trust)
-    experiment, images, model = found
+    experiment, images, model = _finished(
+        folder, data_root=data_root, download=download, trust=trust
+    )
     if not isinstance(images, data.ImageData):
         raise ValueError(f"{folder} trained on sequences (task={experiment.task!r}), not on images")
     if experiment.data.startswith(GIVEN):
@@ -204,18 +210,46 @@ def experiment_of(folder: Path, *, trust: bool = False) -> Experiment:
     return run_folder.read(folder, trust=trust)
 
 
-def weights_of(
-    path: str | os.PathLike[str], *, trust: bool = False
-) -> tuple[Path, Experiment, dict[str, Tensor]]:
-    """Folder, settings and state dict (with feedback) of a finished run; nothing is built.
+def export(
+    run: str | os.PathLike[str], file: str | os.PathLike[str], *, trust: bool = False
+) -> list[str]:
+    """Write the weights of a finished run, under the keys of the plain net.
 
-    Args: trust: as of `load_run`.
-    Raises: ValueError if there is no run, or it is not finished.
+    What rules and learners remember is left out, and no module is put around the net: the file
+    loads into `apical.nets.build` with the net's options, or into a class of one's own. The net
+    takes inputs as in training: ``load_run(run).experiment.pixels`` says whether they are
+    standardised.
+
+    Args: run: its folder, or the checkpoint in it.
+        file: ``.safetensors`` (needs safetensors; holds the experiment as metadata) or ``.pt`` (a
+            state dict, which loads with ``weights_only=True``).
+        trust: as of `load_run`.
+    Returns: the keys.
+    Raises: ValueError for another ending, a run that is not finished, or safetensors absent.
     """
-    folder = _folder(Path(path))
+    target = Path(file)
+    if target.suffix not in (".safetensors", ".pt"):
+        raise ValueError(f"{target}: the name must end in .safetensors or .pt")
+    folder = _folder(Path(run))
     experiment = experiment_of(folder, trust=trust)
     _check_finished(folder)
-    return folder, experiment, _weights_of_run(folder, experiment)
+    weights = pretraining.plain(_weights_of_run(folder, experiment))
+    state = {key: value.contiguous().clone() for key, value in weights.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    if target.suffix == ".pt":
+        torch.save(state, part)
+    else:
+        try:
+            from safetensors.torch import save_file
+        except ImportError as error:
+            raise ValueError(
+                f"{target}: needs safetensors (pip install safetensors), or give FILE.pt"
+            ) from error
+        about = {"run": folder.name, "experiment": json.dumps(to_dict(experiment))}
+        save_file(state, part, metadata=about)
+    part.replace(target)  # a reader never sees half a file
+    return list(state)
 
 
 def digest_of_run(folder: Path, *, trust: bool = False) -> str:
@@ -260,8 +294,8 @@ def from_model(
     experiment = Experiment(data=data_name, size=size, pixels=pixels)
     whole = Normalised(made.eval(), *splits.normalisation(experiment, images))
     layers = [(f.layer, rules.spell(f.rule)) for f in feedback_modules(made)]
-    told = f"model {model} {dict(options or {})} {data_name} {images.shape} {layers}"
-    digest = pretrained.digest(whole.state_dict(), told=told)
+    described = f"model {model} {dict(options or {})} {data_name} {images.shape} {layers}"
+    digest = pretrained.digest(whole.state_dict(), told=described)
     return Trained(whole.to(device), images, digest, model.replace(":", "."))
 
 

@@ -3,7 +3,7 @@
 A report is a pure function of files: it never loads a model, a checkpoint or a data set.
 """
 
-from apical.bench.report.markdown import refresh, table_markdown
+from apical.bench.report.documents import refresh, table_markdown
 from apical.bench.report.page import write
 
 __all__ = ["refresh", "table_markdown", "write"]

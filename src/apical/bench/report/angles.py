@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from apical.bench.report.read import Run, Study
-from apical.bench.report.table import Column, Shown, Table
+from apical.bench.report.table import Column, Shown, Table, percent, span
 from apical.measure import statistics
 
 KEY = "delta_angle_deg"
@@ -38,13 +38,12 @@ class Line:
 
     @property
     def mean(self) -> str:
-        return f"{self.angle.mean:.1f}" if self.angle else ""
+        return percent(self.angle.mean) if self.angle else ""
 
     @property
     def interval(self) -> str:
         """ "6.3 to 7.5"; "" without an interval."""
-        cut = self.angle and self.angle.within(0, 180)
-        return f"{cut.low:.1f} to {cut.high:.1f}" if cut and cut.low is not None else ""
+        return span(self.angle and self.angle.within(0, 180), percent)
 
 
 def lines(runs: Mapping[str, Sequence[Run]], setting: str = "") -> list[Line]:
@@ -53,24 +52,24 @@ def lines(runs: Mapping[str, Sequence[Run]], setting: str = "") -> list[Line]:
     A run that did not measure a layer at the end, as where no signal reached it, does not count
     there; nor does it in the mean over the layers.
     """
-    found: dict[str, dict[str, dict[int, float | None]]] = {}
+    angles: dict[str, dict[str, dict[int, float | None]]] = {}
     for rule, of_rule in runs.items():
         for run in of_rule:
             for layer in run.layers:
                 angle = run.of_kind("layer", layer)[-1].get(KEY)
-                found.setdefault(layer, {}).setdefault(rule, {})[run.seed] = angle
+                angles.setdefault(layer, {}).setdefault(rule, {})[run.seed] = angle
     layers = {
         layer: by_rule
-        for layer, by_rule in found.items()
-        if any((angle or 0) > MOVES for angles in by_rule.values() for angle in angles.values())
+        for layer, by_rule in angles.items()
+        if any((angle or 0) > MOVES for of_rule in by_rule.values() for angle in of_rule.values())
     }
-    each = [line for layer, by_rule in layers.items() for line in _compared(layer, by_rule)]
+    of_layers = [line for layer, by_rule in layers.items() for line in _compared(layer, by_rule)]
     means = {
         rule: _mean([by_rule[rule] for by_rule in layers.values() if rule in by_rule])
         for rule in runs
     }
     return [
-        replace(line, setting=setting, layers=tuple(o for o in each if o.rule == line.rule))
+        replace(line, setting=setting, layers=tuple(o for o in of_layers if o.rule == line.rule))
         for line in _compared("", {rule: mean for rule, mean in means.items() if mean})
     ]
 
@@ -98,25 +97,29 @@ def table(rows: Sequence[Line], *, several: bool = False) -> Table:
 
     Args: several: whether it names the setting.
     """
-    return Table(
-        [
-            Column.setting(several),
-            Column.rule("rule"),
-            Column("", lambda line: line.layer or "(the net)", "layer", page="Layer", left=True,
-                   keep=any(line.layer for line in rows)),
-            Column.runs(),
-            Column("delta angle",
-                   lambda line: Shown(line.mean, line.angle and line.angle.mean, style="strong"),
-                   "n mean=angle.mean sd=angle.sd low=angle.low high=angle.high"),
-            Column("95 % interval",
-                   lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft")),
-            Column("ties", "ties", "ties", left=True),
-            Column("first layer", lambda line: _with_interval(line.layers[0]), page=""),
-            Column("last layer", lambda line: _with_interval(line.layers[-1]), page=""),
-        ],
-        rows,
-        "Table of delta angles",
-    )  # fmt: skip
+
+    def layer(place: int) -> Column:
+        def show(line: Line) -> Shown:
+            return Shown(line.layers[place].mean, interval=line.layers[place].interval)
+
+        return Column("last layer" if place else "first layer", show, page="")
+
+    columns = [
+        Column.setting(several),
+        Column.rule("rule"),
+        Column("", lambda line: line.layer or "(the net)", "layer", page="Layer", left=True,
+               keep=any(line.layer for line in rows)),
+        Column.runs(),
+        Column("delta angle",
+               lambda line: Shown(line.mean, line.angle and line.angle.mean, style="strong"),
+               "n mean=angle.mean sd=angle.sd low=angle.low high=angle.high"),
+        Column("95 % interval",
+               lambda line: Shown(line.interval, line.angle and line.angle.low, style="soft")),
+        Column("ties", "ties", "ties", left=True),
+        layer(0),
+        layer(-1),
+    ]  # fmt: skip
+    return Table(columns, rows, "Table of delta angles")
 
 
 def _mean(layers: Sequence[Angles]) -> Angles:
@@ -134,17 +137,7 @@ def _compared(layer: str, samples: Mapping[str, Angles]) -> list[Line]:
         for rule, sample in samples.items()
     }
     letters = statistics.tie_groups(known)
+    means = {rule: statistics.summarize([*s.values()]) if s else None for rule, s in known.items()}
     return [
-        Line(
-            rule,
-            layer,
-            len(samples[rule]),
-            statistics.summarize(list(sample.values())) if sample else None,
-            letters[rule],
-        )
-        for rule, sample in known.items()
+        Line(rule, layer, len(samples[rule]), mean, letters[rule]) for rule, mean in means.items()
     ]
-
-
-def _with_interval(line: Line) -> Shown:
-    return Shown(line.mean, interval=line.interval)

@@ -5,7 +5,7 @@ white paper needs it; dash and marker carry the same information without colour.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,34 +50,29 @@ def colours(rules: Iterable[str]) -> dict[str, Look]:
     rules = list(rules)
     own = {rule: LOOKS[rule.lower()] for rule in rules if rule.lower() in LOOKS}
     free = [*SPARE, *(look for look in LOOKS.values() if look not in own.values())]
-    others = _without_end(free)
+    others = (
+        replace(look, dash=lines.dash, marker=lines.marker)
+        for turn in itertools.count()
+        for place, look in enumerate(free)
+        for lines in [free[(place + turn) % len(free)]]
+    )
     return {rule: own[rule] if rule in own else next(others) for rule in rules}
-
-
-def _without_end(free: Sequence[Look]) -> Iterator[Look]:
-    """Different up to the square of their number."""
-    for turn in itertools.count():
-        for place, look in enumerate(free):
-            lines = free[(place + turn) % len(free)]
-            yield replace(look, dash=lines.dash, marker=lines.marker)
 
 
 def css_variables(dark: bool) -> str:
     """The colours of all looks as CSS custom properties."""
-    every = [*LOOKS.values(), *SPARE]
-    return " ".join(f"{_variable(look)}: {look.dark if dark else look.light};" for look in every)
+    names = variables()
+    return " ".join(
+        f"{names[look.light]}: {look.dark if dark else look.light};"
+        for look in [*LOOKS.values(), *SPARE]
+    )
 
 
 def line_style(look: Look) -> dict[str, Any]:
-    dash = (0, look.dash) if look.dash else "solid"
-    return {"color": look.light, "linestyle": dash}
+    return {"color": look.light, "linestyle": (0, look.dash) if look.dash else "solid"}
 
 
 def variables() -> dict[str, str]:
     """Colour of a figure -> CSS custom property that holds it on the page."""
-    names = {INK: "--ink", SOFT: "--soft", LINE: "--line"}
-    return names | {look.light: _variable(look) for look in [*LOOKS.values(), *SPARE]}
-
-
-def _variable(look: Look) -> str:
-    return f"--rule-{look.light[1:]}"
+    names = {look.light: f"--rule-{look.light[1:]}" for look in [*LOOKS.values(), *SPARE]}
+    return names | {INK: "--ink", SOFT: "--soft", LINE: "--line"}

@@ -18,6 +18,14 @@ DIVERGED = "diverged"
 """Of a layer without whose learning some runs did not come to their end: those that did are no fair
 sample, and nothing is tested."""
 
+VERBS = {
+    HELPS: "helps",
+    IDLE: "is idle",
+    HARMS: "harms",
+    DIVERGED: "keeps runs from diverging",
+    UNDECIDED: "is undecided",
+}
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -51,7 +59,7 @@ def concerns(study: Study) -> bool:
 
 def layers(study: Study) -> Layers:
     """The layers of each rule of each setting that has rows without one, in the study's order."""
-    found: dict[tuple[str, str], dict[str, Layer]] = {}
+    by_row: dict[tuple[str, str], dict[str, Layer]] = {}
     tested: list[tuple[dict[str, Layer], Layer, float]] = []
     for full in study.rows:
         if not full.runs or frozen_layer(full.every[0]):
@@ -60,7 +68,7 @@ def layers(study: Study) -> Layers:
             name, rule = frozen_layer(row.every[0]), row.every[0].experiment.get("rule")
             if not name or rule != full.runs[0].experiment.get("rule"):
                 continue
-            of_rule = found.setdefault((full.setting, full.rule), {})
+            of_rule = by_row.setdefault((full.setting, full.rule), {})
             if row.failed:
                 of_rule[name] = Layer(name, None, DIVERGED, row.failed, row.planned)
                 continue
@@ -73,7 +81,7 @@ def layers(study: Study) -> Layers:
     corrected = statistics.holm([p for *_, p in tested])
     for (of_rule, layer, _), p in zip(tested, corrected, strict=True):
         of_rule[layer.name] = replace(layer, word=_word(layer.worth, p))
-    return found
+    return by_row
 
 
 def _word(worth: statistics.Summary | None, p: float) -> str:
@@ -87,11 +95,12 @@ def _word(worth: statistics.Summary | None, p: float) -> str:
 
 def table(study: Study) -> Table:
     """A row for each rule, a column for each layer."""
-    found = layers(study)
-    longest = sorted(found.values(), key=lambda each: -len(each))  # names of the deepest net first
+    by_row = layers(study)
+    deepest = sorted(by_row.values(), key=lambda of_rule: -len(of_rule))
+    names = dict.fromkeys(name for of_rule in deepest for name in of_rule)
 
     def show(name: str, row: Row) -> Shown:
-        layer = found[row.setting, row.rule].get(name)
+        layer = by_row[row.setting, row.rule].get(name)
         if layer is None:
             return Shown("")
         if layer.word == DIVERGED:
@@ -100,54 +109,36 @@ def table(study: Study) -> Table:
         style = "differs" if layer.word == HARMS else ""
         return replace(shown, text=f"{layer.word} {shown.text}", style=style)
 
-    return Table(
-        [
-            Column.setting(study.several),
-            Column.rule(),
-            Column.runs(),
-            Column("test error %", lambda row: mean(row.summary(test_error))),
-            *gained.columns(gained.gains(study)),
-            *each(dict.fromkeys(name for of in longest for name in of), show, "without {}"),
-        ],
-        [study.row(*cell) for cell in found],
-        "What the learning of each layer is worth",
-    )
-
-
-VERBS = {
-    HELPS: "helps",
-    IDLE: "is idle",
-    HARMS: "harms",
-    DIVERGED: "keeps runs from diverging",
-    UNDECIDED: "is undecided",
-}
+    columns = [
+        Column.setting(study.several),
+        Column.rule(),
+        Column.runs(),
+        Column("test error %", lambda row: mean(row.summary(test_error))),
+        *gained.columns(gained.gains(study)),
+        *each(names, show, "without {}"),
+    ]
+    rows = [study.row(*cell) for cell in by_row]
+    return Table(columns, rows, "What the learning of each layer is worth")
 
 
 def finding(study: Study) -> str:
     """What the table shows, in a sentence for each setting."""
-    by_setting: dict[str, dict[str, Mapping[str, Layer]]] = {}
-    for (setting, rule), of_rule in layers(study).items():
-        by_setting.setdefault(setting, {})[rule] = of_rule
-    made = []
-    for setting, by_rule in by_setting.items():
-        names = dict.fromkeys(name for of_rule in by_rule.values() for name in of_rule)
-        parts = "; ".join(f"of {name} {_said(by_rule, name)}" for name in names)
-        where = f"{setting}: the" if len(by_setting) > 1 else "The"
-        made.append(f"{where} learning {parts}.")
-    return " ".join(made)
-
-
-def _said(by_rule: Mapping[str, Mapping[str, Layer]], name: str) -> str:
-    """ "helps under BP, harms under FA"."""
-    by_word: dict[str, list[str]] = {}
-    for rule, of_rule in by_rule.items():
-        if name in of_rule:
-            by_word.setdefault(of_rule[name].word, []).append(display_name(rule))
-    return ", ".join(
-        f"{verb} under {', '.join(by_word[word])}"
-        for word, verb in VERBS.items()
-        if word in by_word
-    )
+    by_row = layers(study)
+    settings = dict.fromkeys(setting for setting, _ in by_row)
+    sentences = []
+    for setting in settings:
+        rules: dict[str, dict[str, list[str]]] = {}  # by layer, then by word
+        for (where, rule), of_rule in by_row.items():
+            for name, layer in of_rule.items() if where == setting else ():
+                rules.setdefault(name, {}).setdefault(layer.word, []).append(display_name(rule))
+        parts = []
+        for name, by_word in rules.items():
+            verbs = [(verb, by_word[word]) for word, verb in VERBS.items() if word in by_word]
+            words = ", ".join(f"{verb} under {', '.join(names)}" for verb, names in verbs)
+            parts.append(f"of {name} {words}")
+        start = f"{setting}: the" if len(settings) > 1 else "The"
+        sentences.append(f"{start} learning {'; '.join(parts)}.")
+    return " ".join(sentences)
 
 
 def widest(study: Study) -> str:

@@ -1,11 +1,19 @@
-"""Published courses of training beside ours: one point per rule, quantity and epoch."""
+"""Published courses of training compared with ours: one point per rule, quantity and epoch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from apical.bench.report.lines import Looks, Series, draw_lines, draw_published, group, series
+from apical.bench.report.lines import (
+    Looks,
+    Series,
+    band,
+    draw_lines,
+    draw_published,
+    filled,
+    series,
+)
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Curve, Study
 from apical.bench.report.render import Group, Panel
@@ -13,14 +21,12 @@ from apical.bench.report.results import judged
 from apical.bench.report.table import Column, Shown, Table, each, number, plain, signed, span
 from apical.measure import statistics
 
-KINDS = {"test_acc": "test", "angle_deg": "layer", "gradient_angle_deg": "layer"}
-"""Kind of the rows that hold a metric."""
-
 QUANTITIES = {
-    "test_acc": "test accuracy, %",
-    "angle_deg": "angle of feedback to weights, {layer}",
-    "gradient_angle_deg": "angle of the update to backprop's, {layer}",
+    "test_acc": ("test", "test accuracy, %"),
+    "angle_deg": ("layer", "angle of feedback to weights, {layer}"),
+    "gradient_angle_deg": ("layer", "angle of the update to backprop's, {layer}"),
 }
+"""Kind of the rows that hold a metric, and the metric in words."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,8 @@ class Point:
         return self.curve.setting
 
     @property
-    def rule(self) -> str:
-        return self.curve.rule
-
-    @property
     def name(self) -> str:
-        return display_name(self.rule)
+        return display_name(self.curve.rule)
 
     @property
     def published(self) -> float:
@@ -70,7 +72,7 @@ class Point:
 
 def quantity(curve: Curve) -> str:
     """In words, with the layer where there is one."""
-    return QUANTITIES[curve.metric].format(layer=curve.layer)
+    return QUANTITIES[curve.metric][1].format(layer=curve.layer)
 
 
 def points(study: Study) -> list[Point]:
@@ -86,46 +88,40 @@ def points(study: Study) -> list[Point]:
 
 def _ours(study: Study, like: Curve, rules: Iterable[str]) -> Series:
     """Our values of the curve's quantity, by rule and epoch, in its unit."""
-    runs = {rule: study.finished(like.setting, rule) for rule in rules}
-    found = series(runs, KINDS[like.metric], like.metric, like.layer)
+    runs = {rule: study.row(like.setting, rule).runs for rule in rules}
     factor = 100 if like.metric.endswith("_acc") else 1
-    return {
-        rule: {epoch: [factor * v for v in vs] for epoch, vs in epochs.items() if epoch}
-        for rule, epochs in found.items()
-    }
+    kind, layer = QUANTITIES[like.metric][0], like.layer or None
+    values = series(runs, kind, like.metric, layer, scale=lambda value: factor * float(value))
+    return {rule: {at: vs for at, vs in epochs.items() if at} for rule, epochs in values.items()}
 
 
 def table(study: Study) -> Table:
     """All points."""
-    return Table(
-        [
-            Column.setting(study.several, "setting"),
-            Column.rule("rule=name"),
-            Column("quantity", "quantity", "quantity", left=True),
-            Column("epoch", "epoch", "epoch"),
-            Column("runs n", "ours.n", "n=ours.n"),
-            Column("ours", "ours.mean", "mean=ours.mean", text=number, style="strong"),
-            Column("95 % interval", lambda p: Shown(span(p.ours), p.ours.low),
-                   "low=ours.low high=ours.high", style="soft"),
-            Column("published", lambda p: plain(p.published, number, title=p.curve.source),
-                   "published"),
-            Column("ours minus published", "difference", text=signed),
-            Column("allowance", "curve.allowance", "allowance=curve.allowance", text=number,
-                   style="soft"),
-            Column("verdict", lambda p: judged(p.word), "verdict=word source=curve.source",
-                   left=True),
-        ],
-        points(study),
-        "Table of published courses of training",
-    )  # fmt: skip
+    columns = [
+        Column.setting(study.several, "setting"),
+        Column("rule", "name", "rule=name", left=True, style="rule"),
+        Column("quantity", "quantity", "quantity", left=True),
+        Column("epoch", "epoch", "epoch"),
+        Column("runs n", "ours.n", "n=ours.n"),
+        Column("ours", "ours.mean", "mean=ours.mean", text=number, style="strong"),
+        Column("95 % interval", lambda p: Shown(span(p.ours), p.ours.low),
+               "low=ours.low high=ours.high", style="soft"),
+        Column("published", lambda p: plain(p.published, number, title=p.curve.source),
+               "published"),
+        Column("ours minus published", "difference", text=signed),
+        Column("allowance", "curve.allowance", "allowance=curve.allowance", text=number,
+               style="soft"),
+        Column("verdict", lambda p: judged(p.word), "verdict=word source=curve.source",
+               left=True),
+    ]  # fmt: skip
+    return Table(columns, points(study), "Table of published courses of training")
 
 
 def by_epoch(study: Study) -> Table:
     """One line for each course of training, a column for each epoch, for documents."""
-    found = points(study)
     rows: dict[tuple[str, str, str], dict[int, Point]] = {}
-    for point in found:
-        rows.setdefault((point.setting, point.rule, point.quantity), {})[point.epoch] = point
+    for point in points(study):
+        rows.setdefault((point.setting, point.name, point.quantity), {})[point.epoch] = point
 
     def both(epoch: int, row: tuple[str, str, str]) -> str:
         point = rows[row].get(epoch)
@@ -135,9 +131,9 @@ def by_epoch(study: Study) -> Table:
         return f"{number(point.ours.mean)} ({number(point.published)}){mark}"
 
     columns = [
-        Column("rule", lambda row: display_name(row[1]), left=True),
+        Column("rule", lambda row: row[1], left=True),
         Column("quantity", lambda row: row[2], left=True),
-        *each(sorted({point.epoch for point in found}), both, "epoch {}"),
+        *each(sorted({epoch for row in rows.values() for epoch in row}), both, "epoch {}"),
     ]
     return Table(columns, list(rows))
 
@@ -149,17 +145,16 @@ def groups(study: Study, setting: str, looks: Looks) -> list[Group]:
     shown: dict[str, None] = {}
     for key in dict.fromkeys((curve.metric, curve.layer) for curve in curves):
         same = [curve for curve in curves if (curve.metric, curve.layer) == key]
-        values = _ours(study, same[0], study.rules)
-        if values:
+        if values := _ours(study, same[0], study.rules):
             shown |= dict.fromkeys(values)
             drawing = partial(draw, values=values, published=same, looks=looks)
             panels.append(Panel(quantity(same[0]), drawing))
     caption = (
-        "Line: mean over seeds; band: lowest to highest seed. Open diamonds: published values, in "
-        "the colour of their rule."
+        f"{band(study.by_rule(setting))}Open diamonds: published values, in the colour of their "
+        "rule."
     )
     heading = "Against a published course of training"
-    return group("published-curves", heading, caption, panels, shown, looks)
+    return filled(Group("published-curves", heading, caption), panels, shown, looks)
 
 
 def draw(axes: Any, *, values: Series, published: Iterable[Curve], looks: Looks) -> None:

@@ -1,16 +1,20 @@
-"""Whether the layers of a study learned: when they aligned, what reached them, what went wrong."""
+"""Whether the layers of a study learned: when they aligned, which signals reached them, what each
+added for a linear readout, which warnings there were."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
-from apical.bench.report import angles, linear_probes
+from apical.bench.report import angles
+from apical.bench.report.evaluations import Record
 from apical.bench.report.lines import (
+    NOTHING,
     Looks,
     Runs,
     Series,
     by_layer,
+    degrees,
     draw_lines,
     every,
     of_layers,
@@ -18,7 +22,8 @@ from apical.bench.report.lines import (
 )
 from apical.bench.report.read import Row, Run, Study
 from apical.bench.report.render import Group
-from apical.bench.report.table import Column, Shown, Table, plain
+from apical.bench.report.table import Column, Shown, Table, percent, plain, points
+from apical.measure import statistics
 from apical.measure.alignment_phases import Phase, phases
 
 NAMED_LAYERS = 3
@@ -32,20 +37,20 @@ class Aligned:
 
     rule: str
     layer: str
-    found: tuple[Phase | str, ...]
+    outcomes: tuple[Phase | str, ...]
 
     @property
     def phases(self) -> list[Phase]:
-        return [each for each in self.found if isinstance(each, Phase)]
+        return [each for each in self.outcomes if isinstance(each, Phase)]
 
     @property
     def reasons(self) -> list[str]:
-        return [each for each in self.found if isinstance(each, str)]
+        return [each for each in self.outcomes if isinstance(each, str)]
 
     def median(self, name: str) -> float | None:
         """Of a field of the phases that have it."""
-        found = [value for phase in self.phases if (value := getattr(phase, name)) is not None]
-        return median(found) if found else None
+        values = [value for phase in self.phases if (value := getattr(phase, name)) is not None]
+        return median(values) if values else None
 
     @property
     def moving(self) -> int:
@@ -72,85 +77,63 @@ class Alarm:
         return f"{shown} and {rest} more" if rest > 0 else shown
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What the page shows of one setting.
-
-    Attributes: watched: whether the runs looked out for what a warning tells of; older ones did
-        not.
-    """
-
-    setting: str
-    groups: tuple[Group, ...]
-    rules: tuple[Aligned, ...]
-    layers: tuple[Aligned, ...]
-    last: tuple[angles.Line, ...]
-    readouts: tuple[linear_probes.Line, ...]
-    alarms: tuple[Alarm, ...]
-    watched: bool
-
-
-def diagnose(study: Study, setting: str, looks: Looks) -> Diagnosis | None:
-    """What the records of one setting say; None where they say nothing.
+def diagnose(study: Study, setting: str, looks: Looks) -> dict[str, Any] | None:
+    """What the page shows of one setting; None where its records hold nothing.
 
     Figures and phases are of finished runs; warnings are of all, since those that failed are the
     ones to learn from.
+    Returns: setting, groups of figures, rules and layers as `Aligned`, last as `angles.Line`,
+        readouts, alarms; watched: whether the runs checked for the causes of warnings, as older
+        ones did not.
     """
-    finished = study.by_rule(setting)
-    by_rule = {row.rule: layers for row in study.rows_of(setting) if (layers := _by_layer(row))}
-    layers = [each for of_rule in by_rule.values() for each in of_rule]
-    rules = [
-        Aligned(rule, "", tuple(phase for each in of_rule for phase in each.found))
-        for rule, of_rule in by_rule.items()
-    ]
-    groups = [*_deltas(finished, layers, looks), *_ranks(finished, looks)]
-    alarms = [alarm for row in study.rows_of(setting) for alarm in _alarms(row.rule, row.every)]
-    readouts = linear_probes.lines(finished)
-    if not (groups or rules or alarms or readouts):
+    finished, rows = study.by_rule(setting), study.rows_of(setting)
+    layers = [aligned for row in rows for aligned in _by_layer(row)]
+    by_rule: dict[str, list[Phase | str]] = {}
+    for layer in layers:
+        by_rule.setdefault(layer.rule, []).extend(layer.outcomes)
+    value: dict[str, Any] = {
+        "groups": [*_deltas(finished, layers, looks), *_ranks(finished, looks)],
+        "rules": [Aligned(rule, "", tuple(outcomes)) for rule, outcomes in by_rule.items()],
+        "alarms": [alarm for row in rows for alarm in _alarms(row.rule, row.every)],
+        "readouts": readouts(finished),
+    }
+    if not any(value.values()):
         return None
-    return Diagnosis(
-        setting,
-        tuple(groups),
-        tuple(rules),
-        tuple(layers),
-        tuple(angles.lines(finished)),
-        tuple(readouts),
-        tuple(alarms),
-        any(run.of_kind("probe") for run in study.runs if run.setting == setting),
-    )
+    watched = any(run.of_kind("probe") for row in rows for run in row.every)
+    value |= {"setting": setting, "layers": layers, "watched": watched}
+    return value | {"last": angles.lines(finished)}
 
 
 def _by_layer(row: Row) -> list[Aligned]:
     """Each layer but those whose update was backprop's from the start."""
-    found: dict[str, list[Phase | str]] = {}
+    by_name: dict[str, list[Phase | str]] = {}
     for run in row.runs:
         for layer, phase in phases(run.rows).items():
-            found.setdefault(layer, []).append(phase)
-    layers = [Aligned(row.rule, layer, tuple(each)) for layer, each in found.items()]
+            by_name.setdefault(layer, []).append(phase)
+    layers = [Aligned(row.rule, layer, tuple(each)) for layer, each in by_name.items()]
     start = "aligned from the start"
     return [e for e in layers if e.phases or not all(why.startswith(start) for why in e.reasons)]
 
 
 def _alarms(rule: str, runs: Sequence[Run]) -> list[Alarm]:
-    by_kind: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for run in runs:
-        for row in (row for row in run.rows if row["kind"] == "warning"):
-            by_kind.setdefault(row["finding"], []).append((run.folder, row))
+    by_kind: dict[str, list[Record]] = {}
+    for row in (row for run in runs for row in run.of_kind("warning")):
+        by_kind.setdefault(row["finding"], []).append(row)
     return [
         Alarm(
             rule,
             kind,
-            layers=tuple(dict.fromkeys(row["layer"] for _, row in rows)),
-            runs=len({folder for folder, _ in rows}),
+            layers=tuple(dict.fromkeys(row["layer"] for row in rows)),
+            runs=sum(any(r["finding"] == kind for r in run.of_kind("warning")) for run in runs),
             of=len(runs),
-            epoch=min(row["epoch"] for _, row in rows),
-            message=max((row for _, row in rows), key=_severity)["message"],
+            epoch=min(row["epoch"] for row in rows),
+            message=max(rows, key=_severity)["message"],
         )
         for kind, rows in by_kind.items()
     ]
 
 
-def _severity(row: Mapping[str, Any]) -> float:
+def _severity(row: Record) -> float:
     """How far beyond its threshold, in either direction."""
     value, threshold = row["value"], row["threshold"]
     if value >= threshold:
@@ -166,7 +149,7 @@ def table(rows: Sequence[Aligned]) -> Table:
         return lambda row: plain(row.median(name), text.format)
 
     def aligned(row: Aligned) -> Shown:
-        return Shown(f"{len(row.phases)} of {len(row.found)}", len(row.phases))
+        return Shown(f"{len(row.phases)} of {len(row.outcomes)}", len(row.phases))
 
     def epoch(row: Aligned) -> Shown:
         of = f"{row.moving} of {len(row.phases)}"
@@ -175,62 +158,51 @@ def table(rows: Sequence[Aligned]) -> Table:
         return plain(row.median("epoch"), "{:.1f}".format, **more)
 
     def epochs(row: Aligned) -> Shown:
-        found = [phase.epoch for phase in row.phases]
-        if not found:
-            return Shown("")
-        return Shown(f"{min(found):.1f} to {max(found):.1f}", min(found))
+        ends = [phase.epoch for phase in row.phases]
+        return Shown(f"{min(ends):.1f} to {max(ends):.1f}", min(ends)) if ends else Shown("")
 
-    return Table(
-        [
-            Column.rule(),
-            Column("layer", lambda row: row.layer or "(the net)", left=True, keep=layered),
-            Column("aligned", aligned),
-            Column("after epoch", epoch, style="strong"),
-            Column("earliest to latest", epochs, style="soft"),
-            Column("angle before", middle("before", "{:.0f}°")),
-            Column("angle at rest", middle("after", "{:.0f}°")),
-            Column("loss then", middle("loss", "{:.3g}")),
-            Column("loss at the end", middle("last_loss", "{:.3g}"), style="soft"),
-            Column("why not", lambda row: "; ".join(dict.fromkeys(row.reasons)), left=True,
-                   keep=layered, style="wrap soft"),
-        ],
-        rows,
-        "Table of alignment",
-    )  # fmt: skip
+    columns = [
+        Column.rule(),
+        Column("layer", lambda row: row.layer or "(the net)", left=True, keep=layered),
+        Column("aligned", aligned),
+        Column("after epoch", epoch, style="strong"),
+        Column("earliest to latest", epochs, style="soft"),
+        Column("angle before", middle("before", "{:.0f}°")),
+        Column("angle at rest", middle("after", "{:.0f}°")),
+        Column("loss then", middle("loss", "{:.3g}")),
+        Column("loss at the end", middle("last_loss", "{:.3g}"), style="soft"),
+        Column("why not", lambda row: "; ".join(dict.fromkeys(row.reasons)), left=True,
+               keep=layered, style="wrap soft"),
+    ]  # fmt: skip
+    return Table(columns, rows, "Table of alignment")
 
 
 def _deltas(runs: Runs, rows: Sequence[Aligned], looks: Looks) -> list[Group]:
     """The delta angle of every layer over time, with the end of each alignment phase."""
-    found = {k: v for k, v in by_layer(runs, angles.KEY).items() if max(every(v)) > angles.MOVES}
+    moving = {k: v for k, v in by_layer(runs, angles.KEY).items() if max(every(v)) > angles.MOVES}
     ends: dict[str, dict[str, float]] = {}
     for row in rows:
         if (epoch := row.median("epoch")) is not None:
             ends.setdefault(row.layer, {})[row.rule] = epoch
-
-    def options(layer: str, values: Sequence[float]) -> dict[str, Any]:
-        limits = (0.0, max(100.0, 1.03 * max(values)))
-        return {"limits": limits, "baseline": 90, "ends": ends.get(layer, {})}
-
     caption = (
         "Angle between the learning signal of a layer and backprop's at the same place, mean over"
         " the measured images; one panel per layer, from input to output. Dashed: 90°, unrelated."
         " Circle: nine tenths of the layer's alignment are done (median over seeds)."
     )
-    name, heading = "delta-angle", "Delta angle"
+    group = Group("delta-angle", "Delta angle", caption)
+    options = {layer: {"ends": by_rule} for layer, by_rule in ends.items()}
     return of_layers(
-        name, heading, caption, angles.KEY, found, runs, looks, draw_marked, options=options
+        group, angles.KEY, moving, runs, looks, axis=degrees, drawing=draw_marked, options=options
     )
 
 
 def draw_marked(
-    axes: Any, *, values: Series, looks: Looks, ends: Mapping[str, float], **options: Any
+    axes: Any, *, values: Series, looks: Looks, ends: Mapping[str, float] = NOTHING, **options: Any
 ) -> None:
     """Mean and range over seeds, and a circle on each line where its alignment phase ends."""
     draw_lines(axes, values=values, looks=looks, **options)
     for rule, epoch in ends.items():
-        if rule not in values:
-            continue
-        means = [(at, sum(seeds) / len(seeds)) for at, seeds in values[rule].items()]
+        means = [(at, fmean(seeds)) for at, seeds in values.get(rule, {}).items()]
         later = next((i for i, (at, _) in enumerate(means) if at >= epoch), None)
         if later is None:
             continue  # the line ends before, with the first run that broke off
@@ -243,19 +215,88 @@ def draw_marked(
 def _ranks(runs: Runs, looks: Looks) -> list[Group]:
     """Over how many directions the error at the output, and each layer's signal, spread; none as
     where one image is measured, which has no spread."""
-    key = "delta_rank"
-    found = by_layer(runs, key)
-    if error := series(runs, "probe", "error_rank"):
-        found["error at the output"] = error
-    found = {layer: values for layer, values in found.items() if max(every(values)) > 0}
-
-    def options(layer: str, values: Sequence[float]) -> dict[str, Any]:
-        return {"limits": (0.0, 1.08 * max(values))}
-
+    ranks = by_layer(runs, "delta_rank")
+    ranks["error at the output"] = series(runs, "probe", "error_rank")
+    ranks = {layer: values for layer, values in ranks.items() if max(every(values), default=0) > 0}
     caption = (
         "Directions over which each layer's signal spreads, as the participation ratio of its"
         " covariance (1: a line). Feedback of a lower rank loses something; when few images are"
         " still wrong, these few directions are all there is."
     )
-    name, heading = "effective-rank", "Effective rank"
-    return of_layers(name, heading, caption, key, found, runs, looks, options=options)
+
+    def axis(values: Sequence[float]) -> dict[str, Any]:
+        return {"limits": (0.0, 1.08 * max(values))}
+
+    group = Group("effective-rank", "Effective rank", caption)
+    return of_layers(group, "delta_rank", ranks, runs, looks, axis=axis)
+
+
+# Linear readouts
+
+
+OUTPUT = "(the output)"
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Accuracy of a linear readout of a layer under a rule, in % and points over the seeds that
+    measured it.
+
+    Attributes: untrained, trained: of what the layer reads. change: trained minus untrained. added:
+        by the layer itself, in the trained net: what the next layer reads minus what it reads; None
+        for the output.
+    """
+
+    rule: str
+    layer: str
+    untrained: statistics.Summary
+    trained: statistics.Summary
+    change: statistics.Summary
+    added: statistics.Summary | None
+
+
+def readouts(runs: Runs) -> list[Readout]:
+    """A line for each rule and layer, from input to output; none for runs without probes.
+
+    Rows of kind "linear" hold it before training and at its end; the layer "" is the output.
+    """
+    lines = []
+    for rule, of_rule in runs.items():
+        start, end = (_accuracies(of_rule, last=last) for last in (False, True))
+        layers = [layer for layer in start if set(start[layer]) & set(end.get(layer, {}))]
+        for layer, above in zip(layers, [*layers[1:], ""], strict=False):
+            seeds = set(start[layer]) & set(end[layer])
+            untrained, trained = (
+                statistics.summarize([at[layer][seed] for seed in seeds]) for at in (start, end)
+            )
+            change = statistics.paired_difference(end[layer], start[layer])
+            assert change is not None
+            added = statistics.paired_difference(end.get(above, {}), end[layer]) if layer else None
+            lines.append(Readout(rule, layer or OUTPUT, untrained, trained, change, added))
+    return lines
+
+
+def _accuracies(runs: Sequence[Run], *, last: bool) -> dict[str, dict[int, float]]:
+    """By layer and seed in %, at the first measurement or, of runs with a second one, the last."""
+    by_layer: dict[str, dict[int, float]] = {}
+    for run in runs:
+        rows = run.measured("linear", "accuracy", last=last)
+        if rows != run.measured("linear", "accuracy", last=not last):
+            for row in rows:
+                by_layer.setdefault(row["layer"], {})[run.seed] = 100 * row["accuracy"]
+    return by_layer
+
+
+def readout_table(rows: Sequence[Readout]) -> Table:
+    columns = [
+        Column.rule("rule"),
+        Column("layer", "layer", "layer", left=True),
+        Column("n", "change.n", "n=change.n", page="Runs n"),
+        Column("untrained", "untrained.mean", "untrained=untrained.mean", text=percent),
+        Column("trained", "trained.mean", "trained=trained.mean", text=percent),
+        Column("change", "change",
+               "change=change.mean change_low=change.low change_high=change.high", text=points),
+        Column("added", "added", "added=added.mean added_low=added.low added_high=added.high",
+               text=points),
+    ]  # fmt: skip
+    return Table(columns, rows, "Table of linear readouts")

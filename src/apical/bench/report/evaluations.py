@@ -25,7 +25,8 @@ from typing import Any, ClassVar, Literal, Self
 from apical.bench.storage import packing
 
 Status = Literal["finished", "unfinished", "failed", "not started"]
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
+"""A row of a file of records."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Evaluated:
     seed: int
     status: Status
     reason: str = ""
-    described: Mapping[str, Any] = field(default_factory=dict)
-    rows: tuple[Row, ...] = ()
+    described: Record = field(default_factory=dict)
+    rows: tuple[Record, ...] = ()
 
     home: ClassVar[str]
     """The folder of a run in which its evaluations lie."""
@@ -66,16 +67,16 @@ class Evaluated:
         """One finished attack each."""
         return quietly(self.source, f"{self.place}/trials.jsonl")
 
-    def of_kind(self, kind: str) -> list[Row]:
+    def of_kind(self, kind: str) -> list[Record]:
         return [row for row in self.rows if row.get("kind") == kind]
 
-    def find(self, kind: str, **told: Any) -> Row:
-        """The row of a kind that tells this, {} where there is none."""
-        rows = (row for row in self.of_kind(kind) if told.items() <= row.items())
+    def find(self, kind: str, **fields: Any) -> Record:
+        """The first row of a kind with these fields, {} where there is none."""
+        rows = (row for row in self.of_kind(kind) if fields.items() <= row.items())
         return next(rows, {})
 
     @property
-    def clean(self) -> Row:
+    def clean(self) -> Record:
         return self.find("clean")
 
     @property
@@ -84,7 +85,7 @@ class Evaluated:
         return tuple(str(self.described.get(key, "")) for key in self.compared)
 
     @classmethod
-    def of_entry(cls, study: packing.Folder, entry: Mapping[str, Any]) -> Self:
+    def of_entry(cls, study: packing.Folder, entry: Record) -> Self:
         """One entry of study.json: {folder, setting, rule, seed, evaluation}."""
         place = f"{entry['folder']}/{entry['evaluation']}"
         return cls._read(study, place, place, entry["setting"], entry["rule"], entry["seed"])
@@ -115,13 +116,13 @@ class Evaluated:
         return cls(*about, status, reason, described, rows)
 
     @classmethod
-    def current(cls, row: Row) -> Row:
+    def current(cls, row: Record) -> Record:
         """A row in the words of today's version."""
         return row
 
     @classmethod
     def _status(
-        cls, source: packing.Folder, place: str, rows: tuple[Row, ...], described: Row
+        cls, source: packing.Folder, place: str, rows: tuple[Record, ...], described: Record
     ) -> tuple[Status, str]:
         if not source.has(place):
             return "not started", ""
@@ -136,7 +137,7 @@ class Evaluated:
 
 
 def quietly(source: packing.Folder, name: str) -> list[dict[str, Any]]:
-    """Rows of a file that may still grow: a torn last line is no news."""
+    """Rows of a file that may still grow, without a warning of a torn last line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return source.rows(name)
@@ -168,6 +169,6 @@ class Retrieval(Evaluated):
         return [row["eps"] for row in self.of_kind("map") if row["source"] == "worst"]
 
     @classmethod
-    def current(cls, row: Row) -> Row:
+    def current(cls, row: Record) -> Record:
         """Before version 3 there were two attacks, and "both" stood for any of them."""
         return {**row, "attack": "any"} if row.get("attack") == "both" else row

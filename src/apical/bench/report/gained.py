@@ -1,15 +1,14 @@
-"""What every table that compares rules owes its reader.
-
-A column with what learning in hidden layers is worth, over the control whose hidden layers keep
-their initial weights; and how far the choice of the learning rates can be trusted.
-"""
+"""What every table that compares rules shows: the column "gained", what learning in hidden layers
+is worth over the control whose hidden layers keep their initial weights; and whether the choice of
+the learning rates is stable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from apical.bench.report.evaluations import Record
 from apical.bench.report.names import display_name, is_baseline, is_frozen
-from apical.bench.report.read import Run, Study, learner_of
+from apical.bench.report.read import Row, Run, Study, learner_of, percent_of
 from apical.bench.report.table import Column, Shown, estimate, signed
 from apical.measure import rate_choice, statistics
 
@@ -21,7 +20,7 @@ ERROR, MAP = "test_acc", "test_map"
 class Gain:
     """Of a rule in a setting over the control, in points; above 0: better than the control.
 
-    Attributes: summary: with an interval that stands for itself. corrected: with one that is
+    Attributes: summary: with an uncorrected interval. corrected: with one that is
         corrected for the number of rules in the setting (Bonferroni).
     """
 
@@ -44,7 +43,7 @@ class Gain:
 
     @property
     def mark(self) -> str:
-        """What the table says of a rule that is not shown to learn."""
+        """The word in the table for a rule that is not shown to learn."""
         if self.learns is False:
             return "does not learn"
         return "" if self.learns else "undecided"
@@ -66,49 +65,46 @@ def control(study: Study, setting: str) -> str:
 
 def gains(study: Study, metric: str = ERROR) -> Gains:
     """Every rule over the control, where a setting has one."""
-    made: dict[tuple[str, str], Gain] = {}
+    by_row: dict[tuple[str, str], Gain] = {}
+    value = percent_of(metric)
     for setting in study.settings:
-        measured = {
-            rule: known
-            for rule, runs in study.by_rule(setting).items()
-            if (known := [run for run in runs if metric in run.final])
-        }
-        frozen = measured.pop(control(study, setting), [])
-        least = {run.seed: 100 * run.final[metric] for run in frozen}
-        for rule, runs in measured.items():
-            shares = {run.seed: 100 * run.final[metric] for run in runs}
-            noise = share_noise(runs, metric) + share_noise(frozen, metric)
-            corrected_level = 1 - (1 - statistics.LEVEL) / len(measured)
+        rows = {row.rule: row for row in study.rows_of(setting) if row.sample(value)}
+        frozen = rows.pop(control(study, setting), Row(setting, ""))
+        for rule, row in rows.items():
+            noise = share_noise(row.runs, metric) + share_noise(frozen.runs, metric)
+            corrected_level = 1 - (1 - statistics.LEVEL) / len(rows)
             summary, corrected = (
-                statistics.paired_difference(shares, least, level=level, noise=noise)
+                statistics.paired_difference(
+                    row.sample(value), frozen.sample(value), level=level, noise=noise
+                )
                 for level in (statistics.LEVEL, corrected_level)
             )
             if summary is not None and corrected is not None:
-                made[setting, rule] = Gain(summary, corrected)
-    return made
+                by_row[setting, rule] = Gain(summary, corrected)
+    return by_row
 
 
 def share_noise(runs: Sequence[Run], metric: str = ERROR) -> float:
     """Variance, in %^2, that the share of one run has for its test set alone; 0 if unknown. Of a
     mean of average precisions, which lie in [0, 1] too, it is an upper bound."""
+    runs = [run for run in runs if metric in run.final]
     if not runs or any("test_count" not in run.final for run in runs):
         return 0.0
     mean = sum(run.final[metric] for run in runs) / len(runs)
     return 1e4 * statistics.binomial_variance(mean, runs[0].final["test_count"])
 
 
-def columns(found: Gains) -> list[Column]:
+def columns(gains: Gains) -> list[Column]:
     """The column for rows with a `setting` and a `rule`; none where no setting has a control.
 
-    A setting may be followed by what tells its protocols from one another.
+    The setting of a row may be followed by the protocol of an evaluation ("digits · eps 0.1").
     """
 
     def show(row: Any) -> Shown:
-        setting, rule = row.setting, row.rule
-        gain = found.get((setting, rule)) or found.get((setting.partition(" · ")[0], rule))
-        return shown(gain)
+        gain = gains.get((row.setting, row.rule))
+        return shown(gain or gains.get((row.setting.partition(" · ")[0], row.rule)))
 
-    return [Column("gained", show)] if found else []
+    return [Column("gained", show)] if gains else []
 
 
 def shown(gain: Gain | None) -> Shown:
@@ -141,7 +137,7 @@ def missing(study: Study) -> str:
 # Learning rates
 
 
-def stability(choice: Mapping[str, Any]) -> str:
+def stability(choice: Record) -> str:
     """ "unstable: 0.03 or 0.1" where another rate is chosen once one seed of the tries is left out;
     "one seed" where there was one; "" for a stable choice."""
     tries = [row for row in choice["tries"] if "errors" in row]
@@ -155,12 +151,12 @@ def stability(choice: Mapping[str, Any]) -> str:
 def rates(study: Study) -> dict[str, list[str]]:
     """Rows whose choice is unstable, was made by one seed, or lies at the edge of the grid."""
     several = len({choice["setting"] for choice in study.search}) > 1
-    found: dict[str, list[str]] = {"unstable": [], "one seed": [], "edge": []}
+    rows: dict[str, list[str]] = {"unstable": [], "one seed": [], "edge": []}
     for choice in study.search:
         name = f"{choice['setting']} " * several + display_name(choice["rule"])
         word, _, other = stability(choice).partition(": ")
         if word:
-            found[word].append(f"{name} ({other})" if other else name)
+            rows[word].append(f"{name} ({other})" if other else name)
         if choice.get("at_edge"):
-            found["edge"].append(f"{name} ({choice['lr']:g})")
-    return found
+            rows["edge"].append(f"{name} ({choice['lr']:g})")
+    return rows

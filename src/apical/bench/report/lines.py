@@ -1,18 +1,20 @@
 """Lines over epochs or steps: values of the runs of each rule, and figures with a panel each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from apical.bench.report.colours import SOFT, Look, line_style
 from apical.bench.report.names import display_name
-from apical.bench.report.read import Run
+from apical.bench.report.read import Record, Run
 from apical.bench.report.render import Group, Panel
 
 MOST_LAYERS = 12
 CLOSE = 100
-"""Limits of a logarithmic axis less far apart than this have 1, 2 and 5 of each decade."""
+"""Below this ratio of its limits a logarithmic axis is labelled at 1, 2 and 5 of each decade."""
 
 T = TypeVar("T")
 Runs = Mapping[str, Sequence[Run]]
@@ -20,21 +22,39 @@ Runs = Mapping[str, Sequence[Run]]
 Looks = Mapping[str, Look]
 Series = Mapping[str, Mapping[int, Sequence[float]]]
 """rule -> epoch or step -> one value per seed."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def series(runs: Mapping[str, Iterable[Run]], kind: str, key: str, layer: str = "") -> Series:
+def series(
+    runs: Mapping[str, Iterable[Run]],
+    kind: str,
+    key: str,
+    layer: str | None = None,
+    scale: Callable[[float], float] = float,
+) -> Series:
     """Values per rule and epoch; an epoch counts when every run of the rule has it.
 
-    Runs of a version that did not record the quantity yet are left out where others have it.
+    Runs of a version that did not record the quantity yet are left out where others have it. Of
+    several rows of an epoch, as of the steps of a sequence, the mean. scale: to the unit shown.
     """
-    found = {
+    values = {
         rule: shared(
-            {row["epoch"]: float(row[key]) for row in run.of_kind(kind, layer) if key in row}
+            _by_epoch(run.of_kind(kind, layer), key, scale)
             for run in _recording(of_rule, kind, key, layer)
         )
         for rule, of_rule in runs.items()
     }
-    return {rule: values for rule, values in found.items() if values}
+    return {rule: by_epoch for rule, by_epoch in values.items() if by_epoch}
+
+
+def _by_epoch(
+    rows: Iterable[Record], key: str, scale: Callable[[float], float]
+) -> dict[int, float]:
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        if key in row:
+            values.setdefault(row["epoch"], []).append(scale(row[key]))
+    return {epoch: fmean(of_epoch) for epoch, of_epoch in values.items()}
 
 
 def shared(per_run: Iterable[Mapping[int, float]]) -> dict[int, list[float]]:
@@ -44,7 +64,7 @@ def shared(per_run: Iterable[Mapping[int, float]]) -> dict[int, list[float]]:
     return {key: [values[key] for values in rows] for key in sorted(keys)}
 
 
-def _recording(runs: Iterable[Run], kind: str, key: str, layer: str) -> list[Run]:
+def _recording(runs: Iterable[Run], kind: str, key: str, layer: str | None) -> list[Run]:
     """The runs that record a quantity from the first on; all, where none does."""
     runs = list(runs)
     first = [run for run in runs if key in next(iter(run.of_kind(kind, layer)), {})]
@@ -55,36 +75,37 @@ def recorded(runs: Runs, kind: str, key: str, layer: str) -> str:
     """ " Recorded in 2 of 3 runs." of the rules that have the quantity; "" for all of them."""
     rules = series(runs, kind, key, layer)
     some = sum(len(_recording(runs[rule], kind, key, layer)) for rule in rules)
-    every = sum(len(runs[rule]) for rule in rules)
-    return f" Recorded in {some} of {every} runs." if some < every else ""
+    total = sum(len(runs[rule]) for rule in rules)
+    return f" Recorded in {some} of {total} runs." if some < total else ""
 
 
 def switches(runs: Mapping[str, Iterable[Run]]) -> dict[str, list[int]]:
     """Epochs after which the rule of a line of the table gave way to another."""
-    found = {
+    epochs = {
         label: sorted({row["epoch"] for run in of_label for row in run.of_kind("switch")})
         for label, of_label in runs.items()
     }
-    return {label: epochs for label, epochs in found.items() if epochs}
+    return {label: of_label for label, of_label in epochs.items() if of_label}
 
 
 def switched(runs: Runs) -> str:
     return " Dotted: another rule takes over." if switches(runs) else ""
 
 
-def group(
-    name: str,
-    heading: str,
-    caption: str,
-    panels: Iterable[Panel],
-    rules: Iterable[str],
-    looks: Looks,
-    **more: Any,
+def band(runs: Runs, middle: str = "mean") -> str:
+    """What the lines of several seeds show."""
+    if all(len(of_rule) < 2 for of_rule in runs.values()):
+        return ""
+    return f"Line: {middle} over seeds; band: lowest to highest seed. "
+
+
+def filled(
+    group: Group, panels: Iterable[Panel], rules: Iterable[str], looks: Looks
 ) -> list[Group]:
-    """A figure of these rules; none without panels. more: further fields of the group."""
+    """A figure with these panels and a legend of these rules; none without panels."""
     legend = tuple((display_name(rule), looks[rule]) for rule in rules)
-    panels = tuple(panels)
-    return [Group(name, heading, caption, panels, legend=legend, **more)] if panels else []
+    group = replace(group, panels=tuple(panels), legend=legend)
+    return [group] if group.panels else []
 
 
 def draw_lines(
@@ -95,31 +116,27 @@ def draw_lines(
     log: bool = False,
     limits: tuple[float, float] | None = None,
     floor: float | None = None,
-    middle: Callable[[Sequence[float]], float] | None = None,
+    middle: Callable[[Sequence[float]], float] = fmean,
     baseline: float | None = None,
-    marks: Mapping[str, Iterable[int]] = MappingProxyType({}),
+    marks: Mapping[str, Iterable[int]] = NOTHING,
     xlabel: str = "epoch",
 ) -> None:
     """A line per rule with the range over seeds.
 
-    Args: floor: where smaller values of a logarithmic axis are drawn. middle: of the seeds, default
-        their mean. baseline: a dashed level. marks: as from `switches`.
+    Args: floor: where smaller values of a logarithmic axis are drawn. middle: of the seeds.
+        baseline: a dashed level. marks: as from `switches`.
     """
     if log and floor is None:
         floor = 0.7 * min((v for v in every(values) if v > 0), default=1.0)
     if baseline is not None:
         axes.axhline(baseline, color=SOFT, linewidth=0.8, dashes=(2, 2))
     for rule, of_rule in values.items():
-        look, xs = looks[rule], list(of_rule)
+        look = looks[rule]
         rows = [[max(v, floor) if floor else v for v in vs] for vs in of_rule.values()]
         for epoch in marks.get(rule, ()):
             axes.axvline(epoch, color=look.light, linewidth=0.8, dashes=(1, 2))
-        marker = {"marker": look.marker, "markersize": 3.5} if len(xs) == 1 else {}
-        line = [middle(vs) if middle else sum(vs) / len(vs) for vs in rows]
-        axes.plot(xs, line, **line_style(look), **marker)
-        if any(len(vs) > 1 for vs in rows):
-            low, high = [min(vs) for vs in rows], [max(vs) for vs in rows]
-            axes.fill_between(xs, low, high, color=look.light, alpha=0.16, linewidth=0)
+        marker = {"marker": look.marker, "markersize": 3.5} if len(rows) == 1 else {}
+        draw_line(axes, look, list(of_rule), rows, middle, **marker)
     if log:
         log_axis(axes, limits or (floor, axes.get_ylim()[1]))
     elif limits:
@@ -128,8 +145,29 @@ def draw_lines(
     axes.set_xlabel(xlabel, labelpad=2)
 
 
+def draw_line(
+    axes: Any,
+    look: Look,
+    xs: Sequence[float],
+    rows: Sequence[Sequence[float]],
+    middle: Callable[[Sequence[float]], float] = fmean,
+    **style: Any,
+) -> None:
+    """A line through the middle of each row, and the range of the rows where one has several
+    values."""
+    axes.plot(xs, [middle(row) for row in rows], **line_style(look), **style)
+    if any(len(row) > 1 for row in rows):
+        low, high = [min(row) for row in rows], [max(row) for row in rows]
+        axes.fill_between(xs, low, high, color=look.light, alpha=0.16, linewidth=0)
+
+
 def every(values: Series) -> list[float]:
     return [v for of_rule in values.values() for vs in of_rule.values() for v in vs]
+
+
+def degrees(values: Sequence[float]) -> dict[str, Any]:
+    """The axis of angles that holds these values, with a line at 90 degrees."""
+    return {"limits": (0.0, max(100.0, 1.03 * max(values))), "baseline": 90}
 
 
 def log_axis(axes: Any, limits: tuple[float | None, float]) -> None:
@@ -158,68 +196,60 @@ def short(value: float) -> str:
 
 
 def over_time(
-    name: str,
-    heading: str,
-    caption: str,
+    group: Group,
     panels: Iterable[tuple[str, Series]],
     looks: Looks,
     drawing: Callable[..., None] = draw_lines,
-    *,
-    log: Sequence[str] = (),
-    **more: Any,
+    options: Mapping[str, Mapping[str, Any]] = NOTHING,
 ) -> list[Group]:
-    """One figure, a panel for each series that has values; none without any.
+    """A figure with a panel for each series that has values; none without any.
 
-    Args: drawing: draws the values of a panel. log: titles of panels with a logarithmic axis. more:
-        further fields of the group.
+    Args: drawing: draws the values of a panel. options: further ones of `drawing`, by title.
     """
-    shown = [(title, values) for title, values in panels if values]
-    rules = dict.fromkeys(rule for _, values in shown for rule in values)
-    drawn = []
-    for title, values in shown:
-        draw = partial(drawing, values=values, looks=looks)
-        drawn.append(Panel(title, partial(draw, log=True) if title in log else draw))
-    return group(name, heading, caption, drawn, rules, looks, **more)
+    panels = [(title, values) for title, values in panels if values]
+    rules = [rule for rule in looks if any(rule in values for _, values in panels)]
+    drawn = [
+        Panel(title, partial(drawing, values=values, looks=looks, **options.get(title, {})))
+        for title, values in panels
+    ]
+    return filled(group, drawn, rules, looks)
 
 
 def by_layer(runs: Runs, key: str) -> dict[str, Series]:
     """The series of a quantity for each layer that has it, from input to output."""
     names = dict.fromkeys(layer for of in runs.values() for run in of for layer in run.layers)
-    found = {layer: series(runs, "layer", key, layer) for layer in names}
-    return {layer: values for layer, values in found.items() if values}
+    values = {layer: series(runs, "layer", key, layer) for layer in names}
+    return {layer: of_layer for layer, of_layer in values.items() if of_layer}
 
 
 def of_layers(
-    name: str,
-    heading: str,
-    caption: str,
+    group: Group,
     key: str,
     layers: Mapping[str, Series],
     runs: Runs,
     looks: Looks,
+    *,
+    axis: Callable[[Sequence[float]], Mapping[str, Any]],
     drawing: Callable[..., None] = draw_lines,
-    options: Callable[[str, Sequence[float]], Mapping[str, Any]] = lambda layer, values: {},
+    options: Mapping[str, Mapping[str, Any]] = NOTHING,
 ) -> list[Group]:
     """A small panel per layer, of many layers some, evenly spaced; none without any.
 
-    Args: key: the quantity. drawing: draws the values of a panel. options: further ones of
-        `drawing`, from the layer and the values of all panels.
+    Args: key: the quantity. axis: options of `drawing` from all values that are drawn. options:
+        further ones, by layer.
     """
     if not layers:
         return []
     picked = spread(list(layers), MOST_LAYERS)
+    caption = group.caption
     if len(picked) < len(layers):
         caption += f" {len(picked)} of {len(layers)} panels, evenly spaced."
     caption += recorded(runs, "layer", key, picked[0]) + switched(runs)
+    group = replace(group, caption=caption, size=(1.9, 1.45), margin=(0.42, 0.4))
     values = [value for layer in picked for value in every(layers[layer])]
-    draw = partial(drawing, looks=looks, marks=switches(runs))
-    panels = [
-        Panel(layer, partial(draw, values=layers[layer], **options(layer, values)))
-        for layer in picked
-    ]
-    rules = [rule for rule in runs if any(rule in values for values in layers.values())]
-    small = {"size": (1.9, 1.45), "margin": (0.42, 0.4)}
-    return group(name, heading, caption, panels, rules, looks, **small)
+    common = {"marks": switches(runs), **axis(values)}
+    by_title = {layer: {**common, **options.get(layer, {})} for layer in picked}
+    return over_time(group, [(layer, layers[layer]) for layer in picked], looks, drawing, by_title)
 
 
 def spread(names: list[T], most: int) -> list[T]:

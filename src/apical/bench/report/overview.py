@@ -8,14 +8,14 @@ A study asks for it by the key "overview" of its study.json:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 from apical.bench.report import gained
 from apical.bench.report.names import is_baseline
 from apical.bench.report.read import Study, percent_of
-from apical.bench.report.table import Column, Shown, Table, each, number, plain
+from apical.bench.report.table import Column, Table, each, number, plain
 from apical.bench.storage import records
 
 RULE_TIMES = "step_time_rules.json"
@@ -26,8 +26,7 @@ FLOAT_BYTES = 4
 """Of a weight; no study trains in another precision."""
 
 
-@dataclass(frozen=True)
-class StepTimes:
+class StepTimes(NamedTuple):
     """Steps over backprop's, by the rule's name in the benchmark; `method` describes the timing,
     `command` measures it."""
 
@@ -58,21 +57,15 @@ def table(study: Study, times: StepTimes) -> Table:
     """A row for each rule, in the order of the study."""
     assert study.overview is not None
     facts, timed_as = study.overview["facts"], study.overview["timed_as"]
-
-    def step(rule: str) -> Shown:
-        return plain(times.ratios.get(timed_as.get(rule, rule)), number)
-
-    return Table(
-        [
-            Column.rule(),
-            *(column for setting in study.settings for column in _of_setting(study, setting)),
-            Column("angle °", lambda rule: plain(angle(study, rule), "{:.0f}".format)),
-            Column("step", step),
-            Column("memory", lambda rule: plain(memory(study, rule), number)),
-            *each(facts[study.rules[0]], lambda name, rule: facts[rule][name], "{}", left=True),
-        ],
-        study.rules,
-    )
+    columns = [
+        Column.rule(),
+        *(column for setting in study.settings for column in _of_setting(study, setting)),
+        Column("angle °", lambda rule: plain(angle(study, rule), "{:.0f}".format)),
+        Column("step", lambda rule: plain(times.ratios.get(timed_as.get(rule, rule)), number)),
+        Column("memory", lambda rule: plain(memory(study, rule), number)),
+        *each(facts[study.rules[0]], lambda name, rule: facts[rule][name], "{}", left=True),
+    ]
+    return Table(columns, study.rules)
 
 
 def _of_setting(study: Study, setting: str) -> list[Column]:
@@ -82,23 +75,21 @@ def _of_setting(study: Study, setting: str) -> list[Column]:
     def accuracy(rule: str) -> str:
         row = study.row(setting, rule)
         fewer = f"{row.n} of {row.planned} runs" if row.n < row.planned else ""
-        found = row.summary(percent_of("test_acc"))
-        if found is None:
+        share = row.summary(percent_of("test_acc"))
+        if share is None:
             return fewer
-        half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
-        return f"{found.mean:.1f}{half}" + (f" ({fewer})" if fewer else "")
+        half = "" if share.high is None else f" ± {share.high - share.mean:.1f}"
+        return f"{share.mean:.1f}{half}" + (f" ({fewer})" if fewer else "")
 
-    made = [Column(f"{setting}, %", accuracy)]
-    if gains:
-        head = f"{setting}, gained" if study.several else "gained"
-        made.append(Column(head, lambda rule: gained.shown(gains.get(rule))))
-    return made
+    head = f"{setting}, gained" if study.several else "gained"
+    gain = Column(head, lambda rule: gained.shown(gains.get(rule)))
+    return [Column(f"{setting}, %", accuracy), *([gain] if gains else [])]
 
 
 def counts(study: Study) -> str:
     """Runs of a row: "3", or "2 to 3"."""
-    found = sorted({study.row(s, rule).n for s in study.settings for rule in study.rules})
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    numbers = sorted({study.row(s, rule).n for s in study.settings for rule in study.rules})
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
 def angle(study: Study, rule: str) -> float | None:
@@ -107,18 +98,18 @@ def angle(study: Study, rule: str) -> float | None:
     assert study.overview is not None
     if is_baseline(rule):
         return 0.0
-    found = []
-    for run in study.finished(study.overview["detail"], rule):
+    by_run = []
+    for run in study.row(study.overview["detail"], rule).runs:
         rows = [run.of_kind("layer", layer) for layer in run.layers[:-1]]
         last = [max(of_layer, key=lambda row: row["epoch"]) for of_layer in rows]
-        found.append(_mean([row.get("gradient_angle_deg") for row in last]))
-    return _mean(found)
+        by_run.append(_mean([row.get("gradient_angle_deg") for row in last]))
+    return _mean(by_run)
 
 
 def memory(study: Study, rule: str) -> float | None:
     """Of stored feedback, over that of the weights."""
     assert study.overview is not None
-    finals = [run.final for run in study.finished(study.overview["detail"], rule)]
+    finals = [run.final for run in study.row(study.overview["detail"], rule).runs]
     return _mean([f["feedback_bytes"] / (FLOAT_BYTES * f["parameters"]) for f in finals])
 
 

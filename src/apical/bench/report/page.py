@@ -1,4 +1,4 @@
-"""Pages: a study as one self-contained HTML file, CSV and PNG beside it; an index of several."""
+"""Pages: a study as one self-contained HTML file, with CSV and PNG files; an index of several."""
 
 import os
 from collections.abc import Callable
@@ -9,23 +9,19 @@ from apical.bench.report import (
     angles,
     curves,
     diagnostics,
+    documents,
     figures,
     fine_tuning,
-    linear_probes,
-    markdown,
     pictures,
     plain_runs,
-    protocol,
     render,
     results,
     retrieval,
     robustness,
-    robustness_figures,
+    robustness_tables,
     sections,
     spikes,
-    templating,
 )
-from apical.bench.report import robustness_tables as tables
 from apical.bench.report.colours import colours
 from apical.bench.report.lines import Looks, spread
 from apical.bench.report.read import Study, is_run, is_study, read_run, read_study
@@ -55,10 +51,10 @@ def write(
         out: where the pages go, default `<folder>/report`; several studies get an index and one
         folder each, and the runs that belong to none share one table.
         png: whether every figure is written as a PNG file for print too, which takes as long as
-        the page itself.     say: is given what is being written.
+        the page itself. say: is given what is being written.
     Returns: the page to open.
     Raises: ValueError where there is neither study nor run; StorageError where `out` cannot be
-        written. A study without a finished run is no error: its page says what is missing.
+        written. A study without a finished run is no error: its page lists what is missing.
     """
     source = Path(folder)
     target = source / "report" if out is None else Path(out)
@@ -98,16 +94,21 @@ def _write_study(study: Study, out: Path, png: bool, say: Say) -> Path:
         groups += curves.groups(study, setting, looks)
         slug = prefix(study.settings, setting)
         drawn.append((setting, files.draw(groups, setting, slug), render.legend(groups)))
+    # section of spiking nets under attack, its lines, and their rasters, as PNG too
+    spiking = [
+        (section, spikes.lines(section), spikes.rasters(section, files.folder / f"spikes-{n}.png"))
+        for n, section in enumerate(spikes.sections_of(study), 1)
+    ]
     return _write_html(
         out,
         "study",
         **_common(study, looks, files, say),
-        finding=markdown.finding(study),
+        finding=documents.finding(study),
         rows=rows,
         table=table,
         courses=courses,
         figures=drawn,
-        spiking=_spiking(study, files),
+        spiking=spiking,
     )
 
 
@@ -129,18 +130,15 @@ def _write_run(study: Study, out: Path, png: bool, say: Say) -> Path:
 
 def _common(study: Study, looks: Looks, files: Files, say: Say) -> dict[str, Any]:
     """What pages of studies and of runs show alike; their CSV and PNG files are written here."""
-    tuned = fine_tuning.lines(study)
-    if tuned:
+    if tuned := fine_tuning.lines(study):
         files.csv("tuning.csv", fine_tuning.layers_csv(tuned))
     diagnoses = []
     for setting in study.settings:
-        if found := diagnostics.diagnose(study, setting, looks):
+        if diagnosis := diagnostics.diagnose(study, setting, looks):
             say(f"{study.title}: diagnostics of {setting}")
-            diagnoses.append(_diagnosis(found, prefix(study.settings, setting), files))
+            diagnoses.append(_diagnosis(diagnosis, prefix(study.settings, setting), files))
     return {
         "study": study,
-        "state": protocol.state(study),
-        "several": study.several,
         "tuned": tuned,
         "attacked": _attacked(study, files),
         "hashed": _hashed(study, files),
@@ -148,45 +146,39 @@ def _common(study: Study, looks: Looks, files: Files, say: Say) -> dict[str, Any
     }
 
 
-def _diagnosis(found: diagnostics.Diagnosis, slug: str, files: Files) -> dict[str, Any]:
+def _diagnosis(diagnosis: dict[str, Any], slug: str, files: Files) -> dict[str, Any]:
     """The diagnostics of one setting."""
-    layers = angles.by_layer(found.last)
-    if found.last:
-        files.csv(f"{slug}delta-angles.csv", angles.table([*found.last, *layers]))
-    if found.readouts:
-        files.csv(f"{slug}linear-probes.csv", linear_probes.table(found.readouts))
-    legend = render.legend(found.groups)
-    return {
-        "found": found,
-        "slug": slug,
-        "figures": files.draw(found.groups, found.setting, slug),
-        "legend": legend if len(legend) > 1 else [],
-    }
+    if last := diagnosis["last"]:
+        files.csv(f"{slug}delta-angles.csv", angles.table([*last, *angles.by_layer(last)]))
+    if readouts := diagnosis["readouts"]:
+        files.csv(f"{slug}linear-probes.csv", diagnostics.readout_table(readouts))
+    legend = render.legend(diagnosis["groups"])
+    drawn = files.draw(diagnosis["groups"], diagnosis["setting"], slug)
+    return diagnosis | {"slug": slug, "figures": drawn, "legend": legend if len(legend) > 1 else []}
 
 
 def _attacked(study: Study, files: Files) -> list[dict[str, Any]]:
     """Classifiers under attack, a part for each section."""
-    found = sections.of_study(study)
-    if found:
-        files.csv("robust.csv", tables.numbers_csv(found))
-        files.csv("robust-checks.csv", tables.checks_csv(found))
-        files.csv("robust-audit.csv", tables.audits_csv(found))
-    headings = [section.heading for section in found]
+    if parts := sections.of_study(study):
+        files.csv("robust.csv", robustness_tables.numbers_csv(parts))
+        files.csv("robust-checks.csv", robustness_tables.nets_csv(parts, "check"))
+        files.csv("robust-audit.csv", robustness_tables.nets_csv(parts, "audit"))
+    headings = [section.heading for section in parts]
     return [
         _classifiers(section, f"robust-{prefix(headings, section.heading)}", files)
-        for section in found
+        for section in parts
     ]
 
 
 def _classifiers(section: Section, slug: str, files: Files) -> dict[str, Any]:
     eps = robustness.headline_radius(section)
     heats = [
-        (heat, files.print(robustness_figures.crossed(heat, number), section.heading, slug))
+        (heat, files.print(robustness.crossed(heat, number), section.heading, slug))
         for number, heat in enumerate(robustness.heats(section, eps), 1)
     ]
-    groups, kinds = robustness_figures.over_radius(section)
-    read, problems = pictures.of_section(section, pictures.examples)
-    examples = [each for _, each in read]
+    groups, kinds = robustness.over_radius(section)
+    nets, problems = pictures.of_section(section, pictures.examples)
+    examples = [each for _, each in nets]
     if examples and files.png:
         title = f"{files.title} · {section.heading}"
         pictures.write_png(files.folder / f"{slug}examples.png", examples, title)
@@ -204,31 +196,19 @@ def _classifiers(section: Section, slug: str, files: Files) -> dict[str, Any]:
     }
 
 
-def _hashed(study: Study, files: Files) -> list[dict[str, Any]]:
-    """Hash nets under attack, a part for each section."""
-    found = sections.sections(study.retrieval)
-    if found:
-        files.csv("retrieval.csv", retrieval.numbers_csv(found))
-        files.csv("retrieval-attacks.csv", retrieval.attacks_csv(found))
-    parts = []
-    for section in found:
-        radii = {eps: rows for eps in section.radii if (rows := retrieval.lines(section, eps))}
-        answers, problems = pictures.answers(section)
-        part = {"section": section, "radii": radii, "answers": answers, "problems": problems}
-        parts.append(part)
-    return parts
-
-
-def _spiking(study: Study, files: Files) -> list[tuple[Any, ...]]:
-    """Spiking nets under attack: section, its lines, and their rasters, as PNG too."""
+def _hashed(study: Study, files: Files) -> list[tuple[Section, dict[float, Any]]]:
+    """Hash nets under attack: each section, and its lines by radius."""
+    if parts := sections.sections(study.retrieval):
+        files.csv("retrieval.csv", retrieval.numbers_csv(parts))
+        files.csv("retrieval-attacks.csv", retrieval.attacks_csv(parts))
     return [
-        (section, spikes.lines(section), spikes.rasters(section, files.folder / f"spikes-{n}.png"))
-        for n, section in enumerate(spikes.sections_of(study), 1)
+        (section, {e: rows for e in section.radii if (rows := retrieval.lines(section, e))})
+        for section in parts
     ]
 
 
 def _write_html(out: Path, template: str, **values: Any) -> Path:
-    write_bytes(out / "index.html", templating.page(template, **values).encode())
+    write_bytes(out / "index.html", documents.page(template, **values).encode())
     return out / "index.html"
 
 

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +14,7 @@ import numpy as np
 
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.names import display_name
-from apical.bench.report.render import FONT, save_png
+from apical.bench.report.render import FONT, new_figure, print_title, save_png
 from apical.bench.report.sections import Section
 from apical.bench.report.table import Column, Shown, Table, percent
 from apical.bench.storage import evaluation_folder
@@ -27,12 +29,15 @@ WRONG = "#a8281f"
 """Answers that are wrong, in print."""
 
 EXAMPLES = {
-    "x": 4, "adv": 5, "names": 1, "labels": 1, "predictions_clean": 1, "predictions_adv": 2,
+    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "predictions_clean": "k",
+    "predictions_adv": "sk",
 }  # fmt: skip
 RETRIEVED = {
-    "x": 4, "adv": 5, "names": 1, "labels": 1, "precision": 2, "found": 6, "found_labels": 3,
+    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "precision": "ak", "found": "aknCHW",
+    "found_labels": "akn",
 }  # fmt: skip
-"""Number of dimensions of each array in an examples.npz of each kind."""
+"""Shape of each array in an examples.npz of each kind: k images, s attacks, a = s + 1 answers, n
+items found, C = 1 or 3 colours."""
 
 T = TypeVar("T")
 
@@ -73,55 +78,50 @@ def of_section(
     section: Section, read: Callable[[Any, Path], T]
 ) -> tuple[list[tuple[Any, T]], list[str]]:
     """The first net of each rule that has examples, with them, and what could not be read."""
-    found, problems = [], []
+    nets, problems = [], []
     for rule in section.rules:
         for net in section.of(rule).values():
             path = net.folder / "examples.npz"
             if not path.exists():
                 continue
             try:
-                found.append((net, read(net, path)))
+                nets.append((net, read(net, path)))
                 break
-            except (ValueError, OSError, KeyError) as error:
+            except (ValueError, OSError, LookupError) as error:
                 reason = str(error).replace(f"{net.folder}/", "")
                 problems.append(f"{caption(rule, net.seed)}: {reason}")
-    return found, problems
+    return nets, problems
 
 
-def arrays(path: Path, shapes: Mapping[str, int]) -> dict[str, Any]:
+def arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, Any]:
     """The arrays of an examples.npz.
 
-    Args: shapes: number of dimensions of those it must hold, beside `eps`.
+    Args: shapes: of those it must hold in addition to `eps`, as in `EXAMPLES`.
     Raises: ValueError saying what is wrong with it.
     """
-    import zipfile
-    import zlib
-
     evaluation_folder.verify(path)
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in file.files}
+            values = {key: file[key] for key in file.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    missing = sorted({*shapes, "eps"} - found.keys())
-    if missing:
+    if missing := sorted({*shapes, "eps"} - values.keys()):
         raise ValueError(f"{path} has no {', '.join(missing)}")
-    wrong = [f"{key} {found[key].shape}" for key, d in shapes.items() if found[key].ndim != d]
-    if wrong:
-        expected = ", ".join(f"{key} of {d}" for key, d in shapes.items())
-        raise ValueError(
-            f"{path}: {', '.join(wrong)}: expected grey or colour images, in dimensions {expected}"
+    sizes: dict[str, int] = {}
+    for key, letters in shapes.items():
+        shape = values[key].shape
+        fits = len(shape) == len(letters) and all(
+            sizes.setdefault(letter, size) == size
+            for letter, size in zip(letters, shape, strict=True)
         )
-    if "x" in shapes:
-        x, adv = found["x"].shape, found["adv"].shape
-        if x[1] not in (1, 3) or adv[1:] != x:
+        answers = sizes.get("s", 0) + 1
+        if not fits or sizes.get("C", 1) not in (1, 3) or sizes.get("a", answers) != answers:
+            expected = ", ".join(f"{name} ({', '.join(of)})" for name, of in shapes.items())
             raise ValueError(
-                f"{path}: x {x}, adv {adv}: expected grey or colour images, x (k, C, H, W) and adv "
-                "(s, k, C, H, W)"
+                f"{path}: {key} {shape}: expected grey or colour images (C = 1 or 3) with the same "
+                f"letter for the same size, a = s + 1, in {expected}"
             )
-    if "found" in shapes and len(found["found"]) != len(found["names"]) + 1:
-        raise ValueError(f"{path}: found {found['found'].shape}: expected what each attack found")
-    return found
+    return values
 
 
 # Classifiers
@@ -153,7 +153,12 @@ def examples(net: Any, path: Path) -> Examples:
     """Images of a net under attack, and the changes, amplified around middle grey."""
     values = arrays(path, EXAMPLES)
     x, adv = values["x"][:MOST_IMAGES], values["adv"][:, :MOST_IMAGES]
-    chosen = _varied([str(name) for name in values["names"]])
+    names = [str(name) for name in values["names"]]
+    sources = [name.rpartition(" / ")[2] for name in names]
+    chosen = sorted(  # own and exact gradient first, each source once before any comes again
+        range(len(names)),
+        key=lambda at: (sources[at] in sources[:at], sources[at] not in ("own", "exact")),
+    )[:MOST_ATTACKS]
     largest = float(np.abs(adv[chosen] - x).max()) if len(chosen) else 0.0
     factor = 0.5 / largest if largest else 1.0
     if factor >= 1:  # a whole number can be stated
@@ -174,7 +179,7 @@ def examples(net: Any, path: Path) -> Examples:
         rows.append(tuple(row))
     columns = ["original"]
     for attack in chosen:
-        columns += [_column(str(values["names"][attack])), f"its change × {factor:g}"]
+        columns += [_column(names[attack]), f"its change × {factor:g}"]
     return Examples(net.rule, net.seed, tuple(columns), tuple(rows), float(np.max(values["eps"])))
 
 
@@ -186,50 +191,36 @@ def _column(name: str) -> str:
     return attack if attack and source == "none" else name.replace(" / ", ", ")
 
 
-def _varied(names: Sequence[str]) -> list[int]:
-    """Places of up to MOST_ATTACKS names: own and exact gradient first, then other sources."""
-    sources = [name.rpartition(" / ")[2] for name in names]
-
-    def rank(place: int) -> tuple[bool, bool]:
-        source = sources[place]
-        return source in sources[:place], source not in ("own", "exact")
-
-    return sorted(range(len(names)), key=rank)[:MOST_ATTACKS]
-
-
-def write_png(path: Path, found: Sequence[Examples], title: str) -> None:
+def write_png(path: Path, nets: Sequence[Examples], title: str) -> None:
     """One image with its perturbations, one line a rule, for print: that misread most often."""
-    import matplotlib
-    from matplotlib.figure import Figure
 
     def wrong(image: int) -> int:
-        rows = [row for each in found for row in each.rows[image : image + 1]]
-        return sum(shown.wrong for row in rows for shown in row)
+        rows = [row for each in nets for row in each.rows[image : image + 1]]
+        return sum(picture.wrong for row in rows for picture in row)
 
-    image = max(range(max(len(each.rows) for each in found)), key=wrong)
-    across = max(len(each.columns) for each in found)
-    size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(found))
-    with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=size)
-        figure.text(0.1 / size[0], 1 - 0.22 / size[1], title, fontsize=9.5, fontweight="bold")
-        for line, each in enumerate(found):
-            bottom, wide = size[1] - 1.8 - 1.55 * line, 1.15 * len(each.columns)
-            axes = figure.add_axes((0.8 / size[0], bottom / size[1], wide / size[0], 1 / size[1]))
+    image = max(range(max(len(each.rows) for each in nets)), key=wrong)
+    across = max(len(each.columns) for each in nets)
+    width, height = size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(nets))
+    with new_figure(size, FONT) as figure:
+        print_title(figure, size, title)
+        for line, each in enumerate(nets):
+            bottom, wide = height - 1.8 - 1.55 * line, 1.15 * len(each.columns)
+            axes = figure.add_axes((0.8 / width, bottom / height, wide / width, 1 / height))
             _draw_strip(axes, each, image)
-            name, middle = display_name(each.rule), (bottom + 0.5) / size[1]
-            figure.text(0.1 / size[0], middle, name, fontweight="bold", color=INK, va="center")
+            name, middle = display_name(each.rule), (bottom + 0.5) / height
+            figure.text(0.1 / width, middle, name, fontweight="bold", color=INK, va="center")
         save_png(figure, path)
 
 
-def _draw_strip(axes: Any, found: Examples, image: int) -> None:
+def _draw_strip(axes: Any, net: Examples, image: int) -> None:
     """The pictures of one image side by side, 1.15 units each of which 1 is the picture."""
-    row = found.rows[min(image, len(found.rows) - 1)]
-    for place, (column, shown) in enumerate(zip(found.columns, row, strict=True)):
+    row = net.rows[min(image, len(net.rows) - 1)]
+    for place, (column, picture) in enumerate(zip(net.columns, row, strict=True)):
         left = 1.15 * place
-        axes.imshow(shown.pixels, extent=(left, left + 1, 0, 1), interpolation="nearest")
+        axes.imshow(picture.pixels, extent=(left, left + 1, 0, 1), interpolation="nearest")
         axes.text(left, 1.05, column.replace(", ", ",\n"), fontsize=6, color=SOFT, va="bottom")
-        axes.text(left, -0.05, shown.text, va="top", color=WRONG if shown.wrong else INK)
-    axes.set_xlim(0, 1.15 * len(found.columns))
+        axes.text(left, -0.05, picture.text, va="top", color=WRONG if picture.wrong else INK)
+    axes.set_xlim(0, 1.15 * len(net.columns))
     axes.set_ylim(0, 1)
     axes.set_axis_off()
 
@@ -257,19 +248,18 @@ def answers(section: Section) -> tuple[list[tuple[Any, float, list[list[Answer]]
 
     The same queries of every rule: those that lose most average precision over all of them.
     """
-    found, problems = of_section(section, lambda net, path: arrays(path, RETRIEVED))
-    count = min((len(values["x"]) for _, values in found), default=0)
+    nets, problems = of_section(section, lambda net, path: arrays(path, RETRIEVED))
+    count = min((len(values["x"]) for _, values in nets), default=0)
     lost = [0.0] * count
-    for _, values in found:
+    for _, values in nets:
         clean, *attacked = values["precision"]
         for place in range(count):
             lost[place] += float(sum(clean[place] - each[place] for each in attacked))
     chosen = sorted(sorted(range(count), key=lambda place: -lost[place])[:MOST_QUERIES])
-    made = [
+    return [
         (net, float(values["eps"]), [_answers(values, query) for query in chosen])
-        for net, values in found
-    ]
-    return made, problems
+        for net, values in nets
+    ], problems
 
 
 def _answers(values: dict[str, Any], query: int) -> list[Answer]:
@@ -290,7 +280,7 @@ def _answers(values: dict[str, Any], query: int) -> list[Answer]:
     return made
 
 
-def answers_table(net: Any, found: Sequence[Answer]) -> Table:
+def answers_table(net: Any, rows: Sequence[Answer]) -> Table:
     """The answers to one query, a row each."""
 
     def nearest(place: int, answer: Answer) -> Shown:
@@ -301,18 +291,13 @@ def answers_table(net: Any, found: Sequence[Answer]) -> Table:
     def query(answer: Answer) -> Shown:
         return answer.query.shown(f"query, label {answer.query.text}")
 
-    pictures = [
-        Column("", partial(nearest, place), page=" " if place else "found", left=True)
-        for place in range(len(found[0].found))
+    columns = [
+        Column("", "name", page=" ", left=True, style="soft wrap"),
+        Column("query", query, left=True, style="query"),
+        *(
+            Column("", partial(nearest, place), page=" " if place else "found", left=True)
+            for place in range(len(rows[0].found))
+        ),
+        Column("AP %", "precision", text=percent, page="AP %"),
     ]
-    return Table(
-        [
-            Column("", "name", page=" ", left=True, style="soft wrap"),
-            Column("query", query, left=True, style="query"),
-            *pictures,
-            Column("AP %", lambda answer: percent(answer.precision)),
-        ],
-        found,
-        caption=caption(net.rule, net.seed),
-        kind="",
-    )
+    return Table(columns, rows, caption=caption(net.rule, net.seed), kind="")

@@ -1,21 +1,39 @@
-"""A folder of runs that belong to no study, read as one: what they differ in names its rows."""
+"""Folders of any runs: those of no study, read as one, whose rows are named by what they differ in;
+and the records of all as one table of pandas."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apical.bench.experiment.experiment import Experiment, to_dict
-from apical.bench.report.evaluations import Robustness
-from apical.bench.report.read import Run, Study, is_study, one_run, rule_name
+from apical.bench.report.evaluations import Record, Robustness
+from apical.bench.report.read import (
+    Run,
+    Study,
+    is_run,
+    is_study,
+    one_run,
+    read_run,
+    read_study,
+    rule_name,
+)
 from apical.bench.report.table import flatten
 from apical.bench.storage import packing
+from apical.names import unknown
+
+if TYPE_CHECKING:
+    import pandas
 
 SKIPPED = ("report", "search", "starts")
-"""Folders beside runs: pages, tries of a learning rate, and nets that runs start from."""
+"""Folders that may stand among runs: pages, tries of learning rates, nets that runs start from."""
 
-Values = Mapping[str, Any]
+DEFAULTS = to_dict(Experiment())
+"""What an experiment had for a setting that came with a later version."""
 
 
 def find(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -49,66 +67,103 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
         run = one_run(packing.open_folder(path.parent), path.name)
         run = dataclasses.replace(run, folder=path.relative_to(folder).as_posix())
         groups.setdefault(run.setting, []).append(run)
-    found: dict[tuple[str, str, int], Run] = {}
+    by_place: dict[tuple[str, str, int], Run] = {}
     for setting, members in groups.items():
-        labels = _labels([run.experiment for run in members])
-        for run, (differing, rule) in zip(members, labels, strict=True):
-            place = (", ".join([setting, *differing]), rule, run.seed)
-            if place not in found or found[place].status != "finished":
-                found[place] = dataclasses.replace(run, setting=place[0], rule=rule)
+        settings = [_settings(run.experiment) for run in members]
+        options: dict[str, list[dict[str, str]]] = {}  # by the name of the rule
+        for run in members:
+            options.setdefault(rule_name(run.experiment), []).append(_options(run.experiment))
+        varied = _varied(settings)
+        varied_of = {name: _varied(of_rule) for name, of_rule in options.items()}
+        for run, values in zip(members, settings, strict=True):
+            name = rule_name(run.experiment)
+            rule = ", ".join([name, *_named(_options(run.experiment), varied_of[name])])
+            place = (", ".join([setting, *_named(values, varied)]), rule, run.seed)
+            if place not in by_place or by_place[place].status != "finished":
+                by_place[place] = dataclasses.replace(run, setting=place[0], rule=rule)
     notes = []
-    if copies := len(runs) - len(found):
+    if copies := len(runs) - len(by_place):
         notes.append(f"Left out: {copies} runs that repeat an experiment of this table.")
     if any((path / Robustness.home).is_dir() for path in runs):
         notes.append("Evaluations of robustness are shown on the page of each run.")
     name = folder.resolve().name
-    return Study(name, f"Runs in {name}", tuple(found.values()), notes=tuple(notes))
+    return Study(name, f"Runs in {name}", tuple(by_place.values()), notes=tuple(notes))
 
 
-def _labels(experiments: list[Values]) -> list[tuple[list[str], str]]:
-    """For each experiment the settings that are not the same in all, and the name of its rule with
-    the options in which it differs from others of that name."""
-    names = [rule_name(experiment) for experiment in experiments]
-    settings = [_settings(experiment) for experiment in experiments]
-    options = [_options(experiment) for experiment in experiments]
-    labels = []
-    for name, of_run, own in zip(names, settings, options, strict=True):
-        peers = [each for other, each in zip(names, options, strict=True) if other == name]
-        labels.append((_differing(of_run, settings), ", ".join([name, *_differing(own, peers)])))
-    return labels
-
-
-def _differing(values: Values, peers: list[Values]) -> list[str]:
-    """ "lr 0.1" for every value that is not the same in all peers, in the order of the first
-    mention."""
+def _varied(peers: list[dict[str, str]]) -> list[str]:
+    """The keys whose values are not the same in all, in the order of the first mention."""
     keys = dict.fromkeys(key for peer in peers for key in peer)
-    varied = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
-    return [f"{key} {values[key]}" for key in varied if key in values]
+    return [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
 
 
-def _settings(experiment: Values) -> Values:
-    """Settings beside the seed, the rule, the net and the data. What is absent had its default: it
-    came with a later version."""
+def _named(values: Record, keys: list[str]) -> list[str]:
+    """ "lr 0.1" for each key that has a value."""
+    return [f"{key} {values[key]}" for key in keys if key in values]
+
+
+def _settings(experiment: Record) -> dict[str, str]:
+    """Settings other than the seed, the rule, the net and the data."""
     named = ("seed", "rule", "learner", "net", "data", "task", "length")
     every = {**DEFAULTS, **experiment}
     return _as_text({key: value for key, value in every.items() if key not in named})
 
 
-def _options(experiment: Values) -> Values:
+def _options(experiment: Record) -> dict[str, str]:
     """Of the rule and of the learner."""
-    made: dict[str, str] = {}
+    options: dict[str, str] = {}
     for part in ("rule", "learner"):
         value = experiment.get(part)
         if isinstance(value, Mapping):
-            made |= _as_text({key: option for key, option in value.items() if key != part})
-    return made
+            options |= _as_text({key: option for key, option in value.items() if key != part})
+    return options
 
 
-def _as_text(values: Values) -> dict[str, str]:
+def _as_text(values: Record) -> dict[str, str]:
     return {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in flatten(values, empty=True).items()
     }
 
 
-DEFAULTS = to_dict(Experiment())
+def to_pandas(folder: str | os.PathLike[str], kind: str = "final") -> pandas.DataFrame:
+    """One row for each record of a kind, of all runs in a folder: loose or packed studies, runs of
+    no study, at any depth.
+
+    Args: kind: of the records: ``final``, ``epoch``, ``layer``, ``test``, ``warning``, ...
+    Returns: columns ``folder``, ``setting``, ``rule``, ``seed`` and ``status`` of the run, those
+        of the records, and the settings of its experiment as ``experiment.lr``; lists and mappings
+        in them as JSON text.
+    Raises: ValueError where there is no run, no record of that kind, or without pandas.
+    """
+    try:
+        import pandas
+    except ModuleNotFoundError as error:
+        raise ValueError(f"to_pandas: {error}; pip install 'apical[track]'") from error
+    rows = []
+    kinds = {"warning"}  # which a run may have none of
+    for place, run in _runs(Path(folder)):
+        about: dict[str, Any] = {"folder": place}
+        about |= {key: getattr(run, key) for key in ("setting", "rule", "seed", "status")}
+        for name, value in run.experiment.items():
+            packed = isinstance(value, dict | list)
+            about[f"experiment.{name}"] = json.dumps(value) if packed else value
+        kinds |= {row["kind"] for row in run.rows}
+        rows += [about | dict(row) for row in run.rows if row.get("kind") == kind]
+    if kind not in kinds:
+        raise unknown("kind of records", kind, kinds)
+    return pandas.DataFrame(rows)
+
+
+def _runs(folder: Path) -> Iterator[tuple[str, Run]]:
+    if is_run(folder):
+        yield ".", read_run(folder).runs[0]
+        return
+    studies, runs = ([folder], []) if is_study(folder) else find(folder)
+    if not (studies or runs):
+        raise ValueError(f"to_pandas: no run in {folder}, nor in the folders below it")
+    for path in studies:
+        for run in read_study(path).runs:
+            yield (path.relative_to(folder) / run.folder).as_posix(), run
+    if runs:
+        for run in read_runs(folder, runs).runs:
+            yield run.folder, run

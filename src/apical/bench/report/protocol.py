@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apical.bench.report import gained
+from apical.bench.report.evaluations import Record
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import Cell
@@ -16,13 +17,6 @@ PER_RUN = ("key", "seed")
 """Fields of an experiment that the list of runs shows."""
 
 
-def state(study: Study) -> dict[str, int]:
-    """Number of runs per status, and `all`."""
-    counts = Counter[str](run.status for run in study.runs)
-    names = ("finished", "unfinished", "failed", "not started")
-    return {"all": len(study.runs)} | {name.replace(" ", "_"): counts[name] for name in names}
-
-
 def verdicts(rows: Iterable[Cell]) -> str:
     """One sentence: how many published values agree, which are compatible with too wide a band to
     say more, and which differ; "" when none was judged."""
@@ -30,12 +24,14 @@ def verdicts(rows: Iterable[Cell]) -> str:
     if not judged:
         return ""
     several = len({row.setting for row, _ in judged}) > 1
-
-    def named(start: str) -> list[str]:
-        found = [row for row, word in judged if word.startswith(start)]
-        return [f"{row.setting} " * several + display_name(row.rule) for row in found]
-
-    wide, differing = named("compatible"), named("differs")
+    wide, differing = (
+        [
+            f"{row.setting} " * several + display_name(row.rule)
+            for row, word in judged
+            if word.startswith(start)
+        ]
+        for start in ("compatible", "differs")
+    )
     agree = len(judged) - len(wide) - len(differing)
     parts = [f"{agree} of {plural(len(judged), 'published value')} agree"]
     if wide:
@@ -58,43 +54,36 @@ class Protocol:
     def table(self) -> Table | None:
         """What differs; None where nothing does."""
         rules = dict.fromkeys(rule for by_rule in self.differing.values() for rule in by_rule)
-
-        def value(rule: str, key: str) -> str:
-            return self.differing[key].get(rule, "")
-
-        head = Column("differs by rule", str, left=True, style="soft")
-        columns = [head, *each(rules, value, page="{}", left=True)]
+        columns = [
+            Column("differs by rule", str, left=True, style="soft"),
+            *each(rules, lambda rule, key: self.differing[key].get(rule, ""), page="{}", left=True),
+        ]
         return Table(columns, list(self.differing), kind="") if rules else None
 
 
 def protocols(study: Study) -> list[Protocol]:
-    """Of every setting. A field that came with a later version says nothing of the runs before:
+    """Of every setting. A field that came with a later version is left out for earlier runs:
     they ran at its default."""
-    return [
-        _protocol(setting, [run for run in study.runs if run.setting == setting])
-        for setting in study.settings
-    ]
+    made = []
+    for setting in study.settings:
+        values: dict[str, dict[str, dict[str, None]]] = {}  # of every field by rule, each once
+        for run in (run for run in study.runs if run.setting == setting and run.experiment):
+            for key, value in _fields(run.experiment).items():
+                if key not in PER_RUN:
+                    by_rule = values.setdefault(key, {})
+                    by_rule.setdefault(display_name(run.rule), {})[text(value)] = None
+        shared, differing = {}, {}
+        for key, by_rule in values.items():
+            distinct = {value for of_rule in by_rule.values() for value in of_rule}
+            if len(distinct) == 1:
+                shared[key] = distinct.pop()
+            else:
+                differing[key] = {rule: ", ".join(of_rule) for rule, of_rule in by_rule.items()}
+        made.append(Protocol(setting, shared, differing))
+    return made
 
 
-def _protocol(setting: str, runs: Iterable[Run]) -> Protocol:
-    """Of every field the values by rule, each once."""
-    found: dict[str, dict[str, dict[str, None]]] = {}
-    for run in runs:
-        for key, value in _fields(run.experiment).items() if run.experiment else ():
-            if key not in PER_RUN:
-                by_rule = found.setdefault(key, {})
-                by_rule.setdefault(display_name(run.rule), {})[text(value)] = None
-    shared, differing = {}, {}
-    for key, by_rule in found.items():
-        distinct = {value for values in by_rule.values() for value in values}
-        if len(distinct) == 1:
-            shared[key] = distinct.pop()
-        else:
-            differing[key] = {rule: ", ".join(values) for rule, values in by_rule.items()}
-    return Protocol(setting, shared, differing)
-
-
-def _fields(experiment: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(experiment: Record) -> dict[str, Any]:
     """The experiment as one level; a rule or learner with its options stays one field."""
     named = {key: _named(key, experiment[key]) for key in ("rule", "learner") if key in experiment}
     left_out = {*named, "data"} if experiment.get("task") else {*named}
@@ -115,34 +104,31 @@ def _named(kind: str, value: Any) -> str:
 
 def search(study: Study) -> dict[str, Table]:
     """By setting how learning rates were chosen: validation error in % of every try, by rule."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in study.search:
-        found.setdefault(cell["setting"], []).append(cell)
-    return {setting: _tries(cells) for setting, cells in found.items()}
+    settings = dict.fromkeys(choice["setting"] for choice in study.search)
+    return {
+        setting: _tries([choice for choice in study.search if choice["setting"] == setting])
+        for setting in settings
+    }
 
 
-def _tries(cells: list[Mapping[str, Any]]) -> Table:
-    values = sorted({tried["lr"] for cell in cells for tried in cell["tries"]}, reverse=True)
+def _tries(choices: list[Record]) -> Table:
+    rates = sorted({tried["lr"] for choice in choices for tried in choice["tries"]}, reverse=True)
 
-    def show(rate: float, cell: Mapping[str, Any]) -> Shown:
-        chosen = rate == cell["lr"]
-        errors = {tried["lr"]: _error(tried) for tried in cell["tries"]}
-        return Shown(errors.get(rate, ""), strong=chosen, style="" if chosen else "soft")
+    def show(rate: float, choice: Record) -> Shown:
+        tried = next((tried for tried in choice["tries"] if tried["lr"] == rate), None)
+        chosen = rate == choice["lr"]
+        return Shown(_error(tried), strong=chosen, style="" if chosen else "soft")
 
-    def edge(cell: Mapping[str, Any]) -> str:
-        at_edge = "at the edge of what was tried" if cell.get("at_edge") else ""
-        return "; ".join(filter(None, [gained.stability(cell), at_edge]))
+    def edge(choice: Record) -> str:
+        at_edge = "at the edge of what was tried" if choice.get("at_edge") else ""
+        return "; ".join(filter(None, [gained.stability(choice), at_edge]))
 
-    return Table(
-        [
-            Column("rule", lambda cell: display_name(cell["rule"]), left=True, style="rule"),
-            *each(values, show, "{:g}"),
-            Column(" ", edge, left=True, style="soft", keep=any(map(edge, cells))),
-        ],
-        cells,
-        "Choice of learning rates",
-        kind="",
-    )
+    columns = [
+        Column.rule(),
+        *each(rates, show, "{:g}"),
+        Column(" ", edge, left=True, style="soft", keep=any(map(edge, choices))),
+    ]
+    return Table(columns, choices, "Choice of learning rates", kind="")
 
 
 def runs(study: Study) -> Table:
@@ -152,25 +138,19 @@ def runs(study: Study) -> Table:
         accuracy = run.final.get("test_acc")
         return plain(None if accuracy is None else 100 - 100 * accuracy, number)
 
-    def minutes(run: Run) -> Shown:
-        return plain(run.final["seconds"] / 60 if "seconds" in run.final else None, "{:.1f}".format)
-
     head = "First found is wrong %" if study.retrieval else "Test error %"
-    return Table(
-        [
-            Column.setting(study.several),
-            Column.rule(),
-            Column("seed", "seed"),
-            Column("status", "status", left=True),
-            Column("", error, page=head),
-            Column("minutes", minutes),
-            Column("folder", "folder", left=True, style="code"),
-            Column("command", "command", left=True, style="code",
-                   keep=any(run.command for run in study.runs)),
-        ],
-        study.runs,
-        "All runs",
-    )  # fmt: skip
+    columns = [
+        Column.setting(study.several),
+        Column.rule(),
+        Column("seed", "seed"),
+        Column("status", "status", left=True),
+        Column("", error, page=head),
+        Column("minutes", "final.seconds", text=lambda seconds: f"{seconds / 60:.1f}"),
+        Column("folder", "folder", left=True, style="code"),
+        Column("command", "command", left=True, style="code",
+               keep=any(run.command for run in study.runs)),
+    ]  # fmt: skip
+    return Table(columns, study.runs, "All runs")
 
 
 def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
@@ -182,8 +162,10 @@ def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
     return {key: values.most_common() for key, values in seen.items()}
 
 
-def _error(tried: Mapping[str, Any]) -> str:
+def _error(tried: Record | None) -> str:
     """Validation error in %; of hash nets, which are chosen by mAP, what it lacks to 100 %."""
+    if tried is None:
+        return ""
     if "val_acc" not in tried:
         return "diverged"
     return number(100 - 100 * float(tried.get("val_map", tried["val_acc"])))

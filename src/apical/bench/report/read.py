@@ -8,7 +8,7 @@ study.json:
     published   list of {setting, rule, metric, value, unit, source}, optionally {n, other_scale};
                 metric test_error or test_accuracy; unit "%" or "fraction"; n runs behind it (1);
                 other_scale says why the value is no match for these runs whatever the tier
-    notes       list of text: what a reader must know about the data, printed beside the numbers
+    notes       list of text: what a reader must know about the data, printed with the numbers
     curves      optional: list of {setting, rule, metric, layer, values, source, allowance, n}:
                 published values by epoch, in % (metric test_acc) or degrees (angle_deg,
                 gradient_angle_deg), and the difference up to which ours agree
@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment.own_code import GIVEN
-from apical.bench.report.evaluations import Retrieval, Robustness, Status
+from apical.bench.report.evaluations import Record, Retrieval, Robustness, Status
 from apical.bench.report.names import display_name
 from apical.bench.storage import packing
 from apical.measure import statistics
@@ -48,7 +48,6 @@ ERRORS = ("test_error", "test_accuracy")
 ROBUSTNESS = ("robust_accuracy", "attack_success")
 """Metrics of published values: the one that is kept, and what it lacks to 100 %. The success of an
 attack is the share of all examples that it leaves misclassified."""
-
 
 GIVEN_DIGITS = 6
 """Digits of the digest that a table shows of a net or data that were given as objects."""
@@ -65,31 +64,38 @@ class Run:
     status: Status
     reason: str = ""
     command: str = ""
-    experiment: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    rows: tuple[Mapping[str, Any], ...] = ()
+    experiment: Record = field(default_factory=dict)
+    environment: Record = field(default_factory=dict)
+    rows: tuple[Record, ...] = ()
 
-    def of_kind(self, kind: str, layer: str = "") -> list[Mapping[str, Any]]:
-        """Rows of a kind; of the kind "layer", those of one layer."""
+    def of_kind(self, kind: str, layer: str | None = None) -> list[Record]:
+        """Rows of a kind, in their order; of one layer where it is named."""
         return self._sorted.get((kind, layer), [])
+
+    def measured(self, kind: str, key: str, *, last: bool = True) -> list[Record]:
+        """Rows of a kind that hold a quantity: those of the last epoch with any, or of the
+        first."""
+        rows = [row for row in self.of_kind(kind) if key in row]
+        epoch = (max if last else min)((row["epoch"] for row in rows), default=None)
+        return [row for row in rows if row["epoch"] == epoch]
 
     @property
     def layers(self) -> list[str]:
         """Layers with rows of their own, from input to output."""
-        return [layer for kind, layer in self._sorted if kind == "layer"]
+        return [layer for kind, layer in self._sorted if kind == "layer" and layer is not None]
 
     @cached_property
-    def _sorted(self) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-        found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    def _sorted(self) -> dict[tuple[str, str | None], list[Record]]:
+        rows: dict[tuple[str, str | None], list[Record]] = {}
         for row in self.rows:
-            found.setdefault((row.get("kind", ""), row.get("layer", "")), []).append(row)
-        return found
+            for layer in {None, row.get("layer")}:
+                rows.setdefault((row.get("kind", ""), layer), []).append(row)
+        return rows
 
     @property
-    def final(self) -> Mapping[str, Any]:
+    def final(self) -> Record:
         """The row that closes a finished run, {} for others."""
-        rows = self.of_kind("final")
-        return rows[-1] if rows else {}
+        return next(reversed(self.of_kind("final")), {})
 
 
 Value = Callable[[Run], float | None]
@@ -122,12 +128,12 @@ class Row:
 
     def sample(self, value: Value) -> dict[int, float]:
         """A value of each finished run by seed; those without it are left out."""
-        found = {run.seed: value(run) for run in self.runs}
-        return {seed: each for seed, each in found.items() if each is not None}
+        values = {run.seed: value(run) for run in self.runs}
+        return {seed: known for seed, known in values.items() if known is not None}
 
     def summary(self, value: Value) -> statistics.Summary | None:
-        found = self.sample(value)
-        return statistics.summarize(list(found.values())) if found else None
+        values = self.sample(value)
+        return statistics.summarize(list(values.values())) if values else None
 
 
 def percent_of(key: str) -> Value:
@@ -185,12 +191,12 @@ class Study:
     command: str = ""
     published: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
-    search: tuple[Mapping[str, Any], ...] = ()
+    search: tuple[Record, ...] = ()
     curves: tuple[Curve, ...] = ()
     robustness: tuple[Robustness, ...] = ()
     retrieval: tuple[Retrieval, ...] = ()
     robust_published: tuple[Published, ...] = ()
-    overview: Mapping[str, Any] | None = None
+    overview: Record | None = None
     solved: float | None = None
 
     @property
@@ -207,19 +213,17 @@ class Study:
         return list(dict.fromkeys(run.rule for run in self.runs))
 
     @cached_property
-    def _rows(self) -> dict[tuple[str, str], Row]:
+    def rows(self) -> list[Row]:
+        """Every setting and rule with runs, in the order of study.json."""
         runs: dict[tuple[str, str], list[Run]] = {}
         for run in self.runs:
             runs.setdefault((run.setting, run.rule), []).append(run)
-        return {cell: Row(*cell, tuple(of_cell)) for cell, of_cell in runs.items()}
-
-    @property
-    def rows(self) -> list[Row]:
-        """Every setting and rule with runs, in the order of study.json."""
-        return list(self._rows.values())
+        return [Row(*names, tuple(of_row)) for names, of_row in runs.items()]
 
     def row(self, setting: str, rule: str) -> Row:
-        return self._rows.get((setting, rule), Row(setting, rule))
+        """That of a rule in a setting; one without runs where there is none."""
+        rows = (row for row in self.rows if (row.setting, row.rule) == (setting, rule))
+        return next(rows, Row(setting, rule))
 
     def rows_of(self, setting: str) -> list[Row]:
         """Those of a setting, in the order of the rules of the study."""
@@ -231,16 +235,9 @@ class Study:
         """Runs whose code differed from the commit that their environment names."""
         return sum(run.environment.get("git_dirty") is True for run in self.runs)
 
-    def finished(self, setting: str, rule: str) -> list[Run]:
-        return self.row(setting, rule).runs
-
     def by_rule(self, setting: str) -> dict[str, list[Run]]:
         """The finished runs of a setting; rules without any are left out."""
         return {row.rule: row.runs for row in self.rows_of(setting) if row.runs}
-
-    def find_published(self, setting: str, rule: str) -> Published | None:
-        matches = (row for row in self.published if (row.setting, row.rule) == (setting, rule))
-        return next(matches, None)
 
 
 def is_study(folder: Path) -> bool:
@@ -291,13 +288,13 @@ def one_run(source: packing.Folder, folder: str) -> Run:
     return _read_run(source, {"folder": folder, "seed": experiment.get("seed", 0), **names})
 
 
-def learner_of(experiment: Mapping[str, Any]) -> dict[str, Any]:
+def learner_of(experiment: Record) -> dict[str, Any]:
     """The learner of an experiment as a mapping, its name under "learner"."""
     learner = experiment.get("learner") or "backprop"
     return dict(learner) if isinstance(learner, Mapping) else {"learner": str(learner)}
 
 
-def rule_name(experiment: Mapping[str, Any]) -> str:
+def rule_name(experiment: Record) -> str:
     """The name of the rule, "mixed" for rules by pattern of layers; of the learner, where that is
     another than backprop."""
     learner, rule = learner_of(experiment)["learner"], experiment.get("rule")
@@ -320,17 +317,13 @@ def read_study(folder: Path) -> Study:
     value = source.read_json(packing.STUDY)
     try:
         return Study(
-            name=value["name"],
-            title=value["title"],
-            tier=value["tier"],
-            command=value["command"],
+            **{key: value[key] for key in ("name", "title", "tier", "command")},
+            **{key: value.get(key) for key in ("overview", "solved")},
             runs=tuple(_read_run(source, entry) for entry in value["runs"]),
             published=tuple(read_published(entry, ERRORS) for entry in value["published"]),
             notes=tuple(value["notes"]),
             search=tuple(value.get("search", ())),
             curves=tuple(_curve(entry) for entry in value.get("curves", ())),
-            overview=value.get("overview"),
-            solved=value.get("solved"),
             robustness=tuple(Robustness.of_entry(source, e) for e in value.get("robustness", ())),
             retrieval=tuple(Retrieval.of_entry(source, e) for e in value.get("retrieval", ())),
             robust_published=tuple(
@@ -341,7 +334,7 @@ def read_study(folder: Path) -> Study:
         raise ValueError(f"{folder / 'study.json'}: missing or misshapen entry {error}") from error
 
 
-def read_published(entry: Mapping[str, Any], metrics: Sequence[str]) -> Published:
+def read_published(entry: Record, metrics: Sequence[str]) -> Published:
     """An entry of `published` with `ERRORS`, of `robust_published` with `ROBUSTNESS`.
 
     Raises: ValueError for another metric, or a unit other than "%" and "fraction".
@@ -360,12 +353,12 @@ def read_published(entry: Mapping[str, Any], metrics: Sequence[str]) -> Publishe
     return Published(**{**{k: entry[k] for k in names & entry.keys()}, "value": percent})
 
 
-def _curve(entry: Mapping[str, Any]) -> Curve:
+def _curve(entry: Record) -> Curve:
     values = {int(epoch): float(value) for epoch, value in entry["values"].items()}
     return Curve(**{**entry, "values": values})
 
 
-def _read_run(source: packing.Folder, entry: Mapping[str, Any]) -> Run:
+def _read_run(source: packing.Folder, entry: Record) -> Run:
     folder = entry["folder"]
     common = {key: entry[key] for key in ("folder", "setting", "rule", "seed")}
     common["command"] = entry.get("command", "")
@@ -382,9 +375,7 @@ def _read_run(source: packing.Folder, entry: Mapping[str, Any]) -> Run:
                environment=environment, rows=rows)  # fmt: skip
 
 
-def _status(
-    rows: tuple[Mapping[str, Any], ...], experiment: Mapping[str, Any]
-) -> tuple[Status, str]:
+def _status(rows: tuple[Record, ...], experiment: Record) -> tuple[Status, str]:
     kinds = [row.get("kind") for row in rows]
     if "final" in kinds:
         whole = "test_acc" in rows[kinds.index("final")]
@@ -393,7 +384,8 @@ def _status(
         stop = rows[-1]
         named = {"epoch": "epoch", "step": "step", "where": "at"}
         places = [f"{name} {stop[key]}" for key, name in named.items() if key in stop]
-        return "failed", f"{stop.get('reason', 'no reason given')} ({', '.join(places)})"
+        where = f" ({', '.join(places)})" if places else ""
+        return "failed", f"{stop.get('reason', 'no reason given')}{where}"
     epochs = [row["epoch"] for row in rows if row.get("kind") == "epoch"]
     if epochs:
         return "unfinished", f"epoch {epochs[-1]} of {experiment.get('epochs', '?')}"

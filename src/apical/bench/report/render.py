@@ -3,7 +3,8 @@
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from apical.bench.report.table import Table
 from apical.bench.storage.records import write_bytes
 
 XLINK = "http://www.w3.org/1999/xlink"
-FONT = {"font.size": 8, "font.family": "DejaVu Sans", "axes.unicode_minus": True}
+FONT: dict[str, Any] = {"font.size": 8, "font.family": "DejaVu Sans", "axes.unicode_minus": True}
+TICKS = {"color": SOFT, "labelsize": 8, "major.size": 2.5, "major.width": 0.6}
 SETTINGS = FONT | {
     "axes.edgecolor": SOFT,
     "axes.grid": True,
@@ -30,15 +32,8 @@ SETTINGS = FONT | {
     "svg.hashsalt": "apical",
     "text.color": INK,
     "text.parse_math": False,
-    "xtick.color": SOFT,
-    "xtick.labelsize": 8,
-    "xtick.major.size": 2.5,
-    "xtick.major.width": 0.6,
-    "ytick.color": SOFT,
-    "ytick.labelsize": 8,
-    "ytick.major.size": 2.5,
-    "ytick.major.width": 0.6,
     "ytick.minor.size": 0,
+    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in TICKS.items()},
 }
 
 
@@ -65,7 +60,7 @@ class Group:
     name: str
     heading: str
     caption: str
-    panels: tuple[Panel, ...]
+    panels: tuple[Panel, ...] = ()
     size: tuple[float, float] = (3.4, 2.2)
     margin: tuple[float, float] = (0.5, 0.42)
     legend: Legend = ()
@@ -84,7 +79,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Files:
-    """What stands beside a page.
+    """The files that a page links to.
 
     Attributes: title: of the PNG files, before the heading of each. png: whether figures are
         written as PNG too.
@@ -134,64 +129,55 @@ def legend(groups: Iterable[Group]) -> list[tuple[str, str]]:
     return [(label, legend_svg(look, label)) for label, look in every.items()]
 
 
-def to_svg(group: Group, panel: Panel) -> str:
-    """One panel as an SVG element for inlining: colours are CSS variables, ids do not clash."""
+@contextmanager
+def new_figure(size: tuple[float, float], settings: dict[str, Any] = SETTINGS) -> Iterator[Any]:
+    """A figure of matplotlib, in inches, to be drawn and saved within the context."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=group.size)
+    with matplotlib.rc_context(settings):
+        yield Figure(figsize=size)
+
+
+def to_svg(group: Group, panel: Panel) -> str:
+    """One panel as an SVG element for inlining: colours are CSS variables, ids do not clash."""
+    with new_figure(group.size) as figure:
         panel.draw(_axes(figure, group, (0.0, 0.0), group.size))
         return _inline(figure, panel.title)
 
 
 def legend_svg(look: Look, label: str) -> str:
     """The line and marker of a rule, for the legend of the page."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(0.42, 0.17))
+    with new_figure((0.42, 0.17)) as figure:
         figure.add_artist(Line2D([0.04, 0.96], [0.5, 0.5], **line_style(look)))
-        figure.add_artist(
-            Line2D([0.5], [0.5], marker=look.marker, markersize=4.5, color=look.light)
-        )
+        marker: dict[str, Any] = {"marker": look.marker, "markersize": 4.5, "color": look.light}
+        figure.add_artist(Line2D([0.5], [0.5], **marker))
         return _inline(figure, label)
 
 
 def write_png(path: Path, group: Group, *, title: str) -> None:
     """All panels of a group as one print-ready PNG on white, 200 dots per inch."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    legend = group.legend
     columns = min(group.columns, len(group.panels))
     rows = -(-len(group.panels) // columns)
     width, height = max(columns * group.size[0], 3.2), group.size[1] + 0.22
-    longest = max((len(label) for label, _ in legend), default=0)
+    longest = max((len(label) for label, _ in group.legend), default=0)
     per_row = max(1, int(width / max(0.95, 0.075 * longest - 0.1)))
-    head = 0.34 + 0.2 * -(-len(legend) // per_row)
+    head = 0.34 + 0.2 * -(-len(group.legend) // per_row)
     total = (width, rows * height + head)
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=total)
-        heading = min(9.5, 9.5 * width / (0.085 * len(title)))  # a long one is set smaller
-        figure.text(0.1 / width, 1 - 0.2 / total[1], title, fontsize=heading, fontweight="bold")
-        if legend:
-            figure.legend(
-                handles=[
-                    Line2D([], [], marker=look.marker, markersize=4, label=name, **line_style(look))
-                    for name, look in legend
-                ],
-                loc="upper left",
-                bbox_to_anchor=(0, 1 - 0.3 / total[1]),
-                ncols=per_row,
-                frameon=False,
-                fontsize=8,
-                handlelength=2.6,
-                columnspacing=1.4,
-            )
+    with new_figure(total) as figure:
+        print_title(figure, total, title, size=min(9.5, 9.5 * width / (0.085 * len(title))))
+        if group.legend:
+            lines = [
+                Line2D([], [], marker=look.marker, markersize=4, label=name, **line_style(look))
+                for name, look in group.legend
+            ]
+            figure.legend(handles=lines, loc="upper left", bbox_to_anchor=(0, 1 - 0.3 / total[1]),
+                          ncols=per_row, frameon=False, fontsize=8, handlelength=2.6,
+                          columnspacing=1.4)  # fmt: skip
         for index, panel in enumerate(group.panels):
             row, column = divmod(index, columns)
             corner = (column * group.size[0], total[1] - head - (row + 1) * height)
@@ -199,6 +185,11 @@ def write_png(path: Path, group: Group, *, title: str) -> None:
             axes.set_title(panel.title, fontsize=8, loc="left", color=INK)
             panel.draw(axes)
         save_png(figure, path)
+
+
+def print_title(figure: Any, total: Sequence[float], title: str, size: float = 9.5) -> None:
+    """The title of a PNG of a total size in inches, in the upper left corner."""
+    figure.text(0.1 / total[0], 1 - 0.2 / total[1], title, fontsize=size, fontweight="bold")
 
 
 def save_png(figure: Any, path: Path | None = None, dpi: int = 200) -> bytes:
@@ -214,14 +205,9 @@ def _axes(figure: Any, group: Group, corner: tuple[float, float], total: Sequenc
     """Axes with fixed margins in inches, so that panels line up."""
     left, bottom = group.margin
     width, height = group.size[0] - left - 0.12, group.size[1] - bottom - 0.1
-    return figure.add_axes(
-        (
-            (corner[0] + left) / total[0],
-            (corner[1] + bottom) / total[1],
-            width / total[0],
-            height / total[1],
-        )
-    )
+    across, up = total
+    x, y = corner[0] + left, corner[1] + bottom
+    return figure.add_axes((x / across, y / up, width / across, height / up))
 
 
 def _inline(figure: Any, title: str) -> str:
@@ -230,16 +216,21 @@ def _inline(figure: Any, title: str) -> str:
     out = io.StringIO()
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", transparent=True, metadata=empty)
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    head = re.match(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.S)
+    head = re.search(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", svg)
     if head is None:
         raise AssertionError("matplotlib's SVG starts without a viewBox")
     opening = f'<svg xmlns:xlink="{XLINK}" {head[1]} role="img" aria-label="{escape(title)}">'
     body = re.sub(r' d="([^"]*)"', _short, svg[head.end() :], flags=re.S)
     body = re.sub(r">\n\s*<", "><", body)
-    return opening + _themed(_without_idle_ids(body))
+    # ids that nothing refers to are the same in every figure (axes_1): a page may hold each once
+    used = set(re.findall(r"#([\w-]+)[\")]", body))
+    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
+    # colours become CSS variables, so that dark mode can replace them; fonts are the page's
+    for colour, name in variables().items():
+        body = re.sub(rf"{colour}\b", f"var({name})", body)
+    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
+    return opening + re.sub(r" ?font-family: [^;\"]*;?", "", body)
 
 
 def _short(path: re.Match[str]) -> str:
@@ -249,25 +240,3 @@ def _short(path: re.Match[str]) -> str:
     text = " ".join(text.replace(".0 ", " ").replace(".0\n", "\n").split())
     text = re.sub(r"([A-Za-z]) ", r"\1", text)
     return f' d="{re.sub(r"(?<=[0-9]) L", " ", text)}"'
-
-
-def _without_idle_ids(svg: str) -> str:
-    """Ids nothing refers to are the same in every figure (axes_1): a page may hold each once."""
-    used = set(re.findall(r"#([\w-]+)[\")]", svg))
-    return re.sub(
-        r' id="([^"]*)"', lambda match: match.group(0) if match.group(1) in used else "", svg
-    )
-
-
-def _themed(svg: str) -> str:
-    """Colours become CSS variables, so that dark mode can replace them; fonts are the page's."""
-    names = variables()
-    svg = re.sub(
-        r"#[0-9a-f]{6}\b",
-        lambda match: (
-            f"var({names[match.group(0)]})" if match.group(0) in names else match.group(0)
-        ),
-        svg,
-    )
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
-    return re.sub(r" ?font-family: [^;\"]*;?", "", svg)

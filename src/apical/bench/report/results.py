@@ -22,7 +22,7 @@ from apical.bench.report.table import (
 from apical.measure import statistics
 
 FEWEST = 3
-"""Rules of a setting with published values, below which an order says nothing."""
+"""Rules of a setting with published values, below which their order is not printed."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,10 @@ class Cell:
     """One row of the table: a rule in a setting. Errors and differences in % and points.
 
     Attributes: difference: minus backprop, on the same seeds. gain: over the control whose
-        hidden layers keep their initial weights.
+        hidden layers keep their initial weights. differs: from backprop, in tests of the rules
+        against backprop alone, corrected for their number. contradicts: whether the interval of
+        the difference leaves out 0 although the rule shares a letter with backprop: alone they
+        differ, corrected for all pairs they do not.
     """
 
     row: Row
@@ -38,6 +41,8 @@ class Cell:
     difference: statistics.Summary | None = None
     gain: gained.Gain | None = None
     ties: str = ""
+    differs: bool = False
+    contradicts: bool = False
     published: Published | None = None
     verdict: statistics.Verdict | None = None
 
@@ -88,11 +93,12 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
     noise = {rule: gained.share_noise(row.runs) for rule, row in rows.items()}
     letters = statistics.tie_groups(errors, noise=noise)
     bp = next(filter(is_baseline, rows), "")
-    published = {rule: study.find_published(setting, rule) for rule in rows}
-    values = [value.value for value in published.values() if value]
-    made = []
+    differing = statistics.differing_from(bp, errors, noise=noise) if bp else set()
+    published = {each.rule: each for each in reversed(study.published) if each.setting == setting}
+    values = [published[rule].value for rule in rows if rule in published]
+    table = []
     for rule, row in rows.items():
-        summary, theirs, verdict = row.summary(test_error), published[rule], None
+        summary, theirs, verdict = row.summary(test_error), published.get(rule), None
         if summary and theirs:
             verdict = statistics.verdict(
                 summary,
@@ -102,14 +108,14 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
                 published_n=theirs.n,
                 noise=noise[rule],
             )
-        difference = statistics.paired_difference(
-            errors[rule],
-            {} if is_baseline(rule) else errors.get(bp, {}),
-            noise=noise[rule] + noise.get(bp, 0.0),
-        )
-        gain = gains.get((setting, rule))
-        made.append(Cell(row, summary, difference, gain, letters[rule], theirs, verdict))
-    return made
+        base = {} if is_baseline(rule) else errors.get(bp, {})
+        both = noise[rule] + noise.get(bp, 0.0)
+        gap = statistics.paired_difference(errors[rule], base, noise=both)
+        leaves_out_0 = gap and gap.low and gap.high and gap.low * gap.high > 0
+        contradicts = bool(leaves_out_0 and {*letters[rule]} & {*letters[bp]})
+        gain, ties, differs = gains.get((setting, rule)), letters[rule], rule in differing
+        table.append(Cell(row, summary, gap, gain, ties, differs, contradicts, theirs, verdict))
+    return table
 
 
 def table(study: Study, rows: Sequence[Cell]) -> Table:
@@ -132,7 +138,7 @@ def table(study: Study, rows: Sequence[Cell]) -> Table:
                        "gained=gain.summary.mean gained_low=gain.summary.low "
                        "gained_high=gain.summary.high learns=gain.learns")
             ] * any(cell.gain for cell in rows),
-            Column("ties", lambda c: _ties(c, rows), "ties", left=True),
+            Column("ties", _ties, "ties", left=True),
             Column("published %", lambda c: published(c.published),
                    "published=published.value published_n=published.n "
                    "published_source=published.source", keep=compared),
@@ -162,9 +168,9 @@ def published(
     return plain(row.value, text, title=title)
 
 
-def verdict(found: statistics.Verdict | None) -> Shown:
+def verdict(result: statistics.Verdict | None) -> Shown:
     """A verdict on a published value with its reason."""
-    return judged(found.word, found.why) if found else Shown("")
+    return judged(result.word, result.why) if result else Shown("")
 
 
 def judged(word: str, why: str = "") -> Shown:
@@ -174,30 +180,15 @@ def judged(word: str, why: str = "") -> Shown:
 
 def _band(cell: Cell) -> Shown:
     """Where the published value would have to lie."""
-    found = cell.verdict
-    if found is None or found.low is None:
+    result = cell.verdict
+    if result is None or result.low is None:
         return Shown("")
-    low = max(0.0, found.low)
-    return Shown(f"{number(low)} to {number(found.high)}", low)
+    low = max(0.0, result.low)
+    return Shown(f"{number(low)} to {number(result.high)}", low)
 
 
-def contradicts(cell: Cell, rows: Sequence[Cell]) -> bool:
-    """Whether the interval of a rule minus BP leaves out 0 although the two share a letter: alone
-    they differ, corrected for all pairs they do not."""
-    found = cell.difference
-    if found is None or found.low is None or found.high is None:
-        return False
-    others = [c for c in rows if c.setting == cell.setting and is_baseline(c.rule)]
-    same = any({*c.ties} & {*cell.ties} for c in others)
-    return same and (found.low > 0 or found.high < 0)
-
-
-def contradicting(rows: Sequence[Cell]) -> bool:
-    return any(contradicts(row, rows) for row in rows)
-
-
-def _ties(cell: Cell, rows: Sequence[Cell]) -> Shown:
-    if not contradicts(cell, rows):
+def _ties(cell: Cell) -> Shown:
+    if not cell.contradicts:
         return Shown(cell.ties)
     why = "its interval leaves out 0, but not once corrected for all pairs"
     return Shown(cell.ties, title=why, mark=" *")
@@ -227,36 +218,45 @@ def _interval(cell: Cell) -> Shown:
 
 def finding(rows: Sequence[Cell]) -> str:
     """What the table shows, in a sentence for each setting: the best rule, which rules it does not
-    differ from, which are not shown to learn, and which lost runs; "" without two rules to
-    compare."""
-    made = []
+    differ from, which differ from backprop where the letters of all pairs do not show it, which are
+    not shown to learn, and which lost runs; "" without two rules to compare."""
+
+    def error(row: Cell) -> float:
+        return row.summary.mean if row.summary else 0.0
+
     settings = dict.fromkeys(row.setting for row in rows)
+    sentences = []
     for setting in settings:
-        found = [row for row in rows if row.setting == setting and row.summary]
-        ranked = sorted(found, key=lambda row: row.summary.mean if row.summary else 0.0)
+        of_setting = [row for row in rows if row.setting == setting]
+        ranked = sorted((row for row in of_setting if row.summary), key=error)
         if len(ranked) < 2:
             continue
-        best = ranked[0]
-        error = f"{mean(best.summary).text} %"
-        same = [row for row in ranked[1:] if {*row.ties} & {*best.ties}]
-        if not best.ties:
-            text = f"{display_name(best.rule)} has the lowest test error, {error}, in a single run"
-        elif len(same) == len(ranked) - 1:
-            text = (
-                f"no test error differs significantly from the lowest, {display_name(best.rule)}'s "
-                f"{error}"
-            )
+        best, *others = ranked
+        name, lowest = display_name(best.rule), f"{number(error(best))} %"
+        same = [row for row in others if {*row.ties} & {*best.ties}]
+        if best.ties and same == others:
+            text = f"no test error differs significantly from the lowest, {name}'s {lowest}"
         else:
-            text = f"{display_name(best.rule)} has the lowest test error, {error}"
+            text = f"{name} has the lowest test error, {lowest}"
+            text += "" if best.ties else ", in a single run"
             text += f", not significantly different from {_names(same)}" if same else ""
+        bp = next((row for row in ranked if is_baseline(row.rule)), best)
+        differing = [row for row in ranked if row.differs]
+        if any({*row.ties} & {*bp.ties} for row in differing):
+            lower = [row for row in differing if error(row) < error(bp)]
+            higher = [row for row in differing if error(row) > error(bp)]
+            sides = {"lower": lower, "higher": higher}.items()
+            words = " and ".join(f"{word} under {_names(rules)}" for word, rules in sides if rules)
+            start = "corrected for the comparisons with BP alone (Holm) the error is significantly"
+            text += f"; {start} {words}"
         if idle := [row for row in ranked if row.gain and row.gain.mark]:
             text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
-        if lost := [row.row for row in rows if row.setting == setting and row.row.failed]:
-            each = [f"{display_name(row.rule)} {row.failed} of {row.planned}" for row in lost]
-            text += f"; failed runs, which are not counted: {joined(each)}"
+        if failed := [row.row for row in of_setting if row.row.failed]:
+            counts = [f"{display_name(row.rule)} {row.failed} of {row.planned}" for row in failed]
+            text += f"; failed runs, which are not counted: {joined(counts)}"
         where = f"{setting}: " if len(settings) > 1 else ""
-        made.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
-    return " ".join(made)
+        sentences.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
+    return " ".join(sentences)
 
 
 def _names(rows: Sequence[Cell]) -> str:
@@ -274,43 +274,44 @@ def widest(study: Study, rows: Sequence[Cell]) -> str:
     )
 
 
-def seeds_sentence(found: Mapping[str, statistics.Summary]) -> str:
+def seeds_sentence(summaries: Mapping[str, statistics.Summary]) -> str:
     """The widest interval of a table by its row, and how many seeds would halve it."""
     half = {
         row: summary.high - summary.mean
-        for row, summary in found.items()
+        for row, summary in summaries.items()
         if summary.sd and summary.high is not None
     }
     if not half:
         return ""
     row = max(half, key=lambda name: half[name])
-    needed = statistics.seeds_needed(found[row].sd or 0.0, half[row] / 2)
+    width, of_row = half[row], summaries[row]
+    needed = statistics.seeds_needed(of_row.sd or 0.0, width / 2)
     return (
-        f"The widest interval is that of {row}: {found[row].n} seeds give ±{number(half[row])}, "
-        f"about {needed} would give ±{number(half[row] / 2)}."
+        f"The widest interval is that of {row}: {of_row.n} seeds give ±{number(width)}, "
+        f"about {needed} would give ±{number(width / 2)}."
     )
 
 
 def orders(rows: Sequence[Cell]) -> list[str]:
     """A sentence for each setting: rules from the best on, in our order and the published one, and
-    Kendall's tau-b. Orders of means: which neighbours differ is for the ties of the table to say.
+    Kendall's tau-b. Orders of means: the ties of the table show which neighbours differ.
     """
     from scipy.stats import kendalltau
 
     compared = [row for row in rows if row.summary and row.published]
     settings = dict.fromkeys(row.setting for row in compared)
-    made = []
+    sentences = []
     for setting in settings:
-        found = [row for row in compared if row.setting == setting]
-        if len(found) < FEWEST:
+        here = [row for row in compared if row.setting == setting]
+        if len(here) < FEWEST:
             continue
-        ours = {row.rule: row.summary.mean for row in found if row.summary}
-        theirs = {row.rule: row.published.value for row in found if row.published}
+        ours = {row.rule: row.summary.mean for row in here if row.summary}
+        theirs = {row.rule: row.published.value for row in here if row.published}
         tau = float(kendalltau(list(ours.values()), list(theirs.values())).statistic)
         agreement = "" if math.isnan(tau) else f" (Kendall's tau {tau:.2f})"
         where = f"{setting}, best" if len(settings) > 1 else "Best"
-        made.append(f"{where} first: {_order(ours)}; published: {_order(theirs)}{agreement}.")
-    return made
+        sentences.append(f"{where} first: {_order(ours)}; published: {_order(theirs)}{agreement}.")
+    return sentences
 
 
 def _order(errors: Mapping[str, float]) -> str:

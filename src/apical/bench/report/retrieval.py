@@ -7,28 +7,28 @@ from functools import partial
 from typing import Any
 
 from apical.bench.report import gained, sections
-from apical.bench.report.evaluations import Retrieval, Row
+from apical.bench.report.evaluations import Record, Retrieval
 from apical.bench.report.names import display_name
 from apical.bench.report.sections import Line, Section
-from apical.bench.report.table import Column, Shown, Table, percent, plain, points
+from apical.bench.report.table import Column, Shown, Table, in_percent, percent, plain, points
 from apical.measure import robustness_verdict
 from apical.measure.robustness_verdict import MASKED, Estimate, radius
 
+ATTACKS = {
+    f"{attack} {source}": ("map", {"attack": attack, "source": source})
+    for attack in ("HAG", "SDHA", "Anchor")
+    for source in ("own", "exact")
+}
 COLUMNS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "noise": ("attack", {"attack": "noise"}),
-    "HAG own": ("map", {"attack": "HAG", "source": "own"}),
-    "HAG exact": ("map", {"attack": "HAG", "source": "exact"}),
-    "SDHA own": ("map", {"attack": "SDHA", "source": "own"}),
-    "SDHA exact": ("map", {"attack": "SDHA", "source": "exact"}),
-    "Anchor own": ("map", {"attack": "Anchor", "source": "own"}),
-    "Anchor exact": ("map", {"attack": "Anchor", "source": "exact"}),
+    **ATTACKS,
     "transfer": ("map", {"attack": "any", "source": "transfer"}),
     "worst": ("map", {"attack": "any", "source": "worst"}),
     "targeted own": ("targeted", {"source": "own"}),
     "targeted exact": ("targeted", {"source": "exact"}),
     "targeted transfer": ("targeted", {"source": "transfer"}),
 }
-"""What is shown at a radius: kind of row, and what it tells."""
+"""What is shown at a radius: kind of its row, and fields that the row has."""
 
 MEASURES = ("flipped", "linf", "l2", "mse")
 CLEAN = ("precision2", "inverted_map", "target_map", "constant_bits")
@@ -45,10 +45,7 @@ def lines(section: Section, eps: float) -> list[Line]:
     differing = section.differing(rules, worst)
     made = []
     for rule in rules:
-        nets = {seed: each for seed, each in section.of(rule).items() if eps in each.radii}
-        gap = robustness_verdict.gap(
-            {seed: each.find("gap", attack="any", eps=eps) for seed, each in nets.items()}
-        )
+        gap = robustness_verdict.gap(section.rows(rule, "gap", attack="any", eps=eps))
         values = {name: _estimate(section, rule, name, eps) for name in ("clean", *COLUMNS)}
         if gap is None or values["clean"] is None:
             continue
@@ -62,16 +59,16 @@ def lines(section: Section, eps: float) -> list[Line]:
     return made
 
 
-def of_sections(found: Iterable[Section]) -> list[Line]:
-    return [line for section in found for eps in section.radii for line in lines(section, eps)]
+def of_sections(parts: Iterable[Section]) -> list[Line]:
+    return [line for section in parts for eps in section.radii for line in lines(section, eps)]
 
 
-def _row(net: Retrieval, name: str, eps: float) -> Row:
+def _row(net: Retrieval, name: str, eps: float) -> Record:
     """The row that holds a column at a radius, {} where it was not measured."""
     if name == "clean":
         return net.clean
-    kind, which = COLUMNS[name]
-    return net.find(kind, eps=eps, **which)
+    kind, fields = COLUMNS[name]
+    return net.find(kind, eps=eps, **fields)
 
 
 def _map(net: Retrieval, *, name: str, eps: float) -> float | None:
@@ -83,8 +80,8 @@ def _estimate(section: Section, rule: str, name: str, eps: float) -> Estimate | 
     rows = (row for net in section.of(rule).values() if (row := _row(net, name, eps)))
     row = next(rows, {"map": 0.0})
     bounds = row.get("low", row["map"]), row.get("high", row["map"])
-    found = section.estimate(rule, partial(_map, name=name, eps=eps), bounds=bounds)
-    return found and replace(found, low=float(found.low or 0), high=float(found.high or 0))
+    share = section.estimate(rule, partial(_map, name=name, eps=eps), bounds=bounds)
+    return share and replace(share, low=float(share.low or 0), high=float(share.high or 0))
 
 
 def attacks(section: Section) -> list[dict[str, Any]]:
@@ -93,13 +90,12 @@ def attacks(section: Section) -> list[dict[str, Any]]:
     made = []
     for rule in section.rules:
         nets = list(section.of(rule).values())
-        rows = sorted(nets[0].of_kind("attack"), key=lambda row: row["eps"])
-        for row in (row for row in rows if row["eps"] in section.radii):
+        for row in sorted(nets[0].of_kind("attack"), key=lambda row: row["eps"]):
             which = {key: row[key] for key in ("attack", "tanh", "source", "eps")}
-            found = [each.find("attack", **which) for each in nets]
-            if all(found):
-                head = {"setting": section.heading, "rule": rule, "n": len(found), **which}
-                made.append(head | sections.means(found, ("map", *MEASURES)))
+            rows = section.rows(rule, "attack", **which)
+            if row["eps"] in section.radii and len(rows) == len(nets):
+                head = {"setting": section.heading, "rule": rule, "n": len(nets), **which}
+                made.append(head | sections.means([*rows.values()], ("map", *MEASURES)))
     return made
 
 
@@ -110,35 +106,33 @@ def table(
     rows: Sequence[Line], *, several: bool = False, gains: gained.Gains = gained.NONE
 ) -> Table:
     """mAP under attack; several: whether it names the setting."""
-    attacks = [
-        Column(f"{attack} {source}", f"values.{attack} {source}", brief=True,
-               page=f"{attack}, {source} gradient", keep=attack != "Anchor" or anchored(rows))
-        for attack in ("HAG", "SDHA", "Anchor")
-        for source in ("own", "exact")
+    columns = [
+        Column.setting(several),
+        Column.rule(),
+        Column("radius", "eps", text=radius, page=""),
+        Column.runs("Nets n"),
+        Column("clean", "values.clean", brief=True),
+        *gained.columns(gains),
+        *(
+            Column(name, f"values.{name}", brief=True, page=f"{name.replace(' ', ', ')} gradient",
+                   keep=not name.startswith("Anchor") or anchored(rows))
+            for name in ATTACKS
+        ),
+        Column("", "values.transfer", page="Made on BP's net"),
+        Column("worst case", "values.worst", strong=True),
+        Column("own minus exact", "values.gap", text=points),
+        Column("worst minus BP", "values.worst_minus_bp", text=points, page="Worst case minus BP"),
+        Column("t-MAP own", "values.targeted own", page="", brief=True),
+        Column("t-MAP exact", "values.targeted exact", page="", brief=True),
+        Column("", lambda line: Shown(line.word, style=f"verdict {line.word}"), page="Verdict",
+               left=True),
     ]  # fmt: skip
-    return Table(
-        [
-            Column.setting(several),
-            Column.rule(),
-            Column("radius", "eps", text=radius, page=""),
-            Column.runs("Nets n"),
-            Column("clean", "values.clean", brief=True),
-            *gained.columns(gains),
-            *attacks,
-            Column("", "values.transfer", page="Made on BP's net"),
-            Column("worst case", "values.worst", strong=True),
-            Column("own minus exact", "values.gap", text=points),
-            Column("worst minus BP", "values.worst_minus_bp", text=points,
-                   page="Worst case minus BP"),
-            Column("t-MAP own", "values.targeted own", page="", brief=True),
-            Column("t-MAP exact", "values.targeted exact", page="", brief=True),
-            Column("", lambda line: Shown(line.word, style=f"verdict {line.word}"),
-                   page="Verdict", left=True),
-        ],
-        rows,
-        f"mAP at radius {radius(rows[0].eps)}" if rows else "",
-        order=lambda line: -line["worst"].mean if line["worst"] else math.inf,
-    )  # fmt: skip
+    label = f"mAP at radius {radius(rows[0].eps)}" if rows else ""
+
+    def order(line: Line) -> float:
+        return -line["worst"].mean if line["worst"] else math.inf
+
+    return Table(columns, rows, label, order=order)
 
 
 def anchored(rows: Sequence[Line]) -> bool:
@@ -149,74 +143,60 @@ def anchored(rows: Sequence[Line]) -> bool:
 def targeted(rows: Sequence[Line]) -> Table:
     """Attacks that choose what is found."""
     names = {"own": "own gradient", "exact": "exact gradient", "transfer": "made on BP's net"}
-    return Table(
-        [
-            Column.rule(),
-            Column("radius", "eps", text=radius),
-            Column("nets n", "n"),
-            *(Column(names[key], f"values.targeted {key}") for key in names),
-        ],
-        rows,
-        "t-MAP",
-    )
+    columns = [Column(names[source], f"values.targeted {source}") for source in names]
+    head = [Column.rule(), Column("radius", "eps", text=radius), Column("nets n", "n")]
+    return Table([*head, *columns], rows, "t-MAP")
 
 
 def without_attack(section: Section, rows: Sequence[Line]) -> Table:
     means = {line.rule: sections.means(section.of_kind(line.rule, "clean"), CLEAN) for line in rows}
 
-    def share(key: str, factor: float = 100) -> Any:
-        def show(line: Line) -> Shown:
-            value = means[line.rule][key]
-            return plain(value, lambda found: percent(factor * found))
+    def share(key: str, text: Any = in_percent) -> Any:
+        return lambda line: plain(means[line.rule][key], text)
 
-        return show
-
-    return Table(
-        [
-            Column.rule(),
-            Column("nets n", "n"),
-            Column("mAP %", "values.clean", page="mAP %"),
-            Column("minus BP", "values.clean_minus_bp", text=points),
-            Column("", "values.noise", page="mAP, random noise, %"),
-            Column("precision within radius 2, %", share("precision2")),
-            Column("", share("inverted_map"), page="mAP, all bits turned, %"),
-            Column("", share("target_map"), page="t-MAP %"),
-            Column("bits that never change", share("constant_bits", 1)),
-        ],
-        rows,
-        "Retrieval without attack",
-    )
+    columns = [
+        Column.rule(),
+        Column("nets n", "n"),
+        Column("mAP %", "values.clean", page="mAP %"),
+        Column("minus BP", "values.clean_minus_bp", text=points),
+        Column("", "values.noise", page="mAP, random noise, %"),
+        Column("precision within radius 2, %", share("precision2")),
+        Column("", share("inverted_map"), page="mAP, all bits turned, %"),
+        Column("", share("target_map"), page="t-MAP %"),
+        Column("bits that never change", share("constant_bits", percent)),
+    ]
+    return Table(columns, rows, "Retrieval without attack")
 
 
 def attack_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Every attack by itself."""
-    return Table(
-        [
-            Column("rule", lambda row: display_name(row["rule"]), left=True, style="rule"),
-            Column("radius", "eps", text=radius),
-            Column("attack", "attack", left=True),
-            Column("tanh", "tanh", left=True),
-            Column("gradient", "source", left=True),
-            Column("", "map", text=lambda share: f"{100 * share:.1f}", page="mAP left %"),
-            Column("bits turned %", "flipped", text=lambda share: f"{100 * share:.1f}"),
-            Column("largest change", "linf", text="{:.3f}".format),
-            Column("length of the change", "l2", text="{:.3f}".format),
-            Column("mean square", "mse", text="{:.2e}".format),
-        ],
-        rows,
-        "Attacks",
-    )
+    columns = [
+        Column.rule(),
+        Column("radius", "eps", text=radius),
+        Column("attack", "attack", left=True),
+        Column("tanh", "tanh", left=True),
+        Column("gradient", "source", left=True),
+        Column("", "map", text=in_percent, page="mAP left %"),
+        Column("bits turned %", "flipped", text=in_percent),
+        Column("largest change", "linf", text="{:.3f}".format),
+        Column("length of the change", "l2", text="{:.3f}".format),
+        Column("mean square", "mse", text="{:.2e}".format),
+    ]
+    return Table(columns, rows, "Attacks")
 
 
-def numbers_csv(found: Iterable[Section]) -> Table:
+def numbers_csv(parts: Iterable[Section]) -> Table:
     """mAP in %, differences in points: one row per rule, radius and column."""
-    names = ["clean", *COLUMNS, "gap", "clean_minus_bp", "worst_minus_bp"]
-    words = {"gap": "own minus exact"}
+    names = {name: name for name in ("clean", *COLUMNS)} | {
+        "gap": "own minus exact",
+        "clean_minus_bp": "clean minus BP",
+        "worst_minus_bp": "worst minus BP",
+    }
     rows = [
-        {"setting": line.setting, "rule": line.rule, "eps": line.eps, **vars(line[name])}
-        | {"value": words.get(name, name.replace("_minus_bp", " minus BP"))}
-        for line in of_sections(found)
-        for name in names
+        {"setting": line.setting, "rule": line.rule, "eps": line.eps, "value": value}
+        | vars(line[name])
+        for line in of_sections(parts)
+        for name, value in names.items()
         if line[name]
     ]
     return Table(
@@ -224,11 +204,11 @@ def numbers_csv(found: Iterable[Section]) -> Table:
     )
 
 
-def attacks_csv(found: Iterable[Section]) -> Table:
+def attacks_csv(parts: Iterable[Section]) -> Table:
     """One row per rule and attack, means over nets: mAP in [0, 1], share of turned bits, and how
     large the change is, in units of pixels in [0, 1]."""
     names = "setting rule eps attack tanh source n map flipped linf l2 mse"
-    return Table([Column("", raw=names)], [row for section in found for row in attacks(section)])
+    return Table([Column("", raw=names)], [row for section in parts for row in attacks(section)])
 
 
 # Words

@@ -1,21 +1,33 @@
-"""Tables of a robustness study: its headline, published values, whose gradient, checks, audits."""
+"""Tables and sentences of a robustness study: its headline, published values, whose gradient,
+checks, audits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from apical.bench.report import gained, robustness, robustness_words, sections
-from apical.bench.report.names import display_name
+from apical.bench.report import gained, robustness, sections
+from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.read import Published
 from apical.bench.report.results import published, verdict
-from apical.bench.report.robustness import Compared, Heat
+from apical.bench.report.robustness import Heat
 from apical.bench.report.sections import Line, Section
-from apical.bench.report.table import Column, Shown, Table, each, estimate, percent, plain, points
+from apical.bench.report.table import (
+    Column,
+    Shown,
+    Table,
+    each,
+    estimate,
+    minus,
+    percent,
+    plain,
+    points,
+    span,
+)
 from apical.measure import robustness_verdict
 from apical.measure.robustness_verdict import RuleVerdict, radius
 
 ATTACK = ("eps", "group", "attack", "source", "role")
-"""Keys that tell one attack of an evaluation from another."""
+"""Keys by which attacks of an evaluation differ."""
 
 COLUMNS = (
     ("own", "own, worst case", "own"),
@@ -37,6 +49,32 @@ MEASURES = {
 }
 """Measures of the audit that the page shows."""
 
+CHECKS = {
+    "iterative attacks are at least as strong as a single step": (
+        "If not, the iterated attack does not follow a useful gradient or stops too early."
+    ),
+    "robust accuracy falls as the radius grows": (
+        "More room cannot help the net; if it seems to, the attack is what fails."
+    ),
+    "robust accuracy falls to chance at a large radius": (
+        "With enough room any image can become any other; a net that survives was not attacked."
+    ),
+    "twice as many steps change little": (
+        "If they break more, the attack had not converged and robustness is overestimated."
+    ),
+    "a black box is not stronger than the exact gradient": (
+        "Queries alone should not beat the gradient; if they do, the gradient hides something."
+    ),
+    "transferred attacks are not stronger than the exact gradient": (
+        "What was made for another net should not beat an attack made for this one."
+    ),
+    "noise is weaker than the exact gradient": (
+        "If random changes do as much, nothing was attacked."
+    ),
+    "no attack left its ball": "Points outside the radius would not count as attacks.",
+}
+"""What a flag of each check means."""
+
 
 def headline(
     rows: Sequence[Line],
@@ -45,122 +83,97 @@ def headline(
     gains: gained.Gains = gained.NONE,
 ) -> Table:
     """Robust accuracies of each rule. several: whether it names the setting."""
-    return Table(
-        [
-            Column.setting(several),
-            Column.rule(),
-            Column("radius", "eps", text=radius, page=""),
-            Column.runs("Nets n"),
-            Column("clean", "values.clean", brief=True),
-            *gained.columns(gains),
-            Column("noise", "values.noise", page="Random noise", brief=True),
-            Column("own gradient", "values.own", page="Own gradient (papers)",
-                   brief=True),
-            Column("exact gradient", "values.exact", brief=True),
-            Column("worst case", "values.worst", strong=True),
-            Column("own minus exact", "values.gap", text=points),
-            Column("worst minus BP", "values.against_bp", text=points,
-                   page="Worst case minus BP"),
-            Column("verdict", lambda row: word(robustness.verdict(row.section, row.rule)),
-                   left=True),
-            Column("", lambda row: published(robustness.published_at(row), percent, attack=True),
-                   page="Published, own gradient",
-                   keep=any(map(robustness.published_at, rows))),
-        ],
-        rows,
-        f"Robust accuracy at radius {radius(eps)}" if eps is not None else "",
-        order=lambda row: -row["worst"].mean,
-    )  # fmt: skip
+    label = f"Robust accuracy at radius {radius(eps)}" if eps is not None else ""
+    columns = [
+        Column.setting(several),
+        Column.rule(),
+        Column("radius", "eps", text=radius, page=""),
+        Column.runs("Nets n"),
+        Column("clean", "values.clean", brief=True),
+        *gained.columns(gains),
+        Column("noise", "values.noise", page="Random noise", brief=True),
+        Column("own gradient", "values.own", page="Own gradient (papers)", brief=True),
+        Column("exact gradient", "values.exact", brief=True),
+        Column("worst case", "values.worst", strong=True),
+        Column("own minus exact", "values.gap", text=points),
+        Column("worst minus BP", "values.against_bp", text=points, page="Worst case minus BP"),
+        Column("verdict", lambda row: word(robustness.verdict(row.section, row.rule)), left=True),
+        Column("", lambda row: published(robustness.published_at(row), percent, attack=True),
+               page="Published, own gradient", keep=any(map(robustness.published_at, rows))),
+    ]  # fmt: skip
+    return Table(columns, rows, label, order=lambda row: -row["worst"].mean)
 
 
-def word(found: RuleVerdict) -> Shown:
+def word(judged: RuleVerdict) -> Shown:
     """The verdict on a rule with its reasons."""
-    return Shown(found.word, title="; ".join(found.reasons), style=f"verdict {found.word}")
+    return Shown(judged.word, title="; ".join(judged.reasons), style=f"verdict {judged.word}")
 
 
-def compared(rows: Sequence[Compared]) -> Table:
+def compared(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Published values and ours, under the same attack."""
-    return Table(
-        [
-            Column.rule(),
-            Column("attack", "published.attack", page="", left=True),
-            Column("", lambda r: f"{r.published.attack}, {r.published.group}", page="Attack",
-                   left=True),
-            Column("radius", lambda row: Shown(place(row.published), row.published.eps)),
-            Column("n", "ours.n", page="Nets n"),
-            Column("own gradient", "ours", page="Ours"),
-            Column("published", lambda row: published(row.published, percent)),
-            Column("", "difference", text=points, page="Ours minus published"),
-            Column("", lambda row: verdict(row.verdict), page="Verdict", left=True),
-            Column("exact gradient", "exact", page="Ours, exact gradient",
-                   brief=True),
-        ],
-        rows,
-        "Published robust accuracies",
-    )  # fmt: skip
+    columns = [
+        Column.rule(),
+        Column("attack", "published.attack", page="", left=True),
+        Column("", lambda row: ", ".join([row["published"].attack, row["published"].group]),
+               page="Attack", left=True),
+        Column("radius", lambda row: Shown(_place(row["published"]), row["published"].eps)),
+        Column("n", "ours.n", page="Nets n"),
+        Column("own gradient", "ours", page="Ours"),
+        Column("published", lambda row: published(row["published"], percent)),
+        Column("", "difference", text=points, page="Ours minus published"),
+        Column("", lambda row: verdict(row["verdict"]), page="Verdict", left=True),
+        Column("exact gradient", "exact", page="Ours, exact gradient", brief=True),
+    ]  # fmt: skip
+    return Table(columns, rows, "Published robust accuracies")
 
 
-def place(row: Published) -> str:
+def _place(row: Published) -> str:
     """Its radius, or how many pixels may change."""
     return f"{row.eps:g} px" if row.group == "pixels" else radius(row.eps)
 
 
-def heat(found: Heat) -> Table:
+def heat(table: Heat) -> Table:
     """Rule of training by rule of the attack's gradient."""
 
-    def cell(row: str, column: str) -> Shown:
-        each = found.cells.get((row, column))
-        if each is None:
+    def show(column: str, row: str) -> Shown:
+        cell = table.cells.get((row, column))
+        if cell is None:
             return Shown("")
-        own = (row, column) in found.own
-        title = f"95 % interval {estimate(each).interval}, over {each.over}, n = {each.n}"
+        own = row == column
+        title = f"95 % interval {estimate(cell).interval}, over {cell.over}, n = {cell.n}"
+        style = "own" * own
         return Shown(
-            f"{each.mean:.1f}", each.mean, strong=own, title=title, share=each.mean,
-            style="own" * own,
-        )  # fmt: skip
+            f"{cell.mean:.1f}", cell.mean, "", own, title=title, style=style, share=cell.mean
+        )
 
-    return Table(
-        [
-            Column.rule(head="trained by ↓ gradient of →"),
-            *(Column(found.title(each), partial(cell, column=each)) for each in found.columns),
-        ],
-        found.rows,
-        "Rule of training by rule of the attack's gradient",
-        kind="heat",
-    )
+    head = Column.rule(head="trained by ↓ gradient of →")
+    columns = [Column(table.title(rule), partial(show, rule)) for rule in table.columns]
+    label = "Rule of training by rule of the attack's gradient"
+    return Table([head, *columns], table.rows, label, kind="heat")
 
 
-def pixels(found: Mapping[str, Mapping[int, Any]]) -> Table:
+def pixels(shares: Mapping[str, Mapping[int, Any]]) -> Table:
     """Robust accuracy by the number of pixels that may change."""
-    counts = sorted({count for of_rule in found.values() for count in of_rule})
-    return Table(
-        [
-            Column.rule(),
-            *each(counts, lambda n, rule: estimate(found[rule].get(n)), "{} px"),
-        ],
-        list(found),
-        "Robust accuracy by changed pixels",
-        kind="",
-    )
+    counts = sorted({count for of_rule in shares.values() for count in of_rule})
+    columns = each(counts, lambda count, rule: estimate(shares[rule].get(count)), "{} px")
+    label = "Robust accuracy by changed pixels"
+    return Table([Column.rule(), *columns], list(shares), label, kind="")
 
 
 def checks(section: Section) -> Table:
     """Per check what came of it for each rule; the meaning of a flag is shown when pointed at."""
     names = dict.fromkeys(r["name"] for net in section.evaluations for r in net.of_kind("check"))
-    meaning = robustness_words.CHECKS
 
     def outcome(rule: str, name: str) -> Shown:
         rows = [row for row in section.of_kind(rule, "check") if row["name"] == name]
         run = [row for row in rows if row.get("passed") is not None]
         if failed := sum(not row["passed"] for row in run):
             return Shown(f"flagged in {failed} of {len(run)}", style="flag")
-        if not run:
-            return Shown("not run", style="soft")
         text = "passed" if len(run) == 1 else f"passed, {len(run)} of {len(run)}"
-        return Shown(text, style="soft")
+        return Shown(text if run else "not run", style="soft")
 
     def check(name: str) -> Shown:
-        return Shown(name, title=meaning.get(name, ""))
+        return Shown(name, title=CHECKS.get(name, ""))
 
     rules = [
         Column("", partial(outcome, rule), page=display_name(rule), left=True)
@@ -172,63 +185,57 @@ def checks(section: Section) -> Table:
 
 def flags(section: Section) -> dict[str, list[str]]:
     """Every check that does not hold, with the nets and reasons."""
-    found: dict[str, list[str]] = {}
+    failed: dict[str, list[str]] = {}
     for net in section.evaluations:
         for row in net.of_kind("check"):
             if row.get("passed") is False:
-                about = f"{display_name(net.rule)}, seed {net.seed}: {row['detail']}"
-                found.setdefault(row["name"], []).append(about)
-    return found
+                reason = f"{display_name(net.rule)}, seed {net.seed}: {row['detail']}"
+                failed.setdefault(row["name"], []).append(reason)
+    return failed
 
 
 def audits(section: Section) -> Table:
-    """What the audit measured of each rule, means over its nets; the verdict beside it."""
+    """What the audit measured of each rule, means over its nets; and the verdict."""
     rows = {rule: section.of_kind(rule, "audit") for rule in section.rules}
     means = {rule: sections.means(of_rule, MEASURES) for rule, of_rule in rows.items()}
 
     def measure(key: str, rule: str) -> Shown:
-        value = means[rule][key]
-        if key in ("rising", "zero", "saturated"):
-            return plain(value, lambda share: f"{100 * share:.0f}")
-        return plain(value, _cosine)
+        percents = key in ("rising", "zero", "saturated")
+        return plain(means[rule][key], lambda v: f"{100 * v:.0f}" if percents else _cosine(v))
 
     def alone(rule: str) -> str:
         return ", ".join(dict.fromkeys(row["verdict"] for row in rows[rule]))
 
-    return Table(
-        [
-            Column.rule(),
-            Column("nets n", lambda rule: plain(len(rows[rule]))),
-            *(Column("", partial(measure, key), page=title) for key, title in MEASURES.items()),
-            Column("audit alone says", alone, left=True),
-            Column("verdict", lambda rule: word(robustness.verdict(section, rule)), left=True),
-        ],
-        section.rules,
-        "Gradient audit",
-    )
+    columns = [
+        Column.rule(),
+        Column("nets n", lambda rule: plain(len(rows[rule]))),
+        *(Column("", partial(measure, key), page=title) for key, title in MEASURES.items()),
+        Column("audit alone says", alone, left=True),
+        Column("verdict", lambda rule: word(robustness.verdict(section, rule)), left=True),
+    ]
+    return Table(columns, section.rules, "Gradient audit")
 
 
 def _cosine(value: float) -> str:
-    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return minus(f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}")
 
 
 # CSV files
 
 
-def numbers_csv(found: Iterable[Section]) -> Table:
+def numbers_csv(parts: Iterable[Section]) -> Table:
     """Accuracies in %, differences in points: one row per rule, attack and radius."""
     names = "setting norm images rule eps group attack source role n mean low high interval_over"
-    return Table([Column("", raw=names)], [row for each in found for row in _numbers(each)])
+    return Table([Column("", raw=names)], [row for each in parts for row in _numbers(each)])
 
 
 def _numbers(section: Section) -> Iterable[dict[str, Any]]:
     headlines = [line for eps in section.radii for line in robustness.headlines(section, eps)]
 
-    def row(rule: str, found: Any, **names: Any) -> dict[str, Any]:
+    def row(rule: str, share: Any, **names: Any) -> dict[str, Any]:
         head = {"setting": section.heading, "norm": section.clean["norm"], "rule": rule}
         head["images"] = section.clean["examples"]
-        return {**head, **vars(found), "interval_over": found.over, **names}
+        return {**head, **vars(share), "interval_over": share.over, **names}
 
     for rule in section.rules:
         yield row(rule, section.estimate(rule, robustness.clean), eps=0.0, group="clean")
@@ -239,9 +246,9 @@ def _numbers(section: Section) -> Iterable[dict[str, Any]]:
                 names = tuple(attack[key] for key in ATTACK)
                 shares.setdefault(names, {})[seed] = attack["accuracy"]
                 images[names] = attack.get("examples", net.clean["examples"])
-        for names, found in shares.items():
+        for names, by_seed in shares.items():
             about = dict(zip(ATTACK, names, strict=True))
-            accuracy = robustness_verdict.estimate(found, images[names])
+            accuracy = robustness_verdict.estimate(by_seed, images[names])
             yield row(rule, accuracy, **about, images=images[names])
         for line in (line for line in headlines if line.rule == rule):
             for name, group, source in COLUMNS:
@@ -249,25 +256,110 @@ def _numbers(section: Section) -> Iterable[dict[str, Any]]:
                     yield row(rule, value, eps=line.eps, group=group, source=source)
 
 
-def checks_csv(found: Iterable[Section]) -> Table:
-    """One row per net and sanity check; `passed` is empty where a check was not run."""
-    names = "setting rule seed name passed detail"
-    return Table([Column("", raw=names)], list(_of_nets(found, "check")))
+NETS = {
+    "check": "setting rule seed name passed detail",
+    "audit": "setting rule seed examples rising rising_low rising_high cosine agreement "
+             "slope_ratio zero zero_loss saturated largest_score repeat verdict rule_verdict",
+}  # fmt: skip
+"""Columns of the CSV file of each kind of rows of single nets."""
 
 
-def audits_csv(found: Iterable[Section]) -> Table:
-    """One row per net: its audit, and the verdict on its rule."""
-    names = (
-        "setting rule seed examples rising rising_low rising_high cosine agreement slope_ratio "
-        "zero zero_loss saturated largest_score repeat verdict rule_verdict"
-    )
-    return Table([Column("", raw=names)], list(_of_nets(found, "audit")))
-
-
-def _of_nets(found: Iterable[Section], kind: str) -> Iterable[dict[str, Any]]:
-    for section in found:
+def nets_csv(parts: Iterable[Section], kind: str) -> Table:
+    """One row per net: and sanity check, of which `passed` is empty where it was not run; or its
+    audit, and the verdict on its rule."""
+    rows = []
+    for section in parts:
         words = {rule: robustness.verdict(section, rule).word for rule in section.rules}
         for net in section.evaluations:
             about = {"setting": section.heading, "rule": net.rule, "seed": net.seed}
-            for row in net.of_kind(kind):
-                yield {**row, **about, "rule_verdict": words[net.rule]}
+            about["rule_verdict"] = words[net.rule]
+            rows += [{**row, **about} for row in net.of_kind(kind)]
+    return Table([Column("", raw=NETS[kind])], rows)
+
+
+# Words
+
+
+def behind(section: Section, kind: str) -> str:
+    """Which attacks make a line, and which of the kind saw only what others had left."""
+    rows = [row for rule in section.rules for row in section.of_kind(rule, "attack")]
+    rows = [row for row in rows if row["group"] == kind]
+    everywhere = sorted({row["attack"] for row in rows if row["on"] == "all"})
+    later = sorted({row["attack"] for row in rows if row["on"] != "all"})
+    also = f" ({', '.join(later)} saw what was left, and counts in the worst case)" if later else ""
+    return f"{robustness.KINDS[kind][0].capitalize()}: {', '.join(everywhere)}{also}."
+
+
+def conclusion(rows: Sequence[Line]) -> list[str]:
+    """What a reader should take home, from the rows of the headline radius."""
+    return [text for text in (_masking(rows), _worst(rows)) if text]
+
+
+def _masking(rows: Sequence[Line]) -> str:
+    by_word: dict[str, list[Line]] = {}
+    for row in rows:
+        by_word.setdefault(row.word, []).append(row)
+    parts = [_masked(by_word["masked"])] if "masked" in by_word else []
+    if useless := [*by_word.get("vanishing", ()), *by_word.get("random", ())]:
+        shown = ", ".join(f"{display_name(row.rule)} ({row.word})" for row in useless)
+        parts.append(f"The own gradient is of no use to an attacker: {shown}.")
+    if suspect := by_word.get("suspect"):
+        parts.append(
+            "Attacks by gradient are suspect, and the worst case is an upper bound only: "
+            f"{_names(suspect)}."
+        )
+    if undecided := by_word.get("undecided"):
+        parts.append(f"Not decided by these nets: {_names(undecided)}.")
+    if not parts:
+        return "No rule is masked: attacks by the own gradient tell how robust these nets are."
+    return " ".join(parts)
+
+
+def _masked(rows: Sequence[Line]) -> str:
+    most = max(rows, key=lambda row: row["gap"].mean)
+    start = "is masked: attacked by its own gradient, as in earlier papers, it looks more robust"
+    end = "than it is"
+    if len(rows) > 1:
+        start = "are masked: attacked by their own gradient, as in earlier papers, they look more"
+        start, end = f"{start} robust", "than they are"
+    if not most["gap"].masked:
+        return (
+            f"{_names(rows)} {start} {end}, at other radii than the {radius(most.eps)} shown here."
+        )
+    noise = most["noise"]
+    mere = f" ({percent(noise.mean)} % under mere noise)" if noise else ""
+    return (
+        f"{_names(rows)} {start} {end}. At radius {radius(most.eps)}, {display_name(most.rule)} "
+        f"keeps {percent(most['own'].mean)} % under its own gradient{mere} and "
+        f"{percent(most['exact'].mean)} % under the exact gradient of the same weights."
+    )
+
+
+def _worst(rows: Sequence[Line]) -> str:
+    baseline = next((row for row in rows if is_baseline(row.rule)), None)
+    others = [row for row in rows if not is_baseline(row.rule)]
+    if baseline is None or not others:
+        return ""
+    left = percent(baseline["worst"].mean)
+    start = f"In the worst case over everything tried, backprop keeps {left} %"
+    if baseline.n < 2:
+        best = max(others, key=lambda row: row["worst"].mean)
+        return (
+            f"{start}, {display_name(best.rule)} {percent(best['worst'].mean)} %, the most of the "
+            "other rules; one net each says nothing about the rules."
+        )
+    tested = f"({baseline.n} seeds, paired, Holm-corrected)"
+    each = "; ".join(
+        f"{display_name(row.rule)} {points(gap.mean)} points ({span(gap, points)})"
+        for row in others
+        if row.differs and (gap := row["against_bp"])
+    )
+    if not each:
+        return f"{start}; no rule differs significantly from it {tested}."
+    return f"{start}. Significantly different from it {tested}: {each}."
+
+
+def _names(rows: Sequence[Line]) -> str:
+    """ "FA", "FA and DFA", "FA, DFA and uSF"."""
+    words = [display_name(row.rule) for row in rows]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

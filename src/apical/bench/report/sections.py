@@ -4,15 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from apical.bench.report.evaluations import Evaluated, Row
+from apical.bench.report.evaluations import Evaluated, Record
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.read import Published, Study
 from apical.bench.report.table import flatten, text
 from apical.measure import robustness_verdict, statistics
 from apical.measure.robustness_verdict import Estimate
-
-SAME_RADIUS = 1e-3
-"""Relative difference up to which a published radius is taken for ours."""
 
 NORMS = {
     "linf": "every input value may change by at most the radius",
@@ -37,7 +34,7 @@ class Section:
 
     @property
     def rules(self) -> list[str]:
-        return list(dict.fromkeys(each.rule for each in self.evaluations))
+        return list(dict.fromkeys(net.rule for net in self.evaluations))
 
     @property
     def baseline(self) -> str | None:
@@ -45,14 +42,14 @@ class Section:
 
     @property
     def radii(self) -> list[float]:
-        return sorted({eps for each in self.evaluations for eps in each.radii})
+        return sorted({eps for net in self.evaluations for eps in net.radii})
 
     @property
-    def described(self) -> Row:
+    def described(self) -> Record:
         return self.evaluations[0].described
 
     @property
-    def clean(self) -> Row:
+    def clean(self) -> Record:
         """The row of the first net without attack: how many images, classes, bits."""
         return self.evaluations[0].clean
 
@@ -63,18 +60,23 @@ class Section:
         return NORMS.get(str(name), f"norm {name}")
 
     def of(self, rule: str) -> dict[int, Any]:
-        return {each.seed: each for each in self.evaluations if each.rule == rule}
+        """The nets of a rule by seed."""
+        return {net.seed: net for net in self.evaluations if net.rule == rule}
 
-    def of_kind(self, rule: str, kind: str) -> list[Row]:
+    def of_kind(self, rule: str, kind: str) -> list[Record]:
         """The rows of a kind of all nets of a rule."""
         return [row for net in self.of(rule).values() for row in net.of_kind(kind)]
 
-    def planned(self, rule: str) -> int:
-        return len({each.seed for each in self.listed if each.rule == rule})
+    def rows(self, rule: str, kind: str, **fields: Any) -> dict[int, Record]:
+        """The row with these fields of each net of a rule, by seed; nets without it are left
+        out."""
+        rows = {seed: net.find(kind, **fields) for seed, net in self.of(rule).items()}
+        return {seed: row for seed, row in rows.items() if row}
 
     def shares(self, rule: str, value: Value) -> dict[int, float]:
-        found = {seed: value(each) for seed, each in self.of(rule).items()}
-        return {seed: share for seed, share in found.items() if share is not None}
+        """A value of each net of a rule, by seed; nets without it are left out."""
+        shares = {seed: value(net) for seed, net in self.of(rule).items()}
+        return {seed: share for seed, share in shares.items() if share is not None}
 
     def estimate(
         self,
@@ -105,16 +107,9 @@ class Section:
         """The rules that differ from backprop by a paired t test, Holm-corrected, 5 %."""
         if self.baseline is None:
             return set()
-        base = self.shares(self.baseline, value)
-        found: dict[str, float] = {}
-        for rule in rules:
-            if not is_baseline(rule):
-                shares = self.shares(rule, value)
-                noise = self._noise(shares) + self._noise(base)
-                p = statistics.difference_p(shares, base, noise=noise)
-                found[rule] = 1.0 if p is None else p
-        corrected = statistics.holm(list(found.values()))
-        return {rule for rule, p in zip(found, corrected, strict=True) if p < 0.05}
+        samples = {rule: self.shares(rule, value) for rule in {*rules, self.baseline}}
+        noise = {rule: self._noise(shares) for rule, shares in samples.items()}
+        return statistics.differing_from(self.baseline, samples, noise=noise)
 
     def _noise(self, shares: Mapping[int, float]) -> float:
         """Variance of one net's share over the examples measured; of a mean of average precisions,
@@ -126,9 +121,9 @@ class Section:
 
     def settings(self) -> dict[str, str]:
         """The fields of all nets, with every value there is; the list of runs has their names."""
-        every = [flatten(net.described) for net in self.evaluations]
-        keys = dict.fromkeys(key for fields in every for key in fields if key != "net")
-        return {k: ", ".join(dict.fromkeys(text(each.get(k)) for each in every)) for k in keys}
+        fields = [flatten(net.described) for net in self.evaluations]
+        keys = dict.fromkeys(key for of_net in fields for key in of_net if key != "net")
+        return {k: ", ".join(dict.fromkeys(text(each.get(k)) for each in fields)) for k in keys}
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ class Line:
 
     Attributes: values: estimates in % or points; None, or absent, where not measured. differs:
         whether the worst case differs from backprop's on the same seeds by a paired t test,
-        Holm-corrected over the rules, 5 %. word: what own minus exact says of the own gradient.
+        Holm-corrected over the rules, 5 %. word: the verdict on the own gradient.
     """
 
     section: Section
@@ -161,22 +156,20 @@ class Line:
 
     @property
     def planned(self) -> int:
-        return self.section.planned(self.rule)
+        return len({net.seed for net in self.section.listed if net.rule == self.rule})
 
 
 def sections(
     evaluations: Sequence[Evaluated], published: Sequence[Published] = ()
 ) -> list[Section]:
     """Finished evaluations by setting and protocol. Of two of the same net the last one counts."""
-    found: dict[tuple[str, ...], dict[tuple[str, int], Evaluated]] = {}
-    for each in evaluations:
-        if each.status == "finished":
-            group = found.setdefault((each.setting, *each.protocol), {})
-            group[each.rule, each.seed] = each
+    groups: dict[tuple[str, ...], dict[tuple[str, int], Evaluated]] = {}
+    for net in evaluations:
+        if net.status == "finished":
+            groups.setdefault((net.setting, *net.protocol), {})[net.rule, net.seed] = net
     made = []
-    for key, group in found.items():
-        setting, *protocol = key
-        others = [other for other in found if other[0] == setting]
+    for (setting, *protocol), group in groups.items():
+        others = [other for other in groups if other[0] == setting]
         names = next(iter(group.values())).compared
         differing = [
             f"{name} {value}"
@@ -184,11 +177,11 @@ def sections(
             if len({other[place] for other in others}) > 1
         ]
         heading = setting if len(others) == 1 else f"{setting} · {', '.join(differing)}"
-        # those that have not come so far as to tell their protocol may belong to it
+        # those without a setting.json may be of this protocol
         listed = [
-            each
-            for each in evaluations
-            if each.setting == setting and (not each.described or [*each.protocol] == protocol)
+            net
+            for net in evaluations
+            if net.setting == setting and (not net.described or [*net.protocol] == protocol)
         ]
         values = tuple(row for row in published if row.setting == setting)
         made.append(Section(setting, heading, tuple(group.values()), tuple(listed), values))
@@ -202,45 +195,26 @@ def of_study(study: Study) -> list[Section]:
 
 def superseded(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
     """Finished evaluations that a later one of the same net and protocol replaces in the tables."""
-    shown = {id(each) for section in sections(evaluations) for each in section.evaluations}
-    return [e for e in evaluations if e.status == "finished" and id(e) not in shown]
+    shown = {id(net) for section in sections(evaluations) for net in section.evaluations}
+    return [net for net in evaluations if net.status == "finished" and id(net) not in shown]
 
 
 def unfinished(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
-    return [each for each in evaluations if each.status != "finished"]
+    return [net for net in evaluations if net.status != "finished"]
 
 
 def missing(evaluations: Sequence[Evaluated]) -> list[str]:
     """What has not finished, a line for each rule, status and reason: "digits, FA, seeds 1, 2:
     unfinished · 3 attacks done"."""
-    found: dict[tuple[str, str, str, str], list[str]] = {}
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
     for net in unfinished(evaluations):
         key = (net.setting, net.rule, net.status, net.reason)
-        found.setdefault(key, []).append(str(net.seed))
+        groups.setdefault(key, []).append(str(net.seed))
     return [
         f"{setting}, {display_name(rule)}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: "
         f"{status}{' · ' * bool(reason)}{reason}"
-        for (setting, rule, status, reason), seeds in found.items()
+        for (setting, rule, status, reason), seeds in groups.items()
     ]
-
-
-def attack_row(net: Any, *, group: str, attack: str, eps: float, source: str | None = None) -> Row:
-    """The row of an attack on all images, {} where it was not run."""
-    for row in net.of_kind("attack"):
-        same = (row["group"], row["attack"], row["on"]) == (group, attack, "all")
-        if same and near(row["eps"], eps) and source in (None, row["source"]):
-            return row
-    return {}
-
-
-def attack_share(net: Any, **which: Any) -> float | None:
-    """Robust accuracy under one attack on all images, None where it was not run."""
-    return attack_row(net, **which).get("accuracy")
-
-
-def near(eps: float, other: float) -> bool:
-    """Whether two radii are the same, up to how they were rounded for print."""
-    return abs(eps - other) <= SAME_RADIUS * other
 
 
 def means(rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> dict[str, float | None]:

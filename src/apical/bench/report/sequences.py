@@ -1,4 +1,4 @@
-"""Tasks of sequences: learners beside their baselines, steps until a task is solved, other lengths.
+"""Tasks of sequences: learners and their baselines, steps until a task is solved, other lengths.
 
 A difference is paired on the seeds. Every learner is compared with the control, the readout alone,
 and one with a regulariser against the same learner without.
@@ -21,36 +21,39 @@ from apical.bench.report.table import (
 )
 from apical.measure import statistics
 
-READOUT, BACKPROP = "readout", "backprop"
 REGULARISER = ("alpha_weights", "alpha_targets", "omega_per")
 TEST = percent_of("test_acc")
 
 
 def concerns(study: Study) -> bool:
-    """Whether the study holds learners, beside backpropagation, on tasks of sequences."""
+    """Whether the study holds learners other than backpropagation on tasks of sequences."""
     return any(
-        run.experiment.get("task") and learner_of(run.experiment)["learner"] != BACKPROP
+        run.experiment.get("task") and learner_of(run.experiment)["learner"] != "backprop"
         for run in study.runs
     )
 
 
 def missing(study: Study) -> list[str]:
-    """Baselines without which the numbers of a setting say nothing, one sentence each."""
-    made = []
-    for setting in study.settings:
-        here = [run for run in study.runs if run.setting == setting]
-        names = {learner_of(run.experiment)["learner"] for run in here}
-        if READOUT not in names:
-            made.append(f"{setting}: no readout alone (learner readout) to compare with.")
-        if BACKPROP not in names:
-            made.append(f"{setting}: no backpropagation through time to compare with.")
-    return made
+    """The baselines that a setting lacks, one sentence each."""
+    baselines = {
+        "readout": "readout alone (learner readout)",
+        "backprop": "backpropagation through time",
+    }
+    learners: dict[str, set[str]] = {}
+    for run in study.runs:
+        learners.setdefault(run.setting, set()).add(learner_of(run.experiment)["learner"])
+    return [
+        f"{setting}: no {words} to compare with."
+        for setting, here in learners.items()
+        for name, words in baselines.items()
+        if name not in here
+    ]
 
 
 def best(run: Run) -> float | None:
     """On validation sequences, at the epoch where it is highest."""
-    found = [100 * row["val_acc"] for row in run.of_kind("epoch") if "val_acc" in row]
-    return max(found, default=None)
+    shares = [100 * row["val_acc"] for row in run.of_kind("epoch") if "val_acc" in row]
+    return max(shares, default=None)
 
 
 def over_plain(study: Study, row: Row) -> statistics.Summary | None:
@@ -69,12 +72,8 @@ def over_plain(study: Study, row: Row) -> statistics.Summary | None:
 def reached(row: Row) -> Shown:
     """Steps that a signal reached at the end, of all, median over seeds; nothing where the learner
     sends none."""
-    silent = []
-    for run in row.runs:
-        rows = [each for each in run.of_kind("step") if "signal" in each]
-        last = max((each["epoch"] for each in rows), default=None)
-        if last is not None:
-            silent.append(sum(each["epoch"] == last and not each["signal"] for each in rows))
+    signals = [[step["signal"] for step in run.measured("step", "signal")] for run in row.runs]
+    silent = [of_run.count(0) for of_run in signals if of_run]
     if not silent:
         return Shown("")
     length = int(row.runs[0].experiment.get("length") or 0)
@@ -84,28 +83,25 @@ def reached(row: Row) -> Shown:
 
 def learners(study: Study) -> Table:
     """The table of the learners; pages show in a table of its own when tasks were solved."""
+    asked = study.solved is not None
 
     def iterations(row: Row) -> str:
         return mean_steps(study, row).text or each_seed(study, row)
 
-    asked = study.solved is not None
-    return Table(
-        [
-            Column.setting(study.several),
-            Column.rule(head="learner"),
-            Column.runs(),
-            Column("test accuracy %", lambda row: mean(row.summary(TEST)), style="strong"),
-            Column("95 % interval", lambda row: share(row.summary(TEST)), style="soft"),
-            Column("best validation %", lambda row: mean(row.summary(best))),
-            *gained.columns(gained.gains(study)),
-            Column("minus unregularised", lambda row: estimate(over_plain(study, row), signed)),
-            Column("signal at", reached, page="Signal at steps"),
-            Column("solved", lambda row: solved(study, row) if asked else "", page="", left=True),
-            Column("iterations", lambda row: iterations(row) if asked else "", page=""),
-        ],
-        study.rows,
-        "Table of learners",
-    )
+    columns = [
+        Column.setting(study.several),
+        Column.rule(head="learner"),
+        Column.runs(),
+        Column("test accuracy %", lambda row: mean(row.summary(TEST)), style="strong"),
+        Column("95 % interval", lambda row: share(row.summary(TEST)), style="soft"),
+        Column("best validation %", lambda row: mean(row.summary(best))),
+        *gained.columns(gained.gains(study)),
+        Column("minus unregularised", lambda row: estimate(over_plain(study, row), signed)),
+        Column("signal at", reached, page="Signal at steps"),
+        Column("solved", lambda row: solved(study, row) if asked else "", page="", left=True),
+        Column("iterations", lambda row: iterations(row) if asked else "", page=""),
+    ]
+    return Table(columns, study.rows, "Table of learners")
 
 
 # Steps until a task is solved
@@ -114,18 +110,18 @@ def learners(study: Study) -> Table:
 def steps(study: Study, row: Row) -> dict[int, int | None]:
     """By seed the step after which the validation split was first answered as the study asks; None
     where it never was."""
-    found = {}
+    by_seed = {}
     for run in sorted(row.runs, key=lambda run: run.seed):
         right = (r for r in run.of_kind("epoch") if r.get("val_acc", 0) > (study.solved or 0))
-        found[run.seed] = next((r["step"] for r in right), None)
-    return found
+        by_seed[run.seed] = next((r["step"] for r in right), None)
+    return by_seed
 
 
 def solved(study: Study, row: Row) -> Shown:
     """ "2 of 3"."""
-    found = steps(study, row).values()
-    done = sum(step is not None for step in found)
-    return Shown(f"{done} of {len(found)}" if found else "", done)
+    ends = steps(study, row).values()
+    done = sum(step is not None for step in ends)
+    return Shown(f"{done} of {len(ends)}" if ends else "", done)
 
 
 def each_seed(study: Study, row: Row) -> str:
@@ -135,16 +131,16 @@ def each_seed(study: Study, row: Row) -> str:
 
 def _summary(study: Study, row: Row) -> statistics.Summary | None:
     """Of the steps, where every run solved the task: else a mean would leave out the worst."""
-    found = steps(study, row).values()
-    known = [step for step in found if step is not None]
-    return statistics.summarize(known) if known and len(known) == len(found) else None
+    ends = steps(study, row).values()
+    known = [step for step in ends if step is not None]
+    return statistics.summarize(known) if known and len(known) == len(ends) else None
 
 
 def mean_steps(study: Study, row: Row) -> Shown:
     """ "433", or "above 1500" where no run solved the task, or nothing."""
-    if found := _summary(study, row):
-        return Shown(f"{found.mean:.0f}", found.mean, style="strong")
-    limit = max((each["step"] for run in row.runs for each in run.of_kind("epoch")), default=0)
+    if summary := _summary(study, row):
+        return Shown(f"{summary.mean:.0f}", summary.mean, style="strong")
+    limit = max((epoch["step"] for run in row.runs for epoch in run.of_kind("epoch")), default=0)
     never = row.runs and not any(steps(study, row).values())
     return Shown(f"above {limit}" if never else "", limit + 1, style="strong")
 
@@ -157,25 +153,22 @@ def solved_table(study: Study, *, several: bool = True) -> Table | None:
 
     def interval(row: Row) -> Shown:
         """In whole steps."""
-        found = _summary(study, row)
-        if found is None or found.low is None:
+        summary = _summary(study, row)
+        if summary is None or summary.low is None:
             return Shown("")
-        return Shown(f"{max(found.low, 0):.0f} to {found.high:.0f}", found.low, style="soft")
+        return Shown(f"{max(summary.low, 0):.0f} to {summary.high:.0f}", summary.low, style="soft")
 
-    return Table(
-        [
-            Column.setting(several),
-            Column.rule(),
-            *gained.columns(gained.gains(study)),
-            Column("solved", lambda row: solved(study, row)),
-            Column("steps", lambda row: mean_steps(study, row)),
-            Column("95 % interval", interval),
-            Column("each seed", lambda row: each_seed(study, row)),
-            *each(other_lengths(study), _at_length, "% at {} steps"),
-        ],
-        rows,
-        "Table of steps until the task is solved",
-    )
+    columns = [
+        Column.setting(several),
+        Column.rule(),
+        *gained.columns(gained.gains(study)),
+        Column("solved", lambda row: solved(study, row)),
+        Column("steps", lambda row: mean_steps(study, row)),
+        Column("95 % interval", interval),
+        Column("each seed", lambda row: each_seed(study, row)),
+        *each(other_lengths(study), _at_length, "% at {} steps"),
+    ]
+    return Table(columns, rows, "Table of steps until the task is solved")
 
 
 def other_lengths(study: Study) -> list[int]:

@@ -4,6 +4,7 @@ Read from the trials of each evaluation, image by image: the hybrid attack break
 two parts breaks.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.evaluations import Robustness
-from apical.bench.report.names import display_name
+from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.pictures import address, arrays
 from apical.bench.report.read import Study
-from apical.bench.report.render import FONT, save_png
+from apical.bench.report.render import FONT, new_figure, save_png
 from apical.bench.report.sections import Line, Section, Value
 from apical.bench.report.table import Column, Table, percent, points
 from apical.measure.robustness_verdict import difference, radius
@@ -66,8 +67,12 @@ def at_headline(rows: Iterable[Line]) -> list[Line]:
 
 def _line(section: Section, rule: str, eps: float) -> Line:
     left = {name: partial(survivors, groups=groups, eps=eps) for name, groups in PARTS.items()}
-    own = section.shares(rule, left["own"])
-    gaps = {f"minus {n}": difference(own, section.shares(rule, left[n])) for n in COMPARED}
+    gaps = {
+        f"minus {name}": difference(
+            section.shares(rule, left["own"]), section.shares(rule, left[name])
+        )
+        for name in COMPARED
+    }
     every: dict[str, Value] = {"clean": robustness.clean, "worst": robustness.worst(eps), **left}
     values = {name: section.estimate(rule, value) for name, value in every.items()}
     return Line(section, rule, eps, values | gaps)
@@ -116,89 +121,78 @@ def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
     def left(name: str, head: str = "", **more: Any) -> Column:
         return Column(head or name, f"values.{name}.mean", text=percent, **more)
 
-    return Table(
-        [
-            Column("setting", "setting", page="", left=True),
-            Column.rule(),
-            Column("radius", "eps", text=radius),
-            Column("n", "values.clean.n", page="Nets n"),
-            left("clean"),
-            *gained.columns(gains),
-            left("noise"),
-            left("own", "own gradient"),
-            left("twin"),
-            left("transfer"),
-            left("hybrid", strong=True),
-            *(
-                Column(f"own minus {name}", f"values.minus {name}", text=points)
-                for name in COMPARED
-            ),
-            left("worst", "worst of all"),
-        ],
-        list(rows),
-        "Spiking nets under attack",
-    )
+    columns = [
+        Column("setting", "setting", page="", left=True),
+        Column.rule(),
+        Column("radius", "eps", text=radius),
+        Column("n", "values.clean.n", page="Nets n"),
+        left("clean"),
+        *gained.columns(gains),
+        left("noise"),
+        left("own", "own gradient"),
+        left("twin"),
+        left("transfer"),
+        left("hybrid", strong=True),
+        *(Column(f"own minus {name}", f"values.minus {name}", text=points) for name in COMPARED),
+        left("worst", "worst of all"),
+    ]
+    return Table(columns, list(rows), "Spiking nets under attack")
 
 
 def seen(rows: Iterable[Line]) -> str:
     """Whether twin, transfer and both together were at least as strong as the own gradient, each by
     itself, over all radii."""
-    rows = [row for row in rows if row.rule != "bp"]
-    said = []
+    rows = [row for row in rows if not is_baseline(row.rule)]
+    parts = []
     for name, words in COMPARED.items():
-        found: dict[str, list[int]] = {}
+        nets, weaker = Counter[str](), Counter[str]()
         for row in rows:
             if gap := row[f"minus {name}"]:
-                counts = found.setdefault(row.rule, [0, 0])
-                counts[0] += gap.n - len(stronger(row, name))
-                counts[1] += gap.n
-        each = ", ".join(f"{display_name(rule)} {a} of {b}" for rule, (a, b) in found.items())
-        said += [f"{words} {each}"] if each else []
-    if not said:
-        return ""
-    return (
-        "An attack is at least as strong as the net's own gradient in so many of all nets and "
-        f"radii: {'; '.join(said)}."
-    )
+                nets[row.rule] += gap.n
+                weaker[row.rule] += len(stronger(row, name))
+        counts = [f"{display_name(rule)} {n - weaker[rule]} of {n}" for rule, n in nets.items()]
+        parts += [f"{words} {', '.join(counts)}"] * bool(counts)
+    start = "An attack is at least as strong as the net's own gradient in so many of all nets and "
+    return f"{start}radii: {'; '.join(parts)}." if parts else ""
 
 
 def weakest(rows: Iterable[Line]) -> str:
     """Nets and radii at which the own gradient was stronger than the hybrid attack."""
-    found = [
+    nets = [
         f"{row.setting}, {display_name(row.rule)}, seed {seed}, radius {radius(row.eps)} "
         f"({100 * own:.1f} against {100 * hybrid:.1f})"
         for row in rows
         for seed, (own, hybrid) in stronger(row, "hybrid").items()
     ]
-    text = f"The own gradient was stronger than the hybrid attack here: {'; '.join(found)}."
-    return text if found else ""
+    text = f"The own gradient was stronger than the hybrid attack here: {'; '.join(nets)}."
+    return text if nets else ""
 
 
 def rasters(section: Section, path: Path) -> dict[str, Any] | None:
     """Spikes of one net of each rule on one image: clean, and under the attack by the exact
     gradient; written as PNG. None where no net has any."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     nets = [next(iter(section.of(rule).values())) for rule in section.rules]
-    rows = [(net.rule, found) for net in nets if (found := _raster(net.folder / "examples.npz"))]
+    rows = [
+        (display_name(net.rule), *raster)
+        for net in nets
+        if (raster := _raster(net.folder / "examples.npz"))
+    ]
     if not rows:
         return None
-    most = max(len(panels) for _, (_, panels) in rows)
-    size = (0.7 + 1.6 * most, 0.3 + 1.35 * len(rows))
-    with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=size)
-        for line, (rule, (_, panels)) in enumerate(rows):
-            bottom = size[1] - 1.3 - 1.35 * line
-            middle = (bottom + 0.5) / size[1]
-            figure.text(0.08 / size[0], middle, display_name(rule), fontweight="bold", va="center")
+    most = max(len(panels) for _, _, panels in rows)
+    width, height = 0.7 + 1.6 * most, 0.3 + 1.35 * len(rows)
+    with new_figure((width, height), FONT) as figure:
+        for line, (name, _, panels) in enumerate(rows):
+            bottom = height - 1.3 - 1.35 * line
+            middle = (bottom + 0.5) / height
+            figure.text(0.08 / width, middle, name, fontweight="bold", va="center")
             for place, (title, raster) in enumerate(panels):
                 left = 0.7 + 1.6 * place
-                box = (left / size[0], bottom / size[1], 1.4 / size[0], 1 / size[1])
+                box = (left / width, bottom / height, 1.4 / width, 1 / height)
                 _draw(figure.add_axes(box), raster, title if line == 0 else "")
         png = save_png(figure, path, dpi=130)
-    names = [f"{display_name(rule)}: {attack}" for rule, (attack, _) in rows]
-    return {"png": path.name, "source": address(png), "attacks": names}
+    attacks = [f"{name}: {attack}" for name, attack, _ in rows]
+    return {"png": path.name, "source": address(png), "attacks": attacks}
 
 
 def _raster(path: Path) -> tuple[str, list[tuple[str, Any]]] | None:
@@ -207,11 +201,11 @@ def _raster(path: Path) -> tuple[str, list[tuple[str, Any]]] | None:
     if not path.exists():
         return None
     try:
-        found = arrays(path, {"names": 1})
-    except (ValueError, OSError):  # the pictures of the same file say so on the page
+        values = arrays(path, {"names": "s"})
+    except (ValueError, OSError):  # the page reports it with the pictures of the file
         return None
-    layers = {name[7:]: each for name, each in found.items() if name.startswith("raster_")}
-    names = [str(name) for name in found["names"]]
+    layers = {name[7:]: each for name, each in values.items() if name.startswith("raster_")}
+    names = [str(name) for name in values["names"]]
     place = next((i for i, name in enumerate(names) if name.endswith("/ exact")), None)
     if not layers or place is None:
         return None

@@ -1,4 +1,4 @@
-"""A table as a value: columns say how a row is read and shown; three writers, for documents
+"""A table as a value: a column defines how a row is read and shown; three writers, for documents
 (Markdown), for pages (the macro `table` of macros.html.j2) and for spreadsheets (CSV)."""
 
 import csv
@@ -6,9 +6,11 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from apical.bench.report.names import display_name
+from apical.measure.robustness_verdict import Estimate
+from apical.measure.statistics import Summary
 
 ABSENT = "–"
 """What a page shows where a cell has nothing to show."""
@@ -102,8 +104,8 @@ class Column:
     def cell(self, row: Any) -> Shown:
         assert self.show is not None
         if not isinstance(self.show, str):
-            found = self.show(row)
-            return Shown(found) if isinstance(found, str) else found
+            shown = self.show(row)
+            return Shown(shown) if isinstance(shown, str) else shown
         value = value_at(row, self.show)
         if hasattr(value, "mean"):
             return estimate(value, self.text or percent, strong=self.strong)
@@ -186,7 +188,7 @@ def for_spreadsheet(value: Any) -> Any:
 
 def for_markdown(text: str) -> str:
     """Text that stays text in a cell of a Markdown table."""
-    for character in "\\|*_`":
+    for character in "\\|*_`[":
         text = text.replace(character, f"\\{character}")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
 
@@ -194,15 +196,8 @@ def for_markdown(text: str) -> str:
 # Numbers as text
 
 
-class Interval(Protocol):
-    """A mean with an interval, which may be missing."""
-
-    @property
-    def mean(self) -> float: ...
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
+Interval = Summary | Estimate | None
+"""A mean with an interval, which may be missing, or nothing."""
 
 
 def number(value: float | None) -> str:
@@ -210,9 +205,14 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def minus(text: str) -> str:
+    """A number with a real minus in the place of the hyphen."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def signed(value: float | None, digits: int = 2) -> str:
-    """With its sign, a real minus included."""
-    return "" if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    """With its sign."""
+    return "" if value is None else minus(f"{value:+.{digits}f}")
 
 
 def percent(value: float | None) -> str:
@@ -220,21 +220,26 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{round(value, 1) + 0.0:.1f}"
 
 
+def in_percent(share: float) -> str:
+    """A share in [0, 1] as `percent`."""
+    return percent(100 * share)
+
+
 def points(value: float | None) -> str:
     """Percentage points with their sign; zero has none."""
     return percent(value) if value is None or round(value, 1) == 0 else signed(value, 1)
 
 
-def span(found: Interval | None, text: Callable[[float | None], str] = number) -> str:
+def span(interval: Interval, text: Callable[[float | None], str] = number) -> str:
     """ "0.83 to 0.97"; "" without an interval."""
-    if found is None or found.low is None:
+    if interval is None or interval.low is None:
         return ""
-    return f"{text(found.low)} to {text(found.high)}"
+    return f"{text(interval.low)} to {text(interval.high)}"
 
 
-def share(found: Any, text: Callable[[float | None], str] = number) -> str:
+def share(interval: Any, text: Callable[[float | None], str] = number) -> str:
     """The interval of a percentage, cut off at 0 and 100."""
-    return span(found and found.within(0, 100), text)
+    return span(interval and interval.within(0, 100), text)
 
 
 def plain(value: Any, text: Callable[[Any], str] = str, **more: Any) -> Shown:
@@ -242,20 +247,20 @@ def plain(value: Any, text: Callable[[Any], str] = str, **more: Any) -> Shown:
     return Shown("", **more) if value is None else Shown(text(value), value, **more)
 
 
-def mean(found: Interval | None, text: Callable[[float | None], str] = number) -> Shown:
+def mean(interval: Interval, text: Callable[[float | None], str] = number) -> Shown:
     """The mean alone."""
-    return plain(found and found.mean, text)
+    return plain(interval and interval.mean, text)
 
 
 def estimate(
-    found: Any, text: Callable[[float | None], str] = percent, *, strong: bool = False
+    interval: Any, text: Callable[[float | None], str] = percent, *, strong: bool = False
 ) -> Shown:
     """The mean with its interval; ‡ marks an interval over the images of a single net."""
-    if found is None:
+    if interval is None:
         return Shown("")
-    mark = " ‡" if getattr(found, "over", "") == "images" else ""
-    between = span(found, text)
-    return Shown(text(found.mean), found.mean, between and between + mark, strong)
+    mark = " ‡" if getattr(interval, "over", "") == "images" else ""
+    between = span(interval, text)
+    return Shown(text(interval.mean), interval.mean, between and between + mark, strong)
 
 
 def count(n: int, planned: int) -> Shown:

@@ -14,13 +14,8 @@ from apical.bench.storage import records
 FOLDER = "verify"
 """Beside the studies: a record of each that was verified."""
 
-SAME, CLOSE, DIFFERS, NOT_COMPARABLE = (
-    "same bits",
-    "same within tolerance",
-    "differs",
-    "not comparable",
-)
-OUTCOMES = (SAME, CLOSE, DIFFERS, NOT_COMPARABLE)
+OUTCOMES = ("same bits", "same within tolerance", "differs", "not comparable")
+SAME, CLOSE, DIFFERS, NOT_COMPARABLE = OUTCOMES
 
 
 @dataclass(frozen=True)
@@ -55,13 +50,13 @@ class Line:
     @property
     def left_out(self) -> str:
         """ "DFA 7.7 min": rules without a rerun, and what one would take."""
-        found = self.record.get("left_out", {})
+        rules = self.record.get("left_out", {})
         if not self.record:
             least, most = min(self.seconds) / 60, max(self.seconds) / 60
             return f"not verified, a run takes {least:.1f} to {most:.1f} min"
-        if found and not self.runs:
-            return f"all: a run takes {min(found.values()):g} to {max(found.values()):g} min"
-        return "; ".join(f"{display_name(rule)} {least:g} min" for rule, least in found.items())
+        if rules and not self.runs:
+            return f"all: a run takes {min(rules.values()):g} to {max(rules.values()):g} min"
+        return "; ".join(f"{display_name(rule)} {least:g} min" for rule, least in rules.items())
 
 
 def lines(results: Path) -> list[Line]:
@@ -75,30 +70,25 @@ def lines(results: Path) -> list[Line]:
     return made
 
 
-def finding(found: Sequence[Line]) -> str:
+def finding(rows: Sequence[Line]) -> str:
     """How many reruns had which outcome, and where they differ."""
-    total = sum((line.outcomes for line in found), Counter[str]())
-    differing = [line.study for line in found if line.outcomes[DIFFERS]]
-    said = ", ".join(f"{total[name]} {name}" for name in OUTCOMES if total[name])
+    total = sum((line.outcomes for line in rows), Counter[str]())
+    differing = [line.study for line in rows if line.outcomes[DIFFERS]]
+    counts = ", ".join(f"{total[name]} {name}" for name in OUTCOMES if total[name])
     where = f"; those that differ are in {', '.join(differing)}" if differing else ""
-    without = [line.study for line in found if not line.runs]
-    too_dear = f" {len(without)} of {len(found)} studies have no rerun yet." if without else ""
-    return f"Of {sum(total.values())} runs trained again: {said}{where}.{too_dear}"
+    without = sum(not line.runs for line in rows)
+    end = f" {without} of {len(rows)} studies have no rerun yet." if without else ""
+    return f"Of {sum(total.values())} runs trained again: {counts}{where}.{end}"
 
 
-def table(found: Sequence[Line]) -> Table:
-    def outcome(name: str, line: Line) -> str:
-        return str(line.outcomes[name] or "")
-
-    return Table(
-        [
-            Column("study", "study", left=True),
-            Column("runs", lambda line: str(len(line.seconds))),
-            Column("again", lambda line: str(len(line.runs))),
-            *each(OUTCOMES, outcome, "{}"),
-            Column("largest", "largest", text=number),
-            Column("environment that differs", "environment", left=True),
-            Column("without a rerun", "left_out", left=True),
-        ],
-        found,
-    )
+def table(rows: Sequence[Line]) -> Table:
+    columns = [
+        Column("study", "study", left=True),
+        Column("runs", lambda line: str(len(line.seconds))),
+        Column("again", lambda line: str(len(line.runs))),
+        *each(OUTCOMES, lambda name, line: str(line.outcomes[name] or ""), "{}"),
+        Column("largest", "largest", text=number),
+        Column("environment that differs", "environment", left=True),
+        Column("without a rerun", "left_out", left=True),
+    ]
+    return Table(columns, rows)
