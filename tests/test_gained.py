@@ -107,18 +107,24 @@ def test_every_kind_of_table_has_the_column_and_marks_who_does_not_learn(
 
 
 @pytest.mark.parametrize(
-    ("gains", "mark"),
+    ("gains", "most", "mark"),
     [
-        ([5.0], "undecided"),  # a single seed has no interval
-        ([5.0, 5.1], "undecided"),
-        ([-5.0, -5.1], "does not learn"),
-        ([5.0, 5.1, 5.2], ""),
-        ([5.0, -5.0, 0.1], "does not learn"),
+        ([5.0], None, "undecided"),  # a single seed has no interval
+        ([5.0, 5.1], None, "undecided"),
+        ([-5.0, -5.1], None, "does not learn"),
+        ([5.0, 5.1, 5.2], 5.1, ""),
+        ([-5.0, -5.1, -5.2], None, "does not learn"),
+        ([5.0, -5.0, 0.1], 20.0, "does not learn"),
+        ([5.0, -5.0, 0.1], 10.0, "undecided"),  # what learning is worth is not ruled out
+        ([5.0, -5.0, 0.1], None, "undecided"),  # no rule shows what learning is worth
+        ([5.0, -5.0], 1e6, "undecided"),
     ],
 )
-def test_few_seeds_show_no_learning(gains: list[float], mark: str) -> None:
+def test_a_rule_does_not_learn_where_its_runs_rule_it_out(
+    gains: list[float], most: float | None, mark: str
+) -> None:
     summary = statistics.summarize(gains)
-    assert gained.Gain(summary, summary).mark == mark
+    assert gained.Gain(summary, summary, most).mark == mark
 
 
 NAMES = ("rule", "learner")

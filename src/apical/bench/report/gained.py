@@ -21,25 +21,31 @@ class Gain:
     """Of a rule in a setting over the control, in points; above 0: better than the control.
 
     Attributes: summary: with an uncorrected interval. corrected: with one that is
-        corrected for the number of rules in the setting (Bonferroni).
+        corrected for the number of rules in the setting (Bonferroni). most: the largest mean among
+        the rules of the setting that learn; None where none is shown to.
     """
 
     summary: statistics.Summary
     corrected: statistics.Summary
+    most: float | None = None
 
     @property
     def learns(self) -> bool | None:
-        """Whether hidden layers help: True where the corrected interval is above 0, False where
-        not even the other one is; None where they disagree. Of fewer than three seeds: False where
-        the interval is below 0, else None."""
+        """Whether hidden layers help.
+
+        True where the corrected interval is above 0. False where the other one is below 0; or,
+        from three seeds on, contains 0 and lies below `most`, what learning is worth here. Else
+        None: an interval that contains both, or nothing to compare it with, does not decide.
+        """
         low, high, corrected = self.summary.low, self.summary.high, self.corrected.low
         if low is None or high is None or corrected is None:
             return None
-        if self.summary.n < statistics.FEWEST:
-            return False if high < 0 else None
-        if corrected > 0:
+        few = self.summary.n < statistics.FEWEST
+        if corrected > 0 and not few:
             return True
-        return None if low > 0 else False
+        if high < 0 or (low <= 0 and not few and self.most is not None and high < self.most):
+            return False
+        return None
 
     @property
     def mark(self) -> str:
@@ -65,9 +71,10 @@ def control(study: Study, setting: str) -> str:
 
 def gains(study: Study, metric: str = ERROR) -> Gains:
     """Every rule over the control, where a setting has one."""
-    by_row: dict[tuple[str, str], Gain] = {}
+    found: dict[tuple[str, str], Gain] = {}
     value = percent_of(metric)
     for setting in study.settings:
+        by_rule: dict[str, Gain] = {}
         rows = {row.rule: row for row in study.rows_of(setting) if row.sample(value)}
         frozen = rows.pop(control(study, setting), Row(setting, ""))
         for rule, row in rows.items():
@@ -80,8 +87,10 @@ def gains(study: Study, metric: str = ERROR) -> Gains:
                 for level in (statistics.LEVEL, corrected_level)
             )
             if summary is not None and corrected is not None:
-                by_row[setting, rule] = Gain(summary, corrected)
-    return by_row
+                by_rule[rule] = Gain(summary, corrected)
+        most = max((g.summary.mean for g in by_rule.values() if g.learns), default=None)
+        found |= {(setting, rule): replace(gain, most=most) for rule, gain in by_rule.items()}
+    return found
 
 
 def share_noise(runs: Sequence[Run], metric: str = ERROR) -> float:

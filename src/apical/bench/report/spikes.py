@@ -13,7 +13,7 @@ from typing import Any
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.evaluations import Robustness
-from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.names import display_name, is_baseline, is_frozen
 from apical.bench.report.pictures import address, arrays
 from apical.bench.report.read import Study
 from apical.bench.report.render import FONT, new_figure, save_png
@@ -51,7 +51,8 @@ def lines(section: Section) -> list[Line]:
     """The rules of a setting at each radius.
 
     The values are those of `PARTS`, clean, worst, and own minus each of `COMPARED` on the same
-    nets ("minus twin"; above 0: the own gradient is weaker).
+    nets ("minus twin"; above 0: the own gradient is weaker). Where nets learn by the exact
+    gradient, or by losses of each layer, own is the twin: no difference to it is shown.
     """
     return [_line(section, rule, eps) for eps in section.radii for rule in section.rules]
 
@@ -67,10 +68,13 @@ def at_headline(rows: Iterable[Line]) -> list[Line]:
 
 def _line(section: Section, rule: str, eps: float) -> Line:
     left = {name: partial(survivors, groups=groups, eps=eps) for name, groups in PARTS.items()}
+    tried = any(row["group"] == "own" for net in section.of(rule).values() for row in net.trials)
     gaps = {
         f"minus {name}": difference(
             section.shares(rule, left["own"]), section.shares(rule, left[name])
         )
+        if tried or name == "transfer"
+        else None
         for name in COMPARED
     }
     every: dict[str, Value] = {"clean": robustness.clean, "worst": robustness.worst(eps), **left}
@@ -141,8 +145,10 @@ def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
 
 def seen(rows: Iterable[Line]) -> str:
     """Whether twin, transfer and both together were at least as strong as the own gradient, each by
-    itself, over all radii."""
-    rows = [row for row in rows if not is_baseline(row.rule)]
+    itself, over all radii; of the rules, not of backprop and the controls."""
+    rows = list(rows)
+    controls = [row.rule for row in rows if is_frozen(row.rule) or row.rule == "redrawn"]
+    rows = [row for row in rows if not is_baseline(row.rule) and row.rule not in controls]
     parts = []
     for name, words in COMPARED.items():
         nets, weaker = Counter[str](), Counter[str]()
