@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from apical.data import Batches, Split, split_validation
-from apical.data.augment import PAD, flip_crop, flip_crop_draws
+from apical.data.batches import PAD, flip_crop, flip_crop_draws
 
 GREY = {"mean": (0.25,), "std": (0.5,)}
 

@@ -1,10 +1,10 @@
-"""CIFAR-10 and CIFAR-100: python or binary archives (packed or not), or Parquet tables."""
+"""CIFAR-10 and CIFAR-100: python or binary archives (unpacked or not), or Parquet tables."""
 
 import hashlib
 import os
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +20,28 @@ from apical.data.places import cache_folder, candidates, missing
 SITE = "https://www.cs.toronto.edu/~kriz/"
 TRAIN_COUNT, TEST_COUNT = 50_000, 10_000
 SIZE = (32, 32)  # pixels
-Reader = Callable[[bytes], tuple[np.ndarray, np.ndarray]]
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Form:
-    """One published form of a set. md5: of the archive; files: name -> md5, None = by size."""
+    """One published form of a data set.
+
+    Args: md5: of the archive.     train, test: name -> md5 of each file; None: only its size is
+        checked.     read: from the content of a file to uint8 images (N, 3072), int64 labels (N,).
+    """
 
     archive: str
     md5: str
     folder: str
     train: dict[str, str | None]
     test: dict[str, str | None]
-    read: Reader
+    read: Callable[[bytes], Arrays]
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """A data set: its classes, normalisation and published forms, the one to download first."""
+    """A data set: its classes, normalisation and published forms; the first one is downloaded."""
 
     name: str
     subfolders: tuple[str, ...]
@@ -125,13 +128,40 @@ def load_cifar100(root: str | os.PathLike | None = None, *, download: bool = Tru
     return _load(CIFAR100, root, download)
 
 
+def load_cifar10_first5(
+    root: str | os.PathLike | None = None, *, download: bool = True
+) -> ImageData:
+    """The first five classes of CIFAR-10: 25,000 + 5,000 photographs, a task of five dimensions."""
+    data = load_cifar10(root, download=download)
+    train, test = (
+        split.take(torch.nonzero(split.labels < 5).flatten()) for split in (data.train, data.test)
+    )
+    note = _joined(data.note, "the first five of ten classes")
+    return replace(data, name="cifar10_first5", train=train, test=test, num_classes=5, note=note)
+
+
+def load_cifar10_unseen(
+    root: str | os.PathLike | None = None, *, download: bool = True
+) -> ImageData:
+    """The test split of CIFAR-10 in two halves of 5,000: the first trains, the second tests.
+
+    For nets whose weights were trained on CIFAR-10: its training split cannot serve to choose
+    settings for them, as it contains no image that they were not trained on.
+    """
+    data = load_cifar10(root, download=download)
+    first, second = torch.arange(len(data.test)).tensor_split(2)
+    note = _joined(data.note, "first half of the test split for training, second half for testing")
+    train, test = data.test.take(first), data.test.take(second)
+    return replace(data, name="cifar10_unseen", train=train, test=test, note=note)
+
+
 def _load(which: Cifar, root: str | os.PathLike | None, allowed: bool) -> ImageData:
     for place in candidates(root, which.subfolders):
         found = _published(which, place) or _parquet(which, place)
         if found is not None:
             return found
     files = " or ".join(form.archive for form in which.forms)
-    files += " (packed or not), or train-*.parquet and test-*.parquet,"
+    files += " (unpacked or not), or train-*.parquet and test-*.parquet,"
     if not allowed:
         raise missing(which.name, root, files, "Downloading was not allowed.")
     form = which.forms[0]
@@ -146,15 +176,15 @@ def _load(which: Cifar, root: str | os.PathLike | None, allowed: bool) -> ImageD
 def _published(which: Cifar, place: Path) -> ImageData | None:
     for form in which.forms:
         for folder in (place / form.folder, place):
+
+            def read(file: str, folder: Path = folder) -> bytes:
+                return (folder / file).read_bytes()
+
             if all((folder / file).is_file() for file in (*form.train, *form.test)):
-                return _from_folder(which, form, folder)
+                return _assemble(which, form, read, folder)
         if (place / form.archive).is_file():
             return _from_archive(which, form, place / form.archive)
     return None
-
-
-def _from_folder(which: Cifar, form: Form, folder: Path) -> ImageData:
-    return _assemble(which, form, lambda file: (folder / file).read_bytes(), folder)
 
 
 def _from_archive(which: Cifar, form: Form, path: Path) -> ImageData:
@@ -182,7 +212,7 @@ def _assemble(which: Cifar, form: Form, content: Callable[[str], bytes], source:
         ]
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         splits.append((images.reshape(-1, 3, 32, 32), labels))
-    return _data(which, splits[0], splits[1], "", source)
+    return _data(which, splits, "", source)
 
 
 def _batch(
@@ -222,20 +252,15 @@ def _parquet(which: Cifar, place: Path) -> ImageData | None:
         splits.append((images, labels))
         jpeg = jpeg or is_jpeg
     note = "JPEG re-compressed" if jpeg else ""
-    return _data(which, splits[0], splits[1], note, place)
+    return _data(which, splits, note, place)
 
 
-def _data(which: Cifar, train: Arrays, test: Arrays, note: str, source: Path) -> ImageData:
-    def split(arrays: Arrays) -> Split:
-        return Split(torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]))
-
+def _data(which: Cifar, splits: list[Arrays], note: str, source: Path) -> ImageData:
+    train, test = (Split(torch.from_numpy(x), torch.from_numpy(y)) for x, y in splits)
     return ImageData(
-        which.name,
-        split(train),
-        split(test),
-        which.classes,
-        which.mean,
-        which.std,
-        note=note,
-        source=str(source),
+        which.name, train, test, which.classes, which.mean, which.std, note, str(source)
     )
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)

@@ -1,4 +1,4 @@
-"""The contents of CIFAR's python and binary files; no code in a file is ever run."""
+"""The contents of CIFAR's python and binary files, read without running code of the file."""
 
 import codecs
 import io
@@ -8,7 +8,7 @@ import numpy as np
 
 PIXELS = 3 * 32 * 32
 # What a pickled dictionary of numpy arrays needs, under its old and its new name. The two
-# functions are private to numpy and have moved; an array says where they are today.
+# functions are private to numpy and have moved; an array refers to their present place.
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]
 _FROMBUFFER = np.zeros(1).__reduce_ex__(5)[0]
 HARMLESS: dict[tuple[str, str], object] = {
@@ -27,7 +27,7 @@ class ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in HARMLESS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
+            raise pickle.UnpicklingError(f"it imports {module}.{name}, which is no data")
         return HARMLESS[module, name]
 
 

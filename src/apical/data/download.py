@@ -1,6 +1,7 @@
-"""Ordinary downloads: one file, checked, put in place only when whole."""
+"""Downloads: one file, checked, and moved to its place only when complete."""
 
 import hashlib
+import http.client
 import os
 import sys
 import urllib.request
@@ -15,9 +16,9 @@ BLOCK = 1 << 18
 
 
 def download(urls: tuple[str, ...], target: Path, *, md5: str | None) -> Path:
-    """Fetch `target` from the first of `urls` that gives it.
+    """Download `target` from the first of `urls` that has it.
 
-    Args: md5: of the file as it travels; None = the reader checks the content.
+    Args: md5: of the file as downloaded; None = the reader checks the content.
     Returns: target.     Raises: MissingData (a ValueError) with the reason for every url.
     """
     reasons = []
@@ -28,7 +29,8 @@ def download(urls: tuple[str, ...], target: Path, *, md5: str | None) -> Path:
             _fetch(url, part, md5)
             os.replace(part, target)
             return target
-        except (OSError, DamagedFile) as error:  # URLError and timeouts are OSErrors
+        # URLError and timeouts are OSErrors
+        except (OSError, http.client.HTTPException, DamagedFile) as error:
             reasons.append(f"{url}: {error}")
         finally:
             part.unlink(missing_ok=True)
@@ -54,7 +56,7 @@ def _fetch(url: str, part: Path, md5: str | None) -> None:
 
 @contextmanager
 def _progress(url: str, total: int | None) -> Iterator:
-    """A function that counts bytes; draws a bar only where somebody can see it."""
+    """A function that counts bytes, with a progress bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda count: None
         return

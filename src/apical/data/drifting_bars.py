@@ -1,4 +1,4 @@
-"""Bars that drift over a small event camera: which way? A task that needs time, generated."""
+"""Generated events of drifting bars, whose direction is the class: a task that needs time."""
 
 import numpy as np
 import torch
@@ -13,20 +13,20 @@ COUNTS = (2000, 500)
 def load_drifting_bars(root: object = None, *, download: bool = True) -> ImageData:
     """2,000 + 500 recordings of 12 steps, 12x12 pixels, in four classes: right, left, down, up.
 
-    A bar as long as the side enters anywhere, moves a pixel a step and comes back on the other
-    side. Where it arrives is an ON event, where it left an OFF event; of these 30 % are dropped,
-    and each of all places has an event by chance with probability 0.02. Over the recording every
-    pixel sees each kind once, so that a sum over time says nothing of the class.
+    A bar of the length of the side starts at a random position, moves one pixel per step and
+    re-enters on the opposite side. Its new position has ON events, its old one OFF events; 30 % of
+    these are dropped, and every pixel has a random event of each kind with probability 0.02. During
+    a recording every pixel has one event of each kind (before dropping), so that a sum over time
+    contains no information on the class.
 
-    Frames stand in the channels, step by step, ON before OFF: (24, 12, 12), of 0 and 255; train
-    with `pixels="unit"` and a spiking net with `encoding="frames"`, `steps=12`.
-
-    `root` and `download` are there for the common call; always the same recordings.
+    Frames are in the channels, step by step, ON before OFF: (24, 12, 12), of 0 and 255; train with
+    `pixels="unit"` and a spiking net with `encoding="frames"`, `steps=12`. Always the same
+    recordings; `root` and `download` have no effect.
     """
     train, test = (_recordings(count, seed) for seed, count in enumerate(COUNTS))
     mean = float(train.images.double().mean() / 255)
     channels = train.shape[0]
-    # one law for all channels: they are the same two at every step
+    # the same for all channels: ON and OFF events have the same distribution at every step
     std = (mean * (1 - mean)) ** 0.5
     return ImageData(
         "drifting_bars", train, test, 4, (mean,) * channels, (std,) * channels, source="generator"
@@ -34,14 +34,14 @@ def load_drifting_bars(root: object = None, *, download: bool = True) -> ImageDa
 
 
 def _recordings(count: int, seed: int) -> Split:
-    draw = np.random.RandomState(seed)  # its streams are frozen by numpy
+    draw = np.random.RandomState(seed)  # numpy guarantees that its streams stay the same
     labels = np.arange(count) % 4
     start = draw.randint(SIDE, size=count)
     sign = np.where(labels % 2 == 0, 1, -1)
-    at = (start[:, None] + sign[:, None] * np.arange(-1, STEPS)) % SIDE  # one step more: the last
+    at = (start[:, None] + sign[:, None] * np.arange(-1, STEPS)) % SIDE  # and before the first step
     line = np.eye(SIDE, dtype=bool)[at]  # (N, 1 + T, place)
     both = np.stack([line[:, 1:], line[:, :-1]], 2)  # (N, T, ON or OFF, place)
-    across = np.repeat(both[..., None, :], SIDE, 3)  # a bar that stands upright
+    across = np.repeat(both[..., None, :], SIDE, 3)  # a vertical bar
     along = across.swapaxes(3, 4)
     events = np.where((labels < 2)[:, None, None, None, None], across, along)
     events = events & (draw.random_sample(events.shape) >= DROPPED)

@@ -1,7 +1,7 @@
 """Recordings of event cameras: the .bin files of N-MNIST, and frames made of events.
 
-A file is a row of events of 5 bytes: x, y, then 1 bit of polarity (1 = ON) and 23 bits of time in
-microseconds, the high byte first.
+A file is a sequence of events of 5 bytes: x, y, then 1 bit of polarity (1 = ON) and 23 bits of time
+in microseconds, the high byte first.
 """
 
 import os
@@ -69,10 +69,10 @@ def read_events(path: str | os.PathLike, *, height: int = SIDE, width: int = SID
 
 
 def frames(events: Events, steps: int, *, height: int = SIDE, width: int = SIDE) -> np.ndarray:
-    """Binary frames of stretches of equal time: 1 where there was an event.
+    """Binary frames of time intervals of equal length: 1 where there was an event.
 
     Args: steps: >= 1.     Returns: uint8 (steps, 2, height, width), ON before OFF.
-    Raises: ValueError for events outside these pixels or a polarity that is not 0 or 1.
+    Raises: ValueError for steps below 1, events outside the pixels, or a polarity other than 0, 1.
     """
     x, y, polarity, t = (np.asarray(part) for part in events)
     if steps < 1:
@@ -92,7 +92,7 @@ def frames(events: Events, steps: int, *, height: int = SIDE, width: int = SIDE)
 
 @dataclass(frozen=True, eq=False)
 class RecordingSplit:
-    """Recordings in files, read when they are asked for.
+    """Recordings in files, read for each batch.
 
     Args: paths: of .bin files.     labels: int64 (N,).     steps: frames of each, >= 1.
     Shapes: (N, steps * 2, 34, 34), of 0 and 255.
@@ -138,26 +138,20 @@ def load_nmnist(root: str | os.PathLike | None = None, *, download: bool = True)
     """N-MNIST from its folders Train/0 to Train/9 and Test/0 to Test/9 of .bin files.
 
     Ten frames of 34x34 pixels, ON before OFF, in the channels: (20, 34, 34), of 0 and 255. There
-    is no download: its hosts ask for a browser.
+    is no download: its hosts require a browser.
 
-    Raises: MissingData with where it is looked for; DamagedFile, when it is read, naming the file.
+    Raises: MissingData, saying where it was searched; DamagedFile, naming the file, when a damaged
+        recording is read.
     Source: Orchard et al. 2015.
     """
     places = candidates(root, ("nmnist", "N-MNIST", "NMNIST"))
     found = next((place for place in places if (place / "Train").is_dir()), None)
     if found is None:
-        raise missing(
-            "nmnist",
-            root,
-            "the folders Train and Test of N-MNIST",
-            "Its hosts ask for a browser.",
-            downloads=False,
-        )
+        files, why = "the folders Train and Test of N-MNIST", "Its hosts require a browser."
+        raise missing("nmnist", root, files, why, downloads=False)
     train, test = (_split(found / name) for name in ("Train", "Test"))
-    channels = train.shape[0]
-    return ImageData(
-        "nmnist", train, test, 10, (0.0,) * channels, (1.0,) * channels, source=str(found)
-    )
+    mean, std = (0.0,) * train.shape[0], (1.0,) * train.shape[0]
+    return ImageData("nmnist", train, test, 10, mean, std, source=str(found))
 
 
 def _split(folder: Path) -> RecordingSplit:

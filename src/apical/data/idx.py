@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST: a big-endian header, then bytes; plain or gzipped."""
+"""IDX files, the format of MNIST: a big-endian header, then bytes; compressed by gzip or not."""
 
 import gzip
 import hashlib
@@ -19,10 +19,15 @@ def read_idx(path: Path, *, md5: str | None, again: str) -> torch.Tensor:
     """The uint8 tensor in an IDX file.
 
     Args: md5: of the unpacked content; None = not checked.     again: how to replace the file.
-    Raises: DamagedFile (a ValueError) for a wrong checksum, a cut file or another format.
+    Raises: DamagedFile (a ValueError) for a wrong checksum, a truncated file or another format.
     Source: the format description at yann.lecun.com/exdb/mnist.
     """
-    content = _unpacked(path, again)
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise damaged(path, f"gzip: {error}", "a whole gzip file", again) from error
     want = f"md5 {md5} of the unpacked content" if md5 else "an IDX file of bytes"
     try:
         zero, kind, dims = struct.unpack_from(">HBB", content)
@@ -39,13 +44,3 @@ def read_idx(path: Path, *, md5: str | None, again: str) -> torch.Tensor:
         raise damaged(path, f"md5 {found}", want, again)
     # a copy: the bytes object is read-only, tensors are not
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).view(shape)
-
-
-def _unpacked(path: Path, again: str) -> bytes:
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise damaged(path, f"gzip: {error}", "a whole gzip file", again) from error

@@ -1,4 +1,4 @@
-"""Capital letters drawn from fonts: something to train a start on, without a download."""
+"""Capital letters drawn with fonts: data for pretraining, without a download."""
 
 from functools import cache
 from pathlib import Path
@@ -10,8 +10,7 @@ import torch
 from apical.data.images import ImageData, Split
 
 SIDE = 16
-CANVAS = 4 * SIDE
-"""Letters are drawn this large and then made smaller, so that edges are smooth."""
+CANVAS = 4 * SIDE  # letters are drawn at this size and then reduced, so that edges are smooth
 
 FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique",
@@ -20,15 +19,14 @@ FONTS = (
     "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta",
     "STIXGeneralItalic", "cmb10", "cmr10", "cmss10", "cmti10", "cmtt10",
 )  # fmt: skip
-VARIANTS, TESTED = 4, 1
-"""Drawings of a letter in a font, each shifted, turned and sized otherwise; of these for testing"""
+VARIANTS, TESTED = 4, 1  # images of a letter in a font, with random geometry; those for testing
 
 
 def load_letters(root: object = None, *, download: bool = True) -> ImageData:
     """Capital letters of 21 fonts, 16x16 pixels, 26 classes: 1,638 to train, 546 to test.
 
-    Drawn with the fonts inside matplotlib, the same ones always; another version of Pillow may
-    draw edges a little otherwise. `root` and `download` are there for the common call.
+    Drawn with the fonts of matplotlib, always the same images; another version of Pillow may draw
+    edges slightly differently. `root` and `download` have no effect.
 
     Raises: ValueError if matplotlib or Pillow is not installed.
     """
@@ -37,7 +35,6 @@ def load_letters(root: object = None, *, download: bool = True) -> ImageData:
 
 @cache
 def _letters() -> ImageData:
-    """Drawing them takes a second."""
     try:
         import matplotlib
         from PIL import ImageFont
@@ -46,7 +43,7 @@ def _letters() -> ImageData:
             "data set 'letters' is drawn with matplotlib's fonts: pip install 'apical[bench]'"
         ) from error
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    random = np.random.RandomState(0)  # its streams are frozen by numpy
+    random = np.random.RandomState(0)  # numpy guarantees that its streams stay the same
     images, labels, tested = [], [], []
     for name in FONTS:
         font = ImageFont.truetype(str(folder / f"{name}.ttf"), CANVAS * 3 // 4)
@@ -65,9 +62,9 @@ def _letters() -> ImageData:
 
 
 def _drawn(font: Any, letter: str, chance: np.ndarray) -> np.ndarray:
-    """White on black. Args: chance: in [-1, 1]: shifts, by 1.5 pixels; turn, by 12 degrees; size.
+    """White on black, uint8 (SIDE, SIDE).
 
-    Shapes: (SIDE, SIDE), uint8.
+    Args: chance: in [-1, 1]: two shifts, by 1.5 pixels; rotation, by 12 degrees; size.
     """
     from PIL import Image, ImageDraw
 

@@ -13,7 +13,7 @@ from apical.data.places import cache_folder, candidates, missing
 
 @dataclass(frozen=True)
 class IdxSet:
-    """A data set of four IDX files, with the md5 of each one's unpacked content."""
+    """A data set of four IDX files, with the md5 of the uncompressed content of each."""
 
     name: str
     subfolders: tuple[str, ...]
@@ -84,14 +84,14 @@ def _load(which: IdxSet, root: str | os.PathLike | None, allowed: bool) -> Image
 
 
 def _find(which: IdxSet, root: str | os.PathLike | None) -> dict[str, Path] | None:
-    """The four files of the first place that has them all, plain or gzipped."""
+    """The four files of the first place that has all of them, compressed by gzip or not."""
     for place in candidates(root, which.subfolders):
-        paths = {}
-        for file in which.md5:
-            packed = place / f"{file}.gz"
-            plain = place / file
-            if plain.is_file() or packed.is_file():
-                paths[file] = plain if plain.is_file() else packed
+        paths = {
+            file: path
+            for file in which.md5
+            for path in (place / f"{file}.gz", place / file)  # the last one is preferred
+            if path.is_file()
+        }
         if len(paths) == len(which.md5):
             return paths
     return None
@@ -102,14 +102,10 @@ def _download(which: IdxSet, root: str | os.PathLike | None, allowed: bool) -> d
     if not allowed:
         raise missing(which.name, root, files, "Downloading was not allowed.")
     target = cache_folder() / "data" / which.subfolders[0]
+    paths = {file: target / f"{file}.gz" for file in which.md5}
     try:
-        return {
-            file: download(
-                tuple(f"{mirror}{file}.gz" for mirror in which.mirrors),
-                target / f"{file}.gz",
-                md5=None,
-            )
-            for file in which.md5
-        }
+        for path in paths.values():
+            download(tuple(mirror + path.name for mirror in which.mirrors), path, md5=None)
+        return paths
     except MissingData as error:
         raise missing(which.name, root, files, str(error)) from error

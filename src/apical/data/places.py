@@ -1,4 +1,4 @@
-"""Where data sets are looked for: root argument, APICAL_DATA, cache."""
+"""Where data sets are searched for: root argument, APICAL_DATA, cache."""
 
 import os
 from pathlib import Path
@@ -16,13 +16,12 @@ def cache_folder() -> Path:
 
 
 def roots(root: str | os.PathLike | None) -> list[Path]:
-    """The folders that may hold data sets, best first.
+    """The folders that may contain data sets, in the order of the search.
 
-    Raises: MissingData (a ValueError) if a folder that was named does not exist.
+    Raises: MissingData (a ValueError) if a folder that was given does not exist.
     """
-    named = [("root", root), ("APICAL_DATA", os.environ.get("APICAL_DATA"))]
     found = []
-    for origin, folder in named:
+    for origin, folder in (("root", root), ("APICAL_DATA", os.environ.get("APICAL_DATA"))):
         if not folder:
             continue
         path = Path(folder).expanduser()
@@ -33,7 +32,7 @@ def roots(root: str | os.PathLike | None) -> list[Path]:
 
 
 def candidates(root: str | os.PathLike | None, subfolders: tuple[str, ...]) -> list[Path]:
-    """Existing folders that may hold one data set: known subfolders of each root.
+    """Existing folders that may contain one data set: these subfolders of each root.
 
     A root given as an argument may also be the folder of the data set itself.
     """
@@ -46,25 +45,23 @@ def candidates(root: str | os.PathLike | None, subfolders: tuple[str, ...]) -> l
 def missing(
     name: str, root: str | os.PathLike | None, files: str, failed: str, *, downloads: bool = True
 ) -> MissingData:
-    """The error for a data set that is nowhere: where we looked, and every way to get it.
+    """The error for a data set that was not found: where it was searched, and every way to get it.
 
-    Args:
-        files: what would have been recognised.
-        failed: why no download helped.
-        downloads: whether one ever can.
+    Args: files: the files that would have been recognised.     failed: why it was not downloaded.
+        downloads: whether it can be downloaded at all.
     """
-    looked = ", ".join(str(place) for place in roots(root))
+    searched = ", ".join(str(place) for place in roots(root))
     by_hand = (
         f"put {files} into <folder>/{name} and give <folder> as root= (--data-root) or in the "
         "environment variable APICAL_DATA"
     )
-    by_network = (
-        f"with a network, load it with download allowed; it is kept in {cache_folder() / 'data'}"
-    )
-    ways = (
-        f"Ways to get it: (1) {by_network}; (2) {by_hand}" if downloads else f"To use it, {by_hand}"
-    )
+    ways = f"To use it, {by_hand}"
+    if downloads:
+        ways = (
+            "Ways to get it: (1) with a network, load it with download allowed; it is kept in "
+            f"{cache_folder() / 'data'}; (2) {by_hand}"
+        )
     return MissingData(
-        f"data set {name!r} was not found in {looked}. {failed} {ways}. "
+        f"data set {name!r} was not found in {searched}. {failed} {ways}. "
         "The data set 'digits' needs no files."
     )

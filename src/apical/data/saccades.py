@@ -1,4 +1,4 @@
-"""Images as an event camera sees them that moves its gaze: an event version of any image set."""
+"""Event versions of image sets, as recorded by a simulated event camera that moves."""
 
 import itertools
 import os
@@ -15,16 +15,16 @@ STEPS, REACH, THRESHOLD = 12, 2, 0.2
 
 @dataclass(frozen=True, eq=False)
 class SaccadeSplit:
-    """Images seen through three saccades, as events of brightness, made when they are asked for.
+    """Events of images during three saccades, computed for each batch.
 
-    The gaze runs along the sides of a triangle, one pixel a step at most. A pixel that grows
-    brighter by `THRESHOLD` (of the range) or more than a step before is an ON event, one that
-    grows darker an OFF event. Frames stand in the channels, step by step, ON before OFF.
+    The camera moves along the sides of a triangle, in `steps` steps. A pixel that is brighter than
+    one step before by at least `THRESHOLD` (of the range) has an ON event, one that is darker by as
+    much an OFF event. Frames are in the channels, step by step, ON before OFF.
 
     Args: base: the images.     steps: of a recording, a multiple of 3, >= 3.
     Shapes: images (N, C, H, W) -> (N, steps * 2 * C, H, W), of 0 and 255.
     Raises: ValueError for other numbers of steps.
-    Source: the recording protocol of Orchard et al. 2015 (N-MNIST), without a camera.
+    Source: the recording protocol of Orchard et al. 2015 (N-MNIST), simulated.
     """
 
     base: Images
@@ -69,7 +69,7 @@ class SaccadeSplit:
 
 
 def gaze(steps: int) -> list[tuple[int, int]]:
-    """Where the image stands, in pixels down and right, before the first step and after each.
+    """The position of the image, in pixels down and right, before the first step and after each.
 
     >>> gaze(6)
     [(-2, 0), (0, -1), (2, -2), (2, 0), (2, 2), (0, 1), (-2, 0)]
@@ -84,16 +84,14 @@ def gaze(steps: int) -> list[tuple[int, int]]:
 
 
 def events(images: torch.Tensor, steps: int) -> torch.Tensor:
-    """The events of uint8 images, as of `SaccadeSplit`."""
+    """The events of uint8 images (N, C, H, W), as of `SaccadeSplit`."""
     height, width = images.shape[2:]
     padded = torch.nn.functional.pad(images, (REACH,) * 4)
-    seen = torch.stack(
-        [
-            padded[:, :, REACH - y : REACH - y + height, REACH - x : REACH - x + width]
-            for y, x in gaze(steps)
-        ],
-        1,
-    ).to(torch.int16)
+    moved = [
+        padded[:, :, REACH - y : REACH - y + height, REACH - x : REACH - x + width]
+        for y, x in gaze(steps)
+    ]
+    seen = torch.stack(moved, 1).to(torch.int16)
     change = seen[:, 1:] - seen[:, :-1]
     least = round(255 * THRESHOLD)
     both = torch.stack([change >= least, change <= -least], 2)  # (N, T, ON or OFF, C, H, W)
@@ -101,22 +99,15 @@ def events(images: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def load_event_mnist(root: str | os.PathLike | None = None, *, download: bool = True) -> ImageData:
-    """MNIST through three saccades of 4 steps each: (24, 28, 28), of 0 and 255.
+    """Events of MNIST during three saccades of 4 steps each: (24, 28, 28), of 0 and 255.
 
-    `root`, `download`: as of MNIST. Train with `pixels="unit"`.
+    `root`, `download`: as of `load_mnist`. Train with `pixels="unit"`.
     """
     mnist = load_mnist(root, download=download)
     train, test = SaccadeSplit(mnist.train), SaccadeSplit(mnist.test)
     few = events(next(mnist.train.batches([torch.arange(1000)]))[0], STEPS)
-    mean = float(few.double().mean() / 255)  # of the first 1,000: only a scale, and unit is usual
-    channels, std = train.shape[0], (mean * (1 - mean)) ** 0.5
-    return ImageData(
-        "event_mnist",
-        train,
-        test,
-        10,
-        (mean,) * channels,
-        (std,) * channels,
-        "events made from MNIST, not recorded by a camera",
-        mnist.source,
-    )
+    mean = float(few.double().mean() / 255)  # of the first 1,000 images: pixels="unit" is usual
+    std = (mean * (1 - mean)) ** 0.5
+    note = "events made from MNIST, not recorded by a camera"
+    means, stds = (mean,) * train.shape[0], (std,) * train.shape[0]
+    return ImageData("event_mnist", train, test, 10, means, stds, note, mnist.source)

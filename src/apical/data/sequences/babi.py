@@ -1,4 +1,4 @@
-"""bAbI: stories of short sentences, with questions in between."""
+"""bAbI: stories of short sentences, with questions between them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from apical.data.sequences.babi_files import Story
 from apical.data.sequences.base import Fixed
 
 HELD_OUT = 20
-"""Of so many training stories, one is for validation."""
+"""One training story of this many is for validation."""
 
 
 @dataclass(frozen=True)
 class Babi(AskedTask):
-    """The 20 bAbI tasks together, a sentence at each step; questions are answered at their step.
+    """The 20 bAbI tasks together, a sentence at each step; a question is answered at its own step.
 
-    Inputs: how often each word occurs in the sentence; the same weighted by its place, from 1/n
-    for the first of n words to 1 for the last, so that order is not lost; and 1 for a question.
-    Classes are the answers of the training stories, lists such as "milk,apple" as one; the last
-    class stands for answers that do not occur there: it is never trained, so they count as wrong.
+    Inputs: how often each word occurs in the sentence; the same weighted by its position, from 1/n
+    for the first of n words to 1 for the last, so that their order is not lost; and 1 at a
+    question. Classes are the answers of the training stories, a list such as "milk,apple" as one
+    class; the last class stands for all other answers: it is never trained, so they count as wrong.
 
-    Training draws stories in proportion to their questions, so that every question counts alike.
-    One story of 20 is held out: it is what validation, of whatever size, looks at. The test split
-    is every test story, however long, once; right is counted over questions.
+    Training samples stories in proportion to their number of questions, so that every question
+    counts the same. One training story of 20 is held out: these are the validation split, of
+    whatever size. The test split is every test story, however long, once; accuracy is the share of
+    the questions.
 
-    Args: length: steps of the longest story trained on, >= 2; longer ones are left out.
-        root: where the files are; see `babi_files.load`. In the runner: --data-root.
-    Raises: ValueError where no training story is as short as that, or a test story has a word
-        that occurs in no training story.
-    Source: Weston et al. 2015. Its tasks stand in one file each, or all in one: `babi_files`.
+    Args: length: steps of the longest training story, >= 2; longer ones are left out.
+        root: folder of the files; see `babi_files.load`. In the runner: --data-root.
+    Raises: ValueError if no training story with a question is that short, or if a test story has a
+        word that occurs in no training story.
+    Source: Weston et al. 2015.
     """
 
     root: str | None = None
@@ -45,7 +46,7 @@ class Babi(AskedTask):
 
     @cached_property
     def stories(self) -> Encoded:
-        """Read when first asked for."""
+        """All stories, read at the first access."""
         return Encoded(babi_files.load(self.root))
 
     @property
@@ -57,7 +58,7 @@ class Babi(AskedTask):
         return len(self.stories.answers) + 1
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """As of every task, but as long as the longest story drawn."""
+        """As of every task, but as long as the longest of the sampled stories."""
         weights = torch.tensor([float(story.questions) for story in self._short])
         drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
         return self.stories.batch([self._short[i] for i in drawn.tolist()])
@@ -68,35 +69,37 @@ class Babi(AskedTask):
         return self._fixed(self.stories.test) if purpose == "test" else None
 
     def share_trained_on(self) -> float:
-        """The share of the training questions that are in stories drawn."""
-        there = sum(story.questions for story in self.stories.train)
-        return sum(story.questions for story in self._short) / there
+        """The share of all training questions that are in the stories trained on."""
+        total = sum(story.questions for story in self.stories.train)
+        return sum(story.questions for story in self._short) / total
 
     @cached_property
     def _short(self) -> list[Story]:
-        """The training stories that are drawn."""
-        taught = [story for i, story in enumerate(self.stories.train) if i % HELD_OUT]
-        short = [story for story in taught if len(story.lines) <= self.length]
+        """The training stories that training samples from."""
+        trained = [story for i, story in enumerate(self.stories.train) if i % HELD_OUT]
+        short = [story for story in trained if len(story.lines) <= self.length]
         if not any(story.questions for story in short):
-            least = min(len(story.lines) for story in taught if story.questions)
+            asked = [len(story.lines) for story in trained if story.questions]
             raise ValueError(
                 f"babi: length={self.length}, but the shortest training story with a question has "
-                f"{least} steps"
+                f"{min(asked)} steps"
+                if asked
+                else f"babi: none of the {len(trained)} training stories has a question"
             )
         return short
 
     def _fixed(self, stories: Sequence[Story]) -> Fixed:
-        """From the shortest to the longest, so that batches hold little padding."""
+        """From the shortest to the longest story, so that batches have little padding."""
         in_order = sorted(stories, key=lambda story: len(story.lines))
         encoded = self.stories
         return Fixed(len(in_order), lambda start, end: encoded.batch(in_order[start:end]))
 
 
 def errors(model: nn.Module, task: Babi, *, batch_size: int = 200) -> dict[str, float]:
-    """Share of wrong answers to the test questions, by task, and their mean, "mean".
+    """Share of wrong answers to the test questions of each task, in [0, 1], and their mean, "mean".
 
-    Where the files do not say which task a story is of, the mean is that over all questions: the
-    same number, as every task has as many.
+    Where the files do not say to which task a story belongs, the mean is that over all questions:
+    the same number, as every task has equally many.
     """
     right: dict[str, float] = {}
     asked: dict[str, float] = {}
@@ -116,9 +119,8 @@ def errors(model: nn.Module, task: Babi, *, batch_size: int = 200) -> dict[str, 
 
 
 class Encoded:
-    """Stories with the numbers of their words and answers.
+    """Stories, and the numbers of the words and answers of the training stories.
 
-    Attributes: train, test: stories.     words, answers: of the training stories, numbered.
     Raises: ValueError for a word of a test story that occurs in no training story.
     """
 
@@ -137,7 +139,7 @@ class Encoded:
                 )
 
     def batch(self, stories: Sequence[Story]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, as long as the longest of them."""
+        """Inputs and targets, as long as the longest of the stories."""
         steps, words = max(len(story.lines) for story in stories), len(self.words)
         x = torch.zeros(len(stories), steps, 2 * words + 1)
         y = torch.full((len(stories), steps), NOTHING)
@@ -156,5 +158,5 @@ class Encoded:
 
 
 def _numbered(words: Iterable[str]) -> dict[str, int]:
-    """Each word with its number, in the order of the alphabet."""
+    """Each word with its number in alphabetical order."""
     return {word: number for number, word in enumerate(sorted(set(words)))}

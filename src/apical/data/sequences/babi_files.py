@@ -1,8 +1,8 @@
-"""Stories of bAbI as files hold them: lines `N text`, or `N question TAB answer TAB facts`.
+"""The files of bAbI stories: lines `N text`, or `N question TAB answer TAB facts`.
 
 N = 1 starts a story. Two layouts are read: the published one, a file for each of the 20 tasks and
 split (`qa1_single-supporting-fact_train.txt`), and one file of all of them for each split
-(`all_shuffled_train.txt`), which does not say which task a story is of.
+(`all_shuffled_train.txt`), which does not say to which task a story belongs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOLDERS = ("babi", "babi/en", "babi/tasks_1-20_v1-2/en", "tasks_1-20_v1-2/en", "
 JOINT = "all_shuffled_{split}.txt"
 SINGLE = re.compile(r"(qa\d+)_.*_(train|test)\.txt")
 WORD = re.compile(r"[\w'-]+")
-AGAIN = "unpack the published archive, tasks_1-20_v1-2, anew"
+AGAIN = "unpack the published archive, tasks_1-20_v1-2, again"
 
 
 class Line(NamedTuple):
@@ -59,8 +59,8 @@ def load(root: str | None = None) -> Stories:
     """The stories in the first folder that has any.
 
     Args: root: a folder of data sets, or that of the stories; else APICAL_DATA, then the cache.
-    Raises: MissingData, saying where they were looked for; DamagedFile for a file that is not as
-        the header of this file says, or a task with one split only.
+    Raises: MissingData, saying where they were looked for; DamagedFile for a file of another
+        format (see the head of this module), or a task with one split only.
     """
     for place in candidates(root, FOLDERS):
         names = {path.name for path in place.glob("*.txt")}
@@ -92,15 +92,19 @@ def _of_folder(folder: Path) -> Stories:
             if not path.is_file():
                 there = ", ".join(sorted(p.name for p in files[task].values() if p.is_file()))
                 raise damaged(folder, f"{there} is there", f"its {split} split beside it", AGAIN)
-            stories += read(path.read_text(encoding="utf-8").splitlines(), str(path), task)
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise damaged(path, str(error), "text in UTF-8", AGAIN) from error
+            stories += read(text.splitlines(), str(path), task)
     return Stories(tuple(found["train"]), tuple(found["test"]))
 
 
 def read(lines: Iterable[str], source: str, task: str = "") -> list[Story]:
     """The stories in the lines of a file.
 
-    Args: source: the file, for messages.     task: whose stories they are.
-    Raises: DamagedFile naming the line that is not a line of a story.
+    Args: source: the file, for messages.     task: to which the stories belong.
+    Raises: DamagedFile naming the first line that is not a line of a story.
     """
     stories: list[list[Line]] = []
     for place, text in enumerate(lines, 1):
