@@ -178,6 +178,11 @@ def test_a_causal_transformer_sees_the_past_alone_and_takes_any_length():
         (gradient,) = torch.autograd.grad(model(x)[:, 2].sum(), x)
         assert gradient.any(-1).any(0).tolist() == [step <= 2 for step in range(length)]
     assert nets.build_transformer("causal_transformer", output="last", **options)(x).shape == (2, 5)
-    for wrong in ({"width": 9}, {"depth": 0}):
-        with pytest.raises(ValueError, match="causal_transformer: width="):
-            nets.build_transformer("causal_transformer", output="last", **{**options, **wrong})
+    for wrong, told in (
+        ({"width": 9}, "causal_transformer: width="),
+        ({"depth": 0}, "causal_transformer: width="),
+        ({"depth": "two"}, "cannot be built with the options {.*'depth': 'two'}"),
+        ({"output": "evry"}, "unknown output of causal_transformer 'evry'; did you mean 'every'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            nets.build_transformer("causal_transformer", **{"output": "last", **options, **wrong})

@@ -5,11 +5,14 @@ from typing import Literal
 
 from torch import nn
 
-Shape = tuple[int, int, int]
+from apical.names import unknown
 
 
 def lenet(
-    *, in_shape: Shape, num_classes: int, form: Literal["auto", "mnist", "cifar"] = "auto"
+    *,
+    in_shape: tuple[int, int, int],
+    num_classes: int,
+    form: Literal["auto", "mnist", "cifar"] = "auto",
 ) -> nn.Sequential:
     """LeNet; layers are named conv1, conv2, conv3, fc1, fc2.
 
@@ -24,43 +27,30 @@ def lenet(
     """
     channels, height, width = in_shape
     if form == "auto":
-        form = _form_of(channels)
+        if channels not in (1, 3):
+            raise ValueError(
+                f"lenet: form='auto' takes 1 or 3 channels, not {channels}; "
+                "say form='mnist' or form='cifar'"
+            )
+        form = "mnist" if channels == 1 else "cifar"
+    gather: nn.Module
     if form == "mnist":
         fits = (height, width) in ((28, 28), (32, 32))
-        _require(fits, in_shape, "the mnist form takes 28x28 or 32x32 pixels")
-        padding = (32 - height) // 2
-        return _net(channels, (6, 16, 120), 5, nn.Identity(), 84, num_classes, padding)
-    if form == "cifar":
-        _require(min(height, width) >= 18, in_shape, "the cifar form takes 18x18 pixels or more")
-        return _net(channels, (32, 64, 128), 3, nn.AdaptiveAvgPool2d(1), 256, num_classes, 0)
-    raise ValueError(f"lenet: form={form!r} is unknown; allowed: auto, cifar, mnist")
-
-
-def _form_of(channels: int) -> Literal["mnist", "cifar"]:
-    if channels not in (1, 3):
+        need = "28x28 or 32x32 pixels"
+        widths, kernel, padding, units = (6, 16, 120), 5, (32 - height) // 2, 84
+        gather = nn.Identity()
+    elif form == "cifar":
+        fits = min(height, width) >= 18
+        need = "18x18 pixels or more"
+        widths, kernel, padding, units = (32, 64, 128), 3, 0, 256
+        gather = nn.AdaptiveAvgPool2d(1)
+    else:
+        raise unknown("form of lenet", form, ("auto", "cifar", "mnist"))
+    if not fits:
         raise ValueError(
-            f"lenet: form='auto' takes 1 or 3 channels, not {channels}; "
-            "say form='mnist' or form='cifar'"
+            f"lenet: in_shape {tuple(in_shape)} does not fit: the {form} form takes {need}; load "
+            "the data with size=32"
         )
-    return "mnist" if channels == 1 else "cifar"
-
-
-def _require(holds: bool, in_shape: Shape, need: str) -> None:
-    if not holds:
-        raise ValueError(
-            f"lenet: in_shape {tuple(in_shape)} does not fit: {need}; load the data with size=32"
-        )
-
-
-def _net(
-    channels: int,
-    widths: tuple[int, int, int],
-    kernel: int,
-    gather: nn.Module,
-    units: int,
-    num_classes: int,
-    padding: int,
-) -> nn.Sequential:
     first, second, third = widths
     layers: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(channels, first, kernel, padding=padding),

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from apical.names import unknown
 from apical.nets.vit import Block
 
 
@@ -53,15 +54,16 @@ def causal_transformer(
 ) -> CausalTransformer:
     """Small causal transformer for sequences, pre-norm.
 
-    Args: inputs: numbers at each step.     outputs: numbers it answers with.
-        output: whether it answers after the "last" step or at "every" one.
+    Args: inputs: numbers at each step.     outputs: number of outputs.
+        output: outputs of the "last" step only or of "every" one.
         width: features of a position, a multiple of `heads`.     depth: number of blocks.
         heads: attention heads.
-    Raises: ValueError for a width that does not divide, or an option below 1.
+    Raises: ValueError for another output, a width that does not divide, or an option below 1.
     Source: Vaswani et al. 2017, its decoder without cross-attention, in the pre-norm form.
     """
-    below = {k: v for k, v in {"width": width, "depth": depth, "heads": heads}.items() if v < 1}
-    if below or width % heads:
+    if output not in ("last", "every"):
+        raise unknown("output of causal_transformer", output, ("last", "every"))
+    if min(width, depth, heads) < 1 or width % heads:
         raise ValueError(
             f"causal_transformer: width={width}, depth={depth}, heads={heads} must be at least 1,"
             " and width a multiple of heads"

@@ -1,4 +1,4 @@
-"""Putting trained weights into a net, all of them or an error."""
+"""Loading trained weights into a net: all of them, or an error."""
 
 from __future__ import annotations
 
@@ -24,38 +24,40 @@ def load(
     rename: Mapping[str, str] | None = None,
     entry: str | None = None,
 ) -> list[str]:
-    """Start a net from trained weights, in place. Every tensor must fit, but for what is skipped.
+    """Load trained weights into a net, in place. Every tensor that is not skipped must fit.
 
     Load first, then replace the head, then convert. A converted model takes plain weights too and
     keeps its feedback.
 
     Args:
         source, entry: see `read`.
-        skip: patterns of names ("fc.*") to leave as the model has them, whatever the source holds.
-        rename: beginnings of the source's names and what stands for them in the model, for example
-            {"backbone.": "", "head.": "fc."}; the first that fits is replaced.
+        skip: patterns of names ("fc.*") of tensors that the model keeps, whatever the source has.
+        rename: prefixes of names in the source and their replacements in the model, for example
+            {"backbone.": "", "head.": "fc."}; the first one that matches a name is used.
 
-    Returns: the names of the model's tensors that were left as they are.
+    Returns: the names of the model's tensors that were not loaded.
     Raises: ValueError naming every tensor that is missing, unexpected or of another shape, before
         anything is changed.
     """
+    skip = [skip] if isinstance(skip, str) else skip
     found = _renamed(read(source, entry=entry), rename or {})
-    own = _own(model, found)
-    _check_patterns(skip, [*own, *found])
-    kept = [name for name in own if _any(name, skip)]
-    found = {name: value for name, value in found.items() if not _any(name, skip)}
-    wanted = {name: value for name, value in own.items() if not _any(name, skip)}
+    own = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    if not any(".feedback." in name for name in found):
+        own = {name: value for name, value in own.items() if ".feedback." not in name}
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in [*own, *found]):
+            raise unknown("name of a tensor, or pattern, to skip", pattern, [*own, *found])
+
+    def skipped(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in skip)
+
+    kept = [name for name in own if skipped(name)]
+    found = {name: value for name, value in found.items() if not skipped(name)}
+    wanted = {name: value for name, value in own.items() if not skipped(name)}
     label = "the state dict" if isinstance(source, Mapping) else str(source)
     _check_fit(wanted, found, label, type(model).__name__)
     model.load_state_dict(found, strict=False)
     return kept
-
-
-def _own(model: nn.Module, found: State) -> dict[str, Tensor]:
-    own = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    if not any(".feedback." in name for name in found):
-        own = {name: value for name, value in own.items() if ".feedback." not in name}
-    return own
 
 
 def _renamed(found: State, rename: Mapping[str, str]) -> State:
@@ -73,19 +75,8 @@ def _renamed(found: State, rename: Mapping[str, str]) -> State:
     return result
 
 
-def _check_patterns(skip: Sequence[str], names: Sequence[str]) -> None:
-    for pattern in [skip] if isinstance(skip, str) else skip:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise unknown("name of a tensor, or pattern, to skip", pattern, names)
-
-
-def _any(name: str, patterns: Sequence[str]) -> bool:
-    chosen = [patterns] if isinstance(patterns, str) else patterns
-    return any(fnmatchcase(name, pattern) for pattern in chosen)
-
-
 def _check_fit(wanted: Mapping[str, Tensor], found: State, label: str, kind: str) -> None:
-    # counters of batches are absent from older files, and decide nothing at the usual momentum
+    # counters of batches are absent from older files, and have no effect at the usual momentum
     missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
     unexpected = [name for name in found if name not in wanted]
     shapes = [

@@ -1,4 +1,4 @@
-"""Reading trained weights, wherever they are, as a plain state dict."""
+"""Reading trained weights from any source as a plain state dict."""
 
 from __future__ import annotations
 
@@ -21,27 +21,31 @@ WRAPPED = ("state_dict", "model_state_dict", "model", "net", "module", "weights"
 """Keys under which training scripts keep the state dict in a checkpoint."""
 
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes of all names by DistributedDataParallel and torch.compile."""
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any], *, entry: str | None = None) -> State:
-    """The state dict that a source holds, on the CPU. Nothing but tensors is ever unpickled.
+    """The state dict of a source, on the CPU. Only tensors are unpickled, no code is run.
 
     Args:
         source: one of
-            a file: `.safetensors`, else what torch.save wrote (a state dict, or a checkpoint that
-            holds one, also one of Apical's);
-            "package:DISTRIBUTION/PATH": a file inside an installed package, which is found by its
-            listing and never imported;
+            a file: `.safetensors`, else as written by torch.save (a state dict, or a checkpoint
+            that contains one, also one of Apical's);
+            "package:DISTRIBUTION/PATH": a file inside an installed package, which is found by the
+            package's list of files and never imported;
             "torchvision:NAME" or "torchvision:NAME@WEIGHTS", "timm:NAME": the library's own
             weights, which it downloads;
             a state dict.
-        entry: key of the state dict in a checkpoint that holds several.
+        entry: key of the state dict in a checkpoint that contains several.
 
-    Names that all begin with "module." or "_orig_mod." lose that.
-    Raises: ValueError for what is not there, cannot be read or holds no weights.
+    A prefix "module." or "_orig_mod." that all names have is removed.
+    Raises: ValueError for a source that does not exist, cannot be read or has no weights.
     """
-    return _without_prefix(_state_dict(_found(source), source, entry))
+    found = _state_dict(_found(source), source, entry)
+    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def digest(state: Mapping[str, Any], *, told: str = "") -> str:
@@ -175,8 +179,8 @@ def _state_dict(found: Any, source: object, entry: str | None) -> Mapping[str, A
     if "belongs_to" in found and "state" in found:  # a checkpoint of Apical's
         inner = found["state"].get("model") if isinstance(found["state"], Mapping) else None
         return _state_dict(inner, source, None)
-    inside = [key for key in found if isinstance(found[key], Mapping) and _has_tensors(found[key])]
-    if not any(isinstance(value, Tensor) for value in found.values()):
+    if not _has_tensors(found):
+        inside = [k for k in found if isinstance(found[k], Mapping) and _has_tensors(found[k])]
         known = [key for key in inside if key in WRAPPED] or inside
         if len(known) == 1:
             return _state_dict(found[known[0]], source, None)
@@ -189,10 +193,3 @@ def _state_dict(found: Any, source: object, entry: str | None) -> Mapping[str, A
 
 def _has_tensors(found: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) for value in found.values())
-
-
-def _without_prefix(found: Mapping[str, Any]) -> State:
-    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
