@@ -125,7 +125,7 @@ def test_every_projection_of_the_vit_is_a_linear_a_rule_can_reach():
         ("lenet", (1, 30, 30), {}, "size=32"),
         ("lenet", (3, 16, 16), {}, "18x18"),
         ("lenet", (2, 32, 32), {}, "form='mnist'"),
-        ("lenet", (1, 32, 32), {"form": "big"}, "allowed: auto, cifar, mnist"),
+        ("lenet", (1, 32, 32), {"form": "big"}, "Allowed: auto, cifar, mnist"),
         ("mlp", (1, 8, 8), {"activation": "rlu"}, "did you mean 'relu'"),
         ("mlp", (1, 8, 8), {"hidden": [0]}, "at least 1"),
         ("mlp", (1, 8, 8), {"hidden": 64}, "e.g. [256, 128]"),

@@ -1,7 +1,7 @@
-"""Gradient audit: does the gradient an attacker would follow raise the loss at all?
+"""Gradient audit: does a step along the gradient that attacks follow increase the loss?
 
-Attacks by a gradient that is not zero but points elsewhere fail, and make a net look robust.
-Checks for zero gradients or random scores do not see that; differences of the loss do.
+Attacks by a gradient that is not zero but points in another direction fail, and the net appears
+robust. Checks for zero gradients or random scores do not detect that; differences of the loss do.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from apical.attacks import checks, slopes
 from apical.attacks.ball import Ball
 from apical.attacks.isolation import restart, undisturbed
 from apical.attacks.losses import FEWEST_CLASSES, against
-from apical.attacks.names import source as named_source
 from apical.attacks.scores import Expectation, adapted
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
+from apical.attacks.sources import source as named_source
 from apical.measure import statistics
+from apical.names import check_at_least
 
 Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
-"""What a gradient is called. The audit alone says neither faithful nor suspect: attacks do."""
+"""Verdicts on a gradient; the audit alone gives neither faithful nor suspect, which need attacks."""
 
 PASSED = "steps along the gradient raise the loss, and it agrees with the exact one"
-"""What the audit says of a gradient that passed."""
 OPEN = "whether it is faithful attacks decide: attacks.robust_report"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where the verdict turns.
+    """Thresholds of the verdict.
 
-    rising: least share of examples whose loss a step along the gradient raises (chance gives half).
-    cosine: least median cosine to the exact gradient, below which it is masked; alike: from which
-    attacks by it are as strong. Between the two attacks decide. agreement: least mean cosine to
-    finite differences, lower as differences of a quantised net are coarse. zero: largest share of
-    examples without a gradient. repeat: least cosine of two answers to the same question;
-    averaged: the same for a mean over random passes.
+    rising: smallest share of examples whose loss a step along the gradient increases (chance: 1/2).
+    cosine: median cosine to the exact gradient below which it is masked; alike: from which attacks
+    by it are equally strong. In between attacks decide. agreement: smallest mean cosine to finite
+    differences; it is lower because differences of a quantised net are coarse. zero: largest share
+    of examples without a gradient. repeat: smallest cosine between two gradients of the same
+    inputs; averaged: the same for a mean over random passes.
     """
 
     rising: float = 0.75
@@ -55,30 +55,29 @@ class Limits:
 
 @dataclass(frozen=True)
 class Audit:
-    """What a gradient was found to be. Shares are fractions; None where nothing could be measured.
+    """The result of an audit. Shares are in [0, 1]; None where nothing could be measured.
 
     Attributes:
-        verdict: "masked": not zero, but it does not point up the loss; "vanishing": zero for many
-            examples; "random": it differs from one time to the next. A report has the same word
-            for such a gradient. "undecided": anything else, since a gradient that points up the
-            loss may be shattered, and one that points nearly where the exact one does may be
-            masked: attacks decide. In a report it is the word of the report.
+        verdict: "masked": not zero, but steps along it do not increase the loss, or it disagrees
+            with the exact one; "vanishing": zero for many examples; "random": it differs between
+            two passes. A report has the same verdict for such a gradient. "undecided": all others,
+            which attacks have to decide. In a report it is the verdict of the report.
         reasons: sentences, also those that alone would not have decided.
-        rising: share of examples (of those with a gradient) whose loss the smallest step that
-            moves it raises; rising_low, rising_high: its Wilson interval. The loss of a spiking net
-            is a staircase with a gradient that ignores the single stairs: there, the smallest
-            such step of at least the length where the agreement is largest.
+        rising: share of examples (of those with a gradient) whose loss is increased by the smallest
+            step that changes it; rising_low, rising_high: its Wilson interval. The loss of a
+            spiking net is piecewise constant, and its gradient ignores single steps of it: there,
+            the smallest such step of at least the length with the largest agreement.
         cosine: median cosine to the exact gradient. agreement: mean cosine to the gradient by
-            finite differences, estimated from random directions, at the length of step where it is
-            largest: a true gradient of a quantised net agrees at some length, a wrong one at none.
-        slope_ratio: median of the slope along the gradient, at that length, to its own length: 1
-            for a true one.
+            finite differences, estimated from random directions, at the step length where it is
+            largest: an exact gradient of a quantised net agrees at some length, others at none.
+        slope_ratio: median ratio of the slope along the gradient, at that length, to its norm: 1
+            for an exact gradient.
         zero: share of zero gradients, the largest over the losses; zero_loss: of which loss.
         saturated: share of examples whose cross entropy is exactly 0; largest_score: median over
             examples of the largest absolute score.
-        repeat: mean cosine between two answers to the same question.
-        misleading: whether a step along the gradient does not raise the loss often enough; a
-            gradient may be "masked" without it, when it points up the loss but elsewhere.
+        repeat: mean cosine between two gradients of the same inputs.
+        misleading: whether steps along the gradient do not increase the loss often enough; a
+            gradient may be "masked" without that, if it disagrees with the exact one.
         passed: whether no measurement contradicts the gradient.
     """
 
@@ -122,18 +121,17 @@ def audit(
     """Examine the gradient of any PyTorch classifier in eval mode; the model is left as it was.
 
     Args:
-        gradient: the source to examine; "own" is what `loss.backward()` delivers.
-        loss: of which; None stands for "dlr", with two classes "margin". Cross entropy would
-            saturate with the scores; its zeros are counted separately.
-        directions: random ones for the comparison with finite differences, ten forward passes
-            each, at least 1. seed: of these.
+        gradient: the source to examine; "own" is that of `loss.backward()`.
+        loss: of which the gradient is examined; None: "dlr", with two classes "margin". Cross
+            entropy would saturate with large scores; its zero gradients are counted separately.
+        directions: random directions for the comparison with finite differences, ten forward
+            passes each, at least 1. seed: of these.
 
     Shapes: x (N, ...) within `bounds`, y (N,); 50 examples give a share to within 14 points.
     Raises: ValueError as attacks do, except that random scores are allowed.
     """
     checks.check_model(model)
-    if directions < 1:
-        raise ValueError(f"audit: directions={directions} must be at least 1")
+    check_at_least("audit", 1, directions=directions)
     chosen, limits = named_source(gradient), limits or Limits()
     model, x = adapted(model, x)
     with warnings.catch_warnings():
@@ -152,11 +150,25 @@ def audit(
             answer = oracle.ask(x, y, against(y, name))
             sloping = partial(slopes.measure, bounds=bounds, directions=directions, seed=seed)
             measured = _measured(oracle, answer.gradient, x, y, name, sloping)
-            restart(model, seed)  # a random model is to take the same chances
-            exact = _exact(model, x, y, name)
+            restart(model, seed)  # a random model must use the same random numbers
+            with Exact().open(model) as other:
+                exact = other.ask(x, y, against(y, name)).gradient
     if isinstance(model, Expectation):
         limits = replace(limits, repeat=limits.averaged)
-    return _judged(measured | {"source": str(chosen), "loss": name}, answer.gradient, exact, limits)
+    both = slopes.pointing(answer.gradient) & slopes.pointing(exact)
+    cosines = slopes.cosines(answer.gradient, exact)[both]
+    measured |= {"source": str(chosen), "loss": name}
+    measured["cosine"] = cosines.median().item() if both.any() else None
+    verdict, passed, reasons = _verdict(measured, limits)
+    del measured["steady"], measured["vanished"]
+    rising = measured["rising"]
+    return Audit(
+        verdict=verdict,
+        reasons=reasons,
+        misleading=isinstance(rising, float) and rising < limits.rising,
+        passed=passed,
+        **measured,  # type: ignore[arg-type]
+    )
 
 
 def _measured(
@@ -200,41 +212,15 @@ def _measured(
     }
 
 
-def _exact(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Tensor:
-    with Exact().open(model) as oracle:
-        return oracle.ask(x, y, against(y, name)).gradient
-
-
-def _judged(measured: dict[str, object], gradient: Tensor, exact: Tensor, limits: Limits) -> Audit:
-    both = slopes.pointing(gradient) & slopes.pointing(exact)
-    cosine = slopes.cosines(gradient, exact)[both].median().item() if both.any() else None
-    found = dict(measured)
-    steady = found.pop("steady")
-    verdict, passed, reasons = _verdict(found | {"cosine": cosine}, bool(steady), limits)
-    del found["vanished"]
-    rising = found["rising"]
-    misleading = isinstance(rising, float) and rising < limits.rising
-    return Audit(
-        verdict=verdict,
-        reasons=reasons,
-        cosine=cosine,
-        misleading=misleading,
-        passed=passed,
-        **found,  # type: ignore[arg-type]
-    )
-
-
-def _verdict(
-    found: dict[str, object], steady: bool, limits: Limits
-) -> tuple[Word, bool, tuple[str, ...]]:
-    """The word, whether the gradient passed, and the reasons."""
+def _verdict(found: dict[str, object], limits: Limits) -> tuple[Word, bool, tuple[str, ...]]:
+    """The verdict, whether the gradient passed, and the reasons."""
 
     def below(key: str, limit: float) -> bool:
         value = found[key]
         return isinstance(value, float) and value < limit
 
     reasons: dict[str, list[str]] = {"random": [], "masked": [], "vanishing": [], "undecided": []}
-    if not steady:
+    if not found["steady"]:
         reasons["random"].append("two forward passes on the same inputs differ")
     if below("repeat", limits.repeat):
         reasons["random"].append(
@@ -279,13 +265,12 @@ def _verdict(
     every = tuple(reason for group in reasons.values() for reason in group)
     order: tuple[Word, ...] = ("random", "masked", "vanishing", "undecided")
     verdict: Word = next((word for word in order if reasons[word]), "undecided")
-    passed = not every
-    return verdict, passed, (*(every or (PASSED, OPEN)), *finding)
+    return verdict, not every, (*(every or (PASSED, OPEN)), *finding)
 
 
 def _varies(scores: Tensor, y: Tensor, loss: str) -> Tensor:
-    """Where a loss depends on the input: DLR is 1, whatever the scores, where that of the label
-    is the third largest, for it is then the same number above and below the line."""
+    """Where a loss depends on the input: DLR is constantly 1 where the label has the third largest
+    score, because numerator and denominator are then equal."""
     larger = (scores > scores.gather(1, y[:, None])).sum(1)
     return larger != 2 if loss == "dlr" else torch.ones_like(y, dtype=torch.bool)
 

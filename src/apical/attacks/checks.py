@@ -1,4 +1,4 @@
-"""Wrong arguments of attacks, refused before anything is computed."""
+"""Checks of the arguments of attacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on binary events: a number of them is added or removed, and nothing in between."""
+"""Attacks on binary events, which add or remove a number of events."""
 
 from __future__ import annotations
 
@@ -9,32 +9,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apical.attacks.ball import FewFlips
 from apical.attacks.base import Attack
-from apical.attacks.losses import (
-    FEWEST_CLASSES,
-    LossName,
-    against,
-    broken,
-    margin,
-)
+from apical.attacks.losses import LossName, against, broken, check_classes, margin
 from apical.attacks.sources import Oracle
+from apical.names import check_at_least
 
 
 @dataclass(frozen=True)
 class Flips(Attack):
-    """Flips the events whose flip raises the loss most by its gradient g: the gain of flipping x
-    is g (1 - 2x). Where none has a gain, fewer are flipped.
+    """Flips the events whose flip increases the loss most according to its gradient g: the gain of
+    flipping x is g (1 - 2x). Events without a positive gain are not flipped.
 
     Args:
         count: how many of an example's values may be flipped, at least 1.
         steps: rounds, at least 1, each with a new gradient and an equal share of the flips; no
             value is flipped twice.
         loss: "ce", "dlr" or "margin".
-        stop_when_broken: of several rounds, leave an example alone once it is misclassified.
-        finish: how many candidates the last flip is chosen from by forward passes, those of the
-            largest gain; 0 trusts the gradient. A gradient says what an infinitely small change
-            does, and a flip is a large one.
+        stop_when_broken: of several rounds, leave out an example once it is misclassified.
+        finish: number of candidates, those of the largest gain, from which forward passes choose
+            the last flip; 0: the gradient chooses it. A gradient predicts the effect of a small
+            change, and a flip is a large one.
 
     Shapes: inputs (N, ...) of zeros and ones.
     Raises: ValueError for inputs that are not binary, or more flips than values.
@@ -49,8 +43,7 @@ class Flips(Attack):
 
     def validate(self) -> None:
         _check_count(self, self.count)
-        if self.finish < 0:
-            raise ValueError(f"{self.name}: finish={self.finish} must be at least 0")
+        check_at_least(self.name, 0, finish=self.finish)
         if not 1 <= self.steps <= self.count:
             raise ValueError(
                 f"{self.name}: steps={self.steps} must be from 1 to count={self.count}"
@@ -65,10 +58,7 @@ class Flips(Attack):
         return f"Flips-{self.steps} {self.loss}" + (" finished" if self.finish else "")
 
     def check_classes(self, classes: int) -> None:
-        if classes < FEWEST_CLASSES[self.loss]:
-            raise ValueError(
-                f"{self.name}: loss={self.loss!r} needs {FEWEST_CLASSES[self.loss]} classes"
-            )
+        check_classes(self.name, self.loss, classes)
 
     def passes(self, classes: int) -> int:
         return self.steps + (self.finish + 1 if self.finish else 0)
@@ -149,11 +139,11 @@ class RandomFlips(Attack):
 
 @dataclass(frozen=True)
 class GreedyFlips(Attack):
-    """Flips events one after the other, by scores alone: of all single flips that are tried, the
-    one with the smallest margin. Needs no gradient, so it also tells of nets that have none.
+    """Flips events one after the other by scores only: of all single flips that are tried, the one
+    with the smallest margin. Needs no gradient, so that it applies to nets without one, too.
 
     Each round tries every value that was not flipped yet, or as many random ones as the queries
-    allow. Of equal margins one is taken by chance: where scores are rounded, many are equal.
+    allow. Of equal margins a random one is taken: where scores are rounded, many are equal.
 
     Args:
         count: how many of an example's values may be flipped, at least 1.
@@ -196,7 +186,7 @@ class GreedyFlips(Attack):
         for _ in range(self.count):
             order = torch.rand(len(rows), flat.shape[1], generator=generator).to(x.device)
             places = order.masked_fill(~fresh[rows], -1).topk(min(share, flat.shape[1]), 1).indices
-            points, margins = result[rows], torch.full((len(rows),), torch.inf, device=x.device)
+            margins = torch.full((len(rows),), torch.inf, device=x.device)
             chosen = places[:, 0].clone()
             for place in places.t():
                 points = result[rows]
@@ -232,11 +222,8 @@ def _check_count(attack: Attack, count: int) -> None:
 
 
 def _binary(attack: Attack, x: Tensor, count: int) -> tuple[Tensor, float, float]:
-    """The examples as rows, and the two values."""
+    """The examples as rows, and the two values.     Raises: ValueError if they do not fit."""
     check_binary(attack.name, x, attack.bounds)
     if count > x[0].numel():
         raise ValueError(f"{attack.name}: an example has {x[0].numel()} values only")
     return x.flatten(1), *attack.bounds
-
-
-__all__ = ["FewFlips", "Flips", "GreedyFlips", "RandomFlips", "check_binary"]

@@ -1,4 +1,4 @@
-"""Noise of the size of an attack: the control that tells robustness from insensitivity."""
+"""Random noise of the size of an attack, the control for attacks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from apical.attacks.ball import Ball, Norm, unit
 from apical.attacks.base import Attack
 from apical.attacks.losses import broken
 from apical.attacks.sources import Oracle
+from apical.names import check_at_least
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Noise(Attack):
 
     Args:
         eps: radius.
-        kind: "uniform" in the ball ("l2": uniform direction and radius); "gaussian" normal with
-            standard deviation eps / 2 ("l2": a normal direction of length eps), projected on the
-            ball; "sign" +-eps for every value, by a fair coin ("linf" only).
-        draws: at least 1; the first misclassified one is returned.
+        kind: "uniform" in the ball ("l2": uniform direction and radius); "gaussian": normal with
+            standard deviation eps / 2 ("l2": a random direction with length eps), projected to the
+            ball; "sign": +eps or -eps for every value with equal probability ("linf" only).
+        draws: at least 1; the first misclassified one is returned, else the last.
     """
 
     eps: float
@@ -35,8 +36,7 @@ class Noise(Attack):
 
     def validate(self) -> None:
         super().validate()
-        if self.draws < 1:
-            raise ValueError(f"{self.name}: draws={self.draws} must be at least 1")
+        check_at_least(self.name, 1, draws=self.draws)
         if self.kind == "sign" and self.norm != "linf":
             raise ValueError(f"{self.name}: kind='sign' is for norm='linf', not {self.norm!r}")
 

@@ -1,4 +1,4 @@
-"""Attacks of earlier studies at their settings, to compare their numbers with the worst case."""
+"""Attacks of earlier studies with their settings, to compare their results with the worst case."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from apical.names import unknown
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a study attacked with. The study took the net's own gradient; here each attack that
-    follows one also takes the exact one.
+    """The attacks of a study. The study used the net's own gradient; here each attack that follows
+    a gradient also uses the exact one.
 
-    Args: attacks: at any radius ("linf"); theirs is replaced. pixels: numbers of pixels that may
-        change. pixel_attack: how; its number is replaced. pixel_images: images that is tried on,
-        the first ones (>= 1).
+    Args: attacks: "linf" attacks; their radius is replaced. pixels: numbers of pixels that may
+        change. pixel_attack: for these; its number of pixels is replaced. pixel_images: number of
+        images, the first ones, that it is applied to (>= 1).
     """
 
     attacks: tuple[Attack, ...]

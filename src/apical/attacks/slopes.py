@@ -1,4 +1,4 @@
-"""Slopes of a loss by finite differences, and what a gradient claims that they are."""
+"""Slopes of a loss by finite differences, compared with those that a gradient predicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOISE = 1e-5
 
 
 class Slopes(NamedTuple):
-    """What differences of the loss say of a gradient; see `audit.Audit` for each.
+    """A gradient compared with differences of the loss; see `audit.Audit` for each.
 
     Shapes: rising, bool, and ratio: (examples with a gradient,).
     """
@@ -70,18 +70,18 @@ def measure(
 
 
 def pointing(gradient: Tensor) -> Tensor:
-    """Which examples have a gradient, however small. Shapes: (N, ...) -> (N,)."""
+    """Which examples have a gradient other than zero. Shapes: (N, ...) -> (N,)."""
     return gradient.flatten(1).abs().amax(1) > 0
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Of each example, whatever the sizes; 0 where one is zero. Shapes: (N, ...) twice -> (N,)."""
+    """The cosine of each example; 0 where a vector is zero. Shapes: (N, ...) twice -> (N,)."""
     return (unit(a.double(), "l2") * unit(b.double(), "l2")).flatten(1).sum(1)
 
 
 def _relative(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Loss:
-    """The loss, a margin in units of the range of an example's clean scores: as DLR is by itself,
-    free of the size of the scores."""
+    """The loss, a margin in units of the range of an example's clean scores: then, as DLR, it does
+    not depend on the scale of the scores."""
     loss = against(y, name)
     if name == "dlr":
         return loss
@@ -100,7 +100,7 @@ def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor]
     """The loss at a distance along a direction. Shapes: distance (N,), direction as x."""
 
     def value(distance: Tensor, direction: Tensor) -> Tensor:
-        restart(model, 0)  # a random model: the difference of two draws says nothing of the slope
+        restart(model, 0)  # a random model must use the same random numbers at both points
         with torch.no_grad():
             return loss(model(x + per_example(distance, x) * direction))
 
