@@ -26,7 +26,7 @@ from apical.measure import statistics
 from apical.names import check_at_least
 
 Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
-"""Verdicts on a gradient; the audit alone gives neither faithful nor suspect, which need attacks."""
+"""Verdicts on a gradient; the audit alone gives neither faithful nor suspect: they need attacks."""
 
 PASSED = "steps along the gradient raise the loss, and it agrees with the exact one"
 OPEN = "whether it is faithful attacks decide: attacks.robust_report"

@@ -52,7 +52,7 @@ class Codes:
         return torch.from_numpy(ones.astype(np.int8) * 2 - 1)
 
     def inverted(self) -> Codes:
-        """Every bit turned: what no attack on the query can exceed by much in doing harm."""
+        """All bits inverted: an approximate bound on the effect of attacks on the query."""
         return pack(-self.signs())
 
     def constant_bits(self) -> list[int]:
@@ -111,8 +111,8 @@ def warn_of_constant_bits(codes: Codes) -> None:
         listed = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
         warnings.warn(
             f"{len(constant)} of {codes.bits} bits are the same in all {len(codes)} codes of the"
-            f" database ({listed}), so they find nothing. Either the net has collapsed (balanced"
-            " pair weights or a smaller learning rate may help), or its loss asks for it (the"
+            f" database ({listed}), so they contain no information. Either the net has collapsed"
+            " (balanced pair weights or a smaller learning rate may help), or its loss causes it (the"
             " first bit of CSQ's first K centres)",
             ConstantBitWarning,
             stacklevel=3,

@@ -1,4 +1,4 @@
-"""From a net's outputs to numbers in (-1, 1) that a loss can be differentiated through."""
+"""The differentiable relaxation of codes: from a net's outputs to numbers in (-1, 1)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def relax(outputs: Tensor, sharpness: float = 1.0) -> Tensor:
-    """u = tanh(alpha h): the code, sign h, made smooth. Its limit for large alpha is the code.
+    """u = tanh(alpha h): a differentiable form of the code sign h, its limit for large alpha.
 
-    The tanh is not part of the net: training and attacks each choose their own alpha, and where
-    it is large h still has what u has lost by rounding.
+    The tanh is not part of the net: training and attacks each choose their own alpha, and for a
+    large alpha h has information that u has lost by rounding.
 
     Args: sharpness: alpha, above 0.
     >>> relax(torch.tensor([-0.5, 2.0]), 3.0)

@@ -1,4 +1,4 @@
-"""HAG: the query's own code is turned around."""
+"""HAG: the bits of the query's own code are inverted."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from torch import Tensor, nn
 
 from apical.attacks import Source
 from apical.attacks.losses import Loss
+from apical.names import check_at_least
 from apical.retrieval.attacks.attack import RetrievalAttack
 from apical.retrieval.relaxation import relax
 
 
 @dataclass(frozen=True, eq=False)
 class HAG(RetrievalAttack):
-    """Hash adversary generation: bits of the query are pushed to the other side. Non-targeted.
+    """Hash adversary generation: the bits of the query's code are inverted. Non-targeted.
 
-    With v = tanh(alpha h(x')), u = tanh(h(x)) of the clean input, and w_k = 1 for bits with
-    |v_k - sign u_k| < 1 + t, which are not safely turned yet (0 for the others), and M their
-    number, it descends
+    With v = tanh(alpha h(x')), u = tanh(h(x)) of the clean input, w_k = 1 for bits with
+    |v_k - sign u_k| < 1 + t, which are not inverted with a margin yet (0 for the others), and M
+    their number, it minimises
 
         L = (sum_k w_k v_k u_k / M + 1)^2 + beta (mean_k w_k v_k)^2.
 
-    Where all bits are turned (M = 0) the first sum is 0.
+    If all bits are inverted (M = 0) the first sum is 0.
 
     Args: margin: t, at least 0. balance: beta, at least 0.
-    The labels given do not matter; `attack(model, x)` will do.
+    Labels have no effect and may be left out: `attack(model, x)`.
     Source: Yang, Liu, Deng, Tao 2018, "Adversarial examples for Hamming space search"; published
         with steps=2000, optimizer="sgd", sharpness=SHARPNESS, eps=8/255.
     """
@@ -40,10 +41,7 @@ class HAG(RetrievalAttack):
 
     def validate(self) -> None:
         super().validate()
-        if not (self.margin >= 0 and self.balance >= 0):
-            raise ValueError(
-                f"HAG: margin={self.margin} and balance={self.balance} must be at least 0"
-            )
+        check_at_least("HAG", 0, margin=self.margin, balance=self.balance)
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""How visible an attack is."""
+"""The perceptibility of an attack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apical.attacks.ball import lengths
 class Perceptibility:
     """Means over examples of the change, in units of the inputs.
 
-    linf: the largest change of one value. l2: the Euclidean length. mse: the mean square.
+    linf: the largest change of one value. l2: the Euclidean norm. mse: the mean square.
     """
 
     linf: float
