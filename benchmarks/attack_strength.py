@@ -1,4 +1,4 @@
-"""Does another tool break an image that we call robust? Same nets, same images, CPU time beside.
+"""Whether other tools break images that reports call robust: same nets, same images, CPU time.
 
 Nets trained by BP, FA, DFA, uSF, and adversarially by BP, on digits, MNIST and CIFAR-10. Each is
 attacked by the report at default effort and at high effort, by AutoAttack's standard version

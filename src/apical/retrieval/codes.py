@@ -112,8 +112,8 @@ def warn_of_constant_bits(codes: Codes) -> None:
         warnings.warn(
             f"{len(constant)} of {codes.bits} bits are the same in all {len(codes)} codes of the"
             f" database ({listed}), so they contain no information. Either the net has collapsed"
-            " (balanced pair weights or a smaller learning rate may help), or its loss causes it (the"
-            " first bit of CSQ's first K centres)",
+            " (balanced pair weights or a smaller learning rate may help), or its loss causes it"
+            " (the first bit of CSQ's first K centres)",
             ConstantBitWarning,
             stacklevel=3,
         )
