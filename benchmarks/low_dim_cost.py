@@ -2,8 +2,8 @@
 
 Step times are ratios to plain backprop as in `step_time.py`: adjacent pairs in one process, one
 thread, CPU time of the process, and a second copy of backprop as the control, whose error is that
-of all ratios. Multiply-adds are counted from the layers' shapes for the backward pass of convolutions
-and linear layers, including those that the rule adds (Oja's rule, the gradient of Q).
+of all ratios. Multiply-adds are counted from the layers' shapes for the backward pass of
+convolutions and linear layers, with those that the rule adds (Oja's rule, the gradient of Q).
 
     python benchmarks/low_dim_cost.py --out results/low_dim_cost.json
 """

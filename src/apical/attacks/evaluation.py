@@ -156,7 +156,7 @@ def robust_report(
     input_checks.check_batch_size("robust_report", batch_size)
     check_at_least("robust_report", 1, samples=samples)
     norm = _checked_norm(norm, protocol)
-    radii = [eps] if isinstance(eps, Real) else list(eps)  # type: ignore[arg-type]
+    radii = [float(eps)] if isinstance(eps, Real) else list(eps)
     model, x = adapted(model, x)
     y = y.detach()
     surrogates = {name: adapted(other, x)[0] for name, other in (surrogates or {}).items()}
