@@ -11,7 +11,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.training import loop
 from apical.data import sequences
-from apical.data.errors import DamagedFile, MissingData
+from apical.data.places import DamagedFile, MissingData
 from apical.data.sequences import NOTHING, Babi, Stream
 from apical.data.sequences.babi import errors
 from apical.data.sequences.babi_files import load, read

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from apical.data import DamagedFile, cifar, mnist, parquet
-from apical.data.cifar_files import read_binary, read_python
-from apical.data.errors import MissingData
+from apical.data.cifar import read_binary, read_python
 from apical.data.events import read_events
 from apical.data.folder import load_folder
-from apical.data.idx import read_idx
+from apical.data.mnist import read_idx
+from apical.data.places import MissingData
 
 AGAIN = "copy it again"
 

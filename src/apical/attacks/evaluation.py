@@ -203,8 +203,12 @@ def robust_report(
             planned.insert(number, longer)
         if on_trial:
             on_trial(trial, number, len(planned))
-    if not setting.has_feedback:
-        trials += _own_of_a_plain_model(trials)
+    if not setting.has_feedback:  # its own gradient is the exact one: the same trials, both names
+        trials += [
+            replace(trial, group="own", source="own", key=trial.key.replace("exact", "own"))
+            for trial in trials
+            if trial.group == "exact" and trial.on == "all" and _counts(trial)
+        ]
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
     right = tuple(clean.tolist())
     gaps = tuple(sanity.gap(trials, right, radius) for radius in budgets)
@@ -286,15 +290,6 @@ def _budgets(eps: Sequence[float], norm: Threat, bounds: tuple[float, float]) ->
 def _counts(trial: Trial) -> bool:
     """Whether the examples that it broke count as broken at its radius."""
     return trial.role != "large" and trial.group != "pixels"
-
-
-def _own_of_a_plain_model(trials: Sequence[Trial]) -> list[Trial]:
-    """Without feedback the own gradient is the exact one: the same trials with both names."""
-    return [
-        replace(trial, group="own", source="own", key=trial.key.replace("exact", "own"))
-        for trial in trials
-        if trial.group == "exact" and trial.on == "all" and _counts(trial)
-    ]
 
 
 def _worst(trials: Sequence[Trial], clean: tuple[bool, ...], eps: float) -> Worst:

@@ -16,7 +16,29 @@ from apical.names import check_at_least
 
 
 @dataclass(frozen=True)
-class Flips(Attack):
+class _FlipAttack(Attack):
+    count: int
+
+    def validate(self) -> None:
+        if type(self.count) is not int or self.count < 1:
+            raise ValueError(
+                f"{self.name}: count={self.count!r} must be a whole number of at least 1"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__}({self.count})"
+
+    def flat(self, x: Tensor) -> tuple[Tensor, float, float]:
+        """The examples as rows, and the two values.     Raises: ValueError if they do not fit."""
+        check_binary(self.name, x, self.bounds)
+        if self.count > x[0].numel():
+            raise ValueError(f"{self.name}: an example has {x[0].numel()} values only")
+        return x.flatten(1), *self.bounds
+
+
+@dataclass(frozen=True)
+class Flips(_FlipAttack):
     """Flips the events whose flip increases the loss most according to its gradient g: the gain of
     flipping x is g (1 - 2x). Events without a positive gain are not flipped.
 
@@ -35,23 +57,18 @@ class Flips(Attack):
     Source: after the gradient-to-spike attacks of Liang et al. 2021, which flip one at a time.
     """
 
-    count: int
     steps: int = 1
     loss: LossName = "ce"
     stop_when_broken: bool = True
     finish: int = 0
 
     def validate(self) -> None:
-        _check_count(self, self.count)
+        super().validate()
         check_at_least(self.name, 0, finish=self.finish)
         if not 1 <= self.steps <= self.count:
             raise ValueError(
                 f"{self.name}: steps={self.steps} must be from 1 to count={self.count}"
             )
-
-    @property
-    def name(self) -> str:
-        return f"Flips({self.count})"
 
     @property
     def label(self) -> str:
@@ -64,7 +81,7 @@ class Flips(Attack):
         return self.steps + (self.finish + 1 if self.finish else 0)
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        flat, low, high = _binary(self, x, self.count)
+        flat, low, high = self.flat(x)
         result, rows = flat.clone(), torch.arange(len(x), device=x.device)
         fresh = torch.ones_like(flat, dtype=torch.bool)
         for step in range(self.steps):
@@ -106,7 +123,7 @@ class Flips(Attack):
 
 
 @dataclass(frozen=True)
-class RandomFlips(Attack):
+class RandomFlips(_FlipAttack):
     """Flips events at random places: the control for `Flips`.
 
     Args: count: how many of an example's values, at least 1.
@@ -114,23 +131,14 @@ class RandomFlips(Attack):
     Raises: ValueError for inputs that are not binary, or more flips than values.
     """
 
-    count: int
-
     default_gradient: ClassVar[str] = "none"
-
-    def validate(self) -> None:
-        _check_count(self, self.count)
-
-    @property
-    def name(self) -> str:
-        return f"RandomFlips({self.count})"
 
     @property
     def label(self) -> str:
         return "Flips random"
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        flat, low, high = _binary(self, x, self.count)
+        flat, low, high = self.flat(x)
         order = torch.rand(flat.shape, generator=self.generator())  # the same on every device
         places = order.topk(self.count, dim=1).indices.to(x.device)
         turned = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True)
@@ -138,7 +146,7 @@ class RandomFlips(Attack):
 
 
 @dataclass(frozen=True)
-class GreedyFlips(Attack):
+class GreedyFlips(_FlipAttack):
     """Flips events one after the other by scores only: of all single flips that are tried, the one
     with the smallest margin. Needs no gradient, so that it applies to nets without one, too.
 
@@ -153,21 +161,16 @@ class GreedyFlips(Attack):
     Raises: ValueError for inputs that are not binary, or more flips than values.
     """
 
-    count: int
     queries: int = 0
 
     default_gradient: ClassVar[str] = "none"
 
     def validate(self) -> None:
-        _check_count(self, self.count)
+        super().validate()
         if self.queries and self.queries < self.count:
             raise ValueError(
                 f"{self.name}: queries={self.queries} must be 0 or at least count={self.count}"
             )
-
-    @property
-    def name(self) -> str:
-        return f"GreedyFlips({self.count})"
 
     @property
     def label(self) -> str:
@@ -177,7 +180,7 @@ class GreedyFlips(Attack):
         return self.queries or sys.maxsize  # as many as there are values, for each flip
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        flat, low, high = _binary(self, x, self.count)
+        flat, low, high = self.flat(x)
         generator = self.generator()
         result = flat.clone()
         fresh = torch.ones_like(flat, dtype=torch.bool)
@@ -214,16 +217,3 @@ def check_binary(owner: str, x: Tensor, bounds: tuple[float, float]) -> None:
             f"first is {x[odd][0].item():.4g}; it flips binary events. Attack images with FGSM or "
             "PGD, or binarise them"
         )
-
-
-def _check_count(attack: Attack, count: int) -> None:
-    if type(count) is not int or count < 1:
-        raise ValueError(f"{attack.name}: count={count!r} must be a whole number of at least 1")
-
-
-def _binary(attack: Attack, x: Tensor, count: int) -> tuple[Tensor, float, float]:
-    """The examples as rows, and the two values.     Raises: ValueError if they do not fit."""
-    check_binary(attack.name, x, attack.bounds)
-    if count > x[0].numel():
-        raise ValueError(f"{attack.name}: an example has {x[0].numel()} values only")
-    return x.flatten(1), *attack.bounds

@@ -9,23 +9,20 @@ import os
 from collections.abc import Callable
 
 from apical.data.batches import AUGMENTS, Batches
+from apical.data.bundled import load_digits, load_drifting_bars, load_letters
 from apical.data.cifar import (
     load_cifar10,
     load_cifar10_first5,
     load_cifar10_unseen,
     load_cifar100,
 )
-from apical.data.digits import load_digits
-from apical.data.drifting_bars import load_drifting_bars
-from apical.data.errors import DamagedFile, MissingData
 from apical.data.events import load_nmnist
 from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation
-from apical.data.letters import load_letters
 from apical.data.mnist import load_fashion_mnist, load_mnist
 from apical.data.own import from_splits, load_own
 from apical.data.own_splits import TensorSplit
-from apical.data.places import roots
+from apical.data.places import DamagedFile, MissingData, roots
 from apical.data.saccades import load_event_mnist
 from apical.names import unknown
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from apical.data.errors import DamagedFile, MissingData
+from apical.data.places import DamagedFile, MissingData
 
 TIMEOUT_S = 30
 BLOCK = 1 << 18

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from apical.data.errors import DamagedFile, MissingData
 from apical.data.images import ImageData
-from apical.data.places import candidates, missing
+from apical.data.places import DamagedFile, MissingData, candidates, missing
 
 SIDE, STEPS = 34, 10
 EVENT = 5

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from apical.data.errors import DamagedFile, damaged
 from apical.data.images import ImageData
-from apical.data.places import candidates, missing
+from apical.data.places import DamagedFile, candidates, damaged, missing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -141,10 +140,13 @@ class FolderSplit:
         Shapes: zooms, one row of 5 numbers in [0, 1) for each image: area, aspect, place, mirror.
         Raises: DamagedFile (a ValueError) naming an image that cannot be read.
         """
+        workers = self.workers
+        if workers is None:
+            workers = 0 if len(self) < FEW else min(8, os.cpu_count() or 1)
         loader = DataLoader(
             Decoder(self.paths, self.size, self.kept),
             batch_sampler=_items(indices, zooms),
-            num_workers=self._workers(),
+            num_workers=workers,
             collate_fn=_stack,
             # its own generator: else the loader takes a seed from the global one
             generator=torch.Generator(),
@@ -153,11 +155,6 @@ class FolderSplit:
             if isinstance(images, DamagedFile):
                 raise images
             yield images, self.labels[chosen]
-
-    def _workers(self) -> int:
-        if self.workers is not None:
-            return self.workers
-        return 0 if len(self) < FEW else min(8, os.cpu_count() or 1)
 
 
 class Decoder(Dataset):

@@ -13,8 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from apical.data.errors import damaged
-from apical.data.places import cache_folder
+from apical.data.places import cache_folder, damaged
 
 VERSION = 1  # of the decoded form; raise it when the decoding changes
 IMAGE_COLUMNS = ("img", "image")

@@ -1,9 +1,24 @@
-"""Where data sets are searched for: root argument, APICAL_DATA, cache."""
+"""Where data sets are searched for, and the errors of missing and damaged ones."""
 
 import os
 from pathlib import Path
 
-from apical.data.errors import MissingData
+
+class MissingData(ValueError):
+    """A data set was not found; the text lists the ways to get it."""
+
+
+class DamagedFile(ValueError):
+    """A data file has unexpected content; the text names the file and says how to replace it."""
+
+
+def damaged(path: object, found: str, expected: str, again: str) -> DamagedFile:
+    """The error for one damaged file.
+
+    Args: found: what it contains.     expected: checksum, size or format.     again: how to replace
+        it.
+    """
+    return DamagedFile(f"{path} is damaged: {found}; expected {expected}. To get it again: {again}")
 
 
 def cache_folder() -> Path:

@@ -17,16 +17,13 @@ from torch import nn
 from apical.names import unknown
 from apical.nets.efficientnet_lite import efficientnet_lite0
 from apical.nets.external import build_external, in_libraries
+from apical.nets.feedforward import lenet, mlp, vgg
 from apical.nets.initial import LAWS, initialise
-from apical.nets.lenet import lenet
-from apical.nets.mlp import mlp
 from apical.nets.offers import OwnLoss, Problem, Traced
 from apical.nets.recurrent import GRU, LSTM, SRN, Cell, Recurrent
 from apical.nets.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from apical.nets.spiking.networks import spiking_conv, spiking_mlp
-from apical.nets.transformer import causal_transformer
-from apical.nets.vgg import vgg
-from apical.nets.vit import vit
+from apical.nets.transformer import causal_transformer, vit
 
 __all__ = [
     "CELLS",

@@ -23,10 +23,9 @@ from apical.retrieval.ranking import distances, pairwise_distances, rank, rankin
 from apical.retrieval.relaxation import Continuation, relax
 
 if TYPE_CHECKING:
-    from apical.retrieval.attacks.attack import RetrievalAttack
+    from apical.retrieval.attacks.attack import Perceptibility, RetrievalAttack, perceptibility
     from apical.retrieval.attacks.hag import HAG
     from apical.retrieval.attacks.known_database import SDHA, Anchor
-    from apical.retrieval.attacks.perceptibility import Perceptibility, perceptibility
 
 __all__ = [
     "CSQ",
@@ -81,9 +80,9 @@ import_on_use(  # attacks are imported when they are first used
     {
         "Anchor": "apical.retrieval.attacks.known_database:Anchor",
         "HAG": "apical.retrieval.attacks.hag:HAG",
-        "Perceptibility": "apical.retrieval.attacks.perceptibility:Perceptibility",
+        "Perceptibility": "apical.retrieval.attacks.attack:Perceptibility",
         "RetrievalAttack": "apical.retrieval.attacks.attack:RetrievalAttack",
         "SDHA": "apical.retrieval.attacks.known_database:SDHA",
-        "perceptibility": "apical.retrieval.attacks.perceptibility:perceptibility",
+        "perceptibility": "apical.retrieval.attacks.attack:perceptibility",
     },
 )

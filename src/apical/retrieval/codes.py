@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,13 +94,8 @@ def encode(model: nn.Module, x: Tensor, *, batch: int = 500) -> Codes:
         raise ValueError("encode: the model is in training mode; call model.eval() first")
     if not len(x):
         raise ValueError("encode: no inputs")
-    return pack(torch.cat(list(_outputs(model, x, batch))))
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, x: Tensor, batch: int) -> Iterator[Tensor]:
-    for rows in x.split(batch):
-        yield model(rows)
+    with torch.no_grad():
+        return pack(torch.cat([model(rows) for rows in x.split(batch)]))
 
 
 def warn_of_constant_bits(codes: Codes) -> None:

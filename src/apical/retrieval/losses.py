@@ -121,7 +121,8 @@ class PairLoss(HashLoss):
         alike = relevant(labels, others.labels).to(u.dtype)
         terms = self.pairs(u, others.codes, alike)
         if self.pair_weight == "balanced":
-            terms = terms * _balancing(alike)
+            pairs, positive = alike.numel(), alike.sum()
+            terms = terms * (pairs / torch.where(alike > 0, positive, pairs - positive))
         return terms.mean() + self.penalty(u)
 
     @abc.abstractmethod
@@ -211,10 +212,3 @@ class HashNet(PairLoss):
 def _likelihood(products: Tensor, alike: Tensor) -> Tensor:
     """Negative log likelihood of S under the probability sigmoid(t)."""
     return F.softplus(products) - alike * products
-
-
-def _balancing(alike: Tensor) -> Tensor:
-    """Weights that give pairs that share a label, and others, equal totals. Shape: as `alike`."""
-    pairs, positive = alike.numel(), alike.sum()
-    weights = torch.where(alike > 0, positive, pairs - positive)
-    return pairs / weights

@@ -14,8 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from apical.data.errors import damaged
-from apical.data.places import candidates, missing
+from apical.data.places import candidates, damaged, missing
 
 FOLDERS = ("babi", "babi/en", "babi/tasks_1-20_v1-2/en", "tasks_1-20_v1-2/en", "tasks_1-20_v1-2")
 JOINT = "all_shuffled_{split}.txt"

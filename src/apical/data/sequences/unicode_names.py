@@ -87,8 +87,5 @@ def text() -> Text:
     hashed = sorted((hashlib.sha256(name.encode()).digest(), name) for name in chosen)
     part = len(hashed) // SHARES
     splits = hashed[2 * part :], hashed[:part], hashed[part : 2 * part]
-    return Text(*(_numbers("".join(f"{name}\n" for _, name in split)) for split in splits))
-
-
-def _numbers(characters: str) -> Tensor:
-    return torch.tensor([ALPHABET.index(character) for character in characters])
+    texts = ["".join(f"{name}\n" for _, name in split) for split in splits]
+    return Text(*(torch.tensor([ALPHABET.index(c) for c in characters]) for characters in texts))

@@ -1,7 +1,7 @@
-"""What stands for the derivative of a spike, which is a step: zero or infinite everywhere.
+"""Surrogates of the derivative of a spike, which is that of a step: zero or infinite.
 
-v is the membrane less the threshold. Each function gives gradient * phi(v), in the order of
-operations that snnTorch uses where it has the same surrogate, so that gradients agree to the bit.
+v is the membrane potential minus the threshold. Each function returns gradient * phi(v), in the
+order of operations of snnTorch where it has the same surrogate: gradients are bitwise equal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Surrogate(NamedTuple):
-    """A surrogate: `product(v, gradient, slope)`, and the slope it comes with."""
+    """A surrogate: `product(v, gradient, slope)`, and its default slope."""
 
     product: Callable[[Tensor, Tensor, float], Tensor]
     slope: float
@@ -50,7 +50,7 @@ SURROGATES: dict[str, Surrogate] = {
 
 
 def fired(above: Tensor, surrogate: str, slope: float) -> Tensor:
-    """1[v > 0], which autograd follows by the surrogate; v is the membrane less the threshold.
+    """1[v > 0] with the surrogate as its derivative; v: membrane potential minus threshold.
 
     Args: surrogate: a name of `SURROGATES`.
     """
