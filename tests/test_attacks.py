@@ -296,3 +296,5 @@ def test_normalised_takes_pixels() -> None:
         attacks.Normalised(inner, (0.5,), (1.0, 1.0))
     with pytest.raises(ValueError, match="must be above 0"):
         attacks.Normalised(inner, (0.5,), (0.0,))
+    with pytest.raises(ValueError, match="must be above 0"):
+        attacks.Normalised(inner, (0.5, 0.5), (1.0, float("nan")))

@@ -58,8 +58,8 @@ class FewPixel(Attack):
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         if x.dim() != 4 or self.pixels > x.shape[2] * x.shape[3]:
             raise ValueError(
-                f"{self.name}: inputs of shape {tuple(x.shape)}; it changes pixels of images"
-                " (N, channels, height, width)"
+                f"{self.name}: inputs of shape {tuple(x.shape)}; it changes {self.pixels} of the"
+                " pixels of images (N, channels, height, width)"
             )
         draws = self.draws()
         length = self.pixels * (2 + x.shape[1])

@@ -74,7 +74,7 @@ class Normalised(nn.Module):
                 f"Normalised: {len(mean)} means and {len(std)} standard deviations; give one of"
                 " each per channel"
             )
-        if min(std) <= 0:
+        if not all(each > 0 for each in std):
             raise ValueError(f"Normalised: std={tuple(std)} must be above 0")
         self.model = model
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))

@@ -107,7 +107,8 @@ def run(
     batch_size: int,
     classes: int | None = None,
 ) -> Trial:
-    """Attack the examples `rows` (up to `step.first`), in batches with seeds of their own.
+    """Attack the examples `rows` (before `step.first`), in batches with different seeds, except
+    those of an attack inside another one.
 
     Args: classes: of the model, if it was examined on these examples before.
     Raises: AssertionError if an attack of ours leaves its ball.

@@ -13,6 +13,7 @@ from apical.data.sequences.base import Task, whole
 
 NOTHING = -100
 """Target of steps without a question; it is the `ignore_index` of PyTorch's losses."""
+MOST_BITS = 24  # of a key: all 2^bits keys are shuffled in memory
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Dictionary(AskedTask):
     Inputs: the bits, the value, and 1 at a question. A net trained on n pairs can be tested on
     more.
 
-    Args: length: T = 2 n.     key_bits: of a key, >= 1; 2^bits >= n.     values: classes, >= 2.
+    Args: length: T = 2 n.     key_bits: of a key, 1 to 24; 2^bits >= n.     values: classes, >= 2.
     Raises: ValueError for an odd length, or more pairs than there are keys.
     Source: Munkhdalai et al. 2019, in the small form of one pair for each step.
     """
@@ -156,11 +157,12 @@ class Dictionary(AskedTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         option(self, "values", 2)
-        there = 2 ** option(self, "key_bits", 1)
-        if self.pairs > there:
+        if option(self, "key_bits", 1) > MOST_BITS:
+            raise ValueError(f"{self.name}: key_bits={self.key_bits} must be at most {MOST_BITS}")
+        if self.pairs > 2**self.key_bits:
             raise ValueError(
                 f"{self.name}: length={self.length} has {self.pairs} pairs, but "
-                f"key_bits={self.key_bits} make only {there} different keys"
+                f"key_bits={self.key_bits} make only {2**self.key_bits} different keys"
             )
 
     @property

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from apical.attacks import Attack, From, Source
 from apical.attacks.ball import Ball, Norm, lengths
+from apical.attacks.base import Attack
 from apical.attacks.losses import Loss
-from apical.attacks.sources import Oracle
+from apical.attacks.sources import From, Oracle, Source
 from apical.names import check_at_least
 
 SHARPNESS = (0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.attacks import Source
 from apical.attacks.losses import Loss
+from apical.attacks.sources import Source
 from apical.names import check_at_least
 from apical.retrieval.attacks.attack import RetrievalAttack
 from apical.retrieval.relaxation import relax
