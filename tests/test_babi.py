@@ -13,8 +13,7 @@ from apical.bench.training import loop
 from apical.data import sequences
 from apical.data.places import DamagedFile, MissingData
 from apical.data.sequences import NOTHING, Babi, Stream
-from apical.data.sequences.babi import errors
-from apical.data.sequences.babi_files import load, read
+from apical.data.sequences.babi import errors, load, read
 
 REAL = Path(os.environ.get("APICAL_DATA", "nowhere"))
 ONE = """1 Mary moved to the hall.

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from apical.data import MissingData, mnist
-from apical.data.download import download
+from apical.data.places import download
 from test_data_files import tiny_mnist
 
 

@@ -11,9 +11,8 @@ from apical.attacks.base import Attack
 from apical.attacks.evaluation import Effort, RobustReport, robust_report
 from apical.attacks.fab import FAB, minimum_norms
 from apical.attacks.flips import Flips, GreedyFlips, RandomFlips
-from apical.attacks.noise import Noise
 from apical.attacks.pixels import FewPixel
-from apical.attacks.protocols import PROTOCOLS, Protocol, protocol
+from apical.attacks.schedule import PROTOCOLS, Protocol, protocol
 from apical.attacks.scores import Normalised
 from apical.attacks.sources import (
     SOURCES,
@@ -30,7 +29,7 @@ from apical.attacks.sources import (
     source,
 )
 from apical.attacks.square import Square
-from apical.attacks.steps import FGSM, PGD, TPGD
+from apical.attacks.steps import FGSM, PGD, TPGD, Noise
 from apical.attacks.wrappers import EOT, Plugin, Transfer, imitate
 
 __all__ = [

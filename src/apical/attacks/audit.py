@@ -10,26 +10,32 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apical.attacks import checks, slopes
-from apical.attacks.ball import Ball
+from apical.attacks import checks
+from apical.attacks.ball import Ball, per_example, unit
 from apical.attacks.isolation import restart, undisturbed
-from apical.attacks.losses import FEWEST_CLASSES, against
+from apical.attacks.losses import FEWEST_CLASSES, Loss, against
 from apical.attacks.scores import Expectation, adapted
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
 from apical.attacks.sources import source as named_source
 from apical.measure import statistics
 from apical.names import check_at_least
+from apical.nets.spiking import has_spikes
 
 Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
 """Verdicts on a gradient; the audit alone gives neither faithful nor suspect: they need attacks."""
 
 PASSED = "steps along the gradient raise the loss, and it agrees with the exact one"
 OPEN = "whether it is faithful attacks decide: attacks.robust_report"
+
+STEPS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
+"""Lengths of the steps tried, as root mean square over the inputs' values, in ranges."""
+NOISE = 1e-5
+"""Relative change of a loss below which it may be rounding in float32."""
 
 
 @dataclass(frozen=True)
@@ -148,17 +154,17 @@ def audit(
             name = loss or ("dlr" if classes >= FEWEST_CLASSES["dlr"] else "margin")
             restart(oracle.model, seed)
             answer = oracle.ask(x, y, against(y, name))
-            sloping = partial(slopes.measure, bounds=bounds, directions=directions, seed=seed)
+            sloping = partial(measure_slopes, bounds=bounds, directions=directions, seed=seed)
             measured = _measured(oracle, answer.gradient, x, y, name, sloping)
             restart(model, seed)  # a random model must use the same random numbers
             with Exact().open(model) as other:
                 exact = other.ask(x, y, against(y, name)).gradient
     if isinstance(model, Expectation):
         limits = replace(limits, repeat=limits.averaged)
-    both = slopes.pointing(answer.gradient) & slopes.pointing(exact)
-    cosines = slopes.cosines(answer.gradient, exact)[both]
+    both = pointing(answer.gradient) & pointing(exact)
+    alike = cosines(answer.gradient, exact)[both]
     measured |= {"source": str(chosen), "loss": name}
-    measured["cosine"] = cosines.median().item() if both.any() else None
+    measured["cosine"] = alike.median().item() if both.any() else None
     verdict, passed, reasons = _verdict(measured, limits)
     del measured["steady"], measured["vanished"]
     rising = measured["rising"]
@@ -177,14 +183,14 @@ def _measured(
     x: Tensor,
     y: Tensor,
     name: str,
-    sloping: Callable[..., slopes.Slopes],
+    sloping: Callable[..., Slopes],
 ) -> dict[str, object]:
     entropy = oracle.ask(x, y, against(y, "ce"))
     varies = _varies(entropy.scores, y, name)
     shares = {name: _zero(gradient[varies]), "ce": _zero(entropy.gradient)}
     worst = max(shares, key=lambda key: shares[key])
     again = oracle.ask(x, y, against(y, name))
-    sized = slopes.pointing(gradient) & slopes.pointing(again.gradient)
+    sized = pointing(gradient) & pointing(again.gradient)
     scores = oracle.scores(x)
     found = sloping(oracle.model, gradient, x, y, name)
     some = len(found.rising) > 0
@@ -203,9 +209,7 @@ def _measured(
         "zero_loss": worst,
         "saturated": (entropy.losses == 0).double().mean().item(),
         "largest_score": entropy.scores.abs().amax(1).median().item(),
-        "repeat": slopes.cosines(gradient, again.gradient)[sized].mean().item()
-        if sized.any()
-        else None,
+        "repeat": cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
         "steady": isinstance(oracle.model, Expectation)
         or not checks.differ(scores, oracle.scores(x), checks.tolerance(oracle.model, x)),
         "vanished": shares[name],
@@ -278,4 +282,105 @@ def _varies(scores: Tensor, y: Tensor, loss: str) -> Tensor:
 def _zero(gradient: Tensor) -> float:
     if not len(gradient):
         return 0.0
-    return 1 - slopes.pointing(gradient).double().mean().item()
+    return 1 - pointing(gradient).double().mean().item()
+
+
+class Slopes(NamedTuple):
+    """A gradient compared with differences of the loss; see `audit.Audit` for each.
+
+    Shapes: rising, bool, and ratio: (examples with a gradient,).
+    """
+
+    rising: Tensor
+    ratio: Tensor
+    agreement: float | None
+
+
+def measure_slopes(
+    model: nn.Module,
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    name: str,
+    bounds: tuple[float, float],
+    directions: int,
+    seed: int,
+) -> Slopes:
+    """Compare a gradient with differences of the loss `name`, along it and along random directions.
+
+    Shapes: gradient and x (N, ...), x within `bounds`, y (N,).
+    """
+    rows = pointing(gradient).nonzero().squeeze(1)
+    if not len(rows):
+        return Slopes(torch.zeros(0, dtype=torch.bool), torch.zeros(0), None)
+    gradient, x, y = gradient[rows], x[rows], y[rows]
+    value = _along(model, x, _relative(model, x, y, name))
+    ahead = unit(gradient, "l2")
+    size = (bounds[1] - bounds[0]) * x[0].numel() ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
+    random = [unit(draw.to(x.device), "l2") for draw in draws]
+    length = gradient.double().flatten(1).norm(dim=1)
+    best, ratio, at = -1.0, torch.zeros(len(x)), STEPS[0]
+    for share in STEPS:
+        step = torch.full((len(x),), share * size, dtype=x.dtype, device=x.device)
+        pairs = [
+            (_slope(value, step, direction), (ahead * direction).flatten(1).sum(1))
+            for direction in random
+        ]
+        measured, claimed = (torch.stack(each, 1).double() for each in zip(*pairs, strict=True))
+        if (mean := cosines(measured, claimed).mean().item()) > best:
+            best, ratio, at = mean, _slope(value, step, ahead).double() / length, share
+    least = at if has_spikes(model) else STEPS[0]
+    return Slopes(_first_change(value, ahead, size, least) > 0, ratio, best)
+
+
+def pointing(gradient: Tensor) -> Tensor:
+    """Which examples have a gradient other than zero. Shapes: (N, ...) -> (N,)."""
+    return gradient.flatten(1).abs().amax(1) > 0
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of each example; 0 where a vector is zero. Shapes: (N, ...) twice -> (N,)."""
+    return (unit(a.double(), "l2") * unit(b.double(), "l2")).flatten(1).sum(1)
+
+
+def _relative(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Loss:
+    """The loss, a margin in units of the range of an example's clean scores: then, as DLR, it does
+    not depend on the scale of the scores."""
+    loss = against(y, name)
+    if name == "dlr":
+        return loss
+    with torch.no_grad():
+        scores = model(x)
+    spread = scores.amax(1) - scores.amin(1)
+    spread = spread.where(spread > 0, torch.ones_like(spread))
+    return lambda scores: loss(scores) / spread
+
+
+def _slope(value: Callable[[Tensor, Tensor], Tensor], step: Tensor, direction: Tensor) -> Tensor:
+    return (value(step, direction) - value(-step, direction)) / (2 * step)
+
+
+def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss at a distance along a direction. Shapes: distance (N,), direction as x."""
+
+    def value(distance: Tensor, direction: Tensor) -> Tensor:
+        restart(model, 0)  # a random model must use the same random numbers at both points
+        with torch.no_grad():
+            return loss(model(x + per_example(distance, x) * direction))
+
+    return value
+
+
+def _first_change(
+    value: Callable[[Tensor, Tensor], Tensor], direction: Tensor, size: float, least: float
+) -> Tensor:
+    """How much the loss changes at the smallest step, from `least` on, at which it does; 0 where
+    it never does."""
+    base = value(torch.zeros(len(direction), dtype=direction.dtype).to(direction.device), direction)
+    floor, change = NOISE * base.abs().clamp_min(1), torch.zeros_like(base)
+    for share in STEPS[STEPS.index(least) :]:
+        moved = value(torch.full_like(base, share * size), direction) - base
+        change = torch.where((change == 0) & (moved.abs() > floor), moved, change)
+    return change

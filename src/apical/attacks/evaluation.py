@@ -20,9 +20,8 @@ from apical.attacks.base import Attack
 from apical.attacks.flips import check_binary
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
-from apical.attacks.protocols import Protocol
 from apical.attacks.sanity import Check, Gap
-from apical.attacks.schedule import Effort, Setting
+from apical.attacks.schedule import Effort, Protocol, Setting
 from apical.attacks.scores import Expectation, adapted
 from apical.attacks.trials import Step, Trial, run
 from apical.attacks.verdict import Word, verdict

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from apical.attacks.ball import Threat
 from apical.attacks.base import Attack
 from apical.attacks.flips import Flips, RandomFlips
-from apical.attacks.noise import Noise
 from apical.attacks.sources import NoGradientWarning
 from apical.attacks.square import Square
-from apical.attacks.steps import PGD
+from apical.attacks.steps import PGD, Noise
 from apical.nets.spiking import has_spikes, spikes
 
 STEPS, QUERIES = 20, 200

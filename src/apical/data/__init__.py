@@ -16,14 +16,13 @@ from apical.data.cifar import (
     load_cifar10_unseen,
     load_cifar100,
 )
-from apical.data.events import load_nmnist
+from apical.data.events import load_event_mnist, load_nmnist
 from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation
 from apical.data.mnist import load_fashion_mnist, load_mnist
 from apical.data.own import from_splits, load_own
 from apical.data.own_splits import TensorSplit
 from apical.data.places import DamagedFile, MissingData, roots
-from apical.data.saccades import load_event_mnist
 from apical.names import unknown
 
 __all__ = [

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apical.data.download import download
 from apical.data.images import ImageData, Split
 from apical.data.parquet import check_images, find_parquet, read_parquet
-from apical.data.places import MissingData, cache_folder, candidates, damaged, missing
+from apical.data.places import MissingData, cache_folder, candidates, damaged, download, missing
 
 PIXELS = 3 * 32 * 32
 # What a pickled dictionary of numpy arrays needs, under its old and its new name. The two

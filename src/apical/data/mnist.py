@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apical.data.download import download
 from apical.data.images import ImageData, Split
-from apical.data.places import MissingData, cache_folder, candidates, damaged, missing
+from apical.data.places import MissingData, cache_folder, candidates, damaged, download, missing
 
 UNSIGNED_BYTE = 8
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from apical.names import import_on_use
 from apical.retrieval.centres import CSQ, DPN, CentreLoss
-from apical.retrieval.codes import Codes, ConstantBitWarning, encode, pack
+from apical.retrieval.codes import Codes, ConstantBitWarning, Continuation, encode, pack, relax
 from apical.retrieval.database import Database, relevant
 from apical.retrieval.heads import hash_head
 from apical.retrieval.losses import DPH, DPSH, DSH, Bank, HashLoss, HashNet, Memory, PairLoss
@@ -20,11 +20,9 @@ from apical.retrieval.measures import (
     precision_within,
 )
 from apical.retrieval.ranking import distances, pairwise_distances, rank, rankings
-from apical.retrieval.relaxation import Continuation, relax
 
 if TYPE_CHECKING:
-    from apical.retrieval.attacks.attack import Perceptibility, RetrievalAttack, perceptibility
-    from apical.retrieval.attacks.hag import HAG
+    from apical.retrieval.attacks.attack import HAG, Perceptibility, RetrievalAttack, perceptibility
     from apical.retrieval.attacks.known_database import SDHA, Anchor
 
 __all__ = [
@@ -79,7 +77,7 @@ import_on_use(  # attacks are imported when they are first used
     __name__,
     {
         "Anchor": "apical.retrieval.attacks.known_database:Anchor",
-        "HAG": "apical.retrieval.attacks.hag:HAG",
+        "HAG": "apical.retrieval.attacks.attack:HAG",
         "Perceptibility": "apical.retrieval.attacks.attack:Perceptibility",
         "RetrievalAttack": "apical.retrieval.attacks.attack:RetrievalAttack",
         "SDHA": "apical.retrieval.attacks.known_database:SDHA",

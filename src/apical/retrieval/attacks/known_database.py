@@ -12,8 +12,8 @@ from torch import Tensor
 
 from apical.attacks.losses import Loss
 from apical.retrieval.attacks.attack import RetrievalAttack
+from apical.retrieval.codes import relax
 from apical.retrieval.database import Database, check_alike, check_labels, relevant
-from apical.retrieval.relaxation import relax
 
 FACTOR = 25.0
 """Weight of the distance over K, relative to the mean squared change of the input."""
