@@ -4,7 +4,6 @@ Everything works on plain torch models, before or without converting them.
 """
 
 from apical.nets.pretrained.heads import find_head, replace_head
-from apical.nets.pretrained.loading import load
 from apical.nets.pretrained.start import Start
 from apical.nets.pretrained.tuning import (
     freeze,
@@ -13,7 +12,7 @@ from apical.nets.pretrained.tuning import (
     train_only,
     weight_change,
 )
-from apical.nets.pretrained.weights import State, digest, locate, read
+from apical.nets.pretrained.weights import State, digest, load, locate, read
 
 __all__ = [
     "Start",

@@ -19,8 +19,7 @@ from apical.nets.spiking.net import (
     spikes,
     within_steps,
 )
-from apical.nets.spiking.neurons import LIF, DoubleExponential, OverTime
-from apical.nets.spiking.surrogates import SURROGATES
+from apical.nets.spiking.neurons import LIF, SURROGATES, DoubleExponential, OverTime
 
 __all__ = [
     "ENCODINGS",
