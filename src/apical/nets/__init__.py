@@ -101,20 +101,27 @@ def build_recurrent(
         raise unknown("recurrent net", name, CELLS)
     if type(hidden) is not int:
         raise ValueError(f"net {name!r}: hidden={hidden!r} must be a whole number of at least 1")
-    with building(name, CELLS[name], {"hidden": hidden, **options}, beside=("inputs",)):
+    given = {"hidden": hidden, **options}
+    with building(name, CELLS[name], given, beside=("inputs",), more=("init",)):
         return Recurrent(CELLS[name](inputs, hidden, **options), outputs, output=output, init=init)
 
 
 @contextlib.contextmanager
 def building(
-    name: str, factory: Callable, options: Mapping[str, object], *, beside: Collection[str]
+    name: str,
+    factory: Callable,
+    options: Mapping[str, object],
+    *,
+    beside: Collection[str],
+    more: Collection[str] = (),
 ) -> Iterator[None]:
     """Within the block, build a net: errors name it and its options.
 
     Args: options: of the factory.     beside: arguments of the factory that are no options.
+        more: options that are no arguments of the factory.
     Raises: ValueError for an unknown option, options that do not fit, or too little memory.
     """
-    allowed = set(inspect.signature(factory).parameters) - set(beside)
+    allowed = {*inspect.signature(factory).parameters, *more} - {*beside}
     for option in options:
         if option not in allowed:
             raise unknown(f"option of net {name!r}", option, allowed)
