@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from apical.attacks import checks
 from apical.attacks.ball import Ball, per_example, unit
 from apical.attacks.isolation import restart, undisturbed
-from apical.attacks.losses import FEWEST_CLASSES, Loss, against
+from apical.attacks.losses import FEWEST_CLASSES, Loss, against, check_classes
 from apical.attacks.scores import Expectation, adapted
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
 from apical.attacks.sources import source as named_source
 from apical.measure import statistics
-from apical.names import check_at_least
+from apical.names import check_at_least, unknown
 from apical.nets.spiking import has_spikes
 
 Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
@@ -138,12 +138,14 @@ def audit(
     """
     checks.check_model(model)
     check_at_least("audit", 1, directions=directions)
+    if loss not in (None, "dlr", "margin"):
+        raise unknown("loss of an audit", loss, ("dlr", "margin"))
     chosen, limits = named_source(gradient), limits or Limits()
     model, x = adapted(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoGradientWarning)  # it is what we look for
         with chosen.open(model) as oracle, undisturbed(model, *oracle.others, seed=seed):
-            x, y = x.clone(), y.detach().clone().to(torch.int64)
+            x, y = x.clone(), y.detach().clone()
             checks.check_mode(model, random_allowed=True)
             checks.check_inputs(x, Ball(0.0, "linf", *bounds))
             if not len(x):
@@ -151,7 +153,9 @@ def audit(
             x = x.clamp(*bounds)  # by rounding they may be outside
             classes = checks.check_repeats(model, x, random_allowed=True)
             checks.check_labels(y, len(x), classes)
+            y = y.to(x.device, torch.int64)
             name = loss or ("dlr" if classes >= FEWEST_CLASSES["dlr"] else "margin")
+            check_classes("audit", name, classes)
             restart(oracle.model, seed)
             answer = oracle.ask(x, y, against(y, name))
             sloping = partial(measure_slopes, bounds=bounds, directions=directions, seed=seed)
