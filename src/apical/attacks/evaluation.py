@@ -155,7 +155,6 @@ def robust_report(
     input_checks.check_batch_size("robust_report", batch_size)
     check_at_least("robust_report", 1, samples=samples)
     norm = _checked_norm(norm, protocol)
-    radii = [float(eps)] if isinstance(eps, Real) else list(eps)
     model, x = adapted(model, x)
     y = y.detach()
     surrogates = {name: adapted(other, x)[0] for name, other in (surrogates or {}).items()}
@@ -164,14 +163,7 @@ def robust_report(
     if norm == "flips":
         check_binary("robust_report", x, bounds)
     clean, classes = _clean(model, x, y, bounds, random_allowed=samples > 1)
-    if clean.sum() <= len(clean) / classes:
-        warnings.warn(
-            f"robust_report: the model is right on {int(clean.sum())} of {len(clean)} clean"
-            f" examples, no better than chance with {classes} classes: are labels, their order or"
-            " the normalisation those it was trained with?",
-            stacklevel=2,
-        )
-    budgets = _budgets(radii, norm, bounds)
+    budgets = _budgets(eps, norm, bounds)
     setting = Setting(
         norm,
         bounds,
@@ -209,28 +201,7 @@ def robust_report(
             if trial.group == "exact" and trial.on == "all" and _counts(trial)
         ]
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
-    right = tuple(clean.tolist())
-    gaps = tuple(sanity.gap(trials, right, radius) for radius in budgets)
-    held = sanity.checks(trials, right, budgets, classes)
-    word, reasons = verdict(
-        gaps,
-        held,
-        found,
-        has_feedback=setting.has_feedback,
-        above_chance=sum(right) > len(right) / classes,
-    )
-    return RobustReport(
-        norm,
-        classes,
-        right,
-        tuple(trials),
-        tuple(_worst(trials, right, radius) for radius in budgets),
-        gaps,
-        held,
-        replace(found, verdict=word),  # one gradient has one verdict
-        word,
-        reasons,
-    )
+    return _concluded(tuple(clean.tolist()), trials, budgets, found, setting)
 
 
 def _checked_norm(norm: str, protocol: Protocol | None) -> Threat:
@@ -267,10 +238,21 @@ def _clean(
         classes = input_checks.check_repeats(model, x, random_allowed=random_allowed)
         input_checks.check_labels(y, len(x), classes)
         wrong = [broken(model(a), b) for a, b in zip(x.split(256), y.split(256), strict=True)]
-    return ~torch.cat(wrong).cpu(), classes
+    clean = ~torch.cat(wrong).cpu()
+    if clean.sum() <= len(clean) / classes:
+        warnings.warn(
+            f"robust_report: the model is right on {int(clean.sum())} of {len(clean)} clean"
+            f" examples, no better than chance with {classes} classes: are labels, their order or"
+            " the normalisation those it was trained with?",
+            stacklevel=3,
+        )
+    return clean, classes
 
 
-def _budgets(eps: Sequence[float], norm: Threat, bounds: tuple[float, float]) -> list[float]:
+def _budgets(
+    eps: float | Sequence[float], norm: Threat, bounds: tuple[float, float]
+) -> list[float]:
+    eps = [float(eps)] if isinstance(eps, Real) else list(eps)
     if not eps or len(set(eps)) < len(eps) or not all(isinstance(each, Real) for each in eps):
         raise ValueError(
             f"robust_report: eps={tuple(eps)}; give at least one radius, a number, each once"
@@ -289,6 +271,26 @@ def _budgets(eps: Sequence[float], norm: Threat, bounds: tuple[float, float]) ->
 def _counts(trial: Trial) -> bool:
     """Whether the examples that it broke count as broken at its radius."""
     return trial.role != "large" and trial.group != "pixels"
+
+
+def _concluded(
+    clean: tuple[bool, ...],
+    trials: Sequence[Trial],
+    budgets: Sequence[float],
+    found: Audit,
+    s: Setting,
+) -> RobustReport:
+    gaps = tuple(sanity.gap(trials, clean, radius) for radius in budgets)
+    held = sanity.checks(trials, clean, budgets, s.classes)
+    above_chance = sum(clean) > len(clean) / s.classes
+    word, reasons = verdict(
+        gaps, held, found, has_feedback=s.has_feedback, above_chance=above_chance
+    )
+    worst = tuple(_worst(trials, clean, radius) for radius in budgets)
+    found = replace(found, verdict=word)  # one gradient has one verdict
+    return RobustReport(
+        s.norm, s.classes, clean, tuple(trials), worst, gaps, held, found, word, reasons
+    )
 
 
 def _worst(trials: Sequence[Trial], clean: tuple[bool, ...], eps: float) -> Worst:
