@@ -94,9 +94,10 @@ class Batches:
             raise unknown("augmentation", self.augment, AUGMENTS)
         random = self.augment != "none"
         problems = []
-        if self.batch_size < 1:
-            problems.append(f"batch_size={self.batch_size} must be at least 1")
-        if len(mean) != split.shape[0] or len(std) != split.shape[0] or min(std, default=1) <= 0:
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            problems.append(f"batch_size={self.batch_size} must be a whole number of at least 1")
+        positive = all(each > 0 for each in std)
+        if len(mean) != split.shape[0] or len(std) != split.shape[0] or not positive:
             problems.append(
                 f"mean={tuple(mean)} and std={tuple(std)} must have one value for each of the "
                 f"{split.shape[0]} channels, std above 0"

@@ -105,7 +105,7 @@ def precision_within(queries: Codes, labels: Tensor, database: Database, radius:
     Args: radius: 0 to K.
     """
     _check_queries(queries, labels)
-    if not 0 <= radius <= queries.bits:
+    if not (isinstance(radius, int) and 0 <= radius <= queries.bits):
         raise ValueError(f"radius={radius} must be 0 to {queries.bits}, the number of bits")
     parts = [
         hits[:, : radius + 1].sum(1).double() / totals[:, : radius + 1].sum(1).clamp(min=1)

@@ -69,7 +69,7 @@ def blocks(queries: Codes, database: Codes) -> Iterator[tuple[slice, np.ndarray]
 
 def check_k(k: int | None, size: int) -> None:
     """Raises: ValueError unless k items can be taken from so many."""
-    if k is not None and not 1 <= k <= size:
+    if k is not None and not (isinstance(k, int) and 1 <= k <= size):
         raise ValueError(
             f"k={k}: the database holds {size} codes; k is 1 to {size}, or None for all"
         )
