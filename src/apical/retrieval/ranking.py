@@ -38,10 +38,8 @@ def rank(queries: Codes, database: Codes, *, k: int | None = None) -> Tensor:
     Args: k: 1 to N; None: all of them.
     Shapes: (Q, k) int64.     Raises: ValueError for other k, or codes of other lengths.
     """
-    return torch.cat(
-        [torch.empty(0, k or len(database), dtype=torch.int64)]
-        + [order for _, order in rankings(queries, database, k=k)]
-    )
+    orders = [order for _, order in rankings(queries, database, k=k)]
+    return torch.cat([torch.empty(0, k or len(database), dtype=torch.int64), *orders])
 
 
 def rankings(
