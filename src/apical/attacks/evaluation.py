@@ -252,7 +252,7 @@ def _clean(
 def _budgets(
     eps: float | Sequence[float], norm: Threat, bounds: tuple[float, float]
 ) -> list[float]:
-    eps = [float(eps)] if isinstance(eps, Real) else list(eps)
+    eps = [float(eps)] if isinstance(eps, float | Real) else list(eps)
     if not eps or len(set(eps)) < len(eps) or not all(isinstance(each, Real) for each in eps):
         raise ValueError(
             f"robust_report: eps={tuple(eps)}; give at least one radius, a number, each once"
