@@ -261,6 +261,14 @@ def test_a_plugin_follows_the_source(net: nn.Module) -> None:
     for source in ("exact", "rule:fa"):
         assert torch.equal(plugin(net, X, Y, gradient=source), own(net, X, Y, gradient=source))
     assert all(p.grad is None for p in net.parameters() if not p.requires_grad)
+    for make, message in (
+        (lambda: attacks.EOT(attacks.PGD), "EOT: attack=.* must be an attack, as PGD"),
+        (lambda: attacks.EOT("pgd"), "EOT: attack='pgd' must be an attack, as PGD"),
+        (lambda: attacks.Transfer(attacks.PGD(0.1), "net"), "must be a torch.nn.Module, not str"),
+        (lambda: attacks.From("net"), "From: model='net' must be a torch.nn.Module"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
     with pytest.raises(ValueError, match="calls backward itself"):
         plugin(net, X, Y, gradient="finite-difference")
 

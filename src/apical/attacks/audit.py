@@ -136,7 +136,6 @@ def audit(
     Shapes: x (N, ...) within `bounds`, y (N,); 50 examples give a share to within 14 points.
     Raises: ValueError as attacks do, except that random scores are allowed.
     """
-    checks.check_model(model)
     check_at_least("audit", 1, directions=directions)
     if loss not in (None, "dlr", "margin"):
         raise unknown("loss of an audit", loss, ("dlr", "margin"))

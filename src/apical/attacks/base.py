@@ -99,7 +99,6 @@ class Attack(abc.ABC):
             scores depend on the batch; inputs outside the range, labels that do not fit, a source
             that does not fit.
         """
-        checks.check_model(model)
         chosen = self.source(gradient)
         scoring, inputs = adapted(model, x)
         points = self.made(scoring, inputs, y.detach(), chosen)

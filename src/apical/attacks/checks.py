@@ -15,12 +15,6 @@ BATCH = 256  # examples that are passed together where scores are compared
 ROUNDED = 1e-4  # of the largest score, by which passes may differ that sum in another order
 
 
-def check_model(model: object) -> None:
-    """Raises: ValueError for anything but a torch module."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
-
-
 def check_mode(model: nn.Module, *, random_allowed: bool) -> None:
     """Raises: ValueError in training mode, or with active dropout unless that is meant."""
     if model.training:

@@ -151,7 +151,6 @@ def robust_report(
     Raises: ValueError as attacks do; models with random scores are refused without `samples`.
     Warns: if the clean accuracy is no better than chance.
     """
-    input_checks.check_model(model)
     input_checks.check_batch_size("robust_report", batch_size)
     check_at_least("robust_report", 1, samples=samples)
     norm = _checked_norm(norm, protocol)

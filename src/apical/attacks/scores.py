@@ -92,12 +92,19 @@ class Normalised(nn.Module):
         return self.model((x - self.mean.view(shape)) / self.std.view(shape))
 
 
+def check_model(model: object) -> None:
+    """Raises: ValueError for anything but a torch module."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+
+
 def adapted(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> tuple[nn.Module, Tensor]:
     """The model from float32 inputs to scores (itself if it is one), and the inputs.
 
     Args: x: inputs (N, ...), or a mapping with only them, as `{"pixel_values": x}`.
-    Raises: ValueError for a mapping with other than one tensor.
+    Raises: ValueError for a model that is no module, or a mapping with other than one tensor.
     """
+    check_model(model)
     name = ""
     if isinstance(x, Mapping):
         if len(x) != 1:

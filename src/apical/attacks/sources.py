@@ -181,6 +181,10 @@ class From(Source):
     model: nn.Module
     name: str = "transfer"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise ValueError(f"From: model={self.model!r} must be a torch.nn.Module")
+
     def __str__(self) -> str:
         return self.name
 

@@ -13,7 +13,7 @@ from apical.attacks import checks
 from apical.attacks.ball import Ball, Norm
 from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
-from apical.attacks.scores import FEW, adapted
+from apical.attacks.scores import FEW, adapted, check_model
 from apical.attacks.sources import Averaged, Oracle, Source
 from apical.names import check_at_least
 
@@ -23,6 +23,13 @@ class _Wrapper(Attack):
     """An attack that makes its points by another one."""
 
     attack: Attack
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attack, Attack):
+            raise ValueError(
+                f"{type(self).__name__}: attack={self.attack!r} must be an attack, as PGD(eps=0.1)"
+            )
+        super().__post_init__()
 
     def validate(self) -> None:
         if self.bounds not in ((0.0, 1.0), self.attack.bounds):
@@ -93,6 +100,10 @@ class Transfer(_Wrapper):
     """
 
     model: nn.Module
+
+    def validate(self) -> None:
+        super().validate()
+        check_model(self.model)
 
     @property
     def name(self) -> str:
@@ -195,7 +206,7 @@ def imitate(
     Raises: ValueError for a model in training mode, or values out of range.
     Source: Papernot et al. 2017, without their augmentation of the inputs.
     """
-    checks.check_model(model)
+    check_model(model)
     checks.check_mode(model, random_allowed=True)
     if epochs < 1 or batch_size < 1 or not lr > 0 or not len(x):
         raise ValueError(

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apical.names import check_at_least
+
 
 class ConstantBitWarning(UserWarning):
     """A bit is the same in every code of a database, so it distinguishes nothing."""
@@ -93,6 +95,7 @@ def encode(model: nn.Module, x: Tensor, *, batch: int = 500) -> Codes:
     """
     if model.training:
         raise ValueError("encode: the model is in training mode; call model.eval() first")
+    check_at_least("encode", 1, batch=batch)
     if not len(x):
         raise ValueError("encode: no inputs")
     with torch.no_grad():

@@ -77,8 +77,8 @@ def replace_head(
     >>> replace_head(net, 8), net[2]
     ('2', Linear(in_features=3, out_features=8, bias=True))
     """
-    if outputs < 1:
-        raise ValueError(f"replace_head: outputs={outputs} must be at least 1")
+    if not isinstance(outputs, int) or outputs < 1:
+        raise ValueError(f"replace_head: outputs={outputs} must be a whole number of at least 1")
     if any(True for _ in converted_layers(model)):
         raise ValueError("the model is converted: replace the head first, then convert")
     name = find_head(model, example=example) if head is None else head
