@@ -115,8 +115,9 @@ def _chosen(model: nn.Module, x: Tensor, y: Tensor, count: int) -> Tensor:
     first: dict[int, int] = {}
     for place in right:
         first.setdefault(int(y[place]), place)
-    others = [place for place in right if place not in set(first.values())]
-    return torch.tensor(sorted([*first.values(), *others][:count]), dtype=torch.int64)
+    chosen = list(first.values())
+    chosen += [place for place in right if first[int(y[place])] != place]
+    return torch.tensor(sorted(chosen[:count]), dtype=torch.int64)
 
 
 def _predicted(model: nn.Module, x: Tensor) -> Tensor:

@@ -172,9 +172,10 @@ class MemoryNet(nn.Module):
         state, read = self.cell.start(x), x.new_zeros(len(x), self.width)
         for here in x.unbind(1):
             state, asked = self._think(here, read, state)
-            memory, rate = self._written(memory, asked)
+            if self.write is not None:
+                memory = self.write(memory, asked.write_keys, asked.values, asked.rate)
             read, error = self._recalled(memory, asked, errors)
-            yield Moment(torch.cat([state[0], read], 1), memory, rate, error)
+            yield Moment(torch.cat([state[0], read], 1), memory, asked.rate, error)
 
     def check(self, x: Tensor) -> None:
         """Raises: ValueError unless x is (N, T, I) with at least one step."""
@@ -233,11 +234,6 @@ class MemoryNet(nn.Module):
         rate = torch.sigmoid(self.rate(torch.tanh(self.before_rate(hidden)))).squeeze(1)
         write_keys, values, read_keys = vectors.split(self.heads, 1)
         return state, Heads(read_keys, write_keys, values, rate)
-
-    def _written(self, memory: Memory, asked: Heads) -> tuple[Memory, Tensor | None]:
-        if self.write is None:
-            return memory, None
-        return self.write(memory, asked.write_keys, asked.values, asked.rate), asked.rate
 
     def _recalled(self, memory: Memory, asked: Heads, errors: bool) -> tuple[Tensor, Tensor | None]:
         """What is read, a mean over heads, (N, D), and the error of recalling what was written."""
