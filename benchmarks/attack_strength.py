@@ -1,4 +1,4 @@
-"""Does another tool break an image that we call robust? Same nets, same images, CPU time beside.
+"""Whether other tools break images that reports call robust: same nets, same images, CPU time.
 
 Nets trained by BP, FA, DFA, uSF, and adversarially by BP, on digits, MNIST and CIFAR-10 (LeNet),
 and a ResNet-18 that a package brings, trained by BP on all of CIFAR-10. Each is attacked by the

@@ -1,8 +1,8 @@
-"""What attacks cost: PGD against torchattacks', and what not computing parameter gradients saves.
+"""The cost of attacks: PGD over torchattacks', and the saving by not computing parameter gradients.
 
-Contestants run in one process in turn with a base, as in `pairs.py`: ratios of CPU time, one
-thread, and a second copy of the base as the control, beyond whose error nothing is known. All start
-from the same weights and images, and return the same points where they are the same attack.
+All run in one process in turn with a base, as in `pairs.py`: ratios of CPU time, one thread, and a
+second copy of the base as the control, whose error is that of all ratios. All start from the same
+weights and images, and return the same points if they are the same attack.
 
     python benchmarks/attack_time.py --out results/attack_time.json
 """

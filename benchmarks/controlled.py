@@ -1,8 +1,8 @@
-"""Whether a table of ratios may be believed, and the options and headline all such tables share.
+"""Whether a table of ratios is valid, and the options and headline that all such tables share.
 
-Every benchmark of times puts a second copy of its base among the contestants, the control. It must
-read 1; what it is off by is the error of the whole table, and beyond ALLOWED_ERROR the table is
-rejected: it is still shown and recorded, marked so that no document uses it.
+Every benchmark of times measures a second copy of its base as a control. Its ratio must be 1; the
+difference is the error of the whole table, and beyond ALLOWED_ERROR the table is rejected: it is
+still shown and recorded, with a mark, so that no document uses it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 ALLOWED_ERROR = 0.03
-"""Of the control; beyond it nothing is known."""
+"""Largest error of the control."""
 
 
 def verdict(control: Mapping[str, float], clock: str = "cpu") -> dict[str, Any]:
-    """What the control says of its table, with the machine's load."""
+    """The error of a table by its control, whether it is rejected, and the machine's load."""
     off = abs(control[f"{clock}_ratio"] - 1)
     return {
         "control_off": round(off, 4),
@@ -38,7 +38,7 @@ def headline(title: str, table: Mapping[str, Any]) -> str:
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """A benchmark's command line, with what every benchmark of times takes."""
+    """The command line of a benchmark of times, with the options that all of them have."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

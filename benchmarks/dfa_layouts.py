@@ -1,9 +1,9 @@
-"""Which layout and which law of B serve direct feedback alignment best, on small real tasks.
+"""Layouts and initialisations of B for direct feedback alignment, compared on small real tasks.
 
 Two tasks: LeNet (CIFAR form) on a part of CIFAR-10, LeNet (MNIST form) on a part of MNIST. Every
-choice of layout and law gets the same grid of learning rates; a run of each, measured on the
-validation images, chooses one (lower rates are added while the lowest is best); then other seeds
-run with it and are measured on test images.
+combination of layout and law has the same grid of learning rates; one run with each, evaluated on
+the validation images, chooses the rate (lower rates are added while the lowest is best); then runs
+with other seeds and this rate are evaluated on test images.
 
     APICAL_DATA=... python benchmarks/dfa_layouts.py --out results/dfa_layouts.json
 """

@@ -1,4 +1,4 @@
-"""What step times are held against: our targets, and the ratios of BioTorch."""
+"""Values that step times are compared with: our targets, and the ratios of BioTorch."""
 
 from __future__ import annotations
 

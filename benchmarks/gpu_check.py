@@ -1,10 +1,10 @@
-"""Is a GPU right? Every rule against the CPU, and what a step costs there; one command, one record.
+"""Checks of a GPU: every rule compared with the CPU, and the cost of a step; one record.
 
     python benchmarks/gpu_check.py --out results/gpu_check.json     # under 8 minutes on one GPU
-    python benchmarks/gpu_check.py --device cpu --quick             # tries the check itself
+    python benchmarks/gpu_check.py --device cpu --quick             # a test of this script
 
-Numbers are judged by float64 on the CPU: a device may be off by at most ALLOWED times as much as
-the CPU in the same precision. Times and memory are recorded, not judged.
+The reference is float64 on the CPU: the error of a device may be at most ALLOWED times that of the
+CPU in the same precision. Times and memory are recorded, without a limit.
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ def alive(pid: int) -> bool:
 
 
 def outcome(undisturbed: Path, folder: Path) -> dict[str, Any]:
-    """What became of the runs: how many are lost, done twice, different."""
+    """The state of the runs: numbers of those that are lost or done twice, and differences."""
     runs, lost, doubled = [], 0, 0
     for path in sorted(undisturbed.glob("*/experiment.json")):
         killed = folder / path.parent.name

@@ -1,9 +1,9 @@
-"""What spiking neurons cost: forward and backward passes of a spiking net against snnTorch's.
+"""The cost of spiking neurons: forward and backward passes of a spiking net over snnTorch's.
 
 One net, 784-1000-10 with 25 steps and 64 samples, in one process in turn with a base, as in
-`pairs.py`: ratios of CPU time, one thread, and a second copy of the base as the control, beyond
-whose error nothing is known. All have the same weights, inputs and surrogate; the column of
-differences says how far the counts of output spikes are from the base's.
+`pairs.py`: ratios of CPU time, one thread, and a second copy of the base as the control, whose
+error is that of all ratios. All have the same weights, inputs and surrogate; the column of
+differences is the largest difference of output spike counts from the base's.
 
     python benchmarks/lif_time.py --out results/lif_time.json
 """

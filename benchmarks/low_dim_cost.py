@@ -1,9 +1,9 @@
-"""What low-dimensional feedback costs, against its rank: step time and multiply-adds of backward.
+"""The cost of low-dimensional feedback over its rank: step time and multiply-adds of backward.
 
 Step times are ratios to plain backprop as in `step_time.py`: adjacent pairs in one process, one
-thread, CPU time of the process, and a second copy of backprop as the control, beyond whose error
-nothing is known. Multiply-adds are counted from the layers' shapes for the backward pass of
-convolutions and linear layers, with what the rule adds (Oja's rule, the gradient of Q).
+thread, CPU time of the process, and a second copy of backprop as the control, whose error is that
+of all ratios. Multiply-adds are counted from the layers' shapes for the backward pass of
+convolutions and linear layers, with those that the rule adds (Oja's rule, the gradient of Q).
 
     python benchmarks/low_dim_cost.py --out results/low_dim_cost.json
 """

@@ -1,9 +1,9 @@
-"""What a step of each learner of recurrent nets costs, and what many small nets in one save.
+"""The cost of a step of each learner of recurrent nets, and the saving by many small nets in one.
 
 The net is an SRN with 100 units, the batch 20 sequences. Ratios are to a plain loop of clipped
 backpropagation through time: adjacent pairs in one process, processor time, and a second copy of
-that loop as the control, which must read 1. Then SEEDS nets in one (`Many`) against as many steps
-of one net each. What the learners reach is the study lra-rnn.
+that loop as the control, whose ratio must be 1. Then SEEDS nets in one (`Many`) over as many steps
+of one net each. The accuracies of the learners are in the study lra-rnn.
 
     python benchmarks/lra_rnn.py --out results/lra_time.json
 """
@@ -30,8 +30,8 @@ from apical.learners import LRA, TPTT, Backprop, EProp, Learner, ReadOut
 
 HIDDEN, BATCH, SEEDS = 100, 20, 16
 RATE = 0.0
-"""Of timed steps: nets stay as drawn. What they learn changes the times, by numbers too small for a
-processor's fast paths."""
+"""Learning rate of timed steps: weights do not change. Otherwise subnormal numbers could slow down
+some of the steps."""
 CONTROL, TARGET = "the same loop again (control)", 1.0
 SUBJECTS = (("temporal_order", 20), ("temporal_order", 60), ("random_permutation", 20))
 LEARNERS: dict[str, Learner | None] = {

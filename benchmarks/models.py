@@ -1,18 +1,19 @@
 """Models of a dozen libraries under FA, uSF, KP and DFA, three steps each: does any layer keep its
-exact gradient without a word, and does every refusal say what to do?
+exact gradient without a message, and does every refusal say what to do?
 
 Tiny configurations with random weights; nothing is downloaded. Results are written after every
-model, and what is already there is not done again. A library that is not installed is left out.
+model, and models with a result are skipped. Libraries that are not installed are left out.
 
     python benchmarks/models.py --out results/models.json
-    python benchmarks/models.py --again refused remedied    once more what was refused at first
+    python benchmarks/models.py --again refused remedied    repeat what was refused at first
     python benchmarks/models.py --show results/models.json  as Markdown
 
-Outcomes: "ok": converted as it is; "remedied": refused at first, and right with what the refusal
-names; "refused": the refusal names layer, reason and remedy, none of which the sweep tries;
-"silent": a layer keeps its exact gradient, or does not learn, and the plan does not say so; "raw":
-an error that names no layer or no remedy; "overflow": gradients are not finite, because feedback
-is far larger than the weights of this initialisation; "unusable": the plain model fails here.
+Outcomes: "ok": converted without options; "remedied": refused at first, and correct with a remedy
+that the error names; "refused": the error names layer, reason and remedy, but the sweep does not
+try that remedy; "silent": a layer keeps its exact gradient, or does not learn, and the plan does
+not say so; "raw": an error that names no layer or no remedy; "overflow": gradients are not finite,
+because feedback is far larger than the weights of this initialisation; "unusable": the plain model
+fails.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def examine(name: str, rules: Iterable[str]) -> Iterator[dict[str, Any]]:
     try:
         subject = SUBJECTS[name]()
         plain = train(copy.deepcopy(subject.model), subject.example, loss, STEPS)
-        if not plain.taught or not plain.finite:
+        if not plain.with_gradient or not plain.finite:
             raise ValueError("no finite gradient other than zero")
     except ImportError:
         raise
@@ -138,8 +139,8 @@ def _under(subject: Subject, plain: Trace, rule: Rule) -> dict[str, Any]:
 def _with_exceptions(
     subject: Subject, plain: Trace, rule: Rule, options: Mapping[str, Any]
 ) -> tuple[Finding, list[str]]:
-    """What `check` finds, after giving rule FA to layers whose weight is tied or whose input has
-    not the samples or positions of the output, as their refusal says."""
+    """The result of `check`, after giving the rule FA to layers with a tied weight, or whose input
+    has other samples or positions than the output, as their error says."""
     excepted: list[str] = []
     convertible = [module for module in subject.model.modules() if mixin_for(module)]
     while True:
@@ -172,7 +173,7 @@ def short(text: str) -> str:
 
 
 def sweep(names: Sequence[str], out: Path, again: Iterable[str]) -> None:
-    """Examine what `out` does not hold yet, and what it holds with an outcome in `again`."""
+    """Examine models without a result in `out`, and those whose outcome is in `again`."""
     rows = json.loads(out.read_text())["rows"] if out.exists() else []
     rows = [row for row in rows if row["model"] in SUBJECTS]
     rows = [row for row in rows if row["model"] not in names or row["outcome"] not in again]

@@ -1,10 +1,10 @@
 """Timing steps against a base step: adjacent pairs in one process, in random order.
 
 A round runs base, A, base, B, base, ... with A, B, ... in random order. The ratio of A in that
-round is its time over the mean of the two base runs beside it; the result is the median over
-rounds. A second copy of the base among the contestants, the control, must read 1.
+round is its time over the mean of the two adjacent base runs; the result is the median over rounds.
+A second copy of the base among them, the control, must have the ratio 1.
 
-Ratios come from two clocks: wall time, and CPU time of the process. On a machine with other load
+Ratios use two clocks: wall time, and CPU time of the process. On a machine with other load
 the wall clock also measures that load; the CPU clock does not. With several threads the CPU clock
 also counts threads that wait for each other.
 """
@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 SLOT = 0.1
-"""Seconds of CPU time. Steps are repeated until they fill a slot: in a shorter one the base, which
-runs in every second slot, would find its weights in the cache and the others would not."""
+"""Seconds of CPU time. Steps are repeated until they fill a slot: in a shorter one the weights of
+the base, which runs in every second slot, would be in the cache and those of the others not."""
 MOST_REPEATS = 500
 
 Step = Callable[[], None]

@@ -1,4 +1,4 @@
-"""What measuring the layers of a run costs, at the default settings, over the training itself.
+"""The cost of measuring the layers of a run, with default settings, relative to its training.
 
 The time of one measurement (`apical.diagnostics.measure`, what a run records at an epoch's end) is
 a ratio to a training step as in `step_time.py`: adjacent pairs in one process, one thread, with a

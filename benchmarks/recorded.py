@@ -1,4 +1,4 @@
-"""What a benchmark measured, as the JSON file that documents and reports read."""
+"""Results of benchmarks as JSON files, which documents and reports read."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 
 from apical.bench.storage.environment import environment
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def write(path: Path | None, tables: Sequence[dict[str, Any]]) -> None:
-    """The tables, and the machine and the code they are of; without a path nothing."""
+    """Write the tables with the versions of machine and code; without a path nothing."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = {"environment": environment(Path(__file__).resolve().parents[1]), "tables": list(tables)}
+    made = {"environment": environment(ROOT), "tables": list(tables)}
     path.write_text(json.dumps(made, indent=1) + "\n")
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The rows, one a line, and the machine and the code they are of: the whole new file, or the
-    old one."""
+    """Write the rows, one per line, with the versions of machine and code. If that is interrupted,
+    the old file remains."""
     lines = ",\n".join(json.dumps(row) for row in rows)
-    header = json.dumps(environment(Path(__file__).resolve().parents[1]))
+    header = json.dumps(environment(ROOT))
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".tmp")
     fresh.write_text(f'{{"environment": {header},\n"rows": [\n{lines}\n]}}\n')

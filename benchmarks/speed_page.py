@@ -35,7 +35,7 @@ def main(files: Iterable[str]) -> None:
 
 
 def refreshed(text: str, recorded: Mapping[str, Any]) -> str:
-    """The text with its marked tables made anew."""
+    """The text with its marked tables replaced."""
 
     def block(match: re.Match[str]) -> str:
         opening = match[0].partition("\n")[0]
@@ -53,13 +53,13 @@ def summary(recorded: Mapping[str, Any]) -> str:
     for rule in SHOWN:
         lines.append(_line([rule, *(_ratio(table, rule) for table in tables)]))
     worst = max(table["control_off"] for table in tables)
-    told = (
+    note = (
         f"One thread, {tables[0]['rounds']} rounds of interleaved steps in one process; each table"
         " has a second copy of backprop as its control, off by at most"
         f" {100 * worst:.1f} %. In brackets the target where it is missed. KP trains its feedback"
         " matrices too; here without the optimizer's own work on them."
     )
-    return "\n".join(lines) + f"\n\n{told} Regenerate: `{COMMAND}`.\n"
+    return "\n".join(lines) + f"\n\n{note} Regenerate: `{COMMAND}`.\n"
 
 
 def every_table(recorded: Mapping[str, Any]) -> str:
@@ -78,11 +78,11 @@ def every_table(recorded: Mapping[str, Any]) -> str:
             "\n".join([_line(head), "|---|" + "---:|" * (len(head) - 1), *map(_line, lines)]) + "\n"
         )
     machine = recorded["environment"]
-    told = (
+    note = (
         f"Torch {machine['torch']}, {machine['cpu']}, {machine['cores']} cores. Regenerate:"
         f" `{COMMAND}`, with `--threads 2` or `--compile` for the others."
     )
-    return "\n".join([*parts, told + "\n"])
+    return "\n".join([*parts, note + "\n"])
 
 
 def _valid(recorded: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -91,7 +91,7 @@ def _extra_memory(models: Mapping[str, Any], steps: Mapping[str, Any]) -> dict[s
 
 
 def rows(table: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of a printed table: one line for each rule."""
+    """The cells of a printed table, with one line for each rule."""
     clock, net = table["clock"], table["net"]
     head = ["rule", "ratio", "+-", "wall", "cpu", "ms", "target", "", "extra MB"]
     lines = [[*head, "BioTorch", "over BioTorch"]]

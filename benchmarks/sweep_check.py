@@ -1,8 +1,8 @@
-"""One architecture under one rule: does every layer do what the plan says?
+"""Checks of one architecture under one rule: whether every layer does what the plan says.
 
-The converted model is held against a plain twin with the same weights, the same random numbers
-and a few training steps. Both move by the sign of the gradient, so that a weight moves whenever its
-gradient is not zero, however large or small it is.
+The converted model is compared with a plain copy with the same weights and the same random numbers
+in a few training steps. Both move by the sign of the gradient, so that a weight moves whenever its
+gradient is not zero, however small it is.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ RATE = 1e-3
 
 @dataclass
 class Finding:
-    """What was seen. `problems` is empty if nothing was skipped silently.
+    """The result. `problems` is empty if no layer was skipped without a message.
 
-    converted, kept: numbers of layers; kept_why: how many for which reason.
-    exact: converted layers whose gradient is that of backprop: nothing converted lies above them.
-    idle: converted layers without a gradient, in the plain twin too.
+    converted, kept: numbers of layers; kept_why: the number of layers for each reason.
+    exact: converted layers whose gradient is that of backprop: there is no converted layer above.
+    idle: converted layers without a gradient, in the plain copy, too.
     rounding: whether the forward pass equals the plain one only within rounding (attention).
     """
 
@@ -51,7 +51,7 @@ class Trace:
 
     output: Tensor
     gradients: dict[str, Tensor]
-    taught: set[str]
+    with_gradient: set[str]
     moved: set[str]
     finite: bool
 
@@ -70,9 +70,9 @@ def check(
 
     Args: x: an example, as of `apical.convert`.
         loss: of what the model returned.
-        exact: what `train` gives for a plain twin.
+        exact: the result of `train` for a plain copy.
         options: of `apical.convert`.
-    Raises: whatever converting or running the model raises.
+    Raises: any exception that converting or running the model raises.
     """
     finding = Finding()
     planned = apical.plan(
@@ -147,7 +147,7 @@ def train(model: nn.Module, x: Any, loss: Callable[[Any], Tensor], steps: int) -
         returned = call_with(model, x)
         loss(returned).backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        trace.taught |= {name for name, grad in gradients.items() if bool(grad.any())}
+        trace.with_gradient |= {name for name, grad in gradients.items() if bool(grad.any())}
         trace.finite &= all(bool(grad.isfinite().all()) for grad in gradients.values())
         if step == 0:
             trace.output = first(returned).detach().clone()
@@ -175,9 +175,9 @@ def _compare(finding: Finding, layers: dict[str, nn.Module], exact: Trace, ours:
         own = [n for n, p in layer.named_parameters() if p.dim() > 1 and "feedback" not in n]
         names = [f"{layer_name}.{n}" if layer_name else n for n in own]
         for name in names:
-            if name not in exact.taught:
+            if name not in exact.with_gradient:
                 finding.idle.append(name)
-            elif name not in ours.taught:
+            elif name not in ours.with_gradient:
                 finding.problems.append(f"{name}: no gradient, though backprop has one")
             elif name not in ours.moved:
                 finding.problems.append(f"{name}: did not move")

@@ -261,6 +261,14 @@ def test_a_plugin_follows_the_source(net: nn.Module) -> None:
     for source in ("exact", "rule:fa"):
         assert torch.equal(plugin(net, X, Y, gradient=source), own(net, X, Y, gradient=source))
     assert all(p.grad is None for p in net.parameters() if not p.requires_grad)
+    for make, message in (
+        (lambda: attacks.EOT(attacks.PGD), "EOT: attack=.* must be an attack, as PGD"),
+        (lambda: attacks.EOT("pgd"), "EOT: attack='pgd' must be an attack, as PGD"),
+        (lambda: attacks.Transfer(attacks.PGD(0.1), "net"), "must be a torch.nn.Module, not str"),
+        (lambda: attacks.From("net"), "From: model='net' must be a torch.nn.Module"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
     with pytest.raises(ValueError, match="calls backward itself"):
         plugin(net, X, Y, gradient="finite-difference")
 
@@ -296,3 +304,5 @@ def test_normalised_takes_pixels() -> None:
         attacks.Normalised(inner, (0.5,), (1.0, 1.0))
     with pytest.raises(ValueError, match="must be above 0"):
         attacks.Normalised(inner, (0.5,), (0.0,))
+    with pytest.raises(ValueError, match="must be above 0"):
+        attacks.Normalised(inner, (0.5, 0.5), (1.0, float("nan")))

@@ -148,6 +148,12 @@ def test_bad_input() -> None:
         attacks.audit(model, X[:0], Y[:0])
     with pytest.raises(ValueError, match="directions=0"):
         attacks.audit(model, X, Y, directions=0)
+    with pytest.raises(ValueError, match="unknown loss of an audit 'ce'.* Allowed: dlr, margin"):
+        attacks.audit(model, X, Y, loss="ce")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="audit: loss='dlr' needs 3 classes, the model has 2"):
+        attacks.audit(convolutional(classes=2), X, Y % 2, loss="dlr")
+    with pytest.raises(ValueError, match=r"labels of type torch.float32"):
+        attacks.audit(model, X, Y.float())
     with pytest.raises(ValueError, match="labels of shape"):
         attacks.audit(model, X, Y[:3])
     with pytest.raises(ValueError, match="outside the stated range"):

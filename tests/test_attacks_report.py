@@ -382,6 +382,7 @@ def test_bad_input() -> None:
         ([0.1, 0.1], "each once"),
         ([0.0], "clean accuracy"),
         ([8], "did you mean 8/255"),
+        ("0.1", "a number"),
     ]:
         with pytest.raises(ValueError, match=message):
             attacks.robust_report(net, X, Y, eps=eps)
@@ -391,5 +392,10 @@ def test_bad_input() -> None:
         attacks.robust_report(
             net, X, Y, eps=[0.1], effort=QUICK, surrogates={"a": convolutional(classes=12)}
         )
-    with pytest.raises(ValueError, match="steps=0"):
-        attacks.Effort(steps=0)
+    for options, message in (
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"queries": -1}, "queries=-1 must be at least 0"),
+        ({"steps": "many"}, "steps='many' is not a whole number"),
+    ):
+        with pytest.raises(ValueError, match=f"Effort: {message}"):
+            attacks.Effort(**options)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import apical
 from apical import attacks
 from apical.attacks.ball import unit
 from apical.attacks.losses import dlr, targeted_dlr
-from apical.retrieval.attacks.hag import HAG
+from apical.retrieval.attacks.attack import HAG
 from victims import digits, trained
 
 X, Y = digits()[0][1300:1364], digits()[1][1300:1364]

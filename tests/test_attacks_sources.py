@@ -103,6 +103,11 @@ def test_from_gives_the_direction_of_the_other_and_the_scores_of_this_model() ->
     torch.testing.assert_close(answer.gradient, gradient_of(other, "exact"))
     torch.testing.assert_close(answer.scores, one(X).detach(), rtol=0, atol=0)
     torch.testing.assert_close(answer.losses, loss(one(X)).detach(), rtol=0, atol=0)
+    points = [
+        attacks.FGSM(0.1)(one, X, Y, gradient=attacks.From(other, name=name))
+        for name in ("transfer", "none")
+    ]
+    assert torch.equal(*points)
 
 
 SOURCES = ["own", "exact", "rule:usf", "rule:dfa", "finite-difference:3", "own-averaged:2"]

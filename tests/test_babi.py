@@ -11,10 +11,9 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.training import loop
 from apical.data import sequences
-from apical.data.errors import DamagedFile, MissingData
+from apical.data.places import DamagedFile, MissingData
 from apical.data.sequences import NOTHING, Babi, Stream
-from apical.data.sequences.babi import errors
-from apical.data.sequences.babi_files import load, read
+from apical.data.sequences.babi import errors, load, read
 
 REAL = Path(os.environ.get("APICAL_DATA", "nowhere"))
 ONE = """1 Mary moved to the hall.
@@ -94,6 +93,9 @@ def test_a_task_without_its_other_split_is_told(folder: Path) -> None:
     (folder / "qa10_ten_test.txt").unlink()
     with pytest.raises(DamagedFile, match="qa10_ten_train.txt is there; expected its test split"):
         load(str(folder))
+    (folder / "qa10_ten_test.txt").write_bytes(b"1 \xff\n")
+    with pytest.raises(DamagedFile, match=r"qa10_ten_test.txt is damaged: 'utf-8'.*in UTF-8"):
+        load(str(folder))
 
 
 def test_the_joint_file_without_the_other_is_told(tmp_path: Path) -> None:
@@ -112,6 +114,12 @@ def test_an_unknown_word_in_a_test_story_is_told(tmp_path: Path) -> None:
     root = joint(tmp_path, test=TWO + "1 Mary moved to Sandra quickly.\n2 Where?\thall\t1\n")
     told = r"all_shuffled_test.txt, line 3: 'sandra', 'quickly' of the test story occurs in none of"
     with pytest.raises(ValueError, match=told):
+        Babi(4, root).draw(1, torch.Generator())
+
+
+def test_stories_without_a_question_are_refused(tmp_path: Path) -> None:
+    root = joint(tmp_path, train="1 Mary moved to the hall.\n" * 3, test="1 Mary moved.\n")
+    with pytest.raises(ValueError, match="none of the 2 training stories has a question"):
         Babi(4, root).draw(1, torch.Generator())
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from apical.data import Batches, Split, split_validation
-from apical.data.augment import PAD, flip_crop, flip_crop_draws
+from apical.data.batches import PAD, flip_crop, flip_crop_draws
 
 GREY = {"mean": (0.25,), "std": (0.5,)}
 
@@ -121,6 +121,8 @@ def test_shards_are_the_parts_of_the_same_batches():
 def test_settings_out_of_range_are_refused():
     for settings, text in (
         ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number of at least 1"),
+        ({"std": (float("nan"),)}, "std above 0"),
         ({"mean": (0.1, 0.2)}, "1 channels"),
         ({"std": (0.0,)}, "std above 0"),
         ({"augment": "flip_crop"}, "needs a shuffle_seed"),

@@ -45,8 +45,9 @@ def test_a_size_resizes_both_splits():
     digits = data.load("digits", size=32)
     assert digits.shape == (1, 32, 32)
     assert digits.test.images.shape == (360, 1, 32, 32)
-    with pytest.raises(ValueError, match="size=0"):
-        data.load("digits", size=0)
+    for size in (0, 8.5):
+        with pytest.raises(ValueError, match=f"size={size} must be a whole number of at least 1"):
+            data.load("digits", size=size)
 
 
 def test_a_misspelt_set_gets_near_names_and_all_names():
@@ -106,7 +107,7 @@ def test_the_real_files(name, size):
 
 def test_parts_of_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five classes of ten; and two halves of the test split, none of them trained on before."""
-    from apical.data import Split, parts
+    from apical.data import Split, cifar
 
     def split(count: int) -> Split:
         numbers = torch.arange(count)
@@ -114,7 +115,7 @@ def test_parts_of_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
         return Split(images.clone(), numbers % 10)
 
     whole = data.ImageData("cifar10", split(40), split(20), 10, (0.5,) * 3, (0.2,) * 3, "told")
-    monkeypatch.setattr(parts, "load_cifar10", lambda root, *, download: whole)
+    monkeypatch.setattr(cifar, "load_cifar10", lambda root, *, download: whole)
     five = data.load("cifar10_first5")
     assert five.num_classes == 5 and five.note == "told; the first five of ten classes"
     assert five.train.labels.unique().tolist() == [0, 1, 2, 3, 4] and len(five.train) == 20

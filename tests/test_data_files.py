@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from apical.data import DamagedFile, cifar, mnist, parquet
-from apical.data.cifar_files import read_binary, read_python
-from apical.data.errors import MissingData
+from apical.data.cifar import read_binary, read_python
 from apical.data.events import read_events
 from apical.data.folder import load_folder
-from apical.data.idx import read_idx
+from apical.data.mnist import read_idx
+from apical.data.places import MissingData
 
 AGAIN = "copy it again"
 
@@ -406,10 +406,20 @@ def test_an_image_that_is_none_is_named_by_its_row(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    rows = {"img": [{"bytes": b"not an image", "path": ""}], "label": [0]}
-    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "train-0.parquet")
-    with pytest.raises(DamagedFile, match=r"train-0.parquet is damaged: row 0"):
-        read(tmp_path, count=1)
+    def of(content):
+        return [{"bytes": content, "path": ""}]
+
+    binary = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    for images, told in (
+        (of(b"not an image"), "row 0"),
+        ([*of(b"x"), *of(None)], "1 images that are null"),
+        ([], "no images"),
+    ):
+        labels = pyarrow.array([0] * len(images), pyarrow.int64())
+        rows = {"img": pyarrow.array(images, binary), "label": labels}
+        pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "train-0.parquet")
+        with pytest.raises(DamagedFile, match=f"train-0.parquet is damaged: {told}"):
+            read(tmp_path, count=len(images))
 
 
 def test_a_set_that_is_nowhere_lists_the_ways_to_get_it(tmp_path):

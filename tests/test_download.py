@@ -10,18 +10,22 @@ from dataclasses import replace
 import pytest
 
 from apical.data import MissingData, mnist
-from apical.data.download import download
+from apical.data.places import download
 from test_data_files import tiny_mnist
 
 
 class Shelf(http.server.BaseHTTPRequestHandler):
     files: dict[str, bytes] = {}  # noqa: RUF012
     cut = False
+    status_line = True
 
     def do_GET(self):
         content = self.files.get(self.path.lstrip("/"))
         if content is None:
             self.send_error(404)
+            return
+        if not self.status_line:
+            self.wfile.write(b"not HTTP\r\n\r\n")
             return
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -75,6 +79,9 @@ def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path, shelf, path
     assert url + path in str(caught.value)
     assert reason in str(caught.value)
     assert not list((tmp_path / "new").iterdir())
+    handler.status_line = False
+    with pytest.raises(MissingData, match="not HTTP"):
+        download((url + "f",), tmp_path / "new" / "f", md5="0123")
 
 
 def test_a_set_is_downloaded_once_into_the_cache(tmp_path, shelf):

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from apical import data
-from apical.data.events import Events, frames, load_nmnist, read_events
+from apical.data.events import Events, SaccadeSplit, events, frames, gaze, load_nmnist, read_events
 from apical.data.images import Split
-from apical.data.saccades import SaccadeSplit, events, gaze
 
 
 def written(path: Path, *found: tuple[int, int, int, int]) -> Path:

@@ -197,6 +197,10 @@ def test_encoding_is_packing_what_the_model_gives():
     assert torch.equal(codes[3:5].packed, codes.packed[3:5])
     with pytest.raises(ValueError, match="training mode"):
         retrieval.encode(model.train(), x)
+    with pytest.raises(ValueError, match="encode: batch=0 must be at least 1"):
+        retrieval.encode(model.eval(), x, batch=0)
+    with pytest.raises(ValueError, match="Memory: bits=0 must be at least 1"):
+        retrieval.Memory(torch.tensor([0, 1]), 0)
 
 
 def test_a_bit_that_never_changes_is_said():
@@ -215,7 +219,7 @@ def test_bad_input_is_named():
     broken[3, 2] = float("nan")
     with pytest.raises(ValueError, match="1 of 5 codes hold NaN, first row 3"):
         retrieval.pack(broken)
-    for k in (0, 61):
+    for k in (0, 61, 2.5):
         with pytest.raises(ValueError, match=f"k={k}: the database holds 60 codes"):
             retrieval.average_precision(case.queries, case.y, case.database, k=k)
         with pytest.raises(ValueError, match=f"k={k}"):
@@ -229,8 +233,9 @@ def test_bad_input_is_named():
     several = random_labels(13, 4, 0, several=True)
     with pytest.raises(ValueError, match="cannot be compared"):
         retrieval.average_precision(case.queries, several, case.database)
-    with pytest.raises(ValueError, match="radius=9 must be 0 to 8"):
-        retrieval.precision_within(case.queries, case.y, case.database, 9)
+    for radius in (9, 1.5):
+        with pytest.raises(ValueError, match=f"radius={radius} must be 0 to 8"):
+            retrieval.precision_within(case.queries, case.y, case.database, radius)
     with pytest.raises(ValueError, match="use retrieval.pack"):
         retrieval.Codes(torch.ones(3, 8), 8)
     with pytest.raises(ValueError, match="no query shares a label"):

@@ -72,6 +72,7 @@ def test_bad_values_are_told() -> None:
     for name, length, options, told in (
         ("dictionary", 5, {}, "length=5, but every pair is shown and asked for: a multiple of 2"),
         ("dictionary", 10, {"key_bits": 2}, "5 pairs, but key_bits=2 make only 4 different keys"),
+        ("dictionary", 10, {"key_bits": 40}, "key_bits=40 must be at most 24"),
         ("dictionary", 4, {"values": 1}, "values=1 must be a whole number of at least 2"),
         ("dictionary", 1, {}, "length=1, but the task needs sequences of at least 2"),
         ("double_copy", 8, {}, "length=8, but what is shown is asked for twice: .* 3, as 6"),

@@ -125,7 +125,7 @@ def test_every_projection_of_the_vit_is_a_linear_a_rule_can_reach():
         ("lenet", (1, 30, 30), {}, "size=32"),
         ("lenet", (3, 16, 16), {}, "18x18"),
         ("lenet", (2, 32, 32), {}, "form='mnist'"),
-        ("lenet", (1, 32, 32), {"form": "big"}, "allowed: auto, cifar, mnist"),
+        ("lenet", (1, 32, 32), {"form": "big"}, "Allowed: auto, cifar, mnist"),
         ("mlp", (1, 8, 8), {"activation": "rlu"}, "did you mean 'relu'"),
         ("mlp", (1, 8, 8), {"hidden": [0]}, "at least 1"),
         ("mlp", (1, 8, 8), {"hidden": 64}, "e.g. [256, 128]"),
@@ -178,6 +178,11 @@ def test_a_causal_transformer_sees_the_past_alone_and_takes_any_length():
         (gradient,) = torch.autograd.grad(model(x)[:, 2].sum(), x)
         assert gradient.any(-1).any(0).tolist() == [step <= 2 for step in range(length)]
     assert nets.build_transformer("causal_transformer", output="last", **options)(x).shape == (2, 5)
-    for wrong in ({"width": 9}, {"depth": 0}):
-        with pytest.raises(ValueError, match="causal_transformer: width="):
-            nets.build_transformer("causal_transformer", output="last", **{**options, **wrong})
+    for wrong, told in (
+        ({"width": 9}, "causal_transformer: width="),
+        ({"depth": 0}, "causal_transformer: width="),
+        ({"depth": "two"}, "cannot be built with the options {.*'depth': 'two'}"),
+        ({"output": "evry"}, "unknown output of causal_transformer 'evry'; did you mean 'every'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            nets.build_transformer("causal_transformer", **{"output": "last", **options, **wrong})

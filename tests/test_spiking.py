@@ -18,8 +18,7 @@ from apical.bench.storage import records
 from apical.bench.training import loop
 from apical.bench.training.monitor import LearningWarning
 from apical.nets import spiking
-from apical.nets.spiking.neurons import RESETS
-from apical.nets.spiking.surrogates import SURROGATES
+from apical.nets.spiking.neurons import RESETS, SURROGATES
 
 T, N, UNITS = 7, 3, 5
 QUIET = Execution(quiet=True)

@@ -138,6 +138,8 @@ def test_heads_that_cannot_be_replaced_are_refused():
         pretrained.replace_head(Named("fc", conv=nn.Conv2d(1, 1, 3)), 4, head="conv")
     with pytest.raises(ValueError, match="not initialised yet"):
         pretrained.replace_head(Named("fc", nn.LazyLinear(3)), 4)
+    with pytest.raises(ValueError, match="outputs=2.5 must be a whole number of at least 1"):
+        pretrained.replace_head(nn.Sequential(nn.Linear(2, 2)), 2.5)
     with pytest.raises(ValueError, match="outputs=0"):
         pretrained.replace_head(Named("fc"), 0)
     shared = Named("fc")

@@ -113,6 +113,8 @@ def test_a_sequence_too_short_for_its_task_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=f"length={length}, but the task needs .* at least"):
             tasks.build(name, length)
+    with pytest.raises(ValueError, match="unicode_names: length=35813 is above 35812"):
+        tasks.build("unicode_names", 35813)
 
 
 def test_short_sequences_are_no_evidence() -> None:

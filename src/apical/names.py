@@ -97,6 +97,13 @@ def check_literals(value: Any, owner: str) -> None:
         raise ValueError(f"{owner}: " + "; ".join(problems))
 
 
+def check_at_least(owner: str, least: float, **values: float) -> None:
+    """Raises: ValueError naming the first of these values that is below `least`."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{owner}: {name}={value} must be at least {least}")
+
+
 def literal_problems(value: Any, *, but: Iterable[str] = ()) -> list[str]:
     """What `check_literals` raises, one sentence for each field.
 

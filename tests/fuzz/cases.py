@@ -29,10 +29,10 @@ from apical.bench.report.read import read_run, read_study
 from apical.bench.storage import checkpoint, claims, records, run_folder
 from apical.bench.training import build, loop
 from apical.data import parquet
-from apical.data.cifar_files import read_binary, read_python
+from apical.data.cifar import read_binary, read_python
 from apical.data.events import read_events
 from apical.data.folder import decode
-from apical.data.idx import read_idx
+from apical.data.mnist import read_idx
 
 HANG = 20
 """Seconds."""

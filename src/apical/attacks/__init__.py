@@ -1,8 +1,8 @@
-"""Adversaries, and the question whether a robustness number may be believed.
+"""Adversarial attacks, and checks of whether a measured robustness is valid.
 
 An attack is a value: `PGD(eps=8 / 255)(model, x, y, gradient="exact")`. Every attack takes the
-gradient from a source (`sources`), since a net that learns by another rule has two: the one it
-learns from, and the true one.
+gradient from a source (`sources`), because a net with another learning rule than backpropagation
+has two: the one it learns from, and the exact one.
 """
 
 from apical.attacks.apgd import APGD
@@ -11,12 +11,11 @@ from apical.attacks.base import Attack
 from apical.attacks.evaluation import Effort, RobustReport, robust_report
 from apical.attacks.fab import FAB, minimum_norms
 from apical.attacks.flips import Flips, GreedyFlips, RandomFlips
-from apical.attacks.names import SOURCES, source
-from apical.attacks.noise import Noise
-from apical.attacks.normalised import Normalised
 from apical.attacks.pixels import FewPixel
-from apical.attacks.protocols import PROTOCOLS, Protocol, protocol
+from apical.attacks.schedule import PROTOCOLS, Protocol, protocol
+from apical.attacks.scores import Normalised
 from apical.attacks.sources import (
+    SOURCES,
     Averaged,
     Exact,
     FiniteDifference,
@@ -27,11 +26,11 @@ from apical.attacks.sources import (
     OwnAveraged,
     RuleGradient,
     Source,
+    source,
 )
 from apical.attacks.square import Square
-from apical.attacks.steps import FGSM, PGD, TPGD
-from apical.attacks.substitute import imitate
-from apical.attacks.wrappers import EOT, Plugin, Transfer
+from apical.attacks.steps import FGSM, PGD, TPGD, Noise
+from apical.attacks.wrappers import EOT, Plugin, Transfer, imitate
 
 __all__ = [
     "APGD",

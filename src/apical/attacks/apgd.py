@@ -1,4 +1,4 @@
-"""Auto-PGD: gradient ascent that finds its step size by itself."""
+"""Auto-PGD: projected gradient ascent with an adaptive step size."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from apical.attacks.ball import Ball, Norm, per_example, unit
 from apical.attacks.base import Attack
-from apical.attacks.losses import FEWEST_CLASSES, Loss, against, broken, targeted_dlr
+from apical.attacks.losses import Loss, against, broken, check_classes, targeted_dlr
 from apical.attacks.sources import Answer, Oracle
+from apical.names import check_at_least
 
 MOMENTUM = 0.75
 """Share of the newest step in each move."""
@@ -21,19 +22,19 @@ MOMENTUM = 0.75
 
 @dataclass(frozen=True)
 class APGD(Attack):
-    """Steps of twice eps at first; at checkpoints the step of an example is halved, and it goes
-    back to its best point, if the loss rose too seldom or its best did not improve.
+    """Steps of length 2 eps at first; at checkpoints the step of an example is halved, and it
+    returns to its best point, if the loss rose in too few steps or its best value did not improve.
 
     The loss before the first step counts as 0 in the first checkpoint, as in the authors' code.
 
     Args:
-        eps: radius. steps: at least 1. restarts: at least 1, of what is not broken yet.
+        eps: radius. steps: at least 1. restarts: at least 1, on examples that are not broken yet.
         loss: "ce", "dlr", "margin", or "dlr-targeted", which runs once for each target class.
         targets: target classes for "dlr-targeted", the most likely first; 0 means up to 9.
         rho: share of steps that must raise the loss, in (0, 1).
         stop_when_broken: as in `PGD`; False returns the last misclassified point.
 
-    Where no misclassified point was met, the one with the highest loss is returned.
+    Where no point was misclassified, the one with the highest loss is returned.
     Source: Croce, Hein 2020, algorithm 1.
     """
 
@@ -48,9 +49,7 @@ class APGD(Attack):
 
     def validate(self) -> None:
         super().validate()
-        for name in ("steps", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{self.name}: {name}={getattr(self, name)} must be at least 1")
+        check_at_least(self.name, 1, steps=self.steps, restarts=self.restarts)
         if not 0 < self.rho < 1:
             raise ValueError(f"{self.name}: rho={self.rho} is outside (0, 1)")
         if self.targets < 0 or (self.targets and self.loss != "dlr-targeted"):
@@ -64,11 +63,7 @@ class APGD(Attack):
         return f"APGD-{self.steps} {self.loss}"
 
     def check_classes(self, classes: int) -> None:
-        if classes < FEWEST_CLASSES[self.loss]:
-            raise ValueError(
-                f"{self.name}: loss={self.loss!r} needs {FEWEST_CLASSES[self.loss]} classes, the"
-                f" model has {classes}; use 'margin'"
-            )
+        check_classes(self.name, self.loss, classes)
         if self.targets >= classes:
             raise ValueError(
                 f"{self.name}: targets={self.targets}, but {classes} classes leave {classes - 1}"
@@ -92,7 +87,7 @@ class APGD(Attack):
             rows = safe.nonzero().squeeze(1)
             if not len(rows):
                 break
-            # The second most likely class first: of an example that is still right, the rival.
+            # From the second most likely class on: of a correct example it is the strongest rival.
             goal = ranked[rows, -target] if target else y[rows]
             point, done, losses = self._run(oracle, x[rows], y[rows], goal, generator)
             better = done | (losses > highest[rows])
@@ -110,7 +105,23 @@ class APGD(Attack):
         reached = torch.empty(len(x), dtype=x.dtype, device=x.device)
         start = _start(x, ball, generator)
         answer = oracle.ask(start, y, self._loss(y, goal))
-        state = _State.begin(x, y, goal, start, answer, self.eps, self.steps)
+        state = _State(
+            row=torch.arange(len(x), device=x.device),
+            x=x,
+            y=y,
+            goal=goal,
+            point=start,
+            before=start,
+            gradient=answer.gradient,
+            hits=broken(answer.scores, y),
+            best_point=start.clone(),
+            best_gradient=answer.gradient.clone(),
+            best_loss=answer.losses.clone(),
+            best_at_check=answer.losses.clone(),
+            halved_at_check=torch.ones(len(x), dtype=torch.bool, device=x.device),
+            length=torch.full((len(x),), 2 * self.eps, dtype=x.dtype, device=x.device),
+            losses=torch.zeros(len(x), self.steps, dtype=x.dtype, device=x.device),
+        )
         wait, since = _checkpoints(self.steps), 0
         period = next(wait)
         for step in range(self.steps):
@@ -164,35 +175,6 @@ class _State:
     halved_at_check: Tensor
     length: Tensor  # of the step
     losses: Tensor  # (N, steps), 0 where not reached
-
-    @classmethod
-    def begin(
-        cls,
-        x: Tensor,
-        y: Tensor,
-        goal: Tensor,
-        start: Tensor,
-        answer: Answer,
-        eps: float,
-        steps: int,
-    ) -> _State:
-        return cls(
-            row=torch.arange(len(x), device=x.device),
-            x=x,
-            y=y,
-            goal=goal,
-            point=start,
-            before=start,
-            gradient=answer.gradient,
-            hits=broken(answer.scores, y),
-            best_point=start.clone(),
-            best_gradient=answer.gradient.clone(),
-            best_loss=answer.losses.clone(),
-            best_at_check=answer.losses.clone(),
-            halved_at_check=torch.ones(len(x), dtype=torch.bool, device=x.device),
-            length=torch.full((len(x),), 2 * eps, dtype=x.dtype, device=x.device),
-            losses=torch.zeros(len(x), steps, dtype=x.dtype, device=x.device),
-        )
 
     def kept(self, mask: Tensor) -> _State:
         return _State(**{f.name: getattr(self, f.name)[mask] for f in fields(self)})

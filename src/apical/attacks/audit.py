@@ -1,7 +1,7 @@
-"""Gradient audit: does the gradient an attacker would follow raise the loss at all?
+"""Gradient audit: does a step along the gradient that attacks follow increase the loss?
 
-Attacks by a gradient that is not zero but points elsewhere fail, and make a net look robust.
-Checks for zero gradients or random scores do not see that; differences of the loss do.
+Attacks by a gradient that is not zero but points in another direction fail, and the net appears
+robust. Checks for zero gradients or random scores do not detect that; differences of the loss do.
 """
 
 from __future__ import annotations
@@ -10,38 +10,44 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apical.attacks import checks, slopes
-from apical.attacks.ball import Ball
+from apical.attacks import checks
+from apical.attacks.ball import Ball, per_example, unit
 from apical.attacks.isolation import restart, undisturbed
-from apical.attacks.losses import FEWEST_CLASSES, against
-from apical.attacks.names import source as named_source
+from apical.attacks.losses import FEWEST_CLASSES, Loss, against, check_classes
 from apical.attacks.scores import Expectation, adapted
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
+from apical.attacks.sources import source as named_source
 from apical.measure import statistics
+from apical.names import check_at_least, unknown
+from apical.nets.spiking import has_spikes
 
 Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
-"""What a gradient is called. The audit alone says neither faithful nor suspect: attacks do."""
+"""Verdicts on a gradient; the audit alone gives neither faithful nor suspect: they need attacks."""
 
 PASSED = "steps along the gradient raise the loss, and it agrees with the exact one"
-"""What the audit says of a gradient that passed."""
 OPEN = "whether it is faithful attacks decide: attacks.robust_report"
+
+STEPS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
+"""Lengths of the steps tried, as root mean square over the inputs' values, in ranges."""
+NOISE = 1e-5
+"""Relative change of a loss below which it may be rounding in float32."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where the verdict turns.
+    """Thresholds of the verdict.
 
-    rising: least share of examples whose loss a step along the gradient raises (chance gives half).
-    cosine: least median cosine to the exact gradient, below which it is masked; alike: from which
-    attacks by it are as strong. Between the two attacks decide. agreement: least mean cosine to
-    finite differences, lower as differences of a quantised net are coarse. zero: largest share of
-    examples without a gradient. repeat: least cosine of two answers to the same question;
-    averaged: the same for a mean over random passes.
+    rising: smallest share of examples whose loss a step along the gradient increases (chance: 1/2).
+    cosine: median cosine to the exact gradient below which it is masked; alike: from which attacks
+    by it are equally strong. In between attacks decide. agreement: smallest mean cosine to finite
+    differences; it is lower because differences of a quantised net are coarse. zero: largest share
+    of examples without a gradient. repeat: smallest cosine between two gradients of the same
+    inputs; averaged: the same for a mean over random passes.
     """
 
     rising: float = 0.75
@@ -55,30 +61,29 @@ class Limits:
 
 @dataclass(frozen=True)
 class Audit:
-    """What a gradient was found to be. Shares are fractions; None where nothing could be measured.
+    """The result of an audit. Shares are in [0, 1]; None where nothing could be measured.
 
     Attributes:
-        verdict: "masked": not zero, but it does not point up the loss; "vanishing": zero for many
-            examples; "random": it differs from one time to the next. A report has the same word
-            for such a gradient. "undecided": anything else, since a gradient that points up the
-            loss may be shattered, and one that points nearly where the exact one does may be
-            masked: attacks decide. In a report it is the word of the report.
+        verdict: "masked": not zero, but steps along it do not increase the loss, or it disagrees
+            with the exact one; "vanishing": zero for many examples; "random": it differs between
+            two passes. A report has the same verdict for such a gradient. "undecided": all others,
+            which attacks have to decide. In a report it is the verdict of the report.
         reasons: sentences, also those that alone would not have decided.
-        rising: share of examples (of those with a gradient) whose loss the smallest step that
-            moves it raises; rising_low, rising_high: its Wilson interval. The loss of a spiking net
-            is a staircase with a gradient that ignores the single stairs: there, the smallest
-            such step of at least the length where the agreement is largest.
+        rising: share of examples (of those with a gradient) whose loss is increased by the smallest
+            step that changes it; rising_low, rising_high: its Wilson interval. The loss of a
+            spiking net is piecewise constant, and its gradient ignores single steps of it: there,
+            the smallest such step of at least the length with the largest agreement.
         cosine: median cosine to the exact gradient. agreement: mean cosine to the gradient by
-            finite differences, estimated from random directions, at the length of step where it is
-            largest: a true gradient of a quantised net agrees at some length, a wrong one at none.
-        slope_ratio: median of the slope along the gradient, at that length, to its own length: 1
-            for a true one.
+            finite differences, estimated from random directions, at the step length where it is
+            largest: an exact gradient of a quantised net agrees at some length, others at none.
+        slope_ratio: median ratio of the slope along the gradient, at that length, to its norm: 1
+            for an exact gradient.
         zero: share of zero gradients, the largest over the losses; zero_loss: of which loss.
         saturated: share of examples whose cross entropy is exactly 0; largest_score: median over
             examples of the largest absolute score.
-        repeat: mean cosine between two answers to the same question.
-        misleading: whether a step along the gradient does not raise the loss often enough; a
-            gradient may be "masked" without it, when it points up the loss but elsewhere.
+        repeat: mean cosine between two gradients of the same inputs.
+        misleading: whether steps along the gradient do not increase the loss often enough; a
+            gradient may be "masked" without that, if it disagrees with the exact one.
         passed: whether no measurement contradicts the gradient.
     """
 
@@ -122,24 +127,24 @@ def audit(
     """Examine the gradient of any PyTorch classifier in eval mode; the model is left as it was.
 
     Args:
-        gradient: the source to examine; "own" is what `loss.backward()` delivers.
-        loss: of which; None stands for "dlr", with two classes "margin". Cross entropy would
-            saturate with the scores; its zeros are counted separately.
-        directions: random ones for the comparison with finite differences, ten forward passes
-            each, at least 1. seed: of these.
+        gradient: the source to examine; "own" is that of `loss.backward()`.
+        loss: of which the gradient is examined; None: "dlr", with two classes "margin". Cross
+            entropy would saturate with large scores; its zero gradients are counted separately.
+        directions: random directions for the comparison with finite differences, ten forward
+            passes each, at least 1. seed: of these.
 
     Shapes: x (N, ...) within `bounds`, y (N,); 50 examples give a share to within 14 points.
     Raises: ValueError as attacks do, except that random scores are allowed.
     """
-    checks.check_model(model)
-    if directions < 1:
-        raise ValueError(f"audit: directions={directions} must be at least 1")
+    check_at_least("audit", 1, directions=directions)
+    if loss not in (None, "dlr", "margin"):
+        raise unknown("loss of an audit", loss, ("dlr", "margin"))
     chosen, limits = named_source(gradient), limits or Limits()
     model, x = adapted(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoGradientWarning)  # it is what we look for
         with chosen.open(model) as oracle, undisturbed(model, *oracle.others, seed=seed):
-            x, y = x.clone(), y.detach().clone().to(torch.int64)
+            x, y = x.clone(), y.detach().clone()
             checks.check_mode(model, random_allowed=True)
             checks.check_inputs(x, Ball(0.0, "linf", *bounds))
             if not len(x):
@@ -147,16 +152,32 @@ def audit(
             x = x.clamp(*bounds)  # by rounding they may be outside
             classes = checks.check_repeats(model, x, random_allowed=True)
             checks.check_labels(y, len(x), classes)
+            y = y.to(x.device, torch.int64)
             name = loss or ("dlr" if classes >= FEWEST_CLASSES["dlr"] else "margin")
+            check_classes("audit", name, classes)
             restart(oracle.model, seed)
             answer = oracle.ask(x, y, against(y, name))
-            sloping = partial(slopes.measure, bounds=bounds, directions=directions, seed=seed)
+            sloping = partial(measure_slopes, bounds=bounds, directions=directions, seed=seed)
             measured = _measured(oracle, answer.gradient, x, y, name, sloping)
-            restart(model, seed)  # a random model is to take the same chances
-            exact = _exact(model, x, y, name)
+            restart(model, seed)  # a random model must use the same random numbers
+            with Exact().open(model) as other:
+                exact = other.ask(x, y, against(y, name)).gradient
     if isinstance(model, Expectation):
         limits = replace(limits, repeat=limits.averaged)
-    return _judged(measured | {"source": str(chosen), "loss": name}, answer.gradient, exact, limits)
+    both = pointing(answer.gradient) & pointing(exact)
+    alike = cosines(answer.gradient, exact)[both]
+    measured |= {"source": str(chosen), "loss": name}
+    measured["cosine"] = alike.median().item() if both.any() else None
+    verdict, passed, reasons = _verdict(measured, limits)
+    del measured["steady"], measured["vanished"]
+    rising = measured["rising"]
+    return Audit(
+        verdict=verdict,
+        reasons=reasons,
+        misleading=isinstance(rising, float) and rising < limits.rising,
+        passed=passed,
+        **measured,  # type: ignore[arg-type]
+    )
 
 
 def _measured(
@@ -165,14 +186,14 @@ def _measured(
     x: Tensor,
     y: Tensor,
     name: str,
-    sloping: Callable[..., slopes.Slopes],
+    sloping: Callable[..., Slopes],
 ) -> dict[str, object]:
     entropy = oracle.ask(x, y, against(y, "ce"))
     varies = _varies(entropy.scores, y, name)
     shares = {name: _zero(gradient[varies]), "ce": _zero(entropy.gradient)}
     worst = max(shares, key=lambda key: shares[key])
     again = oracle.ask(x, y, against(y, name))
-    sized = slopes.pointing(gradient) & slopes.pointing(again.gradient)
+    sized = pointing(gradient) & pointing(again.gradient)
     scores = oracle.scores(x)
     found = sloping(oracle.model, gradient, x, y, name)
     some = len(found.rising) > 0
@@ -191,50 +212,22 @@ def _measured(
         "zero_loss": worst,
         "saturated": (entropy.losses == 0).double().mean().item(),
         "largest_score": entropy.scores.abs().amax(1).median().item(),
-        "repeat": slopes.cosines(gradient, again.gradient)[sized].mean().item()
-        if sized.any()
-        else None,
+        "repeat": cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
         "steady": isinstance(oracle.model, Expectation)
         or not checks.differ(scores, oracle.scores(x), checks.tolerance(oracle.model, x)),
         "vanished": shares[name],
     }
 
 
-def _exact(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Tensor:
-    with Exact().open(model) as oracle:
-        return oracle.ask(x, y, against(y, name)).gradient
-
-
-def _judged(measured: dict[str, object], gradient: Tensor, exact: Tensor, limits: Limits) -> Audit:
-    both = slopes.pointing(gradient) & slopes.pointing(exact)
-    cosine = slopes.cosines(gradient, exact)[both].median().item() if both.any() else None
-    found = dict(measured)
-    steady = found.pop("steady")
-    verdict, passed, reasons = _verdict(found | {"cosine": cosine}, bool(steady), limits)
-    del found["vanished"]
-    rising = found["rising"]
-    misleading = isinstance(rising, float) and rising < limits.rising
-    return Audit(
-        verdict=verdict,
-        reasons=reasons,
-        cosine=cosine,
-        misleading=misleading,
-        passed=passed,
-        **found,  # type: ignore[arg-type]
-    )
-
-
-def _verdict(
-    found: dict[str, object], steady: bool, limits: Limits
-) -> tuple[Word, bool, tuple[str, ...]]:
-    """The word, whether the gradient passed, and the reasons."""
+def _verdict(found: dict[str, object], limits: Limits) -> tuple[Word, bool, tuple[str, ...]]:
+    """The verdict, whether the gradient passed, and the reasons."""
 
     def below(key: str, limit: float) -> bool:
         value = found[key]
         return isinstance(value, float) and value < limit
 
     reasons: dict[str, list[str]] = {"random": [], "masked": [], "vanishing": [], "undecided": []}
-    if not steady:
+    if not found["steady"]:
         reasons["random"].append("two forward passes on the same inputs differ")
     if below("repeat", limits.repeat):
         reasons["random"].append(
@@ -279,13 +272,12 @@ def _verdict(
     every = tuple(reason for group in reasons.values() for reason in group)
     order: tuple[Word, ...] = ("random", "masked", "vanishing", "undecided")
     verdict: Word = next((word for word in order if reasons[word]), "undecided")
-    passed = not every
-    return verdict, passed, (*(every or (PASSED, OPEN)), *finding)
+    return verdict, not every, (*(every or (PASSED, OPEN)), *finding)
 
 
 def _varies(scores: Tensor, y: Tensor, loss: str) -> Tensor:
-    """Where a loss depends on the input: DLR is 1, whatever the scores, where that of the label
-    is the third largest, for it is then the same number above and below the line."""
+    """Where a loss depends on the input: DLR is constantly 1 where the label has the third largest
+    score, because numerator and denominator are then equal."""
     larger = (scores > scores.gather(1, y[:, None])).sum(1)
     return larger != 2 if loss == "dlr" else torch.ones_like(y, dtype=torch.bool)
 
@@ -293,4 +285,105 @@ def _varies(scores: Tensor, y: Tensor, loss: str) -> Tensor:
 def _zero(gradient: Tensor) -> float:
     if not len(gradient):
         return 0.0
-    return 1 - slopes.pointing(gradient).double().mean().item()
+    return 1 - pointing(gradient).double().mean().item()
+
+
+class Slopes(NamedTuple):
+    """A gradient compared with differences of the loss; see `audit.Audit` for each.
+
+    Shapes: rising, bool, and ratio: (examples with a gradient,).
+    """
+
+    rising: Tensor
+    ratio: Tensor
+    agreement: float | None
+
+
+def measure_slopes(
+    model: nn.Module,
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    name: str,
+    bounds: tuple[float, float],
+    directions: int,
+    seed: int,
+) -> Slopes:
+    """Compare a gradient with differences of the loss `name`, along it and along random directions.
+
+    Shapes: gradient and x (N, ...), x within `bounds`, y (N,).
+    """
+    rows = pointing(gradient).nonzero().squeeze(1)
+    if not len(rows):
+        return Slopes(torch.zeros(0, dtype=torch.bool), torch.zeros(0), None)
+    gradient, x, y = gradient[rows], x[rows], y[rows]
+    value = _along(model, x, _relative(model, x, y, name))
+    ahead = unit(gradient, "l2")
+    size = (bounds[1] - bounds[0]) * x[0].numel() ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
+    random = [unit(draw.to(x.device), "l2") for draw in draws]
+    length = gradient.double().flatten(1).norm(dim=1)
+    best, ratio, at = -1.0, torch.zeros(len(x)), STEPS[0]
+    for share in STEPS:
+        step = torch.full((len(x),), share * size, dtype=x.dtype, device=x.device)
+        pairs = [
+            (_slope(value, step, direction), (ahead * direction).flatten(1).sum(1))
+            for direction in random
+        ]
+        measured, claimed = (torch.stack(each, 1).double() for each in zip(*pairs, strict=True))
+        if (mean := cosines(measured, claimed).mean().item()) > best:
+            best, ratio, at = mean, _slope(value, step, ahead).double() / length, share
+    least = at if has_spikes(model) else STEPS[0]
+    return Slopes(_first_change(value, ahead, size, least) > 0, ratio, best)
+
+
+def pointing(gradient: Tensor) -> Tensor:
+    """Which examples have a gradient other than zero. Shapes: (N, ...) -> (N,)."""
+    return gradient.flatten(1).abs().amax(1) > 0
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of each example; 0 where a vector is zero. Shapes: (N, ...) twice -> (N,)."""
+    return (unit(a.double(), "l2") * unit(b.double(), "l2")).flatten(1).sum(1)
+
+
+def _relative(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Loss:
+    """The loss, a margin in units of the range of an example's clean scores: then, as DLR, it does
+    not depend on the scale of the scores."""
+    loss = against(y, name)
+    if name == "dlr":
+        return loss
+    with torch.no_grad():
+        scores = model(x)
+    spread = scores.amax(1) - scores.amin(1)
+    spread = spread.where(spread > 0, torch.ones_like(spread))
+    return lambda scores: loss(scores) / spread
+
+
+def _slope(value: Callable[[Tensor, Tensor], Tensor], step: Tensor, direction: Tensor) -> Tensor:
+    return (value(step, direction) - value(-step, direction)) / (2 * step)
+
+
+def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss at a distance along a direction. Shapes: distance (N,), direction as x."""
+
+    def value(distance: Tensor, direction: Tensor) -> Tensor:
+        restart(model, 0)  # a random model must use the same random numbers at both points
+        with torch.no_grad():
+            return loss(model(x + per_example(distance, x) * direction))
+
+    return value
+
+
+def _first_change(
+    value: Callable[[Tensor, Tensor], Tensor], direction: Tensor, size: float, least: float
+) -> Tensor:
+    """How much the loss changes at the smallest step, from `least` on, at which it does; 0 where
+    it never does."""
+    base = value(torch.zeros(len(direction), dtype=direction.dtype).to(direction.device), direction)
+    floor, change = NOISE * base.abs().clamp_min(1), torch.zeros_like(base)
+    for share in STEPS[STEPS.index(least) :]:
+        moved = value(torch.full_like(base, share * size), direction) - base
+        change = torch.where((change == 0) & (moved.abs() > floor), moved, change)
+    return change

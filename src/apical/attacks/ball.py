@@ -1,4 +1,4 @@
-"""The set an adversary may choose from: a ball around the input, inside the input range."""
+"""The sets of allowed points: a ball around the input, within the input range, and others."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from torch import Tensor
 
 Norm = Literal["linf", "l2"]
 Threat = Literal["linf", "l2", "flips"]
-"""What may change: a norm and its radius, or how many values are flipped from 0 to 1 or back."""
+"""The norm of a change, or the number of values that are flipped from 0 to 1 or back."""
 
 _SPELLINGS = {"Linf": "linf", "L2": "l2", "inf": "linf", "Inf": "linf", "2": "l2"}
 
-SLACK = 1e-5
-"""What rounding may add to a radius, as a share of the radius."""
-ROUNDING = 8
-"""What rounding may add to a coordinate, in units of the last place of the largest input."""
+SLACK = 1e-5  # what rounding may add to a radius, relative to the radius
+ROUNDING = 8  # what it may add to a coordinate, in units of the last place of the largest input
 
 
 def standard_norm(name: str) -> str:
-    """A norm as we spell it, from the spellings of other libraries; other words stay as they are.
+    """The name of a norm here, from its name in other libraries; other words are returned as given.
 
     >>> standard_norm("Linf")
     'linf'
@@ -55,13 +53,13 @@ class Ball:
         return (x + change).clamp(self.low, self.high)
 
     def ascent(self, gradient: Tensor) -> Tensor:
-        """The step of length 1 in this norm that raises a linear function most."""
+        """The step of length 1 in this norm that increases a function of this gradient most."""
         return gradient.sign() if self.norm == "linf" else unit(gradient, "l2")
 
     def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A random allowed point: "linf" uniform in the cube, "l2" uniform in direction and radius.
 
-        Drawn on the CPU: the same numbers on every device.
+        Random numbers are made on the CPU: the same ones for every device.
         """
         if self.norm == "linf":
             change = torch.empty(x.shape, dtype=x.dtype).uniform_(
@@ -74,7 +72,7 @@ class Ball:
         return (x + change.to(x.device)).clamp(self.low, self.high)
 
     def strays(self, point: Tensor, x: Tensor) -> Tensor:
-        """Which examples have left the ball or the range, or hold values that are not finite."""
+        """Which examples are outside the ball or the range, or have values that are not finite."""
         if not len(x):
             return torch.zeros(0, dtype=torch.bool, device=x.device)
         change = (point.double() - x.double()).flatten(1)
@@ -84,12 +82,12 @@ class Ball:
         return ~((size <= self.eps * (1 + SLACK) + room) & inside.all(1))
 
     def rounding(self, x: Tensor) -> float:
-        """What an input may lie outside the range, or a point outside the ball, by rounding."""
+        """By how much inputs may be outside the range, or points outside the ball, by rounding."""
         digits = torch.finfo(x.dtype).eps
         return ROUNDING * digits * max(abs(self.low), abs(self.high))
 
     def diameter(self, x: Tensor) -> float:
-        """Largest distance between two points of the range: no sensible radius is above it."""
+        """The largest distance between two points of the range."""
         width = self.high - self.low
         return width if self.norm == "linf" else width * math.sqrt(x[0].numel())
 
@@ -106,7 +104,7 @@ class FewPixels:
     high: float = 1.0
 
     def strays(self, point: Tensor, x: Tensor) -> Tensor:
-        """Which examples have changed too much, or hold values outside the range or not finite."""
+        """Which examples have changed too much, or have values outside the range or not finite."""
         changed = (point != x).any(1).flatten(1).sum(1)
         inside = (point.flatten(1) >= self.low) & (point.flatten(1) <= self.high)
         return (changed > self.count) | ~inside.all(1)
@@ -124,7 +122,7 @@ class FewFlips:
     high: float = 1.0
 
     def strays(self, point: Tensor, x: Tensor) -> Tensor:
-        """Which examples have changed too much, or hold other values."""
+        """Which examples have changed too much, or have other values than `low` and `high`."""
         changed = (point != x).flatten(1).sum(1)
         binary = ((point == self.low) | (point == self.high)).flatten(1).all(1)
         return (changed > self.count) | ~binary
@@ -136,10 +134,10 @@ def lengths(change: Tensor) -> Tensor:
 
 
 def unit(change: Tensor, norm: Norm) -> Tensor:
-    """Each example divided by its norm, whatever its size; zero stays zero.
+    """Each example divided by its norm; zero stays zero.
 
-    The power of two of the largest entry is divided out first, which is exact: the squares of small
-    entries do not underflow, and a gradient times a power of two gives the same bits.
+    It is divided by a power of two first, which is exact: the squares of small entries do not
+    underflow, and a gradient times a power of two gives the same bits.
     """
     change = scaled(change)
     size = change.flatten(1).abs().amax(1) if norm == "linf" else lengths(change)
@@ -158,5 +156,5 @@ def scaled(change: Tensor) -> Tensor:
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) as (N, 1, ...), to be broadcast over examples."""
+    """(N,) as (N, 1, ...), with as many axes as `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))

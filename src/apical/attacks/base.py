@@ -1,4 +1,4 @@
-"""What an attack is: a value that makes adversarial examples for any model."""
+"""The base class of attacks: values that make adversarial examples for any model."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from torch import Tensor, nn
 from apical.attacks import checks
 from apical.attacks.ball import Ball, Norm, standard_norm
 from apical.attacks.isolation import undisturbed
-from apical.attacks.names import source as named_source
 from apical.attacks.scores import FEW, adapted
-from apical.attacks.sources import Averaged, Oracle, Source
+from apical.attacks.sources import Averaged, NoGradient, Oracle, Source
+from apical.attacks.sources import source as named_source
 from apical.names import check_literals
 
 
 @dataclass(frozen=True)
 class Attack(abc.ABC):
-    """An attack. Call it: `attack(model, x, y)` returns the adversarial inputs.
+    """An attack: `attack(model, x, y)` returns the adversarial inputs.
 
     Args of every attack:
         seed: of its own generator; the same seed gives the same points on every device.
-        bounds: the range of the inputs, kept by every point. Normalisation belongs into the model.
+        bounds: the range of the inputs, which all points are in. Normalisation must be part of the
+            model.
     """
 
     seed: int = field(default=0, kw_only=True)
     bounds: tuple[float, float] = field(default=(0.0, 1.0), kw_only=True)
 
     default_gradient: ClassVar[str] = "exact"
-    """The source it follows where none is given; "none" for a black box, which accepts no other."""
+    """The source it follows if none is given; "none" for a black box, which accepts no other."""
     uses_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -45,7 +46,7 @@ class Attack(abc.ABC):
         self.validate()
 
     def validate(self) -> None:
-        """Raises: ValueError for options that cannot be meant."""
+        """Raises: ValueError for options out of range."""
         ball = self.ball
         if ball is not None:
             linf = ball.norm == "linf"
@@ -53,17 +54,17 @@ class Attack(abc.ABC):
 
     @property
     def name(self) -> str:
-        """How messages call the attack."""
+        """The name of the attack in messages."""
         return type(self).__name__
 
     @property
     def label(self) -> str:
-        """How tables name it and its settings; the radius has a column of its own."""
+        """The name in tables, with settings, but without the radius."""
         return self.name
 
     @property
     def ball(self) -> Ball | None:
-        """Where its points must lie; None where only the input range limits them."""
+        """The set that its points must be in; None if only the input range limits them."""
         if not hasattr(self, "eps"):
             return None
         norm: Norm = getattr(self, "norm", "linf")
@@ -71,7 +72,7 @@ class Attack(abc.ABC):
 
     @abc.abstractmethod
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        """The adversarial inputs; everything was checked, and the source is open."""
+        """The adversarial inputs, after all checks, with an open source."""
 
     def __call__(
         self,
@@ -84,21 +85,20 @@ class Attack(abc.ABC):
         """Adversarial inputs for a model in eval mode. The model is left as it was.
 
         Args:
-            model: returns scores (N, classes), or an object or mapping that holds them as `logits`.
-            x: inputs, or a mapping that holds them alone, as `{"pixel_values": x}`; then the
-                points come in such a mapping.
+            model: returns scores (N, classes), or an object or mapping with them as `logits`.
+            x: inputs, or a mapping with only them, as `{"pixel_values": x}`; then the points are
+                returned in such a mapping.
             gradient: the source of gradients, or its name: "exact" (default), "own",
                 "own-averaged:10", "rule:fa", "finite-difference", "none".
 
-        In half precision balls are kept in float32, and the points are rounded at the end, by which
-        they may leave the ball by a unit in the last place.
+        In half precision the ball is computed in float32, and the points are rounded at the end: by
+        this they may leave the ball by a unit in the last place.
 
         Shapes: x (N, ...) within `bounds`, y (N,) class numbers -> as x.
         Raises: ValueError for a model in training mode, with random scores (see `EOT`), or whose
             scores depend on the batch; inputs outside the range, labels that do not fit, a source
             that does not fit.
         """
-        checks.check_model(model)
         chosen = self.source(gradient)
         scoring, inputs = adapted(model, x)
         points = self.made(scoring, inputs, y.detach(), chosen)
@@ -129,19 +129,20 @@ class Attack(abc.ABC):
             return self.perturb(oracle, x, y.to(x.device, torch.int64)).detach()
 
     def source(self, gradient: str | Source | None) -> Source:
-        """The source that is meant. Raises: ValueError if the attack cannot use it."""
+        """The source of this name, or the default. Raises: ValueError if it does not fit."""
         chosen = named_source(self.default_gradient if gradient is None else gradient)
-        if (self.default_gradient == "none") != (str(chosen) == "none"):
-            if self.default_gradient == "none":
-                raise ValueError(
-                    f"{self.name} is a black box and would ignore gradient={str(chosen)!r};"
-                    " leave it out"
-                )
+        none_given = isinstance(chosen, NoGradient)
+        if self.default_gradient == "none" and not none_given:
+            raise ValueError(
+                f"{self.name} is a black box and would ignore gradient={str(chosen)!r};"
+                " leave it out"
+            )
+        if self.default_gradient != "none" and none_given:
             raise ValueError(f"{self.name} follows a gradient; gradient='none' provides none")
         return chosen
 
     def passes(self, classes: int) -> int:
-        """Most forward passes that an example takes, 1 where nothing more is known. Those of an
+        """The largest number of forward passes of an example, 1 if it is unknown. Those of an
         attack that follows a gradient have a backward pass each."""
         return 1
 

@@ -1,4 +1,4 @@
-"""Wrong arguments of attacks, refused before anything is computed."""
+"""Checks of the arguments of attacks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,6 @@ from apical.core.converted import feedback_modules
 
 BATCH = 256  # examples that are passed together where scores are compared
 ROUNDED = 1e-4  # of the largest score, by which passes may differ that sum in another order
-
-
-def check_model(model: object) -> None:
-    """Raises: ValueError for anything but a torch module."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
 
 
 def check_mode(model: nn.Module, *, random_allowed: bool) -> None:

@@ -1,4 +1,4 @@
-"""The robustness of one net: worst case per example, sanity checks, masking gap, verdict."""
+"""The robustness of a net: worst case per example, sanity checks, masking gap, verdict."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import cast, get_args
 
 import torch
@@ -19,14 +20,14 @@ from apical.attacks.base import Attack
 from apical.attacks.flips import check_binary
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
-from apical.attacks.protocols import Protocol
 from apical.attacks.sanity import Check, Gap
-from apical.attacks.schedule import Effort, Setting
+from apical.attacks.schedule import Effort, Protocol, Setting
 from apical.attacks.scores import Expectation, adapted
 from apical.attacks.trials import Step, Trial, run
 from apical.attacks.verdict import Word, verdict
 from apical.core.convert import feedback_modules
 from apical.measure import statistics
+from apical.names import check_at_least
 
 AUDITED = 128
 """Most examples on which the gradient is audited."""
@@ -34,10 +35,10 @@ AUDITED = 128
 
 @dataclass(frozen=True)
 class Worst:
-    """The headline at one radius: right, and broken by nothing that was tried.
+    """The worst case at one radius: examples that are correct and that no attack has broken.
 
-    Attributes: robust: one entry per example. accuracy: their share; low, high: Wilson's interval,
-        which holds for other test examples, not for training again.
+    Attributes: robust: one entry per example. accuracy: their share; low, high: its Wilson
+        interval, for other test examples, not for another training run.
     """
 
     eps: float
@@ -49,11 +50,11 @@ class Worst:
 
 @dataclass(frozen=True)
 class RobustReport:
-    """Plain data. Accuracies are fractions of all examples, those misclassified from the start
-    included.
+    """The results of `robust_report`. Accuracies are shares of all examples, including those that
+    are misclassified without an attack.
 
-    Attributes: verdict: one word for the own gradient, as `attacks.verdict` defines it; the audit
-        carries the same one. reasons: the evidence.
+    Attributes: verdict: one word for the own gradient, as defined in `attacks.verdict`; the audit
+        has the same one. reasons: the evidence.
     """
 
     norm: Threat
@@ -68,8 +69,8 @@ class RobustReport:
     reasons: tuple[str, ...]
 
     def breaking_radii(self) -> tuple[float, ...]:
-        """Of each example the smallest radius tried at which something broke it: 0 where it is
-        wrong from the start, infinite where nothing did."""
+        """Of each example the smallest radius tried at which an attack broke it: 0 where it is
+        misclassified without one, infinite where none did."""
         found = []
         for place, right in enumerate(self.clean):
             tried = [worst.eps for worst in self.worst if not worst.robust[place]]
@@ -77,27 +78,23 @@ class RobustReport:
         return tuple(found)
 
     def rows(self) -> list[dict[str, object]]:
-        """As records: flat dictionaries for JSON; lists of examples are left in `trials`."""
+        """As records: flat dictionaries for JSON, without the lists of examples of `trials`."""
         n = len(self.clean)
-        found: list[dict[str, object]] = [
-            {"kind": "clean", "accuracy": sum(self.clean) / n, "examples": n, "norm": self.norm}
-            | {"classes": self.classes}
-        ]
+        clean: dict[str, object] = {"kind": "clean", "accuracy": sum(self.clean) / n, "examples": n}
+        found = [clean | {"norm": self.norm, "classes": self.classes}]
         for trial in self.trials:
             row: dict[str, object] = {"kind": "attack", "attack": trial.attack}
             row |= {"source": trial.source, "group": trial.group, "eps": trial.eps, "on": trial.on}
             row |= {"attacked": sum(trial.attacked), "broken": sum(trial.broken)}
             row |= {"strays": trial.strays, "role": trial.role}
             if trial.on == "all":
-                row |= {
-                    "accuracy": trial.accuracy(self.clean),
-                    "examples": min(trial.first or n, n),
-                }
+                row["accuracy"] = trial.accuracy(self.clean)
+                row["examples"] = min(trial.first or n, n)
             found.append(row)
         for worst in self.worst:
-            found.append(
-                {"kind": "worst"} | {k: v for k, v in asdict(worst).items() if k != "robust"}
-            )
+            row = {"kind": "worst", **asdict(worst)}
+            del row["robust"]
+            found.append(row)
         found += [{"kind": "gap", **asdict(gap), "masked": gap.masked} for gap in self.gaps]
         found += [
             {k: v for k, v in {"kind": "check", **asdict(check)}.items() if v is not None}
@@ -127,25 +124,25 @@ def robust_report(
     finished: Iterable[Trial] = (),
     on_trial: Callable[[Trial, int, int], None] | None = None,
 ) -> RobustReport:
-    """Attack a classifier in eval mode by all gradient sources, and say what to believe.
+    """Attack a classifier in eval mode by all gradient sources, and judge the results.
 
-    What is compared runs on all examples that are right; what may break still more, only on those
-    that nothing has broken yet, at this radius or a smaller one.
+    Attacks that are compared run on all correct examples; those that may break further ones only on
+    examples that no attack has broken yet, at this radius or a smaller one.
 
     Args:
-        model: returns scores (N, classes), or an object or mapping that holds them as `logits`.
-        x: inputs, or a mapping that holds them alone, as `{"pixel_values": x}`.
-        eps: radius or radii above 0, in the unit of the inputs (the normalisation belongs into the
+        model: returns scores (N, classes), or an object or mapping with them as `logits`.
+        x: inputs, or a mapping with only them, as `{"pixel_values": x}`.
+        eps: radius or radii above 0, in the unit of the inputs (normalisation must be part of the
             model).
-        norm: "linf", "l2" (also spelt "Linf", "L2"); or "flips" for binary events, of which eps
-            counts those that may flip.
-        rules: further rules whose backward pass is tried on these weights, by name.
-        surrogates: name -> other model with the same classes, to transfer from; a net trained by
-            backprop from the same start is the strongest.
-        extra: from a radius to further attacks, run on what is left.
+        norm: "linf", "l2" (also spelt "Linf", "L2"); or "flips" for binary events, where eps is
+            the number of events that may be flipped.
+        rules: names of further rules whose backward pass is tried with these weights.
+        surrogates: name -> other model with the same classes, for transfer; a net trained by
+            backprop from the same initial weights is the strongest.
+        extra: from a radius to further attacks, run on the survivors.
         protocol: attacks of an earlier study ("linf" only), run in addition.
-        samples: forward passes whose mean scores count, for models with random scores: attacks
-            follow the mean, and the mean is judged; at least 1.
+        samples: for models with random scores, forward passes of which the mean scores are
+            attacked and judged; at least 1.
         batch_size: examples attacked together, at least 1.
         finished: trials of an interrupted report on the same model and data; they are not repeated.
         on_trial: called after each trial with it, its number, and how many there are.
@@ -154,12 +151,9 @@ def robust_report(
     Raises: ValueError as attacks do; models with random scores are refused without `samples`.
     Warns: if the clean accuracy is no better than chance.
     """
-    input_checks.check_model(model)
     input_checks.check_batch_size("robust_report", batch_size)
-    if samples < 1:
-        raise ValueError(f"robust_report: samples={samples} must be at least 1")
+    check_at_least("robust_report", 1, samples=samples)
     norm = _checked_norm(norm, protocol)
-    eps = [eps] if isinstance(eps, int | float) else eps
     model, x = adapted(model, x)
     y = y.detach()
     surrogates = {name: adapted(other, x)[0] for name, other in (surrogates or {}).items()}
@@ -168,7 +162,6 @@ def robust_report(
     if norm == "flips":
         check_binary("robust_report", x, bounds)
     clean, classes = _clean(model, x, y, bounds, random_allowed=samples > 1)
-    _warn_at_chance(clean, classes)
     budgets = _budgets(eps, norm, bounds)
     setting = Setting(
         norm,
@@ -189,7 +182,7 @@ def robust_report(
     attacked = partial(run, batch_size=batch_size, classes=classes)
     known, trials = {trial.key: trial for trial in finished}, []
     standing = clean.clone()
-    for number, step in enumerate(planned, 1):  # grows where steps are doubled once more
+    for number, step in enumerate(planned, 1):  # the list grows where a step is followed by another
         rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
         ball = _allowed(step, norm, bounds)
         trial = known.get(step.key) or attacked(step, model, x, y, rows.to(x.device), ball)
@@ -200,11 +193,14 @@ def robust_report(
             planned.insert(number, longer)
         if on_trial:
             on_trial(trial, number, len(planned))
-    if not setting.has_feedback:
-        trials += _own_of_a_plain_model(trials)
+    if not setting.has_feedback:  # its own gradient is the exact one: the same trials, both names
+        trials += [
+            replace(trial, group="own", source="own", key=trial.key.replace("exact", "own"))
+            for trial in trials
+            if trial.group == "exact" and trial.on == "all" and _counts(trial)
+        ]
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
-    right = tuple(clean.tolist())
-    return _concluded(norm, classes, right, trials, budgets, found, setting.has_feedback)
+    return _concluded(tuple(clean.tolist()), trials, budgets, found, setting)
 
 
 def _checked_norm(norm: str, protocol: Protocol | None) -> Threat:
@@ -217,18 +213,8 @@ def _checked_norm(norm: str, protocol: Protocol | None) -> Threat:
     return found
 
 
-def _warn_at_chance(clean: Tensor, classes: int) -> None:
-    if sum(clean) <= len(clean) / classes:
-        warnings.warn(
-            f"robust_report: the model is right on {int(sum(clean))} of {len(clean)} clean"
-            f" examples, no better than chance with {classes} classes: are labels, their order or"
-            " the normalisation those it was trained with?",
-            stacklevel=3,
-        )
-
-
 def _allowed(step: Step, norm: Threat, bounds: tuple[float, float]) -> Ball | FewFlips | FewPixels:
-    """Where the points of a step must lie."""
+    """The set that the points of a step must be in."""
     if step.group == "pixels":
         return FewPixels(int(step.eps), *bounds)
     return FewFlips(round(step.eps), *bounds) if norm == "flips" else Ball(step.eps, norm, *bounds)
@@ -242,7 +228,7 @@ def _clean(
     *,
     random_allowed: bool,
 ) -> tuple[Tensor, int]:
-    """Which examples are right, on the CPU, and the number of classes; after all checks."""
+    """Which examples are correct, on the CPU, and the number of classes; after all checks."""
     with undisturbed(model), torch.no_grad():
         input_checks.check_mode(model, random_allowed=random_allowed)
         input_checks.check_inputs(x, Ball(0.0, "linf", *bounds))
@@ -251,12 +237,25 @@ def _clean(
         classes = input_checks.check_repeats(model, x, random_allowed=random_allowed)
         input_checks.check_labels(y, len(x), classes)
         wrong = [broken(model(a), b) for a, b in zip(x.split(256), y.split(256), strict=True)]
-    return ~torch.cat(wrong).cpu(), classes
+    clean = ~torch.cat(wrong).cpu()
+    if clean.sum() <= len(clean) / classes:
+        warnings.warn(
+            f"robust_report: the model is right on {int(clean.sum())} of {len(clean)} clean"
+            f" examples, no better than chance with {classes} classes: are labels, their order or"
+            " the normalisation those it was trained with?",
+            stacklevel=3,
+        )
+    return clean, classes
 
 
-def _budgets(eps: Sequence[float], norm: Threat, bounds: tuple[float, float]) -> list[float]:
-    if not eps or len(set(eps)) < len(eps):
-        raise ValueError(f"robust_report: eps={tuple(eps)}; give at least one radius, each once")
+def _budgets(
+    eps: float | Sequence[float], norm: Threat, bounds: tuple[float, float]
+) -> list[float]:
+    eps = [float(eps)] if isinstance(eps, float | Real) else list(eps)
+    if not eps or len(set(eps)) < len(eps) or not all(isinstance(each, Real) for each in eps):
+        raise ValueError(
+            f"robust_report: eps={tuple(eps)}; give at least one radius, a number, each once"
+        )
     for radius in eps:
         if norm == "flips" and radius != round(radius):
             raise ValueError(f"robust_report: eps={radius} is no whole number of flips")
@@ -269,53 +268,32 @@ def _budgets(eps: Sequence[float], norm: Threat, bounds: tuple[float, float]) ->
 
 
 def _counts(trial: Trial) -> bool:
-    """Whether what it breaks is broken at its radius."""
+    """Whether the examples that it broke count as broken at its radius."""
     return trial.role != "large" and trial.group != "pixels"
 
 
-def _own_of_a_plain_model(trials: Sequence[Trial]) -> list[Trial]:
-    """Without feedback the own gradient is the exact one: the same trials under both names."""
-    return [
-        replace(trial, group="own", source="own", key=trial.key.replace("exact", "own"))
-        for trial in trials
-        if trial.group == "exact" and trial.on == "all" and _counts(trial)
-    ]
-
-
 def _concluded(
-    norm: Threat,
-    classes: int,
     clean: tuple[bool, ...],
     trials: Sequence[Trial],
     budgets: Sequence[float],
     found: Audit,
-    has_feedback: bool,
+    s: Setting,
 ) -> RobustReport:
-    gaps = tuple(sanity.gap(trials, clean, e) for e in budgets)
-    held = sanity.checks(trials, clean, budgets, classes)
+    gaps = tuple(sanity.gap(trials, clean, radius) for radius in budgets)
+    held = sanity.checks(trials, clean, budgets, s.classes)
+    above_chance = sum(clean) > len(clean) / s.classes
     word, reasons = verdict(
-        gaps,
-        held,
-        found,
-        has_feedback=has_feedback,
-        above_chance=sum(clean) > len(clean) / classes,
+        gaps, held, found, has_feedback=s.has_feedback, above_chance=above_chance
     )
+    worst = tuple(_worst(trials, clean, radius) for radius in budgets)
+    found = replace(found, verdict=word)  # one gradient has one verdict
     return RobustReport(
-        norm,
-        classes,
-        clean,
-        tuple(trials),
-        tuple(_worst(trials, clean, e) for e in budgets),
-        gaps,
-        held,
-        replace(found, verdict=word),  # one gradient has one word
-        word,
-        reasons,
+        s.norm, s.classes, clean, tuple(trials), worst, gaps, held, found, word, reasons
     )
 
 
 def _worst(trials: Sequence[Trial], clean: tuple[bool, ...], eps: float) -> Worst:
-    """A point found within a smaller radius lies within this one too."""
+    # a point within a smaller radius is within this one, too
     inside = [t for t in trials if t.eps <= eps and _counts(t)]
     robust = sanity.together(inside, clean)
     low, high = statistics.wilson(sum(robust), len(robust))

@@ -1,4 +1,4 @@
-"""FAB: the nearest misclassified point, found by steps to the linearised decision boundary."""
+"""FAB: the nearest misclassified point, by steps to the linearised decision boundary."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
 from apical.attacks.scores import adapted
 from apical.attacks.sources import Oracle, Source
+from apical.names import check_at_least
 
 BACK = 0.9
-"""Share of the distance that a misclassified point keeps when it is drawn towards the input."""
+"""Factor on the distance of a misclassified point, which is moved towards the input."""
 BISECTIONS = 7
-"""After the last step, along the way to the nearest point."""
+"""After the last step, between the nearest point and `BACK` times its distance."""
 STEP, MOST = 1.05, 0.1
-"""Overshoot of a projection, and the most that the projection of the input counts."""
+"""Overshoot of a projection, and the largest weight of the projection of the input."""
 
 
 @dataclass(frozen=True)
 class FAB(Attack):
-    """Fast adaptive boundary: a point near the input on the other side of the boundary, in turn
-    towards each of the most likely classes. It takes no step size, and the radius decides only
-    which points count.
+    """Fast adaptive boundary: a point near the input on the other side of the decision boundary to
+    each of the most likely classes in turn. It has no step size, and the radius decides only which
+    points count.
 
     Args:
-        eps: radius; None: of no account, the nearest misclassified point that was met is returned
-            wherever it lies, which gives a minimum-norm curve. norm: "linf" or "l2".
+        eps: radius; None: unlimited, the nearest misclassified point is returned, from which
+            `minimum_norms` follow. norm: "linf" or "l2".
         steps: at least 1. restarts: at least 1, all but the first from a random point.
         targets: target classes, the most likely first; 0 means up to 9.
-    Where no misclassified point was met, the input is returned.
+    Where no point was misclassified, the input is returned.
     Source: Croce, Hein 2020, "Minimally distorted adversarial examples with a fast adaptive
     boundary attack"; the targeted form that AutoAttack runs, with a final search as in the paper.
     """
@@ -48,9 +49,8 @@ class FAB(Attack):
     def validate(self) -> None:
         if self.eps is not None:
             super().validate()
-        for name, least in (("steps", 1), ("restarts", 1), ("targets", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"FAB: {name}={getattr(self, name)} must be at least {least}")
+        check_at_least("FAB", 1, steps=self.steps, restarts=self.restarts)
+        check_at_least("FAB", 0, targets=self.targets)
 
     @property
     def label(self) -> str:
@@ -97,7 +97,7 @@ class FAB(Attack):
         return best
 
     def _start(self, x: Tensor, found: Tensor, generator: torch.Generator) -> Tensor:
-        """A random point at half the distance of the nearest one found, or of the radius."""
+        """A random point at half the distance of the nearest one found, at most half the radius."""
         most = found if self.eps is None else found.clamp(max=self.eps)
         most = most.where(most.isfinite(), torch.ones_like(most))
         draw = torch.randn(x.shape, dtype=x.dtype, generator=generator)
@@ -109,7 +109,7 @@ class FAB(Attack):
     def _run(
         self, oracle: Oracle, x: Tensor, y: Tensor, target: Tensor, point: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The nearest misclassified points met, and their distances, infinite without any."""
+        """The nearest misclassified points, and their distances, infinite where there is none."""
         near, least = x.clone(), torch.full_like(x.flatten(1)[:, 0], float("inf"))
         ahead = partial(_ahead, labels=y, targets=target)
         to_plane = partial(nearest, norm=self.norm, low=self.bounds[0], high=self.bounds[1])
@@ -133,8 +133,8 @@ class FAB(Attack):
     def _shortened(
         self, oracle: Oracle, x: Tensor, y: Tensor, near: Tensor, least: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """By bisection between a misclassified point and the share of its way where the search
-        went on: its overshoot is taken back."""
+        """The nearest points moved closer, by bisection between each one and the point at `BACK`
+        times its distance, which undoes the overshoot."""
         low, high = torch.full_like(least, BACK), torch.ones_like(least)
         found = least.isfinite()
         for _ in range(BISECTIONS):
@@ -145,7 +145,7 @@ class FAB(Attack):
         return point, torch.where(found, self.size(point - x), least)
 
     def size(self, change: Tensor) -> Tensor:
-        """Of each example, in this norm."""
+        """The norm of the change of each example, (N,)."""
         return change.flatten(1).abs().amax(1) if self.norm == "linf" else lengths(change)
 
 
@@ -161,10 +161,10 @@ def minimum_norms(
     bounds: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> Tensor:
-    """The size of the smallest change found by which each example is misclassified: 0 where it is
-    from the start, infinite where none was found. An upper bound, as every attack gives.
+    """The norm of the smallest change found by which each example is misclassified: 0 where the
+    clean example is, infinite where none was found. As of every attack, an upper bound.
 
-    The share of values above a radius is the robust accuracy there, so that sorted values are the
+    The share of values above a radius is the robust accuracy at that radius: sorted values give the
     curve of robust accuracy over the radius.
 
     Args: as of `FAB`; gradient: as of every attack.
@@ -184,10 +184,10 @@ def nearest(
     x: Tensor, normal: Tensor, rise: Tensor, *, norm: Norm, low: float, high: float
 ) -> Tensor:
     """The smallest change of x, in a norm, by which normal . change = rise, within [low, high];
-    where the range does not reach so far, the change that comes nearest.
+    where that is not possible in the range, the change that comes nearest.
 
-    Every coordinate moves by t ("linf") or t |normal| ("l2"), until it meets the range; t solves a
-    piecewise linear equation.
+    Every coordinate moves by t ("linf") or t |normal| ("l2"), until it reaches the end of the
+    range; t solves a piecewise linear equation.
     Shapes: x, normal (N, ...), rise (N,) -> as x.
 
     >>> x, normal = torch.tensor([[0.5, 0.9]]), torch.tensor([[1.0, 1.0]])

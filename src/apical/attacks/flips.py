@@ -1,4 +1,4 @@
-"""Attacks on binary events: a number of them is added or removed, and nothing in between."""
+"""Attacks on binary events, which add or remove a number of events."""
 
 from __future__ import annotations
 
@@ -9,72 +9,79 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apical.attacks.ball import FewFlips
 from apical.attacks.base import Attack
-from apical.attacks.losses import (
-    FEWEST_CLASSES,
-    LossName,
-    against,
-    broken,
-    margin,
-)
+from apical.attacks.losses import LossName, against, broken, check_classes, margin
 from apical.attacks.sources import Oracle
+from apical.names import check_at_least
 
 
 @dataclass(frozen=True)
-class Flips(Attack):
-    """Flips the events whose flip raises the loss most by its gradient g: the gain of flipping x
-    is g (1 - 2x). Where none has a gain, fewer are flipped.
+class _FlipAttack(Attack):
+    count: int
+
+    def validate(self) -> None:
+        if type(self.count) is not int or self.count < 1:
+            raise ValueError(
+                f"{self.name}: count={self.count!r} must be a whole number of at least 1"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__}({self.count})"
+
+    def flat(self, x: Tensor) -> tuple[Tensor, float, float]:
+        """The examples as rows, and the two values.     Raises: ValueError if they do not fit."""
+        check_binary(self.name, x, self.bounds)
+        if self.count > x[0].numel():
+            raise ValueError(f"{self.name}: an example has {x[0].numel()} values only")
+        return x.flatten(1), *self.bounds
+
+
+@dataclass(frozen=True)
+class Flips(_FlipAttack):
+    """Flips the events whose flip increases the loss most according to its gradient g: the gain of
+    flipping x is g (1 - 2x). Events without a positive gain are not flipped.
 
     Args:
         count: how many of an example's values may be flipped, at least 1.
         steps: rounds, at least 1, each with a new gradient and an equal share of the flips; no
             value is flipped twice.
         loss: "ce", "dlr" or "margin".
-        stop_when_broken: of several rounds, leave an example alone once it is misclassified.
-        finish: how many candidates the last flip is chosen from by forward passes, those of the
-            largest gain; 0 trusts the gradient. A gradient says what an infinitely small change
-            does, and a flip is a large one.
+        stop_when_broken: of several rounds, leave out an example once it is misclassified.
+        finish: number of candidates, those of the largest gain, from which forward passes choose
+            the last flip; 0: the gradient chooses it. A gradient predicts the effect of a small
+            change, and a flip is a large one.
 
     Shapes: inputs (N, ...) of zeros and ones.
     Raises: ValueError for inputs that are not binary, or more flips than values.
     Source: after the gradient-to-spike attacks of Liang et al. 2021, which flip one at a time.
     """
 
-    count: int
     steps: int = 1
     loss: LossName = "ce"
     stop_when_broken: bool = True
     finish: int = 0
 
     def validate(self) -> None:
-        _check_count(self, self.count)
-        if self.finish < 0:
-            raise ValueError(f"{self.name}: finish={self.finish} must be at least 0")
+        super().validate()
+        check_at_least(self.name, 0, finish=self.finish)
         if not 1 <= self.steps <= self.count:
             raise ValueError(
                 f"{self.name}: steps={self.steps} must be from 1 to count={self.count}"
             )
 
     @property
-    def name(self) -> str:
-        return f"Flips({self.count})"
-
-    @property
     def label(self) -> str:
         return f"Flips-{self.steps} {self.loss}" + (" finished" if self.finish else "")
 
     def check_classes(self, classes: int) -> None:
-        if classes < FEWEST_CLASSES[self.loss]:
-            raise ValueError(
-                f"{self.name}: loss={self.loss!r} needs {FEWEST_CLASSES[self.loss]} classes"
-            )
+        check_classes(self.name, self.loss, classes)
 
     def passes(self, classes: int) -> int:
         return self.steps + (self.finish + 1 if self.finish else 0)
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        flat, low, high = _binary(self, x, self.count)
+        flat, low, high = self.flat(x)
         result, rows = flat.clone(), torch.arange(len(x), device=x.device)
         fresh = torch.ones_like(flat, dtype=torch.bool)
         for step in range(self.steps):
@@ -116,7 +123,7 @@ class Flips(Attack):
 
 
 @dataclass(frozen=True)
-class RandomFlips(Attack):
+class RandomFlips(_FlipAttack):
     """Flips events at random places: the control for `Flips`.
 
     Args: count: how many of an example's values, at least 1.
@@ -124,23 +131,14 @@ class RandomFlips(Attack):
     Raises: ValueError for inputs that are not binary, or more flips than values.
     """
 
-    count: int
-
     default_gradient: ClassVar[str] = "none"
-
-    def validate(self) -> None:
-        _check_count(self, self.count)
-
-    @property
-    def name(self) -> str:
-        return f"RandomFlips({self.count})"
 
     @property
     def label(self) -> str:
         return "Flips random"
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        flat, low, high = _binary(self, x, self.count)
+        flat, low, high = self.flat(x)
         order = torch.rand(flat.shape, generator=self.generator())  # the same on every device
         places = order.topk(self.count, dim=1).indices.to(x.device)
         turned = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True)
@@ -148,12 +146,12 @@ class RandomFlips(Attack):
 
 
 @dataclass(frozen=True)
-class GreedyFlips(Attack):
-    """Flips events one after the other, by scores alone: of all single flips that are tried, the
-    one with the smallest margin. Needs no gradient, so it also tells of nets that have none.
+class GreedyFlips(_FlipAttack):
+    """Flips events one after the other by scores only: of all single flips that are tried, the one
+    with the smallest margin. Needs no gradient, so that it applies to nets without one, too.
 
     Each round tries every value that was not flipped yet, or as many random ones as the queries
-    allow. Of equal margins one is taken by chance: where scores are rounded, many are equal.
+    allow. Of equal margins a random one is taken: where scores are rounded, many are equal.
 
     Args:
         count: how many of an example's values may be flipped, at least 1.
@@ -163,21 +161,16 @@ class GreedyFlips(Attack):
     Raises: ValueError for inputs that are not binary, or more flips than values.
     """
 
-    count: int
     queries: int = 0
 
     default_gradient: ClassVar[str] = "none"
 
     def validate(self) -> None:
-        _check_count(self, self.count)
+        super().validate()
         if self.queries and self.queries < self.count:
             raise ValueError(
                 f"{self.name}: queries={self.queries} must be 0 or at least count={self.count}"
             )
-
-    @property
-    def name(self) -> str:
-        return f"GreedyFlips({self.count})"
 
     @property
     def label(self) -> str:
@@ -187,7 +180,7 @@ class GreedyFlips(Attack):
         return self.queries or sys.maxsize  # as many as there are values, for each flip
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        flat, low, high = _binary(self, x, self.count)
+        flat, low, high = self.flat(x)
         generator = self.generator()
         result = flat.clone()
         fresh = torch.ones_like(flat, dtype=torch.bool)
@@ -196,7 +189,7 @@ class GreedyFlips(Attack):
         for _ in range(self.count):
             order = torch.rand(len(rows), flat.shape[1], generator=generator).to(x.device)
             places = order.masked_fill(~fresh[rows], -1).topk(min(share, flat.shape[1]), 1).indices
-            points, margins = result[rows], torch.full((len(rows),), torch.inf, device=x.device)
+            margins = torch.full((len(rows),), torch.inf, device=x.device)
             chosen = places[:, 0].clone()
             for place in places.t():
                 points = result[rows]
@@ -224,19 +217,3 @@ def check_binary(owner: str, x: Tensor, bounds: tuple[float, float]) -> None:
             f"first is {x[odd][0].item():.4g}; it flips binary events. Attack images with FGSM or "
             "PGD, or binarise them"
         )
-
-
-def _check_count(attack: Attack, count: int) -> None:
-    if type(count) is not int or count < 1:
-        raise ValueError(f"{attack.name}: count={count!r} must be a whole number of at least 1")
-
-
-def _binary(attack: Attack, x: Tensor, count: int) -> tuple[Tensor, float, float]:
-    """The examples as rows, and the two values."""
-    check_binary(attack.name, x, attack.bounds)
-    if count > x[0].numel():
-        raise ValueError(f"{attack.name}: an example has {x[0].numel()} values only")
-    return x.flatten(1), *attack.bounds
-
-
-__all__ = ["FewFlips", "Flips", "GreedyFlips", "RandomFlips", "check_binary"]

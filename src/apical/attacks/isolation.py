@@ -1,4 +1,4 @@
-"""An attack leaves nothing behind: parameters, buffers and random generators stay as they were."""
+"""Attacks without side effects: parameters, buffers and random generators are restored."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from apical.core.converted import feedback_modules
 
 @contextmanager
 def undisturbed(*models: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Run attacks inside: gradients are enabled, but none are computed for parameters.
+    """Within the block gradients are enabled, but none are computed for parameters.
 
-    Inside, global generators (torch's on the CPU and on the models' devices, Python's, NumPy's
-    where it is loaded) start from `seed`, so that models and foreign attacks that use them
-    repeat. At the end, also after an exception, these generators, every buffer, what rules have
-    noted, and `requires_grad` of every parameter are as before.
+    Global generators (torch's on the CPU and on the models' devices, Python's, NumPy's if it is
+    loaded) start from `seed`, so that models and attacks that use them are reproducible. At the
+    end, also after an exception, these generators, every buffer, what rules have noted, and
+    `requires_grad` of every parameter are as before.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -34,8 +34,8 @@ def undisturbed(*models: nn.Module, seed: int = 0) -> Iterator[None]:
 
 
 def restart(model: nn.Module, seed: int) -> None:
-    """Within `undisturbed`: set torch's generators back, so that a random model takes the same
-    chances again."""
+    """Within `undisturbed`: seed torch's generators, so that a random model repeats its random
+    numbers."""
     torch.default_generator.manual_seed(seed)
     for index in _devices((model,)):
         torch.cuda.default_generators[index].manual_seed(seed)
@@ -43,8 +43,8 @@ def restart(model: nn.Module, seed: int) -> None:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    # A python autograd Function computes the gradient of whatever required one at the forward
-    # pass, wanted or not: freezing is what saves the time.
+    # A Python autograd Function computes the gradients of all tensors that required one in the
+    # forward pass, also those that are not asked for: freezing avoids that.
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
         for parameter in trained:
@@ -58,16 +58,16 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
     saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    heard = [(f.history, f.history.took_part) for f in feedback_modules(model)]
+    noted = [(f.history, f.history.took_part) for f in feedback_modules(model)]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in saved:  # an unneeded copy would invalidate graphs that are alive
+            for buffer, value in saved:  # a needless copy would invalidate graphs still in use
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
-        for history, before in heard:
-            history.took_part = before
+        for history, took_part in noted:
+            history.took_part = took_part
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""What attacks raise: losses of one example each, as functions of the scores.
+"""The losses that attacks maximise: of each example, as functions of the scores.
 
 Notation: z the scores (logits) of one example, y its label, z_(1) >= z_(2) >= ... sorted. All are
-larger the worse the model does. Shapes: scores (N, classes), labels (N,) -> (N,).
+larger the worse the scores. Shapes: scores (N, classes), labels (N,) -> (N,).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """log sum_k exp z_k - z_y. Its gradient vanishes where the scores are far apart."""
+    """log sum_k exp z_k - z_y. Its gradient vanishes where the scores differ much."""
     return F.cross_entropy(scores, labels, reduction="none")
 
 
@@ -38,8 +38,8 @@ def margin(scores: Tensor, labels: Tensor) -> Tensor:
 def dlr(scores: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, (max_{k != y} z_k - z_y) / (z_(1) - z_(3)).
 
-    It does not change when all scores are scaled or shifted. Needs three classes; the numerator
-    alone where three of the scores are the same.
+    It does not change when all scores are scaled or shifted. Needs three classes; where
+    z_(1) = z_(3) it is the numerator.
     Source: Croce, Hein 2020.
     >>> dlr(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([0]))
     tensor([-0.5000])
@@ -77,6 +77,15 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 FEWEST_CLASSES = {"ce": 2, "dlr": 3, "dlr-targeted": 4, "margin": 2}
 
 
+def check_classes(owner: str, loss: str, classes: int) -> None:
+    """Raises: ValueError if a loss needs more classes than there are."""
+    if classes < FEWEST_CLASSES[loss]:
+        raise ValueError(
+            f"{owner}: loss={loss!r} needs {FEWEST_CLASSES[loss]} classes, the model has {classes};"
+            " use 'margin'"
+        )
+
+
 def against(labels: Tensor, name: str) -> Loss:
     """The loss of that name for these labels."""
     return lambda scores: LOSSES[name](scores, labels)
@@ -88,5 +97,5 @@ def broken(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _spread(difference: Tensor) -> Tensor:
-    """What a ratio divides by: 1 in place of 0."""
+    """A divisor: 1 in place of 0."""
     return torch.where(difference == 0, torch.ones_like(difference), difference)

@@ -1,4 +1,4 @@
-"""A few images and what attacks make of them, for pages that show them."""
+"""A few images and their adversarial versions, for pages that show them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from apical.attacks.ball import Threat
 from apical.attacks.base import Attack
 from apical.attacks.flips import Flips, RandomFlips
-from apical.attacks.noise import Noise
 from apical.attacks.sources import NoGradientWarning
 from apical.attacks.square import Square
-from apical.attacks.steps import PGD
+from apical.attacks.steps import PGD, Noise
 from apical.nets.spiking import has_spikes, spikes
 
 STEPS, QUERIES = 20, 200
@@ -31,14 +30,14 @@ def pictures(
     count: int = 6,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Attacks on images that the model gets right, of different classes first.
+    """Attacks on images that the model classifies correctly, of as many classes as possible.
 
-    Args: eps: radius. count: images at most. seed: of the attacks.
+    Args: eps: radius. count: largest number of images. seed: of the attacks.
     Returns: arrays: x (k, C, H, W), labels (k,), predictions_clean (k,), adv (s, k, C, H, W),
-        predictions_adv (s, k), names (s,) as "attack / source", eps. Nothing if none is right.
-        Frames of events, ON before OFF, are laid out as one picture in colours: see `laid_out`.
-        Of a net of spikes also, for the first image, raster_<layer> (1 + s, T, units): what its
-        neurons fire, at first on the image as it is.
+        predictions_adv (s, k), names (s,) as "attack / source", eps. Empty if no image is correct.
+        Frames of events, ON before OFF, are arranged as one picture in colours: see `laid_out`.
+        For a spiking net also raster_<layer> (1 + s, T, units), the spikes on the first image:
+        first on the clean image, then on its adversarial versions.
     """
     rows = _chosen(model, x, y, count)
     if not len(rows):
@@ -111,13 +110,14 @@ def _points(
 
 
 def _chosen(model: nn.Module, x: Tensor, y: Tensor, count: int) -> Tensor:
-    """Places of images that are right: the first of each class, then the others."""
+    """Positions of correct images: the first one of each class, then others."""
     right = (_predicted(model, x) == y.cpu()).nonzero().squeeze(1).tolist()
     first: dict[int, int] = {}
     for place in right:
         first.setdefault(int(y[place]), place)
-    others = [place for place in right if place not in set(first.values())]
-    return torch.tensor(sorted([*first.values(), *others][:count]), dtype=torch.int64)
+    chosen = list(first.values())
+    chosen += [place for place in right if first[int(y[place])] != place]
+    return torch.tensor(sorted(chosen[:count]), dtype=torch.int64)
 
 
 def _predicted(model: nn.Module, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from apical.attacks.base import Attack
 from apical.attacks.losses import broken
 from apical.attacks.sources import Oracle
+from apical.names import check_at_least
 
 MUTATION = (0.5, 1.0)
 """Range of the factor of the difference, drawn once a generation."""
@@ -19,19 +20,19 @@ MUTATION = (0.5, 1.0)
 
 @dataclass(frozen=True)
 class FewPixel(Attack):
-    """Gives some pixels new places and values so that the label's probability falls.
+    """Chooses places and new values of some pixels that minimise the probability of the label.
 
-    A genome holds row, column and channel values of each pixel, all in [0, 1). Each generation,
-    every genome is challenged by best + factor * (one other - another), and the better stays.
+    A genome contains row, column and channel values of each pixel, all in [0, 1). In each
+    generation every genome is replaced by best + factor * (one other - another) if that is better.
     Values outside [0, 1) are resampled.
 
     Args:
         pixels: how many may change, at least 1. steps: generations, at least 1.
         population: genomes for each example, rounded down to a multiple of a genome's length, at
             least one such multiple and 5.
-        batch: most images in one forward pass.
+        batch: images in one forward pass, at most.
 
-    The ball is counted in pixels, so that the norms do not apply; `bounds` limits the values.
+    The limit is the number of pixels, not a norm; `bounds` limits the values.
     Shapes: inputs are images (N, channels, height, width).
     Source: Su, Vargas, Sakurai 2019; differential evolution "best1bin": Storn, Price 1997.
     """
@@ -44,9 +45,8 @@ class FewPixel(Attack):
     default_gradient: ClassVar[str] = "none"
 
     def validate(self) -> None:
-        for name in ("pixels", "steps", "population", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{self.name}: {name}={getattr(self, name)} must be at least 1")
+        check_at_least(self.name, 1, pixels=self.pixels, steps=self.steps)
+        check_at_least(self.name, 1, population=self.population, batch=self.batch)
 
     @property
     def name(self) -> str:
@@ -58,8 +58,8 @@ class FewPixel(Attack):
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         if x.dim() != 4 or self.pixels > x.shape[2] * x.shape[3]:
             raise ValueError(
-                f"{self.name}: inputs of shape {tuple(x.shape)}; it changes pixels of images"
-                " (N, channels, height, width)"
+                f"{self.name}: inputs of shape {tuple(x.shape)}; it changes {self.pixels} of the"
+                " pixels of images (N, channels, height, width)"
             )
         draws = self.draws()
         length = self.pixels * (2 + x.shape[1])
@@ -81,7 +81,7 @@ class FewPixel(Attack):
         return result
 
     def draws(self) -> Draws:
-        """The source of chance of one attack."""
+        """The random numbers of one attack."""
         return Draws(self.generator())
 
     def _energy(self, oracle: Oracle, x: Tensor, y: Tensor, genomes: Tensor) -> Tensor:
@@ -98,7 +98,10 @@ class FewPixel(Attack):
 
 
 class Draws:
-    """Chance in differential evolution. Shapes: populations (N, size, length) in [0, 1)."""
+    """Random numbers of differential evolution.
+
+    Shapes: populations (N, size, length) in [0, 1).
+    """
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
@@ -133,10 +136,6 @@ def _select(genomes: Tensor, energy: Tensor, trials: Tensor, fresh: Tensor) -> N
     """Keep the better of each pair, then put a copy of the best first, in place."""
     better = fresh < energy
     genomes[better], energy[better] = trials[better], fresh[better]
-    _first_is_best(genomes, energy)
-
-
-def _first_is_best(genomes: Tensor, energy: Tensor) -> None:
     least, place = energy.min(1)
     improves = least < energy[:, 0]
     best = genomes[torch.arange(len(genomes)), place]

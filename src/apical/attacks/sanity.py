@@ -1,4 +1,4 @@
-"""Signs that a robustness evaluation itself went wrong, from the literature on it.
+"""Sanity checks of a robustness evaluation, from the literature.
 
 Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness"; Athalye et al. 2018.
 """
@@ -13,9 +13,9 @@ from apical.attacks.trials import Group, Trial
 from apical.measure import statistics
 
 GAP = 0.05
-"""Own minus exact robust accuracy from which a net counts as masked, with an interval above 0."""
+"""Own minus exact robust accuracy above which a net is masked, if the interval is above 0."""
 ALLOWANCE = 0.01
-"""Difference in accuracy that a check lets pass; never less than one example."""
+"""Difference in accuracy that a check tolerates; at least one example."""
 
 DOUBLED = "twice as many steps change little"
 BLACK_BOX = "a black box is not stronger than the exact gradient"
@@ -25,7 +25,7 @@ STRAYS = "no attack left its ball"
 
 @dataclass(frozen=True)
 class Check:
-    """Whether a sanity check holds; `passed` is None where what it needs was not run."""
+    """Whether a sanity check holds; `passed` is None if the attacks that it needs were not run."""
 
     name: str
     passed: bool | None
@@ -36,8 +36,8 @@ class Check:
 class Gap:
     """Robust accuracy by the own gradient minus that by the exact one, same attacks, same examples.
 
-    own, exact: worst over these attacks. low, high: 95 % interval of the difference, paired, that
-    is no point even where no example differs. p: that own and exact are alike (exact McNemar).
+    own, exact: worst case over these attacks. low, high: 95 % interval of the paired difference,
+    which has a width above 0 even if no example differs. p: of the exact McNemar test.
     Source of the interval: Agresti, Min 2005, with half an example added to each kind of pair.
     """
 
@@ -51,7 +51,7 @@ class Gap:
 
     @property
     def masked(self) -> bool:
-        """Whether it is large, and not by chance, of this radius alone."""
+        """Whether the gap of this radius alone is large and significant."""
         return self.mean > GAP and self.low > 0
 
 
@@ -67,13 +67,13 @@ def gap(trials: Sequence[Trial], clean: Sequence[bool], eps: float) -> Gap:
 
 
 def together(trials: Sequence[Trial], clean: Sequence[bool]) -> tuple[bool, ...]:
-    """Which examples are right and survive every one of these attacks."""
+    """Which examples are correct and stay so under all of these attacks."""
     survived = [trial.robust(clean) for trial in trials]
     return tuple(all(column) for column in zip(clean, *survived, strict=True))
 
 
 def allowance(examples: int) -> float:
-    """The difference in accuracy that checks let pass."""
+    """The difference in accuracy that checks tolerate."""
     return max(ALLOWANCE, 1 / examples) + 1e-12
 
 
@@ -93,6 +93,8 @@ def checks(
 
     exact = {e: min(accuracy("exact", e, role="usual")) for e in budgets}
     ordered = [exact[e] for e in sorted(budgets)]
+    last_doubled = {t.eps: t for t in trials if t.role == "doubled"}  # the most steps of a radius
+    black_box = [t for t in trials if t.group == "black box" and t.on == "survivors"]
     return (
         _compared(
             "iterative attacks are at least as strong as a single step",
@@ -107,18 +109,8 @@ def checks(
             " > ".join(f"{a:.1%}" for a in ordered) + " by the exact gradient",
         ),
         _falls_to_chance(trials, clean, classes),
-        _few_more(
-            DOUBLED,
-            _last_doubled(trials),
-            n,
-            allowed,
-        ),
-        _few_more(
-            BLACK_BOX,
-            [t for t in trials if t.group == "black box" and t.on == "survivors"],
-            n,
-            allowed,
-        ),
+        _few_more(DOUBLED, list(last_doubled.values()), n, allowed),
+        _few_more(BLACK_BOX, black_box, n, allowed),
         _transferred(trials, clean, exact, allowed),
         _compared(
             "noise is weaker than the exact gradient",
@@ -131,11 +123,6 @@ def checks(
             f"{sum(t.strays for t in trials)} misclassified points lay outside; they do not count",
         ),
     )
-
-
-def _last_doubled(trials: Sequence[Trial]) -> list[Trial]:
-    """Of each radius the longest iteration: steps are doubled until that changes little."""
-    return list({t.eps: t for t in trials if t.role == "doubled"}.values())
 
 
 def _full(trials: Sequence[Trial], group: Group, eps: float) -> list[Trial]:
@@ -161,26 +148,25 @@ def _compared(name: str, rows: Sequence[tuple[float, float, float]], allowed: fl
 def _transferred(
     trials: Sequence[Trial], clean: Sequence[bool], exact: Mapping[float, float], allowed: float
 ) -> Check:
-    """Whether attacks made on other nets break no more than those by the exact gradient, and next
-    to none of what all others leave."""
+    """Whether attacks made on other nets break no more than those by the exact gradient, and hardly
+    any example that all other attacks do not break."""
     made = [t for t in trials if t.group == "transfer" and t.eps in exact]
     found = _compared(TRANSFER, [(t.eps, exact[t.eps], t.accuracy(clean)) for t in made], allowed)
     if not made or not found.passed:
         return found
-    beside: dict[float, int] = {}
+    alone: dict[float, int] = {}
     for trial in made:
         others = [t for t in trials if t.eps <= trial.eps and t.group not in ("pixels", "transfer")]
         left = together([t for t in others if t.role != "large"], clean)
-        beside[trial.eps] = max(
-            beside.get(trial.eps, 0), sum(a and b for a, b in zip(left, trial.broken, strict=True))
-        )
-    eps, more = max(beside.items(), key=lambda item: item[1])
+        more = sum(a and b for a, b in zip(left, trial.broken, strict=True))
+        alone[trial.eps] = max(alone.get(trial.eps, 0), more)
+    eps, more = max(alone.items(), key=lambda item: item[1])
     detail = f"they alone broke {more} of {len(clean)} at eps {eps:.4g}; {found.detail}"
     return Check(TRANSFER, more / len(clean) <= allowed, detail)
 
 
 def _few_more(name: str, trials: Sequence[Trial], n: int, allowed: float) -> Check:
-    """Whether attacks on the survivors break next to none of them."""
+    """Whether attacks on the survivors break hardly any of them."""
     if not trials:
         return Check(name, None, "not run")
     worst = max(trials, key=lambda trial: sum(trial.broken))

@@ -1,8 +1,8 @@
-"""What attacks call: from inputs in float32 to scores, whatever a model takes and returns."""
+"""Models as attacks call them: from float32 inputs to scores, and with their normalisation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from apical.attacks.isolation import undisturbed
 
 COMPUTED = (torch.float32, torch.float64)
-"""In which balls are kept and losses computed; inputs of other types become float32."""
+"""Types of balls and losses; inputs of other types become float32."""
 FEW = 8  # examples on which a model is tried
 
 
 class Scores(nn.Module):
-    """A model as attacks need it: inputs and scores in float32, scores as one tensor.
+    """A model with inputs and scores in float32, scores as one tensor.
 
     Args: model: takes inputs of type `dtype`, as its first argument or under `name`; returns
-        scores, or an object or a mapping that holds them as `logits`.
+        scores, or an object or mapping that contains them as `logits`.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, name: str = "") -> None:
@@ -29,15 +29,16 @@ class Scores(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         x = x.to(self.dtype)
-        output = self.model(**{self.name: x}) if self.name else self.model(x)
-        scores = _logits(output)
+        scores = self.model(**{self.name: x}) if self.name else self.model(x)
+        if isinstance(scores, Mapping) and "logits" in scores:
+            scores = scores["logits"]
+        scores = getattr(scores, "logits", scores)
         half = isinstance(scores, Tensor) and scores.dtype not in COMPUTED
         return scores.float() if half else scores
 
 
 class Expectation(nn.Module):
-    """The mean of the scores of several forward passes: a model whose scores are random, as what
-    is attacked and judged.
+    """The mean of the scores of several forward passes of a model with random scores.
 
     Its gradient is the mean gradient of the scores. Source: expectation over transformation,
     Athalye, Engstrom, Ilyas, Kwok 2018.
@@ -53,12 +54,57 @@ class Expectation(nn.Module):
         return total / self.samples
 
 
-def adapted(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> tuple[nn.Module, Tensor]:
-    """The model from float32 inputs to scores, itself where it is that already, and the inputs.
+class Normalised(nn.Module):
+    """`model((x - mean) / std)`: inputs in [0, 1] for a model that was trained on normalised ones.
 
-    Args: x: inputs (N, ...), or a mapping that holds them alone, as `{"pixel_values": x}`.
-    Raises: ValueError for a mapping with other than one tensor.
+    Normalisation is part of the model, so that radii are measured on pixels.
+
+    Args: mean, std: one number per channel, any number of channels; std above 0.
+    Shapes: inputs (N, channels, ...).
+    Raises: ValueError for numbers that do not fit together, or to the input.
     """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not mean:
+            raise ValueError(
+                f"Normalised: {len(mean)} means and {len(std)} standard deviations; give one of"
+                " each per channel"
+            )
+        if not all(each > 0 for each in std):
+            raise ValueError(f"Normalised: std={tuple(std)} must be above 0")
+        self.model = model
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        self.register_buffer("mean", torch.tensor(mean, dtype=like.dtype, device=like.device))
+        self.register_buffer("std", torch.tensor(std, dtype=like.dtype, device=like.device))
+        self.train(model.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = len(self.mean)
+        if x.dim() < 2 or x.shape[1] != channels:
+            raise ValueError(
+                f"Normalised: an input of shape {tuple(x.shape)}; expected (N, {channels}, ...)"
+            )
+        shape = (channels, *[1] * (x.dim() - 2))
+        return self.model((x - self.mean.view(shape)) / self.std.view(shape))
+
+
+def check_model(model: object) -> None:
+    """Raises: ValueError for anything but a torch module."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+
+
+def adapted(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> tuple[nn.Module, Tensor]:
+    """The model from float32 inputs to scores (itself if it is one), and the inputs.
+
+    Args: x: inputs (N, ...), or a mapping with only them, as `{"pixel_values": x}`.
+    Raises: ValueError for a model that is no module, or a mapping with other than one tensor.
+    """
+    check_model(model)
     name = ""
     if isinstance(x, Mapping):
         if len(x) != 1:
@@ -72,11 +118,15 @@ def adapted(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> tuple[nn.Modu
         return model, x
     dtype = x.dtype
     first = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
-    if dtype in COMPUTED and first not in COMPUTED and first.is_floating_point:
+    if dtype in COMPUTED and first not in COMPUTED:
         dtype = first
-    plain = not name and dtype in COMPUTED
-    if plain and (model.training or not len(x) or isinstance(_tried(model, x), Tensor)):
-        return model, x
+    if not name and dtype in COMPUTED:
+        if model.training or not len(x):
+            return model, x
+        with undisturbed(model), torch.no_grad():
+            output = model(x[:FEW])
+        if isinstance(output, Tensor):
+            return model, x
     return Scores(model, dtype, name), x if x.dtype in COMPUTED else x.float()
 
 
@@ -86,14 +136,3 @@ def precision(model: nn.Module, x: Tensor) -> float:
     if isinstance(inner, Scores):
         return torch.finfo(inner.dtype).eps
     return torch.finfo(x.dtype).eps
-
-
-def _tried(model: nn.Module, x: Tensor) -> Any:
-    with undisturbed(model), torch.no_grad():
-        return model(x[:FEW])
-
-
-def _logits(output: Any) -> Any:
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    return getattr(output, "logits", output)

@@ -1,7 +1,7 @@
-"""Where an attacker takes the gradient from: one interface for all attacks.
+"""Sources of the gradient that attacks follow, with one interface.
 
-A source opens on the attacked model and gives an oracle. The forward pass, and so what counts as
-success, is that of the attacked model in all of them; only the direction of attack differs.
+A source opens on the attacked model and returns an oracle. Scores, and so what counts as success,
+are those of the attacked model with every source; only the gradient differs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from apical.attacks import twins
 from apical.attacks.ball import per_example
 from apical.attacks.losses import Loss
 from apical.core.converted import exact_gradients, feedback_modules, labels
+from apical.names import check_at_least, unknown
 
 SMALL = 2.0**-10
 """Errors of the scores whose largest entry is outside [SMALL, 1 / SMALL] are scaled."""
 LEAST = 2.0**-60
-"""What was taken out of an error is put back into the gradient, but no factor beyond this."""
+"""The gradient is multiplied by the factor that its error was divided by, at least this."""
 
 
 class Answer(NamedTuple):
@@ -44,11 +45,11 @@ class NoGradientWarning(UserWarning):
 
 @dataclass
 class Oracle:
-    """What an attack may ask while a source is open.
+    """The answers of a source while it is open.
 
-    Attributes: model: whose scores count; differentiated: the model whose ordinary backward pass
-        gives the source's gradient, None where there is no such model; others: further models
-        that run and must be left as they are; random: whether repeated answers may differ.
+    Attributes: model: the attacked model; differentiated: the model whose ordinary backward pass
+        gives the source's gradient, None if there is no such model; others: further models that
+        run and must be left as they were; random: whether repeated answers may differ.
     """
 
     model: nn.Module
@@ -74,7 +75,7 @@ class Oracle:
 
 @dataclass(frozen=True)
 class Source(abc.ABC):
-    """A source of gradients. `str(source)` is its name in tables, and what `source` reads."""
+    """A source of gradients. `str(source)` is its name in tables and for `attacks.source`."""
 
     @abc.abstractmethod
     def open(self, model: nn.Module) -> AbstractContextManager[Oracle]:
@@ -83,8 +84,8 @@ class Source(abc.ABC):
 
 @dataclass(frozen=True)
 class Own(Source):
-    """The gradient of the model's own backward pass: its rules' on a converted model. An attacker
-    who uses it is misled wherever the feedback is; papers on such rules report it."""
+    """The gradient of the model's own backward pass; on a converted model that of its rules, which
+    is not the exact one. Papers on such rules report attacks by it."""
 
     def __str__(self) -> str:
         return "own"
@@ -96,7 +97,7 @@ class Own(Source):
 
 @dataclass(frozen=True)
 class Exact(Source):
-    """The true gradient of the same weights: what an attacker with full knowledge uses."""
+    """The exact gradient of the same weights: that of an attacker with full knowledge."""
 
     def __str__(self) -> str:
         return "exact"
@@ -109,20 +110,20 @@ class Exact(Source):
 
 @dataclass(frozen=True)
 class OwnAveraged(Source):
-    """The model's own gradient averaged over new draws of its random feedback (brSF).
+    """The model's own gradient averaged over several samples of its random feedback (brSF).
 
-    For magnitudes drawn independently of each other this tends to the gradient of uSF, not to the
-    exact one: averaging over draws does not replace `exact`.
+    For independently sampled magnitudes this tends to the gradient of uSF, not to the exact one: it
+    does not replace `exact`.
 
-    Args: redraws: how many draws for each answer, at least 1. seed: of the draws.
-    Raises: ValueError when opened on a model in which no rule draws again.
+    Args: redraws: samples for each answer, at least 1. seed: of the samples.
+    Raises: ValueError when opened on a model without a rule that resamples its feedback.
     """
 
     redraws: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_one(type(self).__name__, "redraws", self.redraws)
+        check_at_least("OwnAveraged", 1, redraws=self.redraws)
 
     def __str__(self) -> str:
         return f"own-averaged:{self.redraws}"
@@ -147,10 +148,10 @@ class OwnAveraged(Source):
 
 @dataclass(frozen=True)
 class RuleGradient(Source):
-    """The backward pass of any rule put on these weights; the model keeps its own.
+    """The backward pass of another rule with these weights; the model keeps its own.
 
-    If weights that were not trained by a rule look robust under its gradient, the apparent
-    robustness comes from the gradient.
+    If weights that were not trained by a rule appear robust under its gradient, the apparent
+    robustness is due to the gradient.
 
     Args: rule: a rule or its name. seed: of its feedback.
     """
@@ -169,16 +170,20 @@ class RuleGradient(Source):
 
 @dataclass(frozen=True, eq=False)
 class From(Source):
-    """Transfer: the exact gradient of another model, followed on the attacked one.
+    """Transfer: the exact gradient of another model, with the scores of the attacked one.
 
-    The step size of adaptive attacks, and success, follow the attacked model. For an attack made
-    on the other model throughout see `attacks.Transfer`.
+    The step size of adaptive attacks, and success, depend on the attacked model. For an attack that
+    uses only the other model see `attacks.Transfer`.
 
     Args: model: takes the same inputs and has the same classes. name: in tables.
     """
 
     model: nn.Module
     name: str = "transfer"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise ValueError(f"From: model={self.model!r} must be a torch.nn.Module")
 
     def __str__(self) -> str:
         return self.name
@@ -201,9 +206,10 @@ class From(Source):
 class FiniteDifference(Source):
     """Central differences of the loss: independent of any backward pass.
 
-    Args: directions: 0 takes every input value in turn (exact up to the step, 2 forward passes a
-        value: small inputs only); above 0 that many random Gaussian directions, whose sum tends to
-        the gradient. step: half the distance of the two points, above 0. seed: of the directions.
+    Args: directions: 0: every input value in turn (exact up to the step, 2 forward passes for each
+        value: for small inputs only); above 0: the mean over that many random Gaussian directions,
+        which tends to the gradient. step: half the distance of the two points, above 0. seed: of
+        the directions.
     Source: the random directions are those of Ilyas et al. 2018 (NES with antithetic sampling).
     """
 
@@ -230,7 +236,7 @@ class FiniteDifference(Source):
             for direction in self._directions(x, generator):
                 ahead, behind = (loss(model(x + s * direction)) for s in (self.step, -self.step))
                 slope = (ahead - behind) / (2 * self.step)
-                estimate += slope.view(-1, *[1] * (x.dim() - 1)) * direction
+                estimate += per_example(slope, x) * direction
             return estimate / max(self.directions, 1)
 
         def ask(x: Tensor, y: Tensor, loss: Loss) -> Answer:
@@ -251,7 +257,7 @@ class FiniteDifference(Source):
 
 @dataclass(frozen=True)
 class Averaged(Source):
-    """The mean of several answers of another source, for models whose forward pass is random.
+    """The mean of several answers of another source, for models with a random forward pass.
 
     Source: expectation over transformation, Athalye et al. 2018.
     """
@@ -260,7 +266,7 @@ class Averaged(Source):
     samples: int
 
     def __post_init__(self) -> None:
-        _at_least_one(type(self).__name__, "samples", self.samples)
+        check_at_least("Averaged", 1, samples=self.samples)
 
     def __str__(self) -> str:
         return f"{self.source} x{self.samples}"
@@ -276,7 +282,7 @@ class Averaged(Source):
 
 @dataclass(frozen=True)
 class NoGradient(Source):
-    """Black box: scores only."""
+    """No gradient: for black-box attacks, which use scores only."""
 
     def __str__(self) -> str:
         return "none"
@@ -286,13 +292,52 @@ class NoGradient(Source):
         yield Oracle(model, None)
 
 
-def _at_least_one(owner: str, name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{owner}: {name}={value} must be at least 1")
+SOURCES: dict[str, type[Source]] = {
+    "exact": Exact,
+    "finite-difference": FiniteDifference,
+    "none": NoGradient,
+    "own": Own,
+    "own-averaged": OwnAveraged,
+    "rule": RuleGradient,
+    "transfer": From,
+}
+_COUNTED = {"finite-difference": "directions", "own-averaged": "redraws"}
+
+
+def source(name: str | Source) -> Source:
+    """The source of this name; a source is returned as given.
+
+    "own-averaged:20" gives the number of samples, "finite-difference:64" that of random directions,
+    "rule:usf" the rule.
+
+    Raises: ValueError for an unknown name, with the most similar ones.
+    >>> source("rule:fa")
+    RuleGradient(rule='fa', seed=0)
+    """
+    if isinstance(name, Source):
+        return name
+    kind, _, detail = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind not in SOURCES:
+        raise unknown("gradient source", str(name), SOURCES)
+    if kind == "transfer":
+        raise ValueError("gradient 'transfer' needs its model: give attacks.From(other_model)")
+    if kind == "rule":
+        if not detail:
+            raise ValueError("gradient 'rule' needs the rule's name, for example 'rule:fa'")
+        str(RuleGradient(detail))  # an unknown rule raises now, not when the source opens
+        return RuleGradient(detail)
+    if not detail:
+        return SOURCES[kind]()
+    if kind not in _COUNTED or not detail.isdigit():
+        raise ValueError(
+            f"gradient source {name!r}: a number after the colon is for"
+            f" {', '.join(sorted(_COUNTED))} only, for example 'own-averaged:20'"
+        )
+    return SOURCES[kind](**{_COUNTED[kind]: int(detail)})
 
 
 def _differentiation(model: nn.Module) -> Callable[[Tensor, Tensor, Loss], Answer]:
-    """What the model's ordinary backward pass says, as a function of (x, y, loss)."""
+    """The answers of the model's ordinary backward pass, as a function of (x, y, loss)."""
     learns_from_labels = any(
         getattr(feedback.rule, "needs_labels", False) for feedback in feedback_modules(model)
     )
@@ -301,40 +346,32 @@ def _differentiation(model: nn.Module) -> Callable[[Tensor, Tensor, Loss], Answe
         x = x.detach().requires_grad_()
         with labels(model, y) if learns_from_labels else nullcontext():
             scores = model(x)
-            error, losses = _error(scores, loss)
+            outputs = scores.detach().requires_grad_()
+            losses = loss(outputs)
+            # The sum, not the mean: an example's gradient must not depend on how many there are.
+            (error,) = torch.autograd.grad(losses.sum(), outputs)
             factor = _factor(error)
             gradient = _gradient(model, scores, error / factor[:, None], x)
             back = per_example(factor.clamp(LEAST, 1 / LEAST).to(gradient), gradient)
-            return Answer(_finite(gradient * back), losses, scores.detach())
+            gradient = gradient * back
+            if not gradient.isfinite().all():  # no direction from NaN, the largest number for inf
+                gradient = gradient.nan_to_num(nan=0.0)
+            return Answer(gradient, losses.detach(), scores.detach())
 
     return answer
 
 
-def _error(scores: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """The gradient of each example's loss in its scores, and the losses."""
-    outputs = scores.detach().requires_grad_()
-    losses = loss(outputs)
-    # The sum, not the mean: an example's gradient must not depend on how many there are.
-    (error,) = torch.autograd.grad(losses.sum(), outputs)
-    return error, losses.detach()
-
-
 def _factor(error: Tensor) -> Tensor:
-    """The power of two that is taken out of an error before it is sent back, (N,); mostly 1.
+    """The power of two by which an error is divided before it is propagated, (N,); mostly 1.
 
     The cross entropy of a confident net has a tiny error, whose products with small weights would
-    underflow. Errors of ordinary size pass as they are, since not every rule is linear in them.
+    underflow. Errors of ordinary size are not scaled, since not every rule is linear in them.
     """
     largest = error.abs().amax(1)
     odd = (largest > 0) & ((largest < SMALL) | (largest > 1 / SMALL)) & largest.isfinite()
     largest = largest.where(odd, torch.ones_like(largest))
     power = largest / (2 * torch.frexp(largest).mantissa)
     return power.where(odd, torch.ones_like(power))
-
-
-def _finite(gradient: Tensor) -> Tensor:
-    """Entries that are not finite point nowhere: 0, and the largest number for infinite ones."""
-    return gradient if gradient.isfinite().all() else gradient.nan_to_num(nan=0.0)
 
 
 def _gradient(model: nn.Module, scores: Tensor, error: Tensor, x: Tensor) -> Tensor:

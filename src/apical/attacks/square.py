@@ -1,5 +1,5 @@
-"""Square attack: random search with square patches, from scores alone; with groups of values where
-inputs are no images."""
+"""Square attack: random search with square patches, by scores only; with random groups of values
+where inputs are no images."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from apical.attacks.losses import broken, margin
 from apical.attacks.sources import Oracle
 
 _SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Of 10,000 queries, those after which the share of pixels in a square is halved."""
+"""The queries of 10,000 after which the share of pixels in a square is halved."""
 
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """Proposes a change of one random square, and keeps it where the margin shrinks.
+    """Proposes a change of one random square, and keeps it where it reduces the margin.
 
-    Spends nothing on examples that are broken already. Of the unbroken the point with the smallest
-    margin is returned.
+    Examples that are broken are left out of further queries. Of the others the point with the
+    smallest margin is returned.
 
     Args:
         eps: radius. queries: proposals for each example, at least 1; 5000 are usual, and with
             fewer the schedule of sizes is compressed.
         share: of the pixels in the first square, in (0, 1]. restarts: at least 1.
 
-    Where inputs are no images (N, channels, height, width), for "l2" of at least 5 by 5, there are
-    no squares: a proposal changes random values, as many as a square would have pixels.
+    Where inputs are no images (N, channels, height, width), or for "l2" smaller than 5 by 5, a
+    proposal changes random values, the same share of them, in place of a square.
 
     Source: Andriushchenko, Croce, Flammarion, Hein 2020.
     """
@@ -94,7 +94,7 @@ class Square(Attack):
 
 
 class _Search:
-    """One run. `point` and `margins` hold the best so far; margins <= 0 are misclassified."""
+    """One run. `point` and `margins`: the best so far; examples with margins <= 0 are broken."""
 
     def __init__(
         self, attack: Square, oracle: Oracle, x: Tensor, y: Tensor, generator: torch.Generator
@@ -117,17 +117,16 @@ class _Search:
             self.margins[rows[better]] = margins[better]
 
     def _start(self) -> Tensor:
-        return self._stripes() if self.attack.norm == "linf" else self._tiles()
+        if self.attack.norm == "l2":
+            return self._tiles()
+        count, channels, _, width = self.x.shape
+        stripes = self.attack.eps * self._signs(count, channels, 1, width)
+        return (self.x + stripes).clamp(*self.attack.bounds)
 
     def _proposed(self, x: Tensor, point: Tensor, query: int) -> Tensor:
         side = self.attack.side(query, *x.shape[2:])
         propose = self._square if self.attack.norm == "linf" else self._pair_of_squares
         return propose(x, point, side)
-
-    def _stripes(self) -> Tensor:
-        count, channels, _, width = self.x.shape
-        signs = self._signs(count, channels, 1, width)
-        return (self.x + self.attack.eps * signs).clamp(*self.attack.bounds)
 
     def _square(self, x: Tensor, point: Tensor, side: int) -> Tensor:
         channels, height, width = x.shape[1:]
@@ -150,7 +149,7 @@ class _Search:
         return self._scaled(self.x, change)
 
     def _pair_of_squares(self, x: Tensor, point: Tensor, side: int) -> Tensor:
-        """Moves the length of the change in one window to another one, in a new shape."""
+        """Moves the norm of the change in one window to another one, with a new pattern."""
         count, channels, height, width = x.shape
         change = point - x
         room = (self.attack.eps**2 - per_example(lengths(change), x) ** 2).clamp(min=0)
@@ -193,11 +192,10 @@ class _Groups(_Search):
     """The same for inputs of any shape: random values in place of squares."""
 
     def _start(self) -> Tensor:
+        signs = self._signs(*self.x.shape)
         if self.attack.norm == "linf":
-            return (self.x + self.attack.eps * self._signs(*self.x.shape)).clamp(
-                *self.attack.bounds
-            )
-        return self._scaled(self.x, self._signs(*self.x.shape))
+            return (self.x + self.attack.eps * signs).clamp(*self.attack.bounds)
+        return self._scaled(self.x, signs)
 
     def _proposed(self, x: Tensor, point: Tensor, query: int) -> Tensor:
         values = x[0].numel()
@@ -208,7 +206,7 @@ class _Groups(_Search):
         signs = self._signs(*x.shape)
         if self.attack.norm == "linf":
             return self.ball.project(torch.where(among, x + self.attack.eps * signs, point), x)
-        # What was free, and the length of the change in the group, go to new signs there.
+        # The norm of the change in the group, and what is left of eps, go to new signs there.
         change = point - x
         kept = change.masked_fill(among, 0)
         room = (self.attack.eps**2 - lengths(kept) ** 2).clamp(min=0).sqrt()

@@ -1,31 +1,32 @@
-"""Attacks that take steps of given length along a gradient."""
+"""Attacks that take steps of a given length along a gradient, and random noise as their control."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from apical.attacks.ball import Ball, Norm
+from apical.attacks.ball import Ball, Norm, unit
 from apical.attacks.base import Attack
 from apical.attacks.losses import (
-    FEWEST_CLASSES,
     LOSSES,
     Loss,
     LossName,
     against,
     broken,
+    check_classes,
     divergence,
 )
 from apical.attacks.sources import Oracle
+from apical.names import check_at_least
 
 
 @dataclass(frozen=True)
 class FGSM(Attack):
-    """One step of length eps up the loss ("l2": the fast gradient method).
+    """One step of length eps in the direction that increases the loss ("l2": fast gradient method).
 
     Args: eps: radius in units of the input, 8/255 for example. loss: "ce", "dlr" or "margin".
     Source: Goodfellow, Shlens, Szegedy 2015.
@@ -40,10 +41,10 @@ class FGSM(Attack):
         return f"FGSM {self.loss}"
 
     def check_classes(self, classes: int) -> None:
-        _enough_classes(self.name, self.loss, classes)
+        check_classes(self.name, self.loss, classes)
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        ball = _ball(self)
+        ball = Ball(self.eps, self.norm, *self.bounds)
         gradient = oracle.ask(x, y, against(y, self.loss)).gradient
         return (x + self.eps * ball.ascent(gradient)).clamp(*self.bounds)
 
@@ -54,13 +55,13 @@ class PGD(Attack):
 
     Args:
         eps: radius. steps: at least 1.
-        step_size: length of one step; None stands for 2.5 * eps / steps.
-        restarts: runs from new starts, at least 1; each repeats only what is not broken yet, and
-            of the unbroken the point with the highest loss is returned.
-        random_start: begin at a random point of the ball; needed for restarts.
+        step_size: length of one step; None: 2.5 * eps / steps.
+        restarts: runs from new random starts, at least 1; each one only on examples that are not
+            broken yet. Of those that stay unbroken the point with the highest loss is returned.
+        random_start: start at a random point of the ball; needed for restarts.
         loss: "ce", "dlr" or "margin".
-        stop_when_broken: return the first misclassified point met, and spend nothing more on that
-            example: breaks at least as many. False returns the last point, as published.
+        stop_when_broken: return the first misclassified point of each example and stop there: it
+            breaks at least as many. False: return the last point, as published.
 
     Source: Madry et al. 2018.
     """
@@ -76,7 +77,7 @@ class PGD(Attack):
 
     def validate(self) -> None:
         super().validate()
-        _positive(self.name, steps=self.steps, restarts=self.restarts)
+        check_at_least(self.name, 1, steps=self.steps, restarts=self.restarts)
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"{self.name}: step_size={self.step_size} must be above 0")
         if self.restarts > 1 and not self.random_start:
@@ -90,13 +91,13 @@ class PGD(Attack):
         return f"PGD-{self.steps}{restarts} {self.loss}"
 
     def check_classes(self, classes: int) -> None:
-        _enough_classes(self.name, self.loss, classes)
+        check_classes(self.name, self.loss, classes)
 
     def passes(self, classes: int) -> int:
         return self.steps * self.restarts
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        ball, generator = _ball(self), self.generator()
+        ball, generator = Ball(self.eps, self.norm, *self.bounds), self.generator()
         best = self._run(oracle, x, y, ball, generator)
         if self.restarts == 1:
             return best
@@ -138,12 +139,12 @@ class PGD(Attack):
 
 @dataclass(frozen=True)
 class TPGD(Attack):
-    """Ascends the divergence of the scores from the clean scores; labels do not matter.
+    """Projected gradient ascent of the divergence from the clean scores; labels have no effect.
 
     Args:
         eps: radius ("linf"). step_size, steps: as in `PGD`.
-        start: the start noise, 0.001 times a normal draw, "clamped" to the input range
-            (torchattacks 3.5) or "unclamped" (its version 3.1, which BioTorch used).
+        start: the inputs with normal noise of standard deviation 0.001, "clamped" to the input
+            range (torchattacks 3.5) or "unclamped" (its version 3.1, which BioTorch used).
 
     Source: Zhang et al. 2019 (TRADES).
     """
@@ -155,7 +156,7 @@ class TPGD(Attack):
 
     def validate(self) -> None:
         super().validate()
-        _positive(self.name, steps=self.steps)
+        check_at_least(self.name, 1, steps=self.steps)
         if self.step_size <= 0:
             raise ValueError(f"{self.name}: step_size={self.step_size} must be above 0")
 
@@ -172,7 +173,8 @@ class TPGD(Attack):
         if self.start == "clamped":
             point = point.clamp(*self.bounds)
         loss = partial(divergence, reference=oracle.scores(x))
-        return _ascend(oracle, point, x, y, loss, _ball(self), self.step_size, self.steps)
+        ball = Ball(self.eps, "linf", *self.bounds)
+        return _ascend(oracle, point, x, y, loss, ball, self.step_size, self.steps)
 
 
 def _ascend(
@@ -191,20 +193,54 @@ def _ascend(
     return point
 
 
-def _ball(attack: Attack) -> Ball:
-    assert attack.ball is not None
-    return attack.ball
+@dataclass(frozen=True)
+class Noise(Attack):
+    """Random points of the ball, no adversary.
 
+    Args:
+        eps: radius.
+        kind: "uniform" in the ball ("l2": uniform direction and radius); "gaussian": normal with
+            standard deviation eps / 2 ("l2": a random direction with length eps), projected to the
+            ball; "sign": +eps or -eps for every value with equal probability ("linf" only).
+        draws: at least 1; the first misclassified one is returned, else the last.
+    """
 
-def _positive(owner: str, **values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{owner}: {name}={value} must be at least 1")
+    eps: float
+    norm: Norm = "linf"
+    kind: Literal["gaussian", "sign", "uniform"] = "uniform"
+    draws: int = 1
 
+    default_gradient: ClassVar[str] = "none"
 
-def _enough_classes(owner: str, loss: str, classes: int) -> None:
-    if classes < FEWEST_CLASSES[loss]:
-        raise ValueError(
-            f"{owner}: loss={loss!r} needs {FEWEST_CLASSES[loss]} classes, the model has {classes};"
-            " use 'margin'"
-        )
+    def validate(self) -> None:
+        super().validate()
+        check_at_least(self.name, 1, draws=self.draws)
+        if self.kind == "sign" and self.norm != "linf":
+            raise ValueError(f"{self.name}: kind='sign' is for norm='linf', not {self.norm!r}")
+
+    @property
+    def label(self) -> str:
+        return f"Noise {self.kind}"
+
+    def passes(self, classes: int) -> int:
+        return self.draws
+
+    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        ball, generator = Ball(self.eps, self.norm, *self.bounds), self.generator()
+        result, rows = self._draw(x, ball, generator), torch.arange(len(x), device=x.device)
+        for _ in range(self.draws - 1):
+            rows = rows[~broken(oracle.scores(result[rows]), y[rows])]
+            if not len(rows):
+                break
+            result[rows] = self._draw(x[rows], ball, generator)
+        return result
+
+    def _draw(self, x: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
+        if self.kind == "uniform":
+            return ball.start(x, generator)
+        if self.kind == "sign":
+            coin = torch.randint(2, x.shape, generator=generator).to(x.device, x.dtype)
+            return (x + self.eps * (2 * coin - 1)).clamp(*self.bounds)
+        draw = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
+        change = 0.5 * draw if self.norm == "linf" else unit(draw, "l2")
+        return ball.project(x + self.eps * change, x)

@@ -19,20 +19,20 @@ from apical.attacks.sources import NoGradient, NoGradientWarning, Source
 Group = Literal[
     "averaged", "black box", "exact", "extra", "noise", "own", "pixels", "rule", "transfer"
 ]
-"""What a trial says: the paper's protocol (own), the truth (exact), or a cross-check. Of the group
-"pixels" `eps` counts pixels: another threat, which the worst case at a radius leaves out."""
+"""What a trial is for: the gradient that papers use (own), the exact one, or a cross-check. In the
+group "pixels" `eps` counts pixels: another threat model, not part of the worst case at a radius."""
 Role = Literal["doubled", "large", "published", "single step", "usual"]
-"""Of the role "published" are the attacks of an earlier study, at its settings."""
+"""Attacks of an earlier study, with its settings, have the role "published"."""
 
 
 @dataclass(frozen=True)
 class Step:
     """An attack that is to be run.
 
-    Args: on: "all" correct examples, or "survivors", those that nothing has broken yet.
-        first: only the examples before this place, None: no limit. doublings: of the role
-        "doubled", how often its steps were doubled. then: the attack with its whole budget,
-        which follows where this one breaks an example.
+    Args: on: "all" correct examples, or "survivors", those that no attack has broken yet.
+        first: only the examples before this position, None: no limit. doublings: in the role
+        "doubled", how often its steps were doubled. then: the attack with its whole budget, which
+        follows if this one breaks an example.
     """
 
     attack: Attack
@@ -47,7 +47,7 @@ class Step:
 
     @property
     def key(self) -> str:
-        """Names the step and all its settings, for resuming."""
+        """The step with all its settings, for resuming."""
         settings = _settings(self.attack)
         limit = "" if self.first is None else f" first {self.first}"
         return f"{self.group}|{self.role}|{self.on}{limit}|{self.eps!r}|{self.source}|{settings}"
@@ -55,10 +55,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Trial:
-    """What an attack did. Examples that were wrong from the start are not attacked.
+    """The result of an attack. Examples that are misclassified without it are not attacked.
 
-    Attributes: attacked, broken: one entry per example. strays: points that were misclassified but
-        lay outside the ball or the range, and so were not counted. first: as of the step.
+    Attributes: attacked, broken: one entry per example. strays: number of points that were
+        misclassified but outside the ball or the range, and so not counted. first: as of the step.
     """
 
     key: str
@@ -74,11 +74,11 @@ class Trial:
     first: int | None = None
 
     def robust(self, clean: Sequence[bool]) -> tuple[bool, ...]:
-        """Which examples are right and stay so under this attack alone (it attacked all)."""
+        """Which examples are correct and stay so under this attack alone (it attacked all)."""
         return tuple(right and not b for right, b in zip(clean, self.broken, strict=True))
 
     def accuracy(self, clean: Sequence[bool]) -> float:
-        """Share of all examples (up to `first`) that are right and stay so under this attack."""
+        """Share of all examples (before `first`) that are correct and stay so under this attack."""
         counted = self.robust(clean)[: self.first]
         return sum(counted) / len(counted)
 
@@ -90,7 +90,7 @@ class Trial:
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> Trial:
-        """The trial of a row, whatever else is in it."""
+        """The trial of a row; other entries of the row are ignored."""
         known = {f.name: row[f.name] for f in fields(cls)}
         masks = {k: _unpacked(row[k], row["examples"]) for k in ("attacked", "broken")}
         return cls(**known | masks)
@@ -107,14 +107,15 @@ def run(
     batch_size: int,
     classes: int | None = None,
 ) -> Trial:
-    """Attack the examples `rows` (up to `step.first`), in batches with seeds of their own.
+    """Attack the examples `rows` (before `step.first`), in batches with different seeds, except
+    those of an attack inside another one.
 
     Args: classes: of the model, if it was examined on these examples before.
     Raises: AssertionError if an attack of ours leaves its ball.
     """
     rows = rows if step.first is None else rows[rows < step.first]
     done = torch.zeros(len(x), dtype=torch.bool)
-    # A black box takes none, and what is transferred was made by the other model's exact one.
+    # A black box takes none, and a transfer uses the exact gradient of its other model.
     given = not isinstance(step.source, NoGradient) and step.group != "transfer"
     gradient = step.source if given else None
     strays = 0

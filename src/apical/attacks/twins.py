@@ -1,4 +1,4 @@
-"""Copies of a model that share its parameters, to give them another backward pass."""
+"""Copies of a model that share its parameters, for another backward pass."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from apical.rules.base import Update
 
 
 def sharing_parameters(model: nn.Module) -> nn.Module:
-    """A deep copy with the very same parameters, but buffers and feedback of its own."""
+    """A deep copy with the same parameter objects, but its own buffers and feedback."""
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     _unwatch(twin)
     return twin
 
 
 def with_rule(model: nn.Module, rule: Any, seed: int) -> nn.Module:
-    """A twin that is converted by another rule."""
+    """A copy that shares parameters and is converted by another rule."""
     twin = revert(sharing_parameters(model))
     convert(twin, build(rule), seed=seed)
     _unwatch(twin)
@@ -31,13 +31,13 @@ def with_rule(model: nn.Module, rule: Any, seed: int) -> nn.Module:
 
 
 def rule_name(rule: Any) -> str:
-    """How tables call a rule that is given as `build` takes it."""
+    """The name in tables of a rule as `build` takes it."""
     return spell(build(rule))
 
 
 @torch.no_grad()
 def redraw(twin: nn.Module, generator: torch.Generator) -> int:
-    """Draw all feedback again that its rule draws again; returns how many layers have such."""
+    """Resample all feedback that its rule resamples; returns the number of such layers."""
     drawn = 0
     for layer in dict(converted_layers(twin)).values():
         for slot in updates.slots(layer):
@@ -59,7 +59,7 @@ def redraw(twin: nn.Module, generator: torch.Generator) -> int:
 
 
 def random_feedback(model: nn.Module) -> bool:
-    """Whether a rule of the model draws its feedback again and again."""
+    """Whether a rule of the model resamples its feedback."""
     return any(_is_fresh(feedback.rule) for feedback in feedback_modules(model))
 
 
@@ -72,7 +72,7 @@ def _is_fresh(rule: object) -> bool:
 
 
 def _unwatch(twin: nn.Module) -> None:
-    # Else a later step of the model's optimizer would let the twin's rule act on the shared
-    # weights a second time, for as long as the twin is alive.
+    # Otherwise a later step of the model's optimizer would apply the copy's rule to the shared
+    # weights, too, as long as the copy exists.
     for _, layer in converted_layers(twin):
         updates.unwatch(layer)

@@ -1,16 +1,16 @@
-"""The verdict on a net: one word for its own gradient, earned by evidence, and why.
+"""The verdict on a net: one word for its own gradient, and the evidence for it.
 
-A word of the audit alone (masked, vanishing, random) is the word of the report, so that one
-gradient has one.
+The verdicts of the audit alone (masked, vanishing, random) are those of the report, too.
 
-faithful: the own gradient says what the exact one says, and every check that would show a useless
-    gradient was passed.
+faithful: attacks by the own gradient break the same examples as those by the exact one, and every
+    check that would show a useless gradient was passed.
 masked: attacks by the own gradient are weaker than those by the exact one, or a step along it does
-    not raise the loss.
-suspect: a check failed though the local gradient is right; the worst case is an upper bound only.
+    not increase the loss.
+suspect: a check failed although the local gradient is correct; the worst case is only an upper
+    bound.
 vanishing: the gradient is zero for many examples.
-random: two answers to the same question differ.
-undecided: the examples or the attacks are too few for any of these.
+random: two gradients of the same inputs differ.
+undecided: there are too few examples or attacks for any of these.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def verdict(
     has_feedback: bool,
     above_chance: bool,
 ) -> tuple[Word, tuple[str, ...]]:
-    """The word and the reasons.
+    """The verdict and the reasons.
 
-    Args: audit: of the own gradient. has_feedback: whether own and exact gradient are two. Without
-        feedback their gap is 0 by construction, and no evidence: there, a black box or a transfer,
-        and longer iteration, must have found nothing more. above_chance: of the clean accuracy.
+    Args: audit: of the own gradient. has_feedback: whether own and exact gradient differ. Without
+        feedback their gap is 0 by construction, which is no evidence: then a black box or a
+        transfer, and longer iteration, must have found nothing more. above_chance: whether the
+        clean accuracy is better than chance.
     """
     masked = masking(gaps) if above_chance else ()
     if audit.verdict in ("random", "masked", "vanishing"):
@@ -56,7 +57,7 @@ def verdict(
 
 
 def masking(gaps: Sequence[Gap]) -> tuple[str, ...]:
-    """The radii at which the gap is above 5 points, and not by chance (Holm over radii)."""
+    """The radii at which the gap is above 5 points and significant (Holm over radii)."""
     corrected = statistics.holm([gap.p for gap in gaps])
     return tuple(
         f"at eps {g.eps:.4g} the own gradient leaves {g.own:.1%} standing, the exact one"
@@ -80,7 +81,7 @@ def _doubts(gaps: Sequence[Gap], checks: Sequence[Check]) -> tuple[str, ...]:
 def _missing(
     gaps: Sequence[Gap], checks: Sequence[Check], audit: Audit, has_feedback: bool
 ) -> tuple[str, ...]:
-    """What faithful would need and is not there."""
+    """The missing evidence for the verdict faithful."""
     found = [
         f"at eps {g.eps:.4g} own minus exact robust accuracy is {_points(g)}, not inside"
         f" {100 * GAP:.0f} points: more examples decide"

@@ -1,4 +1,4 @@
-"""Attacks made of other attacks, and attacks of other libraries."""
+"""Attacks that use other attacks, attacks of other libraries, and substitute models."""
 
 from __future__ import annotations
 
@@ -6,86 +6,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical.attacks import checks
 from apical.attacks.ball import Ball, Norm
 from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
-from apical.attacks.scores import FEW, adapted
+from apical.attacks.scores import FEW, adapted, check_model
 from apical.attacks.sources import Averaged, Oracle, Source
+from apical.names import check_at_least
 
 
 @dataclass(frozen=True)
-class EOT(Attack):
-    """Another attack on a model whose forward pass is random: every gradient is a mean.
-
-    Args: attack: what is repeated. samples: forward and backward passes for each gradient, >= 1.
-    The model's chance starts from the attack's seed and leaves global generators as they were.
-    Source: Athalye, Engstrom, Ilyas, Kwok 2018.
-    """
+class _Wrapper(Attack):
+    """An attack that makes its points by another one."""
 
     attack: Attack
-    samples: int = 10
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attack, Attack):
+            raise ValueError(
+                f"{type(self).__name__}: attack={self.attack!r} must be an attack, as PGD(eps=0.1)"
+            )
+        super().__post_init__()
 
     def validate(self) -> None:
-        _one_range(self, self.attack)
-        if self.samples < 1:
-            raise ValueError(f"{self.name}: samples={self.samples} must be at least 1")
-        if self.attack.default_gradient == "none":
-            raise ValueError(f"{self.name}: {self.attack.name} has no gradient to average")
-
-    @property
-    def name(self) -> str:
-        return f"EOT-{self.samples} {self.attack.name}"
-
-    @property
-    def label(self) -> str:
-        return f"EOT-{self.samples} {self.attack.label}"
-
-    @property
-    def ball(self) -> Ball | None:
-        return self.attack.ball
-
-    def passes(self, classes: int) -> int:
-        return self.samples * self.attack.passes(classes)
-
-    def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        return self.attack.perturb(oracle, x, y)
-
-    def source(self, gradient: str | Source | None) -> Source:
-        return Averaged(super().source(gradient), self.samples)
-
-    def check_labels(self, y: Tensor, examples: int, classes: int) -> None:
-        self.attack.check_labels(y, examples, classes)
-
-    def check_classes(self, classes: int) -> None:
-        self.attack.check_classes(classes)
-
-
-@dataclass(frozen=True, eq=False)
-class Transfer(Attack):
-    """An attack made on another model throughout, to be tried on this one.
-
-    Its gradient source is taken on the other model. To follow the other model's gradient while
-    watching this one's scores, give an attack `gradient=attacks.From(other)`.
-
-    Args: attack: what is made. model: on what; the same inputs and classes as the attacked one.
-    """
-
-    attack: Attack
-    model: nn.Module
-
-    def validate(self) -> None:
-        _one_range(self, self.attack)
-
-    @property
-    def name(self) -> str:
-        return f"Transfer {self.attack.name}"
-
-    @property
-    def label(self) -> str:
-        return self.attack.label
+        if self.bounds not in ((0.0, 1.0), self.attack.bounds):
+            raise ValueError(
+                f"{self.name}: bounds={self.bounds}, but the attack inside keeps"
+                f" {self.attack.bounds}; give them to that attack"
+            )
 
     @property
     def ball(self) -> Ball | None:
@@ -97,6 +48,71 @@ class Transfer(Attack):
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         return self.attack.perturb(oracle, x, y)
 
+    def check_labels(self, y: Tensor, examples: int, classes: int) -> None:
+        self.attack.check_labels(y, examples, classes)
+
+    def check_classes(self, classes: int) -> None:
+        self.attack.check_classes(classes)
+
+
+@dataclass(frozen=True)
+class EOT(_Wrapper):
+    """Another attack on a model with a random forward pass: every gradient is a mean.
+
+    Args: attack: which follows the mean. samples: forward and backward passes for each gradient,
+        at least 1.
+    Random numbers of the model start from this attack's seed; global generators are restored.
+    Source: Athalye, Engstrom, Ilyas, Kwok 2018.
+    """
+
+    samples: int = 10
+
+    def validate(self) -> None:
+        super().validate()
+        check_at_least(self.name, 1, samples=self.samples)
+        if self.attack.default_gradient == "none":
+            raise ValueError(f"{self.name}: {self.attack.name} has no gradient to average")
+
+    @property
+    def name(self) -> str:
+        return f"EOT-{self.samples} {self.attack.name}"
+
+    @property
+    def label(self) -> str:
+        return f"EOT-{self.samples} {self.attack.label}"
+
+    def passes(self, classes: int) -> int:
+        return self.samples * self.attack.passes(classes)
+
+    def source(self, gradient: str | Source | None) -> Source:
+        return Averaged(super().source(gradient), self.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer(_Wrapper):
+    """An attack whose points are made on another model, by its scores and gradient.
+
+    Its gradient source applies to the other model. To follow the other model's gradient with the
+    scores of the attacked one, give an attack `gradient=attacks.From(other)`.
+
+    Args: attack: by which points are made. model: the other model; it has the same inputs and
+        classes as the attacked one.
+    """
+
+    model: nn.Module
+
+    def validate(self) -> None:
+        super().validate()
+        check_model(self.model)
+
+    @property
+    def name(self) -> str:
+        return f"Transfer {self.attack.name}"
+
+    @property
+    def label(self) -> str:
+        return self.attack.label
+
     def made(
         self,
         model: nn.Module,
@@ -106,7 +122,7 @@ class Transfer(Attack):
         *,
         classes: int | None = None,
     ) -> Tensor:
-        """As every attack. Raises: ValueError if the models have not the same classes."""
+        """As of every attack. Raises: ValueError if the numbers of classes differ."""
         other, x = adapted(self.model, x)
         if len(x):
             with undisturbed(model, other):
@@ -126,17 +142,17 @@ class Transfer(Attack):
 
 @dataclass(frozen=True)
 class Plugin(Attack):
-    """Any callable `attack(model, x, y) -> x_adv`: other libraries' attacks among the rest.
+    """Any callable `attack(model, x, y) -> x_adv`, such as attacks of other libraries.
 
-    It is given a model whose ordinary backward pass is the gradient source, and its points are
-    checked like all others.
+    It receives a model whose ordinary backward pass is the gradient source, and its points are
+    checked like those of all attacks.
 
     Args:
         call: for example `lambda model, x, y: torchattacks.PGD(model, eps=8 / 255)(x, y)`.
-        title: its name in tables. eps, norm: the ball it promises to stay in.
+        title: its name in tables. eps, norm: the ball that its points must be in.
 
     Raises: ValueError when called with a source that is no model's backward pass (an average or
-        finite differences), or if it returns something else than inputs.
+        finite differences), or if it does not return points of the shape of the inputs.
     """
 
     call: Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -165,9 +181,46 @@ class Plugin(Attack):
         return points.to(x.device, x.dtype)
 
 
-def _one_range(wrapper: Attack, attack: Attack) -> None:
-    if wrapper.bounds not in ((0.0, 1.0), attack.bounds):
+def imitate(
+    model: nn.Module,
+    substitute: nn.Module,
+    x: Tensor,
+    *,
+    epochs: int = 20,
+    batch_size: int = 64,
+    lr: float = 2e-3,
+    seed: int = 0,
+) -> nn.Module:
+    """Train another net, in place by Adam, to predict the classes that a model predicts.
+
+    Returns: the substitute, in eval mode.
+
+    Only the class of each input is queried from the model, once. An attack on the substitute that
+    is then applied to the model is a black-box attack: black-box FGSM is
+    `Transfer(FGSM(eps), imitate(model, net, x))`.
+
+    Args: model: in eval mode; left as it was.     substitute: takes the same inputs.
+        x: the attacker's inputs, none of those attacked.     epochs, batch_size: >= 1.     lr:
+        above 0.     seed: of the order of the inputs.
+    Shapes: x (N, ...).
+    Raises: ValueError for a model in training mode, or values out of range.
+    Source: Papernot et al. 2017, without their augmentation of the inputs.
+    """
+    check_model(model)
+    checks.check_mode(model, random_allowed=True)
+    if epochs < 1 or batch_size < 1 or not lr > 0 or not len(x):
         raise ValueError(
-            f"{wrapper.name}: bounds={wrapper.bounds}, but the attack inside keeps"
-            f" {attack.bounds}; give them to that attack"
+            f"imitate: epochs={epochs}, batch_size={batch_size}, lr={lr}, {len(x)} inputs: all "
+            "must be above 0"
         )
+    with undisturbed(model), torch.no_grad():
+        answers = torch.cat([model(part).argmax(1) for part in x.split(256)])
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(substitute.parameters(), lr=lr)
+    substitute.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator).split(batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(substitute(x[rows]), answers[rows]).backward()
+            optimizer.step()
+    return substitute.eval()

@@ -1,4 +1,4 @@
-"""Data sets by name, and batches of them. They know no net.
+"""Data sets by name, and batches of them.
 
 >>> digits = load("digits")
 >>> digits.shape, len(digits.train), len(digits.test)
@@ -9,20 +9,20 @@ import os
 from collections.abc import Callable
 
 from apical.data.batches import AUGMENTS, Batches
-from apical.data.cifar import load_cifar10, load_cifar100
-from apical.data.digits import load_digits
-from apical.data.drifting_bars import load_drifting_bars
-from apical.data.errors import DamagedFile, MissingData
-from apical.data.events import load_nmnist
+from apical.data.bundled import load_digits, load_drifting_bars, load_letters
+from apical.data.cifar import (
+    load_cifar10,
+    load_cifar10_first5,
+    load_cifar10_unseen,
+    load_cifar100,
+)
+from apical.data.events import load_event_mnist, load_nmnist
 from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation
-from apical.data.letters import load_letters
 from apical.data.mnist import load_fashion_mnist, load_mnist
 from apical.data.own import from_splits, load_own
 from apical.data.own_splits import TensorSplit
-from apical.data.parts import load_cifar10_first5, load_cifar10_unseen
-from apical.data.places import roots
-from apical.data.saccades import load_event_mnist
+from apical.data.places import DamagedFile, MissingData, roots
 from apical.names import unknown
 
 __all__ = [
@@ -51,19 +51,19 @@ def load(
     """A data set by name, from the first place that has it.
 
     Places: `root`, the folder in APICAL_DATA, the cache (APICAL_CACHE, else ~/.cache/apical),
-    then the ordinary download into the cache.
+    then a download into the cache.
 
     Args: name: one of DATA; "folder:PATH" for images in PATH/SPLIT/CLASS or PATH/CLASS (see
         `folder.load_folder`); or "package.module:function" (see `own.load_own`).
         root: folder of data sets, or of this one.
-        size: pixels a side to resize to (bilinear, antialiased); None = as they are.
+        size: side in pixels to resize images to (bilinear, antialiased); None = as they are.
         download: whether the network may be used.
     Raises: ValueError for an unknown name or size; MissingData, with all the ways to get it;
         DamagedFile, naming the file. Both are ValueErrors.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size={size} must be at least 1 pixel")
-    roots(root)  # a folder that was named must exist, whether or not these data need it
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(f"size={size!r} must be a whole number of at least 1 pixel")
+    roots(root)  # a folder that was given must exist, whether or not these data need it
     if name.startswith("folder:"):
         return load_folder(name.removeprefix("folder:"), size=size)
     if name in DATA:

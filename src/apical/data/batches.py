@@ -1,15 +1,17 @@
-"""Epochs of normalised batches; each a function of (seed, epoch) and nothing else."""
+"""Epochs of normalised batches, each a function of (seed, epoch) only, and their augmentation."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
-from apical.data.augment import flip_crop, flip_crop_draws
 from apical.data.images import Images
 from apical.names import unknown
 
+PAD = 4
+"""Pixels of padding on each side before a random crop."""
 AUGMENTS = ("flip_crop", "none", "zoom_flip")
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -17,13 +19,14 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 class Batches:
     """Batches of a split, on a device.
 
-    The order and the augmentation of epoch e depend on (shuffle_seed, e) only, so a resumed run
-    sees the same bits, and the CPU and a GPU see the same images. No global generator is touched.
+    The order and the augmentation of epoch e depend on (shuffle_seed, e) only, so that a resumed
+    run gets the same bits, and the CPU and a GPU the same images. Global generators are not used.
 
     Args: batch_size: images in a batch, >= 1.
-        mean, std: per channel, pixels in [0, 1]; of uint8 images, others are not normalised.
-        augment: "none"; "flip_crop" (4 pixels of padding, random crop, mirrored by a fair coin);
-            "zoom_flip" (image folders only: random area and aspect, mirrored by a fair coin).
+        mean, std: per channel, of pixels in [0, 1]; for uint8 images, other inputs are not
+            normalised.
+        augment: "none"; "flip_crop" (4 pixels of padding, random crop, mirrored with probability
+            1/2); "zoom_flip" (image folders only: random area and aspect, mirrored likewise).
         shuffle_seed: None = the order of the split, without augmentation.
         drop_last: leave out a last batch of fewer images.
         device: where the batches go; images in memory are moved there once.
@@ -47,8 +50,6 @@ class Batches:
         channels_last: bool = False,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        _check(split, batch_size, mean, std, augment, shuffle_seed, shard, channels_last)
-        self.split = split.to(device)
         self.batch_size = batch_size
         self.augment = augment
         self.shuffle_seed = shuffle_seed
@@ -56,6 +57,8 @@ class Batches:
         self.device = torch.device(device)
         self.channels_last = channels_last
         self.shard = shard
+        self._check(split, mean, std)
+        self.split = split.to(device)
         # (pixel / 255 - mean) / std as one product and one sum
         std_C11 = torch.tensor(std, dtype=torch.float64).view(-1, 1, 1)
         mean_C11 = torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1)
@@ -83,13 +86,38 @@ class Batches:
             yield self._normalised(images), labels.to(self.device, non_blocking=True)
 
     def correct(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Which images are classified rightly, (N,) bool."""
+        """Which inputs are classified correctly, (N,) bool."""
         return scores.argmax(1) == labels
+
+    def _check(self, split: Images, mean: Sequence[float], std: Sequence[float]) -> None:
+        if self.augment not in AUGMENTS:
+            raise unknown("augmentation", self.augment, AUGMENTS)
+        random = self.augment != "none"
+        problems = []
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            problems.append(f"batch_size={self.batch_size} must be a whole number of at least 1")
+        positive = all(each > 0 for each in std)
+        if len(mean) != split.shape[0] or len(std) != split.shape[0] or not positive:
+            problems.append(
+                f"mean={tuple(mean)} and std={tuple(std)} must have one value for each of the "
+                f"{split.shape[0]} channels, std above 0"
+            )
+        if len(split.shape) != 3 and (random or self.channels_last):
+            problems.append(f"augment and channels_last need images, not inputs of {split.shape}")
+        if random and self.shuffle_seed is None:
+            problems.append(f"augment={self.augment!r} is random: it needs a shuffle_seed")
+        rank, world = self.shard
+        if not 0 <= rank < world or self.batch_size % max(world, 1):
+            problems.append(
+                f"shard={self.shard} must be (rank, world), world dividing {self.batch_size}"
+            )
+        if problems:
+            raise ValueError("Batches: " + "; ".join(problems))
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype == torch.uint8:
             x = images.float().mul_(self._scale).add_(self._shift)
-        else:  # inputs of one's own reach the net as they are
+        else:  # the user's inputs reach the net as they are
             x = images
         # last: on the CPU floats change their layout three times faster than bytes
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
@@ -118,33 +146,29 @@ class Batches:
         return torch.Generator().manual_seed(seed)
 
 
-def _check(
-    split: Images,
-    batch_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    augment: str,
-    shuffle_seed: int | None,
-    shard: tuple[int, int],
-    channels_last: bool,
-) -> None:
-    if augment not in AUGMENTS:
-        raise unknown("augmentation", augment, AUGMENTS)
-    problems = []
-    if batch_size < 1:
-        problems.append(f"batch_size={batch_size} must be at least 1")
-    if len(mean) != split.shape[0] or len(std) != split.shape[0] or min(std, default=1) <= 0:
-        problems.append(
-            f"mean={tuple(mean)} and std={tuple(std)} must have one value for each of the "
-            f"{split.shape[0]} channels, std above 0"
-        )
-    image = len(split.shape) == 3
-    if not image and (augment != "none" or channels_last):
-        problems.append(f"augment and channels_last need images, not inputs of {split.shape}")
-    if augment != "none" and shuffle_seed is None:
-        problems.append(f"augment={augment!r} is random: it needs a shuffle_seed")
-    rank, world = shard
-    if not 0 <= rank < world or batch_size % max(world, 1):
-        problems.append(f"shard={shard} must be (rank, world), world dividing {batch_size}")
-    if problems:
-        raise ValueError("Batches: " + "; ".join(problems))
+def flip_crop_draws(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Random numbers for `flip_crop`: row offset, column offset in [0, 2 PAD], flip in {0, 1}.
+
+    Shapes: (count, 3), int64, on the CPU.
+    """
+    offsets = torch.randint(0, 2 * PAD + 1, (count, 2), generator=generator)
+    flips = torch.randint(0, 2, (count, 1), generator=generator)
+    return torch.cat([offsets, flips], dim=1)
+
+
+def flip_crop(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Pad by PAD zero pixels, crop to the old size at a random place, mirror with probability 1/2.
+
+    One gather for the whole batch: 5 times faster than a loop over images, on any device.
+    Shapes: images uint8 (N, C, H, W); draws (N, 3) of `flip_crop_draws`.
+    Source: He et al. 2016 (arXiv 1512.03385), section 4.2; Lee et al. 2015.
+    """
+    count, channels, height, width = images.shape
+    row, column, flip = draws.to(images.device).unbind(1)
+    rows = row[:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(count, width)
+    columns = torch.where(flip[:, None] == 1, width - 1 - columns, columns) + column[:, None]
+    flat = rows[:, :, None] * (width + 2 * PAD) + columns[:, None, :]
+    flat = flat.reshape(count, 1, height * width).expand(count, channels, height * width)
+    padded = F.pad(images, (PAD, PAD, PAD, PAD))
+    return padded.flatten(2).gather(2, flat).view(count, channels, height, width)

@@ -1,44 +1,99 @@
-"""CIFAR-10 and CIFAR-100: python or binary archives (packed or not), or Parquet tables."""
+"""CIFAR-10 and CIFAR-100: python or binary archives (unpacked or not), or Parquet tables."""
 
+import codecs
 import hashlib
+import io
 import os
+import pickle
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from apical.data.cifar_files import read_binary, read_python
-from apical.data.download import download
-from apical.data.errors import MissingData, damaged
 from apical.data.images import ImageData, Split
 from apical.data.parquet import check_images, find_parquet, read_parquet
-from apical.data.places import cache_folder, candidates, missing
+from apical.data.places import MissingData, cache_folder, candidates, damaged, download, missing
 
+PIXELS = 3 * 32 * 32
+# What a pickled dictionary of numpy arrays needs, under its old and its new name. The two
+# functions are private to numpy and have moved; an array refers to their present place.
+_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+_FROMBUFFER = np.zeros(1).__reduce_ex__(5)[0]
+HARMLESS: dict[tuple[str, str], object] = {
+    ("_codecs", "encode"): codecs.encode,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.numeric", "_frombuffer"): _FROMBUFFER,
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy.core.numeric", "_frombuffer"): _FROMBUFFER,
+}
 SITE = "https://www.cs.toronto.edu/~kriz/"
 TRAIN_COUNT, TEST_COUNT = 50_000, 10_000
 SIZE = (32, 32)  # pixels
-Reader = Callable[[bytes], tuple[np.ndarray, np.ndarray]]
 Arrays = tuple[np.ndarray, np.ndarray]
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Reads dictionaries, lists, numbers, bytes and numpy arrays; runs no code of the file."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in HARMLESS:
+            raise pickle.UnpicklingError(f"it imports {module}.{name}, which is no data")
+        return HARMLESS[module, name]
+
+
+def read_python(content: bytes, label_key: str) -> Arrays:
+    """Images and labels of one pickled batch.
+
+    Shapes: uint8 (N, 3072), int64 (N,).     Raises: ValueError if it is something else.
+    """
+    try:
+        batch = ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        images, labels = batch[b"data"], np.asarray(batch[label_key.encode()], dtype=np.int64)
+    except Exception as error:  # a damaged pickle may raise anything
+        raise ValueError(f"no batch of arrays: {error}") from error
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        raise ValueError("no batch of arrays: data is not uint8")
+    if images.shape != (len(labels), PIXELS):
+        raise ValueError(f"data {images.shape} does not fit {len(labels)} labels")
+    return images, labels
+
+
+def read_binary(content: bytes, label_bytes: int) -> Arrays:
+    """Images and labels of one binary batch; the last of `label_bytes` is the (fine) label.
+
+    Shapes: uint8 (N, 3072), int64 (N,).     Raises: ValueError for a cut file.
+    """
+    row = label_bytes + PIXELS
+    if len(content) % row or not content:
+        raise ValueError(f"{len(content)} bytes, no whole number of {row}-byte images")
+    rows = np.frombuffer(content, np.uint8).reshape(-1, row)
+    return rows[:, label_bytes:], rows[:, label_bytes - 1].astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Form:
-    """One published form of a set. md5: of the archive; files: name -> md5, None = by size."""
+    """One published form of a data set.
+
+    Args: md5: of the archive.     train, test: name -> md5 of each file; None: only its size is
+        checked.     read: from the content of a file to uint8 images (N, 3072), int64 labels (N,).
+    """
 
     archive: str
     md5: str
     folder: str
     train: dict[str, str | None]
     test: dict[str, str | None]
-    read: Reader
+    read: Callable[[bytes], Arrays]
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """A data set: its classes, normalisation and published forms, the one to download first."""
+    """A data set: its classes, normalisation and published forms; the first one is downloaded."""
 
     name: str
     subfolders: tuple[str, ...]
@@ -125,13 +180,40 @@ def load_cifar100(root: str | os.PathLike | None = None, *, download: bool = Tru
     return _load(CIFAR100, root, download)
 
 
+def load_cifar10_first5(
+    root: str | os.PathLike | None = None, *, download: bool = True
+) -> ImageData:
+    """The first five classes of CIFAR-10: 25,000 + 5,000 photographs, a task of five dimensions."""
+    data = load_cifar10(root, download=download)
+    train, test = (
+        split.take(torch.nonzero(split.labels < 5).flatten()) for split in (data.train, data.test)
+    )
+    note = _joined(data.note, "the first five of ten classes")
+    return replace(data, name="cifar10_first5", train=train, test=test, num_classes=5, note=note)
+
+
+def load_cifar10_unseen(
+    root: str | os.PathLike | None = None, *, download: bool = True
+) -> ImageData:
+    """The test split of CIFAR-10 in two halves of 5,000: the first trains, the second tests.
+
+    For nets whose weights were trained on CIFAR-10: its training split cannot serve to choose
+    settings for them, as it contains no image that they were not trained on.
+    """
+    data = load_cifar10(root, download=download)
+    first, second = torch.arange(len(data.test)).tensor_split(2)
+    note = _joined(data.note, "first half of the test split for training, second half for testing")
+    train, test = data.test.take(first), data.test.take(second)
+    return replace(data, name="cifar10_unseen", train=train, test=test, note=note)
+
+
 def _load(which: Cifar, root: str | os.PathLike | None, allowed: bool) -> ImageData:
     for place in candidates(root, which.subfolders):
         found = _published(which, place) or _parquet(which, place)
         if found is not None:
             return found
     files = " or ".join(form.archive for form in which.forms)
-    files += " (packed or not), or train-*.parquet and test-*.parquet,"
+    files += " (unpacked or not), or train-*.parquet and test-*.parquet,"
     if not allowed:
         raise missing(which.name, root, files, "Downloading was not allowed.")
     form = which.forms[0]
@@ -146,15 +228,15 @@ def _load(which: Cifar, root: str | os.PathLike | None, allowed: bool) -> ImageD
 def _published(which: Cifar, place: Path) -> ImageData | None:
     for form in which.forms:
         for folder in (place / form.folder, place):
+
+            def read(file: str, folder: Path = folder) -> bytes:
+                return (folder / file).read_bytes()
+
             if all((folder / file).is_file() for file in (*form.train, *form.test)):
-                return _from_folder(which, form, folder)
+                return _assemble(which, form, read, folder)
         if (place / form.archive).is_file():
             return _from_archive(which, form, place / form.archive)
     return None
-
-
-def _from_folder(which: Cifar, form: Form, folder: Path) -> ImageData:
-    return _assemble(which, form, lambda file: (folder / file).read_bytes(), folder)
 
 
 def _from_archive(which: Cifar, form: Form, path: Path) -> ImageData:
@@ -182,7 +264,7 @@ def _assemble(which: Cifar, form: Form, content: Callable[[str], bytes], source:
         ]
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         splits.append((images.reshape(-1, 3, 32, 32), labels))
-    return _data(which, splits[0], splits[1], "", source)
+    return _data(which, splits, "", source)
 
 
 def _batch(
@@ -222,20 +304,15 @@ def _parquet(which: Cifar, place: Path) -> ImageData | None:
         splits.append((images, labels))
         jpeg = jpeg or is_jpeg
     note = "JPEG re-compressed" if jpeg else ""
-    return _data(which, splits[0], splits[1], note, place)
+    return _data(which, splits, note, place)
 
 
-def _data(which: Cifar, train: Arrays, test: Arrays, note: str, source: Path) -> ImageData:
-    def split(arrays: Arrays) -> Split:
-        return Split(torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]))
-
+def _data(which: Cifar, splits: list[Arrays], note: str, source: Path) -> ImageData:
+    train, test = (Split(torch.from_numpy(x), torch.from_numpy(y)) for x, y in splits)
     return ImageData(
-        which.name,
-        split(train),
-        split(test),
-        which.classes,
-        which.mean,
-        which.std,
-        note=note,
-        source=str(source),
+        which.name, train, test, which.classes, which.mean, which.std, note, str(source)
     )
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)

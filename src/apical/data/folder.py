@@ -1,4 +1,4 @@
-"""Image folders, streamed: PATH/SPLIT/CLASS/*.jpg or PATH/CLASS/*.jpg; ImageNet in its layout."""
+"""Image folders, read while training: PATH/SPLIT/CLASS/*.jpg or PATH/CLASS/*.jpg; ImageNet."""
 
 import math
 import os
@@ -14,58 +14,53 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from apical.data.errors import DamagedFile, damaged
 from apical.data.images import ImageData
-from apical.data.places import candidates, missing
+from apical.data.places import DamagedFile, candidates, damaged, missing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-SIZE = 224  # pixels a side of ImageNet unless asked otherwise, and at most of other folders
-KEPT = 224 / 256  # of the shorter side: the central square of ImageNet that is tested
+SIZE = 224  # default side of ImageNet's images in pixels; the most that other folders default to
+KEPT = 224 / 256  # side of the central square that is used of ImageNet, over the shorter side
 HELD_OUT = 0.2  # share of each class that tests, where a folder has no splits
-SIZED, MEASURED = 200, 1000  # images whose size, whose mean and deviation stand for all of a split
-TESTS = ("test", "val", "eval", "dev", "held")  # beginnings of names of splits, in this order
+SIZED, MEASURED = 200, 1000  # images of a split that its size, and its mean and std, are taken from
+TESTS = ("test", "val", "eval", "dev", "held")  # beginnings of names of test splits, in this order
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random zoom
-FEW = 1000  # images below which starting worker processes costs more than it brings
+FEW = 1000  # images below which starting worker processes costs more time than it saves
 
 Box = tuple[float, float, float, float]
 Item = tuple[int, tuple[float, ...] | None]
 
 
 def load_imagenet(root: str | os.PathLike | None = None, *, download: bool = True) -> ImageData:
-    """ImageNet (ILSVRC 2012) from a folder with train/ and val/; its val is the test split here.
+    """ImageNet (ILSVRC 2012) from a folder with train/ and val/; val is the test split here.
 
-    It cannot be downloaded freely: `download` changes nothing. Mean and std are the usual ones.
+    It cannot be downloaded freely: `download` has no effect. Mean and std are the usual ones.
     Raises: MissingData (a ValueError), with the way to get it.     Source: Deng et al. 2009.
     """
     for place in candidates(root, ("imagenet", "ImageNet", "ILSVRC2012", "imagenet/ILSVRC2012")):
         if (place / "train").is_dir() and (place / "val").is_dir():
-            classes = _classes(place / "train")
-            if other := set(_classes(place / "val")) - set(classes):
-                raise ValueError(f"{place}/val has classes that train lacks: {sorted(other)[:5]}")
-            train, test = (_list(place / part, classes) for part in ("train", "val"))
-            name, source = "imagenet", str(place)
-            return ImageData(name, train, test, len(classes), MEAN, STD, source=source)
+            classes, train, test = _split(place, "train", "val")
+            return ImageData("imagenet", train, test, len(classes), MEAN, STD, source=str(place))
     files = "the folders train and val with one folder of images for each class"
-    why = "It is given out at https://image-net.org after registration only."
+    why = "It is available at https://image-net.org after registration only."
     raise missing("imagenet", root, files, why, downloads=False)
 
 
 def load_folder(text: str, *, size: int | None = None) -> ImageData:
-    """Any folder of images, by class, with splits or without.
+    """Any folder of images, by class, with or without splits.
 
-    - Splits, ``PATH/SPLIT/CLASS/IMAGE``: the one whose name begins with "train" trains; of the
-      others the only one, or that whose name begins with "test" ("val", "eval", "dev", "held", in
-      this order), tests. ``PATH?train=A&test=B`` names them where that does not decide.
-    - Flat, ``PATH/CLASS/IMAGE``: a fifth of each class, chosen at random and always the same,
-      tests.
+    - With splits, ``PATH/SPLIT/CLASS/IMAGE``: the split whose name begins with "train" trains. If
+      there is one other split, it tests; of several ones that tests whose name begins with "test"
+      (else "val", "eval", "dev", "held"). ``PATH?train=A&test=B`` names the two splits.
+    - Without, ``PATH/CLASS/IMAGE``: a fifth of each class tests, chosen at random and always the
+      same.
 
-    Classes are the folders of the training split, numbered by name. Images become RGB, size x size:
-    the central square, resized (bilinear, antialiased). Mean and standard deviation, per channel,
-    are those of (at most 1,000) training images.
+    Classes are the folders of the training split, numbered in alphabetical order. Images become
+    RGB, size x size: the central square, resized (bilinear, antialiased). Mean and standard
+    deviation, per channel, are those of at most 1,000 training images.
 
-    Args: text: PATH, or with splits named as above.
-        size: pixels a side; None: the median of the shorter sides of the images, at most 224.
+    Args: text: PATH, or PATH?train=A&test=B.
+        size: side in pixels; None: the median of the shorter sides of the images, at most 224.
     Raises: ValueError if folders or images are missing, the splits cannot be chosen, or the test
         split has other classes.
     """
@@ -80,15 +75,7 @@ def load_folder(text: str, *, size: int | None = None) -> ImageData:
     splits = [child for child in children if _folders(place / child)]
     note = ""
     if splits or named:
-        names = named or _chosen(text, splits)
-        classes = _classes(place / names["train"])
-        other = set(_classes(place / names["test"])) - set(classes)
-        if other:
-            raise ValueError(
-                f"{place / names['test']} has classes that {names['train']} lacks: "
-                f"{sorted(other)[:5]}"
-            )
-        train, test = (_list(place / names[part], classes) for part in ("train", "test"))
+        classes, train, test = _split(place, **(named or _chosen(text, splits)))
     else:
         classes = _classes(place)
         train, test = _held_out(_list(place, classes))
@@ -111,9 +98,9 @@ def load_folder(text: str, *, size: int | None = None) -> ImageData:
 class FolderSplit:
     """Images on disk, decoded while training.
 
-    Every image becomes size x size: the central square, `kept` of the shorter side, or the random
-    part that a row of `zooms` names. workers: decoding processes; None = one for each core, at
-    most 8.
+    Every image becomes size x size: the central square, of side `kept` times the shorter side, or
+    the random part that a row of `zooms` selects. workers: decoding processes; None = one for each
+    core, at most 8.
     """
 
     paths: tuple[str, ...]
@@ -153,23 +140,21 @@ class FolderSplit:
         Shapes: zooms, one row of 5 numbers in [0, 1) for each image: area, aspect, place, mirror.
         Raises: DamagedFile (a ValueError) naming an image that cannot be read.
         """
+        workers = self.workers
+        if workers is None:
+            workers = 0 if len(self) < FEW else min(8, os.cpu_count() or 1)
         loader = DataLoader(
             Decoder(self.paths, self.size, self.kept),
             batch_sampler=_items(indices, zooms),
-            num_workers=self._workers(),
+            num_workers=workers,
             collate_fn=_stack,
-            # its own generator: the loader would draw a seed from the global one
+            # its own generator: else the loader takes a seed from the global one
             generator=torch.Generator(),
         )
         for chosen, images in zip(indices, loader, strict=True):
             if isinstance(images, DamagedFile):
                 raise images
             yield images, self.labels[chosen]
-
-    def _workers(self) -> int:
-        if self.workers is not None:
-            return self.workers
-        return 0 if len(self) < FEW else min(8, os.cpu_count() or 1)
 
 
 class Decoder(Dataset):
@@ -190,7 +175,7 @@ class Decoder(Dataset):
         try:
             return decode(path, self.size, zoom, self.kept)
         except Exception as error:  # of files that are no image, decoders raise anything
-            # a value, not an exception: the loader would bury it in a worker's traceback
+            # a value, not an exception: the loader would put it inside a worker's traceback
             return damaged(path, str(error), "a whole image", "copy it from the source of the set")
 
 
@@ -199,7 +184,7 @@ def decode(
 ) -> torch.Tensor:
     """One image, uint8 (3, size, size): its central or zoomed part, bilinear, antialiased.
 
-    Raises: OSError if it is no image or is cut.
+    Raises: OSError if it is no image or is truncated.
     """
     from PIL import Image
 
@@ -212,10 +197,10 @@ def decode(
 
 
 def _opened(path: str) -> Any:
-    """An image that is not decoded yet. Raises: OSError; what decoders raise, which is anything."""
+    """An image that is not decoded yet. Raises: OSError, or anything that a decoder raises."""
     from PIL import Image
 
-    if not os.path.isfile(path):  # a pipe would never end
+    if not os.path.isfile(path):  # reading a pipe would never end
         raise OSError("no ordinary file")
     return Image.open(path)
 
@@ -227,9 +212,10 @@ def _centre(size: tuple[int, int], kept: float) -> Box:
 
 
 def _zoom(size: tuple[int, int], zoom: tuple[float, ...]) -> Box:
-    """A part of random area and aspect, cut to the image where it would stick out.
+    """A part of random area and aspect ratio, clipped to the image.
 
-    Source: Szegedy et al. 2015; one draw where torchvision tries ten, then takes the centre.
+    Source: Szegedy et al. 2015; one draw, where torchvision makes up to ten and then takes the
+    centre.
     """
     area = size[0] * size[1] * (AREA[0] + zoom[0] * (AREA[1] - AREA[0]))
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
@@ -258,12 +244,12 @@ def _stack(images: list[torch.Tensor | DamagedFile]) -> torch.Tensor | DamagedFi
 
 
 def _folders(place: Path) -> list[str]:
-    """Names of the folders in one, hidden ones aside, in order."""
+    """Names of the folders in a folder, without hidden ones, in order."""
     return sorted(e.name for e in os.scandir(place) if e.is_dir() and not e.name.startswith("."))
 
 
 def _chosen(text: str, splits: list[str]) -> dict[str, str]:
-    """Which split trains and which tests, by their names."""
+    """The names of the split that trains and of the split that tests."""
     train = [name for name in splits if name.lower().startswith("train")]
     others = [name for name in splits if name not in train]
     test = others
@@ -296,20 +282,18 @@ def _held_out(split: "FolderSplit") -> tuple["FolderSplit", "FolderSplit"]:
             )
         count = max(1, round(HELD_OUT * len(places)))
         test[places[torch.randperm(len(places), generator=generator)[:count]]] = True
-    every = torch.arange(len(split))
-    return split.take(every[~test]), split.take(every[test])
+    return split.take((~test).nonzero()[:, 0]), split.take(test.nonzero()[:, 0])
 
 
-def _some(split: "FolderSplit", count: int) -> list[str]:
-    """At most so many images, evenly spaced."""
-    step = max(1, math.ceil(len(split) / count))
-    return list(split.paths[::step])
+def _some(split: "FolderSplit", count: int) -> "FolderSplit":
+    """At most `count` of the images, evenly spaced."""
+    return split.take(torch.arange(0, len(split), max(1, math.ceil(len(split) / count))))
 
 
 def _size(split: "FolderSplit") -> int:
     """The median of the shorter sides of the images, at most 224 pixels."""
     sides = []
-    for path in _some(split, SIZED):
+    for path in _some(split, SIZED).paths:
         try:
             with _opened(path) as file:
                 sides.append(min(file.size))
@@ -321,8 +305,7 @@ def _size(split: "FolderSplit") -> int:
 
 def _statistics(split: "FolderSplit") -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the training images, per channel, of pixels in [0, 1]."""
-    step = max(1, math.ceil(len(split) / MEASURED))
-    chosen = split.take(torch.arange(0, len(split), step))
+    chosen = _some(split, MEASURED)
     sums, squares, count = torch.zeros(3).double(), torch.zeros(3).double(), 0
     for images, _ in chosen.batches(torch.arange(len(chosen)).split(100)):
         pixels = images.double().div_(255).transpose(0, 1).flatten(1)
@@ -332,6 +315,14 @@ def _statistics(split: "FolderSplit") -> tuple[tuple[float, ...], tuple[float, .
     # images of one colour alone would divide by zero
     std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _split(place: Path, train: str, test: str) -> tuple[list[str], "FolderSplit", "FolderSplit"]:
+    """The classes, and the splits of these names."""
+    classes = _classes(place / train)
+    if other := set(_classes(place / test)) - set(classes):
+        raise ValueError(f"{place / test} has classes that {train} lacks: {sorted(other)[:5]}")
+    return classes, _list(place / train, classes), _list(place / test, classes)
 
 
 def _classes(folder: Path) -> list[str]:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 
 class Images(Protocol):
-    """What batches are drawn from: images in memory (`Split`) or on disk (`FolderSplit`), or inputs
-    of one's own (`apical.data.own`), whose shape need not be that of images."""
+    """What batches are taken from: images in memory (`Split`) or on disk (`FolderSplit`), or the
+    user's inputs (`apical.data.own`), whose shape need not be that of images."""
 
     @property
     def labels(self) -> torch.Tensor: ...
@@ -63,7 +63,10 @@ class Split:
         return Split(self.images.to(device), self.labels.to(device))
 
     def resized(self, size: int) -> "Split":
-        """Images of size x size pixels: bilinear, antialiased, rounded to uint8 once."""
+        """The images in size x size pixels: bilinear, antialiased, then rounded to uint8.
+
+        Raises: ValueError if they would not fit into memory.
+        """
         if self.shape[1:] == (size, size):
             return self
         check_memory(f"size={size}", len(self) * self.shape[0] * size * size)
@@ -81,7 +84,7 @@ class Split:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(uint8 images, labels) for each tensor of indices.
 
-        Raises: ValueError if zooms are given: they need images that are still to be decoded.
+        Raises: ValueError if zooms are given: they are applied while image files are decoded.
         """
         if zooms is not None:
             raise ValueError("augment='zoom_flip' is for image folders; here use 'flip_crop'")
@@ -92,14 +95,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set: what trains, what is read once at the end, and how to normalise both.
+    """A data set: the training split, the test split, and how to normalise both.
 
     mean, std: per channel, of pixels on the scale [0, 1].
-    note: what must be stated with a number measured on it, e.g. "JPEG re-compressed"; "" = nothing.
+    note: what must be stated with every number measured on it, e.g. "JPEG re-compressed"; "": none.
     source: where it was read from.
-    loader: settings of an experiment (batch_size, shuffle, drop_last) that a loader it came from
-        names, and that an experiment must share.
-    unit: whether its inputs are images of the scale [0, 1], as attacks need them.
+    loader: settings (batch_size, shuffle, drop_last) of the DataLoader that it was made from; an
+        experiment must have the same ones.
+    unit: whether its inputs are images on the scale [0, 1], as attacks need them.
     """
 
     name: str
@@ -115,7 +118,7 @@ class ImageData:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of one image; inputs of one's own have any shape."""
+        """(channels, height, width) of one image; the user's inputs have any shape."""
         return self.train.shape
 
     def resized(self, size: int) -> "ImageData":
@@ -123,24 +126,24 @@ class ImageData:
         return replace(self, train=self.train.resized(size), test=self.test.resized(size))
 
 
-def check_memory(told: str, needed: int) -> None:
-    """Raises: ValueError if so many bytes exceed the memory of this machine."""
+def check_memory(what: str, needed: int) -> None:
+    """Raises: ValueError if `needed` bytes are more than the memory of this machine."""
     try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return
-    if needed > there:
+    if needed > total:
         raise ValueError(
-            f"{told}: the images would take {needed / 1e9:,.0f} GB, this machine has "
-            f"{there / 1e9:,.0f} GB of memory"
+            f"{what}: the images would take {needed / 1e9:,.0f} GB, this machine has "
+            f"{total / 1e9:,.0f} GB of memory"
         )
 
 
 def split_validation(split: Images, count: int, seed: int) -> tuple[Images, Images]:
-    """Hold out `count` random images, so that the test split is not needed for choosing.
+    """Hold out `count` random images, so that settings are chosen without the test split.
 
-    Args: count: 0 <= count < len(split).     seed: of the choice.
-    Returns: (the rest in its old order, the held-out images).
+    Args: count: 0 <= count < len(split).     seed: of the random choice.
+    Returns: (the remaining images, the held-out images), each in their old order.
     Raises: ValueError if count is out of range.
     """
     if not 0 <= count < len(split):

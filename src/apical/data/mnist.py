@@ -1,19 +1,26 @@
-"""MNIST and Fashion-MNIST: four IDX files each."""
+"""MNIST and Fashion-MNIST, four IDX files each: a big-endian header, then bytes; maybe gzipped."""
 
+import gzip
+import hashlib
+import math
 import os
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from apical.data.download import download
-from apical.data.errors import MissingData
-from apical.data.idx import read_idx
+import numpy as np
+import torch
+
 from apical.data.images import ImageData, Split
-from apical.data.places import cache_folder, candidates, missing
+from apical.data.places import MissingData, cache_folder, candidates, damaged, download, missing
+
+UNSIGNED_BYTE = 8
 
 
 @dataclass(frozen=True)
 class IdxSet:
-    """A data set of four IDX files, with the md5 of each one's unpacked content."""
+    """A data set of four IDX files, with the md5 of the uncompressed content of each."""
 
     name: str
     subfolders: tuple[str, ...]
@@ -72,6 +79,37 @@ def load_fashion_mnist(
     return _load(FASHION_MNIST, root, download)
 
 
+def read_idx(path: Path, *, md5: str | None, again: str) -> torch.Tensor:
+    """The uint8 tensor in an IDX file.
+
+    Args: md5: of the unpacked content; None = not checked.     again: how to replace the file.
+    Raises: DamagedFile (a ValueError) for a wrong checksum, a truncated file or another format.
+    Source: the format description at yann.lecun.com/exdb/mnist.
+    """
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise damaged(path, f"gzip: {error}", "a whole gzip file", again) from error
+    want = f"md5 {md5} of the unpacked content" if md5 else "an IDX file of bytes"
+    try:
+        zero, kind, dims = struct.unpack_from(">HBB", content)
+        if zero or kind != UNSIGNED_BYTE:
+            raise damaged(path, f"the header reads {content[:4].hex()}", want, again)
+        shape = struct.unpack_from(f">{dims}I", content, 4)
+    except struct.error:
+        raise damaged(path, f"only {len(content)} bytes, no header", want, again) from None
+    start = 4 + 4 * dims
+    if len(content) - start != math.prod(shape):
+        size = start + math.prod(shape)
+        raise damaged(path, f"{len(content)} bytes", f"{size} bytes for shape {shape}", again)
+    if md5 and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
+        raise damaged(path, f"md5 {found}", want, again)
+    # a copy: the bytes object is read-only, tensors are not
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).view(shape)
+
+
 def _load(which: IdxSet, root: str | os.PathLike | None, allowed: bool) -> ImageData:
     paths = _find(which, root) or _download(which, root, allowed)
     again = f"delete it and load {which.name!r} again, or copy it from {which.mirrors[0]}"
@@ -84,14 +122,14 @@ def _load(which: IdxSet, root: str | os.PathLike | None, allowed: bool) -> Image
 
 
 def _find(which: IdxSet, root: str | os.PathLike | None) -> dict[str, Path] | None:
-    """The four files of the first place that has them all, plain or gzipped."""
+    """The four files of the first place that has all of them, compressed by gzip or not."""
     for place in candidates(root, which.subfolders):
-        paths = {}
-        for file in which.md5:
-            packed = place / f"{file}.gz"
-            plain = place / file
-            if plain.is_file() or packed.is_file():
-                paths[file] = plain if plain.is_file() else packed
+        paths = {
+            file: path
+            for file in which.md5
+            for path in (place / f"{file}.gz", place / file)  # the last one is preferred
+            if path.is_file()
+        }
         if len(paths) == len(which.md5):
             return paths
     return None
@@ -102,14 +140,10 @@ def _download(which: IdxSet, root: str | os.PathLike | None, allowed: bool) -> d
     if not allowed:
         raise missing(which.name, root, files, "Downloading was not allowed.")
     target = cache_folder() / "data" / which.subfolders[0]
+    paths = {file: target / f"{file}.gz" for file in which.md5}
     try:
-        return {
-            file: download(
-                tuple(f"{mirror}{file}.gz" for mirror in which.mirrors),
-                target / f"{file}.gz",
-                md5=None,
-            )
-            for file in which.md5
-        }
+        for path in paths.values():
+            download(tuple(mirror + path.name for mirror in which.mirrors), path, md5=None)
+        return paths
     except MissingData as error:
         raise missing(which.name, root, files, str(error)) from error

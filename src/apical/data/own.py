@@ -1,4 +1,4 @@
-"""Data of one's own: tensors, datasets or loaders, checked once, then like any other data set."""
+"""The user's data: tensors, datasets or loaders, checked once, then like any other data set."""
 
 import hashlib
 import traceback
@@ -18,7 +18,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from apical.data.images import ImageData, Images, Split
+from apical.data.images import ImageData, Split
 from apical.data.own_splits import DatasetSplit, Seeded, TensorSplit, checked_labels
 from apical.names import from_path
 
@@ -29,7 +29,7 @@ CONTRACT = (
 
 
 def load_own(path: str) -> ImageData:
-    """The data set that a function of one's own returns.
+    """The data set that a function of the user returns.
 
     Args: path: ``package.module:function``, called without arguments; it returns ``(train, test)``,
         each as `from_splits` takes it, or an `ImageData`.
@@ -62,28 +62,31 @@ def from_splits(train: Any, test: Any, *, name: str | None = None) -> ImageData:
     """A data set of two splits. Each is
 
     - ``(inputs, labels)``: tensors or NumPy arrays, held in memory;
-    - a ``Dataset`` of (input, label), read item by item in every epoch: its random transforms act
-      again, seeded by the order of the epoch, so that a resumed run sees the same;
-    - a ``DataLoader``: its dataset and ``collate_fn``; its batch size, order and ``drop_last`` must
-      be those of the experiment (see ``ImageData.loader``);
+    - a ``Dataset`` of (input, label), read item by item in every epoch: its random transforms are
+      applied again, with seeds from the order of the epoch, so that a resumed run gets the same;
+    - a ``DataLoader``: its dataset and ``collate_fn`` are used; its batch size, order and
+      ``drop_last`` must be those of the experiment (see ``ImageData.loader``);
     - another iterable of batches (inputs, labels): read once into memory.
 
-    Inputs of type uint8 are images (N, C, H, W) or (N, H, W) in [0, 255]; nets receive them less
-    the training split's mean, over its standard deviation, per channel. Inputs of a floating type
-    have any shape (N, ...) and reach the net as they are, in float32. Labels are whole numbers from
-    0 to K - 1, (N,); K is one more than the largest of the training split.
+    Inputs of type uint8 are images (N, C, H, W) or (N, H, W) in [0, 255]; nets receive them
+    normalised by the mean and the standard deviation of the training split, per channel. Inputs of
+    a floating type have any shape (N, ...) and reach the net as they are, in float32. Labels are
+    whole numbers from 0 to K - 1, (N,); K is one more than the largest of the training split.
 
     Every item is read once here, for the checks, the statistics and the digest.
 
-    Args: name: of the data set; absent: ``given:`` and the digest of the content.
+    Args: name: of the data set; None: ``given:`` and the digest of the content.
     Raises: ValueError naming the split, what is wrong, and what is allowed.
     """
     splits: dict[str, Any] = {}
     found: dict[str, _Content] = {}
     loader: Mapping[str, Any] = {}
     for part, given in (("train", train), ("test", test)):
-        splits[part], options = _split(given, part)
-        found[part] = _read(splits[part], part)
+        split, options = _split(given, part)
+        content = found[part] = _read(split, part)
+        if isinstance(split, DatasetSplit):
+            split = replace(split, labels=content.labels, shape=content.shape)
+        splits[part] = split
         loader = options if part == "train" else loader
     first, second = found["train"], found["test"]
     if (first.shape, first.dtype) != (second.shape, second.dtype):
@@ -102,8 +105,8 @@ def from_splits(train: Any, test: Any, *, name: str | None = None) -> ImageData:
     mean, std = first.statistics
     return ImageData(
         name or f"given:{digest}",
-        _with_labels(splits["train"], first),
-        _with_labels(splits["test"], second),
+        splits["train"],
+        splits["test"],
         classes,
         mean,
         std,
@@ -115,7 +118,7 @@ def from_splits(train: Any, test: Any, *, name: str | None = None) -> ImageData:
 
 @dataclass
 class _Content:
-    """What reading a split once says about it."""
+    """What is known of a split after reading it once."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -126,10 +129,8 @@ class _Content:
 
 
 def _split(given: Any, part: str) -> tuple[Any, dict[str, Any]]:
-    """The split of what was given, and the settings that its loader names."""
-    if isinstance(given, DataLoader):
-        if isinstance(given.dataset, IterableDataset):
-            return _in_memory(*_gathered(given, part), part), {}
+    """The split of what was given, and the settings of its loader."""
+    if isinstance(given, DataLoader) and not isinstance(given.dataset, IterableDataset):
         dataset = given.dataset
         if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
             return _in_memory(*dataset.tensors, part), _options(given, part)
@@ -146,7 +147,7 @@ def _split(given: Any, part: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _options(loader: DataLoader, part: str) -> dict[str, Any]:
-    """The settings of an experiment that a loader names."""
+    """The settings of an experiment that a loader contains."""
     if loader.batch_size is None or type(loader.sampler) not in (RandomSampler, SequentialSampler):
         raise ValueError(
             f"data: the loader of {part} has a sampler of its own ({type(loader.sampler).__name__})"
@@ -292,9 +293,3 @@ def _items(split: Any, chunks: Sequence[Tensor], part: str) -> Iterator[tuple[Te
             "dataset a transform that makes tensors, as torchvision.transforms.ToTensor()"
         )
     yield from replace(split, workers=0).batches(chunks)
-
-
-def _with_labels(split: Any, content: _Content) -> Images:
-    if isinstance(split, DatasetSplit):
-        return replace(split, labels=content.labels, shape=content.shape)
-    return split

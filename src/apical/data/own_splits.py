@@ -1,4 +1,4 @@
-"""Splits of data of one's own: tensors in memory, and items of a dataset."""
+"""Splits of the user's data: tensors in memory, and items of a dataset."""
 
 import hashlib
 import random
@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 MOST_CLASSES = 1_000_000
-"""More are taken for a mistake: an output of the net stands for each."""
+"""More are taken for a mistake: the net has an output for each."""
 
 
 @dataclass(frozen=True, eq=False)
 class TensorSplit:
-    """Inputs of any shape, held in memory, that reach the net as they are.
+    """Inputs of any shape in memory, which the net receives as they are.
 
     Shapes: inputs float32 (N, ...); labels int64 (N,).
     """
@@ -30,7 +30,7 @@ class TensorSplit:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input."""
+        """The shape of one input."""
         return tuple(self.inputs.shape[1:])
 
     def take(self, indices: Tensor) -> "TensorSplit":
@@ -61,7 +61,7 @@ class DatasetSplit:
 
     Args: indices: of the items, in their order.     labels: int64, of those items.
         shape: of one input.     collate: from a list of items to (inputs, labels).
-        workers: processes that read ahead.
+        workers: processes that read items in advance.
     """
 
     dataset: Any
@@ -89,8 +89,8 @@ class DatasetSplit:
     def batches(
         self, indices: Sequence[Tensor], zooms: Sequence[Tensor] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs, labels) for each tensor of indices. Every item is read with random numbers of
-        its own, a function of the order of all of them, whatever the number of workers."""
+        """(inputs, labels) for each tensor of indices. Every item is read with a random seed of its
+        own, a function of the order of all items, whatever the number of workers."""
         _no_zoom(zooms)
         order = torch.cat([*indices]) if len(indices) else torch.zeros(0, dtype=torch.int64)
         seed = int.from_bytes(hashlib.sha256(order.numpy().tobytes()).digest()[:6], "big")
@@ -113,34 +113,34 @@ class DatasetSplit:
 
 
 class Seeded(Dataset):
-    """A dataset whose items are read with a seed each; random numbers outside stay as they are."""
+    """A dataset whose items are read with a seed each; global generators stay as they were."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
     def __getitem__(self, item: tuple[int, int]) -> Any:
         index, seed = item
-        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()
         try:
             torch.default_generator.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             return self.dataset[index]
         finally:
-            torch.set_rng_state(before[0])
-            random.setstate(before[1])
-            np.random.set_state(before[2])
+            torch.set_rng_state(states[0])
+            random.setstate(states[1])
+            np.random.set_state(states[2])
 
 
 def checked_labels(labels: Any, part: str) -> Tensor:
+    """Labels as int64.     Raises: ValueError unless they are whole numbers from 0, (N,)."""
     try:
         labels = torch.as_tensor(labels)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"data: the labels of {part} are no tensor, array or list of whole numbers: {error}"
         ) from error
-    whole = not labels.is_floating_point() and not labels.is_complex()
-    if not whole or labels.dim() != 1:
+    if labels.is_floating_point() or labels.is_complex() or labels.dim() != 1:
         raise ValueError(
             f"data: the labels of {part} are {labels.dtype} {tuple(labels.shape)}: they must be "
             "whole numbers from 0 to K - 1, one for each input, as labels.long() or "
@@ -158,7 +158,7 @@ def checked_labels(labels: Any, part: str) -> Tensor:
 
 
 def _not_resized(size: int) -> ValueError:
-    return ValueError(f"size={size}: inputs of one's own are not resized; resize them where made")
+    return ValueError(f"size={size}: your own inputs are not resized; resize them where made")
 
 
 def _no_zoom(zooms: Any) -> None:

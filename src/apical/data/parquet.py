@@ -2,18 +2,23 @@
 
 import hashlib
 import io
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 import numpy as np
 
-from apical.data.decoded import Arrays, kept
-from apical.data.errors import damaged
+from apical.data.places import cache_folder, damaged
 
 VERSION = 1  # of the decoded form; raise it when the decoding changes
 IMAGE_COLUMNS = ("img", "image")
 JPEG = b"\xff\xd8\xff"
+Arrays = dict[str, np.ndarray]
 
 
 def find_parquet(place: Path, split: str) -> list[Path]:
@@ -33,7 +38,7 @@ def read_parquet(
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """The images and labels of one split; decoded once, then read from the cache.
 
-    Args: count: images there must be.     classes: labels lie in 0 to classes - 1.
+    Args: count: expected number of images.     classes: labels are 0 to classes - 1.
         size: height and width of the images in pixels.     label: name of the label column.
         mode: "L" (one channel) or "RGB".     again: how to replace a damaged file.
     Returns: uint8 (N, C, H, W), int64 (N,), and whether the images were stored as JPEG.
@@ -46,7 +51,7 @@ def read_parquet(
     digests = [hashlib.md5(shard.read_bytes(), usedforsecurity=False) for shard in shards]
     joined = "".join(digest.hexdigest() for digest in digests) + f":{label}:{mode}:{VERSION}"
     key = "parquet-" + hashlib.sha256(joined.encode()).hexdigest()[:20]
-    arrays = kept(key, lambda: _decode(pyarrow, shards, label, mode, again))
+    arrays = _cached(key, lambda: _decode(pyarrow, shards, label, mode, again))
     images, labels = arrays["images"], arrays["labels"]
     place = shards[0].parent
     check_images(place, images, labels, count=count, classes=classes, size=size, again=again)
@@ -63,7 +68,7 @@ def check_images(
     size: tuple[int, int],
     again: str,
 ) -> None:
-    """What every reader of a set checks of one of its files, in whatever format.
+    """Check the content of a file, of whatever format: number and size of images, and labels.
 
     Args: images: uint8 (N, C, H, W), or (N, C * H * W). labels: int64 (N,).
     Raises: DamagedFile (a ValueError) naming the file.
@@ -77,6 +82,36 @@ def check_images(
     flat = images.ndim == 2 and images.shape[1] % (height * width) == 0
     if not flat and images.shape[2:] != size:
         raise damaged(path, f"images {images.shape[1:]}", f"{height}x{width} pixels", again)
+
+
+def _cached(key: str, make: Callable[[], Arrays]) -> Arrays:
+    """The arrays of `make()`, from the cache if they are there.
+
+    Written under another name and then renamed: a killed process leaves no incomplete file. A cache
+    that cannot be read or written causes a warning and the time of decoding again, nothing else.
+    """
+    path = cache_folder() / "decoded" / f"{key}.npz"
+    if path.is_file():
+        try:
+            # opened here: numpy leaves a file open when it is no archive
+            with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            warnings.warn(f"{path} cannot be read ({error}); decoding again", stacklevel=3)
+    arrays = make()
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as sink:
+                np.savez(sink, **arrays)  # type: ignore[arg-type]
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        text = f"the decoded images could not be kept in {path}: {error}; set APICAL_CACHE"
+        warnings.warn(text, stacklevel=3)
+    return arrays
 
 
 def _libraries() -> ModuleType:
@@ -100,7 +135,8 @@ def _decode(pyarrow: ModuleType, shards: list[Path], label: str, mode: str, agai
         images.extend(_pixels(shard, row, image, mode, again) for row, image in enumerate(encoded))
         labels.append(shard_labels)
     if len({image.shape for image in images}) != 1:
-        raise damaged(shards[0], "images of several sizes", "one size", again)
+        found = "images of several sizes" if images else "no images"
+        raise damaged(shards[0], found, "images of one size", again)
     stacked = np.stack(images)
     stacked = stacked[:, None] if mode == "L" else stacked.transpose(0, 3, 1, 2)
     return {
@@ -132,8 +168,10 @@ def _columns(
         raise damaged(shard, f"column {label!r} of type {labels.type}", "whole numbers", again)
     if labels.null_count:
         raise damaged(shard, f"{labels.null_count} labels that are null", "a label for each", again)
-    encoded = table.column(image).combine_chunks().field("bytes").to_pylist()
-    return encoded, labels.to_numpy().astype(np.int64)
+    encoded = table.column(image).combine_chunks().field("bytes")
+    if encoded.null_count:
+        raise damaged(shard, f"{encoded.null_count} images that are null", "bytes for each", again)
+    return encoded.to_pylist(), labels.to_numpy().astype(np.int64)
 
 
 def _pixels(shard: Path, row: int, encoded: bytes, mode: str, again: str) -> np.ndarray:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from apical.core.converted import is_converted
 from apical.learners.base import Learner
 from apical.nets.spiking import LIF, DoubleExponential, OverTime, SpikingNet
-from apical.nets.spiking.neurons import over_steps
-from apical.nets.spiking.surrogates import fired
+from apical.nets.spiking.neurons import fired, over_steps
 
 Reach = Literal["step", "time", "traces"]
 """What errors meet: the inputs of the step alone, the steps before as well, or their traces."""

@@ -1,6 +1,6 @@
-"""Nets by name. Plain modules without a rule; they take normalised float images (N, C, H, W).
+"""Nets by name: plain modules without a rule, for normalised float images (N, C, H, W).
 
-Recurrent nets take sequences (N, T, inputs) and are put together from a cell: see `Recurrent`.
+Recurrent nets take sequences (N, T, inputs) and consist of a cell and a readout: see `Recurrent`.
 
 >>> build("mlp", in_shape=(1, 8, 8), num_classes=10, hidden=[32])[1]
 Linear(in_features=64, out_features=32, bias=True)
@@ -8,7 +8,7 @@ Linear(in_features=64, out_features=32, bias=True)
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -17,16 +17,13 @@ from torch import nn
 from apical.names import unknown
 from apical.nets.efficientnet_lite import efficientnet_lite0
 from apical.nets.external import build_external, in_libraries
+from apical.nets.feedforward import lenet, mlp, vgg
 from apical.nets.initial import LAWS, initialise
-from apical.nets.lenet import lenet
-from apical.nets.mlp import mlp
 from apical.nets.offers import OwnLoss, Problem, Traced
 from apical.nets.recurrent import GRU, LSTM, SRN, Cell, Recurrent
 from apical.nets.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from apical.nets.spiking.networks import spiking_conv, spiking_mlp
-from apical.nets.transformer import causal_transformer
-from apical.nets.vgg import vgg
-from apical.nets.vit import vit
+from apical.nets.transformer import causal_transformer, vit
 
 __all__ = [
     "CELLS",
@@ -61,7 +58,7 @@ def build(
         in_shape: (channels, height, width); "mlp" and nets by path take any shape.
         num_classes: number of outputs, at least 1.
         seed: of the initial weights; PyTorch's global generators are then left as they were.
-            None draws from the global generator, as any torch module does.
+            None uses the global generator, as any torch module does.
         options: of the net; see its docstring.
     Raises: ValueError for an unknown name or option, or a shape the net cannot take.
     """
@@ -77,11 +74,11 @@ def build(
     with _seeded(seed):
         if ":" in name:
             return build_external(name, in_shape=shape, num_classes=num_classes, options=options)
-        make = _own(name, options)
-        try:
-            return make(in_shape=shape, num_classes=num_classes, **options)
-        except (TypeError, RuntimeError, OverflowError, MemoryError, IndexError) as error:
-            raise refused(name, options, error) from error
+        if name not in NETS:
+            sources = ("torchvision:NAME", "timm:NAME", "package.module:callable")
+            raise unknown("net", name, [*NETS, *sources], first=in_libraries(name))
+        with building(name, NETS[name], options, beside=("in_shape", "num_classes")):
+            return NETS[name](in_shape=shape, num_classes=num_classes, **options)
 
 
 def build_recurrent(
@@ -102,24 +99,41 @@ def build_recurrent(
     """
     if name not in CELLS:
         raise unknown("recurrent net", name, CELLS)
-    allowed = set(inspect.signature(CELLS[name]).parameters) - {"inputs"} | {"init"}
+    if type(hidden) is not int:
+        raise ValueError(f"net {name!r}: hidden={hidden!r} must be a whole number of at least 1")
+    given = {"hidden": hidden, **options}
+    with building(name, CELLS[name], given, beside=("inputs",), more=("init",)):
+        return Recurrent(CELLS[name](inputs, hidden, **options), outputs, output=output, init=init)
+
+
+@contextlib.contextmanager
+def building(
+    name: str,
+    factory: Callable,
+    options: Mapping[str, object],
+    *,
+    beside: Collection[str],
+    more: Collection[str] = (),
+) -> Iterator[None]:
+    """Within the block, build a net: errors name it and its options.
+
+    Args: options: of the factory.     beside: arguments of the factory that are no options.
+        more: options that are no arguments of the factory.
+    Raises: ValueError for an unknown option, options that do not fit, or too little memory.
+    """
+    allowed = {*inspect.signature(factory).parameters, *more} - {*beside}
     for option in options:
         if option not in allowed:
             raise unknown(f"option of net {name!r}", option, allowed)
-    if type(hidden) is not int:
-        raise ValueError(f"net {name!r}: hidden={hidden!r} must be a whole number of at least 1")
     try:
-        return Recurrent(CELLS[name](inputs, hidden, **options), outputs, output=output, init=init)
-    except (TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        raise refused(name, {"hidden": hidden, **options}, error) from error
-
-
-def refused(name: str, options: Mapping[str, object], error: BaseException) -> ValueError:
-    """The error for options that a net cannot be built with, or not in the memory there is."""
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "allocate memory" in text:
-        text = "it needs more memory than there is"
-    return ValueError(f"net {name!r} cannot be built with the options {dict(options)}: {text}")
+        yield
+    except (TypeError, RuntimeError, OverflowError, MemoryError, IndexError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or "allocate memory" in text:
+            text = "it needs more memory than there is"
+        raise ValueError(
+            f"net {name!r} cannot be built with the options {dict(options)}: {text}"
+        ) from error
 
 
 def build_transformer(
@@ -132,22 +146,9 @@ def build_transformer(
     """
     if name not in TRANSFORMERS:
         raise unknown("transformer", name, TRANSFORMERS)
-    allowed = set(inspect.signature(TRANSFORMERS[name]).parameters) - {"inputs", "outputs"}
-    for option in options:
-        if option not in allowed:
-            raise unknown(f"option of net {name!r}", option, allowed)
-    return TRANSFORMERS[name](inputs=inputs, outputs=outputs, output=output, **options)
-
-
-def _own(name: str, options: dict[str, object]) -> Callable[..., nn.Module]:
-    if name not in NETS:
-        sources = ("torchvision:NAME", "timm:NAME", "package.module:callable")
-        raise unknown("net", name, [*NETS, *sources], first=in_libraries(name))
-    allowed = set(inspect.signature(NETS[name]).parameters) - {"in_shape", "num_classes"}
-    for option in options:
-        if option not in allowed:
-            raise unknown(f"option of net {name!r}", option, allowed)
-    return NETS[name]
+    factory = TRANSFORMERS[name]
+    with building(name, factory, options, beside=("inputs", "outputs")):
+        return factory(inputs=inputs, outputs=outputs, output=output, **options)
 
 
 @contextlib.contextmanager

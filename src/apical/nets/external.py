@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 def build_external(
     name: str, *, in_shape: Shape, num_classes: int, options: Mapping[str, object]
 ) -> nn.Module:
-    """A net by `source:NAME`; what it takes and gives is tried with one blank image.
+    """A net by `source:NAME`; its inputs and outputs are tested with blank images.
 
     Raises: ValueError if the package is missing or broken, the name or an option is unknown,
         or the net does not turn `in_shape` into `num_classes` outputs.
@@ -93,8 +93,8 @@ def _callable(name: str, in_shape: Shape, num_classes: int) -> tuple[Callable, d
 
 
 def is_factory(found: object) -> bool:
-    """Whether an object is of a kind that makes nets: a class of modules, or a Python function,
-    also one with arguments bound to it."""
+    """Whether an object may make nets: a class of modules, or a Python function, also with
+    arguments bound to it."""
     if isinstance(found, functools.partial):
         return is_factory(found.func)
     is_class = isinstance(found, type) and issubclass(found, nn.Module)
@@ -102,7 +102,7 @@ def is_factory(found: object) -> bool:
 
 
 def import_package(package: str) -> ModuleType:
-    """A package that has nets. Raises: ValueError if it is missing or broken, with the remedy."""
+    """Import a package of nets. Raises: ValueError if it is missing or broken, with the remedy."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -125,10 +125,10 @@ def import_package(package: str) -> ModuleType:
 def try_shape(
     name: str, model: nn.Module, in_shape: Shape, num_classes: int, *, training: bool = False
 ) -> object:
-    """Run a model on two blank inputs, in eval mode, and leave it as it was.
+    """Run a model on two blank inputs, in eval mode; its modes are restored.
 
     Args: training: run it in training mode, which may change its buffers.
-    Returns: what it returned.
+    Returns: the output.
     Raises: ValueError if it cannot take them, or no output has one number for each class.
     """
     modes = {module: module.training for module in model.modules()}
@@ -155,8 +155,8 @@ def check_scores(name: str, model: nn.Module, in_shape: Shape, num_classes: int)
     """Check that a model returns what training needs, in both modes: one floating-point tensor of
     shape (N, num_classes) that depends on a parameter.
 
-    Raises: ValueError with what came out, and the line that takes the scores out of it where they
-        are found.
+    Raises: ValueError with what the model returned, and, where scores are found in it, with the
+        line of code that selects them.
     """
     for training in (False, True):
         twin = copy.deepcopy(model)

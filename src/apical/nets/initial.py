@@ -1,4 +1,4 @@
-"""Initial weights by law, from an explicit generator."""
+"""Initialisation of weights by name, with an explicit generator."""
 
 import math
 from typing import Literal
@@ -18,15 +18,15 @@ def initialise(
     law: Literal["default", "normal", "xavier"],
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Redraw the weights of every linear, convolution and attention layer, in place.
+    """Initialise the weights of every linear, convolution and attention layer again, in place.
 
     "xavier": weights U(+-sqrt(6 / (fan_in + fan_out))), biases 0: the setting of the published
     BioTorch benchmarks. "normal": weights and biases N(0, 1 / (fan_in + fan_out)), as the code
     released with Akrout et al. 2019 (in attention: zero biases). "default": PyTorch's own law of
     these layers, weights and biases U(+-1 / sqrt(fan_in)) (in attention: xavier weights, zero
     biases): BioTorch's `init: kaiming`.
-    Norms, embeddings and parameters that a container holds keep what they have. To keep the
-    initial weights a model came with, do not call this.
+    Norms, embeddings and parameters that a container holds are not changed. To keep the initial
+    weights that a model has, do not call this.
 
     Args: generator: on the device of the weights; None = PyTorch's global one.
     Returns: the model.     Raises: ValueError for another law.

@@ -1,6 +1,6 @@
-"""What a net may offer besides scores: a loss of its own, and a look at every step.
+"""Optional interfaces of a net: an additional loss, and measurements of every step.
 
-Code that trains or measures checks for the offer, never for the class of a net.
+Code that trains or measures checks for the interface, never for the class of a net.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from torch import Tensor
 
 @runtime_checkable
 class OwnLoss(Protocol):
-    """A net that adds a loss of its own to that of its task."""
+    """A net that adds a loss to that of its task."""
 
     @property
     def has_own_loss(self) -> bool:
-        """Whether there is one, as the net is set."""
+        """Whether the net has one with its present settings."""
 
     def __call__(self, x: Tensor, *, own_loss: bool) -> Any:
-        """Scores; with `own_loss`, (scores, loss): a mean over samples, weighted already."""
+        """Scores; with `own_loss`, (scores, loss): a mean over samples, with its weight."""
 
 
 class Problem(NamedTuple):
     """Something wrong with a net.
 
-    Attributes: kind: in a word or two.     value, threshold: what was measured, and from where on
-        it is worth a warning.     message: what, and what to do.
+    Attributes: kind: in one or two words.     value, threshold: what was measured, and the value
+        at which it causes a warning.     message: what is wrong, and what to do.
     """
 
     kind: str
@@ -38,10 +38,10 @@ class Problem(NamedTuple):
 
 @runtime_checkable
 class Traced(Protocol):
-    """A net that tells what it does at every step."""
+    """A net that measures itself at every step."""
 
     def trace(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Scores, and named numbers of every step, (T,), without a graph."""
+        """Scores, and named measurements of every step, (T,), without a graph."""
 
     def problems(self, trace: Mapping[str, Tensor], solved: float) -> list[Problem]:
-        """What such a trace says is wrong.     Args: solved: share of right answers in it."""
+        """The problems that a trace shows.     Args: solved: share of correct answers in it."""

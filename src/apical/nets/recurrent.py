@@ -1,9 +1,9 @@
-"""Recurrent nets written out, so that rules reach their weights and learners their states.
+"""Recurrent nets in Python, so that rules apply to their weights and learners to their states.
 
 Shapes: N samples, T steps, I inputs, H hidden units, O outputs. Every cell has two layers:
 `input` (I to gates) with the biases, called once for all steps, and `recurrent` (H to gates),
-called at every step; `apical.convert` lets a transport rule (FA, sign symmetry, Kolen-Pollack)
-send errors through `recurrent`, which is through time. States start at zero.
+called at every step; with `apical.convert` a transport rule (FA, sign symmetry, Kolen-Pollack)
+propagates errors through `recurrent`, that is through time. States start at zero.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from apical.names import unknown
 
 State = tuple[Tensor, ...]
-"""What a cell hands to its next step, each (N, H); the first is the hidden state others read."""
+"""The state of a cell, tensors (N, H); the first one is the hidden state, its output."""
 
 
 class Step(NamedTuple):
     """One step of a recurrent net.
 
     Attributes: state: after the step.     arrived: output of the `recurrent` layer at this step,
-        (N, gates * H); the gradient there is the teaching signal that came back through time.
+        (N, gates * H); its gradient is the error signal propagated back through time.
     """
 
     state: State
@@ -32,14 +32,14 @@ class Step(NamedTuple):
 
     @property
     def hidden(self) -> Tensor:
-        """What the readout sees, (N, H)."""
+        """The input of the readout, (N, H)."""
         return self.state[0]
 
 
 class Cell(nn.Module, abc.ABC):
-    """What `Recurrent` unrolls.
+    """The base class of cells, which `Recurrent` unrolls over time.
 
-    Attributes: gates: blocks of H rows in the weights.     input, recurrent: the two layers.
+    Attributes: gates: number of blocks of H rows in the weights.     input, recurrent: the layers.
     """
 
     gates: ClassVar[int]
@@ -52,15 +52,15 @@ class Cell(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, drive: Tensor, state: State) -> Step:
-        """One step.     Shapes: drive (N, gates * H), what `input` makes of this step's inputs."""
+        """One step.     Shapes: drive (N, gates * H), the output of `input` at this step."""
 
 
 class SRN(Cell):
     """Simple recurrent net: h_t = leak h_(t-1) + W_in x_t + b + W_rec z_(t-1), z_t = tanh(h_t).
 
     Args: inputs, hidden: sizes, >= 1.
-        activation: "tanh", or "identity" for the linear net of theorems.
-        leak: share of h that stays from step to step, in [0, 1]; 0 is Elman's net.
+        activation: "tanh", or "identity" for a linear net.
+        leak: factor on h from step to step, in [0, 1]; 0 is Elman's net.
     Raises: ValueError for a leak outside [0, 1], an unknown activation, a size below 1.
     Source: Elman 1990.
     """
@@ -154,10 +154,10 @@ class Recurrent(nn.Module):
 
     Args: cell: an SRN, LSTM, GRU, or another `Cell`.
         outputs: number of outputs, >= 1.
-        output: read out at the "last" step, (N, O), or at "every" one, (N, T, O).
+        output: outputs of the "last" step only, (N, O), or of "every" one, (N, T, O).
         init: "orthogonal" (each gate, the inputs and the readout; zero biases), or "uniform":
-            U(+-1 / sqrt(H)) for all, the law of torch's recurrent layers.
-        generator: of the initial weights; absent: PyTorch's global one.
+            U(+-1 / sqrt(H)) for all, as torch's recurrent layers.
+        generator: of the initial weights; None: PyTorch's global one.
     Raises: ValueError for an unknown output or law, a size below 1.
 
     >>> net = Recurrent(SRN(6, 10), 4)
@@ -192,10 +192,10 @@ class Recurrent(nn.Module):
         return f"output={self.output}"
 
     def steps(self, x: Tensor, *, truncate: int | None = None) -> list[Step]:
-        """Every step's state, in order, with its graph.
+        """All steps, in order, with their graph.
 
-        Args: truncate: steps (>= 1) through which errors travel, counted in stretches from the
-            end; 1 detaches every state from the one before. Absent: all.
+        Args: truncate: length (>= 1) of the blocks of steps, counted from the end, within which
+            errors are propagated; 1 detaches every state from the one before. None: no limit.
         Shapes: x (N, T, I).     Raises: ValueError for another shape, or no step.
         """
         self.check(x)
@@ -219,7 +219,7 @@ class Recurrent(nn.Module):
             )
 
     def read(self, steps: list[Step]) -> Tensor:
-        """The outputs of these steps: (N, O), or (N, T, O) where every step is read out."""
+        """The outputs of these steps: (N, O), or (N, T, O) with output="every"."""
         if self.output == "last":
             return self.readout(steps[-1].hidden)
         return self.readout(torch.stack([step.hidden for step in steps], 1))
@@ -227,7 +227,10 @@ class Recurrent(nn.Module):
     def forward(
         self, x: Tensor, *, truncate: int | None = None, into: list[Step] | None = None
     ) -> Tensor:
-        """The outputs.     Args: truncate: as of `steps`.     into: where to add all steps."""
+        """The outputs.
+
+        Args: truncate: as of `steps`.     into: a list that all steps are added to.
+        """
         steps = self.steps(x, truncate=truncate)
         if into is not None:
             into += steps

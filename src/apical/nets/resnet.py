@@ -1,5 +1,7 @@
 """Residual nets for small images (CIFAR), with the parameter-free option-A shortcuts."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -8,7 +10,7 @@ Shape = tuple[int, int, int]
 
 
 class Halve(nn.Module):
-    """Option-A shortcut: every second pixel, the new channels zero on both sides."""
+    """Option-A shortcut: every second pixel, and zeros for the new channels, half on each side."""
 
     def __init__(self, new_channels: int) -> None:
         super().__init__()
@@ -84,26 +86,13 @@ def _stage(channels_in: int, channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(first, *(Block(channels, channels) for _ in range(blocks - 1)))
 
 
-def resnet20(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """ResNet-20 for small images, as `resnet` of depth 20."""
-    return resnet(depth=20, in_shape=in_shape, num_classes=num_classes)
+def _of_depth(depth: int) -> Callable[..., ResNet]:
+    def build(*, in_shape: Shape, num_classes: int) -> ResNet:
+        return resnet(depth=depth, in_shape=in_shape, num_classes=num_classes)
+
+    build.__name__ = build.__qualname__ = f"resnet{depth}"
+    build.__doc__ = f"ResNet-{depth} for small images, as `resnet` of depth {depth}."
+    return build
 
 
-def resnet32(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """ResNet-32 for small images, as `resnet` of depth 32."""
-    return resnet(depth=32, in_shape=in_shape, num_classes=num_classes)
-
-
-def resnet44(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """ResNet-44 for small images, as `resnet` of depth 44."""
-    return resnet(depth=44, in_shape=in_shape, num_classes=num_classes)
-
-
-def resnet56(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """ResNet-56 for small images, as `resnet` of depth 56."""
-    return resnet(depth=56, in_shape=in_shape, num_classes=num_classes)
-
-
-def resnet110(*, in_shape: Shape, num_classes: int) -> ResNet:
-    """ResNet-110 for small images, as `resnet` of depth 110."""
-    return resnet(depth=110, in_shape=in_shape, num_classes=num_classes)
+resnet20, resnet32, resnet44, resnet56, resnet110 = map(_of_depth, (20, 32, 44, 56, 110))

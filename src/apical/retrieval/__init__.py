@@ -1,4 +1,4 @@
-"""Retrieval by hash codes: losses, codes, rankings, measures, and attacks on all that.
+"""Retrieval by hash codes: losses, codes, rankings, measures, and attacks.
 
 A hash net is any net with K outputs h. Its code is sign h, packed into bits; what a loss or an
 attack differentiates is u = tanh(alpha h).
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from apical.names import import_on_use
 from apical.retrieval.centres import CSQ, DPN, CentreLoss
-from apical.retrieval.codes import Codes, ConstantBitWarning, encode, pack
+from apical.retrieval.codes import Codes, ConstantBitWarning, Continuation, encode, pack, relax
 from apical.retrieval.database import Database, relevant
 from apical.retrieval.heads import hash_head
-from apical.retrieval.losses import DPH, DPSH, DSH, Bank, HashLoss, HashNet, PairLoss
+from apical.retrieval.losses import DPH, DPSH, DSH, Bank, HashLoss, HashNet, Memory, PairLoss
 from apical.retrieval.measures import (
     PrecisionRecall,
     average_precision,
@@ -19,16 +19,11 @@ from apical.retrieval.measures import (
     precision_recall,
     precision_within,
 )
-from apical.retrieval.memory import Memory
 from apical.retrieval.ranking import distances, pairwise_distances, rank, rankings
-from apical.retrieval.relaxation import Continuation, relax
 
 if TYPE_CHECKING:
-    from apical.retrieval.attacks.anchor import Anchor
-    from apical.retrieval.attacks.attack import RetrievalAttack
-    from apical.retrieval.attacks.hag import HAG
-    from apical.retrieval.attacks.perceptibility import Perceptibility, perceptibility
-    from apical.retrieval.attacks.sdha import SDHA
+    from apical.retrieval.attacks.attack import HAG, Perceptibility, RetrievalAttack, perceptibility
+    from apical.retrieval.attacks.known_database import SDHA, Anchor
 
 __all__ = [
     "CSQ",
@@ -78,14 +73,14 @@ LOSSES: dict[str, type[HashLoss]] = {
     "hashnet": HashNet,
 }
 
-import_on_use(  # attacks are loaded by those who attack
+import_on_use(  # attacks are imported when they are first used
     __name__,
     {
-        "Anchor": "apical.retrieval.attacks.anchor:Anchor",
-        "HAG": "apical.retrieval.attacks.hag:HAG",
-        "Perceptibility": "apical.retrieval.attacks.perceptibility:Perceptibility",
+        "Anchor": "apical.retrieval.attacks.known_database:Anchor",
+        "HAG": "apical.retrieval.attacks.attack:HAG",
+        "Perceptibility": "apical.retrieval.attacks.attack:Perceptibility",
         "RetrievalAttack": "apical.retrieval.attacks.attack:RetrievalAttack",
-        "SDHA": "apical.retrieval.attacks.sdha:SDHA",
-        "perceptibility": "apical.retrieval.attacks.perceptibility:perceptibility",
+        "SDHA": "apical.retrieval.attacks.known_database:SDHA",
+        "perceptibility": "apical.retrieval.attacks.attack:perceptibility",
     },
 )

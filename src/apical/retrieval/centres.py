@@ -1,4 +1,4 @@
-"""Losses that draw each class to a code of its own, its centre."""
+"""Losses that pull the codes of each class to one code, its centre."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from apical.retrieval.losses import HashLoss
 
 @dataclass(frozen=True)
 class CentreLoss(HashLoss):
-    """A loss on the way from u to the centre c of its class; needs no pairs.
+    """A loss between u and the centre c of its class, without pairs.
 
     Args of every such loss:
         classes: at least 1.
-        seed: of what is random in the centres.
+        seed: of random centres and of ties.
     """
 
     classes: int
@@ -44,8 +44,8 @@ class CentreLoss(HashLoss):
         """The code of each class. Shapes: (classes, bits) of -1 and +1, float32."""
 
     def targets(self, labels: Tensor, bits: int) -> Tensor:
-        """The centre of each example: with several labels the sign of the sum of their centres,
-        where that is 0 a random sign, always the same for a bit.
+        """The centre of each example: with several labels the sign of the sum of their centres;
+        where that is 0 a random sign, which is fixed for each bit.
 
         Shapes: labels (B,) or (B, classes) -> (B, bits).
         """

@@ -1,14 +1,16 @@
-"""Hash codes: one bit for each output, packed eight to a byte."""
+"""Hash codes: one bit for each output, packed eight to a byte; and their differentiable form."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from apical.names import check_at_least
 
 
 class ConstantBitWarning(UserWarning):
@@ -52,7 +54,7 @@ class Codes:
         return torch.from_numpy(ones.astype(np.int8) * 2 - 1)
 
     def inverted(self) -> Codes:
-        """Every bit turned: what no attack on the query can exceed by much in doing harm."""
+        """All bits inverted: an approximate bound on the effect of attacks on the query."""
         return pack(-self.signs())
 
     def constant_bits(self) -> list[int]:
@@ -93,15 +95,11 @@ def encode(model: nn.Module, x: Tensor, *, batch: int = 500) -> Codes:
     """
     if model.training:
         raise ValueError("encode: the model is in training mode; call model.eval() first")
+    check_at_least("encode", 1, batch=batch)
     if not len(x):
         raise ValueError("encode: no inputs")
-    return pack(torch.cat(list(_outputs(model, x, batch))))
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, x: Tensor, batch: int) -> Iterator[Tensor]:
-    for rows in x.split(batch):
-        yield model(rows)
+    with torch.no_grad():
+        return pack(torch.cat([model(rows) for rows in x.split(batch)]))
 
 
 def warn_of_constant_bits(codes: Codes) -> None:
@@ -111,9 +109,53 @@ def warn_of_constant_bits(codes: Codes) -> None:
         listed = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
         warnings.warn(
             f"{len(constant)} of {codes.bits} bits are the same in all {len(codes)} codes of the"
-            f" database ({listed}), so they find nothing. Either the net has collapsed (balanced"
-            " pair weights or a smaller learning rate may help), or its loss asks for it (the"
-            " first bit of CSQ's first K centres)",
+            f" database ({listed}), so they contain no information. Either the net has collapsed"
+            " (balanced pair weights or a smaller learning rate may help), or its loss causes it"
+            " (the first bit of CSQ's first K centres)",
             ConstantBitWarning,
             stacklevel=3,
         )
+
+
+def relax(outputs: Tensor, sharpness: float = 1.0) -> Tensor:
+    """u = tanh(alpha h): a differentiable form of the code sign h, its limit for large alpha.
+
+    The tanh is not part of the net: training and attacks each choose their own alpha, and for a
+    large alpha h has information that u has lost by rounding.
+
+    Args: sharpness: alpha, above 0.
+    >>> relax(torch.tensor([-0.5, 2.0]), 3.0)
+    tensor([-0.9051,  1.0000])
+    """
+    if not sharpness > 0:
+        raise ValueError(f"relax: sharpness={sharpness} must be above 0")
+    return torch.tanh(sharpness * outputs)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A tanh that becomes steeper while a net is trained: alpha = sqrt(1 + rate t).
+
+    Args:
+        rate: of the growth, at least 0; 0 keeps alpha at 1.
+        every: t is the last multiple of this many steps, at least 1.
+    The defaults are for t in batches; rate=1 / 20, every=20 for t in epochs is that of
+    DeepHash-pytorch.
+    Source: Cao, Long, Wang, Yu 2017 (HashNet).
+
+    >>> [round(Continuation().sharpness(step), 3) for step in (0, 199, 200, 600)]
+    [1.0, 1.0, 1.414, 2.0]
+    """
+
+    rate: float = 0.005
+    every: int = 200
+
+    def __post_init__(self) -> None:
+        if not self.rate >= 0 or self.every < 1:
+            raise ValueError(
+                f"Continuation: rate={self.rate} must be at least 0, every={self.every} at least 1"
+            )
+
+    def sharpness(self, step: int) -> float:
+        """alpha at this step, counted from 0."""
+        return math.sqrt(1 + self.rate * (step - step % self.every))

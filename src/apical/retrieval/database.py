@@ -1,4 +1,4 @@
-"""What is searched, and what counts as a right answer."""
+"""The database that is searched, and which of its items are relevant."""
 
 from __future__ import annotations
 

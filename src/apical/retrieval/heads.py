@@ -1,4 +1,4 @@
-"""From a classifier to a hash net: K outputs in the place of its class scores."""
+"""From a classifier to a hash net: K outputs in place of the class scores."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from apical.names import check_at_least
 from apical.nets.pretrained import replace_head
 
-INITIAL_STD = 0.01
-"""Of the new layer's weights: small outputs, so that no bit begins saturated."""
+INITIAL_STD = 0.01  # of the new layer's weights: small outputs, so that no bit is saturated
 
 
 def hash_head(
@@ -28,6 +28,5 @@ def hash_head(
     >>> hash_head(net, bits=16), net[2].out_features
     ('2', 16)
     """
-    if bits < 2:
-        raise ValueError(f"hash_head: bits={bits} must be at least 2")
+    check_at_least("hash_head", 2, bits=bits)
     return replace_head(model, bits, head=head, example=example, std=INITIAL_STD, seed=seed)

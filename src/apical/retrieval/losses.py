@@ -1,4 +1,4 @@
-"""Losses from which a net learns hash codes: what they share, and those on pairs.
+"""Losses for learning hash codes: their base class, those on pairs, and the memory of codes.
 
 Notation: B examples of K bits; u = tanh(alpha h) in (-1, 1)^K of a net's outputs h; U the same of
 the N examples that u is compared with; S_ij = 1 if i and j share a label, else 0. A loss is a
@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from apical.names import check_literals
+from apical.names import check_at_least, check_literals
 from apical.retrieval.database import check_labels, relevant
 
 PairWeight = Literal["balanced", "none"]
@@ -26,6 +26,36 @@ class Bank(NamedTuple):
 
     codes: Tensor
     labels: Tensor
+
+
+class Memory(nn.Module):
+    """The last code u of each training example, for losses on pairs to compare a batch with.
+
+    A module with buffers, so that it is moved, saved and restored with the model.
+
+    Args: labels: (N,) class numbers or (N, classes) of 0 and 1. bits: K.
+    Codes that no batch has renewed yet are zero.
+    """
+
+    codes: Tensor
+    labels: Tensor
+
+    def __init__(self, labels: Tensor, bits: int) -> None:
+        super().__init__()
+        check_labels(labels, len(labels))
+        check_at_least("Memory", 1, bits=bits)
+        self.register_buffer("codes", torch.zeros(len(labels), bits))
+        self.register_buffer("labels", labels.detach().clone())
+
+    @torch.no_grad()
+    def renew(self, rows: Tensor, u: Tensor) -> Bank:
+        """Store the codes of these examples; returns those of all examples, without gradients.
+
+        Shapes: rows (B,) positions in the training set, u (B, K).
+        """
+        self.codes[rows] = u.detach().to(self.codes.dtype)
+        # a copy: the next batch changes the memory, while this one's graph may still need it
+        return Bank(self.codes.clone(), self.labels)
 
 
 @dataclass(frozen=True)
@@ -45,11 +75,11 @@ class HashLoss(abc.ABC):
 
     @property
     def name(self) -> str:
-        """How messages call the loss."""
+        """The name of the loss in messages."""
         return type(self).__name__
 
     def check(self, bits: int, classes: int) -> None:
-        """Raises: ValueError if codes of so many bits are too few for so many classes."""
+        """Raises: ValueError if there are fewer codes of this number of bits than classes."""
         if bits < 1 or classes < 1:
             raise ValueError(f"{self.name}: bits={bits} and classes={classes} are at least 1")
         if bits < 63 and classes > 2**bits:
@@ -64,12 +94,12 @@ class PairLoss(HashLoss):
     """A loss that pulls examples of one class together and pushes others apart.
 
     Args of every loss on pairs:
-        pair_weight: "none" counts every pair alike. Of C equally frequent classes only one pair
-            in C is alike, so that pushing apart outweighs drawing together. Against a memory of
-            codes, which cannot move away themselves, that drives all codes of a batch to the same
-            side: DSH at any learning rate tried, DPSH and HashNet at those that train well
-            otherwise, DPH last of them. "balanced" weights pairs by pairs / alike pairs and
-            pairs / other pairs, so that both kinds count half.
+        pair_weight: "none" gives every pair the same weight. With C equally frequent classes only
+            one pair in C shares a label, so that pushing apart dominates. With a memory, whose
+            codes have no gradient, all codes of a batch then collapse to one: DSH at every learning
+            rate tried, DPSH and HashNet at those that train well otherwise, DPH only at high ones.
+            "balanced" weights the pairs that share a label by pairs / number of these, and the
+            others likewise, so that both kinds have the same total weight.
     """
 
     pair_weight: PairWeight = "none"
@@ -77,8 +107,8 @@ class PairLoss(HashLoss):
     def __call__(self, u: Tensor, labels: Tensor, bank: Bank | None = None) -> Tensor:
         """The loss of a batch.
 
-        Args: bank: what the batch is compared with (`Memory.bank` of the whole training set); None:
-            itself, where each example also meets itself.
+        Args: bank: examples that the batch is compared with, such as the whole training set
+            (`Memory.renew`); None: the batch itself, each example with itself included.
         Shapes: u (B, K) in [-1, 1]; labels (B,) class numbers or (B, classes) of 0 and 1.
         Raises: ValueError for shapes that do not fit.
         """
@@ -92,7 +122,8 @@ class PairLoss(HashLoss):
         alike = relevant(labels, others.labels).to(u.dtype)
         terms = self.pairs(u, others.codes, alike)
         if self.pair_weight == "balanced":
-            terms = terms * _balancing(alike)
+            pairs, positive = alike.numel(), alike.sum()
+            terms = terms * (pairs / torch.where(alike > 0, positive, pairs - positive))
         return terms.mean() + self.penalty(u)
 
     @abc.abstractmethod
@@ -100,7 +131,7 @@ class PairLoss(HashLoss):
         """The term of each pair. Shapes: (B, K), (N, K), (B, N) of 0 and 1 -> (B, N)."""
 
     def penalty(self, u: Tensor) -> Tensor:
-        """What drives u to -1 and +1; a number."""
+        """A number that pulls u to -1 and +1."""
         return u.new_zeros(())
 
 
@@ -108,7 +139,7 @@ class PairLoss(HashLoss):
 class DSH(PairLoss):
     """Deep supervised hashing: S d^2 / 2 + (1 - S) max(0, m - d^2) / 2 + q mean||u| - 1|.
 
-    d^2 = ||u_i - U_j||^2. Collapses against a memory without balanced weights.
+    d^2 = ||u_i - U_j||^2. Collapses with a memory without balanced weights.
 
     Args: margin: m, None for 2 K. quantisation: q.
     Source: Liu, Wang, Shan, Chen 2016; q = 0.1 and m = 2 K as in DeepHash-pytorch.
@@ -131,7 +162,7 @@ class DSH(PairLoss):
 class DPSH(PairLoss):
     """Deep pairwise supervised hashing: log(1 + e^t) - S t + q mean(sign u - u)^2, t = u . U / 2.
 
-    Collapses against a memory without balanced weights, but for small learning rates.
+    Collapses with a memory without balanced weights, except at small learning rates.
 
     Args: quantisation: q, of the mean over all B K values (DeepHash-pytorch: 0.1). The sum over
         values divided by B N with a factor 50, as others write it, is q = 50 K / N.
@@ -151,7 +182,7 @@ class DPSH(PairLoss):
 class DPH(PairLoss):
     """Deep pairwise hashing: (u . U / K - (2 S - 1))^2.
 
-    Bounded terms: without balanced weights it collapses against a memory only at high rates.
+    Bounded terms: without balanced weights it collapses with a memory only at high rates.
 
     Source: the loss that HAG was published with, Yang et al. 2018.
     """
@@ -162,10 +193,10 @@ class DPH(PairLoss):
 
 @dataclass(frozen=True)
 class HashNet(PairLoss):
-    """log(1 + e^t) - S t with t = scale u . U, balanced as published.
+    """log(1 + e^t) - S t with t = scale u . U, with balanced pairs, as published.
 
-    Without them it collapses against a memory, but for small learning rates. It has no penalty:
-    what drives u to -1 and +1 is a tanh that becomes steeper (`Continuation`).
+    Without balanced pairs it collapses with a memory, except at small learning rates. It has no
+    penalty: a tanh that becomes steeper pulls u to -1 and +1 (`Continuation`).
 
     Args: scale: None for 10 / K. DeepHash-pytorch: 0.1.
     Source: Cao, Long, Wang, Yu 2017.
@@ -182,10 +213,3 @@ class HashNet(PairLoss):
 def _likelihood(products: Tensor, alike: Tensor) -> Tensor:
     """Negative log likelihood of S under the probability sigmoid(t)."""
     return F.softplus(products) - alike * products
-
-
-def _balancing(alike: Tensor) -> Tensor:
-    """Weights by which alike pairs and others count half each. Shape: as `alike`."""
-    pairs, positive = alike.numel(), alike.sum()
-    weights = torch.where(alike > 0, positive, pairs - positive)
-    return pairs / weights

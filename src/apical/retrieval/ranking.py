@@ -38,10 +38,8 @@ def rank(queries: Codes, database: Codes, *, k: int | None = None) -> Tensor:
     Args: k: 1 to N; None: all of them.
     Shapes: (Q, k) int64.     Raises: ValueError for other k, or codes of other lengths.
     """
-    return torch.cat(
-        [torch.empty(0, k or len(database), dtype=torch.int64)]
-        + [order for _, order in rankings(queries, database, k=k)]
-    )
+    orders = [order for _, order in rankings(queries, database, k=k)]
+    return torch.cat([torch.empty(0, k or len(database), dtype=torch.int64), *orders])
 
 
 def rankings(
@@ -69,7 +67,7 @@ def blocks(queries: Codes, database: Codes) -> Iterator[tuple[slice, np.ndarray]
 
 def check_k(k: int | None, size: int) -> None:
     """Raises: ValueError unless k items can be taken from so many."""
-    if k is not None and not 1 <= k <= size:
+    if k is not None and not (isinstance(k, int) and 1 <= k <= size):
         raise ValueError(
             f"k={k}: the database holds {size} codes; k is 1 to {size}, or None for all"
         )

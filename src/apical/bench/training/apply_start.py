@@ -11,11 +11,9 @@ from torch import nn
 
 from apical.names import unknown
 from apical.nets.pretrained.heads import find_head
-from apical.nets.pretrained.loading import load
-from apical.nets.pretrained.norms import norm_statistics
 from apical.nets.pretrained.start import Start
-from apical.nets.pretrained.tuning import freeze, parameter_groups, train_only
-from apical.nets.pretrained.weights import State
+from apical.nets.pretrained.tuning import freeze, norm_statistics, parameter_groups, train_only
+from apical.nets.pretrained.weights import State, load
 from apical.rules import Rule
 
 

@@ -8,16 +8,15 @@
 
 import inspect
 
-from apical.data.sequences.addition import Addition
-from apical.data.sequences.asked import NOTHING, AskedTask
+from apical.data.sequences.asked import NOTHING, AskedTask, Dictionary, DoubleCopy, PrioritySort
 from apical.data.sequences.babi import Babi
-from apical.data.sequences.base import Task, batches
-from apical.data.sequences.copy import DoubleCopy
-from apical.data.sequences.dictionary import Dictionary
-from apical.data.sequences.order import TemporalOrder, TemporalOrder3
-from apical.data.sequences.permutation import RandomPermutation
-from apical.data.sequences.sort import PrioritySort
-from apical.data.sequences.stream import Stream
+from apical.data.sequences.base import Stream, Task, batches
+from apical.data.sequences.long_lags import (
+    Addition,
+    RandomPermutation,
+    TemporalOrder,
+    TemporalOrder3,
+)
 from apical.data.sequences.unicode_names import UnicodeNames
 from apical.names import unknown
 

@@ -1,4 +1,4 @@
-"""Tasks that ask at several steps of a sequence, and what they have in common."""
+"""Tasks with a question at several steps of a sequence."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.data.sequences.base import Task
+from apical.data.sequences.base import Task, whole
 
 NOTHING = -100
-"""Target of steps at which nothing is asked; PyTorch's losses leave it out by themselves."""
+"""Target of steps without a question; it is the `ignore_index` of PyTorch's losses."""
+MOST_BITS = 24  # of a key: all 2^bits keys are shuffled in memory
 
 
 @dataclass(frozen=True)
 class AskedTask(Task):
-    """A task with a class to name at some of its steps, `NOTHING` at the others.
+    """A task whose target is a class at some of its steps and `NOTHING` at the others.
 
     Shapes: scores (N, T, outputs), targets (N, T).
     """
 
     answers: ClassVar[Literal["last", "every"]] = "every"
     shortest: ClassVar[int] = 2
-    evidence_from: ClassVar[int] = 0  # what is asked for is resampled for every sequence
+    evidence_from: ClassVar[int] = 0  # the answers are resampled for every sequence
 
     def correct(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """The share of its questions that each sequence answers, (N,) float64."""
+        """The share of the questions of each sequence that are answered correctly, (N,) float64."""
         asked = targets != NOTHING
         right = (scores.argmax(2) == targets) & asked
         return right.sum(1) / asked.sum(1).clamp(min=1).double()
@@ -50,16 +51,16 @@ class AskedTask(Task):
 
 @dataclass(frozen=True)
 class SymbolTask(AskedTask):
-    """Symbols are shown, one a step and one-hot; then they are asked for.
+    """Symbols are shown, one-hot and one at each step; then questions ask for them.
 
-    Further inputs follow the symbol's; the last is 1 where one is asked for.
+    Further inputs follow those of the symbol; the last one is 1 at a question.
     Raises: ValueError for a length that does not divide into `parts`, or fewer than two symbols.
     """
 
     symbols: int = 8
 
     parts: ClassVar[int]
-    """Of the sequence, each as long as what is shown."""
+    """Equal parts of the sequence; the first one shows the symbols."""
     why: ClassVar[str]
     further: ClassVar[int] = 1
 
@@ -82,12 +83,114 @@ class SymbolTask(AskedTask):
         return self.symbols
 
     def show(self, symbols: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs that show these symbols (N, n) and then ask; targets, none of them set yet."""
+        """Inputs that show these symbols (N, n) and then ask for them; targets, all `NOTHING`."""
         count, shown = symbols.shape
         x = torch.zeros(count, self.length, self.inputs)
         x[:, :shown, : self.symbols] = F.one_hot(symbols, self.symbols).float()
         x[:, shown:, -1] = 1.0
         return x, torch.full((count, self.length), NOTHING)
+
+
+@dataclass(frozen=True)
+class DoubleCopy(SymbolTask):
+    """n symbols, then 2 n questions, which ask for the same symbols in the same order, twice.
+
+    Inputs: the symbol, one-hot, and 1 at a question.
+
+    Args: length: T = 3 n.     symbols: classes, >= 2.
+    Raises: ValueError for a length that is no multiple of 3.
+    Source: Munkhdalai et al. 2019; symbols stand for its vectors of bits.
+    """
+
+    parts = 3
+    why = "what is shown is asked for twice"
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        symbols = whole(self.symbols, (count, self.shown), generator)
+        x, y = self.show(symbols)
+        y[:, self.shown :] = symbols.repeat(1, 2)
+        return x, y
+
+
+@dataclass(frozen=True)
+class PrioritySort(SymbolTask):
+    """n symbols with priorities, then n questions, which ask for them by decreasing priority.
+
+    Inputs: the symbol, one-hot, its priority, uniform in [-1, 1), and 1 at a question.
+
+    Args: length: T = 2 n.     symbols: classes, >= 2.
+    Raises: ValueError for an odd length.
+    Source: Graves et al. 2014; Munkhdalai et al. 2019; symbols stand for vectors of bits.
+    """
+
+    parts = 2
+    why = "every symbol is shown and asked for"
+    further = 2
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        symbols = whole(self.symbols, (count, self.shown), generator)
+        priorities = 2 * torch.rand(count, self.shown, generator=generator) - 1
+        x, y = self.show(symbols)
+        x[:, : self.shown, -2] = priorities
+        y[:, self.shown :] = symbols.gather(1, priorities.argsort(1, descending=True))
+        return x, y
+
+
+@dataclass(frozen=True)
+class Dictionary(AskedTask):
+    """n keys with a value each, one pair at each step; then the keys alone, in random order: each
+    is a question for its value.
+
+    Keys are n different random patterns of bits (-1, 1). Values are one-hot and sampled
+    independently, so that remembering only which values were shown is better than chance.
+    Inputs: the bits, the value, and 1 at a question. A net trained on n pairs can be tested on
+    more.
+
+    Args: length: T = 2 n.     key_bits: of a key, 1 to 24; 2^bits >= n.     values: classes, >= 2.
+    Raises: ValueError for an odd length, or more pairs than there are keys.
+    Source: Munkhdalai et al. 2019, in the small form of one pair for each step.
+    """
+
+    key_bits: int = 4
+    values: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        option(self, "values", 2)
+        if option(self, "key_bits", 1) > MOST_BITS:
+            raise ValueError(f"{self.name}: key_bits={self.key_bits} must be at most {MOST_BITS}")
+        if self.pairs > 2**self.key_bits:
+            raise ValueError(
+                f"{self.name}: length={self.length} has {self.pairs} pairs, but "
+                f"key_bits={self.key_bits} make only {2**self.key_bits} different keys"
+            )
+
+    @property
+    def pairs(self) -> int:
+        """n."""
+        return self.parts_of(2, "every pair is shown and asked for")
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        return self.key_bits + self.values + 1
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        return self.values
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        pairs, bits = self.pairs, self.key_bits
+        keys = torch.rand(count, 2**bits, generator=generator).argsort(1)[:, :pairs]
+        values = whole(self.values, (count, pairs), generator)
+        order = torch.rand(count, pairs, generator=generator).argsort(1)
+        both = torch.cat([keys, keys.gather(1, order)], 1)
+        x = torch.zeros(count, 2 * pairs, self.inputs)
+        x[:, :, :bits] = 2.0 * (both[:, :, None] >> torch.arange(bits) & 1) - 1
+        x[:, :pairs, bits:-1] = F.one_hot(values, self.values).float()
+        x[:, pairs:, -1] = 1.0
+        y = torch.full((count, 2 * pairs), NOTHING)
+        y[:, pairs:] = values.gather(1, order)
+        return x, y
 
 
 def option(task: Task, name: str, low: int) -> int:

@@ -1,4 +1,4 @@
-"""Text that every Python ships: the names of the characters of Unicode."""
+"""Text that is part of every Python: the names of the characters of Unicode."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from apical.data.sequences.base import Fixed
 
 ALPHABET = "\n -0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SHARES = 10
-"""One name of so many is for validation, another for the test."""
+"""Of this many names one is for validation and another one for the test."""
 COUNTED = ("CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH", "HANGUL SYLLABLE")
-"""Beginnings of names that go on with a number or a transcription alone."""
+"""Beginnings of names that continue with a number or a transcription only."""
+LONGEST = 35_812
+"""Steps of a sequence at most: the validation text has one character more."""
 
 
 class Text(NamedTuple):
@@ -36,18 +38,28 @@ class UnicodeNames(AskedTask):
     """Predict the next character of text: the names of the characters of Unicode 3.2, a line each.
 
     12,886 different names, such as LATIN SMALL LETTER A WITH GRAVE, of 355,000 characters in all. A
-    database of that version is part of every Python, so the text is the same everywhere. Names
-    stand in the order of their SHA-256; a tenth of them is held out for validation and a tenth for
-    the test. Training draws windows anywhere in the rest; validation and test, of whatever size,
-    are all windows of the split, one after the other.
+    database of that version is part of every Python, so the text is the same everywhere. Names are
+    ordered by their SHA-256; a tenth of them is held out for validation and a tenth for the test.
+    Training samples windows at random places of the remaining text; validation and test, of
+    whatever size, are all windows of their split, one after the other.
 
-    Inputs: the character, one-hot in `ALPHABET`. Classes: the next one, at every step.
+    Inputs: the character, one-hot in `ALPHABET`. Classes: the next character, at every step.
 
+    Args: length: characters of a window, 2 to 35,812.
+    Raises: ValueError for another length.
     Source: the Unicode Character Database, `unicodedata.ucd_3_2_0`.
     """
 
     inputs: ClassVar[int] = len(ALPHABET)
     outputs: ClassVar[int] = len(ALPHABET)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length > LONGEST:
+            raise ValueError(
+                f"{self.name}: length={self.length} is above {LONGEST}: the validation and test "
+                "text would have no window of that length"
+            )
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         train = text().train
@@ -75,8 +87,5 @@ def text() -> Text:
     hashed = sorted((hashlib.sha256(name.encode()).digest(), name) for name in chosen)
     part = len(hashed) // SHARES
     splits = hashed[2 * part :], hashed[:part], hashed[part : 2 * part]
-    return Text(*(_numbers("".join(f"{name}\n" for _, name in split)) for split in splits))
-
-
-def _numbers(characters: str) -> Tensor:
-    return torch.tensor([ALPHABET.index(character) for character in characters])
+    texts = ["".join(f"{name}\n" for _, name in split) for split in splits]
+    return Text(*(torch.tensor([ALPHABET.index(c) for c in characters]) for characters in texts))

@@ -1,4 +1,5 @@
-"""Metalearned neural memory: nets that learn, by a rule of their own, while they read a sequence.
+"""Metalearned neural memory: nets that change a memory by a learning rule while they process a
+sequence.
 
 >>> import torch
 >>> net = build("mnm", inputs=6, outputs=4, write="g", width=8)
@@ -6,14 +7,21 @@
 torch.Size([2, 5, 4])
 """
 
-import inspect
-
 from torch import nn
 
 from apical.names import unknown
-from apical.nets.memory.memory import ACTIVATIONS, Memory, activations, begin, recall
+from apical.nets import building
+from apical.nets.memory.memory import (
+    ACTIVATIONS,
+    Gradient,
+    Local,
+    Memory,
+    Write,
+    activations,
+    begin,
+    recall,
+)
 from apical.nets.memory.net import COLLAPSED, WRITES, MemoryNet
-from apical.nets.memory.writes import Gradient, Local, Write
 
 __all__ = [
     "ACTIVATIONS",
@@ -43,8 +51,5 @@ def build(name: str, *, inputs: int, outputs: int, **options: object) -> nn.Modu
     """
     if name not in NETS:
         raise unknown("net with a memory", name, NETS)
-    allowed = set(inspect.signature(NETS[name]).parameters) - {"inputs", "outputs"}
-    for option in options:
-        if option not in allowed:
-            raise unknown(f"option of net {name!r}", option, allowed)
-    return NETS[name](inputs, outputs, **options)
+    with building(name, NETS[name], options, beside=("inputs", "outputs")):
+        return NETS[name](inputs, outputs, **options)

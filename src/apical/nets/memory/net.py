@@ -1,8 +1,9 @@
-"""A controller that writes to and reads from a memory at every step, and answers."""
+"""A net whose controller writes to and reads from a memory at every step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,20 +11,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical.names import unknown
-from apical.nets import Problem
-from apical.nets.memory import writes
-from apical.nets.memory.memory import ACTIVATIONS, Memory, begin, norm, recall
+from apical.nets.memory.memory import (
+    ACTIVATIONS,
+    Gradient,
+    Local,
+    Memory,
+    Write,
+    begin,
+    norm,
+    recall,
+)
+from apical.nets.offers import Problem
 from apical.nets.recurrent import LSTM, State
 
 COLLAPSED = 0.01
-"""Mean squared error of recall at which the memory reproduces what is written, keys and values
-being of unit variance or, by tanh, below."""
+"""Mean squared error of recall below which the memory reproduces what is written; keys and values
+have unit variance or, by tanh, less."""
 LEARNED = 0.9
-"""Share of right answers from which on a task counts as learned."""
+"""Share of correct answers from which a task counts as learned."""
 
 
 class Heads(NamedTuple):
-    """What the controller sends to the memory; the first three only where it writes.
+    """The output of the controller to the memory; without a write only `read_keys`.
 
     Shapes: write_keys, values, read_keys (N, H, D); rate (N,), beta.
     """
@@ -35,11 +44,11 @@ class Heads(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """What one step left behind.
+    """The result of one step.
 
-    Shapes: features (N, hidden + D), what is answered from; rate (N,); error: of the recall of
-    what was just written, a number; memory: after the write. None where nothing is written, or the
-    error was not asked for.
+    Shapes: features (N, hidden + D), the input of the readout; memory: after the write; rate (N,),
+    None without a write; error: of the recall of what was just written, a number, None without a
+    write or where it is not computed.
     """
 
     features: Tensor
@@ -49,26 +58,26 @@ class Moment(NamedTuple):
 
 
 class MemoryNet(nn.Module):
-    """Metalearned neural memory: an LSTM that rewrites the weights of a small net as it reads.
+    """Metalearned neural memory: an LSTM that updates the weights of a small net, its memory.
 
-    At every step the controller sees the input and what was read before, and emits H keys to
+    At every step the controller receives the input and what was read last, and emits H keys to
     write, their values, a rate beta and H keys to read. The memory, a feed-forward net without
-    biases, is written by a learning rule, in the forward pass, and read after. Its weights begin
-    every sequence from the same random ones, and every sample of a batch has its own.
+    biases, is written by a learning rule, in the forward pass, and then read. Every sequence starts
+    from the same random weights of the memory, and every sample of a batch has its own.
 
     Args: inputs, outputs: numbers at each step, >= 1.     hidden: units of the controller.
         width: D, of keys, values and every layer of the memory.     heads: H.
         layers: of the memory, all D to D, the last linear.     activation: of the others.
-        write: "p", a learned local update; "g", a gradient step; "random", as "p" with targets
-            that are drawn once; "none", the control: the memory stays what it was.
-        keys: keys and values by "layer", a layer norm without parameters, or "tanh"; with "tanh"
-            a write is about a hundredth as strong at first.
-        reconstruction: weight (>= 0) of a loss of the net's own: the squared error of recalling
-            what was just written, a mean over everything. It has a trivial optimum, a constant
-            key and value; from 0.1 on it delays or prevents learning.
+        write: "p", a learned local update; "g", a gradient step; "random", as "p" with fixed
+            random targets; "none", the control: the memory is never changed.
+        keys: normalisation of keys and values: "layer", a layer norm without parameters, or
+            "tanh", with which a write has initially about a hundredth of the effect.
+        reconstruction: weight (>= 0) of an additional loss: the squared error of recalling what was
+            just written, a mean over everything. It has a trivial optimum, a constant key and
+            value; from 0.1 on it delays or prevents learning.
         output: read out at the "last" step, (N, O), or at "every" one, (N, T, O).
-    Raises: ValueError for an unknown name or a value out of range, or a reconstruction where
-        nothing is written.
+    Raises: ValueError for an unknown name or a value out of range, or a reconstruction with
+        write="none".
     Source: Munkhdalai, Sordoni, Wang, Trischler 2019, arXiv 1907.09720.
 
     >>> MemoryNet(3, 4, hidden=8, width=6)(torch.zeros(2, 5, 3)).shape
@@ -92,8 +101,18 @@ class MemoryNet(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"inputs": inputs, "outputs": outputs, "hidden": hidden}
-        _check_sizes(sizes | {"width": width, "heads": heads, "layers": layers})
-        _check_names(activation=activation, write=write, keys=keys, output=output)
+        sizes |= {"width": width, "heads": heads, "layers": layers}
+        wrong = [f"{name}={n!r}" for name, n in sizes.items() if type(n) is not int or n < 1]
+        if wrong:
+            raise ValueError(f"net 'mnm': {', '.join(wrong)} must be whole numbers of at least 1")
+        for option, value, allowed in (
+            ("activation", activation, tuple(ACTIVATIONS)),
+            ("write", write, tuple(WRITES)),
+            ("keys", keys, ("layer", "tanh")),
+            ("output", output, ("last", "every")),
+        ):
+            if value not in allowed:
+                raise unknown(f"{option} of net 'mnm'", value, allowed)
         if not reconstruction >= 0 or (reconstruction and write == "none"):
             raise ValueError(
                 f"net 'mnm': reconstruction={reconstruction} with write={write!r}: must be 0 or "
@@ -126,11 +145,11 @@ class MemoryNet(nn.Module):
 
     @property
     def has_own_loss(self) -> bool:
-        """Whether `own_loss` is to be asked for when it trains."""
+        """Whether training has to call it with `own_loss=True`."""
         return self.reconstruction > 0
 
     def forward(self, x: Tensor, *, own_loss: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Scores; with `own_loss`, also the net's own loss, weighted.     Shapes: x (N, T, I)."""
+        """Scores; with `own_loss`, also the weighted additional loss.     Shapes: x (N, T, I)."""
         features, errors = [], []
         for moment in self.steps(x, errors=own_loss):
             features.append(moment.features)
@@ -143,18 +162,20 @@ class MemoryNet(nn.Module):
         return scores, self.reconstruction * _means(errors).mean()
 
     def steps(self, x: Tensor, *, errors: bool = False) -> Iterator[Moment]:
-        """Every step, in order, with its graph; a memory that is not kept is dropped on the way.
+        """Every step, in order, with its graph; earlier memories are freed unless the caller keeps
+        them.
 
-        Args: errors: whether recall is checked.
+        Args: errors: whether the error of recall is computed.
         """
         self.check(x)
         memory = begin(self.start.unbind(), len(x))
         state, read = self.cell.start(x), x.new_zeros(len(x), self.width)
         for here in x.unbind(1):
             state, asked = self._think(here, read, state)
-            memory, rate = self._written(memory, asked)
+            if self.write is not None:
+                memory = self.write(memory, asked.write_keys, asked.values, asked.rate)
             read, error = self._recalled(memory, asked, errors)
-            yield Moment(torch.cat([state[0], read], 1), memory, rate, error)
+            yield Moment(torch.cat([state[0], read], 1), memory, asked.rate, error)
 
     def check(self, x: Tensor) -> None:
         """Raises: ValueError unless x is (N, T, I) with at least one step."""
@@ -166,13 +187,13 @@ class MemoryNet(nn.Module):
             )
 
     def read(self, features: list[Tensor]) -> Tensor:
-        """The answers of these steps: (N, O), or (N, T, O) where every step answers."""
+        """The outputs of these steps: (N, O), or (N, T, O) with output="every"."""
         return self.readout(features[-1] if self.output == "last" else torch.stack(features, 1))
 
     @torch.no_grad()
     def trace(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores, and of every step, (T,): `memory_norm`, a mean over samples, and where it
-        writes, `beta`, a mean, and `meta_loss`, the squared error of recalling what was written."""
+        """Scores, and of every step, (T,): `memory_norm`, a mean over samples, and with a write
+        `beta`, a mean, and `meta_loss`, the squared error of recalling what was written."""
         features: list[Tensor] = []
         seen: dict[str, list[Tensor | None]] = {"memory_norm": []}
         seen |= {} if self.write is None else {"beta": [], "meta_loss": []}
@@ -185,7 +206,7 @@ class MemoryNet(nn.Module):
         return self.read(features), {name: _means(numbers) for name, numbers in seen.items()}
 
     def problems(self, trace: dict[str, Tensor], solved: float) -> list[Problem]:
-        """What is wrong, going by a trace and the share of right answers at the same time."""
+        """What a trace and the share of correct answers (`solved`) say is wrong."""
         if "meta_loss" not in trace or solved >= LEARNED:
             return []
         error = float(trace["meta_loss"].mean())
@@ -200,7 +221,7 @@ class MemoryNet(nn.Module):
         return [Problem("collapsed", error, COLLAPSED, f"{message}. {advice}")]
 
     def _think(self, x: Tensor, read: Tensor, state: State) -> tuple[State, Heads]:
-        """One step of the controller, and what it sends to the memory."""
+        """One step of the controller."""
         state = self.cell(self.cell.input(torch.cat([x, read], 1)), state).state
         hidden = state[0]
         vectors = self.emit(hidden).view(len(x), -1, self.width)
@@ -214,13 +235,8 @@ class MemoryNet(nn.Module):
         write_keys, values, read_keys = vectors.split(self.heads, 1)
         return state, Heads(read_keys, write_keys, values, rate)
 
-    def _written(self, memory: Memory, asked: Heads) -> tuple[Memory, Tensor | None]:
-        if self.write is None:
-            return memory, None
-        return self.write(memory, asked.write_keys, asked.values, asked.rate), asked.rate
-
     def _recalled(self, memory: Memory, asked: Heads, errors: bool) -> tuple[Tensor, Tensor | None]:
-        """What is read, a mean over heads, (N, D); and the error of what was just written."""
+        """What is read, a mean over heads, (N, D), and the error of recalling what was written."""
         if not errors or asked.write_keys is None or asked.values is None:
             return recall(memory, asked.read_keys, self.activation).mean(1), None
         keys = torch.cat([asked.read_keys, asked.write_keys], 1)
@@ -228,34 +244,14 @@ class MemoryNet(nn.Module):
         return read.mean(1), F.mse_loss(written, asked.values)
 
 
-WRITES: dict[str, Callable[[int, int, str], writes.Write] | None] = {
-    "g": writes.Gradient,
+WRITES: dict[str, Callable[[int, int, str], Write] | None] = {
+    "g": Gradient,
     "none": None,
-    "p": writes.Local,
-    "random": writes.random,
+    "p": Local,
+    "random": partial(Local, learned=False),
 }
 
 
 def _means(found: list[Tensor | None]) -> Tensor:
     """The mean of each step's numbers, (T,)."""
     return torch.stack([step.mean() for step in found if step is not None])
-
-
-def _check_sizes(sizes: dict[str, int]) -> None:
-    wrong = [
-        f"{name}={size!r}" for name, size in sizes.items() if type(size) is not int or size < 1
-    ]
-    if wrong:
-        raise ValueError(f"net 'mnm': {', '.join(wrong)} must be whole numbers of at least 1")
-
-
-def _check_names(**given: str) -> None:
-    allowed = {
-        "activation": tuple(ACTIVATIONS),
-        "write": tuple(WRITES),
-        "keys": ("layer", "tanh"),
-        "output": ("last", "every"),
-    }
-    for option, value in given.items():
-        if value not in allowed[option]:
-            raise unknown(f"{option} of net 'mnm'", value, allowed[option])

@@ -1,15 +1,18 @@
-"""Starting from trained weights: reading them, another head, what learns and how fast.
+"""Trained weights: reading and loading them, another head, which parameters learn and how fast.
 
-Everything works on plain torch objects, before or without converting the model.
+Everything works on plain torch models, before or without converting them.
 """
 
-from apical.nets.pretrained.change import weight_change
 from apical.nets.pretrained.heads import find_head, replace_head
-from apical.nets.pretrained.loading import load
-from apical.nets.pretrained.norms import norm_statistics
 from apical.nets.pretrained.start import Start
-from apical.nets.pretrained.tuning import freeze, parameter_groups, train_only
-from apical.nets.pretrained.weights import State, digest, locate, read
+from apical.nets.pretrained.tuning import (
+    freeze,
+    norm_statistics,
+    parameter_groups,
+    train_only,
+    weight_change,
+)
+from apical.nets.pretrained.weights import State, digest, load, locate, read
 
 __all__ = [
     "Start",

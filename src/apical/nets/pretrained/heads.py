@@ -1,4 +1,4 @@
-"""The last layer of a net: finding it, and putting another in its place."""
+"""The last layer of a net: finding and replacing it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from apical.core.converted import converted_layers
 from apical.core.example import call_with
-from apical.nets import initialise
+from apical.nets.initial import initialise
 
 NAMES = ("classifier", "fc", "head", "heads", "last_linear", "logits", "output")
 """What libraries call the head, or the container whose last layer it is."""
@@ -21,15 +21,15 @@ Head = nn.Linear | nn.Conv2d
 
 
 def find_head(model: nn.Module, *, example: Any = None) -> str:
-    """The name of the layer that gives a net's outputs.
+    """The name of the layer that computes a net's outputs.
 
-    Without an example it goes by names, from the outside in: what is called as in `NAMES`, the
-    last part of a `Sequential`, the only part of a wrapper, the only linear layer. With one it goes
-    by what happens: the layer whose output is the net's.
+    Without an example it is found by names, from the outside in: a part with a name in `NAMES`, the
+    last part of a `Sequential`, the only part of a wrapper, the only linear layer. With one it is
+    the layer whose output equals the net's.
 
     Args: example: an input, as `apical.convert` takes it; the net is run once in eval mode.
     Returns: the name of a Linear, or of a 1x1 convolution that ends a container.
-    Raises: ValueError if there is none, or several may be meant; it names them.
+    Raises: ValueError if there is none, or if there are several candidates; it names them.
 
     >>> find_head(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
     '2'
@@ -59,16 +59,16 @@ def replace_head(
     std: float | None = None,
     seed: int = 0,
 ) -> str:
-    """Put a new last layer with so many outputs in the place of the old one.
+    """Replace the last layer by a new one with another number of outputs. In place.
 
     The new layer is of the old one's kind, device and type, with a bias if that had one.
 
     Args:
         outputs: at least 1.
-        head: the name of the old layer; None finds it, see `find_head`.
-        example: an input, to find it by.
-        std: standard deviation of normal weights, biases 0; None for PyTorch's own law.
-        seed: of the new weights; global generators are left alone.
+        head: the name of the old layer; None: as found by `find_head`.
+        example: an input for `find_head`.
+        std: standard deviation of normal weights, biases 0; None: PyTorch's default initialisation.
+        seed: of the new weights; global generators are not used.
 
     Returns: the name of the layer, for example as a pattern of `apical.convert`.
     Raises: ValueError if the head is not found or cannot be replaced.
@@ -77,13 +77,18 @@ def replace_head(
     >>> replace_head(net, 8), net[2]
     ('2', Linear(in_features=3, out_features=8, bias=True))
     """
-    if outputs < 1:
-        raise ValueError(f"replace_head: outputs={outputs} must be at least 1")
+    if not isinstance(outputs, int) or outputs < 1:
+        raise ValueError(f"replace_head: outputs={outputs} must be a whole number of at least 1")
     if any(True for _ in converted_layers(model)):
         raise ValueError("the model is converted: replace the head first, then convert")
     name = find_head(model, example=example) if head is None else head
     old = _checked(model, name)
-    new = _like(old, outputs)
+    bias = old.bias is not None
+    new: Head
+    if isinstance(old, nn.Linear):
+        new = nn.utils.skip_init(nn.Linear, old.in_features, outputs, bias=bias, device="cpu")
+    else:
+        new = nn.utils.skip_init(nn.Conv2d, old.in_channels, outputs, 1, bias=bias, device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         if std is None:
@@ -97,14 +102,8 @@ def replace_head(
     return name
 
 
-def _like(old: Head, outputs: int) -> Head:
-    bias = old.bias is not None
-    if isinstance(old, nn.Linear):
-        return nn.utils.skip_init(nn.Linear, old.in_features, outputs, bias=bias, device="cpu")
-    return nn.utils.skip_init(nn.Conv2d, old.in_channels, outputs, 1, bias=bias, device="cpu")
-
-
 def _checked(model: nn.Module, name: str) -> Head:
+    """The layer of this name.     Raises: ValueError if it cannot be replaced."""
     modules = dict(model.named_modules())
     layer = modules.get(name)
     if layer is None or not name:

@@ -1,7 +1,7 @@
-"""Files of tensors that carry their own SHA-256, so that no damaged weights are used.
+"""Files of tensors that contain their own SHA-256, so that no damaged weights are used.
 
-What torch.save writes is a zip archive. The digest stands in the comment of that archive, the last
-bytes of the file: torch and every other reader of zip files read it as before.
+torch.save writes a zip archive. The digest is in the comment of that archive, the last bytes of the
+file: torch and every other reader of zip files read it as before.
 """
 
 import hashlib
@@ -43,10 +43,10 @@ def seal(file: BinaryIO) -> None:
 
 
 def check(path: Path) -> bool:
-    """Whether a file carries a digest, which is right.
+    """Whether a file contains a digest, and it is correct.
 
-    Of an archive without one, as earlier versions wrote it, the checksums of its entries are
-    verified instead. Files of other formats pass.
+    For an archive without one, as earlier versions wrote it, the checksums of its entries are
+    verified instead. Files of other formats are accepted.
 
     Raises: Damaged if the content differs from the digest or from the checksums.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any, Literal
 
@@ -15,29 +15,30 @@ WITHOUT_SOURCE = ("freeze", "train_only", "rates")
 
 @dataclass(frozen=True)
 class Start:
-    """The weights that a net starts from, trained or its own, and which parameters learn.
+    """The weights that a net starts from, trained ones or its own, and which parameters learn.
 
     ``freeze``, ``train_only`` and ``rates`` apply to a net's own initial weights too; all other
-    fields have an effect only with a source. On trained weights, transport rules without an
-    explicit scale use ``norm``: feedback of the norm of the trained weights.
+    fields have an effect only with a source. With trained weights, transport rules without an
+    explicit scale use ``norm``: feedback has the norm of the trained weights.
 
     Args:
         source: a file, ``package:DISTRIBUTION/PATH``, ``torchvision:NAME`` or ``timm:NAME`` (see
             ``pretrained.read``); or the fields of another experiment, which is trained first.
-            Empty: the net's own initial weights. Of a checkpoint of Apical only the weights are
-            used, not the feedback.
+            Empty: the net's own initial weights. From a checkpoint of Apical only the weights are
+            loaded, not the feedback.
         digest: of the tensors, as ``pretrained.digest`` computes it; empty: that of the source as
             it is now. It represents the source in the key of an experiment.
         entry: key of the state dict in a file that holds several.
-        rename: prefixes of names in the source, and the prefixes of the same names in the net.
-        skip: patterns of tensors that the net keeps as they are.
-        new_head: keep the initial weights of the last layer, as its outputs are other classes.
+        rename: prefixes of names in the source, and their replacements in the net.
+        skip: patterns of tensors that are not loaded.
+        new_head: do not load the last layer, because its outputs are other classes.
         head: name of the last layer; empty: found by name.
         head_by: ``rule``: the last layer learns as all others; ``bp``: by its exact gradient.
-        norms: ``frozen``: batch norms keep their statistics; ``live``: those of each batch.
-        freeze: patterns of parameters that keep their values.
+        norms: ``frozen``: batch norms use their stored statistics; ``live``: those of each batch.
+        freeze: patterns of parameters that do not learn.
         train_only: patterns of the only parameters that learn.
-        rates: patterns of parameters and factors of the learning rate (>= 0), the first match wins.
+        rates: patterns of parameters and factors of the learning rate (>= 0); the first match
+            counts.
     Raises: ValueError naming every value that does not fit, or a source that does not exist.
     """
 
@@ -67,7 +68,12 @@ class Start:
             object.__setattr__(self, "digest", digest(read(self.source, entry=self.entry or None)))
 
     def _problems(self) -> list[str]:
-        changed = [f.name for f in fields(self) if getattr(self, f.name) != _default(f)]
+        changed = [
+            f.name
+            for f in fields(self)
+            if getattr(self, f.name)
+            != (f.default_factory() if callable(f.default_factory) else f.default)
+        ]
         problems = literal_problems(self)
         if not isinstance(self.source, str | dict):
             problems.append(f"source={self.source!r} must be a text, or fields of an experiment")
@@ -92,7 +98,3 @@ class Start:
         if any(type(f) not in (int, float) or not 0 <= f < inf for f in self.rates.values()):
             problems.append(f"rates={self.rates}: factors must be numbers of at least 0")
         return problems
-
-
-def _default(of: Field[Any]) -> Any:
-    return of.default_factory() if callable(of.default_factory) else of.default

@@ -1,16 +1,17 @@
-"""Reading trained weights, wherever they are, as a plain state dict."""
+"""Reading trained weights from any source as a plain state dict, and loading them into a net."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apical.names import unknown
 from apical.nets.external import import_package
@@ -20,28 +21,33 @@ State = dict[str, Tensor]
 WRAPPED = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
 """Keys under which training scripts keep the state dict in a checkpoint."""
 
+LISTED = 8  # names in an error, at most
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes of all names by DistributedDataParallel and torch.compile."""
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any], *, entry: str | None = None) -> State:
-    """The state dict that a source holds, on the CPU. Nothing but tensors is ever unpickled.
+    """The state dict of a source, on the CPU. Only tensors are unpickled, no code is run.
 
     Args:
         source: one of
-            a file: `.safetensors`, else what torch.save wrote (a state dict, or a checkpoint that
-            holds one, also one of Apical's);
-            "package:DISTRIBUTION/PATH": a file inside an installed package, which is found by its
-            listing and never imported;
+            a file: `.safetensors`, else as written by torch.save (a state dict, or a checkpoint
+            that contains one, also one of Apical's);
+            "package:DISTRIBUTION/PATH": a file inside an installed package, which is found by the
+            package's list of files and never imported;
             "torchvision:NAME" or "torchvision:NAME@WEIGHTS", "timm:NAME": the library's own
             weights, which it downloads;
             a state dict.
-        entry: key of the state dict in a checkpoint that holds several.
+        entry: key of the state dict in a checkpoint that contains several.
 
-    Names that all begin with "module." or "_orig_mod." lose that.
-    Raises: ValueError for what is not there, cannot be read or holds no weights.
+    A prefix "module." or "_orig_mod." that all names have is removed.
+    Raises: ValueError for a source that does not exist, cannot be read or has no weights.
     """
-    return _without_prefix(_state_dict(_found(source), source, entry))
+    found = _state_dict(_found(source), source, entry)
+    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def digest(state: Mapping[str, Any], *, told: str = "") -> str:
@@ -175,8 +181,8 @@ def _state_dict(found: Any, source: object, entry: str | None) -> Mapping[str, A
     if "belongs_to" in found and "state" in found:  # a checkpoint of Apical's
         inner = found["state"].get("model") if isinstance(found["state"], Mapping) else None
         return _state_dict(inner, source, None)
-    inside = [key for key in found if isinstance(found[key], Mapping) and _has_tensors(found[key])]
-    if not any(isinstance(value, Tensor) for value in found.values()):
+    if not _has_tensors(found):
+        inside = [k for k in found if isinstance(found[k], Mapping) and _has_tensors(found[k])]
         known = [key for key in inside if key in WRAPPED] or inside
         if len(known) == 1:
             return _state_dict(found[known[0]], source, None)
@@ -191,8 +197,98 @@ def _has_tensors(found: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) for value in found.values())
 
 
-def _without_prefix(found: Mapping[str, Any]) -> State:
-    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+def load(
+    model: nn.Module,
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    skip: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    entry: str | None = None,
+) -> list[str]:
+    """Load trained weights into a net, in place. Every tensor that is not skipped must fit.
+
+    Load first, then replace the head, then convert. A converted model takes plain weights too and
+    keeps its feedback.
+
+    Args:
+        source, entry: see `read`.
+        skip: patterns of names ("fc.*") of tensors that the model keeps, whatever the source has.
+        rename: prefixes of names in the source and their replacements in the model, for example
+            {"backbone.": "", "head.": "fc."}; the first one that matches a name is used.
+
+    Returns: the names of the model's tensors that were not loaded.
+    Raises: ValueError naming every tensor that is missing, unexpected or of another shape, before
+        anything is changed.
+    """
+    skip = [skip] if isinstance(skip, str) else skip
+    found = _renamed(read(source, entry=entry), rename or {})
+    own = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    if not any(".feedback." in name for name in found):
+        own = {name: value for name, value in own.items() if ".feedback." not in name}
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in [*own, *found]):
+            raise unknown("name of a tensor, or pattern, to skip", pattern, [*own, *found])
+
+    def skipped(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in skip)
+
+    kept = [name for name in own if skipped(name)]
+    found = {name: value for name, value in found.items() if not skipped(name)}
+    wanted = {name: value for name, value in own.items() if not skipped(name)}
+    label = "the state dict" if isinstance(source, Mapping) else str(source)
+    _check_fit(wanted, found, label, type(model).__name__)
+    model.load_state_dict(found, strict=False)
+    return kept
+
+
+def _renamed(found: State, rename: Mapping[str, str]) -> State:
+    for old in rename:
+        if not any(name.startswith(old) for name in found):
+            first = ", ".join(list(found)[:4])
+            raise ValueError(f"rename: no tensor's name begins with {old!r}; the first: {first}")
+    result = {}
+    for name, value in found.items():
+        old = next((o for o in rename if name.startswith(o)), "")
+        new = rename[old] + name.removeprefix(old) if old in rename else name
+        if new in result:
+            raise ValueError(f"rename: two tensors would both be called {new!r}")
+        result[new] = value
+    return result
+
+
+def _check_fit(wanted: Mapping[str, Tensor], found: State, label: str, kind: str) -> None:
+    # counters of batches are absent from older files, and have no effect at the usual momentum
+    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
+    unexpected = [name for name in found if name not in wanted]
+    shapes = [
+        f"{name} {tuple(found[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    broken = [
+        name
+        for name, value in found.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    problems = [
+        f"{title}: {_listed(names)}"
+        for title, names in [
+            ("other shapes", shapes),
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("NaN or infinite", broken),
+        ]
+        if names
+    ]
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise ValueError(
+            f"{label} does not fit {kind}:{listed}\nNothing was loaded. Build the net as it was"
+            " trained and replace its head afterwards, or name what to leave: skip=('fc.*',);"
+            " rename= maps other names"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -1,4 +1,4 @@
-"""Spiking nets: neurons, encodings, readouts. Nets made of them are in `nets`.
+"""Neurons, encodings and readouts of spiking nets. Nets made of them are in `nets`.
 
 >>> import torch
 >>> lif = LIF(steps=3, decay=0.5)  # one neuron, one sample: current 0.8 at every step
@@ -6,7 +6,6 @@
 [0.0, 1.0, 0.0]
 """
 
-from apical.nets.spiking.double_exponential import DoubleExponential
 from apical.nets.spiking.encodings import Delta, Direct, Frames, Latency, Poisson
 from apical.nets.spiking.net import (
     Activity,
@@ -20,8 +19,7 @@ from apical.nets.spiking.net import (
     spikes,
     within_steps,
 )
-from apical.nets.spiking.neurons import LIF, OverTime
-from apical.nets.spiking.surrogates import SURROGATES
+from apical.nets.spiking.neurons import LIF, SURROGATES, DoubleExponential, OverTime
 
 __all__ = [
     "ENCODINGS",

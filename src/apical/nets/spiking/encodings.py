@@ -1,7 +1,7 @@
 """From images to sequences: rows of all steps, step by step (see `neurons`).
 
-Shapes: T steps, N samples; images (N, C, H, W) -> (T * N, ..., H, W). Each encoding lets a gradient
-through to the image, as an attacker needs it.
+Shapes: T steps, N samples; images (N, C, H, W) -> (T * N, ..., H, W). Each encoding propagates a
+gradient to the image, which attacks need.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from apical.nets.spiking.neurons import check_steps
 
 
 class Encoding(nn.Module):
-    """What all encodings have.     Args: steps: T, >= 1.     Raises: ValueError below."""
+    """The base class.     Args: steps: T, >= 1.     Raises: ValueError below 1."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -25,8 +25,8 @@ class Encoding(nn.Module):
 
 
 class Direct(Encoding):
-    """The same at every step: a constant current. Behind the first synapses it is the same, and
-    they then compute once.
+    """The same image at every step: a constant current. It may also be placed after the first
+    synapses, which then compute only once.
 
     Args: steps: T, >= 1.     Shapes: (N, ...) -> (T * N, ...).
     """
@@ -36,10 +36,10 @@ class Direct(Encoding):
 
 
 class Poisson(Encoding):
-    """A spike at each step with the probability of the pixel's value, from the global generator.
+    """A spike at each step with the pixel's value as its probability, by the global generator.
 
-    The gradient passes straight through: that of the probability is that of the spike. Scores are
-    random, in evaluation too: attack with `attacks.EOT`.
+    The gradient is a straight-through estimate: that of the spike is used for the probability.
+    Scores are random, in evaluation, too: attack with `attacks.EOT`.
 
     Args: steps: T, >= 1.
     Raises: ValueError for values outside [0, 1]: train with `pixels="unit"`.
@@ -52,9 +52,9 @@ class Poisson(Encoding):
 
 
 class Latency(Encoding):
-    """One spike a pixel, the sooner the brighter: at step round((1 - x) (T - 1)); black has none.
+    """One spike for each pixel, at step round((1 - x) (T - 1)), and none for x = 0.
 
-    The gradient of a pixel is that at its own spike.
+    The gradient of a pixel is that of its spike.
 
     Args: steps: T, >= 1.     Raises: ValueError for values outside [0, 1].
     """
@@ -68,7 +68,7 @@ class Latency(Encoding):
 
 
 class Frames(Encoding):
-    """Frames that stand in the channels, step by step: (N, T * C, H, W) -> (T * N, C, H, W).
+    """Frames that are in the channels, step by step: (N, T * C, H, W) -> (T * N, C, H, W).
 
     Args: steps: T, >= 1.     Raises: ValueError if the channels are no multiple of T.
     """
@@ -86,10 +86,10 @@ class Delta(Frames):
     """Events where frames change: ON where a value rose by the threshold or more, OFF where it
     fell, against the frame before (zeros before the first).
 
-    The gradient of a change passes straight through to the ON and, with its sign turned, to the
-    OFF channel.
+    The gradient is a straight-through estimate: that of the ON channel is used for the change, that
+    of the OFF channel for its negative.
 
-    Args: steps: T, >= 1.     threshold: smallest change that counts, above 0.
+    Args: steps: T, >= 1.     threshold: smallest change that causes an event, above 0.
     Shapes: (N, T * C, H, W) -> (T * N, 2 * C, H, W), the ON channels first.
     """
 

@@ -1,4 +1,4 @@
-"""What holds a spiking net together: its steps, its readout, what its neurons do."""
+"""Spiking nets as sequences of layers: readouts, and measurements of their spikes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from apical.nets.spiking.neurons import LIF, OverTime, check_decay, check_steps,
 
 
 class Membrane(nn.Module):
-    """Readout by neurons that never fire: o_t = decay o_(t-1) + I_t; scores are their means.
+    """Readout by neurons that do not fire: o_t = decay o_(t-1) + I_t; scores are their means over
+    steps.
 
     The mean over steps is a weighted sum of the inputs, by sum_(u <= T - t) decay^u / T at step t.
 
@@ -40,7 +41,7 @@ class Membrane(nn.Module):
 
 
 class Count(nn.Module):
-    """Readout by spikes: how many each output neuron fired, 0 to T.
+    """Readout by the number of spikes of each output neuron, 0 to T.
 
     Args: steps: T, >= 1.     Shapes: (T * N, classes) -> (N, classes).
     """
@@ -58,10 +59,10 @@ class Count(nn.Module):
 
 
 class SpikingNet(nn.Module):
-    """A sequence of layers that run on rows of all steps: images in, class scores out.
+    """A sequence of layers that process the rows of all steps, from images to class scores.
 
-    To everything else it is a net like others: rules convert its linear layers and convolutions,
-    attacks follow its gradient, which is that of the surrogates.
+    Rules convert its linear layers and convolutions as those of other nets; attacks follow its
+    gradient, which is that of the surrogates.
 
     Args: layers: by their names, in order.
     """
@@ -73,7 +74,7 @@ class SpikingNet(nn.Module):
             self.add_module(name, layer)
 
     def layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Name and module of each layer, in order; what learners remember is none."""
+        """Name and module of each layer, in order, without modules that learners attached."""
         return ((name, self.get_submodule(name)) for name in self.order)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,11 +84,11 @@ class SpikingNet(nn.Module):
 
 
 class SilentWarning(UserWarning):
-    """Neurons that never fire, or fire at every step: both say nothing, and hardly learn."""
+    """Neurons that never fire, or fire at every step: they transmit nothing, and hardly learn."""
 
 
 class Activity(NamedTuple):
-    """What the neurons of a layer did on a batch.
+    """The activity of the neurons of a layer on a batch.
 
     Attributes: rate: mean share of steps with a spike.     silent: share of neurons that never
         fired.     busy: share of neurons that fired at every step for every sample.
@@ -99,7 +100,7 @@ class Activity(NamedTuple):
 
 
 def spikes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What every layer of neurons fires on these inputs, by its name.
+    """The spikes of every layer of neurons on these inputs, by its name.
 
     The model is left as it was. Shapes: x (N, ...); results (T, N, ...).
     Raises: ValueError for a model without spiking neurons.
@@ -126,7 +127,7 @@ def spikes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def has_spikes(model: nn.Module) -> bool:
-    """Whether there are spiking neurons in it, so that its scores are a staircase."""
+    """Whether a model has spiking neurons, so that its scores are piecewise constant."""
     return any(isinstance(module, LIF | OverTime) for module in model.modules())
 
 
@@ -139,10 +140,9 @@ def activity(model: nn.Module, x: Tensor) -> dict[str, Activity]:
 
 
 def check_activity(model: nn.Module, x: Tensor, *, share: float = 0.5) -> dict[str, Activity]:
-    """`activity`, with a warning for each layer of which a share of neurons says nothing.
+    """`activity`, with a warning for each layer in which many neurons transmit nothing.
 
-    Args: share: of neurons that never or always fire, in (0, 1], from which on to warn; a layer
-        in which all are silent cuts off what is above.
+    Args: share: of neurons that never or always fire, in (0, 1], at which to warn.
     Warns: SilentWarning, with the layer.
     """
     if not 0 < share <= 1:
@@ -164,8 +164,8 @@ def check_activity(model: nn.Module, x: Tensor, *, share: float = 0.5) -> dict[s
 
 @contextmanager
 def within_steps(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block no error travels through the membranes from step to step: what is fired
-    is the same, but each step is learned from as if membranes were inputs."""
+    """Within the block no error is propagated through the membrane potentials from step to step:
+    spikes are the same, but gradients treat the potential of the step before as an input."""
     neurons = [module for module in model.modules() if isinstance(module, LIF)]
     before = [module.through_time for module in neurons]
     try:

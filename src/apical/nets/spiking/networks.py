@@ -1,18 +1,18 @@
-"""Spiking nets, dense and convolutional: layers as of other nets, neurons with a state between."""
+"""Spiking nets, fully connected and convolutional: ordinary layers with spiking neurons between."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from apical.names import unknown
 from apical.nets.spiking import ENCODINGS, LIF, Count, Membrane, SpikingNet
-from apical.nets.spiking.neurons import Reset
 
 Shape = tuple[int, int, int]
 Layers = dict[str, nn.Module]
@@ -38,25 +38,26 @@ def spiking_mlp(
     Args: in_shape: (channels, height, width).     num_classes: number of outputs.
         hidden: neurons of each hidden layer, each >= 1.     steps: of the simulation, >= 1.
         encoding: "direct": the image as a constant current; "poisson", "latency": spikes of pixels
-            in [0, 1]; "frames", "delta": the channels hold the frames of all steps, as they are or
-            as events where they change.
-        output: scores are the mean "membrane" of neurons that do not fire, or the "count" of
-            spikes.
-        gain: factor (> 0) on PyTorch's initial weights, which leave neurons silent.
+            in [0, 1]; "frames", "delta": the channels contain the frames of all steps, used as they
+            are or as events where they change.
+        output: scores are the mean "membrane" potential of neurons that do not fire, or the "count"
+            of spikes.
+        gain: factor (> 0) on PyTorch's initial weights, with which alone neurons would not fire.
         decay: of all membranes, the readout's too, in [0, 1].
         threshold, reset, surrogate, slope: of the neurons that fire, as of `spiking.LIF`.
     Raises: ValueError for a value out of range, or channels that do not fit the steps.
     """
     _check_widths("spiking_mlp", hidden)
-    fire = _Neurons(steps, decay, threshold, reset, surrogate, slope)
+    options: dict[str, Any] = {"reset": reset, "surrogate": surrogate, "slope": slope}
+    neurons = partial(LIF, steps, decay=decay, threshold=threshold, **options)
     encode, channels = _encoding(encoding, steps, in_shape[0])
     widths = [channels * math.prod(in_shape[1:]), *hidden, num_classes]
     layers: Layers = {"encode": encode, "flatten": nn.Flatten()}
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), 1):
         layers[f"fc{i}"] = nn.Linear(fan_in, fan_out)
         if i < len(widths) - 1:
-            layers[f"lif{i}"] = fire.layer()
-    return _finished(layers, "fc1", output, gain, fire)
+            layers[f"lif{i}"] = neurons()
+    return _finished(layers, "fc1", output, gain, neurons())
 
 
 def spiking_conv(
@@ -80,8 +81,8 @@ def spiking_conv(
 
     Args: channels: of each convolution, each >= 1.     kernel: their side, odd; the image keeps its
             size, then means over 2x2 pixels halve it.
-        hidden: neurons of each dense layer before the last; may be empty.
-        others: as of `spiking_mlp`.
+        hidden: neurons of each fully connected layer but the last; may be empty.
+        All others: as of `spiking_mlp`.
     Raises: ValueError for a value out of range, or an image that is too small to be halved.
     """
     _check_widths("spiking_conv", channels)
@@ -95,12 +96,13 @@ def spiking_conv(
             f"spiking_conv: {len(channels)} convolutions halve {in_shape[1]}x{in_shape[2]} pixels "
             "to none; use fewer"
         )
-    fire = _Neurons(steps, decay, threshold, reset, surrogate, slope)
+    options: dict[str, Any] = {"reset": reset, "surrogate": surrogate, "slope": slope}
+    neurons = partial(LIF, steps, decay=decay, threshold=threshold, **options)
     encode, before = _encoding(encoding, steps, in_shape[0])
     layers: Layers = {"encode": encode}
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise([before, *channels]), 1):
         layers[f"conv{i}"] = nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2)
-        layers[f"lif{i}"] = fire.layer()
+        layers[f"lif{i}"] = neurons()
         layers[f"pool{i}"] = nn.AvgPool2d(2)
     layers["flatten"] = nn.Flatten()
     pixels = math.prod(n >> len(channels) for n in in_shape[1:])
@@ -108,33 +110,12 @@ def spiking_conv(
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), 1):
         layers[f"fc{i}"] = nn.Linear(fan_in, fan_out)
         if i < len(widths) - 1:
-            layers[f"lif{len(channels) + i}"] = fire.layer()
-    return _finished(layers, "conv1", output, gain, fire)
-
-
-class _Neurons(NamedTuple):
-    """The settings that all layers of neurons share."""
-
-    steps: int
-    decay: float
-    threshold: float
-    reset: Reset
-    surrogate: str
-    slope: float | None
-
-    def layer(self) -> LIF:
-        return LIF(
-            self.steps,
-            decay=self.decay,
-            threshold=self.threshold,
-            reset=self.reset,
-            surrogate=self.surrogate,
-            slope=self.slope,
-        )
+            layers[f"lif{len(channels) + i}"] = neurons()
+    return _finished(layers, "conv1", output, gain, neurons())
 
 
 def _encoding(name: str, steps: int, channels: int) -> tuple[nn.Module, int]:
-    """The encoding, and the channels it gives."""
+    """The encoding, and its number of output channels."""
     if name not in ENCODINGS:
         raise unknown("encoding of a spiking net", name, ENCODINGS)
     encode = ENCODINGS[name](steps)
@@ -148,31 +129,30 @@ def _encoding(name: str, steps: int, channels: int) -> tuple[nn.Module, int]:
     return encode, channels // steps * (2 if name == "delta" else 1)
 
 
-def _finished(layers: Layers, first: str, output: str, gain: float, fire: _Neurons) -> SpikingNet:
-    """The net with its readout and its initial weights."""
+def _finished(layers: Layers, first: str, output: str, gain: float, last: LIF) -> SpikingNet:
+    """The net with its readout and its initial weights.
+
+    Args: first: layer with the first synapses.     last: neurons of the output layer, for counts.
+    """
     if not gain > 0:
         raise ValueError(f"a spiking net with gain={gain}: must be above 0")
     if output == "count":
-        layers["lif_out"], layers["read"] = fire.layer(), Count(fire.steps)
+        layers["lif_out"] = last
+        layers["read"] = Count(last.steps)
     elif output == "membrane":
-        layers["read"] = Membrane(fire.steps, fire.decay)
+        layers["read"] = Membrane(last.steps, last.decay)
     else:
         raise unknown("output of a spiking net", output, ("count", "membrane"))
     for layer in layers.values():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             with torch.no_grad():
                 layer.weight.mul_(gain)
-    return SpikingNet(dict(_ordered(layers, first)))
-
-
-def _ordered(layers: Layers, first: str) -> list[tuple[str, nn.Module]]:
-    """A constant current is made behind the first synapses, which then compute once."""
     named = list(layers.items())
-    if type(layers["encode"]) is not ENCODINGS["direct"]:
-        return named
-    encode = named.pop(0)
-    named.insert([name for name, _ in named].index(first) + 1, encode)
-    return named
+    if type(layers["encode"]) is ENCODINGS["direct"]:
+        # a constant current is repeated after the first synapses, which then compute only once
+        encode = named.pop(0)
+        named.insert([name for name, _ in named].index(first) + 1, encode)
+    return SpikingNet(dict(named))
 
 
 def _check_widths(owner: str, widths: Sequence[int]) -> None:
