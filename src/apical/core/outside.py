@@ -23,7 +23,13 @@ FACTORS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("AddbmmBackward0", "AddmmBackward0", "AddmvBackward0"), (1, 2)),
     "BaddbmmBackward0": (1, 2),
     **dict.fromkeys(("BmmBackward0", "DotBackward0", "MmBackward0", "MvBackward0"), (0, 1)),
+    **dict.fromkeys(("CdistBackward0", "EuclideanDistBackward0", "LinalgSolveExBackward0"), (0, 1)),
     **dict.fromkeys(("ConvolutionBackward0", "LinearBackward0"), (0, 1)),
+    **{
+        f"ScaledDotProduct{kind}AttentionBackward0": (0, 1, 2)
+        for kind in ("Cudnn", "Efficient", "Flash")
+    },
+    "ScaledDotProductFlashAttentionForCpuBackward0": (0, 1, 2),
     "TrilinearBackward0": (0, 1, 2),
 }
 """Products in autograd's graph, and the places of their factors among a node's edges."""
@@ -40,6 +46,12 @@ _REARRANGES = frozenset(
     for number in range(3)
 )
 """What rearranges, casts or, with one edge, scales a tensor."""
+
+_OF_DATA = (
+    *("CheckpointFunction", "CompiledFunction", "Transport"),
+    *("Embedding", "Gather", "Index", "Sparse"),
+)
+"""How the names of nodes begin that compute activations, also where no edge leads to data."""
 
 _DETACHED = "BridgeBackward"
 """In the place of `detach` while the axis of samples is verified (`apical.core.autograd`)."""
@@ -126,7 +138,8 @@ class Guard:
         weights, layers = self._weights(model)
         kept = self._kept(model)
         products: list[tuple[Node, list[Edge]]] = []
-        for node in _nodes(tensor.grad_fn for tensor in tensors):
+        nodes = list(_nodes(tensor.grad_fn for tensor in tensors))
+        for node in nodes:
             name = node.name()
             if name == "TransportBackward":
                 weight = _origin(node.next_functions[1])
@@ -137,6 +150,7 @@ class Guard:
                 edges = [node.next_functions[place] for place in FACTORS.get(name, (0, 1))]
                 products.append((node, [e for edge in edges if (e := _origin(edge)) is not None]))
         found = {}
+        activations = _activations(nodes)
         for node, factors in products:
             data = [f for f in factors if f not in weights and not _is_detached(f[0])]
             for factor in factors:
@@ -151,6 +165,10 @@ class Guard:
                     if not all(other[0].name().endswith("AccumulateGrad") for other in others):
                         place, tensor = kept[factor]
                         found[f"{place.layer}.{place.parameter}"] = _of_kept(place, tensor, node)
+                elif factor[0] not in activations and any(o[0] in activations for o in others):
+                    if node.name() in FACTORS or _is_product(node, factor):
+                        for layer in _made_of(factor, weights):
+                            found[layer] = _of_layer(layer, self.layers[layer], node)
         return found
 
     def _is_due(self) -> bool:
@@ -247,6 +265,48 @@ def _origin(edge: Edge | tuple[Node | None, int]) -> Edge | None:
             break
         node, place = differentiated[0]
     return None if node is None else (node, place)
+
+
+def _activations(nodes: list[Node]) -> set[Node]:
+    """Nodes of tensors that do not depend on parameters alone."""
+    above: dict[Node, list[Node]] = {}
+    pending = []
+    for node in nodes:
+        name, edges = node.name(), node.next_functions
+        leaf = getattr(node, "variable", None)
+        of_data = any(edges[place][0] is None for place in FACTORS.get(name, ()))
+        if of_data or name.startswith(_OF_DATA) or not isinstance(leaf, nn.Parameter | None):
+            pending.append(node)
+        for below, _ in edges:
+            if below is not None:
+                above.setdefault(below, []).append(node)
+    found = set(pending)
+    while pending:
+        new = set(above.get(pending.pop(), ())) - found
+        found |= new
+        pending.extend(new)
+    return found
+
+
+def _made_of(factor: Edge, weights: dict[Edge, str]) -> set[str]:
+    """The layers of the weights that a factor without activations is computed from."""
+    pending, seen, layers = [factor], {factor}, set()
+    while pending:
+        edge = pending.pop()
+        if edge in weights:
+            layers.add(weights[edge])
+            continue
+        below = {e for e in edge[0].next_functions if e[0] is not None} - seen
+        pending.extend(below)  # type: ignore[arg-type]
+        seen |= below  # type: ignore[arg-type]
+    return layers
+
+
+def _is_product(node: Node, factor: Edge) -> bool:
+    """Whether an elementwise product multiplies by a matrix and has axes that it has not; vectors
+    and numbers scale."""
+    shape = factor[0]._input_metadata[factor[1]].shape
+    return len(node._input_metadata[0].shape) > len(shape) and sum(n > 1 for n in shape) > 1
 
 
 def _is_detached(node: Node) -> bool:
