@@ -85,6 +85,11 @@ def error(parts: Sequence[Tensor], axis: int, key: OutputKey) -> Tensor:
                 f"the model's output {tuple(part.shape)} has no axis {axis} that counts samples"
                 " (output_axis); it must be (samples, ...), not a single number"
             )
+        if part.is_complex():
+            raise ValueError(
+                f"the model's output {tuple(part.shape)} is complex, and a rule that broadcasts"
+                " sends real errors: return torch.view_as_real(output), or its magnitude"
+            )
     moved = [part.movedim(axis, 0) for part in parts]
     if len(moved) == 1:
         return moved[0]
@@ -143,14 +148,17 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
             f" are class numbers {(samples, *positions)}, or numbers of the output's own shape"
         )
     classes = error_shape[0]
-    # values are not available in a graph
+    # values are not available in a graph, nor in a transform
     known = labels.numel() > 0 and not torch.compiler.is_compiling()
+    known = known and not torch._C._are_functorch_transforms_active()
     if known and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}; the output"
             f" has classes 0 to {classes - 1}"
         )
-    return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).reshape(samples, -1)
+    # as one_hot, which reads values
+    one_hot = labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)
+    return one_hot.long().movedim(-1, 1).reshape(samples, -1)
 
 
 def targets_by_position(labels: Tensor, axis: int, expected: tuple[int, ...], layer: str) -> Tensor:
