@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def find(output: Any, key: Name | None) -> Tensor:
     if not parts:
         raise ValueError(
             f"the model returns {type(output).__name__}, in which no tensor can be found; a rule"
-            " that broadcasts the error needs a tensor, a mapping, a tuple or a dataclass"
+            " that broadcasts the error needs a tensor, or a mapping, tuple or dataclass of tensors"
         )
     scalars = [name for name, part in parts.items() if part.dim() == 0 and part.requires_grad]
     # next to a named output another scalar may be a temperature; a gradient to it is warned of
@@ -140,7 +141,7 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
     """
     expected = (samples, *error_shape)
     if tuple(labels.shape) == expected and labels.is_floating_point():
-        return labels.reshape(samples, -1)
+        return labels.reshape(samples, math.prod(error_shape))
     positions = error_shape[1:]
     if tuple(labels.shape) != (samples, *positions) or labels.is_floating_point():
         raise ValueError(
@@ -158,7 +159,7 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
         )
     # as one_hot, which reads values
     one_hot = labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)
-    return one_hot.long().movedim(-1, 1).reshape(samples, -1)
+    return one_hot.long().movedim(-1, 1).flatten(1)
 
 
 def targets_by_position(labels: Tensor, axis: int, expected: tuple[int, ...], layer: str) -> Tensor:
