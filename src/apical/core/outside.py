@@ -114,7 +114,7 @@ class Guard:
             exact = any(feedback.exact for feedback in feedback_modules(model))
             if exact or self._exact_blocks != _exact_blocks(model):
                 return  # all of it, or a part, ran inside `exact_gradients`
-            found = self.find(model, output)
+            found = self.find(model, output) | self._tied_anew(model)
             if found and self.raises:
                 raise ValueError(report(found.values()))
             new = {place: text for place, text in found.items() if place not in self._reported}
@@ -169,6 +169,32 @@ class Guard:
                     if node.name() in FACTORS or _is_product(node, factor):
                         for layer in _made_of(factor, weights):
                             found[layer] = _of_layer(layer, self.layers[layer], node)
+        return found
+
+    def _tied_anew(self, model: nn.Module) -> dict[str, str]:
+        """Layers whose feedback follows a weight that another layer shares since the conversion, or
+        shares no longer."""
+        holders: dict[int, list[tuple[str, nn.Module]]] = {}
+        for name, module in model.named_modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    holders.setdefault(_place(parameter), []).append((name, module))
+        alike: dict[int, tuple[str, set[int]]] = {}
+        found = {}
+        for name, rule in self.layers.items():
+            layer = _module(model, name)
+            if layer is None or not is_converted(layer):
+                continue
+            following = {id(f) for f in updates.feedback_of(layer) if f.rule.follows_weight}
+            own, places = set(layer.modules()), {_place(p) for p in _parameters(layer)}
+            for key in following:
+                before, others = alike.setdefault(key, (name, places))
+                if others.isdisjoint(places):
+                    found[name] = _of_tie(name, before, rule, "no longer shares its weight with")
+            for other, module in (holder for key in places for holder in holders.get(key, ())):
+                both = set(map(id, updates.feedback_of(module))) if is_converted(module) else set()
+                if following and module not in own and following.isdisjoint(both):
+                    found[name] = _of_tie(name, other, rule, "now shares its weight with")
         return found
 
     def _is_due(self) -> bool:
@@ -233,6 +259,19 @@ def _of_kept(place: Kept, tensor: Tensor, node: Node) -> str:
         " Weight('x W^T')}), or keep its exact gradient by name:"
         f" convert(model, {{{layer!r}: 'bp', '*': ...}})"
     )
+
+
+def _of_tie(layer: str, other: str, rule: str, change: str) -> str:
+    return (
+        f"{layer or '(root)'}: {change} {other or '(root)'}, other than when it was converted, and"
+        f" the feedback of {rule} would not follow it: apical.revert(model), then convert again"
+    )
+
+
+def _place(parameter: Tensor) -> int:
+    """Equal for tensors that begin at one place of the memory; else the tensor's own."""
+    known = type(parameter) in (nn.Parameter, Tensor) and parameter.data_ptr()
+    return known or id(parameter)
 
 
 def _operation(node: Node) -> str:
