@@ -418,6 +418,8 @@ def test_parameters_kept_by_their_shape_or_name_are_no_factors_of_products() -> 
         ("vector", torch.randn(5), lambda h, p: (h @ p)[:, None]),
         ("cube", torch.randn(1, 5, 2), lambda h, p: h @ p[0]),
         ("pos_weight", torch.randn(2, 5), lambda h, p: h @ p.t()),
+        ("soft", torch.randn(1, 5, 2), lambda h, p: h @ p[0].softmax(0)),
+        ("centres", torch.randn(1, 2, 5), lambda h, p: torch.cdist(h, p[0])),
     ]
     for name, value, use in products:
         kind = r"part \(Module\): its " + name

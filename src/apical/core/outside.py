@@ -157,18 +157,22 @@ class Guard:
                 others = [other for other in data if other != factor]
                 if not others:
                     continue  # no gradient passes to activations
-                if factor in weights:
-                    layer = weights[factor]
-                    if node.name() in FACTORS or _is_larger(node, factor):
-                        found[layer] = _of_layer(layer, self.layers[layer], node)
-                elif factor in kept and node.name() in FACTORS:
-                    if not all(other[0].name().endswith("AccumulateGrad") for other in others):
-                        place, tensor = kept[factor]
-                        found[f"{place.layer}.{place.parameter}"] = _of_kept(place, tensor, node)
-                elif factor[0] not in activations and any(o[0] in activations for o in others):
-                    if node.name() in FACTORS or _is_product(node, factor):
-                        for layer in _made_of(factor, weights):
+                direct = factor in weights or factor in kept
+                if not direct and (
+                    factor[0] in activations or activations.isdisjoint(o[0] for o in others)
+                ):
+                    continue
+                for source in [factor] if direct else _made_of(factor, {*weights, *kept}):
+                    if source in weights:
+                        larger = _is_larger(node, source) if direct else _is_product(node, factor)
+                        if node.name() in FACTORS or larger:
+                            layer = weights[source]
                             found[layer] = _of_layer(layer, self.layers[layer], node)
+                    elif node.name() in FACTORS:
+                        if not all(other[0].name().endswith("AccumulateGrad") for other in others):
+                            place, tensor = kept[source]
+                            key = f"{place.layer}.{place.parameter}"
+                            found[key] = _of_kept(place, tensor, node)
         return found
 
     def _tied_anew(self, model: nn.Module) -> dict[str, str]:
@@ -327,18 +331,15 @@ def _activations(nodes: list[Node]) -> set[Node]:
     return found
 
 
-def _made_of(factor: Edge, weights: dict[Edge, str]) -> set[str]:
-    """The layers of the weights that a factor without activations is computed from."""
-    pending, seen, layers = [factor], {factor}, set()
+def _made_of(factor: Edge, parameters: set[Edge]) -> set[Edge]:
+    """Those of the parameters that a factor without activations is computed from."""
+    pending, seen = [factor], {factor}
     while pending:
-        edge = pending.pop()
-        if edge in weights:
-            layers.add(weights[edge])
-            continue
-        below = {e for e in edge[0].next_functions if e[0] is not None} - seen
+        node, _ = pending.pop()
+        below = {e for e in node.next_functions if e[0] is not None} - seen
         pending.extend(below)  # type: ignore[arg-type]
         seen |= below  # type: ignore[arg-type]
-    return layers
+    return seen & parameters
 
 
 def _is_product(node: Node, factor: Edge) -> bool:
