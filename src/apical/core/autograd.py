@@ -128,8 +128,8 @@ def _differentiated_twice(feedback: Feedback) -> RuntimeError:
 def _observes(feedback: Feedback, gradient: Tensor) -> bool:
     """Whether the rule observes this pass. Raises: RuntimeError where it cannot: transforms keep
     no tensor that is changed in place."""
-    if not feedback.observes():
-        return False
+    if torch.compiler.is_compiling() or not feedback.observes():
+        return feedback.observes()
     batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
     if not batched and not torch._C._are_functorch_transforms_active():
         return True
