@@ -536,6 +536,18 @@ def test_batched_gradients_and_labels_within_transforms() -> None:
             jacobian()
 
 
+def test_what_vjp_returns_is_called_without_a_graph() -> None:
+    for name in ("fa", "dfa"):
+        model = converted(name)
+        x = X.clone().requires_grad_()
+        expected = torch.autograd.grad(model(x).sum(), x)
+        output, pull = torch.func.vjp(model, X)
+        with pytest.raises(RuntimeError, match=r"vjp returns, call that inside torch\.no_grad"):
+            pull(torch.ones_like(output))
+        with torch.no_grad():
+            assert_close(pull(torch.ones_like(output)), expected)
+
+
 def test_a_model_on_the_meta_device_shows_its_shapes() -> None:
     for name in ("fa", "dfa"):
         model = converted(name).to("meta")
