@@ -3,13 +3,14 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from torch.testing import assert_close
 
 import apical
@@ -246,6 +247,27 @@ def test_a_subclass_with_a_forward_of_its_own_is_refused_by_name(layer: nn.Modul
         apical.convert(nn.Sequential(layer), "fa")
 
 
+def test_a_forward_of_the_object_itself_is_refused_before_and_kept_after() -> None:
+    """As accelerate's hooks set it, which would run in the place of the converted one."""
+    for layer, method in ((nn.Linear(2, 2), "forward"), (nn.Conv1d(2, 2, 1), "_conv_forward")):
+        calls: list[Any] = []
+
+        def hook(layer: nn.Module = layer, method: str = method, calls: list[Any] = calls) -> None:
+            own = getattr(layer, method)
+            setattr(layer, method, lambda *args: (calls.append(1), own(*args))[1])
+
+        hook()
+        with pytest.raises(ValueError, match=rf"0 \(\w+\): has a {method} of its own, not of its"):
+            apical.convert(nn.Sequential(layer), "fa")
+        delattr(layer, method)
+        apical.convert(nn.Sequential(layer), "fa")
+        hook()
+        x = torch.ones(1, 2, 1 if method == "_conv_forward" else 2, requires_grad=True)
+        layer(x).sum().backward()
+        sent = layer.feedback.matrix.sum(0).flatten()
+        assert calls and torch.equal(x.grad.flatten()[:2], sent)
+
+
 def test_a_subclass_without_is_converted_and_stays_what_it_is() -> None:
     model = apical.convert(nn.Sequential(Named(2, 2)), "fa")
     assert isinstance(model[0], Named) and model[0].title == "named"
@@ -287,6 +309,25 @@ def test_lazy_layers_are_refused_until_they_are_built() -> None:
     model(torch.ones(1, 4))
     apical.convert(model, "fa")
     assert is_converted(model[0])
+    for rule in ("fa", "dfa"):  # a norm has no rule, and may be built by the first batch
+        model = nn.Sequential(nn.Linear(4, 3), nn.LazyBatchNorm1d(), nn.Linear(3, 2))
+        with pytest.raises(ValueError, match="1.weight is not initialised; run one forward"):
+            apical.convert(model, rule, example=torch.ones(2, 4))
+        apical.convert(model, rule)(torch.ones(2, 4)).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_that_hooks_have_computed_are_no_obstacle_to_an_example() -> None:
+    """torch copies no tensor with a graph, which a call leaves in the place of such a weight."""
+    for computed in (weight_norm, spectral_norm, partial(prune.l1_unstructured, amount=0.5)):
+        for rule in ("fa", "dfa"):
+            model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+            x = torch.randn(3, 4)
+            computed(model[2], name="weight")
+            model(x).sum().backward()
+            assert apical.plan(model, rule, example=x).problems == ()
+            apical.convert(model, rule, example=x)(x).sum().backward()
+            assert type(model[2]).__name__ == "FeedbackLinear" and model[0].weight.grad.any()
 
 
 def test_parametrized_layers_are_refused_and_may_be_parametrized_later() -> None:

@@ -505,6 +505,56 @@ def test_functional_gradients_and_per_sample_gradients(name: str) -> None:
             assert_close(per_sample[n], stacked, rtol=1e-10, atol=1e-13)
 
 
+def test_batched_gradients_and_labels_within_transforms() -> None:
+    for name in ("le", "drtp"):
+        model, one = (converted(name) for _ in range(2))
+        parameters = {n: p.detach() for n, p in model.named_parameters()}
+
+        def loss(values: dict[str, Tensor], x: Tensor, y: Tensor, model: Any = model) -> Tensor:
+            with apical.labels(model, y[None]):
+                return F.cross_entropy(torch.func.functional_call(model, values, x[None]), y[None])
+
+        seen = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, X, Y)
+        with apical.labels(one, Y[2:3]):
+            for n, expected in gradients(one, X[2:3], Y[2:3]).items():
+                assert_close(seen[n][2], expected, rtol=1e-10, atol=1e-13)
+    for name in ("fa", "dfa", "pfa", "ia", "dkp"):
+        model = converted(name)
+        one_by_one = torch.autograd.functional.jacobian(model, X[:2])
+        batched = torch.autograd.functional.jacobian(model, X[:2], vectorize=True)
+        assert_close(batched, one_by_one, rtol=1e-10, atol=1e-13)
+    for name in ("ldfa", "dldfa"):  # in training they collect what they learn from
+        model = converted(name)
+        for jacobian in (
+            lambda model=model: torch.func.jacrev(model)(X[:2]),
+            lambda model=model: torch.autograd.functional.jacobian(model, X[:2], vectorize=True),
+        ):
+            model.train()
+            with pytest.raises(RuntimeError, match=r"\w+: in training .*Low.*torch.func.*eval"):
+                jacobian()
+            model.eval()
+            jacobian()
+
+
+def test_what_vjp_returns_is_called_without_a_graph() -> None:
+    for name in ("fa", "dfa"):
+        model = converted(name)
+        x = X.clone().requires_grad_()
+        expected = torch.autograd.grad(model(x).sum(), x)
+        output, pull = torch.func.vjp(model, X)
+        with pytest.raises(RuntimeError, match=r"vjp returns, call that inside torch\.no_grad"):
+            pull(torch.ones_like(output))
+        with torch.no_grad():
+            assert_close(pull(torch.ones_like(output)), expected)
+
+
+def test_a_model_on_the_meta_device_shows_its_shapes() -> None:
+    for name in ("fa", "dfa"):
+        model = converted(name).to("meta")
+        model(X.to("meta")).sum().backward()
+        assert model.features[0].weight.grad.is_meta
+
+
 def test_double_backward_is_refused() -> None:
     for name in TRAINED:
         model = converted(name)
@@ -525,6 +575,34 @@ def test_an_empty_batch_and_a_batch_of_one() -> None:
             model.zero_grad()
             model(X[:count]).sum().backward()
             assert all(p.grad is not None for p in apical.forward_parameters(model))
+
+
+@pytest.mark.parametrize("axis", ["folded", "steps"])
+def test_an_empty_batch_of_rows_that_only_their_samples_would_group(axis: Any) -> None:
+    class Folds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.flatten(0, 1) if axis == "folded" else x.transpose(0, 1).flatten(0, 1)
+            h = torch.tanh(self.b(torch.tanh(self.a(rows))))
+            shape = (len(x), 2, 5) if axis == "folded" else (2, len(x), 5)
+            return self.head(h.view(shape).mean(1 if axis == "folded" else 0))
+
+    x = torch.randn(6, 2, 4)
+    for name in ("dfa", "dkp", "drtp", "le"):
+        if (name, axis) == ("le", "folded"):
+            continue
+        for counts in ((0, 6), (6, 0, 6)):
+            model = apical.convert(
+                Folds(), {"[ab]": apical.rules.build(name, sample_axis=axis), "*": name}
+            )
+            for count in counts:
+                model.zero_grad()
+                with apical.labels(model, Y[:count]):
+                    F.cross_entropy(model(x[:count]), Y[:count], reduction="sum").backward()
+            assert model.a.weight.grad is not None and model.a.weight.grad.isfinite().all()
 
 
 def test_losses_on_parts_of_the_output_only() -> None:

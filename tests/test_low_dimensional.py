@@ -403,6 +403,23 @@ def test_an_overflow_leaves_p_as_it_is() -> None:
     assert torch.equal(rows, kept) and not projected.any() and not power.any()
 
 
+@pytest.mark.parametrize("name", ["ldfa", "dldfa"])
+@pytest.mark.parametrize("scale", [1e-19, 1e-20, 1e-24])
+def test_signals_that_vanish_leave_p_as_it_is(name: str, scale: float) -> None:
+    """In float32 the squares of their entries are no normal numbers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(6, 4)
+    apical.convert(model, name, example=x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (scale * F.cross_entropy(model(x), torch.arange(6) % 3)).backward()
+        optimizer.step()
+    for tensor in model.state_dict().values():
+        assert tensor.isfinite().all()
+
+
 # Bad input ------------------------------------------------------------------------------------
 
 

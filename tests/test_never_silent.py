@@ -192,6 +192,37 @@ def test_a_wrong_axis_of_a_layers_input_is_refused_also_when_sizes_are_equal() -
     model(x).sum().backward()
 
 
+class Inside(nn.Module):
+    """Samples first outside, time first inside."""
+
+    def __init__(self, pools: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.pools = nn.Linear(5, 8).double(), nn.Linear(8, 3).double(), pools
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x.transpose(0, 1)))
+        return self.b(h.mean(0)) if self.pools else self.b(h).transpose(0, 1)
+
+
+def test_with_the_output_axis_stated_it_is_the_axis_of_the_layer_that_is_refused() -> None:
+    x = sequences(4, 4, 5)
+    with pytest.raises(ValueError, match=r"a: .*Give it DFA\(sample_axis=1\)"):
+        reached_samples(apical.convert(Inside(False), "dfa", output_axis=0), x, 0)
+    model = apical.convert(Inside(False), DFA(sample_axis=1), output_axis=0)
+    assert reached_samples(model, x, 0) == [0]
+
+
+def test_a_last_layer_of_zeros_shows_no_axis_until_it_has_learnt() -> None:
+    model, x = apical.convert(Inside(True), "dfa"), sequences(4, 4, 5).requires_grad_()
+    nn.init.zeros_(model.b.weight)
+    for _ in range(5):  # more passes than are examined at first
+        model(x).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    with pytest.raises(ValueError, match=r"a: .*Give it DFA\(sample_axis=1\)"):
+        [model(x) for _ in range(4)]
+
+
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("steps", [4, 6])
 def test_spiking_outputs_by_step(steps: int, norm: bool) -> None:
@@ -490,6 +521,17 @@ def test_several_outputs_carry_the_error(output: Any) -> None:
     seen, plain = model(X), Two()(X)
     assert type(seen) is Two.Outputs
     assert all(torch.equal(a, b) for a, b in zip(seen, plain, strict=True))
+
+
+def test_complex_outputs_carry_no_error_of_broadcast_rules() -> None:
+    class Spectrum(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(super().forward(x))
+
+    model = apical.convert(Spectrum(*net()), "dfa")
+    with pytest.raises(ValueError, match=r"complex.*view_as_real"):
+        model(X)
+    apical.convert(apical.revert(model), "fa")(X).abs().sum().backward()
 
 
 def test_fields_of_a_namedtuple_are_named() -> None:

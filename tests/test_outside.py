@@ -37,6 +37,26 @@ FOREIGN: dict[str, Callable[[Tensor, nn.Linear], Tensor]] = {
     ),
     "vmap": lambda h, layer: torch.vmap(lambda row: layer.weight @ row)(h),
     "autocast": lambda h, layer: _autocast(h, layer),
+    "joined": lambda h, layer: F.linear(h, torch.cat([layer.weight, layer.weight]))[:, :5],
+    "stacked": lambda h, layer: torch.bmm(
+        h.expand(2, -1, -1), torch.stack([layer.weight, 0.5 * layer.weight.T])
+    ).sum(0),
+    "normalised": lambda h, layer: F.linear(F.normalize(h), F.normalize(layer.weight)),
+    "normalised, product and sum": lambda h, layer: (h[:, None] * F.normalize(layer.weight)).sum(
+        -1
+    ),
+    "moved": lambda h, layer: F.linear(h, layer.weight + layer.bias),
+    "rounded": lambda h, layer: F.linear(
+        h, layer.weight + (layer.weight.round() - layer.weight).detach()
+    ),
+    "masked": lambda h, layer: F.linear(h, layer.weight.tril()),
+    "with its transpose": lambda h, layer: h @ (layer.weight.T @ layer.weight),
+    "exponential": lambda h, layer: h @ torch.matrix_exp(layer.weight),
+    "solved": lambda h, layer: torch.linalg.solve(layer.weight + torch.eye(5), h.T).T,
+    "distances": lambda h, layer: torch.cdist(h, layer.weight),
+    "attention": lambda h, layer: F.scaled_dot_product_attention(
+        h[None, None], layer.weight[None, None], layer.weight[None, None]
+    )[0, 0],
 }
 
 
@@ -146,6 +166,8 @@ class Further(nn.Module):
         h = F.linear(x, self.first.weight) + self.first(x)  # nothing below receives a gradient
         h = torch.cat([self.token.expand(len(h), -1, -1), (self.scale * h)[:, None]], 1).sum(1)
         h = torch.tanh(self.twice(torch.tanh(self.twice(h))))
+        h = h / (1 + self.twice.weight.norm()) + self.twice.weight[torch.arange(len(h)) % 5]
+        h = h @ (h.T @ h) + F.embedding(torch.arange(len(h)) % 5, self.twice.weight)
         gram = self.twice.weight @ self.twice.weight.T
         return self.last(h), (gram - torch.eye(5)).square().sum() + self.last.weight.abs().sum()
 
@@ -199,6 +221,35 @@ def test_no_false_alarm_of_broadcast_rules() -> None:
         train(apical.convert(net, apical.rules.DFA(layout=layout)), 4, torch.randn(6, 1, 5, 5))
     train(apical.convert(Net(), "drtp"), 4)
     train(apical.convert(Net(), "dfa", example=torch.zeros(2, 4)), 4)
+
+
+def test_ties_that_change_after_the_conversion_are_refused_where_feedback_follows() -> None:
+    def net(tied: bool) -> nn.Sequential:
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+        if tied:
+            model[1].weight = model[2].weight
+        return model
+
+    now, since = "1: now shares its weight with {}", "2: no longer shares its weight with 1"
+    changes: list[tuple[bool, Callable[[nn.Module], object], str]] = [
+        (False, lambda m: setattr(m[1], "weight", m[2].weight), now.format(2)),
+        (False, lambda m: setattr(m[1], "weight", nn.Parameter(m[2].weight.data.T)), now.format(2)),
+        (False, lambda m: m.register_parameter("own", m[1].weight), now.format(r"\(root\)")),
+        (True, lambda m: setattr(m[2], "weight", nn.Parameter(torch.randn(4, 4))), since),
+    ]
+    for tied, change, text in changes:
+        for rule in ("kp", "fa"):
+            model = apical.convert(net(tied), rule)
+            train(model, 2)
+            change(model)
+            if rule == "fa":
+                train(model, 2)
+                continue
+            with pytest.raises(ValueError, match=f"{text}.*KolenPollack would not follow"):
+                train(model, 2)  # the fourth call
+    model = apical.convert(net(tied=True), "kp")
+    model[1].weight = model[2].weight = nn.Parameter(torch.randn(4, 4))
+    train(model)
 
 
 def test_the_guard_leaves_the_state_of_a_parametrization_alone() -> None:
@@ -367,6 +418,8 @@ def test_parameters_kept_by_their_shape_or_name_are_no_factors_of_products() -> 
         ("vector", torch.randn(5), lambda h, p: (h @ p)[:, None]),
         ("cube", torch.randn(1, 5, 2), lambda h, p: h @ p[0]),
         ("pos_weight", torch.randn(2, 5), lambda h, p: h @ p.t()),
+        ("soft", torch.randn(1, 5, 2), lambda h, p: h @ p[0].softmax(0)),
+        ("centres", torch.randn(1, 2, 5), lambda h, p: torch.cdist(h, p[0])),
     ]
     for name, value, use in products:
         kind = r"part \(Module\): its " + name

@@ -120,7 +120,23 @@ def _differentiated_twice(feedback: Feedback) -> RuntimeError:
         " gradient penalty, a Hessian, a physics-informed loss) and forward-mode differentiation"
         f" are not defined for {type(feedback.rule).__name__}, whose signal is not the derivative"
         " of the output. Run that part, its forward pass included, inside `with"
-        " apical.exact_gradients(model):`"
+        " apical.exact_gradients(model):`; if nothing is differentiated twice, as with what"
+        " torch.func.vjp returns, call that inside torch.no_grad()"
+    )
+
+
+def _observes(feedback: Feedback, gradient: Tensor) -> bool:
+    """Whether the rule observes this pass. Raises: RuntimeError where it cannot: transforms keep
+    no tensor that is changed in place."""
+    if torch.compiler.is_compiling() or not feedback.observes():
+        return feedback.observes()
+    batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
+    if not batched and not torch._C._are_functorch_transforms_active():
+        return True
+    raise RuntimeError(
+        f"{feedback.layer}: in training {type(feedback.rule).__name__} collects what it learns from"
+        " in every backward pass, which transforms of torch.func and batched gradients cannot do;"
+        " use loss.backward(), or model.eval(), in which it collects nothing"
     )
 
 
@@ -160,7 +176,7 @@ class Transport(Function):
             needs = (forms_matrix, needs_weight or trains_memory, needs_bias)
             grad_x, grad_weight, grad_bias = op.backward(grad, x, matrix, needs)
             local = local._replace(grad_weight=grad_weight)
-            if needs_x and feedback.observes():
+            if needs_x and _observes(feedback, grad):
                 rule.observe(local, *memory, *feedback.notes)
             memory_gradients: Sequence[Tensor | None] = (None,) * len(memory)
             if trains_memory:
@@ -215,7 +231,7 @@ class Tap(Function):
         with _without_autocast(error):
             inputs = (x.to(error.dtype),) if rule.needs_input else ()
             signal = rule.signal(error, geometry, *memory, *labels, *inputs)
-            if feedback.observes():
+            if _observes(feedback, error):
                 rule.observe(error, *labels, *memory, *feedback.notes)
             memory_gradients: Sequence[Tensor | None] = (None,) * len(memory)
             if x is not None and any(ctx.needs_input_grad[5:]):
@@ -282,7 +298,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The operands as autocast, where it is enabled, would give them to a matrix product."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):  # it has no entry for torch.convolution
+    if not _autocasts(device):  # it has no entry for torch.convolution
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
 
@@ -297,8 +313,11 @@ def _autocast(
 def _without_autocast(tensor: Tensor) -> Any:
     """A backward pass may run inside an autocast block; rules compute without autocast."""
     device = tensor.device.type
-    enabled = torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if enabled else nullcontext()
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
+
+
+def _autocasts(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def _refuse_if_exact(feedback: Feedback) -> None:

@@ -26,7 +26,8 @@ from apical.core.taps import BroadcastFeedback, Call, OpenCalls, Tap, measurable
 from apical.rules.ops import Op
 
 ATTEMPTS = 3
-"""Forward passes of several samples in which their axis is verified, until one shows it."""
+"""Forward passes of several samples in which their axis is verified, until one shows it; then ever
+rarer ones, since a network shows nothing while its gradients vanish (a last layer of zeros)."""
 
 
 class Broadcast:
@@ -61,6 +62,7 @@ class Broadcast:
         self.last_part: dict[str, str] = {}
         self.warns_of_outputs = True
         self.attempts = ATTEMPTS
+        self._pause, self._until_next = ATTEMPTS, 0
         self._shares = True  # until a forward pass has found nothing to share
         self._open = OpenCalls()
         self._handles: list[Any] = []
@@ -90,6 +92,9 @@ class Broadcast:
         self._current()  # removes calls that were interrupted
         if self._shares:
             self._shares = _share_storage(model, self)
+        if self._until_next:
+            self._until_next -= 1
+            self.attempts = int(not self._until_next)
         caller = inspect.currentframe()
         call = Call(caller.f_back if caller else None)
         call.verifies = self.attempts > 0 and call.grad_enabled and measurable(model)
@@ -250,6 +255,9 @@ class Broadcast:
                 feedback.history.observes = True
         if all(shown):
             self.attempts = 0
+        elif not self.attempts:
+            self._until_next = self._pause
+            self._pause *= 2
 
     def _current(self) -> Call | None:
         """The call under way in this thread; calls that were interrupted are removed."""
@@ -297,7 +305,7 @@ class Broadcast:
     ) -> list[tuple[BroadcastFeedback, Tensor]]:
         """Create the memory that waited for a first call, and the tokens that waited for the
         number of samples."""
-        taps = [counted.counted(tap, error) for tap in late]
+        taps = [counted.counted(tap, error) for tap in late if not counted.is_empty(tap, error)]
         pending = [(tap, samples) for tap, samples in taps if tap.feedback.memory_names is None]
         if pending:
             rules = {tap.feedback.layer: tap.feedback.rule for tap, _ in pending}

@@ -203,7 +203,8 @@ class _Conversion:
 def _check_memory(model: nn.Module, rows: list[Row], limit: int | None) -> None:
     """Refuse feedback of transport rules that is too large. Where no limit is given and the weights
     are small, it is not counted: such feedback is a few times as large as the weights."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    made = (p for p in model.parameters() if not isinstance(p, UninitializedParameter))
+    weights = sum(p.numel() * p.element_size() for p in made)
     if limit is None and weights < memory.FLOOR // 8:
         return
     sizes = {

@@ -13,6 +13,12 @@ from apical.core.taps import BroadcastFeedback, Tap
 from apical.rules.base import BroadcastRule
 
 
+def is_empty(tap: Tap, error: Tensor) -> bool:
+    """Whether the tap holds none of the rows that only the number of samples would group."""
+    grouped = tap.feedback.rule.samples(tap.x.shape, tuple(error.shape[1:])) is None
+    return not len(error) and not len(tap.x) and grouped and not tap.feedback.rule.by_position
+
+
 def counted(tap: Tap, error: Tensor) -> tuple[Tap, int]:
     """The tap as its rule is given it, and the number of its samples, or of its positions.
 

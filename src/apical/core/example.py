@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from apical.core import counted, outputs, updates
 from apical.core.adapters import adapter_of
@@ -33,7 +34,7 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
     Returns: the names of the converted layers that were called, and what the guard found: nothing
         where a rule learns from labels, which the example does not have.
     """
-    twin = copy.deepcopy(model)
+    twin = _copy(model)
     called: set[str] = set()
     sized = list(feedback_modules(twin))
     for broadcast in broadcasts(twin):
@@ -57,6 +58,22 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
     return called, found
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy, also of weights that hooks have computed (old `weight_norm`, pruning), which torch
+    does not copy with their graph; the hooks of the copy compute them again.
+
+    Raises: ValueError if a lazy layer (a norm) is not initialised, which none can copy.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name} is not initialised; run one forward pass of the model, then convert it"
+                " with an example, or convert without"
+            )
+    made = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    return copy.deepcopy(model, {id(v): v.detach() for v in made if v.grad_fn is not None})
+
+
 def broadcast_bytes(
     model: nn.Module,
     example: Any,
@@ -71,7 +88,7 @@ def broadcast_bytes(
     Returns: the layers that are called and whose rule broadcasts; None for those with an adapter
         that names several weights, whose inputs only the converted layer shows.
     """
-    twin = copy.deepcopy(model)
+    twin = _copy(model)
     seen: list[tuple[str, str, Tensor]] = []
     unknown: set[str] = set()
     for name, layer in twin.named_modules():

@@ -36,6 +36,8 @@ _OF_LAYERS = ("weight", "in_proj_", "q_proj_", "k_proj_", "v_proj_", "bias_")
 _TABLES = ("bias", "biases", "pos", "position", "positional", "positions", "rel", "relative")
 """Words in the names of parameters that hold one entry for each position."""
 
+_LAZY = "is not initialised; run one forward pass of the model first"
+
 # Their own forward computes what their torch class computes; it is written out for TorchScript.
 _SAME_FORWARD = ("timm.layers.linear.Linear",)
 
@@ -47,6 +49,8 @@ def without_rule(name: str, module: nn.Module) -> tuple[Action, str]:
     if isinstance(module, _EMBEDDINGS):
         return "keep", "embedding: its input has no gradient to replace"
     held = {name: p for name, p in module._parameters.items() if p is not None}
+    if any(isinstance(p, UninitializedParameter) for p in held.values()):
+        return "refuse", _LAZY
     matrices = {name: p for name, p in held.items() if not _is_elementwise(p)}
     if not matrices:
         return "keep", f"elementwise, exact gradient: {_listed(held)}"
@@ -127,7 +131,7 @@ def _of_module(module: nn.Module) -> str:
             " the layer's exact gradient with on_unsupported='keep'"
         )
     if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-        return "is not initialised; run one forward pass of the model first"
+        return _LAZY
     if getattr(module, "qconfig", None) is not None:
         return (
             "has a qconfig, and quantisation replaces layers by their exact class, which conversion"
@@ -156,6 +160,12 @@ def _of_module(module: nn.Module) -> str:
     assert plain is not None
     kind = type(module)
     for method in ("forward", "_conv_forward"):
+        if method in vars(module):
+            return (
+                f"has a {method} of its own, not of its class, as the hooks of accelerate and some"
+                " profilers set: that would run in the place of what conversion adds. Remove it"
+                " (accelerate.hooks.remove_hook_from_submodules(model)), convert, then add it again"
+            )
         overrides = getattr(kind, method, None) is not getattr(plain, method, None)
         if overrides and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
             return (

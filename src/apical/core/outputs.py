@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def find(output: Any, key: Name | None) -> Tensor:
     if not parts:
         raise ValueError(
             f"the model returns {type(output).__name__}, in which no tensor can be found; a rule"
-            " that broadcasts the error needs a tensor, a mapping, a tuple or a dataclass"
+            " that broadcasts the error needs a tensor, or a mapping, tuple or dataclass of tensors"
         )
     scalars = [name for name, part in parts.items() if part.dim() == 0 and part.requires_grad]
     # next to a named output another scalar may be a temperature; a gradient to it is warned of
@@ -84,6 +85,11 @@ def error(parts: Sequence[Tensor], axis: int, key: OutputKey) -> Tensor:
             raise ValueError(
                 f"the model's output {tuple(part.shape)} has no axis {axis} that counts samples"
                 " (output_axis); it must be (samples, ...), not a single number"
+            )
+        if part.is_complex():
+            raise ValueError(
+                f"the model's output {tuple(part.shape)} is complex, and a rule that broadcasts"
+                " sends real errors: return torch.view_as_real(output), or its magnitude"
             )
     moved = [part.movedim(axis, 0) for part in parts]
     if len(moved) == 1:
@@ -135,7 +141,7 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
     """
     expected = (samples, *error_shape)
     if tuple(labels.shape) == expected and labels.is_floating_point():
-        return labels.reshape(samples, -1)
+        return labels.reshape(samples, math.prod(error_shape))
     positions = error_shape[1:]
     if tuple(labels.shape) != (samples, *positions) or labels.is_floating_point():
         raise ValueError(
@@ -143,14 +149,17 @@ def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tenso
             f" are class numbers {(samples, *positions)}, or numbers of the output's own shape"
         )
     classes = error_shape[0]
-    # values are not available in a graph
+    # values are not available in a graph, nor in a transform
     known = labels.numel() > 0 and not torch.compiler.is_compiling()
+    known = known and not torch._C._are_functorch_transforms_active()
     if known and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}; the output"
             f" has classes 0 to {classes - 1}"
         )
-    return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).reshape(samples, -1)
+    # as one_hot, which reads values
+    one_hot = labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)
+    return one_hot.long().movedim(-1, 1).flatten(1)
 
 
 def targets_by_position(labels: Tensor, axis: int, expected: tuple[int, ...], layer: str) -> Tensor:

@@ -23,7 +23,13 @@ FACTORS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("AddbmmBackward0", "AddmmBackward0", "AddmvBackward0"), (1, 2)),
     "BaddbmmBackward0": (1, 2),
     **dict.fromkeys(("BmmBackward0", "DotBackward0", "MmBackward0", "MvBackward0"), (0, 1)),
+    **dict.fromkeys(("CdistBackward0", "EuclideanDistBackward0", "LinalgSolveExBackward0"), (0, 1)),
     **dict.fromkeys(("ConvolutionBackward0", "LinearBackward0"), (0, 1)),
+    **{
+        f"ScaledDotProduct{kind}AttentionBackward0": (0, 1, 2)
+        for kind in ("Cudnn", "Efficient", "Flash")
+    },
+    "ScaledDotProductFlashAttentionForCpuBackward0": (0, 1, 2),
     "TrilinearBackward0": (0, 1, 2),
 }
 """Products in autograd's graph, and the places of their factors among a node's edges."""
@@ -40,6 +46,12 @@ _REARRANGES = frozenset(
     for number in range(3)
 )
 """What rearranges, casts or, with one edge, scales a tensor."""
+
+_OF_DATA = (
+    *("CheckpointFunction", "CompiledFunction", "Transport"),
+    *("Embedding", "Gather", "Index", "Sparse"),
+)
+"""How the names of nodes begin that compute activations, also where no edge leads to data."""
 
 _DETACHED = "BridgeBackward"
 """In the place of `detach` while the axis of samples is verified (`apical.core.autograd`)."""
@@ -102,7 +114,7 @@ class Guard:
             exact = any(feedback.exact for feedback in feedback_modules(model))
             if exact or self._exact_blocks != _exact_blocks(model):
                 return  # all of it, or a part, ran inside `exact_gradients`
-            found = self.find(model, output)
+            found = self.find(model, output) | self._tied_anew(model)
             if found and self.raises:
                 raise ValueError(report(found.values()))
             new = {place: text for place, text in found.items() if place not in self._reported}
@@ -126,7 +138,8 @@ class Guard:
         weights, layers = self._weights(model)
         kept = self._kept(model)
         products: list[tuple[Node, list[Edge]]] = []
-        for node in _nodes(tensor.grad_fn for tensor in tensors):
+        nodes = list(_nodes(tensor.grad_fn for tensor in tensors))
+        for node in nodes:
             name = node.name()
             if name == "TransportBackward":
                 weight = _origin(node.next_functions[1])
@@ -137,20 +150,55 @@ class Guard:
                 edges = [node.next_functions[place] for place in FACTORS.get(name, (0, 1))]
                 products.append((node, [e for edge in edges if (e := _origin(edge)) is not None]))
         found = {}
+        activations = _activations(nodes)
         for node, factors in products:
             data = [f for f in factors if f not in weights and not _is_detached(f[0])]
             for factor in factors:
                 others = [other for other in data if other != factor]
                 if not others:
                     continue  # no gradient passes to activations
-                if factor in weights:
-                    layer = weights[factor]
-                    if node.name() in FACTORS or _is_larger(node, factor):
-                        found[layer] = _of_layer(layer, self.layers[layer], node)
-                elif factor in kept and node.name() in FACTORS:
-                    if not all(other[0].name().endswith("AccumulateGrad") for other in others):
-                        place, tensor = kept[factor]
-                        found[f"{place.layer}.{place.parameter}"] = _of_kept(place, tensor, node)
+                direct = factor in weights or factor in kept
+                if not direct and (
+                    factor[0] in activations or activations.isdisjoint(o[0] for o in others)
+                ):
+                    continue
+                for source in [factor] if direct else _made_of(factor, {*weights, *kept}):
+                    if source in weights:
+                        larger = _is_larger(node, source) if direct else _is_product(node, factor)
+                        if node.name() in FACTORS or larger:
+                            layer = weights[source]
+                            found[layer] = _of_layer(layer, self.layers[layer], node)
+                    elif node.name() in FACTORS:
+                        if not all(other[0].name().endswith("AccumulateGrad") for other in others):
+                            place, tensor = kept[source]
+                            key = f"{place.layer}.{place.parameter}"
+                            found[key] = _of_kept(place, tensor, node)
+        return found
+
+    def _tied_anew(self, model: nn.Module) -> dict[str, str]:
+        """Layers whose feedback follows a weight that another layer shares since the conversion, or
+        shares no longer."""
+        holders: dict[int, list[tuple[str, nn.Module]]] = {}
+        for name, module in model.named_modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    holders.setdefault(_place(parameter), []).append((name, module))
+        alike: dict[int, tuple[str, set[int]]] = {}
+        found = {}
+        for name, rule in self.layers.items():
+            layer = _module(model, name)
+            if layer is None or not is_converted(layer):
+                continue
+            following = {id(f) for f in updates.feedback_of(layer) if f.rule.follows_weight}
+            own, places = set(layer.modules()), {_place(p) for p in _parameters(layer)}
+            for key in following:
+                before, others = alike.setdefault(key, (name, places))
+                if others.isdisjoint(places):
+                    found[name] = _of_tie(name, before, rule, "no longer shares its weight with")
+            for other, module in (holder for key in places for holder in holders.get(key, ())):
+                both = set(map(id, updates.feedback_of(module))) if is_converted(module) else set()
+                if following and module not in own and following.isdisjoint(both):
+                    found[name] = _of_tie(name, other, rule, "now shares its weight with")
         return found
 
     def _is_due(self) -> bool:
@@ -217,6 +265,19 @@ def _of_kept(place: Kept, tensor: Tensor, node: Node) -> str:
     )
 
 
+def _of_tie(layer: str, other: str, rule: str, change: str) -> str:
+    return (
+        f"{layer or '(root)'}: {change} {other or '(root)'}, other than when it was converted, and"
+        f" the feedback of {rule} would not follow it: apical.revert(model), then convert again"
+    )
+
+
+def _place(parameter: Tensor) -> int:
+    """Equal for tensors that begin at one place of the memory; else the tensor's own."""
+    known = type(parameter) in (nn.Parameter, Tensor) and parameter.data_ptr()
+    return known or id(parameter)
+
+
 def _operation(node: Node) -> str:
     name = node.name().partition("Backward")[0].lower()
     return {"mul": "an elementwise product"}.get(name, f"torch's {name}")
@@ -247,6 +308,45 @@ def _origin(edge: Edge | tuple[Node | None, int]) -> Edge | None:
             break
         node, place = differentiated[0]
     return None if node is None else (node, place)
+
+
+def _activations(nodes: list[Node]) -> set[Node]:
+    """Nodes of tensors that do not depend on parameters alone."""
+    above: dict[Node, list[Node]] = {}
+    pending = []
+    for node in nodes:
+        name, edges = node.name(), node.next_functions
+        leaf = getattr(node, "variable", None)
+        of_data = any(edges[place][0] is None for place in FACTORS.get(name, ()))
+        if of_data or name.startswith(_OF_DATA) or not isinstance(leaf, nn.Parameter | None):
+            pending.append(node)
+        for below, _ in edges:
+            if below is not None:
+                above.setdefault(below, []).append(node)
+    found = set(pending)
+    while pending:
+        new = set(above.get(pending.pop(), ())) - found
+        found |= new
+        pending.extend(new)
+    return found
+
+
+def _made_of(factor: Edge, parameters: set[Edge]) -> set[Edge]:
+    """Those of the parameters that a factor without activations is computed from."""
+    pending, seen = [factor], {factor}
+    while pending:
+        node, _ = pending.pop()
+        below = {e for e in node.next_functions if e[0] is not None} - seen
+        pending.extend(below)  # type: ignore[arg-type]
+        seen |= below  # type: ignore[arg-type]
+    return seen & parameters
+
+
+def _is_product(node: Node, factor: Edge) -> bool:
+    """Whether an elementwise product multiplies by a matrix and has axes that it has not; vectors
+    and numbers scale."""
+    shape = factor[0]._input_metadata[factor[1]].shape
+    return len(node._input_metadata[0].shape) > len(shape) and sum(n > 1 for n in shape) > 1
 
 
 def _is_detached(node: Node) -> bool:

@@ -88,6 +88,8 @@ def verify(
     if not states or set(states.values()) == {"none"}:
         return False
     own = all(state == "own" for state in states.values())
+    if stated:  # then it is the layers' axes that are wrong, if one of them can be right
+        _check_inputs(gradients, readings, states, size, mixes=mixes)
     if not (stated and (own or mixes)):
         for other in range(output.dim()):
             found = other != axis and _supported(output, other, readings, reached)
@@ -95,8 +97,21 @@ def verify(
                 continue
             if found and not (own and "none" in found.values()):
                 raise _contradiction(output, axis, other, readings, found, own or mixes)
+    _check_inputs(gradients, readings, states, size, mixes=stated and mixes)
+    return "none" not in states.values()
+
+
+def _check_inputs(
+    gradients: list[tuple[Tensor | None, ...]],
+    readings: Sequence[Reading],
+    states: dict[int, Dependence],
+    size: int,
+    *,
+    mixes: bool,
+) -> None:
+    """Refuse an axis of a layer's input where another one depends on its own samples alone."""
     for at, state in states.items():
-        if state != "spread" or (stated and mixes):
+        if state != "spread" or mixes:
             continue
         for view in _views(readings[at], size):
             if _dependence(gradients, at, view, size) == "own":
@@ -107,7 +122,6 @@ def verify(
                     f" the samples, but the output's samples depend on {_named(view)}. Give it"
                     f" {reading.rule}(sample_axis={view!r})"
                 )
-    return "none" not in states.values()
 
 
 def _gradients(

@@ -201,7 +201,9 @@ def measurable(model: nn.Module) -> bool:
         m._backward_hooks or m._backward_pre_hooks or type(m).__name__.startswith("FSDP")
         for m in model.modules()
     )
-    return not hooked and all(type(p) in (nn.Parameter, Tensor) for p in model.parameters())
+    return not hooked and not any(
+        p.is_meta or type(p) not in (nn.Parameter, Tensor) for p in model.parameters()
+    )
 
 
 def recorded_in_memory() -> bool:

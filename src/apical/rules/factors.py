@@ -52,7 +52,7 @@ class Sizes(NamedTuple):
 
 def through(matrix: Tensor, tensor: Tensor) -> Tensor:
     """The matrix times a tensor's first axis: (r, n) and (n, ...) -> (r, ...)."""
-    return matrix.mm(tensor.flatten(1)).view(-1, *tensor.shape[1:])
+    return matrix.mm(tensor.reshape(len(tensor), -1)).view(-1, *tensor.shape[1:])
 
 
 def product(left: Tensor, factor: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -95,8 +96,7 @@ class LocalError(BroadcastRule):
     def create(
         self, geometry: Geometry, error_size: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        rows, steps = geometry.input_shape.numel(), self._steps(geometry)
-        units = rows // (geometry.samples * steps)
+        units = self._units(geometry)
         matrix = uniform((error_size, units), bound("kaiming", units, error_size), generator)
         return {"matrix": nn.Parameter(matrix) if self.readout == "trained" else matrix}
 
@@ -107,7 +107,8 @@ class LocalError(BroadcastRule):
         scale = 1 / self._count(geometry, targets)
         if self.magnitude == "error":  # the positions that are ignored cancel in the ratio
             size = wrong_TNC.abs().mean().clamp_min(torch.finfo(wrong_TNC.dtype).tiny)
-            scale = error.abs().mean() / size
+            # with nothing wrong, the ratio may be infinite
+            scale = (error.abs().mean() / size).clamp_max(torch.finfo(size.dtype).max)
         signal_TNU = (wrong_TNC * (scale / steps)) @ matrix
         every = signal_TNU.expand(steps, *signal_TNU.shape[1:])
         if isinstance(self._axis, int):
@@ -127,11 +128,17 @@ class LocalError(BroadcastRule):
     def _steps(self, geometry: Geometry) -> int:
         return geometry.input_shape[0] // geometry.samples if self.sample_axis == "steps" else 1
 
+    def _units(self, geometry: Geometry) -> int:
+        """What one readout sees, of a sample at one step."""
+        sizes = list(geometry.input_shape)
+        del sizes[self._axis if isinstance(self._axis, int) else 0]
+        return math.prod(sizes)
+
     def _seen(self, x: Tensor, geometry: Geometry) -> Tensor:
         """What readouts see, (T, N, units), T = 1 for the mean or without steps."""
         if isinstance(self._axis, int):
             x = x.movedim(self._axis, 0)
-        rows = x.reshape(self._steps(geometry), geometry.samples, -1)
+        rows = x.reshape(self._steps(geometry), geometry.samples, self._units(geometry))
         return rows.mean(0, keepdim=True) if self.each == "mean" else rows
 
     def _wrong(self, seen: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:

@@ -91,9 +91,10 @@ def turn(rows: Tensor, change: Tensor, power: Tensor, *, rate: float, decay: flo
     C is the collected signal's second moment, divided by its trace, so that the step depends on
     no scale. Rows that are orthonormal stay so to second order in the rate, and end up spanning
     the leading directions of C; with a decay at squared lengths 1 - decay / (rate c_i).
-    Nothing happens after signals of zero, or that were not finite.
+    Nothing happens after signals whose squares vanish (those below the normal numbers have hardly
+    a digit left, and rate / power would overflow), or that were not finite.
     """
-    usable = (power > 0) & power.isfinite()
+    usable = (power >= torch.finfo(power.dtype).tiny) & power.isfinite()
     change.masked_fill_(~usable, 0)
     if decay:
         rows.mul_(torch.where(usable, 1 - decay, 1.0))
