@@ -28,6 +28,7 @@ PATIENCE = 3
 
 _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
 _UNCALLED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # so far; gradients at first
+_STEPS: WeakKeyDictionary[Optimizer, tuple[int, int]] = WeakKeyDictionary()  # since; the next due
 _HOOKS: list[Any] = []
 
 
@@ -90,8 +91,11 @@ def feedback_of(layer: Any) -> list[Feedback]:
 def watch(layer: nn.Module) -> None:
     """Let the layer's rule act after every update, if it does anything then; and warn if the layer
     is updated without ever being called."""
-    _UNCALLED[layer] = _gradients(layer)
-    if any(map(_acts, feedback_of(layer))):
+    parts = feedback_of(layer)
+    if not any(feedback.history.called for feedback in parts):  # as that of a copy may be
+        _UNCALLED[layer] = _gradients(layer)
+        _STEPS.clear()
+    if any(map(_acts, parts)):
         _WATCHED[layer] = None
     if not _HOOKS:
         _HOOKS.append(register_optimizer_step_post_hook(_after_step))
@@ -119,7 +123,7 @@ def updated_by_hand(layers: Iterable[nn.Module]) -> None:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if _UNCALLED:
+    if _UNCALLED and _is_due(optimizer):
         _warn_of_uncalled(optimizer)
     if not _WATCHED:
         return
@@ -234,6 +238,17 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
         )
     for text, layers in objections.items():
         warnings.warn(f"{', '.join(dict.fromkeys(layers))}: {text}", stacklevel=4)
+
+
+def _is_due(optimizer: Optimizer) -> bool:
+    """Whether uncalled layers are examined after this step: after each of the first steps since a
+    layer was added, then ever more rarely, so that a layer that is never called costs nothing in
+    the long run. The gaps take all lengths: gradients of every third step, say, are met too."""
+    count, due = _STEPS.get(optimizer, (0, 1))
+    count += 1
+    is_due = count >= due
+    _STEPS[optimizer] = count, count + 1 + count // 16 if is_due else due
+    return is_due
 
 
 def _warn_of_uncalled(optimizer: Optimizer) -> None:
