@@ -319,3 +319,29 @@ def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     apical.check_rule("brsf")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seed(value: int) -> None:
+        raise AssertionError("all GPUs are seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seed)
+    apical.check_rule("usf")
+    apical.check_adapter(nn.Bilinear(4, 5, 3), torch.randn(2, 4), torch.randn(2, 5))
+
+
+def test_feedback_is_drawn_on_the_cpu_whatever_the_default_device() -> None:
+    x = torch.randn(6, 2, 5, 5, dtype=torch.float64)
+    for rule in (*RULES.values(), *VARIANTS):
+        models = []
+        for device in ("cpu", "meta"):
+            torch.manual_seed(0)
+            layers = nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(27, 6)
+            model = nn.Sequential(*layers, nn.Tanh(), nn.Linear(6, 3)).double()
+            with torch.device(device):
+                apical.convert(model, rule, on_unsupported="keep")
+                with torch.no_grad():
+                    model(x)
+            models.append(model)
+        for (name, a), (_, b) in zip(*(m.state_dict().items() for m in models), strict=True):
+            assert a.device.type == "cpu" and torch.equal(a, b), (rule, name)

@@ -74,7 +74,8 @@ class AttentionMixin:
         if need_weights:
             scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
             weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
-            mixed = F.dropout(weights, dropout) @ v
+            weights = F.dropout(weights, dropout)  # so they are returned, too
+            mixed = weights @ v
         else:
             weights = None
             mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)

@@ -13,8 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from apical import rules
-from apical.core import updates
-from apical.core.converted import broadcasts, converted_layers, feedback_modules, is_converted
+from apical.core import outputs, updates
+from apical.core.converted import (
+    broadcasts,
+    converted_layers,
+    feedback_modules,
+    forked_rng,
+    is_converted,
+)
 from apical.core.example import call_with
 from apical.core.plan import plan, table
 from apical.core.taps import BroadcastFeedback
@@ -103,17 +109,19 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, str, str, str, str, int]]:
 def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]:
     """Calls, taps and bypass of each converted layer in one step of a copy."""
     twin = copy.deepcopy(model)
+    for broadcast in broadcasts(twin):
+        broadcast.warns_of_outputs = False  # all outputs receive a gradient below
+    if any(getattr(feedback.rule, "needs_labels", False) for feedback in feedback_modules(twin)):
+        _give_labels(twin, example)
     calls: Counter[str] = Counter()
     layers = dict(converted_layers(twin))
     for name, layer in layers.items():
         layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
-    for broadcast in broadcasts(twin):
-        broadcast.warns_of_outputs = False  # all outputs receive a gradient below
     taps: Counter[str] = Counter()
     for feedback in feedback_modules(twin):
         if isinstance(feedback, BroadcastFeedback):
             feedback.listeners.append(partial(_count_tap, taps, feedback.layer))
-    with torch.random.fork_rng(), torch.enable_grad():
+    with forked_rng(twin), torch.enable_grad():
         tensors = list(_tensors(call_with(twin, example)))
         total = sum((t.float().sum() for t in tensors if t.requires_grad), torch.zeros(()))
         weights = {name: _trained_weights(layer) for name, layer in layers.items()}
@@ -127,6 +135,16 @@ def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]
             full = ".".join(part for part in (name, slot.name) if part)
             result[full] = (calls[name], taps[slot.feedback.layer], bypassed)
     return result
+
+
+def _give_labels(twin: nn.Module, example: Any) -> None:
+    """Labels of zeros, in the shape of the outputs that carry the error."""
+    with forked_rng(twin), torch.no_grad():
+        output = call_with(twin, example)
+    for broadcast in broadcasts(twin):
+        parts = [outputs.find(output, key) for key in outputs.names(broadcast.output)]
+        error = outputs.error(parts, broadcast.axis, broadcast.output)
+        broadcast.labels = torch.zeros_like(parts[0] if len(parts) == 1 else error)
 
 
 def _count_tap(taps: Counter[str], layer: str, x: Tensor, output: Tensor) -> None:

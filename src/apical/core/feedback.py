@@ -256,7 +256,9 @@ class TransportFeedback(Feedback):
     def __init__(self, rule: TransportRule, layer: str, seed: int, weight: Tensor) -> None:
         super().__init__(rule, layer, seed)
         with torch.inference_mode(False), torch.no_grad():
-            self.store(rule.create(weight, self.generator()), weight)
+            with torch.device("cpu"):  # whatever torch's default device is
+                made = rule.create(weight, self.generator())
+            self.store(made, weight)
         self.weight_shape = weight.shape
 
     def takes_part(self, x: Tensor, weight: Tensor) -> bool:

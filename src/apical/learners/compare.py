@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 
-import torch
 from torch import Tensor, nn
 
+from apical.core.converted import forked_rng
 from apical.learners.backprop import Backprop
 from apical.learners.base import Batch, Learner
 
@@ -36,7 +36,6 @@ def alignment(model: nn.Module, learner: Learner, batch: Batch) -> dict[str, dic
 def _gradients(model: nn.Module, learner: Learner, batch: Batch) -> dict[str, Tensor]:
     twin = copy.deepcopy(model)
     twin.zero_grad(set_to_none=True)
-    devices = list({p.device for p in twin.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with forked_rng(twin):
         learner.gradients(twin, batch)
     return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}

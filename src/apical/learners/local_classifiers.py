@@ -73,8 +73,9 @@ class LocalClassifiers(Learner):
     def create(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         *hidden, (_, last) = self._synapses(model)
         made: dict[str, Tensor] = {}
-        # a law U(-a, a) has the variance a^2 / 3
-        width = (3 * last.in_features * last.weight.detach().double().square().mean()).sqrt().item()
+        # A law U(-a, a) has the variance a^2 / 3. On the CPU, to be the same on every device.
+        drawn = last.weight.detach().cpu().double()
+        width = (3 * last.in_features * drawn.square().mean()).sqrt().item()
         for number, (name, layer) in enumerate(hidden, 1):
             shape, a = (last.out_features, layer.out_features), width / layer.out_features**0.5
             if number < len(hidden):

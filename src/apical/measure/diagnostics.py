@@ -213,7 +213,7 @@ def _memory_norms(slot: updates.Slot) -> list[Tensor]:
 
 def _sample(weight: Tensor) -> Tensor:
     flat = weight.detach().reshape(-1)
-    return flat[:: -(-flat.numel() // SAMPLE)].clone()
+    return flat[:: max(1, -(-flat.numel() // SAMPLE))].clone()
 
 
 @contextmanager

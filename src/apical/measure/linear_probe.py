@@ -191,8 +191,8 @@ def _reduced(read: Tensor, count: int, features: int, seed: int) -> Tensor:
         read = F.adaptive_avg_pool2d(read, (min(side, height), min(side, width)))
     flat = read.reshape(count, -1)
     if flat.shape[1] > features:
-        generator = torch.Generator().manual_seed(seed)
-        projection = torch.randn(flat.shape[1], features, generator=generator)
+        generator = torch.Generator().manual_seed(seed)  # of the CPU: the same on every device
+        projection = torch.randn(flat.shape[1], features, generator=generator, device="cpu")
         flat = flat @ projection.to(flat) / features**0.5
     return flat.double()
 

@@ -210,7 +210,7 @@ def _add_signal(rows: Rows, model: nn.Module, sent: signals.Signals, error: Tens
 
 def _rank(rows: Tensor) -> Tensor:
     """The participation ratio as a tensor of no axes, in float64."""
-    rows = rows[:: -(-len(rows) // RANK_ROWS)]
+    rows = rows[:: max(1, -(-len(rows) // RANK_ROWS))]
     if rows.dtype not in (torch.float32, torch.float64):
         rows = rows.float()
     rows = rows - rows.mean(0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apical.core import updates
 from apical.core.convert import convert
-from apical.core.converted import converted_layers
+from apical.core.converted import converted_layers, forked_rng
 from apical.rules import FA
 
 TOLERANCE = 1e-10
@@ -72,16 +72,14 @@ def _passed(model: nn.Module, inputs: Any, named: Mapping[str, Any]) -> dict[str
         if x.requires_grad
     }
     differentiated |= {n: p for n, p in model.named_parameters() if "feedback" not in n.split(".")}
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        names = list(named)
-        output = model(*list(given.values())[: len(inputs)], **{n: given[n] for n in names})
+    with forked_rng(model), torch.enable_grad():
+        output = model(*list(given.values())[: len(inputs)], **{n: given[n] for n in named})
     tensors = [t for t in _tensors(output) if t.is_floating_point()]
     found = {f"output {place}": t.detach() for place, t in enumerate(tensors)}
     total = torch.zeros((), dtype=torch.float64)
     for tensor in tensors:
-        factors = torch.arange(tensor.numel(), dtype=torch.float64).cos().view(tensor.shape)
-        total = total + (tensor.double() * factors).sum()
+        factors = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).cos()
+        total = total + (tensor.double() * factors.view(tensor.shape)).sum()
     gradients = torch.autograd.grad(total, list(differentiated.values()), allow_unused=True)
     for name, gradient in zip(differentiated, gradients, strict=True):
         if gradient is not None:

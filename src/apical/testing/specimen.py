@@ -27,7 +27,7 @@ class Broken(Exception):
 def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     """Two convolutions, one of them grouped, and two linear layers; some weights are zero."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # leaves alone those of GPUs
         model = nn.Sequential(
             nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.Tanh(),
             nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.ReLU(), nn.Flatten(),
