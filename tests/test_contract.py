@@ -35,6 +35,7 @@ from apical.rules import (
 )
 from apical.rules.base import Geometry, Local, Update, bound, fans, uniform
 from apical.rules.mirror import RELEASED
+from apical.rules.ops import LinearOp
 from apical.testing import CHECKS, ContractError
 
 VARIANTS = [
@@ -345,3 +346,19 @@ def test_feedback_is_drawn_on_the_cpu_whatever_the_default_device() -> None:
             models.append(model)
         for (name, a), (_, b) in zip(*(m.state_dict().items() for m in models), strict=True):
             assert a.device.type == "cpu" and torch.equal(a, b), (rule, name)
+
+
+def test_a_pool_is_read_at_the_same_place_on_every_device() -> None:
+    class OnGPU:
+        device = torch.device("cuda")
+
+        def initial_seed(self) -> int:
+            return 7
+
+    rule, weight = SignSymmetric("fresh", redraw="pool"), torch.ones(5, 4)
+    drawn = []
+    for generator in (torch.Generator().manual_seed(7), OnGPU()):
+        memory = rule.create(weight, torch.Generator().manual_seed(0)).values()
+        rule.after_update(Update(weight, None, LinearOp(), 1, lambda g=generator: g), *memory)  # type: ignore[misc]
+        drawn.append(next(iter(memory)))
+    assert torch.equal(*drawn)

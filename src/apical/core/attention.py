@@ -22,7 +22,8 @@ PROJECTIONS = ("q", "k", "v", "out")
 
 
 class AttentionMixin:
-    """The forward of `nn.MultiheadAttention`, equal to it within rounding."""
+    """The forward of `nn.MultiheadAttention`, equal to it within rounding. Dropout draws on the
+    device, as torch's does."""
 
     def _apical_parts(self: Any) -> dict[str, Part]:
         """The weight of each projection."""

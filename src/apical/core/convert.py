@@ -48,7 +48,9 @@ def convert(
             arguments). It sizes the feedback of broadcast rules at once, where otherwise the first
             forward pass does, and reveals layers that the model never calls and weights that it
             multiplies outside their layers.
-        seed: of all feedback, with the layers' names; global generators are left alone.
+        seed: of all feedback, with the layers' names; global generators are left alone. Feedback is
+            drawn on the CPU, and is the same on every device. Only what a rule draws after updates
+            (brsf, redrawn, wm) is drawn on the weight's device, where CUDA differs from the CPU.
         output: key, place or attribute of the tensor that carries the error, or a list of them, for
             broadcast rules on a model that returns several. Another output that receives a gradient
             is warned of once: it reaches no hidden layer.

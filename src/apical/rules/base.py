@@ -137,7 +137,9 @@ class Update(NamedTuple):
     `number` counts from 1 the updates that the rule acts on: those before which it took part in a
     pass (a layer below received a signal, or the memory learns). `generator()` returns a new
     generator on the weight's device, whose numbers depend only on the conversion's seed, the
-    layer's name and `number`.
+    layer's name, `number` and the kind of device: from the same seed CUDA draws other numbers than
+    the CPU. For a few numbers that should be the same everywhere, draw them on the CPU, from
+    `torch.Generator().manual_seed(generator().initial_seed())`.
     """
 
     weight: Tensor

@@ -33,6 +33,8 @@ class WeightMirror(TransportRule):
     input needs no signal has none. By default the layer responds linearly, its bias and activation
     blocked, and the decay is the one that lets B go to W itself: B - W shrinks by (1 - decay) per
     batch of noise, and the angle settles near atan(sqrt(rate sigma^2 fan_in / (2 samples))).
+    Noise is drawn on the weight's device in every phase: from the same seed CUDA draws others
+    than the CPU; B_0 is the same.
 
     Args:
         rate: of learning (eta_B), above 0, per batch of noise.
