@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from apical.learners.spiking_steps import (
     synapses,
 )
 from apical.nets.spiking import LIF, Count, DoubleExponential, Membrane, OverTime, SpikingNet
+from apical.rules.base import uniform
 
 REACH: dict[str, Reach] = {"bell": "time", "decolle": "traces", "ell": "step", "fell": "traces"}
 
@@ -79,13 +80,13 @@ class LocalClassifiers(Learner):
         for number, (name, layer) in enumerate(hidden, 1):
             shape, a = (last.out_features, layer.out_features), width / layer.out_features**0.5
             if number < len(hidden):
-                weight = _uniform(shape, a, generator)
+                weight = uniform(shape, a, generator)
                 fixed = self.form == "decolle"
                 made[f"{name}_weight"] = weight if fixed else nn.Parameter(weight)
-                bias = _uniform(shape[:1], a, generator)
+                bias = uniform(shape[:1], a, generator)
                 made[f"{name}_bias"] = bias if fixed else nn.Parameter(bias)
             if self.feedback == "concordant":
-                made[f"{name}_sizes"] = _uniform(shape, a, generator).abs()
+                made[f"{name}_sizes"] = uniform(shape, a, generator).abs()
         return made
 
     def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
@@ -191,7 +192,3 @@ def _layer(synapses: nn.Linear, own: LIF | OverTime, reach: Reach) -> Layer | Do
         return Layer(synapses.weight, synapses.bias, own, reach)
     assert isinstance(own.cell, DoubleExponential)
     return Doubly(synapses.weight, synapses.bias, own.cell)
-
-
-def _uniform(shape: Sequence[int], a: float, generator: torch.Generator) -> Tensor:
-    return torch.empty(shape, dtype=torch.float64).uniform_(-a, a, generator=generator)

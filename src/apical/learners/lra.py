@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from apical.learners.regulariser import Per, omega, vanished
-from apical.learners.simple import Gradients
 from apical.learners.targets import Pairs, TargetLearner, local_gradients
-from apical.learners.unrolled import Run, SimpleNet, activate, bend_of, slope_of, summed
+from apical.learners.unrolled import Gradients, Run, SimpleNet, activate, bend_of, slope_of, summed
 
 
 class _Above(NamedTuple):

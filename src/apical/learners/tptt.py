@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 from apical.learners.base import Batch, Info
 from apical.learners.memory import Memory, memory_of
-from apical.learners.simple import Gradients
 from apical.learners.targets import Pairs, TargetLearner, local_gradients
-from apical.learners.unrolled import Run, SimpleNet, activate, simple_net, slope_of, summed
+from apical.learners.unrolled import (
+    Gradients,
+    Run,
+    SimpleNet,
+    activate,
+    simple_net,
+    slope_of,
+    summed,
+)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ Group = Mapping[str, Any]
 
 
 class Needs(NamedTuple):
-    """What a rule requires of the tissue or the chip that it runs on.
+    """What a rule requires of the biological tissue or the hardware that it runs on.
 
     weights: what the backward path reads of the forward weights: their "values" (weight transport),
         their "signs", or "nothing"; the responses and updates of a layer are always available.

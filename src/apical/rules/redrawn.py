@@ -41,15 +41,9 @@ class Redrawn(TransportRule):
     init: Law = "xavier"
     scale: Scale = "init"
 
+    needs: ClassVar[Needs] = Needs("nothing", "layers above")
+    acts_after_update: ClassVar[bool] = True
     reference: ClassVar[str] = FA.reference
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("nothing", "layers above")
-
-    @property
-    def acts_after_update(self) -> bool:
-        return True
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": drawn(self.init, weight.shape, generator)}

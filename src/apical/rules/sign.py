@@ -54,6 +54,7 @@ class SignSymmetric(TransportRule):
     redraw: Literal["exact", "pool"] = "exact"
     zero_sign: Literal["zero", "plus"] = "zero"
 
+    needs: ClassVar[Needs] = Needs("signs", "layers above")
     reference: ClassVar[str] = """@inproceedings{liao2016,
   title = {How Important Is Weight Symmetry in Backpropagation?},
   author = {Liao, Qianli and Leibo, Joel Z. and Poggio, Tomaso},
@@ -74,10 +75,6 @@ class SignSymmetric(TransportRule):
     @property
     def acts_after_update(self) -> bool:
         return self.magnitude == "fresh"
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("signs", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if self.magnitude == "uniform":

@@ -1,4 +1,4 @@
-"""Feedback with less in it: any transport rule, its matrix thinned out or of few levels."""
+"""Rules around another transport rule: its matrix made sparse, or rounded to few levels."""
 
 from __future__ import annotations
 
@@ -177,11 +177,7 @@ class Quantised(_Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            isinstance(self.bits, bool)
-            or not isinstance(self.bits, int)
-            or not 1 <= self.bits <= 16
-        ):
+        if not 1 <= self.bits <= 16:
             raise ValueError(f"Quantised: bits={self.bits!r} is no whole number from 1 to 16")
 
     def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:
