@@ -66,6 +66,7 @@ VARIANTS = [
     Quantised(rules.build("brsf")),
     SignDFA(layout="channel"),
     Sparse(KolenPollack()),
+    Sparse(Quantised(Sparse(FA()))),
     AlignmentLoss("mirror"),
     AlignmentLoss("symmetric", init="normal"),
     dataclasses.replace(RELEASED, initial=2),  # its 468 batches of noise say no more

@@ -332,6 +332,8 @@ def test_an_output_axis_that_is_none_is_refused() -> None:
             apical.convert(net(), "dfa", output_axis=axis)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no axis 2"):
         apical.convert(net(), "dfa", output_axis=2)(X)
+    with pytest.raises(ValueError, match=r"^0: its input .* has no axis 5 .*DFA\(sample_axis=5\)"):
+        apical.convert(net(), DFA(sample_axis=5))(X)
     model = apical.convert(per_position(), DRTP(sample_axis=1), output_axis=1)
     with apical.labels(model, torch.zeros(4, dtype=torch.long)):
         with pytest.raises(ValueError, match="0|2: with output_axis=1, labels are numbers"):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -120,11 +119,16 @@ def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]
     taps: Counter[str] = Counter()
     for feedback in feedback_modules(twin):
         if isinstance(feedback, BroadcastFeedback):
-            feedback.listeners.append(partial(_count_tap, taps, feedback.layer))
+            feedback.listeners.append(
+                lambda x, _, layer=feedback.layer: taps.update({layer: int(x.requires_grad)})
+            )
     with forked_rng(twin), torch.enable_grad():
-        tensors = list(_tensors(call_with(twin, example)))
+        tensors = outputs.tensors(call_with(twin, example))
         total = sum((t.float().sum() for t in tensors if t.requires_grad), torch.zeros(()))
-        weights = {name: _trained_weights(layer) for name, layer in layers.items()}
+        weights = {
+            name: [p for p in updates.parameters_of(layer) if p.requires_grad]
+            for name, layer in layers.items()
+        }
         flat = [weight for group in weights.values() for weight in group]
         gradients = torch.autograd.grad(total, flat, allow_unused=True) if flat else ()
     reached = {id(w) for w, g in zip(flat, gradients, strict=True) if g is not None}
@@ -145,25 +149,3 @@ def _give_labels(twin: nn.Module, example: Any) -> None:
         parts = [outputs.find(output, key) for key in outputs.names(broadcast.output)]
         error = outputs.error(parts, broadcast.axis, broadcast.output)
         broadcast.labels = torch.zeros_like(parts[0] if len(parts) == 1 else error)
-
-
-def _count_tap(taps: Counter[str], layer: str, x: Tensor, output: Tensor) -> None:
-    taps[layer] += x.requires_grad
-
-
-def _trained_weights(layer: nn.Module) -> list[Tensor]:
-    found = (p for slot in updates.slots(layer) for p in slot.parameters if p is not None)
-    distinct = {id(parameter): parameter for parameter in found if parameter.requires_grad}
-    return list(distinct.values())
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """All tensors in nested mappings and sequences."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from _tensors(part)
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from _tensors(part)

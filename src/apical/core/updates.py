@@ -88,6 +88,12 @@ def feedback_of(layer: Any) -> list[Feedback]:
     return [own] if isinstance(own, Feedback) else list(own.values())
 
 
+def parameters_of(layer: nn.Module) -> list[Tensor]:
+    """The parameters that the weights with feedback are made of, each once."""
+    found = (p for slot in slots(layer) for p in slot.parameters if p is not None)
+    return list({id(parameter): parameter for parameter in found}.values())
+
+
 def watch(layer: nn.Module) -> None:
     """Let the layer's rule act after every update, if it does anything then; and warn if the layer
     is updated without ever being called."""

@@ -92,11 +92,21 @@ def summarize(
         return Summary(1, mean, None, None, None)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     if method == "bootstrap":
-        low, high = _bootstrap(values, level, seed)
+        import numpy as np
+        from scipy.stats import bootstrap
+
+        low, high = bootstrap(
+            (np.array(values),),
+            np.mean,
+            n_resamples=10_000,
+            confidence_level=level,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     else:
         half = _t_quantile(level, n - 1) * math.sqrt(max(sd**2, noise) / n)
         low, high = mean - half, mean + half
-    return Summary(n, mean, sd, low, high)
+    return Summary(n, mean, sd, float(low), float(high))
 
 
 def seeds_needed(sd: float, half_width: float, *, level: float = LEVEL) -> int:
@@ -368,18 +378,3 @@ def _t_quantile(level: float, freedom: float) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + level) / 2, freedom))
-
-
-def _bootstrap(values: Sequence[float], level: float, seed: int) -> tuple[float, float]:
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    interval = bootstrap(
-        (np.array(values),),
-        np.mean,
-        n_resamples=10_000,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)

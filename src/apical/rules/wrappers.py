@@ -137,7 +137,10 @@ class Sparse(_Wrapper):
         mask = torch.zeros(weight.numel(), dtype=torch.float64)
         kept = max(1, round(self.density * len(mask)))
         mask[torch.randperm(len(mask), generator=generator)[:kept]] = 1
-        return {"mask": mask.view(weight.shape), **inner}
+        name = "mask"
+        while name in inner:  # of a sparse rule within
+            name = f"outer_{name}"
+        return {name: mask.view(weight.shape), **inner}
 
     def note(self, *memory: Tensor) -> dict[str, Tensor]:
         return super().note(*memory[1:])

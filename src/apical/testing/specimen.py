@@ -20,8 +20,10 @@ LAST = "7"
 class Broken(Exception):
     """A check failed: what it expects, and what was seen."""
 
-    def __init__(self, expected: str, seen: str) -> None:
-        super().__init__(f"expected: {' '.join(expected.split()).rstrip('.')}; seen: {seen}")
+    def __init__(self, expected: str | None, seen: str) -> None:
+        super().__init__(
+            f"expected: {' '.join((expected or '').split()).rstrip('.')}; seen: {seen}"
+        )
 
 
 def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -85,7 +87,11 @@ def train(model: nn.Module, steps: int, *, lr: float = 0.05) -> list[float]:
 
 
 def expect_equal(
-    seen: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, *, rtol: float = 0.0
+    seen: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    what: str | None,
+    *,
+    rtol: float = 0.0,
 ) -> None:
     """Raise Broken naming the tensors that are missing, added or differ; rtol 0 means bitwise.
 

@@ -31,7 +31,7 @@ from apical.testing.specimen import (
 def describes_itself(rule: Rule) -> None:
     """The rule is hashable, has a docstring and a BibTeX reference, and survives its dict form."""
     hash(rule)
-    if not (type(rule).__doc__ or "").strip():
+    if not (type(rule).__doc__).strip():
         raise Broken("a docstring", "none")
     if not str(rule.reference).lstrip().startswith("@"):
         raise Broken("a BibTeX entry in `reference`", repr(rule.reference))
@@ -51,7 +51,7 @@ def idle_layer_refused(rule: Rule) -> str | None:
         raise
     if not any(converted_layers(model)):
         return "the rule leaves layers as they are"
-    raise Broken(idle_layer_refused.__doc__ or "", "convert accepted it")
+    raise Broken(idle_layer_refused.__doc__, "convert accepted it")
 
 
 def revert_leaves_no_trace(rule: Rule) -> None:
@@ -112,7 +112,7 @@ def pickle_round_trip(rule: Rule) -> None:
     train(model, 2)
     for twin in twins:
         train(twin, 2)
-        expect_equal(twin.state_dict(), model.state_dict(), pickle_round_trip.__doc__ or "")
+        expect_equal(twin.state_dict(), model.state_dict(), pickle_round_trip.__doc__)
 
 
 def seed_decides(rule: Rule) -> None:
