@@ -1,4 +1,4 @@
-"""What would be a wrong gradient without a word: each case is refused, or computed right."""
+"""What would silently be a wrong gradient: each case is refused, or computed right."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,11 +118,13 @@ def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]
     for name, layer in layers.items():
         layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
     taps: Counter[str] = Counter()
+
+    def count_tap(layer: str, x: Tensor, output: Tensor) -> None:
+        taps[layer] += x.requires_grad
+
     for feedback in feedback_modules(twin):
         if isinstance(feedback, BroadcastFeedback):
-            feedback.listeners.append(
-                lambda x, _, layer=feedback.layer: taps.update({layer: int(x.requires_grad)})
-            )
+            feedback.listeners.append(partial(count_tap, feedback.layer))
     with forked_rng(twin), torch.enable_grad():
         tensors = outputs.tensors(call_with(twin, example))
         total = sum((t.float().sum() for t in tensors if t.requires_grad), torch.zeros(()))

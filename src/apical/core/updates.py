@@ -227,9 +227,13 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
         steps_memory = not stepped.isdisjoint(map(id, memory.values()))
         if steps_weight:
             history.optimizer = optimizer
-        if steps_memory and history.optimizer is not None:
+        of_weight = history.optimizer
+        if steps_memory and of_weight is not None:
             history.optimizers_checked = True
-            for text in _objections(slot, memory.values(), optimizer, history.optimizer):
+            own = next(filter(None, (_group_of(p, of_weight) for p in slot.parameters)), {})
+            groups = [group for p in memory.values() if (group := _group_of(p, optimizer))]
+            texts = {feedback.rule.objection(optimizer, own, group) for group in groups}
+            for text in texts - {""}:
                 objections.setdefault(text, []).append(feedback.layer)
         elif steps_weight:
             history.missed_steps += 1
@@ -303,17 +307,6 @@ def _is_nonzero(grad: Tensor | None) -> bool:
         return False
     local = grad.to_local() if hasattr(grad, "to_local") else grad  # a part of it, if sharded
     return bool(local.any())
-
-
-def _objections(
-    slot: Slot, memory: Iterable[Tensor], optimizer: Optimizer, of_weight: Optimizer
-) -> set[str]:
-    """What the rule objects to in the way its memory is trained."""
-    of_weights = (_group_of(parameter, of_weight) for parameter in slot.parameters)
-    own = next((group for group in of_weights if group), {})
-    groups = [group for p in memory if (group := _group_of(p, optimizer))]
-    texts = (slot.feedback.rule.objection(optimizer, own, group) for group in groups)
-    return {text for text in texts if text}
 
 
 def _group_of(parameter: Tensor | None, optimizer: Optimizer) -> Mapping[str, Any] | None:

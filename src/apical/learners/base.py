@@ -11,7 +11,7 @@ import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from apical.names import check_literals
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets."""
-Asked = TypeVar("Asked")
 
 
 class Objective(NamedTuple):
@@ -92,24 +91,23 @@ class Info:
         self._signals, self._norms, self._local_losses = signals, norms, local_losses
 
     @cached_property
+    @torch.no_grad()
     def signals(self) -> Tensor:
         """Norm of the teaching signal at each step, (T,): of what stands where backprop has the
         gradient of the loss at the input sums of the cell. Empty for nets without steps."""
-        return torch.zeros(0) if self._signals is None else self._asked(self._signals)
+        return torch.zeros(0) if self._signals is None else self._signals()
 
     @cached_property
+    @torch.no_grad()
     def norms(self) -> Mapping[str, Tensor]:
         """Weight -> norm of each step's share in its gradient, (T,), before it is clipped."""
-        return {} if self._norms is None else self._asked(self._norms)
+        return {} if self._norms is None else self._norms()
 
     @cached_property
+    @torch.no_grad()
     def local_losses(self) -> Tensor:
         """Loss of each step's own target, (T,); empty for learners without targets."""
-        return torch.zeros(0) if self._local_losses is None else self._asked(self._local_losses)
-
-    def _asked(self, compute: Callable[[], Asked]) -> Asked:
-        with torch.no_grad():
-            return compute()
+        return torch.zeros(0) if self._local_losses is None else self._local_losses()
 
 
 @dataclass(frozen=True)

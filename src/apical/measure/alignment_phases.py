@@ -136,7 +136,7 @@ def _scatter(values: Sequence[float], smooth: Sequence[float]) -> float:
     values; 0 where too few deviate to tell noise from the curve itself."""
     away = [abs(a - b) for a, b in zip(values, smooth, strict=True)][1:-1]
     nonzero = [value for value in away if value > 0]
-    # a running median meets about a third of noisy values exactly: the others tell of the noise
+    # a running median equals about a third of noisy values exactly: the others show the noise
     noisy = len(nonzero) >= FEWEST and 2 * len(nonzero) >= len(away)
     return 1.4826 * median(nonzero) if noisy else 0.0
 

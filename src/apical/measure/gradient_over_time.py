@@ -81,7 +81,7 @@ def faded(rows: Sequence[Row], epoch: float) -> Finding | None:
     how = "zero to the last bit" if silent else f"{weakest:.0e} of the strongest"
     message = (
         f"its teaching signal is {how} at {_places(silent or weak, len(rows))} (threshold "
-        f"{FADED:g}): what happened there teaches nothing. Try: {ADVICE}"
+        f"{FADED:g}): nothing is learned from what happened there. Try: {ADVICE}"
     )
     value = 0.0 if silent else weakest
     return Finding(WHERE, "signal vanishes", value, FADED, epoch, message)

@@ -31,7 +31,7 @@ from apical.testing.specimen import (
 def describes_itself(rule: Rule) -> None:
     """The rule is hashable, has a docstring and a BibTeX reference, and survives its dict form."""
     hash(rule)
-    if not (type(rule).__doc__).strip():
+    if not (type(rule).__doc__ or "").strip():
         raise Broken("a docstring", "none")
     if not str(rule.reference).lstrip().startswith("@"):
         raise Broken("a BibTeX entry in `reference`", repr(rule.reference))
