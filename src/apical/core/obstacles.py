@@ -165,11 +165,8 @@ def _of_module(module: nn.Module) -> str:
             )
     adapter = adapter_of(module)
     held = dict(module.named_parameters())
-    missing = [
-        name
-        for name in (adapter.of(module) if adapter else ())
-        if name not in held and not isinstance(getattr(module, name, None), Tensor)
-    ]
+    unheld = [name for name in (adapter.of(module) if adapter else ()) if name not in held]
+    missing = [name for name in unheld if not isinstance(getattr(module, name, None), Tensor)]
     if missing:
         named = " or ".join(missing)
         return f"has no {named}, which its adapter names; it has {_listed(held)}"
