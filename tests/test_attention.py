@@ -59,6 +59,18 @@ def test_attention_equals_the_original_and_its_exact_gradients() -> None:
                 assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+def test_dropout_acts_on_the_weights_that_are_returned() -> None:
+    torch.manual_seed(0)
+    plain = nn.MultiheadAttention(8, 2, dropout=0.5).double()
+    model, x = apical.convert(copy.deepcopy(plain), "fa"), torch.randn(4, 3, 8).double()
+    seen, expected = [], []
+    for layer, found in ((model, seen), (plain, expected)):
+        torch.manual_seed(1)
+        found += layer(x, x, x)
+    assert_close(seen, expected, rtol=1e-10, atol=1e-12)
+    assert (seen[1] == 0).any()
+
+
 def test_attention_projects_by_its_feedback() -> None:
     """With one head and one key the values pass unchanged: the chain v -> out by hand."""
     torch.manual_seed(0)

@@ -35,6 +35,7 @@ from apical.rules import (
 )
 from apical.rules.base import Geometry, Local, Update, bound, fans, uniform
 from apical.rules.mirror import RELEASED
+from apical.rules.ops import LinearOp
 from apical.testing import CHECKS, ContractError
 
 VARIANTS = [
@@ -65,6 +66,7 @@ VARIANTS = [
     Quantised(rules.build("brsf")),
     SignDFA(layout="channel"),
     Sparse(KolenPollack()),
+    Sparse(Quantised(Sparse(FA()))),
     AlignmentLoss("mirror"),
     AlignmentLoss("symmetric", init="normal"),
     dataclasses.replace(RELEASED, initial=2),  # its 468 batches of noise say no more
@@ -319,3 +321,45 @@ def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     apical.check_rule("brsf")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seed(value: int) -> None:
+        raise AssertionError("all GPUs are seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seed)
+    apical.check_rule("usf")
+    apical.check_adapter(nn.Bilinear(4, 5, 3), torch.randn(2, 4), torch.randn(2, 5))
+
+
+def test_feedback_is_drawn_on_the_cpu_whatever_the_default_device() -> None:
+    x = torch.randn(6, 2, 5, 5, dtype=torch.float64)
+    for rule in (*RULES.values(), *VARIANTS):
+        models = []
+        for device in ("cpu", "meta"):
+            torch.manual_seed(0)
+            layers = nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(27, 6)
+            model = nn.Sequential(*layers, nn.Tanh(), nn.Linear(6, 3)).double()
+            with torch.device(device):
+                apical.convert(model, rule, on_unsupported="keep")
+                with torch.no_grad():
+                    model(x)
+            models.append(model)
+        for (name, a), (_, b) in zip(*(m.state_dict().items() for m in models), strict=True):
+            assert a.device.type == "cpu" and torch.equal(a, b), (rule, name)
+
+
+def test_a_pool_is_read_at_the_same_place_on_every_device() -> None:
+    class OnGPU:
+        device = torch.device("cuda")
+
+        def initial_seed(self) -> int:
+            return 7
+
+    rule, weight = SignSymmetric("fresh", redraw="pool"), torch.ones(5, 4)
+    drawn = []
+    for generator in (torch.Generator().manual_seed(7), OnGPU()):
+        memory = rule.create(weight, torch.Generator().manual_seed(0)).values()
+        rule.after_update(Update(weight, None, LinearOp(), 1, lambda g=generator: g), *memory)  # type: ignore[misc]
+        drawn.append(next(iter(memory)))
+    assert torch.equal(*drawn)

@@ -293,6 +293,7 @@ def test_rank_is_of_the_covariance_whatever_the_shape_scale_and_mean() -> None:
         for changed in (rows, 1e-9 * rows, rows + 5, rows.T.contiguous().T):
             assert probes.effective_rank(changed) == pytest.approx(expected, rel=1e-6)
     assert probes.effective_rank(torch.full((4, 3), 2.0)) == 0
+    assert probes.effective_rank(torch.zeros(0, 3)) == 0
     tiny = 1e-12 * torch.cat([torch.eye(3), -torch.eye(3)])  # whose fourth powers do not exist
     assert probes.effective_rank(tiny) == pytest.approx(3)
 

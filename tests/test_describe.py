@@ -47,6 +47,28 @@ def test_describe_reports_layers_that_are_bypassed() -> None:
         assert "YES" in str(apical.describe(model, example=torch.ones(2, 3)))
 
 
+def test_describe_runs_rules_that_learn_from_labels() -> None:
+    x, outputs = torch.ones(2, 4), {"output": ["a", "b"]}
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.a, self.b = mlp(), nn.Linear(2, 3), nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            h = self.trunk(x)
+            return {"a": self.a(h), "b": self.b(h)}
+
+    for name in ("drtp", "le"):
+        for model, options in ((mlp(), {}), (Two(), outputs)):
+            for sized in (None, x):
+                if sized is not None:
+                    apical.revert(model)
+                apical.convert(model, name, example=sized, **options)
+                rows = apical.describe(model, example=x).rows
+                assert [row.taps for row in rows] == [0, *(1 for _ in rows[1:])]
+
+
 def test_memory_that_layers_share_counts_once() -> None:
     model = apical.convert(mlp(), DFA(shared=True), example=torch.ones(1, 4))
     own = 4  # the scale of each layer

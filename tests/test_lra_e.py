@@ -107,6 +107,18 @@ def test_the_net_computes_the_same_with_the_memory_attached() -> None:
     assert torch.equal(model(x), before)
 
 
+def test_activations_in_place_change_nothing() -> None:
+    found = []
+    for in_place in (False, True):
+        model = net(nn.ReLU)
+        for module in model:
+            if isinstance(module, nn.ReLU):
+                module.inplace = in_place
+        learners.attach(model, LRAE(beta=0.3), seed=2)
+        found.append(taught(model, LRAE(beta=0.3)))
+    assert all(torch.equal(seen, found[0][name]) for name, seen in found[1].items())
+
+
 def test_nets_it_cannot_teach_are_refused_with_the_remedy() -> None:
     for model, told in (
         (nets.Recurrent(nets.SRN(3, 4), 2), "not Recurrent"),

@@ -104,6 +104,10 @@ def test_what_cannot_be_batched_is_refused() -> None:
         (lambda: many.gradients(TPTT("sum"), batch), "TPTT: it has tensors of its own"),
         (lambda: many.gradients(EProp(feedback="random"), batch), "EProp: it has tensors"),
         (lambda: Many([]), "at least one net"),
+        (
+            lambda: Many([nn.Linear(3, 2) for _ in range(3)]).gradients(ReadOut(), batch),
+            "needs a nets.Recurrent",
+        ),
         (lambda: Many([net(0), net(0, "gru")]), "alike in all but their numbers"),
         (lambda: Many([net(0), net(0, output="every")]), "alike in all but their numbers"),
         (lambda: Many([apical.convert(net(0), "fa")]), "converted layers"),

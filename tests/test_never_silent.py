@@ -1,4 +1,4 @@
-"""What would be a wrong gradient without a word: each case is refused, or computed right."""
+"""What would silently be a wrong gradient: each case is refused, or computed right."""
 
 from __future__ import annotations
 
@@ -358,11 +358,13 @@ def test_activation_checkpointing_and_changes_in_place(reused: bool) -> None:
 def test_an_output_axis_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="output_axis=1 has no effect"):
         apical.convert(net(), "fa", output_axis=1)
-    for axis in (-1, "time"):
+    for axis in (-1, "time", True):
         with pytest.raises(ValueError, match=f"output_axis={axis!r} is no axis"):
             apical.convert(net(), "dfa", output_axis=axis)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no axis 2"):
         apical.convert(net(), "dfa", output_axis=2)(X)
+    with pytest.raises(ValueError, match=r"^0: its input .* has no axis 5 .*DFA\(sample_axis=5\)"):
+        apical.convert(net(), DFA(sample_axis=5))(X)
     model = apical.convert(per_position(), DRTP(sample_axis=1), output_axis=1)
     with apical.labels(model, torch.zeros(4, dtype=torch.long)):
         with pytest.raises(ValueError, match="0|2: with output_axis=1, labels are numbers"):
@@ -682,8 +684,9 @@ def test_the_estimate_is_what_is_stored(name: Any) -> None:
         else:
             with pytest.raises(ValueError, match=f"{stored:,} bytes .*max_feedback_bytes={stored}"):
                 apical.convert(net(), name, **options)
-    with pytest.raises(ValueError, match="below 0"):
-        apical.convert(net(), name, max_feedback_bytes=-1)
+    for wrong in (-1, "1GB", True, float("nan")):
+        with pytest.raises(ValueError, match=f"max_feedback_bytes={wrong!r} is no number of bytes"):
+            apical.convert(net(), name, max_feedback_bytes=wrong)
 
 
 @pytest.mark.parametrize("name", [n for n in SENDING if not isinstance(RULES[n], BroadcastRule)])

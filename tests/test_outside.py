@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 import apical
+from apical.core import updates
 
 FOREIGN: dict[str, Callable[[Tensor, nn.Linear], Tensor]] = {
     "F.linear": lambda h, layer: F.linear(h, layer.weight, layer.bias),
@@ -361,6 +362,26 @@ def test_a_layer_that_is_trained_but_never_called_is_warned_of_once() -> None:
         optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
         (other.loss(torch.randn(6, 4), calls=True) + other.b.weight.square().sum()).backward()
         optimizer.step()
+
+
+def test_a_layer_that_is_never_called_is_examined_ever_more_rarely() -> None:
+    model, other = apical.convert(Bypassed(), "fa"), apical.convert(Bypassed(), "fa")
+    optimizer, of_other = (torch.optim.SGD(m.parameters(), lr=0.01) for m in (model, other))
+    x, due = torch.randn(6, 4), []
+    for _ in range(1000):
+        of_other.step()  # has a count of its own
+        due.append(updates._is_due(optimizer))
+    assert all(due[:16]) and sum(due) < 100
+
+    def train_b_at_every_third_step() -> None:
+        for step in range(600):
+            optimizer.zero_grad()
+            if step % 3 == 1:
+                model.loss(x, calls=False).backward()
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match="^b: the weight has a gradient, but"):
+        train_b_at_every_third_step()
 
 
 def test_compiled() -> None:

@@ -54,6 +54,8 @@ def test_bad_settings_are_refused():
         statistics.summarize([1, 2], level=95)
     with pytest.raises(ValueError, match=r"'t' and 'bootstrap'"):
         statistics.summarize([1, 2], method="jackknife")
+    with pytest.raises(ValueError, match=r"'t' and 'bootstrap'"):
+        statistics.summarize([1], method="jackknife")
 
 
 def test_bootstrap_stays_within_the_values_and_repeats():
@@ -285,7 +287,9 @@ def test_examples_in_docstrings():
     assert result.failed == 0
 
 
-@pytest.mark.parametrize(("sd", "half_width"), [(1.0, 0.5), (1.0, 2.0), (0.3, 0.31), (2.0, 0.2)])
+@pytest.mark.parametrize(
+    ("sd", "half_width"), [(1.0, 0.5), (1.0, 2.0), (0.3, 0.31), (2.0, 0.2), (2.0, 1e-4)]
+)
 def test_so_many_seeds_are_needed_and_not_one_fewer(sd: float, half_width: float) -> None:
     def half(n: int) -> float:
         low, high = scipy.stats.t.interval(0.95, n - 1, scale=sd / math.sqrt(n))
@@ -297,5 +301,6 @@ def test_so_many_seeds_are_needed_and_not_one_fewer(sd: float, half_width: float
 
 
 def test_impossible_half_widths_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"half_width=0: need at least 0, and above 0"):
-        statistics.seeds_needed(1.0, 0)
+    for sd, half_width in ((1.0, 0), (-1.0, 1), (math.inf, 1)):
+        with pytest.raises(ValueError, match=f"half_width={half_width}: need at least 0, finite"):
+            statistics.seeds_needed(sd, half_width)

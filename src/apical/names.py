@@ -207,7 +207,7 @@ def type_hints(kind: type) -> Mapping[str, Any]:
     return _type_hints(kind)
 
 
-@functools.cache
+@functools.cache  # behind a function, as the type checker takes no class for hashable
 def _type_hints(kind: type) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):

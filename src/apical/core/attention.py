@@ -22,7 +22,8 @@ PROJECTIONS = ("q", "k", "v", "out")
 
 
 class AttentionMixin:
-    """The forward of `nn.MultiheadAttention`, equal to it within rounding."""
+    """The forward of `nn.MultiheadAttention`, equal to it within rounding. Dropout draws on the
+    device, as torch's does."""
 
     def _apical_parts(self: Any) -> dict[str, Part]:
         """The weight of each projection."""
@@ -74,7 +75,8 @@ class AttentionMixin:
         if need_weights:
             scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
             weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
-            mixed = F.dropout(weights, dropout) @ v
+            weights = F.dropout(weights, dropout)  # so they are returned, too
+            mixed = weights @ v
         else:
             weights = None
             mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -47,7 +48,9 @@ def convert(
             arguments). It sizes the feedback of broadcast rules at once, where otherwise the first
             forward pass does, and reveals layers that the model never calls and weights that it
             multiplies outside their layers.
-        seed: of all feedback, with the layers' names; global generators are left alone.
+        seed: of all feedback, with the layers' names; global generators are left alone. Feedback is
+            drawn on the CPU, and is the same on every device. Only what a rule draws after updates
+            (brsf, redrawn, wm) is drawn on the weight's device, where CUDA differs from the CPU.
         output: key, place or attribute of the tensor that carries the error, or a list of them, for
             broadcast rules on a model that returns several. Another output that receives a gradient
             is warned of once: it reaches no hidden layer.
@@ -84,11 +87,16 @@ def convert(
                 raise ValueError(
                     f"{option}={value!r} has no effect: no layer has a rule that broadcasts"
                 )
-    if output_axis is not None and (not isinstance(output_axis, int) or output_axis < 0):
+    if output_axis is not None and (type(output_axis) is not int or output_axis < 0):
         raise ValueError(f"output_axis={output_axis!r} is no axis from 0, the first")
     outputs.names(output)  # or ValueError
-    if max_feedback_bytes is not None and max_feedback_bytes < 0:
-        raise ValueError(f"max_feedback_bytes={max_feedback_bytes} is below 0")
+    if max_feedback_bytes is not None:
+        number = isinstance(max_feedback_bytes, Real) and not isinstance(max_feedback_bytes, bool)
+        if not (number and max_feedback_bytes >= 0):
+            raise ValueError(
+                f"max_feedback_bytes={max_feedback_bytes!r} is no number of bytes from 0; give a"
+                " number, as 2**30, or None for the limit that fits the weights and the device"
+            )
     _check_memory(model, rows, max_feedback_bytes)
     conversion = _Conversion(seed, Broadcast(output, output_axis, max_feedback_bytes))
     for row in rows:

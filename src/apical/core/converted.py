@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -67,6 +67,13 @@ def forward_parameters(model: nn.Module) -> Iterator[Parameter]:
     """The parameters of the model itself, without those of its feedback."""
     feedback = {id(parameter) for parameter in feedback_parameters(model)}
     return (parameter for parameter in model.parameters() if id(parameter) not in feedback)
+
+
+def forked_rng(model: nn.Module) -> AbstractContextManager[None]:
+    """Within the block random numbers of the CPU and of the model's GPUs may be drawn; afterwards
+    the global generators are as before."""
+    devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
+    return torch.random.fork_rng(devices=list(devices))
 
 
 @contextmanager

@@ -35,6 +35,13 @@ def counted(tap: Tap, error: Tensor) -> tuple[Tap, int]:
         if given != expected and not alike:
             raise positions_differ(tap.feedback, rows.positions or (), expected)
         return rows, len(rows.x)
+    axis = getattr(rule, "sample_axis", 0)
+    if isinstance(axis, int) and axis >= tap.x.dim():
+        raise ValueError(
+            f"{tap.feedback.layer}: its input {tuple(tap.x.shape)} has no axis {axis} that counts"
+            f" samples ({type(rule).__name__}(sample_axis={axis})); give the axis that does, or the"
+            " layer another rule by its name"
+        )
     count = rule.samples(tap.x.shape, tuple(error.shape[1:]))
     if count is None and error.shape[0] and tap.x.shape[0] % error.shape[0] == 0:
         count = error.shape[0]
@@ -136,13 +143,10 @@ def positions_differ(
     elif len(given) > 1 and swapped == expected:
         axis = 0 if getattr(feedback.rule, "sample_axis", 0) else 1
         remedy = f"give it {rule}(positions='samples', sample_axis={axis})"
-    elif feedback.rule.by_pixel:
-        remedy = f"give the layer a rule without positions, {{{layer!r}: 'fa', '*': ...}}"
     else:
-        remedy = (
-            f"give the layer a rule without positions, {{{layer!r}: 'fa', '*': ...}}, as for an"
-            " encoder and for pooled or strided layers"
-        )
+        remedy = f"give the layer a rule without positions, {{{layer!r}: 'fa', '*': ...}}"
+        if not feedback.rule.by_pixel:
+            remedy += ", as for an encoder and for pooled or strided layers"
     kind = "pixels" if feedback.rule.by_pixel else "samples"
     return ValueError(
         f"{layer}: its input has the positions {given}, samples first, and the model's output"

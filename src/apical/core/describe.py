@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from apical import rules
-from apical.core import updates
-from apical.core.converted import broadcasts, converted_layers, feedback_modules, is_converted
+from apical.core import outputs, updates
+from apical.core.converted import (
+    broadcasts,
+    converted_layers,
+    feedback_modules,
+    forked_rng,
+    is_converted,
+)
 from apical.core.example import call_with
 from apical.core.plan import plan, table
 from apical.core.taps import BroadcastFeedback
@@ -103,20 +109,29 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, str, str, str, str, int]]:
 def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]:
     """Calls, taps and bypass of each converted layer in one step of a copy."""
     twin = copy.deepcopy(model)
+    for broadcast in broadcasts(twin):
+        broadcast.warns_of_outputs = False  # all outputs receive a gradient below
+    if any(getattr(feedback.rule, "needs_labels", False) for feedback in feedback_modules(twin)):
+        _give_labels(twin, example)
     calls: Counter[str] = Counter()
     layers = dict(converted_layers(twin))
     for name, layer in layers.items():
         layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
-    for broadcast in broadcasts(twin):
-        broadcast.warns_of_outputs = False  # all outputs receive a gradient below
     taps: Counter[str] = Counter()
+
+    def count_tap(layer: str, x: Tensor, output: Tensor) -> None:
+        taps[layer] += x.requires_grad
+
     for feedback in feedback_modules(twin):
         if isinstance(feedback, BroadcastFeedback):
-            feedback.listeners.append(partial(_count_tap, taps, feedback.layer))
-    with torch.random.fork_rng(), torch.enable_grad():
-        tensors = list(_tensors(call_with(twin, example)))
+            feedback.listeners.append(partial(count_tap, feedback.layer))
+    with forked_rng(twin), torch.enable_grad():
+        tensors = outputs.tensors(call_with(twin, example))
         total = sum((t.float().sum() for t in tensors if t.requires_grad), torch.zeros(()))
-        weights = {name: _trained_weights(layer) for name, layer in layers.items()}
+        weights = {
+            name: [p for p in updates.parameters_of(layer) if p.requires_grad]
+            for name, layer in layers.items()
+        }
         flat = [weight for group in weights.values() for weight in group]
         gradients = torch.autograd.grad(total, flat, allow_unused=True) if flat else ()
     reached = {id(w) for w, g in zip(flat, gradients, strict=True) if g is not None}
@@ -129,23 +144,11 @@ def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]
     return result
 
 
-def _count_tap(taps: Counter[str], layer: str, x: Tensor, output: Tensor) -> None:
-    taps[layer] += x.requires_grad
-
-
-def _trained_weights(layer: nn.Module) -> list[Tensor]:
-    found = (p for slot in updates.slots(layer) for p in slot.parameters if p is not None)
-    distinct = {id(parameter): parameter for parameter in found if parameter.requires_grad}
-    return list(distinct.values())
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """All tensors in nested mappings and sequences."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from _tensors(part)
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from _tensors(part)
+def _give_labels(twin: nn.Module, example: Any) -> None:
+    """Labels of zeros, in the shape of the outputs that carry the error."""
+    with forked_rng(twin), torch.no_grad():
+        output = call_with(twin, example)
+    for broadcast in broadcasts(twin):
+        parts = [outputs.find(output, key) for key in outputs.names(broadcast.output)]
+        error = outputs.error(parts, broadcast.axis, broadcast.output)
+        broadcast.labels = torch.zeros_like(parts[0] if len(parts) == 1 else error)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from apical.core import counted, outputs, updates
 from apical.core.adapters import adapter_of
 from apical.core.broadcast import Broadcast
-from apical.core.converted import broadcasts, converted_layers, feedback_modules
+from apical.core.converted import broadcasts, converted_layers, feedback_modules, forked_rng
 from apical.core.kinds import parts as weights_of
 from apical.core.outside import Guard
 from apical.core.taps import BroadcastFeedback, Tap
@@ -41,9 +41,8 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
         broadcast.attempts = 0  # an example, of zeros perhaps, shows no axis of samples
     for name, layer in converted_layers(twin):
         layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-    devices = {p.device for p in model.parameters() if p.is_cuda}
     needs_labels = any(getattr(feedback.rule, "needs_labels", False) for feedback in sized)
-    with torch.random.fork_rng(devices=list(devices)), torch.set_grad_enabled(not needs_labels):
+    with forked_rng(model), torch.set_grad_enabled(not needs_labels):
         found = guard.find(twin, call_with(twin, example))
     for _, layer in converted_layers(twin):
         updates.unwatch(layer)  # the model takes the parameters of its feedback
@@ -97,8 +96,7 @@ def broadcast_bytes(
                 unknown.add(name)
                 continue
             layer.register_forward_pre_hook(partial(_note, seen, name), with_kwargs=True)
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+    with forked_rng(model), torch.enable_grad():
         returned = call_with(twin, example)  # without a graph, attention takes another path
     parts = [outputs.find(returned, key) for key in outputs.names(output)]
     error = outputs.error(parts, output_axis or 0, output).to("meta")

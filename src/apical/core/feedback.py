@@ -18,6 +18,11 @@ from apical.rules.base import Rule, TransportRule
 FEEDBACK_VERSION = 1
 """Part of the seed of all feedback; raised when a change alters the numbers."""
 
+NO_TENSOR_PARALLELISM = (
+    "tensor parallelism (parallelize_module) is not supported for converted models, use fully_shard"
+    " or DistributedDataParallel"
+)
+
 
 class History:
     """What happened to one weight since the last update that its rule acted on.
@@ -122,8 +127,7 @@ class Feedback(nn.Module):
         if name in ("weight", "bias"):  # of tools that take every module below a layer for one
             raise AttributeError(
                 f"{self.layer}: its feedback has no {name!r}, which partitioning a model looks for;"
-                " tensor parallelism (parallelize_module) is not supported for converted models,"
-                " use fully_shard or DistributedDataParallel"
+                f" {NO_TENSOR_PARALLELISM}"
             )
         return super().__getattr__(name)
 
@@ -166,8 +170,7 @@ class Feedback(nn.Module):
         if type(weight).__name__ == "DTensor":
             raise ValueError(
                 f"{self.layer}: its weight is a DTensor now, a part of a weight on each process;"
-                " tensor parallelism (parallelize_module) is not supported for converted models,"
-                " use fully_shard or DistributedDataParallel"
+                f" {NO_TENSOR_PARALLELISM}"
             )
         acts = x.requires_grad or self.trained
         if self.rule.acts_after_update and (acts or self.rule.follows_weight):
@@ -256,7 +259,9 @@ class TransportFeedback(Feedback):
     def __init__(self, rule: TransportRule, layer: str, seed: int, weight: Tensor) -> None:
         super().__init__(rule, layer, seed)
         with torch.inference_mode(False), torch.no_grad():
-            self.store(rule.create(weight, self.generator()), weight)
+            with torch.device("cpu"):  # whatever torch's default device is
+                made = rule.create(weight, self.generator())
+            self.store(made, weight)
         self.weight_shape = weight.shape
 
     def takes_part(self, x: Tensor, weight: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from apical.core import updates
-from apical.core.feedback import Feedback
+from apical.core.feedback import NO_TENSOR_PARALLELISM, Feedback
 from apical.core.forward import apply
 from apical.core.updates import Part, only_part
 from apical.rules.ops import ConvOp, LinearOp
@@ -145,9 +145,8 @@ def _register_parameter(layer: Any, name: str, parameter: Any) -> None:
     """`parallelize_module` registers every parameter below a layer with the layer again."""
     if name.startswith("feedback."):
         raise ValueError(
-            f"{name}: partitioning the layer would take its feedback for a weight; tensor"
-            " parallelism (parallelize_module) is not supported for converted models, use"
-            " fully_shard or DistributedDataParallel"
+            f"{name}: partitioning the layer would take its feedback for a weight;"
+            f" {NO_TENSOR_PARALLELISM}"
         )
     super(layer.plain_class, layer).register_parameter(name, parameter)
 

@@ -14,7 +14,6 @@ from apical.core.adapters import adapter_of
 from apical.core.converted import is_converted
 from apical.core.feedback import computed_weight
 from apical.core.kinds import kind_of, parts
-from apical.core.products import Adapter
 from apical.core.updates import Part
 from apical.rules import Rule, TransportRule
 
@@ -175,12 +174,12 @@ def _of_module(module: nn.Module) -> str:
                 " on_unsupported='keep'"
             )
     adapter = adapter_of(module)
-    missing = [name for name in adapter.of(module) if not _has(module, name)] if adapter else []
+    held = dict(module.named_parameters())
+    unheld = [name for name in (adapter.of(module) if adapter else ()) if name not in held]
+    missing = [name for name in unheld if not isinstance(getattr(module, name, None), Tensor)]
     if missing:
-        return (
-            f"has no {' or '.join(missing)}, which its adapter names; it has"
-            f" {_listed(dict(module.named_parameters()))}"
-        )
+        named = " or ".join(missing)
+        return f"has no {named}, which its adapter names; it has {_listed(held)}"
     further = {
         name: p
         for name, p in further_parameters(module).items()
@@ -201,21 +200,10 @@ def _of_module(module: nn.Module) -> str:
 def further_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a layer of a supported kind that are no weight or bias of its products."""
     adapter = adapter_of(module)
-    named = _named(adapter, module) if adapter else ()
+    uses = adapter.of(module) if adapter else {}
+    named = {*uses, *(use.bias for use in uses.values())}
     return {
         name: p
         for name, p in module._parameters.items()
         if p is not None and not (name in named if adapter else name.startswith(_OF_LAYERS))
     }
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    return name in dict(module.named_parameters()) or isinstance(
-        getattr(module, name, None), Tensor
-    )
-
-
-def _named(adapter: Adapter, module: nn.Module) -> set[str]:
-    """The parameters of a layer that its adapter names."""
-    weights = adapter.of(module)
-    return {*weights, *(use.bias for use in weights.values() if use.bias)}

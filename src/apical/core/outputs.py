@@ -132,6 +132,13 @@ def mapped(
     return dataclasses.replace(output, **{str(name): new for name, new in replacements.items()})
 
 
+def tensors(output: Any) -> list[Tensor]:
+    """All tensors of an output, those in nested containers included."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for _, part in _items(output) for tensor in tensors(part)]
+
+
 def targets(labels: Tensor, samples: int, error_shape: tuple[int, ...]) -> Tensor:
     """Labels in the shape of the error, flat for each sample: classes become one-hot.
 

@@ -128,17 +128,10 @@ class Guard:
     def find(self, model: nn.Module, output: Any) -> dict[str, str]:
         """Uses in the graph of an output: by layer, or by layer and parameter, what is wrong and
         the remedy."""
-        tensors: list[Tensor] = []
-
-        def collect(path: tuple[outputs.Name, ...], tensor: Tensor) -> Tensor:
-            tensors.append(tensor)
-            return tensor
-
-        outputs.mapped(output, collect)
         weights, layers = self._weights(model)
         kept = self._kept(model)
         products: list[tuple[Node, list[Edge]]] = []
-        nodes = list(_nodes(tensor.grad_fn for tensor in tensors))
+        nodes = list(_nodes(tensor.grad_fn for tensor in outputs.tensors(output)))
         for node in nodes:
             name = node.name()
             if name == "TransportBackward":
@@ -370,8 +363,7 @@ def _parameters(layer: nn.Module) -> Iterator[Tensor]:
         for made in layer.parametrizations.values():  # type: ignore[operator]
             yield from made._parameters.values()
         return
-    for slot in updates.slots(layer):
-        yield from (p for p in slot.parameters if p is not None)
+    yield from updates.parameters_of(layer)
 
 
 def _edge(tensor: Tensor) -> Edge:

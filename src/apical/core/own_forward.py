@@ -30,6 +30,11 @@ _MATRIX_PRODUCTS = {
 }
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
+REMEDY = (
+    "declare what it computes: apical.adapters.register(..., forward=...), or keep the layer's"
+    " exact gradient"
+)
+
 
 class OwnForward(TorchFunctionMode):
     """Replaces the products with the weights of one layer while its own forward runs."""
@@ -84,8 +89,7 @@ class Uses:
             name = getattr(function, "__name__", str(function))
             raise ValueError(
                 f"{self._product.layer}: its forward uses a weight in {name!r}, to which no"
-                " rule can be applied; declare what it computes: apical.adapters.register(...,"
-                " forward=...), or keep the layer's exact gradient"
+                f" rule can be applied; {REMEDY}"
             )
         return result  # its shape, its dtype
 
@@ -95,8 +99,7 @@ class Uses:
             raise ValueError(
                 f"{self._product.layer}: its forward called no product with"
                 f" {', '.join(key or 'its weight' for key in sorted(self._unused))}, so no rule can"
-                " be applied; declare what it computes: apical.adapters.register(...,"
-                " forward=...), or keep the layer's exact gradient"
+                f" be applied; {REMEDY}"
             )
 
 

@@ -117,16 +117,14 @@ def plan(
         row = _decide(name, module, choices)
         if row.action == "refuse":
             if on_unsupported == "keep":
-                reason = row.why.partition(";")[0]  # without the remedy
-                row = Row(name, row.kind, "keep", None, f"kept knowingly: {reason}", module)
+                row = _kept(row, row.why)
             else:
                 problems.append(f"{name or '(root)'} ({row.kind}): {row.why}")
         rows.append(row)
     for place, text in _followed_in_part(rows):
         row = rows[place]
         if on_unsupported == "keep":
-            why = f"kept knowingly: {text.partition(';')[0]}"
-            rows[place] = Row(row.layer, row.kind, "keep", None, why, row.module)
+            rows[place] = _kept(row, text)
         else:
             problems.append(f"{row.layer or '(root)'} ({row.kind}): {text}")
     problems += _useless_patterns(rows, choices)
@@ -141,6 +139,11 @@ def plan(
         sizes = broadcast_bytes(model, example, chosen, output, output_axis)
         rows = [replace(row, broadcast_bytes=sizes.get(row.layer, 0)) for row in rows]
     return Plan(tuple(rows), tuple(problems))
+
+
+def _kept(row: Row, problem: str) -> Row:
+    reason = problem.partition(";")[0]  # without the remedy
+    return Row(row.layer, row.kind, "keep", None, f"kept knowingly: {reason}", row.module)
 
 
 @dataclass

@@ -36,7 +36,8 @@ def weights_of_steps(layer: Any) -> Weights:
 def over_steps(
     layer: Any, product: Product, input: Tensor | PackedSequence, hx: Any = None
 ) -> tuple[Any, Any]:
-    """The forward of `nn.RNN`, `nn.LSTM` and `nn.GRU`."""
+    """The forward of `nn.RNN`, `nn.LSTM` and `nn.GRU`. Dropout draws on the
+    device, as theirs does."""
     lstm = layer.mode == "LSTM"
     sizes: list[int] | None = None
     batch_sizes: Any = None

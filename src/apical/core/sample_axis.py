@@ -3,7 +3,7 @@
 A broadcast rule sends the error of a sample to the rows of the same sample in every layer's input.
 Equal sizes do not prove that two axes count the same thing: in (time, samples, features) with as
 many steps as samples, and wherever only the sizes within a sample differ, a wrong axis would mix
-samples without a word. What proves it is the network: an output depends on the inputs of its own
+samples silently. What proves it is the network: an output depends on the inputs of its own
 sample, and on no others.
 """
 

@@ -145,7 +145,10 @@ def _regroup(model: nn.Module, before: list[Parameter], optimizers: list[Optimiz
     removed = _removed(model, before)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            _remove(group, removed)
+            kept = [n for n, member in enumerate(group["params"]) if id(member) not in removed]
+            for key in ("params", "param_names"):
+                if key in group:  # in place: wrappers of an optimizer may share the list
+                    group[key][:] = [group[key][n] for n in kept]
         for parameter in removed.values():
             optimizer.state.pop(parameter, None)
     for name, parameter, slot in _untrained(model, optimizers):
@@ -162,14 +165,6 @@ def _add(optimizer: Optimizer, group: dict[str, Any], name: str, parameter: Para
     group["params"].append(parameter)
     if "param_names" in group:
         group["param_names"].append(name)
-
-
-def _remove(group: dict[str, Any], removed: Mapping[int, Parameter]) -> None:
-    """In place: wrappers of an optimizer may share the list."""
-    kept = [place for place, member in enumerate(group["params"]) if id(member) not in removed]
-    for key in ("params", "param_names"):
-        if key in group:
-            group[key][:] = [group[key][place] for place in kept]
 
 
 def _problems(

@@ -49,7 +49,8 @@ class BroadcastFeedback(Feedback):
         """
         name = "shared" if self.rule.shared else self.layer
         self.fitting = [geometry.input_shape]
-        made = self.rule.create(geometry, error_size, self.generator(name))
+        with torch.device("cpu"):  # whatever torch's default device is
+            made = self.rule.create(geometry, error_size, self.generator(name))
         if not self.unchecked:
             self.store(made, weight)
             return

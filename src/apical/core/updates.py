@@ -28,6 +28,7 @@ PATIENCE = 3
 
 _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
 _UNCALLED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # so far; gradients at first
+_STEPS: WeakKeyDictionary[Optimizer, tuple[int, int]] = WeakKeyDictionary()  # since; the next due
 _HOOKS: list[Any] = []
 
 
@@ -87,11 +88,20 @@ def feedback_of(layer: Any) -> list[Feedback]:
     return [own] if isinstance(own, Feedback) else list(own.values())
 
 
+def parameters_of(layer: nn.Module) -> list[Tensor]:
+    """The parameters that the weights with feedback are made of, each once."""
+    found = (p for slot in slots(layer) for p in slot.parameters if p is not None)
+    return list({id(parameter): parameter for parameter in found}.values())
+
+
 def watch(layer: nn.Module) -> None:
     """Let the layer's rule act after every update, if it does anything then; and warn if the layer
     is updated without ever being called."""
-    _UNCALLED[layer] = _gradients(layer)
-    if any(map(_acts, feedback_of(layer))):
+    parts = feedback_of(layer)
+    if not any(feedback.history.called for feedback in parts):  # as that of a copy may be
+        _UNCALLED[layer] = _gradients(layer)
+        _STEPS.clear()
+    if any(map(_acts, parts)):
         _WATCHED[layer] = None
     if not _HOOKS:
         _HOOKS.append(register_optimizer_step_post_hook(_after_step))
@@ -119,7 +129,7 @@ def updated_by_hand(layers: Iterable[nn.Module]) -> None:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if _UNCALLED:
+    if _UNCALLED and _is_due(optimizer):
         _warn_of_uncalled(optimizer)
     if not _WATCHED:
         return
@@ -217,9 +227,13 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
         steps_memory = not stepped.isdisjoint(map(id, memory.values()))
         if steps_weight:
             history.optimizer = optimizer
-        if steps_memory and history.optimizer is not None:
+        of_weight = history.optimizer
+        if steps_memory and of_weight is not None:
             history.optimizers_checked = True
-            for text in _objections(slot, memory.values(), optimizer, history.optimizer):
+            own = next(filter(None, (_group_of(p, of_weight) for p in slot.parameters)), {})
+            groups = [group for p in memory.values() if (group := _group_of(p, optimizer))]
+            texts = {feedback.rule.objection(optimizer, own, group) for group in groups}
+            for text in texts - {""}:
                 objections.setdefault(text, []).append(feedback.layer)
         elif steps_weight:
             history.missed_steps += 1
@@ -234,6 +248,17 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
         )
     for text, layers in objections.items():
         warnings.warn(f"{', '.join(dict.fromkeys(layers))}: {text}", stacklevel=4)
+
+
+def _is_due(optimizer: Optimizer) -> bool:
+    """Whether uncalled layers are examined after this step: after each of the first steps since a
+    layer was added, then ever more rarely, so that a layer that is never called costs nothing in
+    the long run. The gaps take all lengths: gradients of every third step, say, are met too."""
+    count, due = _STEPS.get(optimizer, (0, 1))
+    count += 1
+    is_due = count >= due
+    _STEPS[optimizer] = count, count + 1 + count // 16 if is_due else due
+    return is_due
 
 
 def _warn_of_uncalled(optimizer: Optimizer) -> None:
@@ -282,17 +307,6 @@ def _is_nonzero(grad: Tensor | None) -> bool:
         return False
     local = grad.to_local() if hasattr(grad, "to_local") else grad  # a part of it, if sharded
     return bool(local.any())
-
-
-def _objections(
-    slot: Slot, memory: Iterable[Tensor], optimizer: Optimizer, of_weight: Optimizer
-) -> set[str]:
-    """What the rule objects to in the way its memory is trained."""
-    of_weights = (_group_of(parameter, of_weight) for parameter in slot.parameters)
-    own = next((group for group in of_weights if group), {})
-    groups = [group for p in memory if (group := _group_of(p, optimizer))]
-    texts = (slot.feedback.rule.objection(optimizer, own, group) for group in groups)
-    return {text for text in texts if text}
 
 
 def _group_of(parameter: Tensor | None, optimizer: Optimizer) -> Mapping[str, Any] | None:

@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from apical.learners.backprop import Backprop
+from apical.learners.backprop import Backprop, alignment
 from apical.learners.base import Batch, Info, Learner
-from apical.learners.compare import alignment
 from apical.learners.eprop import EProp
 from apical.learners.local_classifiers import LocalClassifiers
 from apical.learners.lra import LRA

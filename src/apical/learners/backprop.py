@@ -1,7 +1,10 @@
-"""Backpropagation, through time where the net has steps: the learner others are compared with."""
+"""Backpropagation, through time where the net has steps, and how far other learners' gradients are
+from it."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from apical.core.converted import exact_gradients, labels
+from apical.core.converted import exact_gradients, forked_rng, labels
 from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.learners.unrolled import exact_norms, signal_norms
 from apical.nets.recurrent import Recurrent, Step
@@ -118,3 +121,32 @@ def _info(scores: Tensor, steps: list[Step]) -> Info:
         return {"cell.recurrent.weight": exact_norms(torch.stack(found), before)}
 
     return Info(scores, signals=lambda: signal_norms(torch.stack(found)), norms=norms)
+
+
+def alignment(model: nn.Module, learner: Learner, batch: Batch) -> dict[str, dict[str, float]]:
+    """Angle and norm ratio of each parameter's gradient to that of exact backprop through time.
+
+    Works on copies: the model, its `.grad` and its random numbers stay as they are.
+
+    Returns: parameter -> {"angle_deg": 0 to 180, 0 is backprop; "norm_ratio": |learner's| /
+        |exact|}; only parameters that both train, without entries where a norm is zero.
+    """
+    ours = _gradients_of_copy(model, learner, batch)
+    exact = _gradients_of_copy(model, Backprop(loss=learner.loss, through="exact"), batch)
+    rows: dict[str, dict[str, float]] = {}
+    for name in ours.keys() & exact.keys():
+        a, b = ours[name].flatten().double(), exact[name].flatten().double()
+        norms = a.norm().item(), b.norm().item()
+        if min(norms) > 0:
+            cosine = max(-1.0, min(1.0, a.dot(b).item() / (norms[0] * norms[1])))
+            ratio = norms[0] / norms[1]
+            rows[name] = {"angle_deg": math.degrees(math.acos(cosine)), "norm_ratio": ratio}
+    return dict(sorted(rows.items()))
+
+
+def _gradients_of_copy(model: nn.Module, learner: Learner, batch: Batch) -> dict[str, Tensor]:
+    twin = copy.deepcopy(model)
+    twin.zero_grad(set_to_none=True)
+    with forked_rng(twin):
+        learner.gradients(twin, batch)
+    return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}

@@ -11,17 +11,63 @@ import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.learners.objectives import OBJECTIVES, Objective
 from apical.names import check_literals
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets."""
-Asked = TypeVar("Asked")
+
+
+class Objective(NamedTuple):
+    """A loss of a net's outputs, with its gradient written out: a sum over outputs and a mean over
+    samples (and over steps, where each is read out).
+
+    Attributes:
+        value: (scores, targets) -> the mean loss, a number that autograd can follow.
+        error: (scores, targets) -> gradient of each sample's own loss at the scores, without the
+            1 / N of the mean; shaped as the scores.
+        minuend: scores -> the first term of the difference that `error` is; shaped as the scores.
+    """
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    error: Callable[[Tensor, Tensor], Tensor]
+    minuend: Callable[[Tensor], Tensor]
+
+
+def _cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(scores.flatten(0, -2), targets.flatten())
+
+
+def _cross_entropy_error(scores: Tensor, targets: Tensor) -> Tensor:
+    error = torch.softmax(scores, -1)
+    places = targets.unsqueeze(-1)
+    return error.scatter_add_(-1, places, -torch.ones_like(places, dtype=error.dtype))
+
+
+def _squared_error(scores: Tensor, targets: Tensor) -> Tensor:
+    if scores.shape != targets.shape:
+        raise ValueError(
+            f"squared_error: outputs {tuple(scores.shape)} and targets {tuple(targets.shape)} must "
+            "have the same shape"
+        )
+    return (scores - targets).square().sum(-1).mean()
+
+
+def _squared_error_error(scores: Tensor, targets: Tensor) -> Tensor:
+    return 2 * (scores - targets)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "cross_entropy": Objective(
+        _cross_entropy, _cross_entropy_error, lambda scores: torch.softmax(scores, -1)
+    ),
+    "squared_error": Objective(_squared_error, _squared_error_error, lambda scores: 2 * scores),
+}
 
 
 class Info:
@@ -45,24 +91,23 @@ class Info:
         self._signals, self._norms, self._local_losses = signals, norms, local_losses
 
     @cached_property
+    @torch.no_grad()
     def signals(self) -> Tensor:
         """Norm of the teaching signal at each step, (T,): of what stands where backprop has the
         gradient of the loss at the input sums of the cell. Empty for nets without steps."""
-        return torch.zeros(0) if self._signals is None else self._asked(self._signals)
+        return torch.zeros(0) if self._signals is None else self._signals()
 
     @cached_property
+    @torch.no_grad()
     def norms(self) -> Mapping[str, Tensor]:
         """Weight -> norm of each step's share in its gradient, (T,), before it is clipped."""
-        return {} if self._norms is None else self._asked(self._norms)
+        return {} if self._norms is None else self._norms()
 
     @cached_property
+    @torch.no_grad()
     def local_losses(self) -> Tensor:
         """Loss of each step's own target, (T,); empty for learners without targets."""
-        return torch.zeros(0) if self._local_losses is None else self._asked(self._local_losses)
-
-    def _asked(self, compute: Callable[[], Asked]) -> Asked:
-        with torch.no_grad():
-            return compute()
+        return torch.zeros(0) if self._local_losses is None else self._local_losses()
 
 
 @dataclass(frozen=True)
@@ -155,7 +200,7 @@ def add_gradients(gradients: Mapping[Tensor, Tensor | None]) -> None:
     """Add each gradient to `.grad` of its parameter, as `backward` would; frozen ones get none.
 
     A new `.grad` lies in memory as its parameter does: torch's fused optimizers on the CPU read
-    another order wrongly, without a word. It is a plain tensor also where the gradient is one of
+    another order wrongly, without an error. It is a plain tensor also where the gradient is one of
     inference mode, which nothing may change in place.
     """
     for parameter, gradient in gradients.items():

@@ -1,4 +1,4 @@
-"""e-prop: learning signals from the outputs meet eligibility traces that run forward in time."""
+"""e-prop: learning signals from the outputs times eligibility traces that run forward in time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from apical.learners import spiking_eprop
 from apical.learners.base import Batch, Info
 from apical.learners.memory import memory_of
-from apical.learners.simple import Gradients, SimpleLearner
 from apical.learners.unrolled import (
+    Gradients,
     Run,
+    SimpleLearner,
     SimpleNet,
     exact_norms,
     signal_norms,
@@ -22,11 +23,12 @@ from apical.learners.unrolled import (
     unroll,
 )
 from apical.nets.spiking import SpikingNet
+from apical.rules.base import uniform
 
 
 @dataclass(frozen=True)
 class EProp(SimpleLearner):
-    """Each weight keeps a trace of its influence; the error of the moment says its worth.
+    """Each weight keeps an eligibility trace; its gradient is the trace times the present error.
 
     With h_t = leak h_(t-1) + W_in x_t + W_rec z_(t-1) + b and z_t = phi(h_t), the trace of an input
     x is xbar_t = leak xbar_(t-1) + x_t, and dW = sum_t (B e_t * phi'(h_t)) xbar_t, where e_t is the
@@ -59,9 +61,7 @@ class EProp(SimpleLearner):
         if self.feedback == "symmetric":
             return {}
         weight = simple_net(model, self, leak=True).w_out
-        half_width = weight.shape[1] ** -0.5
-        matrix = torch.empty(weight.shape, dtype=torch.float64)
-        return {"matrix": matrix.uniform_(-half_width, half_width, generator=generator)}
+        return {"matrix": uniform(weight.shape, weight.shape[1] ** -0.5, generator)}
 
     def teach(self, net: SimpleNet, x: Tensor, y: Tensor) -> tuple[Tensor, Gradients, Info]:
         matrix = net.w_out

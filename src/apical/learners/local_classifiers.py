@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from apical.learners.spiking_steps import (
     synapses,
 )
 from apical.nets.spiking import LIF, Count, DoubleExponential, Membrane, OverTime, SpikingNet
+from apical.rules.base import uniform
 
 REACH: dict[str, Reach] = {"bell": "time", "decolle": "traces", "ell": "step", "fell": "traces"}
 
@@ -73,18 +74,19 @@ class LocalClassifiers(Learner):
     def create(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         *hidden, (_, last) = self._synapses(model)
         made: dict[str, Tensor] = {}
-        # a law U(-a, a) has the variance a^2 / 3
-        width = (3 * last.in_features * last.weight.detach().double().square().mean()).sqrt().item()
+        # A law U(-a, a) has the variance a^2 / 3. On the CPU, to be the same on every device.
+        drawn = last.weight.detach().cpu().double()
+        width = (3 * last.in_features * drawn.square().mean()).sqrt().item()
         for number, (name, layer) in enumerate(hidden, 1):
             shape, a = (last.out_features, layer.out_features), width / layer.out_features**0.5
             if number < len(hidden):
-                weight = _uniform(shape, a, generator)
+                weight = uniform(shape, a, generator)
                 fixed = self.form == "decolle"
                 made[f"{name}_weight"] = weight if fixed else nn.Parameter(weight)
-                bias = _uniform(shape[:1], a, generator)
+                bias = uniform(shape[:1], a, generator)
                 made[f"{name}_bias"] = bias if fixed else nn.Parameter(bias)
             if self.feedback == "concordant":
-                made[f"{name}_sizes"] = _uniform(shape, a, generator).abs()
+                made[f"{name}_sizes"] = uniform(shape, a, generator).abs()
         return made
 
     def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
@@ -190,7 +192,3 @@ def _layer(synapses: nn.Linear, own: LIF | OverTime, reach: Reach) -> Layer | Do
         return Layer(synapses.weight, synapses.bias, own, reach)
     assert isinstance(own.cell, DoubleExponential)
     return Doubly(synapses.weight, synapses.bias, own.cell)
-
-
-def _uniform(shape: Sequence[int], a: float, generator: torch.Generator) -> Tensor:
-    return torch.empty(shape, dtype=torch.float64).uniform_(-a, a, generator=generator)

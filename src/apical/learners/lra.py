@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from apical.learners.regulariser import Per, omega, vanished
-from apical.learners.simple import Gradients
 from apical.learners.targets import Pairs, TargetLearner, local_gradients
-from apical.learners.unrolled import Run, SimpleNet, activate, bend_of, slope_of, summed
+from apical.learners.unrolled import Gradients, Run, SimpleNet, activate, bend_of, slope_of, summed
 
 
 class _Above(NamedTuple):
@@ -158,7 +157,8 @@ class LRA(TargetLearner):
             if self.alpha_targets:
                 bend = bend_of(net, z)
                 pull = omega(delta, weight, slope, bend, self.omega_per, terms).to_below
-                down.add_(pull, alpha=self.alpha_targets * self._omega_share(pull))
+                mean = self.omega_per == "sample" and self.reduction == "mean"
+                down.add_(pull, alpha=self.alpha_targets * (1 / len(pull) if mean else 1.0))
             if self.clip == "force":
                 down.masked_fill_(vanished(delta, terms, (0, 1)), 0)
             if self.clip == "none":
@@ -197,10 +197,6 @@ class LRA(TargetLearner):
                 extra = summed(delta, found.to_weight)
                 gradients[weight].add_(extra, alpha=self.alpha_weights * share)
         return gradients
-
-    def _omega_share(self, pull: Tensor) -> float:
-        mean = self.omega_per == "sample" and self.reduction == "mean"
-        return 1 / len(pull) if mean else 1.0
 
     def _divisor(self, norm: Tensor) -> Tensor:
         """What a gradient of this norm is divided by, after it was multiplied by the limit."""

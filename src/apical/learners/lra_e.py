@@ -67,7 +67,7 @@ class LRAE(Learner):
         for layer, activation in chain:
             below.append(z)
             sums.append(layer(z))
-            z = activation(sums[-1])
+            z = activation(sums[-1].clone() if getattr(activation, "inplace", False) else sums[-1])
         loss = self.objective.value(z, y)  # raises for targets that do not fit
         e = self.objective.error(z, y)
         found: dict[Tensor, Tensor | None] = {}

@@ -46,11 +46,12 @@ def attach(model: nn.Module, learner: Learner, *, seed: int = 0) -> nn.Module:
     Args: seed: of random feedback, inverses and noise; global generators are left alone.
     Raises: ValueError if the net already has a learner's memory.
     """
-    made = learner.create(model, _generator(seed, 0, torch.device("cpu")))
-    if hasattr(model, "learner"):
-        raise learner.error("this net already has the memory of a learner; `detach` it first")
-    if made:
-        model.learner = Memory(learner, seed, made, next(model.parameters()))
+    with torch.device("cpu"):  # whatever torch's default device is
+        made = learner.create(model, _generator(seed, 0, torch.device("cpu")))
+        if hasattr(model, "learner"):
+            raise learner.error("this net already has the memory of a learner; `detach` it first")
+        if made:
+            model.learner = Memory(learner, seed, made, next(model.parameters()))
     return model
 
 

@@ -29,6 +29,7 @@ class ReadOut(Learner):
     def pure(
         self, model: nn.Module, tensors: Mapping[str, Tensor], batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        self._net(model)
         x, y = batch
         steps: list[Step] = []
         scores = functional_call(model, dict(tensors), (x,), {"into": steps})
@@ -37,14 +38,18 @@ class ReadOut(Learner):
 
     @torch.no_grad()
     def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
-        if not isinstance(model, Recurrent):
-            raise self.error(f"it needs a nets.Recurrent, with a readout; not {type(model)}")
-        x, y = batch
+        net, (x, y) = self._net(model), batch
         steps: list[Step] = []
-        scores, readout = model(x, into=steps), model.readout
+        scores, readout = net(x, into=steps), net.readout
         loss, at_weight, at_bias = self._taught(model, scores, steps, y)
         add_gradients({readout.weight: at_weight, readout.bias: at_bias})
         return loss, Info(scores)
+
+    def _net(self, model: nn.Module) -> Recurrent:
+        if not isinstance(model, Recurrent):
+            kind = type(model).__name__
+            raise self.error(f"it needs a nets.Recurrent, with a readout; not {kind}")
+        return model
 
     def _taught(
         self, model: nn.Module, scores: Tensor, steps: list[Step], y: Tensor

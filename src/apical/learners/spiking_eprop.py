@@ -12,6 +12,7 @@ from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.learners.memory import memory_of
 from apical.nets.spiking import LIF, SURROGATES, Membrane, SpikingNet
 from apical.nets.spiking.neurons import over_steps
+from apical.rules.base import uniform
 
 
 class _Layer(NamedTuple):
@@ -31,12 +32,8 @@ def create(
     *hidden, last = synapses(model, learner, feedback)
     if feedback == "symmetric":
         return {}
-    made = {}
-    for name, layer in hidden:
-        half_width = layer.out_features**-0.5
-        matrix = torch.empty(last[1].out_features, layer.out_features, dtype=torch.float64)
-        made[name] = matrix.uniform_(-half_width, half_width, generator=generator)
-    return made
+    shapes = {name: (last[1].out_features, layer.out_features) for name, layer in hidden}
+    return {name: uniform(shape, shape[1] ** -0.5, generator) for name, shape in shapes.items()}
 
 
 @torch.no_grad()

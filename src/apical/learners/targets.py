@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from apical.learners.base import Info, check_reduction
-from apical.learners.simple import Gradients, SimpleLearner
 from apical.learners.unrolled import (
+    Gradients,
     Run,
+    SimpleLearner,
     SimpleNet,
     exact_norms,
     signal_norms,

@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 from apical.learners.base import Batch, Info
 from apical.learners.memory import Memory, memory_of
-from apical.learners.simple import Gradients
 from apical.learners.targets import Pairs, TargetLearner, local_gradients
-from apical.learners.unrolled import Run, SimpleNet, activate, simple_net, slope_of, summed
+from apical.learners.unrolled import (
+    Gradients,
+    Run,
+    SimpleNet,
+    activate,
+    simple_net,
+    slope_of,
+    summed,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,9 @@ class TPTT(TargetLearner):
 
     Args:
         gamma: size (> 0) of the step to the last target.
-        noise: standard deviation (>= 0) of the noise that G should also undo.
+        noise: standard deviation (>= 0) of the noise that G should also undo. It is drawn on the
+            device of the net at every call: from the same seed CUDA draws other numbers than the
+            CPU.
         inputs: the input weight learns by the "targets" too, or by "backprop" through time.
     Raises: ValueError for a reduction that is not stated, a value out of range.
     Source: Manchev, Spratling 2020, equations only; G has the input weight of the net.

@@ -1,4 +1,5 @@
-"""A simple recurrent net and its readout as plain tensors, unrolled without autograd.
+"""A simple recurrent net and its readout as plain tensors, unrolled without autograd, and what all
+learners of such nets share.
 
 Shapes: T steps, N samples, H hidden units, I inputs, O outputs; step t of the equations is row
 t - 1, and row 0 of `before` is the zero state. Weights lie as in `nn.Linear`: (out, in).
@@ -6,14 +7,16 @@ t - 1, and row 0 of `before` is the zero state. Weights lie as in `nn.Linear`: (
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from apical.core.converted import converted_layers, is_converted
-from apical.learners.base import Learner
+from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.nets.recurrent import SRN, Recurrent
 
 
@@ -100,6 +103,39 @@ def simple_net(
     every = model.output == "every"
     bent = cell.activation == "tanh"
     return SimpleNet(w_in, b_in, w_rec, w_out, b_out, bent, cell.leak, every, memory)
+
+
+Gradients = dict[Tensor, Tensor]
+"""Parameter -> gradient."""
+
+
+@dataclass(frozen=True)
+class SimpleLearner(Learner):
+    """A learner whose gradients are a function of tensors, without autograd."""
+
+    leaks: ClassVar[bool] = False
+    """Whether the cell may leak."""
+
+    @abc.abstractmethod
+    def teach(self, net: SimpleNet, x: Tensor, y: Tensor) -> tuple[Tensor, Gradients, Info]:
+        """Loss, gradients of the net's tensors (and its memory's), and what was seen."""
+
+    @torch.no_grad()
+    def gradients(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Info]:
+        net, (x, y) = simple_net(model, self, leak=self.leaks), batch
+        model.check(x)  # type: ignore[operator]
+        with torch.inference_mode():  # a tenth faster than without gradients alone
+            loss, gradients, info = self.teach(net, x, y)
+        add_gradients(gradients)
+        info.scores = info.scores.clone()  # autograd may meet what leaves here
+        return loss.clone(), info
+
+    def pure(
+        self, model: nn.Module, tensors: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        net = simple_net(model, self, leak=self.leaks, tensors=tensors)
+        loss, gradients, _ = self.teach(net, *batch)
+        return loss, {name: gradients[getattr(net, field)] for name, field in PARAMETERS.items()}
 
 
 def unroll(net: SimpleNet, x: Tensor) -> Run:

@@ -109,7 +109,12 @@ def alignment(
         change = f"{before:.1f} to {rest:.1f} degrees, scatter {noise:.1f}"
         return f"no rise of alignment: {change}"
     goal = before - share * (before - rest)
-    place, epoch = _crossing([epoch for epoch, _ in angles], smooth, goal)
+    place = next(i for i, angle in enumerate(smooth) if angle <= goal)  # not the first
+    (x0, x1), (y0, y1) = (
+        (epoch for epoch, _ in angles[place - 1 : place + 1]),
+        smooth[place - 1 : place + 1],
+    )
+    epoch = x0 + (x1 - x0) * (y0 - goal) / (y0 - y1)
     return Phase(
         before=before,
         after=rest,
@@ -131,16 +136,9 @@ def _scatter(values: Sequence[float], smooth: Sequence[float]) -> float:
     values; 0 where too few deviate to tell noise from the curve itself."""
     away = [abs(a - b) for a, b in zip(values, smooth, strict=True)][1:-1]
     nonzero = [value for value in away if value > 0]
-    # a running median meets about a third of noisy values exactly: the others tell of the noise
+    # a running median equals about a third of noisy values exactly: the others show the noise
     noisy = len(nonzero) >= FEWEST and 2 * len(nonzero) >= len(away)
     return 1.4826 * median(nonzero) if noisy else 0.0
-
-
-def _crossing(epochs: Sequence[float], smooth: Sequence[float], goal: float) -> tuple[int, float]:
-    """The first place at or below the goal, and where between its neighbours that was reached."""
-    place = next(i for i, angle in enumerate(smooth) if angle <= goal)
-    (x0, x1), (y0, y1) = epochs[place - 1 : place + 1], smooth[place - 1 : place + 1]
-    return place, x0 + (x1 - x0) * (y0 - goal) / (y0 - y1)
 
 
 def _at(curve: Sequence[tuple[float, float]], epoch: float) -> float | None:

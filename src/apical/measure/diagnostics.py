@@ -90,7 +90,7 @@ class Watch:
         self.model, self.start = model, Start(model)
         self.thresholds = thresholds or Thresholds()
         self.rows: list[Row] = []
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
         self._checks = 0
         self._losses = 0
         self._first_loss = 0.0
@@ -120,17 +120,17 @@ class Watch:
         if self._losses == 1:
             self._first_loss = value
         found = divergence(value, self._first_loss, self._losses, self.thresholds)
-        if found is None or ("", found.kind) in self._told:
+        if found is None or ("", found.kind) in self._reported:
             return []
-        self._told.add(("", found.kind))
+        self._reported.add(("", found.kind))
         return [found]
 
     def add(self, rows: Iterable[Row]) -> list[Finding]:
         """Take rows measured elsewhere, and give what they show that was not said before."""
         self.rows += rows
         every = findings(self.rows, self.thresholds)
-        new = [finding for finding in every if (finding.layer, finding.kind) not in self._told]
-        self._told |= {(finding.layer, finding.kind) for finding in new}
+        new = [finding for finding in every if (finding.layer, finding.kind) not in self._reported]
+        self._reported |= {(finding.layer, finding.kind) for finding in new}
         return new
 
     def recall(self, rows: Iterable[Row]) -> None:
@@ -138,7 +138,7 @@ class Watch:
         rows = list(rows)
         self.rows += [row for row in rows if row["kind"] != "warning"]
         warned = (row for row in rows if row["kind"] == "warning")
-        self._told |= {(row["layer"], row["finding"]) for row in warned}
+        self._reported |= {(row["layer"], row["finding"]) for row in warned}
 
 
 def check(
@@ -213,7 +213,7 @@ def _memory_norms(slot: updates.Slot) -> list[Tensor]:
 
 def _sample(weight: Tensor) -> Tensor:
     flat = weight.detach().reshape(-1)
-    return flat[:: -(-flat.numel() // SAMPLE)].clone()
+    return flat[:: max(1, -(-flat.numel() // SAMPLE))].clone()
 
 
 @contextmanager
@@ -241,14 +241,6 @@ def _activations(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _flat_sigmoid(y: Tensor) -> Tensor:
-    return (4 * y * (1 - y) < STEEP).double().mean()
-
-
-def _flat_tanh(y: Tensor) -> Tensor:
-    return (1 - y * y < STEEP).double().mean()
-
-
 def _silent(y: Tensor) -> Tensor:
     """Share of units that are zero everywhere; a channel of a convolution is a unit."""
     units = y.movedim(1, -1) if y.dim() > 3 else y
@@ -257,7 +249,7 @@ def _silent(y: Tensor) -> Tensor:
 
 SHARES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ReLU: _silent,
-    nn.Sigmoid: _flat_sigmoid,
-    nn.Tanh: _flat_tanh,
+    nn.Sigmoid: lambda y: (4 * y * (1 - y) < STEEP).double().mean(),
+    nn.Tanh: lambda y: (1 - y * y < STEEP).double().mean(),
 }
 """How much of an activation's output shows it to be saturated."""

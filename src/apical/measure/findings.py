@@ -173,7 +173,7 @@ _KINDS = (
         True,
         "{percent:.0f} % of it is saturated or silent (threshold {limit_percent:.0f} %), so that"
         " no error passes",
-        "start anew with a smaller learning rate or smaller initial weights, scale the inputs, or"
+        "start again with a smaller learning rate or smaller initial weights, scale the inputs, or"
         " put a norm layer before it",
         sudden=True,
     ),
@@ -229,7 +229,7 @@ def divergence(loss: float, first: float, step: int, thresholds: Thresholds) -> 
         return None
     message = (
         f"training diverged: the loss of step {step} is {loss:.3g}, that of the first was "
-        f"{first:.3g} (threshold {limit:.3g}). Try: start anew with a smaller learning rate (a "
+        f"{first:.3g} (threshold {limit:.3g}). Try: start again with a smaller learning rate (a "
         "tenth), as the best rate of a rule is not that of backpropagation; clip the norm of the "
         "gradients; or an optimizer that adapts the step to the gradient (adam)"
     )

@@ -1,4 +1,4 @@
-"""What the steps of a sequence say of a run: does the teaching signal reach the early ones?
+"""The teaching signal over the steps of a sequence: does it reach the early ones?
 
 A pure function of rows of kind ``step``, as a run records them: at each measured epoch one for
 every step ``t``, from 1, with the norm of its ``signal`` and, for some learners, more.
@@ -15,7 +15,7 @@ FADED = 1e-6
 """Of the strongest signal: what arrives weaker than this moves no weight by a digit of its own
 in single precision."""
 CUT = 1e-3
-"""Of the strongest signal: a learner whose signal ends above this was told to cut it off there."""
+"""Of the strongest signal: a learner whose signal ends above this is set to cut it off there."""
 VALUES = ("signal", "norm", "local_loss")
 WHERE = "cell.recurrent"
 
@@ -30,12 +30,12 @@ class Watch:
 
     def __init__(self) -> None:
         self._known: set[str] = set()  # values that were finite at every step of a measurement
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def recall(self, rows: Iterable[Row]) -> None:
         """Take up the rows of an earlier part of the run, its warnings among them."""
         rows = list(rows)
-        self._told |= {row["finding"] for row in rows if row["kind"] == "warning"}
+        self._reported |= {row["finding"] for row in rows if row["kind"] == "warning"}
         self.add(row for row in rows if row["kind"] == "step")
 
     def add(self, rows: Iterable[Row]) -> list[Finding]:
@@ -45,8 +45,8 @@ class Watch:
         for epoch, measured in itertools.groupby(steps, lambda row: row["epoch"]):
             each = list(measured)
             found += [faded(each, epoch), self._lost(each, epoch)]
-        new = {f.kind: f for f in found if f is not None and f.kind not in self._told}
-        self._told |= new.keys()
+        new = {f.kind: f for f in found if f is not None and f.kind not in self._reported}
+        self._reported |= new.keys()
         return list(new.values())
 
     def _lost(self, rows: Sequence[Row], epoch: float) -> Finding | None:
@@ -81,7 +81,7 @@ def faded(rows: Sequence[Row], epoch: float) -> Finding | None:
     how = "zero to the last bit" if silent else f"{weakest:.0e} of the strongest"
     message = (
         f"its teaching signal is {how} at {_places(silent or weak, len(rows))} (threshold "
-        f"{FADED:g}): what happened there teaches nothing. Try: {ADVICE}"
+        f"{FADED:g}): nothing is learned from what happened there. Try: {ADVICE}"
     )
     value = 0.0 if silent else weakest
     return Finding(WHERE, "signal vanishes", value, FADED, epoch, message)

@@ -92,7 +92,15 @@ def linear_probe(
             f"linear_probe: {len(train[1])} samples to train on must be at least 2, and"
             f" features={features} at least 1"
         )
-    chosen = _chosen(model, layers)
+    named = dict(modules(model))
+    if layers is None:
+        chosen = {name: layer for name, layer in named.items() if name and mixin_for(layer)}
+    else:
+        chosen = {}
+        for name in layers:
+            if name not in named:
+                raise unknown("layer", name, named)
+            chosen[name] = named[name]
     seen = _activations(model, chosen, (train[0], test[0]), features, seed)
     classes = 1 + int(max(train[1].max(), test[1].max()))
     targets = F.one_hot(train[1].long(), classes).double()
@@ -103,18 +111,6 @@ def linear_probe(
             right = scores.argmax(1) == test[1].to(scores.device)
             accuracies[name] = right.double().mean().item()
     return accuracies
-
-
-def _chosen(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Module]:
-    named = dict(modules(model))
-    if layers is None:
-        return {name: layer for name, layer in named.items() if name and mixin_for(layer)}
-    chosen = {}
-    for name in layers:
-        if name not in named:
-            raise unknown("layer", name, named)
-        chosen[name] = named[name]
-    return chosen
 
 
 @torch.no_grad()
@@ -191,8 +187,8 @@ def _reduced(read: Tensor, count: int, features: int, seed: int) -> Tensor:
         read = F.adaptive_avg_pool2d(read, (min(side, height), min(side, width)))
     flat = read.reshape(count, -1)
     if flat.shape[1] > features:
-        generator = torch.Generator().manual_seed(seed)
-        projection = torch.randn(flat.shape[1], features, generator=generator)
+        generator = torch.Generator().manual_seed(seed)  # of the CPU: the same on every device
+        projection = torch.randn(flat.shape[1], features, generator=generator, device="cpu")
         flat = flat @ projection.to(flat) / features**0.5
     return flat.double()
 

@@ -210,7 +210,7 @@ def _add_signal(rows: Rows, model: nn.Module, sent: signals.Signals, error: Tens
 
 def _rank(rows: Tensor) -> Tensor:
     """The participation ratio as a tensor of no axes, in float64."""
-    rows = rows[:: -(-len(rows) // RANK_ROWS)]
+    rows = rows[:: max(1, -(-len(rows) // RANK_ROWS))]
     if rows.dtype not in (torch.float32, torch.float64):
         rows = rows.float()
     rows = rows - rows.mean(0)
@@ -298,22 +298,16 @@ def _growths(sent: signals.Signals) -> dict[str, float]:
 
 
 def _compared(pairs: Mapping[str, signals.Pair]) -> Rows:
-    rows = []
+    numbers = []
     for first, second in pairs.values():
         a, b = first.detach().reshape(1, -1), second.detach().reshape(1, -1)
-        rows.append(torch.cat([_inner(a, b), _inner(a, a).sqrt(), _inner(b, b).sqrt()]))
-    return {
-        name: _angle_and_ratio(*row, entries=pair[0].numel())
-        for (name, pair), row in zip(pairs.items(), listed(rows), strict=True)
-    }
-
-
-def _angle_and_ratio(dot: float, first: float, second: float, *, entries: int) -> dict[str, float]:
-    floor = FLOOR * math.sqrt(entries)
-    result = {}
-    if first > floor and second > floor:
-        cosine = max(-1.0, min(1.0, dot / (first * second)))
-        result["angle_deg"] = math.degrees(math.acos(cosine))
-    if second > floor:
-        result["norm_ratio"] = first / second
-    return result
+        numbers.append(torch.cat([_inner(a, b), _inner(a, a).sqrt(), _inner(b, b).sqrt()]))
+    found: Rows = {}
+    for (name, pair), (dot, norm, reference) in zip(pairs.items(), listed(numbers), strict=True):
+        floor, row = FLOOR * math.sqrt(pair[0].numel()), found.setdefault(name, {})
+        if norm > floor and reference > floor:
+            cosine = max(-1.0, min(1.0, dot / (norm * reference)))
+            row["angle_deg"] = math.degrees(math.acos(cosine))
+        if reference > floor:
+            row["norm_ratio"] = norm / reference
+    return found

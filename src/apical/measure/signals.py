@@ -82,7 +82,7 @@ def send(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
             or a dictionary of keyword arguments; y: its targets, of any kind that `loss_fn` takes.
     """
     groups = {
-        name: [p for p in _weight_parameters(layer) if p.requires_grad]
+        name: [p for p in updates.parameters_of(layer) if p.requires_grad]
         for name, layer in converted_layers(model)
     }
     groups = {name: parameters for name, parameters in groups.items() if parameters}
@@ -269,11 +269,6 @@ def _error_edge(model: nn.Module, output: Any) -> GradientEdge | None:
     if not isinstance(output, Tensor) or not output.requires_grad:
         return None
     return get_gradient_edge(output)
-
-
-def _weight_parameters(layer: nn.Module) -> list[Tensor]:
-    found = (p for slot in updates.slots(layer) for p in slot.parameters if p is not None)
-    return list({id(parameter): parameter for parameter in found}.values())
 
 
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor:

@@ -86,18 +86,28 @@ def summarize(
     """
     values = [float(value) for value in values]
     _check(values, level)
+    if method not in ("t", "bootstrap"):
+        raise ValueError(f"method {method!r}: allowed are 't' and 'bootstrap'")
     n, mean = len(values), math.fsum(values) / len(values)
     if n == 1:
         return Summary(1, mean, None, None, None)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     if method == "bootstrap":
-        low, high = _bootstrap(values, level, seed)
-    elif method == "t":
+        import numpy as np
+        from scipy.stats import bootstrap
+
+        low, high = bootstrap(
+            (np.array(values),),
+            np.mean,
+            n_resamples=10_000,
+            confidence_level=level,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    else:
         half = _t_quantile(level, n - 1) * math.sqrt(max(sd**2, noise) / n)
         low, high = mean - half, mean + half
-    else:
-        raise ValueError(f"method {method!r}: allowed are 't' and 'bootstrap'")
-    return Summary(n, mean, sd, low, high)
+    return Summary(n, mean, sd, float(low), float(high))
 
 
 def seeds_needed(sd: float, half_width: float, *, level: float = LEVEL) -> int:
@@ -105,12 +115,14 @@ def seeds_needed(sd: float, half_width: float, *, level: float = LEVEL) -> int:
 
     Args: sd: standard deviation of a run, as measured: itself known to within a factor of two from
         three runs. half_width: wanted, above 0, in the unit of sd.
+    Raises: ValueError for an sd that is negative or not finite, and for another half width.
     >>> seeds_needed(1.0, 0.5)
     18
     """
-    if not (sd >= 0 and half_width > 0):
-        raise ValueError(f"sd={sd}, half_width={half_width}: need at least 0, and above 0")
-    n = 2
+    if not (0 <= sd < math.inf and half_width > 0):
+        raise ValueError(f"sd={sd}, half_width={half_width}: need at least 0, finite, and above 0")
+    # the quantile of t falls to that of the normal law: fewer runs are too few
+    n = max(2, math.floor((_t_quantile(level, math.inf) * sd / half_width) ** 2))
     while _t_quantile(level, n - 1) * sd / math.sqrt(n) > half_width:
         n += 1
     return n
@@ -394,18 +406,3 @@ def _t_quantile(level: float, freedom: float) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + level) / 2, freedom))
-
-
-def _bootstrap(values: Sequence[float], level: float, seed: int) -> tuple[float, float]:
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    interval = bootstrap(
-        (np.array(values),),
-        np.mean,
-        n_resamples=10_000,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)

@@ -16,12 +16,6 @@ from apical.rules.ops import ConvOp, Local, Op
 from apical.rules.tracking import loss_scale
 
 Kind = Literal["symmetric", "activation", "information", "mirror"]
-_NAMES: dict[Kind, str] = {
-    "symmetric": "sa",
-    "activation": "aa",
-    "information": "ia",
-    "mirror": "mirror-loss",
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,13 @@ class AlignmentLoss(TransportRule):
 
     @property
     def name(self) -> str:
-        return _NAMES[self.kind]
+        names = {
+            "symmetric": "sa",
+            "activation": "aa",
+            "information": "ia",
+            "mirror": "mirror-loss",
+        }
+        return names[self.kind]
 
     @property
     def needs(self) -> Needs:

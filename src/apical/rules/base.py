@@ -27,7 +27,7 @@ Group = Mapping[str, Any]
 
 
 class Needs(NamedTuple):
-    """What a rule requires of the tissue or the chip that it runs on.
+    """What a rule requires of the biological tissue or the hardware that it runs on.
 
     weights: what the backward path reads of the forward weights: their "values" (weight transport),
         their "signs", or "nothing"; the responses and updates of a layer are always available.
@@ -137,7 +137,9 @@ class Update(NamedTuple):
     `number` counts from 1 the updates that the rule acts on: those before which it took part in a
     pass (a layer below received a signal, or the memory learns). `generator()` returns a new
     generator on the weight's device, whose numbers depend only on the conversion's seed, the
-    layer's name and `number`.
+    layer's name, `number` and the kind of device: from the same seed CUDA draws other numbers than
+    the CPU. For a few numbers that should be the same everywhere, draw them on the CPU, from
+    `torch.Generator().manual_seed(generator().initial_seed())`.
     """
 
     weight: Tensor

@@ -19,15 +19,12 @@ class BP(TransportRule):
     weight keeps its norm. Source: Rumelhart, Hinton, Williams 1986.
     """
 
+    needs: ClassVar[Needs] = Needs("values", "layers above")
     reference: ClassVar[str] = """@article{rumelhart1986,
   title = {Learning representations by back-propagating errors},
   author = {Rumelhart, David E. and Hinton, Geoffrey E. and Williams, Ronald J.},
   journal = {Nature}, volume = {323}, pages = {533--536}, year = {1986}
 }"""
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("values", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {}

@@ -61,6 +61,7 @@ class DFA(BroadcastRule):
     sample_axis: int | Literal["folded", "steps"] = 0
     positions: Literal["joint", "samples", "pixels"] = "joint"
 
+    needs: ClassVar[Needs] = Needs("nothing", "output")
     reference: ClassVar[str] = """@inproceedings{nokland2016,
   title = {Direct Feedback Alignment Provides Learning in Deep Neural Networks},
   author = {N{\\o}kland, Arild},
@@ -82,10 +83,6 @@ class DFA(BroadcastRule):
             )
         if self.by_pixel and axis != 0:
             raise ValueError(f"DFA: positions='pixels' needs sample_axis=0, not {axis!r}")
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("nothing", "output")
 
     @property
     def by_position(self) -> bool:

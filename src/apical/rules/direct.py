@@ -38,6 +38,11 @@ class _Direct(BroadcastRule, abc.ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self._taps  # checked now, and made once
+        if self.trains_memory and self.layout == "kernel":  # a repeated kernel has no gradient
+            raise ValueError(
+                f"{type(self).__name__}: layout='kernel' has no learning form; use 'full' or"
+                " 'channel'"
+            )
 
     @cached_property
     def _taps(self) -> DFA:
@@ -85,16 +90,13 @@ class SignDFA(_Direct):
     Source: Frenkel, Lefebvre, Bol 2021 (sDFA), whose signal is the bare sign.
     """
 
+    name: ClassVar[str] = "sdfa"
     reference: ClassVar[str] = """@article{frenkel2021,
   title = {Learning Without Feedback: Fixed Random Learning Signals Allow for Feedforward Training
            of Deep Neural Networks},
   author = {Frenkel, Charlotte and Lefebvre, Martin and Bol, David},
   journal = {Frontiers in Neuroscience}, volume = {15}, pages = {629892}, year = {2021}
 }"""
-
-    @property
-    def name(self) -> str:
-        return "sdfa"
 
     def signal(self, error: Tensor, geometry: Geometry, *memory: Tensor) -> Tensor:
         return self._taps.signal(error.sign() * self._mean_size(error), geometry, *memory)
@@ -130,15 +132,12 @@ class DRTP(_Direct):
                 "DRTP: positions='pixels' has no labels at the resolution of every layer; use DFA"
             )
 
+    needs_labels: ClassVar[bool] = True
     reference: ClassVar[str] = SignDFA.reference
 
     @property
     def needs(self) -> Needs:
         return Needs("nothing", "output" if self.magnitude == "error" else "nothing", labels=True)
-
-    @property
-    def needs_labels(self) -> bool:
-        return True
 
     def signal(self, error: Tensor, geometry: Geometry, *memory: Tensor) -> Tensor:
         *matrices, targets = memory
@@ -151,20 +150,7 @@ class DRTP(_Direct):
 
 
 @dataclass(frozen=True)
-class _Learning(_Direct, abc.ABC):
-    """Feedback with a gradient of its own, which a repeated kernel does not have."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layout == "kernel":
-            raise ValueError(
-                f"{type(self).__name__}: layout='kernel' has no learning form; use 'full' or"
-                " 'channel'"
-            )
-
-
-@dataclass(frozen=True)
-class DirectKolenPollack(_Learning):
+class DirectKolenPollack(_Direct):
     """Direct Kolen-Pollack: the layer's input h receives `e B`, and B learns by dB = e^T h.
 
     B is a parameter, trained by the user's optimizer: convert (with `example=`) first, then build
@@ -178,15 +164,12 @@ class DirectKolenPollack(_Learning):
     Source: Webster, Choi, Ahn 2021.
     """
 
+    name: ClassVar[str] = "dkp"
     reference: ClassVar[str] = """@article{webster2021,
   title = {Learning the Connections in Direct Feedback Alignment},
   author = {Webster, Matthew Bailey and Choi, Jonghyun and Ahn, Changwook},
   journal = {OpenReview preprint}, year = {2021}
 }"""
-
-    @property
-    def name(self) -> str:
-        return "dkp"
 
     def create(
         self, geometry: Geometry, error_size: int, generator: torch.Generator
@@ -205,7 +188,7 @@ class DirectKolenPollack(_Learning):
 
 
 @dataclass(frozen=True)
-class DirectLowDimensional(_Learning):
+class DirectLowDimensional(_Direct):
     """Direct low-dimensional feedback: the layer's input h receives `e P^T Q`, of rank r.
 
     Q is a parameter with dQ = (e P^T)^T h: direct Kolen-Pollack seen through P (r x outputs),
@@ -228,6 +211,7 @@ class DirectLowDimensional(_Learning):
     projection: Literal["oja", "labels", "fixed"] = "oja"
     rate: float = 0.1
 
+    name: ClassVar[str] = "dldfa"
     reference: ClassVar[str] = LowDimensional.reference
 
     def __post_init__(self) -> None:
@@ -236,10 +220,6 @@ class DirectLowDimensional(_Learning):
         oja.check_learning("DirectLowDimensional", self.rate, 0.0, 0)
         if self.projection == "fixed" and self.rate != 0.1:
             raise ValueError("DirectLowDimensional: rate has no effect with projection='fixed'")
-
-    @property
-    def name(self) -> str:
-        return "dldfa"
 
     @property
     def acts_after_update(self) -> bool:

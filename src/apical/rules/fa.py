@@ -28,16 +28,13 @@ class FA(TransportRule):
     init: Law = "xavier"
     scale: Scale = "init"
 
+    needs: ClassVar[Needs] = Needs("nothing", "layers above")
     reference: ClassVar[str] = """@article{lillicrap2016,
   title = {Random synaptic feedback weights support error backpropagation for deep learning},
   author = {Lillicrap, Timothy P. and Cownden, Daniel and Tweed, Douglas B. and
             Akerman, Colin J.},
   journal = {Nature Communications}, volume = {7}, pages = {13276}, year = {2016}
 }"""
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("nothing", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": drawn(self.init, weight.shape, generator)}

@@ -100,7 +100,7 @@ def lowered(local: Local, left: Tensor) -> Tensor:
 
 
 def _separable(local: Local) -> bool:
-    """Whether the factors can be applied one after the other, and are worth a thought."""
+    """Whether the factors can be applied one after the other, and whether that could be faster."""
     op = local.op
     if not isinstance(op, ConvOp):
         return True

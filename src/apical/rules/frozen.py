@@ -35,19 +35,13 @@ class Frozen(TransportRule):
     Source: no learning rule; a random net with a trained readout, as in Rahimi and Recht 2007.
     """
 
+    needs: ClassVar[Needs] = Needs("nothing", "nothing")
+    sends_nothing: ClassVar[bool] = True
     reference: ClassVar[str] = """@inproceedings{rahimi2007,
   title = {Random Features for Large-Scale Kernel Machines},
   author = {Rahimi, Ali and Recht, Benjamin},
   booktitle = {Advances in Neural Information Processing Systems}, year = {2007}
 }"""
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("nothing", "nothing")
-
-    @property
-    def sends_nothing(self) -> bool:
-        return True
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {}

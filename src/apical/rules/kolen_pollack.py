@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.rules.base import Group, Law, Needs, drawn
+from apical.rules.base import Group, Law, drawn
 from apical.rules.ops import Local
 from apical.rules.tracking import Follower, trained_apart
 
@@ -54,20 +54,13 @@ class KolenPollack(Follower):
     decay: float = 1e-4
     init: Law = "xavier"
 
+    name: ClassVar[str] = "kp"
     reference: ClassVar[str] = """@inproceedings{akrout2019,
   title = {Deep Learning without Weight Transport},
   author = {Akrout, Mohamed and Wilson, Collin and Humphreys, Peter and Lillicrap, Timothy and
             Tweed, Douglas B.},
   booktitle = {Advances in Neural Information Processing Systems}, year = {2019}
 }"""
-
-    @property
-    def name(self) -> str:
-        return "kp"
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("nothing", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": nn.Parameter(drawn(self.init, weight.shape, generator))}

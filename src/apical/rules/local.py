@@ -50,6 +50,9 @@ class LocalError(BroadcastRule):
     sample_axis: int | Literal["steps"] = 0
     positions: Literal["joint", "samples"] = "joint"
 
+    name: ClassVar[str] = "le"
+    needs_labels: ClassVar[bool] = True
+    needs_input: ClassVar[bool] = True
     reference: ClassVar[str] = """@article{mostafa2018,
   title = {Deep Supervised Learning Using Local Errors},
   author = {Mostafa, Hesham and Ramesh, Vishwajith and Cauwenberghs, Gert},
@@ -69,20 +72,8 @@ class LocalError(BroadcastRule):
             raise ValueError("LocalError: positions='samples' needs sample_axis as a number")
 
     @property
-    def name(self) -> str:
-        return "le"
-
-    @property
     def needs(self) -> Needs:
         return Needs("nothing", "output" if self.magnitude == "error" else "nothing", labels=True)
-
-    @property
-    def needs_labels(self) -> bool:
-        return True
-
-    @property
-    def needs_input(self) -> bool:
-        return True
 
     @property
     def by_position(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.rules import factors, oja
-from apical.rules.base import Group, Init, Needs, Scale, Update, bound, fans, uniform
+from apical.rules.base import Group, Init, Scale, Update, bound, fans, uniform
 from apical.rules.oja import Rank
 from apical.rules.ops import ConvOp, Local, Op
 from apical.rules.tracking import Follower, not_linear, trained_apart
@@ -66,6 +66,7 @@ class LowDimensional(Follower):
     init: Init = "xavier"
     scale: Scale = "init"
 
+    name: ClassVar[str] = "ldfa"
     reference: ClassVar[str] = """@article{hanut2025,
   title = {Training Large Neural Networks With Low-Dimensional Error Feedback},
   author = {Hanut, Maher and Kadmon, Jonathan},
@@ -76,7 +77,7 @@ class LowDimensional(Follower):
         super().__post_init__()
         oja.check_rank("LowDimensional", self.rank)
         oja.check_learning("LowDimensional", self.rate, self.projection_decay, self.orthonormalise)
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+        if self.every < 1:
             raise ValueError(f"LowDimensional: every={self.every} must count updates, at least 1")
         learning = self.rate, self.every, self.projection_decay, self.orthonormalise
         if self.projection == "fixed" and learning != (0.1, 1, 0.0, 0):
@@ -84,10 +85,6 @@ class LowDimensional(Follower):
                 "LowDimensional: rate, every, projection_decay and orthonormalise have no effect"
                 " with projection='fixed'; leave them out, or use projection='oja'"
             )
-
-    @property
-    def name(self) -> str:
-        return "ldfa"
 
     @property
     def acts_after_update(self) -> bool:
@@ -106,10 +103,6 @@ class LowDimensional(Follower):
                 f" LowDimensional(rank={len(weight)}) of its own, by name, or a fraction as rank"
             )
         return super().obstacle(op, weight)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("nothing", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         rank = oja.dimensions(self.rank, len(weight))

@@ -1,9 +1,8 @@
-"""Weight mirror: between updates, noise shows each layer's feedback what its weights do."""
+"""Weight mirror: feedback learns from the responses of its layer to noise, between updates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,12 +14,7 @@ from apical.rules.kolen_pollack import KolenPollack
 from apical.rules.ops import ConvOp, LinearOp, Op
 
 Activation = Literal["none", "sigmoid", "tanh", "relu"]
-
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-}
+""""none", or the name of a function of torch."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +27,8 @@ class WeightMirror(TransportRule):
     input needs no signal has none. By default the layer responds linearly, its bias and activation
     blocked, and the decay is the one that lets B go to W itself: B - W shrinks by (1 - decay) per
     batch of noise, and the angle settles near atan(sqrt(rate sigma^2 fan_in / (2 samples))).
+    Noise is drawn on the weight's device in every phase: from the same seed CUDA draws others
+    than the CPU; B_0 is the same.
 
     Args:
         rate: of learning (eta_B), above 0, per batch of noise.
@@ -75,6 +71,9 @@ class WeightMirror(TransportRule):
     patch: int = 4
     init: Law = "xavier"
 
+    name: ClassVar[str] = "wm"
+    needs: ClassVar[Needs] = Needs("nothing", "layers above", phase=True)
+    acts_after_update: ClassVar[bool] = True
     reference: ClassVar[str] = KolenPollack.reference
 
     def __post_init__(self) -> None:
@@ -84,13 +83,8 @@ class WeightMirror(TransportRule):
             for name in ("rate", "sigma")
             if not 0 < getattr(self, name) < math.inf
         ]
-        for name, low in (
-            ("samples", 1),
-            ("batches", 1),
-            ("every", 1),
-            ("initial", 0),
-            ("patch", 1),
-        ):
+        least = {"samples": 1, "batches": 1, "every": 1, "initial": 0, "patch": 1}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 problems.append(f"{name}={getattr(self, name)} must be at least {low}")
         if not problems and not 0 <= self.share < 2:
@@ -103,21 +97,9 @@ class WeightMirror(TransportRule):
             raise ValueError("WeightMirror: " + "; ".join(problems))
 
     @property
-    def name(self) -> str:
-        return "wm"
-
-    @property
-    def acts_after_update(self) -> bool:
-        return True
-
-    @property
     def share(self) -> float:
         """The decay in force."""
         return self.rate * self.sigma**2 if self.decay is None else self.decay
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("nothing", "layers above", phase=True)
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": drawn(self.init, weight.shape, generator)}
@@ -190,7 +172,7 @@ def mirrored(
     """
     y = op.forward(x, weight, bias)
     if activation != "none":
-        y = _ACTIVATIONS[activation](y)
+        y = getattr(torch, activation)(y)
     return mean_product(op, y, x, weight)
 
 

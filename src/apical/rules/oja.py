@@ -10,11 +10,9 @@ Rank = int | float
 
 def check_rank(rule: str, rank: Rank) -> None:
     """Raises: ValueError unless the rank is a number of dimensions or a fraction of them."""
-    if isinstance(rank, bool) or not isinstance(rank, int | float):
-        raise ValueError(f"{rule}: rank={rank!r} is neither a whole number nor a fraction")
     if isinstance(rank, int) and rank < 1:
         raise ValueError(f"{rule}: rank={rank} must be at least 1, or a fraction in (0, 1]")
-    if isinstance(rank, float) and not 0 < rank <= 1:
+    if not isinstance(rank, int) and not 0 < rank <= 1:
         raise ValueError(
             f"{rule}: rank={rank} is outside (0, 1]; a fraction is of the dimensions there are,"
             " a whole number counts them"
@@ -27,7 +25,7 @@ def dimensions(rank: Rank, size: int) -> int:
     >>> dimensions(0.25, 10), dimensions(4, 10)
     (2, 4)
     """
-    return max(1, round(rank * size)) if isinstance(rank, float) else rank
+    return rank if isinstance(rank, int) else max(1, round(rank * size))
 
 
 def check_learning(rule: str, rate: float, decay: float, orthonormalise: int) -> None:
@@ -36,11 +34,7 @@ def check_learning(rule: str, rate: float, decay: float, orthonormalise: int) ->
         raise ValueError(f"{rule}: rate={rate} is outside (0, 1]; above 1 Oja's rule may diverge")
     if not 0 <= decay < 1:
         raise ValueError(f"{rule}: projection_decay={decay} is outside [0, 1)")
-    if (
-        isinstance(orthonormalise, bool)
-        or not isinstance(orthonormalise, int)
-        or orthonormalise < 0
-    ):
+    if orthonormalise < 0:
         raise ValueError(f"{rule}: orthonormalise={orthonormalise} must count updates, 0 for never")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.rules import factors
-from apical.rules.base import Group, Init, Needs, bound, fans, uniform
+from apical.rules.base import Group, Init, bound, fans, uniform
 from apical.rules.oja import orthonormal_rows
 from apical.rules.ops import Local
 from apical.rules.tracking import Follower, not_linear, trained_apart
@@ -40,6 +40,7 @@ class ProductFeedback(Follower):
     decay: float = 1e-4
     init: Init = "xavier"
 
+    name: ClassVar[str] = "pfa"
     reference: ClassVar[str] = """@article{li2024,
   title = {Deep Learning without Weight Symmetry},
   author = {Li, Ji-An and Benna, Marcus K.},
@@ -53,14 +54,6 @@ class ProductFeedback(Follower):
                 f"ProductFeedback: expansion={self.expansion} is below 1; R would have more rows"
                 " than columns, and R R^T = I, from which B follows W, could not hold"
             )
-
-    @property
-    def name(self) -> str:
-        return "pfa"
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("nothing", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         outputs = len(weight)

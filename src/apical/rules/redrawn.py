@@ -29,7 +29,9 @@ class Redrawn(TransportRule):
     Hidden layers move as far as under FA, but in directions that are unrelated from one update to
     the next, so weights cannot align with B. What FA gains over this control is due to alignment.
     Evaluation, attacks and repeated passes draw nothing. The numbers depend only on the seed, the
-    layer's name and the number of the update, so that a resumed run draws the same.
+    layer's name and the number of the update, so that a resumed run draws the same. B is drawn on
+    the weight's device: from the same seed CUDA draws other numbers than the CPU; B_0 is
+    the same.
 
     Args: init, scale: as in `FA`.
 
@@ -39,15 +41,9 @@ class Redrawn(TransportRule):
     init: Law = "xavier"
     scale: Scale = "init"
 
+    needs: ClassVar[Needs] = Needs("nothing", "layers above")
+    acts_after_update: ClassVar[bool] = True
     reference: ClassVar[str] = FA.reference
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("nothing", "layers above")
-
-    @property
-    def acts_after_update(self) -> bool:
-        return True
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": drawn(self.init, weight.shape, generator)}

@@ -31,12 +31,14 @@ class SignSymmetric(TransportRule):
         magnitude: "uniform" (uSF): one number s for the whole layer, the standard deviation of
             the law of `init`. "fixed" (frSF): |M|, M drawn once from that law. "fresh" (brSF):
             |M|, M drawn again after every update of the weight; evaluation, attacks and repeated
-            forward passes draw nothing.
+            forward passes draw nothing. They are drawn on the weight's device, at every update:
+            from the same seed CUDA draws other numbers than the CPU.
         init: the law of the magnitudes, as in `FA`; or "xiao", with the standard deviation
             sqrt(2 / (k^2 C_out)) of the code released with Xiao et al., k^2 C_out the fan-out.
         scale: "init" or "norm", as in `FA`.
         redraw: for "fresh" only. "exact" draws independent magnitudes; "pool" takes each time
-            another stretch of a pool drawn once: cheaper, but successive draws are correlated.
+            another stretch of a pool drawn once: cheaper, but successive draws are correlated. Pool
+            and stretches are the same on every device.
         zero_sign: what a weight of exactly zero sends: "zero" nothing, as sign(0) = 0 says, or
             "plus" the magnitude.
 
@@ -52,6 +54,7 @@ class SignSymmetric(TransportRule):
     redraw: Literal["exact", "pool"] = "exact"
     zero_sign: Literal["zero", "plus"] = "zero"
 
+    needs: ClassVar[Needs] = Needs("signs", "layers above")
     reference: ClassVar[str] = """@inproceedings{liao2016,
   title = {How Important Is Weight Symmetry in Backpropagation?},
   author = {Liao, Qianli and Leibo, Joel Z. and Poggio, Tomaso},
@@ -72,10 +75,6 @@ class SignSymmetric(TransportRule):
     @property
     def acts_after_update(self) -> bool:
         return self.magnitude == "fresh"
-
-    @property
-    def needs(self) -> Needs:
-        return Needs("signs", "layers above")
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if self.magnitude == "uniform":
@@ -103,10 +102,10 @@ class SignSymmetric(TransportRule):
             half_width = self._half_width(update.weight)
             magnitude.uniform_(0, half_width, generator=draw)
             return
-        pool = memory[1]
-        start = int(torch.randint(_POOL_SPARE, (1,), generator=draw, device=draw.device))
-        stretch = pool[start : start + magnitude.numel()].view(magnitude.shape)
-        magnitude.copy_(stretch)
+        if draw.device.type != "cpu":  # on the CPU: the same place everywhere, no wait for a GPU
+            draw = torch.Generator().manual_seed(draw.initial_seed())
+        start = int(torch.randint(_POOL_SPARE, (1,), generator=draw, device="cpu"))
+        magnitude.copy_(memory[1][start : start + magnitude.numel()].view(magnitude.shape))
 
     def _half_width(self, weight: Tensor) -> float:
         """a of the law U(-a, a), whose standard deviation is a / sqrt(3)."""

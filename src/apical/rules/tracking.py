@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import abc
 import sys
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from apical.rules.base import Group, TransportRule, Update
+from apical.rules.base import Group, Needs, TransportRule, Update
 from apical.rules.ops import Op
 
 
@@ -20,6 +21,9 @@ class Follower(TransportRule, abc.ABC):
 
     decay: float
 
+    needs: ClassVar[Needs] = Needs("nothing", "layers above")
+    follows_weight: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.decay < 1:
@@ -27,10 +31,6 @@ class Follower(TransportRule, abc.ABC):
                 f"{type(self).__name__}: decay={self.decay} is outside [0, 1); from 1 on, weight"
                 " and feedback would vanish or diverge. It is a share per update, for example 1e-4"
             )
-
-    @property
-    def follows_weight(self) -> bool:
-        return True
 
     @property
     def acts_after_update(self) -> bool:

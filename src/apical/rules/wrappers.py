@@ -1,4 +1,4 @@
-"""Feedback with less in it: any transport rule, its matrix thinned out or of few levels."""
+"""Rules around another transport rule: its matrix made sparse, or rounded to few levels."""
 
 from __future__ import annotations
 
@@ -137,7 +137,10 @@ class Sparse(_Wrapper):
         mask = torch.zeros(weight.numel(), dtype=torch.float64)
         kept = max(1, round(self.density * len(mask)))
         mask[torch.randperm(len(mask), generator=generator)[:kept]] = 1
-        return {"mask": mask.view(weight.shape), **inner}
+        name = "mask"
+        while name in inner:  # of a sparse rule within
+            name = f"outer_{name}"
+        return {name: mask.view(weight.shape), **inner}
 
     def note(self, *memory: Tensor) -> dict[str, Tensor]:
         return super().note(*memory[1:])
@@ -177,11 +180,7 @@ class Quantised(_Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            isinstance(self.bits, bool)
-            or not isinstance(self.bits, int)
-            or not 1 <= self.bits <= 16
-        ):
+        if not 1 <= self.bits <= 16:
             raise ValueError(f"Quantised: bits={self.bits!r} is no whole number from 1 to 16")
 
     def matrix(self, weight: Tensor, *memory: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def check_rule(rule: Rule | str, *, alternatives: Mapping[str, Any] | None = Non
         **CHECKS,
         **fields.checks(rule, alternatives or {}),
     }
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         outcomes = {name: _outcome(check, rule) for name, check in table.items()}
     failed = {name: error for name, error in outcomes.items() if isinstance(error, Exception)}
     if failed:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apical.core import updates
+from apical.core import outputs, updates
 from apical.core.convert import convert
-from apical.core.converted import converted_layers
+from apical.core.converted import converted_layers, forked_rng
 from apical.rules import FA
 
 TOLERANCE = 1e-10
@@ -68,20 +68,18 @@ def _passed(model: nn.Module, inputs: Any, named: Mapping[str, Any]) -> dict[str
     differentiated = {
         f"{name}.{place}": x
         for name, value in given.items()
-        for place, x in enumerate(_tensors(value))
+        for place, x in enumerate(outputs.tensors(value))
         if x.requires_grad
     }
     differentiated |= {n: p for n, p in model.named_parameters() if "feedback" not in n.split(".")}
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        names = list(named)
-        output = model(*list(given.values())[: len(inputs)], **{n: given[n] for n in names})
-    tensors = [t for t in _tensors(output) if t.is_floating_point()]
+    with forked_rng(model), torch.enable_grad():
+        output = model(*list(given.values())[: len(inputs)], **{n: given[n] for n in named})
+    tensors = [t for t in outputs.tensors(output) if t.is_floating_point()]
     found = {f"output {place}": t.detach() for place, t in enumerate(tensors)}
     total = torch.zeros((), dtype=torch.float64)
     for tensor in tensors:
-        factors = torch.arange(tensor.numel(), dtype=torch.float64).cos().view(tensor.shape)
-        total = total + (tensor.double() * factors).sum()
+        factors = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).cos()
+        total = total + (tensor.double() * factors.view(tensor.shape)).sum()
     gradients = torch.autograd.grad(total, list(differentiated.values()), allow_unused=True)
     for name, gradient in zip(differentiated, gradients, strict=True):
         if gradient is not None:
@@ -95,13 +93,3 @@ def _float64(x: Any) -> Any:
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         return x
     return x.detach().double().requires_grad_()
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from _tensors(list(output.values()))
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from _tensors(part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from apical.rules import FA, KolenPollack, Rule
@@ -20,28 +20,17 @@ def checks(rule: Rule, alternatives: Mapping[str, Any]) -> dict[str, Callable[[R
     unknown = sorted(set(alternatives) - set(names))
     if unknown:
         raise ValueError(f"alternatives for unknown fields {unknown}; the fields are {names}")
-    bases = cache(lambda: [_Base(each) for each in _bases(rule)])  # within the check that may fail
+    course = cache(_course)  # of the rules that others are compared with: once for all fields
     return {
         f"field {name} matters": partial(
-            _matters, name=name, alternatives=alternatives, bases=bases
+            _matters, name=name, alternatives=alternatives, course=course
         )
         for name in names
     }
 
 
-@dataclasses.dataclass
-class _Base:
-    """A rule that others are compared with."""
-
-    rule: Rule
-
-    @cached_property
-    def course(self) -> Tensors:
-        return _course(self.rule)
-
-
 def _matters(
-    rule: Rule, *, name: str, alternatives: Mapping[str, Any], bases: Callable[[], list[_Base]]
+    rule: Rule, *, name: str, alternatives: Mapping[str, Any], course: Callable[[Rule], Tensors]
 ) -> str | None:
     """Another value of the field changes gradients, feedback or the course of training."""
     values = [alternatives[name]] if name in alternatives else list(_others(rule, name))
@@ -49,7 +38,7 @@ def _matters(
         raise Broken(
             f"a known other value for {name}", "none; give check_rule(..., alternatives={...})"
         )
-    outcomes = [_changes(base, name, value) for base in bases() for value in values]
+    outcomes = [_changes(base, name, value, course) for base in _bases(rule) for value in values]
     if any(outcomes):
         return None
     if all(outcome is None for outcome in outcomes):
@@ -72,19 +61,19 @@ def _bases(rule: Rule) -> Iterator[Rule]:
         yield type(rule)()
 
 
-def _changes(base: _Base, name: str, value: Any) -> bool | None:
+def _changes(base: Rule, name: str, value: Any, course: Callable[[Rule], Tensors]) -> bool | None:
     """Whether the value makes a difference; None if the rule's constructor refuses it."""
-    if getattr(base.rule, name) == value:
+    if getattr(base, name) == value:
         return None
     try:
-        other = dataclasses.replace(base.rule, **{name: value})
+        other = dataclasses.replace(base, **{name: value})
     except ValueError:
         return None
     try:
         seen = _course(other)
     except (ValueError, RuntimeError):  # the value was used, and does not fit these nets
         return True
-    return bool(difference(seen, base.course, rtol=OBSERVABLE))
+    return bool(difference(seen, course(base), rtol=OBSERVABLE))
 
 
 def _course(rule: Rule) -> Tensors:

@@ -27,11 +27,9 @@ from apical.testing.specimen import (
 
 ROUNDING = 1e-12
 """Relative to the largest entry: two orders of summation in float64 agree to this."""
-CONTROLS = {
-    "frozen": "only the output layer learns, on features that stay random",
-    "redrawn": "hidden layers move at random below the output layer, which alone learns",
-}
-"""Rules under which any fall of the loss will do, where others take a fifth off it; and why."""
+CONTROLS = ("frozen", "redrawn")
+"""Rules under which any fall of the loss will do, where others take a fifth off it: the output
+layer alone learns, on features that stay random or move at random."""
 _NOTHING_SENT = "the rule sends nothing, and every gradient below is absent"
 RATES = (0.1, 0.03, 0.3, 0.01, 0.003, 0.001)
 
@@ -54,7 +52,7 @@ def last_layer_exact(rule: Rule) -> None:
     seen, exact = gradients(converted(rule), *batch()), gradients(net(), *batch())
     for name in (f"{LAST}.weight", f"{LAST}.bias"):
         expect_equal(
-            {name: seen[name]}, {name: exact[name]}, last_layer_exact.__doc__ or "", rtol=ROUNDING
+            {name: seen[name]}, {name: exact[name]}, last_layer_exact.__doc__, rtol=ROUNDING
         )
 
 
@@ -66,7 +64,7 @@ def aligned_is_backprop(rule: Rule) -> str | None:
         return _NOTHING_SENT
     model = converted(_aligned(rule))
     seen = {k: v for k, v in gradients(model, *batch()).items() if "feedback" not in k}
-    expect_equal(seen, gradients(net(), *batch()), aligned_is_backprop.__doc__ or "")
+    expect_equal(seen, gradients(net(), *batch()), aligned_is_backprop.__doc__)
     return None
 
 
@@ -100,11 +98,11 @@ def hidden_layers_move(rule: Rule) -> str | None:
         return _NOTHING_SENT
     for name in dict(net().named_parameters()):
         if name not in seen:
-            raise Broken(hidden_layers_move.__doc__ or "", f"{name} has no gradient")
+            raise Broken(hidden_layers_move.__doc__, f"{name} has no gradient")
         if not seen[name].isfinite().all():
-            raise Broken(hidden_layers_move.__doc__ or "", f"{name} has a non-finite gradient")
+            raise Broken(hidden_layers_move.__doc__, f"{name} has a non-finite gradient")
         if not seen[name].any():
-            raise Broken(hidden_layers_move.__doc__ or "", f"{name} has a gradient of zeros")
+            raise Broken(hidden_layers_move.__doc__, f"{name} has a gradient of zeros")
     return None
 
 
@@ -118,7 +116,7 @@ def a_loss_falls(rule: Rule) -> None:
         if ratios[lr] < wanted:
             return
     listed = ", ".join(f"lr {lr:g}: {ratio:.3g}" for lr, ratio in ratios.items())
-    raise Broken(a_loss_falls.__doc__ or "", f"loss after over loss before: {listed}")
+    raise Broken(a_loss_falls.__doc__, f"loss after over loss before: {listed}")
 
 
 def scales_with_the_loss(rule: Rule) -> None:
@@ -130,7 +128,7 @@ def scales_with_the_loss(rule: Rule) -> None:
         name: g if "feedback" in name and torch.equal(large.get(name, g), g) else 1024 * g
         for name, g in small.items()
     }
-    expect_equal(large, expected, scales_with_the_loss.__doc__ or "", rtol=ROUNDING)
+    expect_equal(large, expected, scales_with_the_loss.__doc__, rtol=ROUNDING)
 
 
 def forwards_add_up(rule: Rule) -> None:
@@ -159,7 +157,7 @@ def every_kind_of_layer(rule: Rule) -> str | None:
         for name, parameter in model.named_parameters():
             if "weight" in name and "feedback" not in name:
                 if parameter.grad is None or not parameter.grad.any():
-                    raise Broken(every_kind_of_layer.__doc__ or "", f"{kind}: {name} got nothing")
+                    raise Broken(every_kind_of_layer.__doc__, f"{kind}: {name} got nothing")
     return _NOTHING_SENT if rule.sends_nothing else None
 
 

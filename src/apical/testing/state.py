@@ -51,7 +51,7 @@ def idle_layer_refused(rule: Rule) -> str | None:
         raise
     if not any(converted_layers(model)):
         return "the rule leaves layers as they are"
-    raise Broken(idle_layer_refused.__doc__ or "", "convert accepted it")
+    raise Broken(idle_layer_refused.__doc__, "convert accepted it")
 
 
 def revert_leaves_no_trace(rule: Rule) -> None:
@@ -112,7 +112,7 @@ def pickle_round_trip(rule: Rule) -> None:
     train(model, 2)
     for twin in twins:
         train(twin, 2)
-        expect_equal(twin.state_dict(), model.state_dict(), pickle_round_trip.__doc__ or "")
+        expect_equal(twin.state_dict(), model.state_dict(), pickle_round_trip.__doc__)
 
 
 def seed_decides(rule: Rule) -> None:
