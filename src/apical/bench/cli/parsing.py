@@ -275,7 +275,7 @@ def experiment_of(values: dict[str, Any]) -> Any:
 
 
 def add_estimate(parser: Any) -> None:
-    """Whether a study or a sweep says what it will cost, and whether it then starts."""
+    """Whether a verb that trains many nets prints what that will cost, and whether it starts."""
     parser.add_argument("--estimate", default=True, type=bool,
                         help="time a few steps first and print how long all will take")  # fmt: skip
     parser.add_argument("--dry_run", default=False, action="store_true",
@@ -299,14 +299,16 @@ def add_executor(parser: Any) -> None:
 
 
 def jobs_of(values: dict[str, Any]) -> int:
-    """Runs at once."""
-    import os
+    """Runs at once. Raises: UsageError for fewer than one."""
+    from apical.bench.storage.environment import cores
 
-    if values["jobs"] or values["executor"] != "local":
-        return values["jobs"] or QUEUED
-    able = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if able else os.cpu_count() or 1
-    return max(1, cores // values["threads"])
+    jobs = values["jobs"]
+    if jobs is None:
+        local = values["executor"] == "local"
+        jobs = max(1, cores() // values["threads"]) if local else QUEUED
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: must be at least 1")
+    return jobs
 
 
 QUEUED = 100

@@ -66,16 +66,18 @@ def sweep(words: list[str]) -> int:
         experiments[experiment.key] = experiment
         pairs = zip(several.items(), combination, strict=True)
         varied = [f"{name}={text}" for (name, texts), text in pairs if len(texts) > 1]
-        labels[experiment.key] = ", ".join(varied) or "as given"
+        labels[experiment.key] = " ".join(varied)
     first = next(iter(experiments.values()))
     folder = Path(values["folder"] or f"runs/sweep/{first.name.rsplit('-', 3)[0]}")
-    tasks = [sweeps.Task(each, folder / each.name) for each in experiments.values()]
+    tasks = [
+        sweeps.Task(each, folder / each.name, labels[key]) for key, each in experiments.items()
+    ]
     jobs = jobs_of(values)
     print(f"{len(tasks)} runs in {folder}", flush=True)
     if values["dry_run"]:
         for task in tasks:
             state = "" if task.ended() is None else "  (finished)"
-            print(f"  {labels[task.experiment.key]}{state}")
+            print(f"  {task.label or task.experiment.name}{state}")
     if values["estimate"]:
         print(cost.estimate(tasks, execution).text(jobs), flush=True)
     if values["dry_run"]:

@@ -3,21 +3,25 @@
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from apical.bench.cli.parsing import (
     UsageError,
+    add_estimate,
     add_experiment,
     add_keep_memory,
     as_flags,
     execution_of,
     experiment_of,
+    jobs_of,
     make_parser,
     parse,
 )
+from apical.bench.cli.study import preview
 
-ESSENTIAL = ("data", "net", "rule", "rates", "tries", "epochs", "validation", "optimizer",
-             "batch_size", "jobs", "runs")  # fmt: skip
+ESSENTIAL = ("dry_run", "data", "net", "rule", "rates", "tries", "epochs", "validation",
+             "optimizer", "batch_size", "jobs", "runs")  # fmt: skip
 WIDTH = 40
 """Characters of the longest bar of a curve."""
 
@@ -49,32 +53,28 @@ def tune(words: list[str]) -> int:
     parser.add_argument("--tries", default=3, type=int, help="seeds of each rate (>= 3)")
     parser.add_argument("--jobs", default=1, type=int, help="tries at once, one process each")
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
+    add_estimate(parser)
     parser.add_class_arguments(Execution, None)
     add_keep_memory(parser)
     values = parse(parser, words)
-    execution = execution_of(values)
+    execution, jobs = execution_of(values), jobs_of(values)
     rule = values.pop("rule")
-    experiment = experiment_of(values)
+    experiment, rules, rates = experiment_of(values), _rules(rule), _rates(values["rates"])
+    folder = Path(values["runs"]) / "tune"
     try:
-        found = tuning.tune(
-            experiment,
-            _rules(rule),
-            rates=_rates(values["rates"]),
-            tries=values["tries"],
-            folder=f"{values['runs']}/tune",
-            execution=execution,
-            jobs=values["jobs"],
-            say=lambda text: print(text, flush=True),
+        study = tuning.search(experiment, rules, rates, values["tries"], execution)
+        if preview(study, folder, execution, values, jobs, table=False):
+            return 0
+        choices = tuning.choose(
+            study, folder, execution, jobs, say=lambda text: print(text, flush=True)
         )
-    except UsageError:
-        raise
     except ValueError as error:
         raise ValueError(as_flags(str(error))) from error
-    rest = _without(words, ("rule", "rates", "tries", "jobs", "validation"))
-    for label, choice in found.items():
+    rest = _without(words, ("rule", "rates", "tries", "jobs", "validation", "estimate"))
+    for label, choice in choices.items():
         print()
         print(curve(label, choice))
-        chosen = rule if len(found) == 1 else label
+        chosen = rule if len(choices) == 1 else label
         print(shlex.join(["apical", "train", *rest, "--rule", chosen, "--lr", f"{choice['lr']:g}"]))
     return 0
 
@@ -99,12 +99,11 @@ def curve(label: str, choice: Mapping[str, Any]) -> str:
 
 def _rules(text: str) -> dict[str, Any]:
     """Rules by label: names with commas between, or one in the form of ``apical train``."""
-    import yaml
-
     from apical.bench.experiment.rule_settings import rule_label
+    from apical.bench.experiment.yaml_values import read_yaml
 
     if text.startswith("{"):
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
         return {rule_label(value): value}
     names = [part.strip() for part in re.split(r",(?![^(]*\))", text)]
     if not all(names):

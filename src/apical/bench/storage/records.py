@@ -82,11 +82,11 @@ def append(path: Pathlike, *rows: Row, digest: bool = False) -> None:
         raise _storage_error(path, error, "the rows written before are intact") from error
 
 
-def read(path: Pathlike) -> list[dict[str, Any]]:
+def read(path: Pathlike, *, warn: bool = True) -> list[dict[str, Any]]:
     """All complete rows of a JSON lines file.
 
-    A torn last line, left by a kill, is dropped with a warning. A file that is not there has no
-    rows.
+    A torn last line, left by a kill, is dropped. A file that is not there has no rows.
+    Args: warn: of a line that is dropped.
     Raises: ValueError when a line before the last is no JSON object, or a row differs from the
         SHA-256 that was stored with it, naming file and line.
     """
@@ -96,7 +96,7 @@ def read(path: Pathlike) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path} is no file")
     rows, _, torn = _scan(path)
-    if torn:
+    if torn and warn:
         warnings.warn(f"{path}: dropped a torn last line ({torn} bytes)", stacklevel=2)
     return rows
 
@@ -104,10 +104,9 @@ def read(path: Pathlike) -> list[dict[str, Any]]:
 def digest(path: Pathlike, rows: int) -> str | None:
     """SHA-256 of the first `rows` rows of a JSON lines file as they are; None if it has fewer."""
     path = Path(path)
-    _, ends, _ = _scan(path) if path.exists() else ([], [], 0)
-    if rows > len(ends):
-        return None
-    return hashlib.sha256(path.read_bytes()[: ends[rows - 1]] if rows else b"").hexdigest()
+    lines = path.read_bytes().splitlines(keepends=True)[:rows] if path.exists() else []
+    whole = len(lines) == rows and all(line.endswith(b"\n") for line in lines)
+    return hashlib.sha256(b"".join(lines)).hexdigest() if whole else None
 
 
 def truncate(path: Pathlike, rows: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from apical.bench.experiment import own_code
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict, versions
-from apical.bench.storage import claims, records, schema
+from apical.bench.storage import checkpoint, claims, records, schema
 from apical.bench.storage.environment import environment
 
 ENDS = ("final", "stopped")
@@ -116,13 +116,17 @@ def create(folder: Path, experiment: Experiment, execution: Any) -> None:
 
 
 def renew(folder: Path) -> None:
-    """Remove what a run has left, so that it is done again; evaluations of its net stay.
+    """Remove the results of a run, so that it is done again; its settings and evaluations of its
+    net are kept.
 
     Raises: claims.Held if a living process works on it.
     """
+    path = folder / "checkpoint.pt"
     with claims.hold(folder):
-        for name in ("checkpoint.pt", "records.jsonl", "environment.json", "experiment.json"):
-            (folder / name).unlink(missing_ok=True)
+        for each in (
+            checkpoint.previous(path), path, folder / "records.jsonl", folder / "environment.json"
+        ):  # fmt: skip
+            each.unlink(missing_ok=True)
     claims.clear(folder)
 
 
@@ -134,8 +138,8 @@ def finished_on(folder: Path) -> str:
 
 def end(folder: Path) -> dict[str, Any] | None:
     """The row that closes the run, None if it is not there yet."""
-    rows = _rows(folder)
-    return rows[-1] if rows and rows[-1].get("kind") in ENDS else None
+    found = rows(folder)
+    return found[-1] if found and found[-1].get("kind") in ENDS else None
 
 
 def state(folder: Path) -> str:
@@ -146,12 +150,9 @@ def state(folder: Path) -> str:
     return "interrupted" if (folder / "checkpoint.pt").exists() else "new"
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a torn last line is what a resume mends
-        return records.read(folder / "records.jsonl")
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The complete rows of its records, without a warning: a resume cuts a torn last line."""
+    return records.read(folder / "records.jsonl", warn=False)
 
 
 def _listing(folder: Path) -> list[Path]:

@@ -50,6 +50,11 @@ class Entry:
     def cell(self) -> Choice:
         return self.setting, self.rule
 
+    @property
+    def label(self) -> str:
+        """What distinguishes it from the other runs, for a line of progress."""
+        return f"{self.setting}, {self.rule}, seed={self.experiment.seed}"
+
 
 @dataclass(frozen=True)
 class Published:
@@ -130,11 +135,11 @@ class Search:
     chance: float = 0.9
 
     def __post_init__(self) -> None:
-        grid = tuple(sorted(set(self.values)))
+        grid = tuple(sorted(self.values))
         if not grid or grid != selection.half_decades(grid[0], grid[-1]):
             raise ValueError(
                 f"search: the learning rates {self.values} are not half decades without a gap, "
-                "such as 0.01, 0.03, 0.1"
+                "each once, such as 0.01, 0.03, 0.1"
             )
         if len(set(self.seeds)) < LEAST_SEEDS:
             raise ValueError(f"search: seeds={self.seeds}: needs at least {LEAST_SEEDS} seeds")

@@ -42,7 +42,7 @@ def choose(
     if executor == "local":
         if options:
             raise ValueError(f"executor 'local' takes no options ({options}); jobs says how many")
-        return local(jobs) if jobs > 1 else here
+        return local(jobs) if jobs > 1 else Here
     try:
         engine = importlib.import_module(f"apical.bench.sweep.{executor}")
     except ModuleNotFoundError as error:
@@ -57,7 +57,7 @@ def choose(
 
 
 class Here(Executor):
-    """Runs every call at once in this process."""
+    """Runs every call in this process, when it is submitted."""
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -66,12 +66,6 @@ class Here(Executor):
         except Exception as error:  # as any executor does: the caller of result() gets it
             future.set_exception(error)
         return future
-
-
-@contextlib.contextmanager
-def here() -> Iterator[Executor]:
-    """One run after the other in this process."""
-    yield Here()
 
 
 def local(jobs: int) -> Make:
