@@ -16,8 +16,8 @@ from apical.bench.evaluate import retrieval
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.hashing_settings import Hashing
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.loss_settings import Hashing
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.report import write
 from apical.bench.report.read import read_study
 from apical.bench.storage import packing, records

@@ -11,7 +11,7 @@ import torch
 
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.storage import checkpoint, records
 from apical.bench.training import loop
 from apical.rules import RULES

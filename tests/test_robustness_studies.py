@@ -15,7 +15,7 @@ from apical.bench.evaluate import retrieval
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.hashing_settings import Hashing
+from apical.bench.experiment.loss_settings import Hashing
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.bench.studies import Entry, Study, assess, attack_cost, conduct

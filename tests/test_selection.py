@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.report import table_markdown, write
 from apical.bench.storage import records
 from apical.bench.studies import Entry, Search, Study, conduct

@@ -10,7 +10,7 @@ import pytest
 from apical.bench import studies
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.report.read import read_study
 from apical.bench.storage import records, run_folder
 from apical.bench.studies import STUDIES, Entry, Published, Search, Study, conduct, cost

@@ -20,7 +20,7 @@ from apical import data, nets
 from apical.bench.experiment import optimizers
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.storage import records, run_folder
 from apical.bench.training import build, loop, progress
 from apical.bench.training import evaluate as observe

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from apical.bench.evaluate import robustness
 from apical.bench.evaluate.evaluation import Evaluation
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies import selection
 from apical.names import unknown
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import CONTROLS, RULES, Entry, Published, Search, Study
 
 SOURCE = "BioTorch, Benchmarks.md (2021)"

@@ -12,7 +12,7 @@ from apical.bench.experiment import learner_settings
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.storage import run_folder
 from apical.bench.sweep.sweep import Task
 from apical.bench.training import batch_step, build, loop, resume

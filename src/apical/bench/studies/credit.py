@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies import smoke
 from apical.bench.studies.base import CONTROLS, Entry, Search, Study
 from apical.nets.pretrained import Start

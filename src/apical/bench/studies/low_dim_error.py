@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import CONTROLS, Entry, Search, Study
 
 TITLE = "Low-dimensional error feedback: ranks below, at and above the number of classes"

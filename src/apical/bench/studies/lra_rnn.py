@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 from apical.data import sequences
 

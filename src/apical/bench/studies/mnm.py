@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import CONTROLS, FROZEN, REDRAWN, Entry, Search, Study
 
 Arms = dict[str, tuple[str, dict[str, Any]]]

@@ -17,7 +17,7 @@ from typing import Any
 from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies import biotorch
 from apical.bench.studies.base import RULES, Entry, PublishedRobustness, Study
 

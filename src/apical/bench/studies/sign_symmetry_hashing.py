@@ -12,8 +12,8 @@ from typing import Any
 
 from apical.bench.evaluate.retrieval import Evaluation
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.hashing_settings import Hashing
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.loss_settings import Hashing
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 from apical.nets.pretrained import Start
 

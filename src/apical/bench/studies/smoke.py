@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import CONTROLS, RULES, Entry, Search, Study
 
 TITLE = "Learning rules on 8x8 handwritten digits"

@@ -13,8 +13,8 @@ from torch import Tensor
 from apical import data, nets
 from apical.attacks import PGD, Normalised, source
 from apical.bench.experiment import learner_settings
-from apical.bench.experiment.adversarial_settings import Adversarial
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.training_settings import Adversarial
 from apical.bench.training.build import Parts
 from apical.bench.training.resume import Position
 from apical.bench.training.splits import normalisation

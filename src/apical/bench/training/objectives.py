@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apical import data, retrieval
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.hashing_settings import Hashing
+from apical.bench.experiment.loss_settings import Hashing
 from apical.bench.training import evaluate
 from apical.bench.training.losses import LOSSES, Loss, training_loss
 from apical.data import sequences
