@@ -226,7 +226,7 @@ def test_a_later_format_is_refused_by_its_number(fake: Path) -> None:
 def test_what_cannot_be_packed_is_named_and_nothing_is_written(fake: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for bad in (fake, tmp_path):  # packed already, no study at all
-        with pytest.raises(ValueError, match="is no study as `apical study` leaves it"):
+        with pytest.raises(ValueError, match="is not a study as `apical study` leaves it"):
             pack(bad, out)
     loose = tmp_path / "loose" / "s"
     (run, *_) = sorted(path for path in loose.iterdir() if path.is_dir())

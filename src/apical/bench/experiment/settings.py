@@ -151,7 +151,7 @@ def not_json(value: Any, place: str = "", depth: int = 0) -> str:
     """What in a value JSON would not give back as it is, "" if nothing.
 
     >>> not_json({"rate": float("nan")}), not_json({"a": [1, 2.5, None, "x"]})
-    ('rate=nan is no finite number', '')
+    ('rate=nan is not a finite number', '')
     """
     if depth > DEEPEST:
         return f"{place.split('.')[0]} is nested more than {DEEPEST} deep"
@@ -159,7 +159,7 @@ def not_json(value: Any, place: str = "", depth: int = 0) -> str:
         items: Iterable[tuple[Any, Any]] = value.items()
         for key in value:
             if type(key) not in (str, int):
-                return f"key {key!r} is no text"
+                return f"key {key!r} is not a text"
         if len({str(key) for key in value}) < len(value):
             return f"a key occurs twice, as number and as text: {', '.join(map(repr, value))}"
     elif isinstance(value, list | tuple):
@@ -167,9 +167,9 @@ def not_json(value: Any, place: str = "", depth: int = 0) -> str:
     elif isinstance(value, bool | str | NoneType):
         return ""
     elif isinstance(value, Real):
-        return "" if math.isfinite(value) else f"{place}={value} is no finite number"
+        return "" if math.isfinite(value) else f"{place}={value} is not a finite number"
     else:
-        return f"{place}={value!r} is a {type(value).__name__}, not of JSON's kinds"
+        return f"{place}={value!r} is a {type(value).__name__}, which JSON cannot hold"
     inner = (not_json(each, f"{place}.{key}".lstrip("."), depth + 1) for key, each in items)
     return next(filter(None, inner), "")
 

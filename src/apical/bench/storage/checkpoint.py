@@ -130,7 +130,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{error}. {remedy}") from error
     except Exception as error:  # of a damaged file the reader raises anything
         raise ValueError(
-            f"{path} is no readable checkpoint ({_first_line(error)}). {remedy}"
+            f"{path} is not a readable checkpoint ({_first_line(error)}). {remedy}"
         ) from error
     given = content.get("format") if isinstance(content, dict) else None
     if given not in (1, FORMAT) or isinstance(given, bool):

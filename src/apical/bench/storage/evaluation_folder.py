@@ -77,7 +77,7 @@ def trials(folder: Path, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
     """The attacks that are finished, in a folder that may have been left by a kill.
 
     Args: read: makes one of its row.
-    Raises: ValueError naming a line that is none, or is damaged, with the remedy.
+    Raises: ValueError naming a line that is not a row of an attack, or is damaged, with the remedy.
     """
     path = folder / "trials.jsonl"
     rows = records.read(path, warn=False)  # what follows the last whole row is done again
@@ -87,7 +87,7 @@ def trials(folder: Path, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
             found.append(read(row))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"{path}, line {number}: no finished attack ({type(error).__name__}: {error}). Cut "
+                f"{path}, line {number}: not a finished attack ({type(error).__name__}: {error}). Cut "
                 f"the file before this line (head -n {number - 1}) and start the same command "
                 "again: it goes on from the last good row"
             ) from error

@@ -161,7 +161,7 @@ class PackedFolder:
             return _unpacked_rows(self._files[ROWS])
         except Exception as error:  # of another table, pyarrow and the rest raise anything
             raise ValueError(
-                f"{self.path / ROWS} is no table of records ({type(error).__name__}: {error}); "
+                f"{self.path / ROWS} is not a table of records ({type(error).__name__}: {error}); "
                 f"{_remedy(self.path)}"
             ) from error
 
@@ -204,7 +204,7 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
     """
     study, out = Path(study), Path(out)
     if not (study / STUDY).is_file() or is_packed(study):
-        raise ValueError(f"{study} is no study as `apical study` leaves it: it has no {STUDY}, or "
+        raise ValueError(f"{study} is not a study as `apical study` leaves it: it has no {STUDY}, or "
                          "is packed already")  # fmt: skip
     source = LooseFolder(study)
     lines: list[Row] = []

@@ -94,7 +94,7 @@ def read(path: Pathlike, *, warn: bool = True) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     if not path.is_file():
-        raise ValueError(f"{path} is no file")
+        raise ValueError(f"{path} is not a file")
     rows, _, torn = _scan(path)
     if torn and warn:
         warnings.warn(f"{path}: dropped a torn last line ({torn} bytes)", stacklevel=2)
@@ -156,7 +156,7 @@ def read_json(path: Pathlike) -> Any:
     """
     path = Path(path)
     if not path.is_file() and path.exists():  # a folder, or a pipe, which would never end
-        raise ValueError(f"{path} is no file")
+        raise ValueError(f"{path} is not a file")
     try:
         value = json.loads(
             path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_no_number
@@ -184,7 +184,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a number of JSON")
 
 
 def write_bytes(path: Pathlike, data: bytes) -> None:
