@@ -49,16 +49,15 @@ def describe(
 
     Args: checkpoint: digest of the net. version: of the kind of evaluation, by its name.
     """
-    for part in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
-        part.unlink()  # left by a kill in the middle of a write; no process holds the claim
-    told = {"key": key, "versions": {**versions(), **version}}
-    records.write_json(
-        folder / "setting.json", told | {"checkpoint": checkpoint, "setting": dict(setting)}
-    )
-    records.write_json(
-        folder / "environment.json",
-        environment() | {"device": execution.device, "run_threads": execution.threads},
-    )
+    records.remove_parts(folder)
+    described = {
+        "key": key,
+        "versions": {**versions(), **version},
+        "checkpoint": checkpoint,
+        "setting": dict(setting),
+    }
+    records.write_json(folder / "setting.json", described)
+    records.write_json(folder / "environment.json", environment() | execution.recorded())
 
 
 def write_rows(folder: Path, made: Iterable[Mapping[str, Any]]) -> None:
@@ -87,8 +86,8 @@ def trials(folder: Path, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
             found.append(read(row))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"{path}, line {number}: not a finished attack ({type(error).__name__}: {error}). Cut "
-                f"the file before this line (head -n {number - 1}) and start the same command "
+                f"{path}, line {number}: not a finished attack ({type(error).__name__}: {error}). "
+                f"Cut the file before this line (head -n {number - 1}) and start the same command "
                 "again: it goes on from the last good row"
             ) from error
     return found

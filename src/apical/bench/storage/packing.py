@@ -26,7 +26,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from apical.bench.storage import evaluation_folder, records, schema
 
@@ -44,34 +44,18 @@ ORIGIN = ("_folder", "_file", "_keys")
 Row = dict[str, Any]
 
 
-class Folder(Protocol):
-    """A folder with runs, loose or packed. Names are paths within it, as RUN/records.jsonl."""
-
-    path: Path
-
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file, {} where there is none."""
-
-    def rows(self, name: str) -> list[Row]:
-        """The rows of a JSON lines file, none where there is none."""
-
-    def folders(self, name: str) -> list[str]:
-        """Names of the folders in a folder, sorted."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a folder, or such a file of a run."""
-
-
 class LooseFolder:
-    """A folder as runs leave it."""
+    """A folder as runs leave it. Names are paths within it, as RUN/records.jsonl."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read_json(self, name: str) -> Any:
+        """The content of a JSON file, {} where there is none."""
         return records.read_json(self.path / name) if (self.path / name).exists() else {}
 
     def rows(self, name: str) -> list[Row]:
+        """The rows of a JSON lines file, none where there is none."""
         path = self.path / name
         evaluation_folder.verify(path)
         found = records.read(path)
@@ -80,14 +64,16 @@ class LooseFolder:
         return found
 
     def folders(self, name: str) -> list[str]:
+        """Names of the folders in a folder, sorted."""
         return sorted(folder.name for folder in (self.path / name).glob("*/"))
 
     def has(self, name: str) -> bool:
+        """Whether there is such a folder, or such a file of a run."""
         return (self.path / name).exists()
 
 
 class PackedFolder:
-    """A packed study.
+    """A packed study, with the methods of a `LooseFolder`.
 
     Raises: ValueError naming a file that is missing or damaged, or of another format.
     """
@@ -182,6 +168,9 @@ class PackedFolder:
             )
 
 
+Folder = LooseFolder | PackedFolder
+
+
 def open_folder(path: Path) -> Folder:
     """The reader of a folder with runs, whichever form it has."""
     return PackedFolder(path) if is_packed(path) else LooseFolder(path)
@@ -204,8 +193,9 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
     """
     study, out = Path(study), Path(out)
     if not (study / STUDY).is_file() or is_packed(study):
-        raise ValueError(f"{study} is not a study as `apical study` leaves it: it has no {STUDY}, or "
-                         "is packed already")  # fmt: skip
+        raise ValueError(
+            f"{study} is not a study as `apical study` leaves it: it has no {STUDY}, or is packed"
+        )
     source = LooseFolder(study)
     lines: list[Row] = []
     rows: list[tuple[str, str, Row]] = []
@@ -235,7 +225,10 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
         "environments": environments,
     }
     packed["sha256"][STUDY] = _study_digest(described, packed)
-    _make_folder(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise records.StorageError(f"cannot make the folder {out}: {error.strerror}") from error
     for name, each in data.items():
         records.write_bytes(out / name, each)
     # Last: until it is there, a reader finds other digests and says so.
@@ -350,10 +343,3 @@ def _remedy(folder: Path) -> str:
         f"restore the files of {folder} from version control, or pack the study again "
         f"(make keep STUDY={folder.name})"
     )
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise records.StorageError(f"cannot make the folder {out}: {error.strerror}") from error

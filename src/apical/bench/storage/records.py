@@ -174,6 +174,12 @@ def read_json(path: Pathlike) -> Any:
     return value
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what a kill in the middle of a write has left. Only for the holder of the claim."""
+    for part in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
+        part.unlink()
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The mapping of a JSON object, whose keys must differ."""
     found = dict(pairs)
@@ -270,28 +276,13 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _drop_torn_tail(file: Any) -> int:
     """Cut a last line that a kill left unfinished or unreadable; returns the size that is left."""
-    size = file.seek(0, os.SEEK_END)
-    if not size:
-        return 0
-    start = _line_start(file, size)
-    file.seek(start)
-    if _parse(file.read(size - start)) is not None:
-        return size
+    file.seek(0)
+    data = file.read()
+    start = data.rfind(b"\n", 0, max(0, len(data) - 1)) + 1  # the last byte ends the last line
+    if not data or _parse(data[start:]) is not None:
+        return len(data)
     file.truncate(start)
     return start
-
-
-def _line_start(file: Any, end: int, block: int = 1 << 16) -> int:
-    """Where the line that ends at byte `end` begins."""
-    position = end - 1  # a newline at the very end belongs to this line
-    while position > 0:
-        begin = max(0, position - block)
-        file.seek(begin)
-        newline = file.read(position - begin).rfind(b"\n")
-        if newline >= 0:
-            return begin + newline + 1
-        position = begin
-    return 0
 
 
 def _write_all(file: Any, data: bytes) -> None:
