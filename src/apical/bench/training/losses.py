@@ -1,7 +1,6 @@
 """Losses by name, from scores and class labels, or numbers where numbers are asked for."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -65,10 +64,3 @@ LOSSES: dict[str, Loss] = {
     "squared_error": squared_error,
 }
 """Each takes scores, labels and `reduction`, "mean" or "sum" over images."""
-
-
-def training_loss(name: str, label_smoothing: float) -> Loss:
-    """The loss a run descends, a mean over images."""
-    return partial(
-        LOSSES[name], **({"label_smoothing": label_smoothing} if label_smoothing else {})
-    )
