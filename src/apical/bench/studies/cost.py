@@ -101,12 +101,12 @@ def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
             parts.optimizer.step()
             parts.optimizer.zero_grad()
 
-        teach = batch_step.function(plain, parts, resume.Position(), update)
+        gradients = batch_step.function(plain, parts, resume.Position(), update)
         seconds = []
         batches = parts.train.epoch(0)
         for _, (x, y) in zip(range(WARM_STEPS + TIMED_STEPS), batches, strict=False):
             begin = time.perf_counter()
-            teach(x, y)
+            gradients(x, y)
             update()
             learn(parts.model)
             if parts.device.type == "cuda":

@@ -27,7 +27,7 @@ Gradients = Callable[..., tuple[Tensor, Tensor]]
 def function(
     experiment: Experiment, parts: Parts, at: Position, update: Callable[[], object]
 ) -> Gradients:
-    """What adds to ``.grad`` of the net what a batch, or a part of it, teaches.
+    """What adds the gradients of a batch, or of a part of it, to ``.grad`` of the net.
 
     Args:
         at: where the run stands, kept up to date: a loss may change with the step.
