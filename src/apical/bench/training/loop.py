@@ -119,6 +119,8 @@ def classification(
             tracked([*new])
 
     def end(*new: dict[str, Any]) -> None:
+        """The last rows; no checkpoint follows."""
+        still_mine()
         records.append(folder / "records.jsonl", *new)
         checkpoint.previous(folder / "checkpoint.pt").unlink(missing_ok=True)
         tracked([*new])
@@ -151,7 +153,6 @@ def classification(
     ending = _final_rows(experiment, parts, at, folder) if writes else [{}]
     parts.group.wait()
     if writes:
-        still_mine()
         if overflown := _nonfinite_split(ending):
             ending = [_stopped(at.epoch, at.step, overflown)]
         else:

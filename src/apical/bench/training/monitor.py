@@ -64,7 +64,8 @@ class Monitor:
         self.watch = Watch(parts.model) if self.probe is not None and by_rules else None
         self.steps = gradient_over_time.Watch()
         self.epochs = epochs_to_measure(experiment, self.per_epoch)
-        start, self.before = experiment.start, None
+        self.before: fine_tuning.Before | None = None
+        start = experiment.start
         if start.source and not parts.group.rank:
             known = start.new_head or start.head_by == "bp"
             head = apply_start.head_name(parts.model, start) if known else ""
@@ -121,11 +122,9 @@ class Monitor:
         for row in rows:
             for part, what in CONSTANT.items():
                 key = f"{part} {row.get('layer')}"
-                if (
-                    row["kind"] == "spikes"
-                    and row[part] >= CONSTANT_SHARE
-                    and key not in self.warned
-                ):
+                if row["kind"] != "spikes" or key in self.warned:
+                    continue
+                if row[part] >= CONSTANT_SHARE:
                     self.warned.add(key)
                     text = f"{row[part]:.0%} of its neurons {what}"
                     about = (row["layer"], key, row[part], CONSTANT_SHARE, row["epoch"], text)
