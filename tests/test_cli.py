@@ -212,8 +212,8 @@ def test_tune_prints_the_curve_and_a_command_that_trains(capsys: Any) -> None:
         assert "half decades" in told(capsys)
     assert cli.main(["tune", "--tries", "2"]) == 1
     assert "tries=2: must be at least 3" in told(capsys)
-    for empty in (",", "fa,"):
-        assert cli.main(["tune", "--rule", empty]) == 2
+    for wrong in (",", "fa,", "fa,{rule: fa, init: xavier}"):
+        assert cli.main(["tune", "--rule", wrong]) == 2
         assert "--rule" in told(capsys)
 
 
@@ -238,11 +238,11 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(capsys: Any) -> None:
     assert "digits MLP: bp, fa," in text and "frozen, redrawn; 2 seeds, from 0; learning" in text
     assert "126 runs, tries of learning rates included, 0 finished" in text
     assert "estimate" in text and text.endswith("nothing was started (--dry-run)\n")
-    words = ["tune", "--rule", "{rule: kp, decay: 1e-3}", *SMALL, "--rates", "0.01,0.03"]
+    words = ["tune", "--rule", "fa,{rule: kp, decay: 1e-3}", *SMALL, "--rates", "0.01,0.03"]
     assert cli.main([*words, "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert "digits mlp: kp; learning rates 0.01, 0.03, each tried for 1 epochs with" in text
-    assert "  6 tries of learning rates, 0 finished" in text
+    assert "digits mlp: fa, kp; learning rates 0.01, 0.03, each tried for 1 epochs with" in text
+    assert "  12 tries of learning rates, 0 finished" in text
     assert "6 x digits mlp sgd kp" in text and text.endswith("nothing was started (--dry-run)\n")
     assert not list(Path().iterdir())
     for verb in ("study smoke", "sweep", "tune"):

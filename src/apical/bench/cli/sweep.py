@@ -99,7 +99,7 @@ def sweep(words: list[str]) -> int:
 def split(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Settings of an experiment with their values as texts, and the other words as they stand.
 
-    Raises: UsageError for a setting without a value, or a YAML file that is no mapping.
+    Raises: UsageError for a setting without a value, or a YAML file that is not a mapping.
     """
     from apical.bench.experiment.experiment import Experiment
 
@@ -143,10 +143,11 @@ def at_commas(text: str) -> list[str]:
 
 
 def _from_file(path: str, trust: bool) -> tuple[dict[str, list[str]], list[str]]:
-    """As ``split``, of a YAML file: lists are several values; of a setting that is a list itself,
-    lists of lists are.
+    """As ``split``, of a YAML file: a list is several values; of a setting that is a list itself, a
+    list of lists is.
 
-    Raises: UsageError for a file that is none, ValueError if it names code and is not trusted.
+    Raises: UsageError for a file that cannot be read, ValueError if it names code and is not
+        trusted.
     """
     from apical.bench.experiment import own_code
     from apical.bench.experiment.experiment import Experiment
@@ -160,8 +161,9 @@ def _from_file(path: str, trust: bool) -> tuple[dict[str, list[str]], list[str]]
     for name, value in content.items():
         field = str(name).partition(".")[0]
         if field in Experiment.__dataclass_fields__:
-            for each in [] if trust else value if isinstance(value, list) else [value]:
-                own_code.refuse({field: each}, path)
+            if not trust:
+                for each in value if isinstance(value, list) else [value]:
+                    own_code.refuse({field: each}, path)
             several.update(_settings(str(name), value, default_of(Experiment, field)))
         elif isinstance(value, list):
             raise UsageError(f"--config {path}: {name} takes one value, not {value!r}")

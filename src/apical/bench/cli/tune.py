@@ -1,6 +1,5 @@
 """The command line: ``apical tune``."""
 
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,9 @@ from apical.bench.cli.parsing import (
     parse,
 )
 from apical.bench.cli.study import preview
+from apical.bench.cli.sweep import at_commas
+from apical.bench.experiment.rule_settings import rule_label
+from apical.bench.experiment.yaml_values import read_yaml
 
 ESSENTIAL = ("dry_run", "data", "net", "rule", "rates", "tries", "epochs", "validation",
              "optimizer", "batch_size", "jobs", "runs")  # fmt: skip
@@ -58,8 +60,9 @@ def tune(words: list[str]) -> int:
     add_keep_memory(parser)
     values = parse(parser, words)
     execution, jobs = execution_of(values), jobs_of(values)
-    rule = values.pop("rule")
-    experiment, rules, rates = experiment_of(values), _rules(rule), _rates(values["rates"])
+    words_of = _rules(values.pop("rule"))
+    rules = {label: _rule(word) for label, word in words_of.items()}
+    experiment, rates = experiment_of(values), _rates(values["rates"])
     folder = Path(values["runs"]) / "tune"
     try:
         study = tuning.search(experiment, rules, rates, values["tries"], execution)
@@ -74,7 +77,7 @@ def tune(words: list[str]) -> int:
     for label, choice in choices.items():
         print()
         print(curve(label, choice))
-        chosen = rule if len(choices) == 1 else label
+        chosen = words_of[label]
         print(shlex.join(["apical", "train", *rest, "--rule", chosen, "--lr", f"{choice['lr']:g}"]))
     return 0
 
@@ -97,18 +100,22 @@ def curve(label: str, choice: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rules(text: str) -> dict[str, Any]:
-    """Rules by label: names with commas between, or one in the form of ``apical train``."""
-    from apical.bench.experiment.rule_settings import rule_label
-    from apical.bench.experiment.yaml_values import read_yaml
+def _rules(text: str) -> dict[str, str]:
+    """The words of a list of rules by their labels."""
+    words: dict[str, str] = {}
+    for word in at_commas(text):
+        label = rule_label(_rule(word))
+        if not word or label in words:
+            raise UsageError(
+                f"--rule {text!r}: give rules with commas between, as fa,bp, each once"
+            )
+        words[label] = word
+    return words
 
-    if text.startswith("{"):
-        value = read_yaml(text)
-        return {rule_label(value): value}
-    names = [part.strip() for part in re.split(r",(?![^(]*\))", text)]
-    if not all(names):
-        raise UsageError(f"--rule {text!r}: give rules with commas between, as fa,bp")
-    return {name: name for name in names}
+
+def _rule(word: str) -> Any:
+    """A rule in the form that an `Experiment` takes."""
+    return read_yaml(word) if word.startswith("{") else word
 
 
 def _rates(text: str) -> tuple[float, ...]:

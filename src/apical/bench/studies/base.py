@@ -56,6 +56,17 @@ class Entry:
         return f"{self.setting}, {self.rule}, seed={self.experiment.seed}"
 
 
+def entries(
+    setting: str, base: Experiment, rules: Mapping[str, str | dict[str, Any]], seeds: int
+) -> list[Entry]:
+    """The runs of some rows of a setting: for each rule, by its label, all seeds from 0."""
+    return [
+        Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
+        for label, rule in rules.items()
+        for seed in range(seeds)
+    ]
+
+
 @dataclass(frozen=True)
 class Published:
     """A published value, of ``n`` runs; ``other_scale`` says why it cannot be compared."""

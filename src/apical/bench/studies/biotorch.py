@@ -227,8 +227,7 @@ def _steps(epochs: int, published: int, milestones: tuple[int, ...]) -> Schedule
 def _tier_note(tier: str, epochs: int, published: int) -> tuple[str, ...]:
     if epochs == published:
         return ()
-    told = f"Tier {tier}: {epochs} of the {published} published epochs, milestones scaled alike."
-    return (told,)
+    return (f"Tier {tier}: {epochs} of the {published} published epochs, milestones scaled alike.",)
 
 
 def _with_adam(experiment: Experiment) -> Experiment:
