@@ -154,6 +154,9 @@ def test_a_net_and_data_of_the_current_folder_train(capsys: Any) -> None:
     assert "--batch_size 10 --shuffle true --drop_last false" in advice
     flags = advice.partition("experiment (")[2].partition(")")[0].split()
     assert cli.main([*words, "front_data:loaders", "--folder", "there", *flags]) == 0
+    Path("front_broken.py").write_text("def Net(:\n")
+    assert cli.main(["train", "--net", "front_broken:Net"]) == 1
+    assert "net 'front_broken:Net': importing it failed: SyntaxError" in told(capsys)
     assert cli.main(["train", "--data", "front_data:make", "--net", "lenet"]) == 1
     assert "must be (channels, height, width)" in told(capsys)
     assert cli.main(["robustness", "here"]) == 1

@@ -214,6 +214,11 @@ def test_a_death_counts_without_progress_only(
     assert "died 3 times without progress; the node failed" in outcome.failed[task.folder]
 
 
+def test_an_error_without_a_text_is_a_death_too() -> None:
+    assert str(workers.Died.of(ValueError("\nlost\nmore"))) == "lost"
+    assert str(workers.Died.of(ValueError())) == "ValueError"
+
+
 def test_executors_by_name(tmp_path: Path) -> None:
     for jobs in (0, -1):  # which would wait for ever
         with pytest.raises(ValueError, match=f"jobs={jobs}: must be at least 1"):

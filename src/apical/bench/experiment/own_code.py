@@ -221,7 +221,11 @@ def _closure(path: Path, root: Path) -> set[Path]:
 def _imported(file: Path, root: Path) -> Iterator[Path]:
     """Files below `root` that the statements of a file may import."""
     package = file.relative_to(root).parent.parts
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # importing it raises the error that names the place
+        return
+    for node in ast.walk(tree):
         names: list[tuple[str, ...]] = []
         if isinstance(node, ast.Import):
             names = [tuple(alias.name.split(".")) for alias in node.names]

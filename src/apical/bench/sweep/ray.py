@@ -29,7 +29,7 @@ class RayExecutor(Executor):
 
         def settle(done: Future[Any]) -> None:
             if error := done.exception():
-                future.set_exception(workers.Died(str(error).strip().splitlines()[0]))
+                future.set_exception(workers.Died.of(error))
             else:
                 future.set_result(done.result())
 

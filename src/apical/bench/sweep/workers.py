@@ -23,6 +23,11 @@ Make = Callable[[], contextlib.AbstractContextManager[Executor]]
 class Died(Exception):
     """What ran a call is gone (killed, out of memory, preempted); other calls go on."""
 
+    @classmethod
+    def of(cls, error: BaseException) -> "Died":
+        """With the first line of the error of an engine, which may have no text at all."""
+        return cls((str(error).strip() or type(error).__name__).splitlines()[0])
+
 
 def choose(
     executor: str | Make, *, jobs: int = 1, options: Mapping[str, Any] | None = None
