@@ -136,7 +136,6 @@ def test_packing_again_changes_no_byte(loose: Path, packed: Path, tmp_path: Path
 
 
 def test_tries_of_a_search_are_packed_on_request(loose: Path, packed: Path, tmp_path: Path) -> None:
-    assert packing.SEARCH == conduct.SEARCH_FOLDER
     pack(loose, tmp_path)
     tries = open_folder(packed).folders("search")
     assert tries == open_folder(loose).folders("search") and not open_folder(tmp_path).has("search")

@@ -1,4 +1,4 @@
-"""Conducting a study: choose what is still open, run everything, describe it in study.json."""
+"""Conducting a study: choose learning rates, run everything, describe it in study.json."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,6 @@ from apical.bench.studies import assess, selection
 from apical.bench.studies.base import Choice, Entry, Search, Study
 from apical.bench.sweep import sweep, workers
 from apical.bench.training import pretraining
-
-SEARCH_FOLDER = "search"
-"""Holds the tries of a search, in the folder of the runs of the table."""
 
 
 def conduct(
@@ -111,7 +108,11 @@ def tune(
     while left:
         say(f"choosing learning rates: {len(left)} short runs on a validation split")
         outcome = work(left)
-        broken = [f"{p.name}: {why}" for p, why in outcome.failed.items() if not _diverged(p)]
+        broken = [
+            f"{folder.name}: {why}"
+            for folder, why in outcome.failed.items()
+            if run_folder.state(folder) != "stopped"  # it diverged
+        ]
         if broken:
             raise ValueError("the search could not be finished: " + "; ".join(broken))
         found, left = searched(study, folder)
@@ -255,7 +256,15 @@ def described(
         "title": study.title,
         "tier": study.tier,
         "command": command,
-        "runs": [_run(entry) for entry in study.entries],
+        "runs": [
+            {
+                "folder": entry.experiment.name,
+                "setting": entry.setting,
+                "rule": entry.rule,
+                "seed": entry.experiment.seed,
+            }
+            for entry in study.entries
+        ],
         "published": [dataclasses.asdict(row) for row in published],
         "notes": [*study.notes, *(f"{note}." for note in data_notes)],
     }
@@ -287,21 +296,11 @@ def check(study: Study, folder: Path) -> None:
         )
 
 
-def _run(entry: Entry) -> dict[str, Any]:
-    experiment = entry.experiment
-    return {
-        "folder": experiment.name,
-        "setting": entry.setting,
-        "rule": entry.rule,
-        "seed": experiment.seed,
-    }
-
-
 def _try_tasks(study: Study, cell: Choice, rate: float, folder: Path) -> list[sweep.Task]:
     return [
         sweep.Task(
             experiment,
-            folder / SEARCH_FOLDER / f"lr{rate:g}-{experiment.name}",
+            folder / packing.SEARCH / f"lr{rate:g}-{experiment.name}",
             f"{', '.join(cell)}, lr={rate:g} seed={experiment.seed}",
         )
         for experiment in study.tries(cell, rate)
@@ -326,7 +325,7 @@ def _tried(rate: float, tasks: Sequence[sweep.Task], search: Search) -> dict[str
         "examples": examples,
         "losses": [end.get("val_loss") for end in ends],
         "diverged": len(ends) - len(done),
-        "folders": [f"{SEARCH_FOLDER}/{task.folder.name}" for task in tasks],
+        "folders": [f"{packing.SEARCH}/{task.folder.name}" for task in tasks],
     }
     if len(done) < len(ends):
         row["reason"] = next(end["reason"] for end in ends if end["kind"] != "final")
@@ -335,8 +334,3 @@ def _tried(rate: float, tasks: Sequence[sweep.Task], search: Search) -> dict[str
         row["val_acc"] = fmean(end["val_acc"] for end in done)
         row[metric] = 1 - tried.mean
     return row
-
-
-def _diverged(folder: Path) -> bool:
-    row = run_folder.end(folder)
-    return row is not None and row["kind"] == "stopped"
