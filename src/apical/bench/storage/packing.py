@@ -294,18 +294,15 @@ def _column_type(values: Iterable[Any]) -> Any:
     import pyarrow
 
     given = [value for value in values if value is not None]
-    kinds = {type(value) for value in given}
-    if kinds == {bool}:
-        return pyarrow.bool_()
-    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in given):
+    kind = type(given[0]) if len({type(value) for value in given}) == 1 else None
+    if kind is int and all(-(2**63) <= value < 2**63 for value in given):
         return pyarrow.int64()
-    if kinds == {float}:
-        return pyarrow.float64()
-    if kinds == {str}:
-        return pyarrow.string()
-    if kinds == {list} and all(type(item) is float for value in given for item in value):
+    if kind is list and all(type(item) is float for value in given for item in value):
         return pyarrow.list_(pyarrow.float64())
-    return None
+    types: dict[Any, Any] = {
+        bool: pyarrow.bool_(), float: pyarrow.float64(), str: pyarrow.string()
+    }  # fmt: skip
+    return types.get(kind)
 
 
 def _unpacked_rows(data: bytes) -> dict[str, list[Row]]:

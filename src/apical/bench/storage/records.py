@@ -1,18 +1,13 @@
 """Records of a run: JSON lines that survive a kill, whole files that are never half written.
 
-What is promised, and how it is kept:
-
 - A row is on disk when `append` returns: one `write` of complete lines, then `fsync`.
 - A kill or a power cut loses at most the rows of the `append` under way. What it may leave, a last
-  line without its newline or one that is not JSON, is dropped on reading (with a warning) and cut
-  away by the next `append`.
-- A write that fails (disk full, read-only folder) raises `StorageError`; the rows written before
-  are intact, and the file is cut back to them.
-- `write_json` and `write_bytes` go through a temporary file in the same folder, `fsync` and
-  `os.replace`: a reader sees the old file or the new one, never a mixture.
+  line without its newline or one that is not JSON, is dropped on reading and cut away by the next
+  `append`.
+- A write that fails (disk full, read-only folder) raises `StorageError`; the rows before are kept.
+- `write_json` and `write_bytes`: a reader sees the old file or the new one, never a mixture.
 
-The number of rows, not of bytes, is the position a checkpoint remembers: times differ in length
-from run to run, rows do not differ in number.
+A checkpoint stores a number of rows, not of bytes: the times in a row differ in length.
 """
 
 import contextlib

@@ -93,22 +93,18 @@ def reuse(study: Study, root: Path) -> int:
 
 def assessments(study: Study, folder: Path) -> list[tuple[Entry, Assessment]]:
     """What there is to be evaluated, of the runs that are finished so far."""
-    done = [
-        entry
-        for entry in study.entries
-        if entry.setting in study.evaluations and _whole(folder / entry.experiment.name)
-    ]
-    runs = {entry.experiment.name: folder / entry.experiment.name for entry in done}
+    attacked = [entry for entry in study.entries if entry.setting in study.evaluations]
+    runs = {entry.experiment.name: folder / entry.experiment.name for entry in attacked}
+    done = [entry for entry in attacked if _whole(runs[entry.experiment.name])]
     digests = {entry.experiment.name: _digest(runs[entry.experiment.name], entry) for entry in done}
     found = []
     for entry in done:
-        name, others = entry.experiment.name, _surrogates(study, entry, done)
+        run, others = runs[entry.experiment.name], _surrogates(study, entry, done)
         evaluation = study.evaluation_of(entry)
-        known = {label: digests[other] for label, other in others.items()}
-        place = evaluation.place(runs[name], digests[name], known)
-        transferred = {label: runs[other] for label, other in others.items()}
-        job = Assessment(runs[name], evaluation, transferred, place, entry.label)
-        found.append((entry, job))
+        known = {label: digests[name] for label, name in others.items()}
+        place = evaluation.place(run, digests[entry.experiment.name], known)
+        surrogates = {label: runs[name] for label, name in others.items()}
+        found.append((entry, Assessment(run, evaluation, surrogates, place, entry.label)))
     return found
 
 

@@ -149,7 +149,8 @@ class Monitor:
             else:
                 rows += of_weights(model, self.experiment.build_learner(), probe)
             if has_spikes(model):
-                rows += of_spikes(model, probe[0])
+                found = activity(model, probe[0])
+                rows += [{"kind": "spikes", "layer": n, **a._asdict()} for n, a in found.items()]
             if isinstance(model, nets.Traced):
                 rows += self._traced(model, epoch)
             elif isinstance(model, nets.Recurrent):
@@ -229,16 +230,6 @@ def of_weights(model: nn.Module, learner: learners.Learner, batch: learners.Batc
         | {f"gradient_{key}": value for key, value in row.items()}
         for name, row in found.items()
         if name.endswith(".weight")
-    ]
-
-
-def of_spikes(model: nn.Module, x: torch.Tensor) -> list[Row]:
-    """Rows of kind ``spikes``, one for each layer of spiking neurons: its mean ``rate`` (share of
-    steps with a spike), and the shares of neurons that never fire (``silent``) or always
-    (``busy``)."""
-    return [
-        {"kind": "spikes", "layer": name, **found._asdict()}
-        for name, found in activity(model, x).items()
     ]
 
 
