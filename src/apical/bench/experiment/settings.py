@@ -90,7 +90,7 @@ class Settings:
         return getattr(self, name) != default_of(type(self), name)
 
     def _number_problems(self, hints: Mapping[str, Any]) -> list[str]:
-        """A sentence for each value that is no number of its interval."""
+        """A sentence for each value that is not a number of its interval."""
         found = []
         for option in dataclasses.fields(self):
             interval = option.metadata.get("interval")
@@ -101,12 +101,23 @@ class Settings:
             if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
                 kind = "a whole number" if whole else "a number"
                 found.append(f"{option.name}={value!r}: must be {kind}")
-            elif not _inside(value, interval):
-                found.append(f"{option.name}={value}: must {_in_words(interval)}")
+                continue
+            low, high = map(float, interval[1:-1].split(","))
+            above = value >= low if interval[0] == "[" else value > low
+            below = value <= high if interval[-1] == "]" else value < high
+            if not (above and below):
+                if high != math.inf:
+                    allowed = f"lie in {interval}"
+                elif interval[0] == "[":
+                    allowed = f"be at least {low:g}"
+                else:
+                    allowed = f"be above {low:g} and finite"
+                found.append(f"{option.name}={value}: must {allowed}")
         return found
 
     def _structure_problems(self, hints: Mapping[str, Any]) -> list[str]:
-        """A sentence for each mapping or group of settings that is none, or cannot be JSON."""
+        """A sentence for each value that is not the mapping or group of settings that it must be,
+        or cannot be JSON."""
         found = []
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
@@ -211,22 +222,3 @@ def from_json(kind: type[S], values: Mapping[str, Any], where: str) -> S:
                 if isinstance(value, Mapping):
                     made[name] = from_json(hint, value, name)
     return kind(**made)
-
-
-def _bounds(interval: str) -> tuple[float, float]:
-    low, high = interval[1:-1].split(",")
-    return float(low), float(high)
-
-
-def _inside(value: Any, interval: str) -> bool:
-    low, high = _bounds(interval)
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    return above and below
-
-
-def _in_words(interval: str) -> str:
-    low, high = _bounds(interval)
-    if high != float("inf"):
-        return f"lie in {interval}"
-    return f"be at least {low:g}" if interval[0] == "[" else f"be above {low:g} and finite"

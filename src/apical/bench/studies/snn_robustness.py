@@ -64,6 +64,10 @@ def snn_robustness(tier: str, seeds: int) -> Study:
         for label, experiment in _trainings(base)
         for seed in range(seeds)
     ]
+    searches = {}
+    for setting, base in nets.items():
+        held_out = 300 if base.data in ("digits", "drifting_bars") else 1000
+        searches[setting] = Search(RATES, base.epochs, Schedule(), held_out)
     return Study(
         "snn-robustness",
         TITLE,
@@ -72,7 +76,7 @@ def snn_robustness(tier: str, seeds: int) -> Study:
         notes=(*NOTES, EVENT_NOTE, *[SHORT_NOTE] * (tier == "short")),
         evaluations=evaluations(tier),
         surrogate="bp",
-        search={setting: _search(base) for setting, base in nets.items()},
+        search=searches,
     )
 
 
@@ -158,8 +162,3 @@ def _trainings(base: Experiment) -> Iterator[tuple[str, Experiment]]:
             learner = {"learner": "local_classifiers", "form": form}
             options = {**base.net_options, "output": output}
             yield label, replace(base, learner=learner, net_options=options)
-
-
-def _search(base: Experiment) -> Search:
-    held_out = 300 if base.data in ("digits", "drifting_bars") else 1000
-    return Search(RATES, base.epochs, Schedule(), held_out)

@@ -145,7 +145,10 @@ def classification(
                     end(stopped)
                 return stopped
             new = [*scores, *monitor.at_epoch(at.epoch)]
-            new += _switch_rows(experiment, parts, at.epoch)
+            if build.follow_switch(experiment, parts, at.epoch):
+                before_it, after = map(experiment.rule_at, (at.epoch - 1, at.epoch))
+                names = {"rule": rule_label(after), "before": rule_label(before_it)}
+                new.append({"kind": "switch", "epoch": at.epoch, **names})
             at.epoch_step, at.epoch_seconds, at.epoch_cpu_seconds = 0, 0.0, 0.0
             sums.zero_()
             save(*new)
@@ -179,7 +182,9 @@ def _train_epoch(
     per_epoch = len(parts.train)
     check = 1 if device.type == "cpu" and group.size == 1 else CHECK_STEPS
     gradients = batch_step.function(experiment, parts, at, lambda: _update(experiment, parts))
-    parts.net.train()
+    net: Any = parts.net
+    net.train()
+    distributed = isinstance(net, torch.nn.parallel.DistributedDataParallel)
     clock = _Clock(at)
     for x, y in itertools.islice(parts.train.epoch(at.epoch), at.epoch_step, None):
         done = at.epoch + at.epoch_step / per_epoch
@@ -189,7 +194,9 @@ def _train_epoch(
         x_parts, y_parts = x.chunk(experiment.accumulate), y.chunk(experiment.accumulate)
         for number, (x_part, y_part) in enumerate(zip(x_parts, y_parts, strict=True), 1):
             share = len(y_part) / len(y)  # gradients of parts add up to the mean over all images
-            with _unsynchronised(parts.net, number < len(x_parts)):
+            # processes exchange gradients with the last part of a batch only
+            waits = distributed and number < len(x_parts)
+            with net.no_sync() if waits else contextlib.nullcontext():
                 loss, scores = gradients(x_part, y_part, share)
             sums[0] += loss * len(y_part)
             sums[1] += parts.objective.correct(scores, y_part).sum()
@@ -222,13 +229,6 @@ def _update(experiment: Experiment, parts: build.Parts) -> None:
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
-
-
-def _unsynchronised(net: torch.nn.Module, skip: bool) -> Any:
-    """DDP sends gradients around with the last part of a batch only."""
-    if skip and isinstance(net, torch.nn.parallel.DistributedDataParallel):
-        return net.no_sync()
-    return contextlib.nullcontext()
 
 
 def _epoch_rows(
@@ -271,14 +271,6 @@ def _scores(
     autocast = batch_step.autocasting(experiment, parts.device)
     found = parts.objective.scores(parts.model, split, autocast)
     return {f"{name}_{key}": value for key, value in found.items()}
-
-
-def _switch_rows(experiment: Experiment, parts: build.Parts, epoch: int) -> list[dict[str, Any]]:
-    """The row of kind ``switch``, where the rule is switched after this epoch."""
-    if not build.follow_switch(experiment, parts, epoch):
-        return []
-    rule, before = (rule_label(experiment.rule_at(e)) for e in (epoch, epoch - 1))
-    return [{"kind": "switch", "epoch": epoch, "rule": rule, "before": before}]
 
 
 def _final_rows(

@@ -93,7 +93,9 @@ class OfCodes:
             "loss": loss,
             "acc": mean(k=1),
             "map": mean(k=self.options.k),
-            "precision2": retrieval.precision_within(queries, labels, database, self._radius),
+            "precision2": retrieval.precision_within(
+                queries, labels, database, min(RADIUS, self.options.bits)
+            ),
             "constant_bits": len(database.codes.constant_bits()),
         }
 
@@ -104,7 +106,10 @@ class OfCodes:
         """
         _, queries, labels = self._encoded(model, split, autocast)
         database = self._database(model, autocast)
-        idle = set(database.codes.constant_bits()) - set(self._constant_by_design())
+        idle = set(database.codes.constant_bits())
+        if isinstance(self.learned, retrieval.CentreLoss):  # some bits are alike in all its centres
+            centres = retrieval.pack(self.learned.centres(self.options.bits))
+            idle -= set(centres.constant_bits())
         if idle:
             warnings.warn(
                 f"{len(idle)} of {self.options.bits} bits are the same in all {len(database)} codes"
@@ -116,10 +121,6 @@ class OfCodes:
         found = retrieval.precision_recall(queries, labels, database)
         pairs = zip(found.precision.tolist(), found.recall.tolist(), strict=True)
         return [{"radius": r, "precision": p, "recall": c} for r, (p, c) in enumerate(pairs)]
-
-    @property
-    def _radius(self) -> int:
-        return min(RADIUS, self.options.bits)
 
     def _loss(
         self,
@@ -138,12 +139,6 @@ class OfCodes:
         with warnings.catch_warnings():  # said at the end of a run, of what the loss did not ask
             warnings.simplefilter("ignore", retrieval.ConstantBitWarning)
             return retrieval.Database(codes, labels)
-
-    def _constant_by_design(self) -> list[int]:
-        """Bits that are the same for all classes in what the loss aims at."""
-        if not isinstance(self.learned, retrieval.CentreLoss):
-            return []
-        return retrieval.pack(self.learned.centres(self.options.bits)).constant_bits()
 
     @torch.no_grad()
     def _encoded(
