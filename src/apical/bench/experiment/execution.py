@@ -26,7 +26,7 @@ class Execution:
             gradients and optimizer state are divided among them (``fsdp``).
         regroup: go on from a checkpoint of another number of processes or another ``parallel``: the
             rest of the run is then the same up to rounding, no longer to the bit.
-        track: also send the records to a tracker of experiments; they stay the truth.
+        track: also send the records to a tracker of experiments.
     """
 
     device: str = "cpu"

@@ -13,9 +13,8 @@ trials.jsonl. A packed study holds the same in three files:
                       A column whose values differ in type holds them as JSON text, which the
                       metadata of its field say (encoding: json)
 
-Checkpoints and pictures (examples.npz) stay behind, and the tries of a search unless asked for:
-study.json says what each has found. Packed files are read only if their SHA-256 is
-the one in study.json.
+Checkpoints and pictures (examples.npz) are not packed, nor by default the tries of a search, whose
+results study.json has. Packed files are read only if their SHA-256 is the one in study.json.
 """
 
 from __future__ import annotations

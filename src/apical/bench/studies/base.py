@@ -163,12 +163,12 @@ class Search:
 
 @dataclass(frozen=True)
 class Overview:
-    """That the study is shown as one line per rule, all settings side by side, and with what.
+    """What the report of a study shows where it has one line per rule, all settings side by side.
 
     Args: facts: by label of the rule and heading of the column.
         detail: setting whose alignment and feedback memory are shown.
-        timed: net whose step times are: in a table of ``benchmarks/step_time.py``.
-        timed_as: names of rules there, by label, where they differ.
+        timed: net whose step times are shown, from a table of ``benchmarks/step_time.py``.
+        timed_as: names of rules in that table, by label, where they differ.
     """
 
     facts: Mapping[str, Mapping[str, str]]
@@ -184,12 +184,12 @@ class Study:
     Args: search: one for all settings, or by setting; settings without one keep their rates.
         evaluations: by setting, how its trained nets are attacked.     surrogate: the rule whose
         net of the same setting and seed attacks are transferred from; "": none.
-        crossed: rules whose backward pass is put on the nets of the surrogate: are they as robust?
-        follows: rows without a search of their own, and whose learning rate they take: rate or
-        rule?
-        fixed: rows that keep the rate they come with, such as published ones.
+        crossed: rules by whose backward pass the nets of the surrogate are attacked as well.
+        follows: rows without a search of their own, and the rows whose learning rate they take, to
+        separate the effect of the rate from that of the rule.
+        fixed: rows that keep the rate of their experiment, such as published ones.
         solved: share of right validation answers, in (0, 1], from which on a task counts as
-        solved: the report then has the steps until there.
+        solved; the report then shows the steps until it is reached.
     """
 
     name: str

@@ -60,7 +60,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 """What fills the gradients, by its label; the defaults of LRA are gamma 0.5 and one inner step."""
 LONG = 60
-"""Steps from which on the mean form, whose ten inner steps are the dearest, has no rows."""
+"""Steps from which on the mean form, whose ten inner steps cost most, has no rows."""
 FEWER = (FROZEN, REDRAWN, BACKPROP, MEAN, f"{MEAN}, {HEAVY}", SUM)
 """Rows of tier smoke."""
 

@@ -46,7 +46,7 @@ class RayExecutor(Executor):
 
 
 def _call(folder: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    os.chdir(folder)  # relative paths mean the same as in the process that asked
+    os.chdir(folder)  # relative paths mean the same as in the process that submits
     return call(*args, **options)
 
 

@@ -1,7 +1,7 @@
 """Sweeps: many runs, each done once, by however many processes work on them.
 
-The folders are the truth: a finished run is skipped, an interrupted one goes on, one that another
-living process holds is waited for.
+What is done is read from the folders: a finished run is skipped, an interrupted one goes on, one
+that another living process holds is waited for.
 """
 
 import concurrent.futures

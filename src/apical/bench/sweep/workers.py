@@ -96,7 +96,7 @@ def local(jobs: int) -> Make:
 
 
 def _begin(parent: int, stop: Any) -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when it asks or is gone."""
+    """In a worker: ignore Ctrl-C, which the parent handles; end when that sets `stop`, or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Losses by name, from scores and class labels, or numbers where numbers are asked for."""
+"""Losses by name, from scores and class labels, or from outputs and numbers."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -44,8 +44,8 @@ def cross_entropy(
 ) -> Tensor:
     """Cross entropy of a softmax with the label.
 
-    Where a net answers at every step, the loss of a sequence is the mean over the steps at which
-    something is asked: those whose label is not -100.
+    Where a net answers at every step, the loss of a sequence is the mean over the steps that have
+    a label, which is not -100.
 
     Shapes: scores (N, classes), labels (N,); or (N, T, classes) and (N, T); result a number.
     """
