@@ -220,9 +220,11 @@ def outline(study: Study, folder: Path, *, table: bool = True) -> list[str]:
             text += "; trained nets attacked"
         lines.append(text)
     tasks, _ = left(study, folder, table=table)  # of the tries those that have not ended
-    for cell, by_rate in study.candidates().items():
-        tries = [task for rate in by_rate for task in _try_tasks(study, cell, rate, folder)]
-        ended += sum(task.ended() is not None for task in tries)
+    for cell in study.cells:
+        search = study.search_of(cell)
+        for rate in search.values if search is not None else ():
+            tries = _try_tasks(study, cell, rate, folder)
+            ended += sum(task.ended() is not None for task in tries)
     total = len(tasks) + ended
     ended += sum(task.ended() is not None for task in tasks)
     what = "runs" if table else "tries of learning rates"
