@@ -98,9 +98,10 @@ class Settings:
             if interval is None or (value is None and option.default is None):
                 continue
             whole = int in (hints[option.name], *get_args(hints[option.name]))
-            if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
-                kind = "a whole number" if whole else "a number"
-                found.append(f"{option.name}={value!r}: must be {kind}")
+            kind: Any = Integral if whole else Real
+            if not isinstance(value, kind) or isinstance(value, bool):
+                words = "a whole number" if whole else "a number"
+                found.append(f"{option.name}={value!r}: must be {words}")
                 continue
             low, high = map(float, interval[1:-1].split(","))
             above = value >= low if interval[0] == "[" else value > low
