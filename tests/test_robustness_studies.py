@@ -236,13 +236,21 @@ def test_the_protocol_is_that_of_the_source() -> None:
     assert not pgd.stop_when_broken and not apgd.stop_when_broken and fgsm.loss == "ce"
 
 
-def test_what_the_attacks_cost_at_most(done: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_what_the_attacks_cost_at_most(
+    done: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, _ = done
     study = tiny()
     cost = attack_cost.most(study, tmp_path, EXECUTION)
     assert [(what, runs) for what, runs, _ in cost.parts] == [("digits attacked", 4)]
     assert 0 < cost.seconds < 60 and "of one worker" in cost.summary(2)
     assert attack_cost.most(study, root / "tiny", EXECUTION).seconds == 0
+    with monkeypatch.context() as patched:  # every score is the mean of three forward passes
+        patched.setattr(attack_cost, "_pass_seconds", lambda *_: (1.0, 2.0))
+        once = attack_cost.most(study, tmp_path, EXECUTION).seconds
+        more = {name: dataclasses.replace(e, samples=3) for name, e in study.evaluations.items()}
+        study = dataclasses.replace(study, evaluations=more)
+        assert attack_cost.most(study, tmp_path, EXECUTION).seconds >= 3 * once
 
 
 @pytest.mark.parametrize(("rule", "attacks"), [("bp", 5), ("fa", 15)])

@@ -85,25 +85,25 @@ def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
             passes *= step.source.redraws
         blind = isinstance(step.source, NoGradient)
         total += passes * (forward if blind else gradient)
-    return total
+    return total * evaluation.samples
 
 
 def _planned(
     model: nn.Module, evaluation: robustness.Evaluation, images: data.ImageData, surrogate: str
 ) -> list[Step]:
     setting = planning.Setting(
-        evaluation.norm,
-        (0.0, 1.0),
-        evaluation.seed,
-        evaluation.effort,
-        images.num_classes,
-        min(images.shape[1:]) >= 5,
-        any(True for _ in feedback_modules(model)),
-        random_feedback(model),
-        evaluation.rules,
-        {surrogate: model} if surrogate else {},
-        None,
-        evaluation.published_attacks,
+        norm=evaluation.norm,
+        bounds=(0.0, 1.0),
+        seed=evaluation.seed,
+        effort=evaluation.effort,
+        classes=images.num_classes,
+        images=min(images.shape[1:]) >= 5,
+        has_feedback=any(True for _ in feedback_modules(model)),
+        random_feedback=random_feedback(model),
+        rules=evaluation.rules,
+        surrogates={surrogate: model} if surrogate else {},
+        extra=None,
+        protocol=evaluation.published_attacks,
     )
     return planning.planned(evaluation.eps, setting, torch.Size(images.shape).numel())
 
