@@ -155,11 +155,6 @@ class Search:
         if len(set(self.seeds)) < LEAST_SEEDS:
             raise ValueError(f"search: seeds={self.seeds}: needs at least {LEAST_SEEDS} seeds")
 
-    @property
-    def runs(self) -> int:
-        """Tries of a row, without extensions."""
-        return len(self.values) * len(self.seeds)
-
 
 @dataclass(frozen=True)
 class Overview:
