@@ -271,11 +271,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _drop_torn_tail(file: Any) -> int:
     """Cut a last line that a kill left unfinished or unreadable; returns the size that is left."""
+    size = file.seek(0, os.SEEK_END)  # 0 for a device, which might never end
     file.seek(0)
-    data = file.read()
+    data = file.read(size)
+    if len(data) < size:  # nothing may be cut then
+        raise OSError(errno.EIO, "the file could not be read whole")
     start = data.rfind(b"\n", 0, max(0, len(data) - 1)) + 1  # the last byte ends the last line
     if not data or _parse(data[start:]) is not None:
-        return len(data)
+        return size
     file.truncate(start)
     return start
 

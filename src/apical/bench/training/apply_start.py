@@ -37,11 +37,19 @@ def begin(model: nn.Module, start: Start, weights: State | None) -> None:
 
 
 def assigned(model: nn.Module, start: Start, rule: Any) -> Any:
-    """What `apical.convert` takes, with the head's exact gradient where the start says so."""
+    """What `apical.convert` takes, with the head's exact gradient where the start says so.
+
+    Raises: ValueError if the rules name the head as well.
+    """
     if start.head_by == "rule":
         return rule
     rest = rule if isinstance(rule, Mapping) else {"*": rule}
     head = head_name(model, start)
+    if head in rest:
+        raise ValueError(
+            f"start.head_by='bp' beside a rule for the layer {head!r}, which is the head: give one "
+            "of the two"
+        )
     of_head = next((r for pattern, r in rest.items() if fnmatchcase(head, pattern)), None)
     if isinstance(of_head, Rule) and of_head.sends_nothing:  # exact in the head itself, too
         return rule
