@@ -145,10 +145,7 @@ def classification(
                     end(stopped)
                 return stopped
             new = [*scores, *monitor.at_epoch(at.epoch)]
-            if build.follow_switch(experiment, parts, at.epoch):
-                before_it, after = map(experiment.rule_at, (at.epoch - 1, at.epoch))
-                names = {"rule": rule_label(after), "before": rule_label(before_it)}
-                new.append({"kind": "switch", "epoch": at.epoch, **names})
+            new += _switch_rows(experiment, parts, at.epoch)
             at.epoch_step, at.epoch_seconds, at.epoch_cpu_seconds = 0, 0.0, 0.0
             sums.zero_()
             save(*new)
@@ -271,6 +268,14 @@ def _scores(
     autocast = batch_step.autocasting(experiment, parts.device)
     found = parts.objective.scores(parts.model, split, autocast)
     return {f"{name}_{key}": value for key, value in found.items()}
+
+
+def _switch_rows(experiment: Experiment, parts: build.Parts, epoch: int) -> list[dict[str, Any]]:
+    """The row of kind ``switch``, where the rule is switched after this epoch."""
+    if not build.follow_switch(experiment, parts, epoch):
+        return []
+    rule, before = (rule_label(experiment.rule_at(e)) for e in (epoch, epoch - 1))
+    return [{"kind": "switch", "epoch": epoch, "rule": rule, "before": before}]
 
 
 def _final_rows(
