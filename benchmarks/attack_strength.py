@@ -40,9 +40,9 @@ from torch import Tensor, nn
 import apical
 from apical.attacks import Effort, Plugin, robust_report
 from apical.bench.evaluate.trained_net import from_run
-from apical.bench.experiment.adversarial_settings import Adversarial
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.training_settings import Adversarial
 from apical.bench.studies.sign_symmetry_finetune import DIGESTS, RESNET18
 from apical.bench.training import loop
 from apical.nets.pretrained import Start

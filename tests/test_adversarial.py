@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from apical import attacks
-from apical.bench.experiment.adversarial_settings import Adversarial
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
-from apical.bench.experiment.hashing_settings import Hashing
+from apical.bench.experiment.loss_settings import Hashing
+from apical.bench.experiment.training_settings import Adversarial
 from apical.bench.storage import checkpoint
 from apical.bench.training import batch_step, build, loop, resume
 

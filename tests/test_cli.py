@@ -154,6 +154,9 @@ def test_a_net_and_data_of_the_current_folder_train(capsys: Any) -> None:
     assert "--batch_size 10 --shuffle true --drop_last false" in advice
     flags = advice.partition("experiment (")[2].partition(")")[0].split()
     assert cli.main([*words, "front_data:loaders", "--folder", "there", *flags]) == 0
+    Path("front_broken.py").write_text("def Net(:\n")
+    assert cli.main(["train", "--net", "front_broken:Net"]) == 1
+    assert "net 'front_broken:Net': importing it failed: SyntaxError" in told(capsys)
     assert cli.main(["train", "--data", "front_data:make", "--net", "lenet"]) == 1
     assert "must be (channels, height, width)" in told(capsys)
     assert cli.main(["robustness", "here"]) == 1
@@ -207,10 +210,13 @@ def test_tune_prints_the_curve_and_a_command_that_trains(capsys: Any) -> None:
     again = capsys.readouterr().out
     assert "choosing" not in again and out.endswith(again[again.index("\nfa: learning") :])
     assert cli.main(shlex.split(commands[0])[1:]) == 0
-    assert cli.main(["tune", "--rates", "0.01,0.02"]) == 1
-    assert "half decades" in told(capsys)
-    for empty in (",", "fa,"):
-        assert cli.main(["tune", "--rule", empty]) == 2
+    for rates in ("0.01,0.02", "0,0.01", "inf", "0.01,0.01"):
+        assert cli.main(["tune", "--rates", rates]) == 1
+        assert "half decades" in told(capsys)
+    assert cli.main(["tune", "--tries", "2"]) == 1
+    assert "tries=2: must be at least 3" in told(capsys)
+    for wrong in (",", "fa,", "fa,{rule: fa, init: xavier}"):
+        assert cli.main(["tune", "--rule", wrong]) == 2
         assert "--rule" in told(capsys)
 
 
@@ -228,16 +234,26 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(capsys: Any) -> None:
     words = ["sweep", "--lr", "0.1,0.01", "--rule", "fa,bp", "--seeds", "2", *SMALL]
     assert cli.main([*words, "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert "8 runs in" in text and "  lr=0.01, rule=bp, seed=1\n" in text
+    assert "8 runs in" in text and "  lr=0.01 rule=bp seed=1\n" in text
     assert "estimate" in text and text.endswith("nothing was started (--dry-run)\n")
     assert cli.main(["study", "smoke", "--only", "digits*", "--dry-run", "--seeds", "2"]) == 0
     text = capsys.readouterr().out
     assert "digits MLP: bp, fa," in text and "frozen, redrawn; 2 seeds, from 0; learning" in text
     assert "126 runs, tries of learning rates included, 0 finished" in text
     assert "estimate" in text and text.endswith("nothing was started (--dry-run)\n")
+    words = ["tune", "--rule", "fa,{rule: kp, decay: 1e-3}", *SMALL, "--rates", "0.01,0.03"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "digits mlp: fa, kp; learning rates 0.01, 0.03, each tried for 1 epochs with" in text
+    assert "  12 tries of learning rates, 0 finished" in text
+    assert "6 x digits mlp sgd kp" in text and text.endswith("nothing was started (--dry-run)\n")
     assert not list(Path().iterdir())
-    assert cli.main(["sweep", "--rule", "fa,bp", *SMALL, "--folder", "here"]) == 0
-    capsys.readouterr()
+    for verb in ("study smoke", "sweep", "tune"):
+        assert cli.main([*verb.split(), "--jobs", "0"]) == 2
+        assert "--jobs 0: must be at least 1" in capsys.readouterr().err
+    assert cli.main(["sweep", "--rule", "fa,bp", *SMALL, "--folder", "here", "--jobs", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "[1/2] rule=fa: test " in text and "[2/2] rule=bp: test " in text
     assert cli.main(["sweep", "--rule", "fa,bp,kp", *SMALL, "--folder", "here", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("(finished)") == 2
     assert cli.main(["sweep", "--rule", "fa,bp", *SMALL, "--folder", "here", "--dry-run"]) == 0
@@ -263,6 +279,11 @@ def test_train_and_again(capsys: Any) -> None:
     before = (folder / "records.jsonl").read_bytes()
     assert cli.main(["train", "--rule", "fa", "--seed", "3", *SMALL]) == 0
     assert (folder / "records.jsonl").read_bytes() == before
+    for evaluation in ("", "robustness", "retrieval"):  # of its net: kept
+        (folder / evaluation).mkdir(exist_ok=True)
+        (folder / "checkpoint.previous.pt").write_text("of a run that diverged")
+        assert cli.main(["train", "--rule", "fa", "--seed", "3", *SMALL, "--again"]) == 0
+        assert (folder / evaluation).is_dir() and (folder / "records.jsonl").read_bytes() != before
 
 
 def test_dashes_and_underscores_are_the_same(capsys: Any) -> None:

@@ -125,6 +125,7 @@ def test_refusals(runs: dict[str, Path], capsys: Any) -> None:
         (["RUN", "--imges", "5"], "did you mean '--images'", 2),
         (["RUN", "--data", "digits"], "--data belongs to --model; a run has its own", 2),
         (["RUN", "--transfer", "nowhere"], "there is no nowhere", 1),
+        (["RUN", "--transfer", "a/run,b/run"], "the last parts of the paths must differ", 2),
         (["RUN", "--effort.steps", "0"], "Effort: steps=0 must be at least 1", 1),
         (["nowhere"], "there is no nowhere: give a run folder", 1),
         ([], "give a run folder, or a model of your own with --model", 2),

@@ -218,6 +218,12 @@ def test_fine_tuning_learns_by_the_head(head_by: str, tmp_path: Path) -> None:
     assert_only_moved(model, before, "fc3")
 
 
+def test_a_rule_for_the_head_beside_its_exact_gradient_is_refused() -> None:
+    start = Start("start.pt", digest="abc", new_head=True, head="fc3", head_by="bp")
+    with pytest.raises(ValueError, match="a rule for the layer 'fc3', which is the head"):
+        apply_start.assigned(made("mlp")[0], start, {"fc3": apical.rules.FA(), "*": "usf"})
+
+
 def test_a_net_with_a_loss_of_its_own_is_refused() -> None:
     experiment = Experiment(
         task="addition",

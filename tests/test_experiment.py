@@ -15,19 +15,16 @@ import pytest
 import yaml
 
 from apical import rules
-from apical.bench.experiment.adversarial_settings import Adversarial
 from apical.bench.experiment.data_settings import DataSettings
 from apical.bench.experiment.experiment import GROUPS, Experiment, from_dict, to_dict
-from apical.bench.experiment.hashing_settings import Hashing
 from apical.bench.experiment.learner_settings import LearnerSettings, learner_values
-from apical.bench.experiment.loss_settings import LossSettings
+from apical.bench.experiment.loss_settings import Hashing, LossSettings
 from apical.bench.experiment.net_settings import NetSettings
 from apical.bench.experiment.probe_settings import ProbeSettings
 from apical.bench.experiment.rule_settings import RuleSettings, rule_assignment, rule_label
-from apical.bench.experiment.schedule import Schedule
 from apical.bench.experiment.settings import Settings, setting
 from apical.bench.experiment.task_settings import TaskSettings
-from apical.bench.experiment.training_settings import TrainingSettings
+from apical.bench.experiment.training_settings import Adversarial, Schedule, TrainingSettings
 from apical.bench.storage import records
 from apical.learners import LRA
 from apical.nets.pretrained import Start

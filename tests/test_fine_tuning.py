@@ -16,7 +16,7 @@ from apical.bench.cli.main import main
 from apical.bench.evaluate.trained_net import experiment_of, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.storage import records
 from apical.bench.studies import Entry, Search, Study, build, conduct
 from apical.bench.training import build as prepare

@@ -17,8 +17,8 @@ from apical.bench.evaluate.evaluation import evaluate
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, differing, from_dict, to_dict
-from apical.bench.experiment.hashing_settings import Hashing
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.loss_settings import Hashing
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.storage import checkpoint, records
 from apical.bench.training import build, loop, objectives
 from apical.retrieval import Continuation

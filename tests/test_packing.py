@@ -16,8 +16,8 @@ from apical.bench.evaluate import retrieval
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.hashing_settings import Hashing
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.loss_settings import Hashing
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.report import write
 from apical.bench.report.read import read_study
 from apical.bench.storage import packing, records
@@ -136,7 +136,6 @@ def test_packing_again_changes_no_byte(loose: Path, packed: Path, tmp_path: Path
 
 
 def test_tries_of_a_search_are_packed_on_request(loose: Path, packed: Path, tmp_path: Path) -> None:
-    assert packing.SEARCH == conduct.SEARCH_FOLDER
     pack(loose, tmp_path)
     tries = open_folder(packed).folders("search")
     assert tries == open_folder(loose).folders("search") and not open_folder(tmp_path).has("search")
@@ -226,7 +225,7 @@ def test_a_later_format_is_refused_by_its_number(fake: Path) -> None:
 def test_what_cannot_be_packed_is_named_and_nothing_is_written(fake: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for bad in (fake, tmp_path):  # packed already, no study at all
-        with pytest.raises(ValueError, match="is no study as `apical study` leaves it"):
+        with pytest.raises(ValueError, match="is not a study as `apical study` leaves it"):
             pack(bad, out)
     loose = tmp_path / "loose" / "s"
     (run, *_) = sorted(path for path in loose.iterdir() if path.is_dir())

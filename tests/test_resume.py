@@ -11,7 +11,7 @@ import torch
 
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.storage import checkpoint, records
 from apical.bench.training import loop
 from apical.rules import RULES
@@ -225,7 +225,7 @@ def test_a_truncated_checkpoint_is_refused(begun: Path) -> None:
     whole = path.read_bytes()
     for kept in (0, 100, 5000):
         path.write_bytes(whole[:kept])
-        with pytest.raises(ValueError, match="is damaged|is no readable checkpoint"):
+        with pytest.raises(ValueError, match="is damaged|is not a readable checkpoint"):
             loop.run(BASE, begun)
 
 
@@ -239,7 +239,7 @@ def test_code_in_a_checkpoint_is_never_run(
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     (begun / "checkpoint.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
-    with pytest.raises(ValueError, match="no readable checkpoint"):
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
         loop.run(BASE, begun)
     assert not Path("executed").exists()
 

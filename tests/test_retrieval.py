@@ -17,7 +17,7 @@ from apical.bench.evaluate.retrieval import Evaluation, Step, Trial, report
 from apical.bench.evaluate.trained_net import HashNet, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.hashing_settings import Hashing
+from apical.bench.experiment.loss_settings import Hashing
 from apical.bench.storage import records
 from apical.bench.training import loop
 from apical.retrieval.attacks.attack import SHARPNESS

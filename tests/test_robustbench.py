@@ -52,6 +52,8 @@ def test_every_flag_has_a_section() -> None:
 def test_claims_on_the_command_line() -> None:
     assert claimed("8/255:56.3, 0.1:40") == {8 / 255: 56.3, 0.1: 40.0}
     assert claimed("") == {}
-    for text in ("8/255", "0.1:much"):
-        with pytest.raises(UsageError, match="expected a radius and a number"):
+    for text in ("8/255", "0.1:much", "0.1:1.2.3", "0.1:101"):
+        with pytest.raises(UsageError, match="expected a radius and an accuracy in %"):
             claimed(text)
+    with pytest.raises(UsageError, match="--claimed : expected a number or a fraction"):
+        claimed(":56.3")

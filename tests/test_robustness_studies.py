@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from apical.bench.evaluate import retrieval
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.hashing_settings import Hashing
+from apical.bench.experiment.loss_settings import Hashing
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.bench.studies import Entry, Study, assess, attack_cost, conduct
@@ -87,13 +88,26 @@ def test_doing_it_again_does_nothing(done: tuple[Path, list[str]]) -> None:
 
 
 def test_finished_nets_of_other_studies_are_taken_over(
-    done: tuple[Path, list[str]], tmp_path: Path
+    done: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, _ = done
     for path in (root / "tiny").glob("digits*"):
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         (tmp_path / "elsewhere" / path.name).symlink_to(path)
     study = tiny("other", seeds=1)
+    copytree = shutil.copytree
+
+    def slower(source: Path, part: Path, **options: Any) -> None:
+        copytree(source, part, **options)
+        copytree(source, part.with_name(source.name), **options)  # by another process
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copytree", slower)
+        assert assess.reuse(study, tmp_path) == 0
+    assert sorted(p.name for p in (tmp_path / "other").iterdir()) == sorted(
+        entry.experiment.name for entry in study.entries
+    )
+    shutil.rmtree(tmp_path / "other")
     assert assess.reuse(study, tmp_path) == 2
     for entry in study.entries:
         copied = tmp_path / "other" / entry.experiment.name
@@ -222,13 +236,21 @@ def test_the_protocol_is_that_of_the_source() -> None:
     assert not pgd.stop_when_broken and not apgd.stop_when_broken and fgsm.loss == "ce"
 
 
-def test_what_the_attacks_cost_at_most(done: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_what_the_attacks_cost_at_most(
+    done: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, _ = done
     study = tiny()
     cost = attack_cost.most(study, tmp_path, EXECUTION)
     assert [(what, runs) for what, runs, _ in cost.parts] == [("digits attacked", 4)]
-    assert 0 < cost.seconds < 60 and "of one worker" in cost.told(2)
+    assert 0 < cost.seconds < 60 and "of one worker" in cost.summary(2)
     assert attack_cost.most(study, root / "tiny", EXECUTION).seconds == 0
+    with monkeypatch.context() as patched:  # every score is the mean of three forward passes
+        patched.setattr(attack_cost, "_pass_seconds", lambda *_: (1.0, 2.0))
+        once = attack_cost.most(study, tmp_path, EXECUTION).seconds
+        more = {name: dataclasses.replace(e, samples=3) for name, e in study.evaluations.items()}
+        study = dataclasses.replace(study, evaluations=more)
+        assert attack_cost.most(study, tmp_path, EXECUTION).seconds >= 3 * once
 
 
 @pytest.mark.parametrize(("rule", "attacks"), [("bp", 5), ("fa", 15)])

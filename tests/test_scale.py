@@ -185,6 +185,7 @@ def test_a_study_of_ones_own(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> No
         "    return Study('mine', 'My own', tier, tuple(entries))\n"
         "def nothing(tier, seeds):\n"
         "    return 3\n"
+        "made = make('short', 1)\n"
     )
     words = ["--seeds", "1", "--jobs", "1", "--estimate", "false"]
     try:
@@ -193,7 +194,9 @@ def test_a_study_of_ones_own(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> No
         value = records.read_json("runs/mine-short/study.json")
         assert value["command"] == "apical study my_own_study:make --seeds 1"
         assert cli.main(["study", "my_own_study:nothing", *words]) == 1
-        assert "returns an apical.bench.Study, not int" in capsys.readouterr().err
+        assert "my_own_study:nothing' returns int: it must be" in capsys.readouterr().err
+        assert cli.main(["study", "my_own_study:made", *words]) == 1  # has its tier and seeds
+        assert "my_own_study:made' is Study: it must be a function" in capsys.readouterr().err
     finally:
         sys.modules.pop("my_own_study", None)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.report import table_markdown, write
 from apical.bench.storage import records
 from apical.bench.studies import Entry, Search, Study, conduct
@@ -48,8 +48,9 @@ def test_three_equal_values_are_no_certainty() -> None:
 def test_half_decades() -> None:
     assert half_decades(0.001, 0.3) == (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     assert half_decade(1e-4, -1) == 3e-5 and half_decade(3.0, 1) == 10.0
-    with pytest.raises(ValueError, match="0.02 is not on a grid of half decades"):
-        half_decade(0.02, 1)
+    for rate in (0.02, 0.0, -0.01, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"{rate:g} is not on a grid of half decades"):
+            half_decade(rate, 1)
     assert (beyond(GRID, 0.01), beyond(GRID, 0.03), beyond(GRID, 0.1)) == (0.003, None, 0.3)
 
 
@@ -58,6 +59,7 @@ def test_searches_that_are_refused() -> None:
         ({"values": (0.01, 0.1)}, "not half decades without a gap"),
         ({"values": (0.02,)}, "0.02 is not on a grid of half decades"),
         ({"values": ()}, "not half decades without a gap"),
+        ({"values": (0.01, 0.01, 0.03)}, "not half decades without a gap, each once"),
         ({"seeds": (1000, 1001)}, "needs at least 3 seeds"),
     ):
         with pytest.raises(ValueError, match=told):

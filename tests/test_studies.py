@@ -10,7 +10,7 @@ import pytest
 from apical.bench import studies
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.report.read import read_study
 from apical.bench.storage import records, run_folder
 from apical.bench.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
@@ -266,6 +266,19 @@ def test_the_estimate_counts_the_search_and_what_may_come_on_top(
     assert found.seconds == pytest.approx(seconds + (4 + 18) * each)
     assert found.extensions == pytest.approx(6 * (3 * cost.OVERHEAD + each))
     assert "up to 108 s if every search of a learning rate is extended" in found.text(1)
+
+
+def test_the_outline_names_the_search_beside_rows_of_published_rates(tmp_path: Path) -> None:
+    study = studies.build("biotorch-cifar10", seeds=1).restricted("LeNet SGD")
+    line, count = conduct.outline(study, tmp_path)
+    assert "bp, published rate, " in line and "; 1 seeds, from 0; learning rates 0.001," in line
+    assert line.endswith("each tried for 3 epochs with seeds 1000, 1001, 1002")
+    assert count == "  123 runs, tries of learning rates included, 0 finished"  # 15 + 9 x 4 x 3
+
+
+def test_an_estimate_shares_the_work_among_as_many_workers_as_there_are_runs() -> None:
+    few = cost.Cost(1000.0, (("a", 2, 1000.0),))
+    assert "17 min of one worker, 8 min with --jobs 100" in few.summary(100)
 
 
 def test_measuring_takes_real_steps() -> None:

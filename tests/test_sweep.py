@@ -214,9 +214,17 @@ def test_a_death_counts_without_progress_only(
     assert "died 3 times without progress; the node failed" in outcome.failed[task.folder]
 
 
+def test_an_error_without_a_text_is_a_death_too() -> None:
+    assert str(workers.Died.of(ValueError("\nlost\nmore"))) == "lost"
+    assert str(workers.Died.of(ValueError())) == "ValueError"
+
+
 def test_executors_by_name(tmp_path: Path) -> None:
-    assert workers.choose("local") is workers.here
-    assert workers.choose(workers.here, jobs=3) is workers.here
+    for jobs in (0, -1):  # which would wait for ever
+        with pytest.raises(ValueError, match=f"jobs={jobs}: must be at least 1"):
+            sweep.sweep(tasks(tmp_path, 1), EXECUTION, jobs=jobs)
+    assert workers.choose("local") is workers.Here
+    assert workers.choose(workers.Here, jobs=3) is workers.Here
     with pytest.raises(ValueError, match="unknown executor 'slrum'; did you mean 'slurm'"):
         workers.choose("slrum")
     with pytest.raises(ValueError, match=r"'local' takes no options .*gpus"):
@@ -325,13 +333,14 @@ def test_runs_held_elsewhere_are_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "WAIT_SECONDS", 0.05)
-    todo = tasks(tmp_path, 2)
-    elsewhere, left = todo
+    todo = tasks(tmp_path, 3)
+    elsewhere, damaged, left = todo
 
     def other_process() -> None:
-        with claims.hold(elsewhere.folder):
+        with claims.hold(elsewhere.folder), claims.hold(damaged.folder):
             started.set()
             time.sleep(0.5)
+            (damaged.folder / "records.jsonl").write_text("")  # of no experiment
             run_folder.create(elsewhere.folder, elsewhere.experiment, EXECUTION)
             row = {"kind": "final", "epoch": 1, "test_acc": 0.5, "seconds": 1.0}
             records.append(elsewhere.folder / "records.jsonl", row)
@@ -343,6 +352,7 @@ def test_runs_held_elsewhere_are_waited_for(
     outcome = sweep.sweep(todo, EXECUTION)
     thread.join()
     assert {task.folder for task in outcome.finished} == {elsewhere.folder, left.folder}
+    assert "holds no experiment.json" in outcome.failed[damaged.folder]
     assert len(records.read(elsewhere.folder / "records.jsonl")) == 1
 
 

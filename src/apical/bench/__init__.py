@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from apical.bench.evaluate.trained_net import export, load_run
     from apical.bench.experiment.execution import Execution
     from apical.bench.experiment.experiment import Experiment
-    from apical.bench.experiment.hashing_settings import Hashing
-    from apical.bench.experiment.schedule import Schedule
+    from apical.bench.experiment.loss_settings import Hashing
+    from apical.bench.experiment.training_settings import Schedule
     from apical.bench.report import write as report
     from apical.bench.report.plain_runs import to_pandas
     from apical.bench.studies import Entry, Study
@@ -62,8 +62,8 @@ import_on_use(
         "Entry": "apical.bench.studies:Entry",
         "Execution": "apical.bench.experiment.execution:Execution",
         "Experiment": "apical.bench.experiment.experiment:Experiment",
-        "Hashing": "apical.bench.experiment.hashing_settings:Hashing",
-        "Schedule": "apical.bench.experiment.schedule:Schedule",
+        "Hashing": "apical.bench.experiment.loss_settings:Hashing",
+        "Schedule": "apical.bench.experiment.training_settings:Schedule",
         "Start": "apical.nets.pretrained:Start",
         "Study": "apical.bench.studies:Study",
         "export": "apical.bench.evaluate.trained_net:export",

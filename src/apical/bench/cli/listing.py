@@ -3,10 +3,10 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 from apical.bench.cli.parsing import UsageError, make_parser, parse
+from apical.names import from_path, unknown
 
 KINDS = {
     "attacks": "of apical.attacks",
@@ -20,6 +20,19 @@ KINDS = {
     "  W: weights of a layer, B: its feedback matrix, e: error at the output of the net",
     "studies": "apical study NAME",
     "tasks": "--task NAME, with --length: sequences",
+}
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "attacks": ("apical.attacks:ATTACKS",),
+    "data": ("apical.data:DATA",),
+    "learners": ("apical.learners:LEARNERS",),
+    "losses": ("apical.retrieval:LOSSES",),
+    "nets": ("apical.nets:NETS",),
+    "optimizers": ("apical.bench.experiment.optimizers:OPTIMIZERS",),
+    "recurrent": ("apical.nets:CELLS", "apical.nets:TRANSFORMERS", "apical.nets.memory:NETS"),
+    "rules": ("apical.rules:RULES",),
+    "studies": ("apical.bench.studies:STUDIES",),
+    "tasks": ("apical.data.sequences:TASKS",),
 }
 
 VARIANTS = {
@@ -47,8 +60,6 @@ def show(words: list[str]) -> int:
         print("\napical list KIND says what each is, as: apical list rules")
         return 0
     if kind not in KINDS:
-        from apical.names import unknown
-
         raise UsageError(str(unknown("kind", kind, KINDS)))
     rows = _table(kind)
     print(f"{kind}  ({KINDS[kind]})")
@@ -62,35 +73,14 @@ def show(words: list[str]) -> int:
 
 def _table(kind: str) -> dict[str, str]:
     """What each name of a kind is, in a line."""
-    tables: dict[str, Any] = {}
-    if kind == "rules":
-        from apical.rules import RULES
-
-        return {name: VARIANTS.get(name) or _summary(type(rule)) for name, rule in RULES.items()}
+    tables = [from_path(path, "table") for path in TABLES[kind]]
+    objects = {name: value for table in tables for name, value in table.items()}
     if kind == "optimizers":
-        from apical.bench.experiment.optimizers import OPTIMIZERS
-
-        return dict.fromkeys(OPTIMIZERS, "")
-    if kind == "studies":
-        from apical.bench.studies import STUDIES as tables
-    elif kind == "nets":
-        from apical.nets import NETS as tables
-    elif kind == "recurrent":
-        from apical.nets import CELLS, TRANSFORMERS, memory
-
-        tables = {**CELLS, **TRANSFORMERS, **memory.NETS}
-    elif kind == "tasks":
-        from apical.data.sequences import TASKS as tables
-    elif kind == "learners":
-        from apical.learners import LEARNERS as tables
-    elif kind == "losses":
-        from apical.retrieval import LOSSES as tables
-    elif kind == "data":
-        from apical.data import DATA as tables
-    elif kind == "attacks":
-        from apical.attacks import ATTACKS as tables
-    found: Mapping[str, Any] = tables
-    return {name: _summary(value) for name, value in found.items()}
+        return dict.fromkeys(objects, "")
+    if kind == "rules":
+        objects = {name: type(rule) for name, rule in objects.items()}
+        return {name: VARIANTS.get(name) or _summary(rule) for name, rule in objects.items()}
+    return {name: _summary(value) for name, value in objects.items()}
 
 
 def _summary(documented: Any) -> str:

@@ -8,10 +8,11 @@ import re
 import shlex
 import signal
 import textwrap
+from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from apical.names import type_hints
+from apical.names import type_hints, unknown
 
 
 class UsageError(ValueError):
@@ -48,8 +49,6 @@ def make_parser(
 
 def parse(parser: Any, words: list[str]) -> dict[str, Any]:
     """Values of the options. ``--batch-size`` and ``--batch_size`` are the same."""
-    from argparse import ArgumentError
-
     names = [o for action in parser._actions for o in action.option_strings]
     typed = {underscored(word).partition("=")[0]: word.partition("=")[0] for word in words}
     words = [underscored(word) for word in words]
@@ -58,12 +57,11 @@ def parse(parser: Any, words: list[str]) -> dict[str, Any]:
         print(_help(parser, () if "--help_all" in words else parser.essential))
         raise SystemExit(0)
     try:
-        values = parser.parse_args(words).as_dict()
+        return parser.parse_args(words).as_dict()
     except ArgumentError as error:
         text = _as_typed(_explained(str(error), names), typed)
         every = "--help-all" if parser.essential else "--help"
         raise UsageError(f"{text} ({parser.prog} {every} lists all options)") from error
-    return values
 
 
 def _as_typed(message: str, typed: dict[str, str]) -> str:
@@ -98,14 +96,12 @@ def parse_settings(parser: Any, words: list[str]) -> dict[str, Any]:
     """
     from apical.bench.experiment import own_code
 
-    flags = [underscored(word) for word in words]
-    files = _values_of("--config", flags)
+    files, others = _split_option("--config", [underscored(word) for word in words])
     for name in files:
         check_config(name)
     values = parse(parser, words)
     if files and not values["trust"]:
-        alone = parse(parser, _without("--config", flags))
-        own_code.refuse(values, " and ".join(files), but=alone)
+        own_code.refuse(values, " and ".join(files), but=parse(parser, others))
     return values
 
 
@@ -122,19 +118,19 @@ def check_config(name: str) -> None:
         raise UsageError(str(error)) from error
 
 
-def _values_of(option: str, words: list[str]) -> list[str]:
-    after = [value for word, value in itertools.pairwise(words) if word == option]
-    return after + [w.partition("=")[2] for w in words if w.startswith(f"{option}=")]
-
-
-def _without(option: str, words: list[str]) -> list[str]:
-    kept = []
-    skip = False
-    for word in words:
-        if not (skip or word == option or word.startswith(f"{option}=")):
-            kept.append(word)
-        skip = word == option
-    return kept
+def _split_option(option: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """The values of an option, and the words without it."""
+    values: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == option:
+            values += itertools.islice(rest, 1)
+        elif word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+        else:
+            others.append(word)
+    return values, others
 
 
 def add_trust(parser: Any) -> None:
@@ -152,7 +148,9 @@ def _help(parser: Any, names: Sequence[str]) -> str:
     else:
         groups = [(group.title, group._group_actions) for group in parser._action_groups]
     for title, group in groups:
-        entries = [_entry(action) for action in group if _has_own_help(action)]
+        # jsonargparse adds an option for a file to every group of settings
+        own = [a for a in group if a.dest != "help" and a.help != "Path to a configuration file."]
+        entries = [_entry(action) for action in own]
         if entries:
             plain = title in ("", "options", "positional arguments")
             lines += [
@@ -163,11 +161,6 @@ def _help(parser: Any, names: Sequence[str]) -> str:
     if names:
         lines += ["", f"{parser.prog} --help-all explains every option."]
     return "\n".join(lines)
-
-
-def _has_own_help(action: Any) -> bool:
-    """Whether an option is of the verb itself, not one that jsonargparse adds."""
-    return action.dest != "help" and action.help != "Path to a configuration file."
 
 
 INDENT = " " * 24
@@ -275,7 +268,7 @@ def experiment_of(values: dict[str, Any]) -> Any:
 
 
 def add_estimate(parser: Any) -> None:
-    """Whether a study or a sweep says what it will cost, and whether it then starts."""
+    """Whether a verb that trains many nets prints what that will cost, and whether it starts."""
     parser.add_argument("--estimate", default=True, type=bool,
                         help="time a few steps first and print how long all will take")  # fmt: skip
     parser.add_argument("--dry_run", default=False, action="store_true",
@@ -299,14 +292,16 @@ def add_executor(parser: Any) -> None:
 
 
 def jobs_of(values: dict[str, Any]) -> int:
-    """Runs at once."""
-    import os
+    """Runs at once. Raises: UsageError for fewer than one."""
+    from apical.bench.storage.environment import cores
 
-    if values["jobs"] or values["executor"] != "local":
-        return values["jobs"] or QUEUED
-    able = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if able else os.cpu_count() or 1
-    return max(1, cores // values["threads"])
+    jobs = values["jobs"]
+    if jobs is None:
+        local = values["executor"] == "local"
+        jobs = max(1, cores() // values["threads"]) if local else QUEUED
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: must be at least 1")
+    return jobs
 
 
 QUEUED = 100
@@ -374,8 +369,6 @@ def _explained(message: str, names: list[str]) -> str:
 
 def _misspelt(option: str, known: list[str]) -> str:
     """Similar names only: all would fill the screen."""
-    from apical.names import unknown
-
     bare = unknown("option", option[2:], [name[2:] for name in known])
     text = str(bare).partition(" Allowed: ")[0].rstrip(" .,")
     return re.sub(r"'([\w.-]+)'", r"'--\1'", text)

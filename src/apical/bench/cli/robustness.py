@@ -46,31 +46,37 @@ _OF_A_MODEL: tuple[tuple[str, Any, Any, str], ...] = (
 
 def robustness(words: list[str]) -> int:
     """Attack a trained net, print what survives, and leave the records in its folder."""
-    from apical.bench.evaluate import evaluation as library
     from apical.bench.evaluate import robustbench
+    from apical.bench.evaluate.evaluation import evaluate
     from apical.bench.evaluate.robustness import audits
     from apical.bench.evaluate.trained_net import HashNet
     from apical.bench.storage import claims, records
 
     values = parse(_options(), words)
     execution = execution_of(values)
-    asked: Evaluation = _of_scores(values)
-    net, run = _target(values, execution)
-    if isinstance(net, HashNet):
-        asked = _of_codes(values)
+    evaluation: Evaluation = _of_scores(values)
     if values["claimed"] and not values["robustbench"]:
         raise UsageError("--claimed has no effect without --robustbench FILE")
     claims_given = claimed(values["claimed"])
-    if stray := [eps for eps in claims_given if eps not in asked.eps]:
+    if stray := [eps for eps in claims_given if eps not in evaluation.eps]:
         raise UsageError(f"--claimed: radius {stray[0]:.4g} is not in --eps {values['eps']}")
+    given = _words(values["transfer"])
+    paths = {Path(path).resolve().name: path for path in given}
+    if len(paths) < len(given):
+        raise UsageError(
+            f"--transfer {values['transfer']}: the last parts of the paths must differ"
+        )
+    net, run = _target(values, execution)
+    if isinstance(net, HashNet):
+        evaluation = _of_codes(values)
     if values["audit_only"]:
-        print_audits([found.row() for found in audits(net, _of_scores(values), execution)])
+        print_audits([audit.row() for audit in audits(net, _of_scores(values), execution)])
         return 0
-    paths = {Path(path).resolve().name: path for path in _words(values["transfer"])}
     others = {name: _run(path, execution, values["trust"]) for name, path in paths.items()}
-    folder = asked.place(run, net.digest, {name: other.digest for name, other in others.items()})
+    digests = {name: other.digest for name, other in others.items()}
+    folder = evaluation.place(run, net.digest, digests)
     try:
-        rows = library.evaluate(net, asked, folder, execution, surrogates=others)
+        rows = evaluate(net, evaluation, folder, execution, surrogates=others)
     except claims.Held as held:
         raise ValueError(str(held)) from held
     if values["robustbench"]:
@@ -117,33 +123,36 @@ def _options() -> Any:
 def radii(text: str) -> tuple[float, ...]:
     """Radii of a list as "8/255,0.1".
 
-    Raises: UsageError for what is no number or fraction.
+    Raises: UsageError for a word that is not a number or a fraction.
     """
-    found = []
-    for word in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"([\d.eE+-]+)(?:/([\d.eE+-]+))?", word)
-        try:
-            assert match is not None
-            found.append(float(match[1]) / float(match[2] or 1))
-        except (AssertionError, ValueError, ZeroDivisionError):
-            raise UsageError(
-                f"--eps {word}: expected a number or a fraction, as 0.1 or 8/255"
-            ) from None
-    return tuple(found)
+    return tuple(_radius("--eps", word) for word in _words(text))
+
+
+def _radius(option: str, word: str) -> float:
+    number = r"[\d.eE+-]+"
+    try:
+        if re.fullmatch(rf"{number}(/{number})?", word):  # neither nan nor inf
+            above, _, below = word.partition("/")
+            return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise UsageError(f"{option} {word}: expected a number or a fraction, as 0.1 or 8/255")
 
 
 def claimed(text: str) -> dict[float, float]:
     """Accuracies in % by radius, of a list as "8/255:56.3".
 
-    Raises: UsageError for what is no radius with a number.
+    Raises: UsageError for a word that is not a radius with a number in [0, 100].
     """
-    found = {}
+    accuracies = {}
     for word in _words(text):
         eps, _, value = word.partition(":")
-        if not re.fullmatch(r"[\d.]+", value):
-            raise UsageError(f"--claimed {word}: expected a radius and a number, as 8/255:56.3")
-        found[radii(eps)[0]] = float(value)
-    return found
+        if not re.fullmatch(r"\d+(\.\d*)?", value) or float(value) > 100:
+            raise UsageError(
+                f"--claimed {word}: expected a radius and an accuracy in %, as 8/255:56.3"
+            )
+        accuracies[_radius("--claimed", eps)] = float(value)
+    return accuracies
 
 
 def _of_scores(values: dict[str, Any]) -> "robustness_of.Evaluation":

@@ -12,43 +12,37 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
 
     Accuracies are in % of all images, those misclassified from the start included.
     """
-    clean = _one(rows, "clean")
-    budgets = [row["eps"] for row in _of(rows, "worst")]
+    from apical.bench.evaluate.robustbench import page
+
+    (clean,) = _of(rows, "clean")
+    worst = {row["eps"]: row for row in _of(rows, "worst")}
+    gaps = {row["eps"]: row for row in _of(rows, "gap")}
     table = _table(
         f"{title}: robust accuracy in %, {clean['examples']} images, {clean['norm']}",
-        ["attack", *(f"eps {eps:.4g}" for eps in budgets)],
+        ["attack", *(f"eps {eps:.4g}" for eps in worst)],
     )
-    worst = {row["eps"]: row for row in _of(rows, "worst")}
-    table.add_row("[bold]worst case per example[/bold]", *(_interval(worst[e]) for e in budgets))
-    gaps = {row["eps"]: row for row in _of(rows, "gap")}
-    table.add_row("  the same attacks, own gradient", *(_share(gaps[e]["own"]) for e in budgets))
-    table.add_row(
-        "  the same attacks, exact gradient", *(_share(gaps[e]["exact"]) for e in budgets)
-    )
+    shown = (f"[bold]{_share(row['accuracy'])}[/bold] {_bounds(row)}" for row in worst.values())
+    table.add_row("[bold]worst case per example[/bold]", *shown)
+    for name in ("own", "exact"):
+        shares = (_share(gaps[eps][name]) for eps in worst)
+        table.add_row(f"  the same attacks, {name} gradient", *shares)
     table.add_section()
     for name, by_eps in _attacks(rows).items():
-        table.add_row(name, *(_share(by_eps.get(eps)) for eps in budgets))
+        table.add_row(name, *(_share(by_eps.get(eps)) for eps in worst))
     table.add_section()
-    table.add_row("clean", *[_share(clean["accuracy"])] * len(budgets))
+    table.add_row("clean", *[_share(clean["accuracy"])] * len(worst))
     _show(table)
     further = [r["attack"] for r in _of(rows, "attack") if r["on"] == "survivors"]
     print(f"worst case: all of these, and on what was left: {', '.join(dict.fromkeys(further))}")
     if pixels := [row for row in _of(rows, "attack") if row["group"] == "pixels"]:
-        told = ", ".join(f"{row['eps']:.0f} px {_share(row['accuracy'])}" for row in pixels)
-        print(f"few pixels ({pixels[0]['examples']} images): {told}")
-    _print_verdict(rows)
-
-
-def _print_verdict(rows: Sequence[Row]) -> None:
-    from apical.bench.evaluate.robustbench import page
-
-    verdict = _one(rows, "verdict")
+        shares = (f"{row['eps']:.0f} px {_share(row['accuracy'])}" for row in pixels)
+        print(f"few pixels ({pixels[0]['examples']} images): {', '.join(shares)}")
+    (verdict,) = _of(rows, "verdict")
     print(f"verdict: {verdict['verdict'].upper()}")
     for reason in verdict["reasons"]:
         print(f"  {reason}")
-    checks = _of(rows, "check")
-    flagged = [row for row in checks if row.get("passed") is False]
-    ran = [row for row in checks if row.get("passed") is not None]
+    ran = [row for row in _of(rows, "check") if row.get("passed") is not None]
+    flagged = [row for row in ran if not row["passed"]]
     print(f"sanity checks: {len(ran) - len(flagged)} of {len(ran)} passed")
     for row in flagged:
         print(f"  FLAGGED: {row['name']}: {row['detail']} ({page(row['name'])})")
@@ -97,8 +91,7 @@ def print_audits(rows: Sequence[Row]) -> None:
             row["source"],
             row["verdict"],
             _share(row.get("rising")) + " %",
-            _number(row.get("cosine")),
-            _number(row.get("agreement")),
+            *(f"{row[name]:.2f}" if name in row else "" for name in ("cosine", "agreement")),
             _share(row["zero"]) + " %",
         )
     _show(table)
@@ -121,21 +114,8 @@ def _of(rows: Sequence[Row], kind: str) -> list[Row]:
     return [row for row in rows if row["kind"] == kind]
 
 
-def _one(rows: Sequence[Row], kind: str) -> Row:
-    (row,) = _of(rows, kind)
-    return row
-
-
 def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _interval(row: Row) -> str:
-    return f"[bold]{_share(row['accuracy'])}[/bold] {_bounds(row)}"
 
 
 def _bounds(row: Row) -> str:

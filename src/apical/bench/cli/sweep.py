@@ -66,16 +66,18 @@ def sweep(words: list[str]) -> int:
         experiments[experiment.key] = experiment
         pairs = zip(several.items(), combination, strict=True)
         varied = [f"{name}={text}" for (name, texts), text in pairs if len(texts) > 1]
-        labels[experiment.key] = ", ".join(varied) or "as given"
+        labels[experiment.key] = " ".join(varied)
     first = next(iter(experiments.values()))
     folder = Path(values["folder"] or f"runs/sweep/{first.name.rsplit('-', 3)[0]}")
-    tasks = [sweeps.Task(each, folder / each.name) for each in experiments.values()]
+    tasks = [
+        sweeps.Task(each, folder / each.name, labels[key]) for key, each in experiments.items()
+    ]
     jobs = jobs_of(values)
     print(f"{len(tasks)} runs in {folder}", flush=True)
     if values["dry_run"]:
         for task in tasks:
             state = "" if task.ended() is None else "  (finished)"
-            print(f"  {labels[task.experiment.key]}{state}")
+            print(f"  {task.label or task.experiment.name}{state}")
     if values["estimate"]:
         print(cost.estimate(tasks, execution).text(jobs), flush=True)
     if values["dry_run"]:
@@ -97,7 +99,7 @@ def sweep(words: list[str]) -> int:
 def split(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Settings of an experiment with their values as texts, and the other words as they stand.
 
-    Raises: UsageError for a setting without a value, or a YAML file that is no mapping.
+    Raises: UsageError for a setting without a value, or a YAML file that is not a mapping.
     """
     from apical.bench.experiment.experiment import Experiment
 
@@ -141,10 +143,11 @@ def at_commas(text: str) -> list[str]:
 
 
 def _from_file(path: str, trust: bool) -> tuple[dict[str, list[str]], list[str]]:
-    """As ``split``, of a YAML file: lists are several values; of a setting that is a list itself,
-    lists of lists are.
+    """As ``split``, of a YAML file: a list is several values; of a setting that is a list itself, a
+    list of lists is.
 
-    Raises: UsageError for a file that is none, ValueError if it names code and is not trusted.
+    Raises: UsageError for a file that cannot be read, ValueError if it names code and is not
+        trusted.
     """
     from apical.bench.experiment import own_code
     from apical.bench.experiment.experiment import Experiment
@@ -158,8 +161,9 @@ def _from_file(path: str, trust: bool) -> tuple[dict[str, list[str]], list[str]]
     for name, value in content.items():
         field = str(name).partition(".")[0]
         if field in Experiment.__dataclass_fields__:
-            for each in [] if trust else value if isinstance(value, list) else [value]:
-                own_code.refuse({field: each}, path)
+            if not trust:
+                for each in value if isinstance(value, list) else [value]:
+                    own_code.refuse({field: each}, path)
             several.update(_settings(str(name), value, default_of(Experiment, field)))
         elif isinstance(value, list):
             raise UsageError(f"--config {path}: {name} takes one value, not {value!r}")

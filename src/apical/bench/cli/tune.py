@@ -1,23 +1,29 @@
 """The command line: ``apical tune``."""
 
-import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from apical.bench.cli.parsing import (
     UsageError,
+    add_estimate,
     add_experiment,
     add_keep_memory,
     as_flags,
     execution_of,
     experiment_of,
+    jobs_of,
     make_parser,
     parse,
 )
+from apical.bench.cli.study import preview
+from apical.bench.cli.sweep import at_commas
+from apical.bench.experiment.rule_settings import rule_label
+from apical.bench.experiment.yaml_values import read_yaml
 
-ESSENTIAL = ("data", "net", "rule", "rates", "tries", "epochs", "validation", "optimizer",
-             "batch_size", "jobs", "runs")  # fmt: skip
+ESSENTIAL = ("dry_run", "data", "net", "rule", "rates", "tries", "epochs", "validation",
+             "optimizer", "batch_size", "jobs", "runs")  # fmt: skip
 WIDTH = 40
 """Characters of the longest bar of a curve."""
 
@@ -49,32 +55,29 @@ def tune(words: list[str]) -> int:
     parser.add_argument("--tries", default=3, type=int, help="seeds of each rate (>= 3)")
     parser.add_argument("--jobs", default=1, type=int, help="tries at once, one process each")
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
+    add_estimate(parser)
     parser.add_class_arguments(Execution, None)
     add_keep_memory(parser)
     values = parse(parser, words)
-    execution = execution_of(values)
-    rule = values.pop("rule")
-    experiment = experiment_of(values)
+    execution, jobs = execution_of(values), jobs_of(values)
+    words_of = _rules(values.pop("rule"))
+    rules = {label: _rule(word) for label, word in words_of.items()}
+    experiment, rates = experiment_of(values), _rates(values["rates"])
+    folder = Path(values["runs"]) / "tune"
     try:
-        found = tuning.tune(
-            experiment,
-            _rules(rule),
-            rates=_rates(values["rates"]),
-            tries=values["tries"],
-            folder=f"{values['runs']}/tune",
-            execution=execution,
-            jobs=values["jobs"],
-            say=lambda text: print(text, flush=True),
+        study = tuning.search(experiment, rules, rates, values["tries"], execution)
+        if preview(study, folder, execution, values, jobs, table=False):
+            return 0
+        choices = tuning.choose(
+            study, folder, execution, jobs, say=lambda text: print(text, flush=True)
         )
-    except UsageError:
-        raise
     except ValueError as error:
         raise ValueError(as_flags(str(error))) from error
-    rest = _without(words, ("rule", "rates", "tries", "jobs", "validation"))
-    for label, choice in found.items():
+    rest = _without(words, ("rule", "rates", "tries", "jobs", "validation", "estimate"))
+    for label, choice in choices.items():
         print()
         print(curve(label, choice))
-        chosen = rule if len(found) == 1 else label
+        chosen = words_of[label]
         print(shlex.join(["apical", "train", *rest, "--rule", chosen, "--lr", f"{choice['lr']:g}"]))
     return 0
 
@@ -97,19 +100,22 @@ def curve(label: str, choice: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rules(text: str) -> dict[str, Any]:
-    """Rules by label: names with commas between, or one in the form of ``apical train``."""
-    import yaml
+def _rules(text: str) -> dict[str, str]:
+    """The words of a list of rules by their labels."""
+    words: dict[str, str] = {}
+    for word in at_commas(text):
+        label = rule_label(_rule(word))
+        if not word or label in words:
+            raise UsageError(
+                f"--rule {text!r}: give rules with commas between, as fa,bp, each once"
+            )
+        words[label] = word
+    return words
 
-    from apical.bench.experiment.rule_settings import rule_label
 
-    if text.startswith("{"):
-        value = yaml.safe_load(text)
-        return {rule_label(value): value}
-    names = [part.strip() for part in re.split(r",(?![^(]*\))", text)]
-    if not all(names):
-        raise UsageError(f"--rule {text!r}: give rules with commas between, as fa,bp")
-    return {name: name for name in names}
+def _rule(word: str) -> Any:
+    """A rule in the form that an `Experiment` takes."""
+    return read_yaml(word) if word.startswith("{") else word
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -3,12 +3,12 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from apical.names import check_literals
 
 MOST_THREADS = 256
-"""More than any machine's cores are allowed up to here; far more kill the process in OpenMP."""
+"""Threads that are allowed on a machine with fewer cores; many more kill the process in OpenMP."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Execution:
             gradients and optimizer state are divided among them (``fsdp``).
         regroup: go on from a checkpoint of another number of processes or another ``parallel``: the
             rest of the run is then the same up to rounding, no longer to the bit.
-        track: also send the records to a tracker of experiments; they stay the truth.
+        track: also send the records to a tracker of experiments.
     """
 
     device: str = "cpu"
@@ -47,10 +47,13 @@ class Execution:
                 "that exists, or leave it out"
             )
         most = max(MOST_THREADS, os.cpu_count() or 1)
-        if self.threads > most:
-            raise ValueError(f"execution: threads={self.threads} must be at most {most}")
-        if self.threads < 1 or self.checkpoint_steps < 0:
+        if not 1 <= self.threads <= most:
+            raise ValueError(f"execution: threads={self.threads} must lie in [1, {most}]")
+        if self.checkpoint_steps < 0:
             raise ValueError(
-                f"execution: threads={self.threads} must be at least 1 and "
-                f"checkpoint_steps={self.checkpoint_steps} at least 0"
+                f"execution: checkpoint_steps={self.checkpoint_steps} must be at least 0"
             )
+
+    def recorded(self) -> dict[str, Any]:
+        """What environment.json says of it."""
+        return {"device": self.device, "run_threads": self.threads}

@@ -119,8 +119,8 @@ class Experiment(
         kind = sequences.TASKS.get(self.task)
         if kind is not None and kind.answers == "every" and self.differs("learner"):
             found.append(
-                f"learner={self.learner!r} cannot be combined with task={self.task!r}, which asks "
-                "at several steps: leave out the learner"
+                f"learner={self.learner!r} cannot be combined with task={self.task!r}, which has "
+                "answers at several steps: leave out the learner"
             )
         return found
 
@@ -171,8 +171,8 @@ class Experiment(
 
     @cached_property
     def code(self) -> dict[str, str]:
-        """Digests of the user's own code and image folders, by their names in the fields. They are
-        those of the first time that this object was asked."""
+        """Digests of the user's own code and image folders, by their names in the fields; computed
+        once for each object."""
         return own_code.digests(to_dict(self))
 
     @property

@@ -38,7 +38,7 @@ def build(
         chosen = from_path(name, "optimizer")
         if not (isinstance(chosen, type) and issubclass(chosen, torch.optim.Optimizer)):
             kind = chosen.__name__ if isinstance(chosen, type) else type(chosen).__name__
-            raise ValueError(f"optimizer {name!r} is {kind}, no class of torch.optim.Optimizer")
+            raise ValueError(f"optimizer {name!r} is {kind}, not a class of torch.optim.Optimizer")
     allowed = [p for p in inspect.signature(chosen).parameters if p not in ("params", "lr")]
     for option in options:
         if option not in allowed:

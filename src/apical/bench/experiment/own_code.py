@@ -7,7 +7,7 @@ key; likewise a digest of the listing of an image folder. Code of installed pack
 of torch does: by its name, with its version in environment.json.
 
 Importing what a path names runs that code. Settings that were read from a file may therefore name
-such paths only where the reader was told to trust the file.
+such paths only where the caller says that the file is trusted.
 """
 
 from __future__ import annotations
@@ -53,26 +53,25 @@ def paths(experiment: Mapping[str, Any]) -> dict[str, str]:
     {'my_rules:Mine': 'rule'}
     """
     found: dict[str, str] = {}
-    switch = experiment.get("switch")
-    rules = [experiment.get("rule"), *(switch.values() if isinstance(switch, Mapping) else ())]
-    for name in (name for rule in rules for name in _names(rule, "rule")):
-        if ":" in name:
-            found[name.rpartition("(")[2].rstrip(")")] = "rule"
-    for name in _names(experiment.get("learner"), "learner"):
-        if ":" in name:
-            found[name] = "learner"
-    optimizer = experiment.get("optimizer", "sgd")
-    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS and {":", "."} & set(optimizer):
-        found[optimizer] = "optimizer"
-    net = experiment.get("net")
-    sources = (*LIBRARIES, GIVEN.rstrip(":"))
-    if isinstance(net, str) and ":" in net and net.partition(":")[0] not in sources:
-        found[net] = "net"
-    data = experiment.get("data")
-    if isinstance(data, str) and ":" in data and not data.startswith((FOLDER, GIVEN)):
-        found[data] = "data set"
-    if before := _before(experiment):
-        found |= paths(before)
+    for level in _levels(experiment):
+        switch = level.get("switch")
+        rules = [level.get("rule"), *(switch.values() if isinstance(switch, Mapping) else ())]
+        for name in (name for rule in rules for name in _names(rule, "rule")):
+            if ":" in name:
+                found[name.rpartition("(")[2].rstrip(")")] = "rule"
+        for name in _names(level.get("learner"), "learner"):
+            if ":" in name:
+                found[name] = "learner"
+        name = level.get("optimizer", "sgd")
+        if isinstance(name, str) and name not in OPTIMIZERS and {":", "."} & set(name):
+            found[name] = "optimizer"
+        net = level.get("net")
+        sources = (*LIBRARIES, GIVEN.rstrip(":"))
+        if isinstance(net, str) and ":" in net and net.partition(":")[0] not in sources:
+            found[net] = "net"
+        data = level.get("data")
+        if isinstance(data, str) and ":" in data and not data.startswith((FOLDER, GIVEN)):
+            found[data] = "data set"
     return found
 
 
@@ -96,12 +95,10 @@ def _runs(experiment: Any) -> list[str]:
     if not isinstance(experiment, Mapping):
         return []
     found = [f"{what} {path!r}" for path, what in paths(experiment).items()]
-    level: Any = experiment
-    while level:
+    for level in _levels(experiment):
         options = level.get("net_options")
         if str(level.get("net")).startswith("timm:") and isinstance(options, Mapping):
             found += [f"timm's option {n!r}" for n in options if n in FILES_OF_TIMM]
-        level = _before(level)
     return found
 
 
@@ -109,27 +106,22 @@ def digests(experiment: Mapping[str, Any]) -> dict[str, str]:
     """A digest of the source of each path that the fields name, and of the listing of an image
     folder; nothing for code of installed packages. Imports nothing."""
     found = {path: _source_digest(path, what) for path, what in paths(experiment).items()}
-    level: Any = experiment
-    while level:
+    for level in _levels(experiment):
         data = level.get("data")
         if isinstance(data, str) and data.startswith(FOLDER):
-            found[data] = _listing_digest(
-                Path(data.removeprefix(FOLDER).partition("?")[0]).expanduser()
-            )
-        level = _before(level)
+            path = data.removeprefix(FOLDER).partition("?")[0]
+            found[data] = _listing_digest(Path(path).expanduser())
     return {name: digest for name, digest in sorted(found.items()) if digest}
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What changed between two results of `digests`, a few words each."""
-    found = []
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
-            kind = "the files of" if name.startswith(FOLDER) else "the source of"
-            found.append(
-                f"{kind} {name} (digest {then.get(name, 'none')}, now {now.get(name, 'none')})"
-            )
-    return found
+    return [
+        f"{'the files of' if name.startswith(FOLDER) else 'the source of'} {name} "
+        f"(digest {then.get(name, 'none')}, now {now.get(name, 'none')})"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
 
 
 def _names(value: Any, key: str) -> Iterator[str]:
@@ -142,10 +134,12 @@ def _names(value: Any, key: str) -> Iterator[str]:
             yield from _names(part, key)
 
 
-def _before(experiment: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    start = experiment.get("start")
-    source = start.get("source") if isinstance(start, Mapping) else None
-    return source if isinstance(source, Mapping) else None
+def _levels(experiment: Any) -> Iterator[Mapping[str, Any]]:
+    """The settings, then those of the experiment whose trained net it starts from, and so on."""
+    while experiment and isinstance(experiment, Mapping):
+        yield experiment
+        start = experiment.get("start")
+        experiment = start.get("source") if isinstance(start, Mapping) else None
 
 
 _known: dict[str, tuple[ModuleSpec | None, str]] = {}
@@ -227,7 +221,11 @@ def _closure(path: Path, root: Path) -> set[Path]:
 def _imported(file: Path, root: Path) -> Iterator[Path]:
     """Files below `root` that the statements of a file may import."""
     package = file.relative_to(root).parent.parts
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # importing it raises the error that names the place
+        return
+    for node in ast.walk(tree):
         names: list[tuple[str, ...]] = []
         if isinstance(node, ast.Import):
             names = [tuple(alias.name.split(".")) for alias in node.names]

@@ -90,7 +90,7 @@ class Settings:
         return getattr(self, name) != default_of(type(self), name)
 
     def _number_problems(self, hints: Mapping[str, Any]) -> list[str]:
-        """A sentence for each value that is no number of its interval."""
+        """A sentence for each value that is not a number of its interval."""
         found = []
         for option in dataclasses.fields(self):
             interval = option.metadata.get("interval")
@@ -98,15 +98,27 @@ class Settings:
             if interval is None or (value is None and option.default is None):
                 continue
             whole = int in (hints[option.name], *get_args(hints[option.name]))
-            if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
-                kind = "a whole number" if whole else "a number"
-                found.append(f"{option.name}={value!r}: must be {kind}")
-            elif not _inside(value, interval):
-                found.append(f"{option.name}={value}: must {_in_words(interval)}")
+            kind: Any = Integral if whole else Real
+            if not isinstance(value, kind) or isinstance(value, bool):
+                words = "a whole number" if whole else "a number"
+                found.append(f"{option.name}={value!r}: must be {words}")
+                continue
+            low, high = map(float, interval[1:-1].split(","))
+            above = value >= low if interval[0] == "[" else value > low
+            below = value <= high if interval[-1] == "]" else value < high
+            if not (above and below):
+                if high != math.inf:
+                    allowed = f"lie in {interval}"
+                elif interval[0] == "[":
+                    allowed = f"be at least {low:g}"
+                else:
+                    allowed = f"be above {low:g} and finite"
+                found.append(f"{option.name}={value}: must {allowed}")
         return found
 
     def _structure_problems(self, hints: Mapping[str, Any]) -> list[str]:
-        """A sentence for each mapping or group of settings that is none, or cannot be JSON."""
+        """A sentence for each value that is not the mapping or group of settings that it must be,
+        or cannot be JSON."""
         found = []
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
@@ -151,7 +163,7 @@ def not_json(value: Any, place: str = "", depth: int = 0) -> str:
     """What in a value JSON would not give back as it is, "" if nothing.
 
     >>> not_json({"rate": float("nan")}), not_json({"a": [1, 2.5, None, "x"]})
-    ('rate=nan is no finite number', '')
+    ('rate=nan is not a finite number', '')
     """
     if depth > DEEPEST:
         return f"{place.split('.')[0]} is nested more than {DEEPEST} deep"
@@ -159,7 +171,7 @@ def not_json(value: Any, place: str = "", depth: int = 0) -> str:
         items: Iterable[tuple[Any, Any]] = value.items()
         for key in value:
             if type(key) not in (str, int):
-                return f"key {key!r} is no text"
+                return f"key {key!r} is not a text"
         if len({str(key) for key in value}) < len(value):
             return f"a key occurs twice, as number and as text: {', '.join(map(repr, value))}"
     elif isinstance(value, list | tuple):
@@ -167,9 +179,9 @@ def not_json(value: Any, place: str = "", depth: int = 0) -> str:
     elif isinstance(value, bool | str | NoneType):
         return ""
     elif isinstance(value, Real):
-        return "" if math.isfinite(value) else f"{place}={value} is no finite number"
+        return "" if math.isfinite(value) else f"{place}={value} is not a finite number"
     else:
-        return f"{place}={value!r} is a {type(value).__name__}, not of JSON's kinds"
+        return f"{place}={value!r} is a {type(value).__name__}, which JSON cannot hold"
     inner = (not_json(each, f"{place}.{key}".lstrip("."), depth + 1) for key, each in items)
     return next(filter(None, inner), "")
 
@@ -211,22 +223,3 @@ def from_json(kind: type[S], values: Mapping[str, Any], where: str) -> S:
                 if isinstance(value, Mapping):
                     made[name] = from_json(hint, value, name)
     return kind(**made)
-
-
-def _bounds(interval: str) -> tuple[float, float]:
-    low, high = interval[1:-1].split(",")
-    return float(low), float(high)
-
-
-def _inside(value: Any, interval: str) -> bool:
-    low, high = _bounds(interval)
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    return above and below
-
-
-def _in_words(interval: str) -> str:
-    low, high = _bounds(interval)
-    if high != float("inf"):
-        return f"lie in {interval}"
-    return f"be at least {low:g}" if interval[0] == "[" else f"be above {low:g} and finite"

@@ -1,7 +1,7 @@
-"""YAML and JSON that users write: plain values, each said once.
+"""YAML and JSON that users write: plain values, each key once.
 
-YAML turns much into something else without a word: a key twice keeps its last value, 1.5 and true
-become keys, aliases can make one line stand for billions of values. Here all of these are errors.
+YAML accepts silently what is mostly a mistake: of a repeated key the last value counts, 1.5 and
+true may be keys, aliases can make one line stand for billions of values. Here these are errors.
 """
 
 import stat
@@ -23,13 +23,13 @@ CLASSES = {"class_path", "init_args"}
 
 
 class Loader(get_yaml_default_loader()):  # type: ignore[misc]  # made by a function of jsonargparse
-    """Numbers as 1e-3 are numbers here, which YAML 1.1 takes for text."""
+    """Reads 1e-3 as a number, which is text in YAML 1.1."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if type(key) not in (str, int):
-                raise ValueError(f"the key {key!r} is no text; quote it if it is meant as one")
+                raise ValueError(f"the key {key!r} is not a text: write it in quotes")
             if not CLASSES.isdisjoint(str(key).split(".")):
                 raise ValueError(f"unknown key {key!r}: settings have no classes")
         texts = [str(key) for key in keys]
@@ -42,8 +42,8 @@ class Loader(get_yaml_default_loader()):  # type: ignore[misc]  # made by a func
 def read_yaml(text: str) -> Any:
     """The value of a YAML or JSON text.
 
-    Raises: ValueError for a text that is none, for aliases, keys that are no texts or occur twice,
-        and values nested too deep.
+    Raises: ValueError for a text that is not YAML, for aliases, keys that are not texts or occur
+        twice, and values nested too deep.
     """
     if len(text) > LARGEST:
         raise ValueError(f"{len(text)} characters of settings, at most {LARGEST} are read")
@@ -77,11 +77,11 @@ def check_file(name: str, groups: Container[str] = ()) -> None:
     """
     path = Path(name)
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"--config {name}: that is no file")
-        if found.st_size > LARGEST:
-            raise ValueError(f"--config {name}: {found.st_size} bytes, at most {LARGEST} are read")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"--config {name}: not a file")
+        if status.st_size > LARGEST:
+            raise ValueError(f"--config {name}: {status.st_size} bytes, at most {LARGEST} are read")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"--config {name}: not UTF-8 text ({error.reason})") from error
@@ -95,7 +95,7 @@ def check_file(name: str, groups: Container[str] = ()) -> None:
         raise ValueError(f"--config {name}: expected settings, one a line, as 'epochs: 3'")
     for key in value:
         if not all(part.isidentifier() for part in str(key).split(".")):
-            raise ValueError(f"--config {name}: {str(key)[:80]!r} is no name of an option")
+            raise ValueError(f"--config {name}: {str(key)[:80]!r} is not the name of an option")
         several = value[key] if isinstance(value[key], list) else [value[key]]
         if str(key) in groups and any(isinstance(each, str) for each in several):
             raise ValueError(f"--config {name}: {key}: expected a mapping of its settings")

@@ -49,7 +49,10 @@ def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> No
                 sealed.seal(file)
                 file.flush()
                 os.fsync(file.fileno())
-            _keep(path)
+            with contextlib.suppress(OSError):  # a file system without links keeps one checkpoint
+                link = path.with_name(f"{path.name}.{os.getpid()}.link")
+                os.link(path, link)
+                os.replace(link, previous(path))
             os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         why = records.reason(error, path)
@@ -64,15 +67,6 @@ def save(path: Path, state: dict[str, Any], *, belongs_to: dict[str, Any]) -> No
 def previous(path: Path) -> Path:
     """Where the checkpoint before the one under ``path`` is kept until the run is finished."""
     return path.with_stem(f"{path.stem}.previous")
-
-
-def _keep(path: Path) -> None:
-    """Give the checkpoint under ``path`` its second name; a file system without links keeps one
-    checkpoint alone."""
-    link = path.with_name(f"{path.name}.{os.getpid()}.link")
-    with contextlib.suppress(OSError):
-        os.link(path, link)
-        os.replace(link, previous(path))
 
 
 @contextlib.contextmanager
@@ -103,9 +97,17 @@ def load(path: Path, *, belongs_to: dict[str, Any], ignoring: Sequence[str] = ()
     Raises: ValueError as ``read`` does, or naming what differs if it belongs elsewhere.
     """
     state, found = read(path)
-    same = {name: belongs_to[name] for name in ignoring if name in belongs_to}
-    others = {name: value for name, value in found.items() if name not in ignoring}
-    _compare(path, others | same, belongs_to)
+    names = sorted((found.keys() | belongs_to.keys()) - set(ignoring))
+    differences = [
+        f"{name}: {found.get(name)!r}, not {belongs_to.get(name)!r}"
+        for name in names
+        if found.get(name) != belongs_to.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} belongs to another run ({', '.join(differences)}). It was left untouched: use "
+            "another folder, or the settings it was made with"
+        )
     schema.check(state, SHAPE, str(path))
     return state
 
@@ -118,9 +120,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises: ValueError if the file is damaged, of another format or incomplete.
     """
-    remedy = (
-        f"{_earlier(path)}, or remove it and {path.parent / 'records.jsonl'} to train the run anew"
-    )
+    remedy = "There is no older checkpoint beside it: restore it"
+    if previous(path).exists():
+        remedy = f"Go on from the checkpoint before it: mv {previous(path)} {path}"
+    remedy += f", or remove it and {path.parent / 'records.jsonl'} to train the run anew"
     try:
         has_digest = sealed.check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -129,9 +132,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except sealed.Damaged as error:
         raise ValueError(f"{error}. {remedy}") from error
     except Exception as error:  # of a damaged file the reader raises anything
-        raise ValueError(
-            f"{path} is no readable checkpoint ({_first_line(error)}). {remedy}"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(f"{path} is not a readable checkpoint ({reason}). {remedy}") from error
     given = content.get("format") if isinstance(content, dict) else None
     if given not in (1, FORMAT) or isinstance(given, bool):
         raise ValueError(
@@ -142,24 +144,3 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{path} is damaged: the SHA-256 at its end is lost. {remedy}")
     schema.check(content, {"state": dict, "belongs_to": dict}, str(path))
     return content["state"], content["belongs_to"]
-
-
-def _earlier(path: Path) -> str:
-    if previous(path).exists():
-        return f"Go on from the checkpoint before it: mv {previous(path)} {path}"
-    return "There is no older checkpoint beside it: restore it"
-
-
-def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    names = sorted(found.keys() | wanted.keys())
-    differing = [name for name in names if found.get(name) != wanted.get(name)]
-    if differing:
-        told = ", ".join(f"{n}: {found.get(n)!r}, not {wanted.get(n)!r}" for n in differing)
-        raise ValueError(
-            f"{path} belongs to another run ({told}). It was left untouched: use another folder, "
-            "or the settings it was made with"
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -23,9 +23,9 @@ def environment(project: str | os.PathLike[str] | None = None) -> dict[str, Any]
         work tree that tracks it (an editable installation); installed by pip from a git address,
         it has the commit that pip has recorded, and no `git_dirty`. Without a commit both keys
         are absent, and the version of `apical` says which release it was.
-    Returns: keys `python`, `system`, `apical`, one per installed package of `PACKAGES`, `threads` (intra-op
-        threads of torch), `cpu`, `cores` (those this process may use), and where they apply `gpu`,
-        `cuda`, `git`, `git_dirty`.
+    Returns: keys `python`, `system`, `apical`, one per installed package of `PACKAGES`, `threads`
+        (intra-op threads of torch), `cpu`, `cores` (those this process may use), and where they
+        apply `gpu`, `cuda`, `git`, `git_dirty`.
     """
     import torch  # here, so that reading records never loads torch
 
@@ -38,7 +38,7 @@ def environment(project: str | os.PathLike[str] | None = None) -> dict[str, Any]
     }
     header |= {name: version for name in PACKAGES if (version := _version(name))}
     header["torch"] = torch.__version__
-    header |= {"threads": torch.get_num_threads(), "cpu": _cpu(), "cores": _cores()}
+    header |= {"threads": torch.get_num_threads(), "cpu": _cpu(), "cores": cores()}
     if torch.cuda.is_available():
         header |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return header | (_installed_commit() if project is None else _git(Path(project)))
@@ -52,7 +52,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,16 +49,15 @@ def describe(
 
     Args: checkpoint: digest of the net. version: of the kind of evaluation, by its name.
     """
-    for part in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
-        part.unlink()  # left by a kill in the middle of a write; no process holds the claim
-    told = {"key": key, "versions": {**versions(), **version}}
-    records.write_json(
-        folder / "setting.json", told | {"checkpoint": checkpoint, "setting": dict(setting)}
-    )
-    records.write_json(
-        folder / "environment.json",
-        environment() | {"device": execution.device, "run_threads": execution.threads},
-    )
+    records.remove_parts(folder)
+    described = {
+        "key": key,
+        "versions": {**versions(), **version},
+        "checkpoint": checkpoint,
+        "setting": dict(setting),
+    }
+    records.write_json(folder / "setting.json", described)
+    records.write_json(folder / "environment.json", environment() | execution.recorded())
 
 
 def write_rows(folder: Path, made: Iterable[Mapping[str, Any]]) -> None:
@@ -78,20 +76,18 @@ def trials(folder: Path, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
     """The attacks that are finished, in a folder that may have been left by a kill.
 
     Args: read: makes one of its row.
-    Raises: ValueError naming a line that is none, or is damaged, with the remedy.
+    Raises: ValueError naming a line that is not a row of an attack, or is damaged, with the remedy.
     """
     path = folder / "trials.jsonl"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a torn last line is what going on mends
-        rows = records.read(path)
+    rows = records.read(path, warn=False)  # what follows the last whole row is done again
     found = []
     for number, row in enumerate(rows, 1):
         try:
             found.append(read(row))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"{path}, line {number}: no finished attack ({type(error).__name__}: {error}). Cut "
-                f"the file before this line (head -n {number - 1}) and start the same command "
+                f"{path}, line {number}: not a finished attack ({type(error).__name__}: {error}). "
+                f"Cut the file before this line (head -n {number - 1}) and start the same command "
                 "again: it goes on from the last good row"
             ) from error
     return found

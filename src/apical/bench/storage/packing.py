@@ -13,9 +13,8 @@ trials.jsonl. A packed study holds the same in three files:
                       A column whose values differ in type holds them as JSON text, which the
                       metadata of its field say (encoding: json)
 
-Checkpoints and pictures (examples.npz) stay behind, and the tries of a search unless asked for:
-study.json says what each has found. Packed files are read only if their SHA-256 is
-the one in study.json.
+Checkpoints and pictures (examples.npz) are not packed, nor by default the tries of a search, whose
+results study.json has. Packed files are read only if their SHA-256 is the one in study.json.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from apical.bench.storage import evaluation_folder, records, schema
 
@@ -44,34 +43,18 @@ ORIGIN = ("_folder", "_file", "_keys")
 Row = dict[str, Any]
 
 
-class Folder(Protocol):
-    """A folder with runs, loose or packed. Names are paths within it, as RUN/records.jsonl."""
-
-    path: Path
-
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file, {} where there is none."""
-
-    def rows(self, name: str) -> list[Row]:
-        """The rows of a JSON lines file, none where there is none."""
-
-    def folders(self, name: str) -> list[str]:
-        """Names of the folders in a folder, sorted."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a folder, or such a file of a run."""
-
-
 class LooseFolder:
-    """A folder as runs leave it."""
+    """A folder as runs leave it. Names are paths within it, as RUN/records.jsonl."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read_json(self, name: str) -> Any:
+        """The content of a JSON file, {} where there is none."""
         return records.read_json(self.path / name) if (self.path / name).exists() else {}
 
     def rows(self, name: str) -> list[Row]:
+        """The rows of a JSON lines file, none where there is none."""
         path = self.path / name
         evaluation_folder.verify(path)
         found = records.read(path)
@@ -80,14 +63,16 @@ class LooseFolder:
         return found
 
     def folders(self, name: str) -> list[str]:
+        """Names of the folders in a folder, sorted."""
         return sorted(folder.name for folder in (self.path / name).glob("*/"))
 
     def has(self, name: str) -> bool:
+        """Whether there is such a folder, or such a file of a run."""
         return (self.path / name).exists()
 
 
 class PackedFolder:
-    """A packed study.
+    """A packed study, with the methods of a `LooseFolder`.
 
     Raises: ValueError naming a file that is missing or damaged, or of another format.
     """
@@ -161,7 +146,7 @@ class PackedFolder:
             return _unpacked_rows(self._files[ROWS])
         except Exception as error:  # of another table, pyarrow and the rest raise anything
             raise ValueError(
-                f"{self.path / ROWS} is no table of records ({type(error).__name__}: {error}); "
+                f"{self.path / ROWS} is not a table of records ({type(error).__name__}: {error}); "
                 f"{_remedy(self.path)}"
             ) from error
 
@@ -180,6 +165,9 @@ class PackedFolder:
                 f"{path} is damaged, or was changed after it was packed: its SHA-256 is "
                 f"{computed[:12]}..., {STUDY} has {stored[:12] or 'none'}...; {_remedy(self.path)}"
             )
+
+
+Folder = LooseFolder | PackedFolder
 
 
 def open_folder(path: Path) -> Folder:
@@ -204,8 +192,9 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
     """
     study, out = Path(study), Path(out)
     if not (study / STUDY).is_file() or is_packed(study):
-        raise ValueError(f"{study} is no study as `apical study` leaves it: it has no {STUDY}, or "
-                         "is packed already")  # fmt: skip
+        raise ValueError(
+            f"{study} is not a study as `apical study` leaves it: it has no {STUDY}, or is packed"
+        )
     source = LooseFolder(study)
     lines: list[Row] = []
     rows: list[tuple[str, str, Row]] = []
@@ -235,7 +224,10 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
         "environments": environments,
     }
     packed["sha256"][STUDY] = _study_digest(described, packed)
-    _make_folder(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise records.StorageError(f"cannot make the folder {out}: {error.strerror}") from error
     for name, each in data.items():
         records.write_bytes(out / name, each)
     # Last: until it is there, a reader finds other digests and says so.
@@ -301,18 +293,15 @@ def _column_type(values: Iterable[Any]) -> Any:
     import pyarrow
 
     given = [value for value in values if value is not None]
-    kinds = {type(value) for value in given}
-    if kinds == {bool}:
-        return pyarrow.bool_()
-    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in given):
+    kind = type(given[0]) if len({type(value) for value in given}) == 1 else None
+    if kind is int and all(-(2**63) <= value < 2**63 for value in given):
         return pyarrow.int64()
-    if kinds == {float}:
-        return pyarrow.float64()
-    if kinds == {str}:
-        return pyarrow.string()
-    if kinds == {list} and all(type(item) is float for value in given for item in value):
+    if kind is list and all(type(item) is float for value in given for item in value):
         return pyarrow.list_(pyarrow.float64())
-    return None
+    types: dict[Any, Any] = {
+        bool: pyarrow.bool_(), float: pyarrow.float64(), str: pyarrow.string()
+    }  # fmt: skip
+    return types.get(kind)
 
 
 def _unpacked_rows(data: bytes) -> dict[str, list[Row]]:
@@ -350,10 +339,3 @@ def _remedy(folder: Path) -> str:
         f"restore the files of {folder} from version control, or pack the study again "
         f"(make keep STUDY={folder.name})"
     )
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise records.StorageError(f"cannot make the folder {out}: {error.strerror}") from error

@@ -1,18 +1,13 @@
 """Records of a run: JSON lines that survive a kill, whole files that are never half written.
 
-What is promised, and how it is kept:
-
 - A row is on disk when `append` returns: one `write` of complete lines, then `fsync`.
 - A kill or a power cut loses at most the rows of the `append` under way. What it may leave, a last
-  line without its newline or one that is not JSON, is dropped on reading (with a warning) and cut
-  away by the next `append`.
-- A write that fails (disk full, read-only folder) raises `StorageError`; the rows written before
-  are intact, and the file is cut back to them.
-- `write_json` and `write_bytes` go through a temporary file in the same folder, `fsync` and
-  `os.replace`: a reader sees the old file or the new one, never a mixture.
+  line without its newline or one that is not JSON, is dropped on reading and cut away by the next
+  `append`.
+- A write that fails (disk full, read-only folder) raises `StorageError`; the rows before are kept.
+- `write_json` and `write_bytes`: a reader sees the old file or the new one, never a mixture.
 
-The number of rows, not of bytes, is the position a checkpoint remembers: times differ in length
-from run to run, rows do not differ in number.
+A checkpoint stores a number of rows, not of bytes: the times in a row differ in length.
 """
 
 import contextlib
@@ -82,11 +77,11 @@ def append(path: Pathlike, *rows: Row, digest: bool = False) -> None:
         raise _storage_error(path, error, "the rows written before are intact") from error
 
 
-def read(path: Pathlike) -> list[dict[str, Any]]:
+def read(path: Pathlike, *, warn: bool = True) -> list[dict[str, Any]]:
     """All complete rows of a JSON lines file.
 
-    A torn last line, left by a kill, is dropped with a warning. A file that is not there has no
-    rows.
+    A torn last line, left by a kill, is dropped. A file that is not there has no rows.
+    Args: warn: of a line that is dropped.
     Raises: ValueError when a line before the last is no JSON object, or a row differs from the
         SHA-256 that was stored with it, naming file and line.
     """
@@ -94,9 +89,9 @@ def read(path: Pathlike) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     if not path.is_file():
-        raise ValueError(f"{path} is no file")
+        raise ValueError(f"{path} is not a file")
     rows, _, torn = _scan(path)
-    if torn:
+    if torn and warn:
         warnings.warn(f"{path}: dropped a torn last line ({torn} bytes)", stacklevel=2)
     return rows
 
@@ -104,10 +99,9 @@ def read(path: Pathlike) -> list[dict[str, Any]]:
 def digest(path: Pathlike, rows: int) -> str | None:
     """SHA-256 of the first `rows` rows of a JSON lines file as they are; None if it has fewer."""
     path = Path(path)
-    _, ends, _ = _scan(path) if path.exists() else ([], [], 0)
-    if rows > len(ends):
-        return None
-    return hashlib.sha256(path.read_bytes()[: ends[rows - 1]] if rows else b"").hexdigest()
+    lines = path.read_bytes().splitlines(keepends=True)[:rows] if path.exists() else []
+    whole = len(lines) == rows and all(line.endswith(b"\n") for line in lines)
+    return hashlib.sha256(b"".join(lines)).hexdigest() if whole else None
 
 
 def truncate(path: Pathlike, rows: int) -> None:
@@ -157,7 +151,7 @@ def read_json(path: Pathlike) -> Any:
     """
     path = Path(path)
     if not path.is_file() and path.exists():  # a folder, or a pipe, which would never end
-        raise ValueError(f"{path} is no file")
+        raise ValueError(f"{path} is not a file")
     try:
         value = json.loads(
             path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_no_number
@@ -175,6 +169,12 @@ def read_json(path: Pathlike) -> Any:
     return value
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what a kill in the middle of a write has left. Only for the holder of the claim."""
+    for part in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
+        part.unlink()
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The mapping of a JSON object, whose keys must differ."""
     found = dict(pairs)
@@ -185,7 +185,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a number of JSON")
 
 
 def write_bytes(path: Pathlike, data: bytes) -> None:
@@ -271,28 +271,16 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _drop_torn_tail(file: Any) -> int:
     """Cut a last line that a kill left unfinished or unreadable; returns the size that is left."""
-    size = file.seek(0, os.SEEK_END)
-    if not size:
-        return 0
-    start = _line_start(file, size)
-    file.seek(start)
-    if _parse(file.read(size - start)) is not None:
+    size = file.seek(0, os.SEEK_END)  # 0 for a device, which might never end
+    file.seek(0)
+    data = file.read(size)
+    if len(data) < size:  # nothing may be cut then
+        raise OSError(errno.EIO, "the file could not be read whole")
+    start = data.rfind(b"\n", 0, max(0, len(data) - 1)) + 1  # the last byte ends the last line
+    if not data or _parse(data[start:]) is not None:
         return size
     file.truncate(start)
     return start
-
-
-def _line_start(file: Any, end: int, block: int = 1 << 16) -> int:
-    """Where the line that ends at byte `end` begins."""
-    position = end - 1  # a newline at the very end belongs to this line
-    while position > 0:
-        begin = max(0, position - block)
-        file.seek(begin)
-        newline = file.read(position - begin).rfind(b"\n")
-        if newline >= 0:
-            return begin + newline + 1
-        position = begin
-    return 0
 
 
 def _write_all(file: Any, data: bytes) -> None:

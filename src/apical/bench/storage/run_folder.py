@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment import own_code
+from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict, to_dict, versions
-from apical.bench.storage import claims, records, schema
+from apical.bench.storage import checkpoint, claims, records, schema
 from apical.bench.storage.environment import environment
 
 ENDS = ("final", "stopped")
@@ -21,7 +22,8 @@ def check(folder: Path, experiment: Experiment) -> None:
     """
     described = folder / "experiment.json"
     if not described.exists():
-        foreign = [p.name for p in _listing(folder) if not p.name.startswith(("claim", "."))]
+        listing = folder.iterdir() if folder.is_dir() else ()
+        foreign = [p.name for p in listing if not p.name.startswith(("claim", "."))]
         if foreign:
             raise ValueError(
                 f"{folder} is not empty ({', '.join(sorted(foreign)[:3])}) and holds no "
@@ -42,7 +44,7 @@ def check(folder: Path, experiment: Experiment) -> None:
 
 
 def read(folder: Path, *, trust: bool = False) -> Experiment:
-    """The experiment in a run folder, with the code and the image folder that it was run with.
+    """The experiment in a run folder. Its code and its image folder are as they were in the run.
 
     Args: trust: as of ``from_dict``.
     Raises: ValueError if there is none; it is damaged, or another version of apical wrote it; it
@@ -82,7 +84,7 @@ def _key(found: dict[str, Any], path: Path, trusted: Container[str] | None) -> s
     for name, version in versions().items():
         if found["versions"].get(name, version) > version:
             raise ValueError(
-                f"{path} has version {found['versions'][name]} of {name}, this apical knows "
+                f"{path} has version {found['versions'][name]} of {name}, this apical reads "
                 f"{version}: read it with the version that wrote it (environment.json names it)"
             )
     named = own_code.paths(values)
@@ -90,20 +92,16 @@ def _key(found: dict[str, Any], path: Path, trusted: Container[str] | None) -> s
     return from_dict(values, trust=trust, where=str(path)).key_with(found.get("code", {}))
 
 
-def create(folder: Path, experiment: Experiment, execution: Any) -> None:
-    """Write what describes a run; a folder that has it is only told if the environment changed."""
-    for part in [*folder.glob("*.part"), *folder.glob(".*.tmp")]:
-        part.unlink()  # left by a kill in the middle of a write; no process holds the claim
-    described = {
-        "key": experiment.key,
-        "versions": versions(),
-        "experiment": to_dict(experiment),
-    }
-    if experiment.code:
-        described["code"] = experiment.code
+def create(folder: Path, experiment: Experiment, execution: Execution) -> None:
+    """Write what describes a run; where that is written, what has changed of the environment."""
+    records.remove_parts(folder)
     if not (folder / "experiment.json").exists():
+        described = {"key": experiment.key, "versions": versions()}
+        described["experiment"] = to_dict(experiment)
+        if experiment.code:
+            described["code"] = experiment.code
         records.write_json(folder / "experiment.json", described)
-    here = environment() | {"device": execution.device, "run_threads": execution.threads}
+    here = environment() | execution.recorded()
     path = folder / "environment.json"
     if not path.exists():
         records.write_json(path, here)
@@ -116,13 +114,17 @@ def create(folder: Path, experiment: Experiment, execution: Any) -> None:
 
 
 def renew(folder: Path) -> None:
-    """Remove what a run has left, so that it is done again; evaluations of its net stay.
+    """Remove the results of a run, so that it is done again; its settings and evaluations of its
+    net are kept.
 
     Raises: claims.Held if a living process works on it.
     """
+    path = folder / "checkpoint.pt"
     with claims.hold(folder):
-        for name in ("checkpoint.pt", "records.jsonl", "environment.json", "experiment.json"):
-            (folder / name).unlink(missing_ok=True)
+        for each in (
+            checkpoint.previous(path), path, folder / "records.jsonl", folder / "environment.json"
+        ):  # fmt: skip
+            each.unlink(missing_ok=True)
     claims.clear(folder)
 
 
@@ -134,8 +136,8 @@ def finished_on(folder: Path) -> str:
 
 def end(folder: Path) -> dict[str, Any] | None:
     """The row that closes the run, None if it is not there yet."""
-    rows = _rows(folder)
-    return rows[-1] if rows and rows[-1].get("kind") in ENDS else None
+    found = rows(folder)
+    return found[-1] if found and found[-1].get("kind") in ENDS else None
 
 
 def state(folder: Path) -> str:
@@ -146,26 +148,17 @@ def state(folder: Path) -> str:
     return "interrupted" if (folder / "checkpoint.pt").exists() else "new"
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a torn last line is what a resume mends
-        return records.read(folder / "records.jsonl")
-
-
-def _listing(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The complete rows of its records, without a warning: a resume cuts a torn last line."""
+    return records.read(folder / "records.jsonl", warn=False)
 
 
 def _difference(found: dict[str, Any], experiment: Experiment) -> str:
     theirs, ours = found.get("experiment", {}), to_dict(experiment)
-    told = [
+    differences = [
         f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
     ]
-    told += own_code.changes(found.get("code", {}), experiment.code)
-    if not told:
-        told = [f"versions {found.get('versions')} there, {versions()} here"]
-    return "; ".join(told)
+    differences += own_code.changes(found.get("code", {}), experiment.code)
+    return "; ".join(differences) or f"versions {found.get('versions')} there, {versions()} here"

@@ -20,6 +20,18 @@ COUNT = "a whole number of at least 0"
 MAYBE_NAN = "a number, nan included"
 """Another one: what was not measured yet."""
 
+WORDS: Mapping[Any, str] = {
+    COUNT: COUNT,
+    MAYBE_NAN: "a number",
+    bool: "true or false",
+    dict: "a mapping",
+    float: "a finite number",
+    int: "a whole number",
+    list: "a list",
+    str: "a text",
+}
+"""How errors call the shapes."""
+
 EXPERIMENT_FILE: Shape = {
     "experiment": dict,
     "key?": str,
@@ -96,24 +108,27 @@ def check(value: Any, shape: Shape, where: str) -> None:
 def check_rows(rows: Sequence[Mapping[str, Any]], where: str) -> None:
     """Check the rows of a records.jsonl. Raises: ValueError as `check` does, with the line."""
     for number, row in enumerate(rows, 1):
-        _check_row(row, f"{where}, line {number}")
+        if problem := _problem_of_row(row):
+            raise ValueError(f"{where}, line {number}: {problem}")
 
 
-def _check_row(row: Mapping[str, Any], where: str) -> None:
+def _problem_of_row(row: Mapping[str, Any]) -> str:
+    """What does not fit, "" if all does."""
     kind = row.get("kind")
     if not isinstance(kind, str):
-        raise ValueError(f"{where}: kind is {_short(kind)}, expected a text")
+        return f"kind is {_short(kind)}, expected a text"
     for name in OF_KIND.get(kind, ()):
         if name not in row:
-            raise ValueError(f"{where}: a row of kind {kind!r} without {name!r}")
+            return f"a row of kind {kind!r} without {name!r}"
     for name, value in row.items():
         shape = _shape_of(name)
         if shape is None or value is None:
             continue
         if problem := _problem(value, shape, name):
-            raise ValueError(f"{where}: {problem}")
+            return problem
         if name.endswith(SHARES) and not 0 <= value <= 1:
-            raise ValueError(f"{where}: {name}={value} is outside [0, 1]")
+            return f"{name}={value} is outside [0, 1]"
+    return ""
 
 
 @functools.cache
@@ -127,29 +142,15 @@ def _shape_of(name: str) -> Shape:
 
 def _problem(value: Any, shape: Shape, place: str) -> str:
     """What does not fit, "" if all does."""
-    if shape == COUNT:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return (
-            "" if whole and value >= 0 else f"{place or 'it'} is {_short(value)}, expected {COUNT}"
-        )
-    if shape == MAYBE_NAN:
-        fits = isinstance(value, NUMBER) and not isinstance(value, bool)
-        return "" if fits else f"{place or 'it'} is {_short(value)}, expected a number"
+    kind = type(shape) if isinstance(shape, list | Mapping) else shape
+    if not _is(value, kind):
+        expected = WORDS.get(kind) or f"a {kind.__name__}"
+        return f"{place or 'it'} is {_short(value)}, expected {expected}"
     if isinstance(shape, list):
-        if not isinstance(value, list | tuple):
-            return f"{place or 'it'} is {_short(value)}, expected a list"
         inner = (_problem(v, shape[0], f"{place}[{i}]") for i, v in enumerate(value))
         return next(filter(None, inner), "")
-    if isinstance(shape, Mapping):
-        return _problem_of_mapping(value, shape, place)
-    if _is(value, shape):
+    if not isinstance(shape, Mapping):
         return ""
-    return f"{place or 'it'} is {_short(value)}, expected {_word(shape)}"
-
-
-def _problem_of_mapping(value: Any, shape: Mapping[Any, Shape], place: str) -> str:
-    if not isinstance(value, Mapping):
-        return f"{place or 'it'} is {_short(value)}, expected a mapping"
     if str in shape:
         inner = (_problem(v, shape[str], f"{place}.{k}".lstrip(".")) for k, v in value.items())
         return next(filter(None, inner), "")
@@ -164,23 +165,18 @@ def _problem_of_mapping(value: Any, shape: Mapping[Any, Shape], place: str) -> s
     return ""
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: Any, kind: Any) -> bool:
+    if kind is list:
+        return isinstance(value, list | tuple)
+    if kind is dict:
+        return isinstance(value, Mapping)
+    if kind not in (float, int, COUNT, MAYBE_NAN):
+        return isinstance(value, kind)
+    if not isinstance(value, NUMBER) or isinstance(value, bool):
+        return False
     if kind is float:
-        return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _word(kind: type) -> str:
-    words = {
-        bool: "true or false",
-        dict: "a mapping",
-        float: "a finite number",
-        int: "a whole number",
-        str: "a text",
-    }
-    return words.get(kind, f"a {kind.__name__}")
+        return math.isfinite(value)
+    return kind == MAYBE_NAN or (isinstance(value, int) and (kind is int or value >= 0))
 
 
 def _short(value: Any) -> str:

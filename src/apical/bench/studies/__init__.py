@@ -43,13 +43,16 @@ def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> St
     if name in STUDIES:
         return STUDIES[name](tier, seeds)
     make = from_path(name, "study")
-    study = make(tier, seeds) if callable(make) else make
-    if not isinstance(study, Study):
-        raise ValueError(
-            f"study {name!r}: must be a function make(tier, seeds) that returns an "
-            f"apical.bench.Study, not {type(study).__name__}"
-        )
-    return study
+    what = f"is {type(make).__name__}"
+    if callable(make):
+        study = make(tier, seeds)
+        if isinstance(study, Study):
+            return study
+        what = f"returns {type(study).__name__}"
+    raise ValueError(
+        f"study {name!r} {what}: it must be a function make(tier, seeds) that returns an "
+        "apical.bench.Study"
+    )
 
 
 DEFAULT_SEEDS = 3

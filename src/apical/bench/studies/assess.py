@@ -1,6 +1,7 @@
-"""The second half of a study with attacks: every trained net is evaluated, in its run folder."""
+"""Attacks on the trained nets of a study, each in the folder of its run."""
 
 import dataclasses
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ class Assessment:
     """The evaluation of one trained net: a job of a sweep.
 
     Args: run: its folder. surrogates: folders of the runs to transfer from, by name.
-        folder: of the evaluation.
+        folder: of the evaluation.     label: what lines of progress call it.
     """
 
     run: Path
     evaluation: Evaluation
     surrogates: Mapping[str, Path]
     folder: Path
+    label: str
 
     def ended(self) -> dict[str, Any] | None:
         rows = self.evaluation.rows(self.folder)
@@ -55,16 +57,16 @@ class Assessment:
         assert row is not None
         return row
 
-    def told(self, row: dict[str, Any]) -> str:
+    def summary(self, row: dict[str, Any]) -> str:
         worst = ", ".join(f"{share:.1%} at eps {eps:.3g}" for eps, share in row["worst"].items())
-        return f"{self.run.name}: {row['words']}, worst case {worst} ({row['seconds']:.0f} s)"
+        return f"{row['words']}, worst case {worst} ({row['seconds']:.0f} s)"
 
 
 def reuse(study: Study, root: Path) -> int:
     """Copy finished runs of the same experiments from other studies in `root`; returns how many.
 
-    A copy appears whole or not at all; evaluations of the other study stay there. Weights that
-    this version cannot read are no use, and trained anew.
+    A copy appears whole or not at all, also where several processes copy the same run; evaluations
+    of the other study are not copied. Runs whose weights this version cannot read are left out.
     """
     copied = 0
     for entry in study.entries:
@@ -76,31 +78,33 @@ def reuse(study: Study, root: Path) -> int:
         if source is None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(source, part, ignore=shutil.ignore_patterns(*HOMES, "claim*"))
-        part.rename(target)
-        copied += 1
+        part = target.with_name(f".{name}.{secrets.token_hex(6)}.part")
+        try:
+            shutil.copytree(source, part, ignore=shutil.ignore_patterns(*HOMES, "claim*"))
+            part.rename(target)
+            copied += 1
+        except OSError:
+            if not target.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return copied
 
 
 def assessments(study: Study, folder: Path) -> list[tuple[Entry, Assessment]]:
     """What there is to be evaluated, of the runs that are finished so far."""
-    done = [
-        entry
-        for entry in study.entries
-        if entry.setting in study.evaluations and _whole(folder / entry.experiment.name)
-    ]
-    runs = {entry.experiment.name: folder / entry.experiment.name for entry in done}
+    attacked = [entry for entry in study.entries if entry.setting in study.evaluations]
+    runs = {entry.experiment.name: folder / entry.experiment.name for entry in attacked}
+    done = [entry for entry in attacked if _whole(runs[entry.experiment.name])]
     digests = {entry.experiment.name: _digest(runs[entry.experiment.name], entry) for entry in done}
     found = []
     for entry in done:
-        name, others = entry.experiment.name, _surrogates(study, entry, done)
+        run, others = runs[entry.experiment.name], _surrogates(study, entry, done)
         evaluation = study.evaluation_of(entry)
-        known = {label: digests[other] for label, other in others.items()}
-        place = evaluation.place(runs[name], digests[name], known)
-        transferred = {label: runs[other] for label, other in others.items()}
-        found.append((entry, Assessment(runs[name], evaluation, transferred, place)))
+        known = {label: digests[name] for label, name in others.items()}
+        place = evaluation.place(run, digests[entry.experiment.name], known)
+        surrogates = {label: runs[name] for label, name in others.items()}
+        found.append((entry, Assessment(run, evaluation, surrogates, place, entry.label)))
     return found
 
 

@@ -1,7 +1,11 @@
 """What attacking the nets of a study will cost at most, from a few timed passes."""
 
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +22,14 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.studies.assess import assessments
 from apical.bench.studies.base import Choice, Entry, Study
 from apical.bench.studies.cost import Cost
-from apical.bench.studies.timed import timed
 from apical.bench.training import build, loop
 from apical.core.convert import feedback_modules
 from apical.core.converted import labels
 
-PASSES, BATCH = 4, 256
+PASSES, BATCH, TIMES = 4, 256, 3
 BESIDE = 0.6
-"""Of the seconds of a gradient, least those of a query: proposals of Square cost as much as its
-forward passes through a small net."""
+"""The least seconds of a query over those of a gradient: through a small net the proposals of
+Square cost as much as its forward passes."""
 STEPS, QUERIES = 4, 64
 """Of the attack on a retrieval that is timed."""
 
@@ -82,25 +85,25 @@ def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
             passes *= step.source.redraws
         blind = isinstance(step.source, NoGradient)
         total += passes * (forward if blind else gradient)
-    return total
+    return total * evaluation.samples
 
 
 def _planned(
     model: nn.Module, evaluation: robustness.Evaluation, images: data.ImageData, surrogate: str
 ) -> list[Step]:
     setting = planning.Setting(
-        evaluation.norm,
-        (0.0, 1.0),
-        evaluation.seed,
-        evaluation.effort,
-        images.num_classes,
-        min(images.shape[1:]) >= 5,
-        any(True for _ in feedback_modules(model)),
-        random_feedback(model),
-        evaluation.rules,
-        {surrogate: model} if surrogate else {},
-        None,
-        evaluation.published_attacks,
+        norm=evaluation.norm,
+        bounds=(0.0, 1.0),
+        seed=evaluation.seed,
+        effort=evaluation.effort,
+        classes=images.num_classes,
+        images=min(images.shape[1:]) >= 5,
+        has_feedback=any(True for _ in feedback_modules(model)),
+        random_feedback=random_feedback(model),
+        rules=evaluation.rules,
+        surrogates={surrogate: model} if surrogate else {},
+        extra=None,
+        protocol=evaluation.published_attacks,
     )
     return planning.planned(evaluation.eps, setting, torch.Size(images.shape).numel())
 
@@ -108,31 +111,43 @@ def _planned(
 def _pass_seconds(
     model: nn.Module, images: data.ImageData, count: int, device: str
 ) -> tuple[float, float]:
-    """Seconds of a query and of a gradient of one image, with what attacks do beside.
+    """Seconds of a query and of a gradient of one image, with what attacks compute besides.
 
-    Short attacks on random images and labels, as slow as they get: what is broken is not left out.
+    Timed on random images and labels, of which none is left out as broken.
     """
     x, y = _random(images, count, device)
     pgd = PGD(0.01, PASSES)
     with labels(model, y):  # rules that learn from them refuse a pass without
-        forward = timed(lambda: [model(x) for _ in range(PASSES)], device)
-    gradient = timed(lambda: pgd(model, x, y, gradient="own"), device)
+        forward = _timed(lambda: [model(x) for _ in range(PASSES)], device)
+    gradient = _timed(lambda: pgd(model, x, y, gradient="own"), device)
     return max(forward, BESIDE * gradient) / PASSES / count, gradient / PASSES / count
 
 
 def _of_one_query(
     model: nn.Module, images: data.ImageData, evaluation: OfRetrieval, count: int, device: str
 ) -> tuple[float, float]:
-    """Seconds of a code, and of a step of SDHA, the dearest attack, for one image."""
+    """Seconds of a code, and of a step of SDHA, the most expensive attack, for one image."""
     x, y = _random(images, count, device)
     bits = retrieval.encode(model, x[:1]).bits
     _, classes = _random(images, min(evaluation.known, len(images.train)), "cpu")
     codes = torch.randn(len(classes), bits, generator=torch.Generator().manual_seed(0))
     database = retrieval.Database(retrieval.pack(codes), classes)
     attack = retrieval.SDHA(evaluation.eps[0], STEPS, evaluation.norm, database=database)
-    forward = timed(lambda: retrieval.encode(model, x), device)
-    whole = timed(lambda: attack(model, x, y, gradient="own"), device)
+    forward = _timed(lambda: retrieval.encode(model, x), device)
+    whole = _timed(lambda: attack(model, x, y, gradient="own"), device)
     return forward / count, whole / STEPS / count
+
+
+def _timed(call: Callable[[], Any], device: str) -> float:
+    """Seconds of one call, the median of a few after a first one that does not count."""
+    seconds = []
+    for _ in range(1 + TIMES):
+        begin = time.perf_counter()
+        call()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return median(seconds[1:])
 
 
 def _random(images: data.ImageData, count: int, device: str) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from apical.bench.evaluate import robustness
 from apical.bench.evaluate.evaluation import Evaluation
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies import selection
 from apical.names import unknown
 
@@ -49,6 +49,22 @@ class Entry:
     @property
     def cell(self) -> Choice:
         return self.setting, self.rule
+
+    @property
+    def label(self) -> str:
+        """What distinguishes it from the other runs, for a line of progress."""
+        return f"{self.setting}, {self.rule}, seed={self.experiment.seed}"
+
+
+def entries(
+    setting: str, base: Experiment, rules: Mapping[str, str | dict[str, Any]], seeds: int
+) -> list[Entry]:
+    """The runs of some rows of a setting: for each rule, by its label, all seeds from 0."""
+    return [
+        Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
+        for label, rule in rules.items()
+        for seed in range(seeds)
+    ]
 
 
 @dataclass(frozen=True)
@@ -130,29 +146,24 @@ class Search:
     chance: float = 0.9
 
     def __post_init__(self) -> None:
-        grid = tuple(sorted(set(self.values)))
+        grid = tuple(sorted(self.values))
         if not grid or grid != selection.half_decades(grid[0], grid[-1]):
             raise ValueError(
                 f"search: the learning rates {self.values} are not half decades without a gap, "
-                "such as 0.01, 0.03, 0.1"
+                "each once, such as 0.01, 0.03, 0.1"
             )
         if len(set(self.seeds)) < LEAST_SEEDS:
             raise ValueError(f"search: seeds={self.seeds}: needs at least {LEAST_SEEDS} seeds")
 
-    @property
-    def runs(self) -> int:
-        """Tries of a row, without extensions."""
-        return len(self.values) * len(self.seeds)
-
 
 @dataclass(frozen=True)
 class Overview:
-    """That the study is shown as one line per rule, all settings side by side, and with what.
+    """What the report of a study shows where it has one line per rule, all settings side by side.
 
     Args: facts: by label of the rule and heading of the column.
         detail: setting whose alignment and feedback memory are shown.
-        timed: net whose step times are: in a table of ``benchmarks/step_time.py``.
-        timed_as: names of rules there, by label, where they differ.
+        timed: net whose step times are shown, from a table of ``benchmarks/step_time.py``.
+        timed_as: names of rules in that table, by label, where they differ.
     """
 
     facts: Mapping[str, Mapping[str, str]]
@@ -168,12 +179,12 @@ class Study:
     Args: search: one for all settings, or by setting; settings without one keep their rates.
         evaluations: by setting, how its trained nets are attacked.     surrogate: the rule whose
         net of the same setting and seed attacks are transferred from; "": none.
-        crossed: rules whose backward pass is put on the nets of the surrogate: are they as robust?
-        follows: rows without a search of their own, and whose learning rate they take: rate or
-        rule?
-        fixed: rows that keep the rate they come with, such as published ones.
+        crossed: rules by whose backward pass the nets of the surrogate are attacked as well.
+        follows: rows without a search of their own, and the rows whose learning rate they take, to
+        separate the effect of the rate from that of the rule.
+        fixed: rows that keep the rate of their experiment, such as published ones.
         solved: share of right validation answers, in (0, 1], from which on a task counts as
-        solved: the report then has the steps until there.
+        solved; the report then shows the steps until it is reached.
     """
 
     name: str

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import CONTROLS, RULES, Entry, Published, Search, Study
 
 SOURCE = "BioTorch, Benchmarks.md (2021)"
@@ -128,11 +128,12 @@ def imagenet(tier: str, seeds: int) -> Study:
         channels_last=True,
         probe_images=32,
     )
+    adam: dict[str, Any] = {"optimizer": "adam", "optimizer_options": {"weight_decay": 1e-4}}
     entries = [
-        dataclasses.replace(entry, experiment=_with_adam(entry.experiment))
-        if entry.rule == "dfa"
-        else entry
-        for entry in _entries("ResNet-18", base, seeds, (0.1,) * 6)
+        dataclasses.replace(e, experiment=dataclasses.replace(e.experiment, lr=0.001, **adam))
+        if e.rule == "dfa"
+        else e
+        for e in _entries("ResNet-18", base, seeds, (0.1,) * 6)
     ]
     notes = (
         "DFA is trained with Adam at 0.001, as in the source, the others with SGD at 0.1.",
@@ -227,10 +228,4 @@ def _steps(epochs: int, published: int, milestones: tuple[int, ...]) -> Schedule
 def _tier_note(tier: str, epochs: int, published: int) -> tuple[str, ...]:
     if epochs == published:
         return ()
-    told = f"Tier {tier}: {epochs} of the {published} published epochs, milestones scaled alike."
-    return (told,)
-
-
-def _with_adam(experiment: Experiment) -> Experiment:
-    options: dict[str, Any] = {"weight_decay": 1e-4}
-    return dataclasses.replace(experiment, optimizer="adam", lr=0.001, optimizer_options=options)
+    return (f"Tier {tier}: {epochs} of the {published} published epochs, milestones scaled alike.",)

@@ -5,12 +5,11 @@ Launay, Poli, Boniface and Krzakala (2020) do. Their tables are of other text an
 nothing is compared with them.
 """
 
-import dataclasses
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
-from apical.bench.studies.base import CONTROLS, Entry, Search, Study
+from apical.bench.experiment.training_settings import Schedule
+from apical.bench.studies.base import CONTROLS, Search, Study, entries
 
 TITLE = "A character language model without backpropagation"
 ROWS: dict[str, str | dict[str, Any]] = {
@@ -40,17 +39,13 @@ NOTES = (
 def char_lm(tier: str, seeds: int) -> Study:
     """BP, FA, KP, uSF, DFA and both controls on a character language model."""
     setting, base = base_of(tier)
-    entries = [
-        Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
-        for label, rule in ROWS.items()
-        for seed in range(seeds)
-    ]
+    runs = tuple(entries(setting, base, ROWS, seeds))
     search = Search(RATES, base.epochs, SCHEDULE, 1_000, chance=CHANCE)
     text = (
         f"{STEPS[tier]:,} steps of AdamW on batches of {base.batch_size} windows of {base.length}"
         " characters; the rate of each row is chosen on the validation names."
     )
-    return Study("char-lm", TITLE, tier, tuple(entries), notes=(*NOTES, text), search=search)
+    return Study("char-lm", TITLE, tier, runs, notes=(*NOTES, text), search=search)
 
 
 def base_of(tier: str) -> tuple[str, Experiment]:

@@ -1,4 +1,4 @@
-"""Conducting a study: choose what is still open, run everything, describe it in study.json."""
+"""Conducting a study: choose learning rates, run everything, describe it in study.json."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,6 @@ from apical.bench.studies import assess, selection
 from apical.bench.studies.base import Choice, Entry, Search, Study
 from apical.bench.sweep import sweep, workers
 from apical.bench.training import pretraining
-
-SEARCH_FOLDER = "search"
-"""Where the tries of a search lie, beside the runs of the table."""
 
 
 def conduct(
@@ -48,8 +45,8 @@ def conduct(
         say(f"training what the runs start from: {len(first)} nets")
         outcome = work(first)
         if outcome.failed:
-            told = "; ".join(f"{path.name}: {why}" for path, why in outcome.failed.items())
-            raise ValueError(f"what the runs start from could not be trained: {told}")
+            reasons = "; ".join(f"{path.name}: {why}" for path, why in outcome.failed.items())
+            raise ValueError(f"what the runs start from could not be trained: {reasons}")
     if study.search is not None:
         found = tune(study, folder, work, say)
         study = study.chosen(rates(found))
@@ -89,7 +86,10 @@ def start_tasks(study: Study, folder: Path) -> list[sweep.Task]:
 
 def table_tasks(study: Study, folder: Path) -> list[sweep.Task]:
     """The runs of the table."""
-    return [sweep.Task(entry.experiment, folder / entry.experiment.name) for entry in study.entries]
+    return [
+        sweep.Task(entry.experiment, folder / entry.experiment.name, entry.label)
+        for entry in study.entries
+    ]
 
 
 def tune(
@@ -108,7 +108,11 @@ def tune(
     while left:
         say(f"choosing learning rates: {len(left)} short runs on a validation split")
         outcome = work(left)
-        broken = [f"{p.name}: {why}" for p, why in outcome.failed.items() if not _diverged(p)]
+        broken = [
+            f"{folder.name}: {why}"
+            for folder, why in outcome.failed.items()
+            if run_folder.state(folder) != "stopped"  # it diverged
+        ]
         if broken:
             raise ValueError("the search could not be finished: " + "; ".join(broken))
         found, left = searched(study, folder)
@@ -143,7 +147,7 @@ def searched(study: Study, folder: Path) -> tuple[list[dict[str, Any]], list[swe
             if open_tasks:
                 left += open_tasks
                 break
-            rows = [_tried(rate, each, search, folder) for rate, each in tasks.items()]
+            rows = [_tried(rate, each, search) for rate, each in tasks.items()]
             lr = selection.choose(
                 [selection.Tried(r["lr"], tuple(r["errors"]), r["examples"]) for r in rows]
             ).rate
@@ -167,34 +171,65 @@ def searched(study: Study, folder: Path) -> tuple[list[dict[str, Any]], list[swe
     return found, left
 
 
-def left(study: Study, folder: Path) -> tuple[list[sweep.Task], list[sweep.Task]]:
-    """All tasks of a study but for attacks, and the tries that extending grids may add.
+def left(
+    study: Study, folder: Path, *, table: bool = True
+) -> tuple[list[sweep.Task], list[sweep.Task]]:
+    """What a study has to do but for attacks; and the tries that come on top of it if every open
+    choice of a learning rate lies at an edge of its grid as often as the grid may grow, at rates
+    that stand for any.
 
     Where a learning rate is still open, the runs of the table stand for those that it will have.
+
+    Args: table: whether the runs of the table belong to it, or only the choice of rates.
     """
-    found, tries = searched(study, folder) if study.search is not None else ([], [])
-    table = table_tasks(study.chosen(rates(found)), folder)
-    return start_tasks(study, folder) + tries + table, possible_extensions(study, folder)
+    found, tasks = searched(study, folder)
+    decided = rates(found)
+    if table:
+        tasks = start_tasks(study, folder) + tasks + table_tasks(study.chosen(decided), folder)
+    extensions: list[sweep.Task] = []
+    for cell in study.cells:
+        search = study.search_of(cell)
+        if search is None or cell in decided:
+            continue
+        for step in range(1, search.extensions + 1):
+            further = selection.half_decade(max(search.values), step)
+            extensions += [t for t in _try_tasks(study, cell, further, folder) if t.ended() is None]
+    return tasks, extensions
 
 
-def outline(study: Study, folder: Path) -> list[str]:
-    """What a study consists of, a line for each setting, and how much of it is done."""
+def outline(study: Study, folder: Path, *, table: bool = True) -> list[str]:
+    """What a study consists of, a line for each setting, and how much of it is done.
+
+    Args: table: as of `left`.
+    """
     lines = []
+    ended = 0
     for setting in dict.fromkeys(entry.setting for entry in study.entries):
         entries = [entry for entry in study.entries if entry.setting == setting]
-        rules = list(dict.fromkeys(entry.rule for entry in entries))
-        seeds = sorted({entry.experiment.seed for entry in entries})
-        text = f"  {setting}: {', '.join(rules)}; {len(seeds)} seeds, from {seeds[0]}"
-        search = study.search_of(entries[0].cell)
-        if search is not None:
-            text += f"; learning rates from {search.runs} tries of {search.epochs} epochs a rule"
+        cells = list(dict.fromkeys(entry.cell for entry in entries))
+        text = f"  {setting}: {', '.join(rule for _, rule in cells)}"
+        if table:
+            seeds = sorted({entry.experiment.seed for entry in entries})
+            text += f"; {len(seeds)} seeds, from {seeds[0]}"
+        searches = [search for cell in cells if (search := study.search_of(cell)) is not None]
+        if searches:
+            values = ", ".join(f"{rate:g}" for rate in searches[0].values)
+            text += f"; learning rates {values}, each tried for {searches[0].epochs} epochs with "
+            text += f"seeds {', '.join(map(str, searches[0].seeds))}"
         if setting in study.evaluations:
             text += "; trained nets attacked"
         lines.append(text)
-    tasks, _ = left(study, folder)
-    done = sum(task.ended() is not None for task in tasks)
-    more = ", tries of learning rates included" if study.search is not None else ""
-    return [*lines, f"  {len(tasks)} runs{more}, {done} finished"]
+    tasks, _ = left(study, folder, table=table)  # of the tries those that have not ended
+    for cell in study.cells:
+        search = study.search_of(cell)
+        for rate in search.values if search is not None else ():
+            tries = _try_tasks(study, cell, rate, folder)
+            ended += sum(task.ended() is not None for task in tries)
+    total = len(tasks) + ended
+    ended += sum(task.ended() is not None for task in tasks)
+    what = "runs" if table else "tries of learning rates"
+    more = ", tries of learning rates included" if table and study.search is not None else ""
+    return [*lines, f"  {total} {what}{more}, {ended} finished"]
 
 
 def rates(found: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
@@ -202,24 +237,10 @@ def rates(found: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
     return {(choice["setting"], choice["rule"]): choice["lr"] for choice in found}
 
 
-def possible_extensions(study: Study, folder: Path) -> list[sweep.Task]:
-    """Tries that come on top of the others if every open choice falls at an edge of its grid as
-    often as grids may grow; the rates that they name stand for any."""
-    decided = rates(searched(study, folder)[0])
-    tasks: list[sweep.Task] = []
-    for cell in study.cells:
-        search = study.search_of(cell)
-        if search is None or cell in decided:
-            continue
-        for step in range(1, search.extensions + 1):
-            further = selection.half_decade(max(search.values), step)
-            tasks += [t for t in _try_tasks(study, cell, further, folder) if t.ended() is None]
-    return tasks
-
-
 def data_notes(study: Study, execution: Execution) -> list[str]:
     """What must stand beside numbers measured on the study's data, for example how it differs."""
-    names = dict.fromkeys(entry.experiment.data for entry in study.entries)
+    experiments = [entry.experiment for entry in study.entries]
+    names = dict.fromkeys(each.data for each in experiments if each.task is None)
     load = partial(data.load, root=execution.data_root, download=execution.download)
     return [f"{name}: {note}" for name in names if (note := load(name).note)]
 
@@ -237,7 +258,15 @@ def described(
         "title": study.title,
         "tier": study.tier,
         "command": command,
-        "runs": [_run(entry) for entry in study.entries],
+        "runs": [
+            {
+                "folder": entry.experiment.name,
+                "setting": entry.setting,
+                "rule": entry.rule,
+                "seed": entry.experiment.seed,
+            }
+            for entry in study.entries
+        ],
         "published": [dataclasses.asdict(row) for row in published],
         "notes": [*study.notes, *(f"{note}." for note in data_notes)],
     }
@@ -269,27 +298,18 @@ def check(study: Study, folder: Path) -> None:
         )
 
 
-def _run(entry: Entry) -> dict[str, Any]:
-    experiment = entry.experiment
-    return {
-        "folder": experiment.name,
-        "setting": entry.setting,
-        "rule": entry.rule,
-        "seed": experiment.seed,
-    }
-
-
 def _try_tasks(study: Study, cell: Choice, rate: float, folder: Path) -> list[sweep.Task]:
-    place = folder / SEARCH_FOLDER
     return [
-        sweep.Task(experiment, place / f"lr{experiment.lr:g}-{experiment.name}")
+        sweep.Task(
+            experiment,
+            folder / packing.SEARCH / f"lr{rate:g}-{experiment.name}",
+            f"{', '.join(cell)}, lr={rate:g} seed={experiment.seed}",
+        )
         for experiment in study.tries(cell, rate)
     ]
 
 
-def _tried(
-    rate: float, tasks: Sequence[sweep.Task], search: Search, folder: Path
-) -> dict[str, Any]:
+def _tried(rate: float, tasks: Sequence[sweep.Task], search: Search) -> dict[str, Any]:
     """What study.json says of a rate all of whose tries ended."""
     ends = [task.ended() or {} for task in tasks]
     done = [end for end in ends if end["kind"] == "final"]
@@ -307,7 +327,7 @@ def _tried(
         "examples": examples,
         "losses": [end.get("val_loss") for end in ends],
         "diverged": len(ends) - len(done),
-        "folders": [f"{SEARCH_FOLDER}/{task.folder.name}" for task in tasks],
+        "folders": [f"{packing.SEARCH}/{task.folder.name}" for task in tasks],
     }
     if len(done) < len(ends):
         row["reason"] = next(end["reason"] for end in ends if end["kind"] != "final")
@@ -316,8 +336,3 @@ def _tried(
         row["val_acc"] = fmean(end["val_acc"] for end in done)
         row[metric] = 1 - tried.mean
     return row
-
-
-def _diverged(folder: Path) -> bool:
-    row = run_folder.end(folder)
-    return row is not None and row["kind"] == "stopped"

@@ -12,8 +12,8 @@ from apical.bench.experiment import learner_settings
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
-from apical.bench.experiment.schedule import Schedule
-from apical.bench.storage import records
+from apical.bench.experiment.training_settings import Schedule
+from apical.bench.storage import run_folder
 from apical.bench.sweep.sweep import Task
 from apical.bench.training import batch_step, build, loop, resume
 from apical.core.converted import learn
@@ -40,18 +40,21 @@ class Cost:
         """One paragraph for the terminal."""
         if not (self.parts or self.extensions):
             return "estimate: all runs are finished, nothing is left to train"
-        return f"estimate, from {TIMED_STEPS} timed steps of each net and rule: {self.told(jobs)}"
+        return (
+            f"estimate, from {TIMED_STEPS} timed steps of each net and rule: {self.summary(jobs)}"
+        )
 
-    def told(self, jobs: int) -> str:
-        """The numbers."""
+    def summary(self, jobs: int) -> str:
+        """The numbers, for so many runs at once (>= 1)."""
+        workers = min(jobs, max(1, sum(runs for _, runs, _ in self.parts)))
         each = "; ".join(f"{n} x {what} {_time(s)}" for what, n, s in self.parts)
         more = ""
         if self.extensions:
-            most = (self.seconds + self.extensions) / jobs
+            most = (self.seconds + self.extensions) / workers
             more = f", up to {_time(most)} if every search of a learning rate is extended"
         return (
-            f"{_time(self.seconds)} of one worker, {_time(self.seconds / jobs)} with --jobs {jobs}"
-            f"{more} ({each})"
+            f"{_time(self.seconds)} of one worker, {_time(self.seconds / workers)} with --jobs "
+            f"{jobs}{more} ({each})"
         )
 
 
@@ -98,12 +101,12 @@ def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
             parts.optimizer.step()
             parts.optimizer.zero_grad()
 
-        teach = batch_step.function(plain, parts, resume.Position(), update)
+        gradients = batch_step.function(plain, parts, resume.Position(), update)
         seconds = []
         batches = parts.train.epoch(0)
         for _, (x, y) in zip(range(WARM_STEPS + TIMED_STEPS), batches, strict=False):
             begin = time.perf_counter()
-            teach(x, y)
+            gradients(x, y)
             update()
             learn(parts.model)
             if parts.device.type == "cuda":
@@ -113,9 +116,9 @@ def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
 
 
 def _epochs_left(task: Task) -> int:
-    rows = records.read(task.folder / "records.jsonl")
-    if rows and rows[-1].get("kind") in ("final", "stopped"):
+    if run_folder.end(task.folder) is not None:
         return 0
+    rows = run_folder.rows(task.folder)
     done = [row["epoch"] for row in rows if row.get("kind") == "epoch"]
     return task.experiment.epochs - max(done, default=0)
 

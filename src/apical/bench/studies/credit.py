@@ -8,9 +8,9 @@ import dataclasses
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies import smoke
-from apical.bench.studies.base import CONTROLS, Entry, Search, Study
+from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries
 from apical.nets.pretrained import Start
 
 TITLE = "What the learning of each layer is worth"
@@ -34,31 +34,17 @@ NOTES = (
 
 def credit(tier: str, seeds: int) -> Study:
     """One layer at a time keeps its initial weights: does its learning help, or harm?"""
-    entries = []
+    runs: list[Entry] = []
     follows = {}
     for setting, base in settings(tier).items():
-        entries += [
-            Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
-            for label, rule in ROWS.items()
-            for seed in range(seeds)
-        ]
+        runs += entries(setting, base, ROWS, seeds)
         for label, rule in ROWS.items():
             for layer in LAYERS[setting]:
-                follows[f"{label}, without {layer}"] = label
-                without = dataclasses.replace(base, rule=rule, start=Start(freeze=(f"{layer}.*",)))
-                entries += [
-                    Entry(
-                        setting,
-                        f"{label}, without {layer}",
-                        dataclasses.replace(without, seed=seed),
-                    )
-                    for seed in range(seeds)
-                ]
-        entries += [
-            Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
-            for label, rule in CONTROLS.items()
-            for seed in range(seeds)
-        ]
+                name = f"{label}, without {layer}"
+                follows[name] = label
+                without = dataclasses.replace(base, start=Start(freeze=(f"{layer}.*",)))
+                runs += entries(setting, without, {name: rule}, seeds)
+        runs += entries(setting, base, CONTROLS, seeds)
     notes = [*NOTES]
     if tier == "short":
         notes.append(f"MNIST: {IMAGES:,} training images, all test images.")
@@ -66,7 +52,7 @@ def credit(tier: str, seeds: int) -> Study:
         "credit",
         TITLE,
         tier,
-        tuple(entries),
+        tuple(runs),
         notes=tuple(notes),
         search=searches(tier),
         follows=follows,

@@ -10,8 +10,8 @@ import dataclasses
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
-from apical.bench.studies.base import CONTROLS, Entry, Search, Study
+from apical.bench.experiment.training_settings import Schedule
+from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries
 
 TITLE = "Low-dimensional error feedback: ranks below, at and above the number of classes"
 CLASSES = 10
@@ -56,7 +56,7 @@ def low_dim_error(tier: str, seeds: int) -> Study:
 
     From tier short on also accuracies at full training, for tasks of ten and of five classes.
     """
-    entries = [
+    runs = [
         Entry(setting, label, dataclasses.replace(experiment, seed=seed))
         for setting, base in settings(tier).items()
         for label, experiment in rows(base, tier).items()
@@ -64,19 +64,15 @@ def low_dim_error(tier: str, seeds: int) -> Study:
     ]
     notes = NOTES if tier == "full" else (*NOTES, SHORT_NOTE)
     if tier == "smoke":
-        return Study("low-dim-error", TITLE, tier, tuple(entries), notes=notes)
-    entries += [
-        Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
-        for setting, base in trained_nets(tier).items()
-        for label, rule in trained_rows(base).items()
-        for seed in range(seeds)
-    ]
+        return Study("low-dim-error", TITLE, tier, tuple(runs), notes=notes)
+    for setting, base in trained_nets(tier).items():
+        runs += entries(setting, base, trained_rows(base), seeds)
     searches = {
         setting: Search(RATES, TRIED_EPOCHS[tier], Schedule("cosine"), 5000, chance=chance)
         for setting, chance in ((TEN, 0.9), (FIVE, 0.8))
     }
     return Study(
-        "low-dim-error", TITLE, tier, tuple(entries), notes=(*notes, TRAINED_NOTE), search=searches
+        "low-dim-error", TITLE, tier, tuple(runs), notes=(*notes, TRAINED_NOTE), search=searches
     )
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 from apical.data import sequences
 
@@ -60,7 +60,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 """What fills the gradients, by its label; the defaults of LRA are gamma 0.5 and one inner step."""
 LONG = 60
-"""Steps from which on the mean form, whose ten inner steps are the dearest, has no rows."""
+"""Steps from which on the mean form, whose ten inner steps cost most, has no rows."""
 FEWER = (FROZEN, REDRAWN, BACKPROP, MEAN, f"{MEAN}, {HEAVY}", SUM)
 """Rows of tier smoke."""
 

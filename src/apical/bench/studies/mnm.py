@@ -1,4 +1,4 @@
-"""Metalearned neural memory (Munkhdalai et al. 2019): does a net learn faster that writes?
+"""Metalearned neural memory (Munkhdalai et al. 2019): does a net that writes learn faster?
 
 The result tables of the source could not be read, and its algorithmic tasks are not specified in
 what could: these are small forms of them, and directions are compared, not numbers.
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import CONTROLS, FROZEN, REDRAWN, Entry, Search, Study
 
 Arms = dict[str, tuple[str, dict[str, Any]]]
@@ -21,7 +21,7 @@ SOLVED = 0.995
 """Share of right answers on the validation sequences from which on a task counts as solved."""
 
 PER_EPOCH = 50
-"""Iterations between two looks at the validation sequences: the resolution of the result."""
+"""Iterations between two evaluations on the validation sequences: the resolution of the result."""
 
 LOCAL, GRADIENT, NONE, PLAIN = "MNM-p", "MNM-g", "no write", "LSTM"
 RANDOM, COLLAPSE = "random targets", "MNM-p, λ = 1"

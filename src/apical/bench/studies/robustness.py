@@ -1,4 +1,4 @@
-"""Robustness of nets that learn by six rules: BioTorch's attacks, beside the truth.
+"""Robustness of nets that learn by six rules: BioTorch's attacks, and the worst case.
 
 BioTorch (Sanfiz and Akrout 2021) attacks each net with the net's own feedback gradient. Its
 attacks and budgets are run as they are, and by the exact gradient beside; the headline is the worst
@@ -17,9 +17,9 @@ from typing import Any
 from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies import biotorch
-from apical.bench.studies.base import RULES, Entry, PublishedRobustness, Study
+from apical.bench.studies.base import RULES, Entry, PublishedRobustness, Study, entries
 
 SOURCE = "BioTorch, notebooks (2021)"
 DIGITS, MNIST = "digits MLP", "MNIST LeNet"
@@ -155,13 +155,13 @@ def _study(
     notes: Iterable[str],
     published: tuple[PublishedRobustness, ...] = (),
 ) -> Study:
-    entries = [e for e in _nets(tier, seeds) if e.setting in evaluations]
-    settings = dict.fromkeys(entry.setting for entry in entries)
+    runs = tuple(e for e in _nets(tier, seeds) if e.setting in evaluations)
+    settings = dict.fromkeys(entry.setting for entry in runs)
     return Study(
         name,
         title,
         tier,
-        tuple(entries),
+        runs,
         notes=tuple(notes),
         evaluations={setting: evaluations[setting] for setting in settings},
         surrogate="bp",
@@ -171,13 +171,9 @@ def _study(
 
 def _nets(tier: str, seeds: int) -> list[Entry]:
     """Digits; from the tier short on MNIST; in full the published protocols, CIFAR-10 too."""
-    entries = [
-        Entry(DIGITS, label, dataclasses.replace(DIGITS_NET, rule=rule, seed=seed))
-        for label, rule in RULES.items()
-        for seed in range(seeds)
-    ]
+    digits = entries(DIGITS, DIGITS_NET, RULES, seeds)
     if tier == "smoke":
-        return entries
+        return digits
     rates = {(MNIST, rule): lr for rule, lr in MNIST_RATES.items()}
     mnist = [
         entry
@@ -185,8 +181,11 @@ def _nets(tier: str, seeds: int) -> list[Entry]:
         if entry.rule in RULES
     ]
     if tier == "short":
-        schedule = Schedule("multistep", (2,))
-        return entries + [_with(entry, epochs=3, schedule=schedule) for entry in mnist]
+        short: dict[str, Any] = {"epochs": 3, "schedule": Schedule("multistep", (2,))}
+        return digits + [
+            dataclasses.replace(e, experiment=dataclasses.replace(e.experiment, **short))
+            for e in mnist
+        ]
     published = biotorch.cifar10("full", seeds).restricted("* SGD")
     renamed = [
         dataclasses.replace(
@@ -197,11 +196,7 @@ def _nets(tier: str, seeds: int) -> list[Entry]:
         for entry in published.entries
         if entry.rule in published.fixed
     ]
-    return [*entries, *mnist, *renamed]
-
-
-def _with(entry: Entry, **changes: Any) -> Entry:
-    return dataclasses.replace(entry, experiment=dataclasses.replace(entry.experiment, **changes))
+    return [*digits, *mnist, *renamed]
 
 
 def _published() -> Iterable[PublishedRobustness]:

@@ -11,7 +11,7 @@ from typing import Any
 from apical import rules
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_assignment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import Entry, Overview, Search, Study
 
 TITLE = "Every rule of the library in one table"

@@ -36,13 +36,14 @@ def half_decade(rate: float, steps: int) -> float:
     >>> [half_decade(0.03, steps) for steps in (-2, -1, 0, 1, 2)]
     [0.003, 0.01, 0.03, 0.1, 0.3]
     """
-    place = round(2 * math.log10(rate))
-    if not math.isclose(rate, _at(place)):
-        raise ValueError(
-            f"learning rate {rate:g} is not on a grid of half decades: use 1 or 3 times a power of "
-            "ten, such as 0.01 or 0.03"
-        )
-    return _at(place + steps)
+    if 0 < rate < math.inf:
+        place = round(2 * math.log10(rate))
+        if math.isclose(rate, _at(place)):
+            return _at(place + steps)
+    raise ValueError(
+        f"learning rate {rate:g} is not on a grid of half decades: use 1 or 3 times a power of "
+        "ten, such as 0.01 or 0.03"
+    )
 
 
 def half_decades(low: float, high: float) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 from apical.nets.pretrained import Start
 

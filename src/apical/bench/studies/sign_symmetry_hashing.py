@@ -12,8 +12,8 @@ from typing import Any
 
 from apical.bench.evaluate.retrieval import Evaluation
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.hashing_settings import Hashing
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.loss_settings import Hashing
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 from apical.nets.pretrained import Start
 
@@ -40,12 +40,15 @@ def sign_symmetry_hashing(tier: str, seeds: int) -> Study:
     losses = tuple(LOSSES) if tier == "full" else ("CSQ", "DPSH")
     entries, searches, attacked = [], {}, {}
     for name, base, evaluation in _data(tier):
+        held_out = 300 if base.data == "digits" else 5000
         for loss in losses:
             for bits in LENGTHS[tier]:
                 setting = f"{name}, {loss} {bits} bits"
                 hashed = dataclasses.replace(base, hashing=Hashing(bits, LOSSES[loss]))
                 entries += list(_entries(setting, hashed, seeds))
-                searches[setting] = _search(base)
+                searches[setting] = Search(
+                    SEARCHED, max(base.epochs // 2, 1), base.schedule, held_out
+                )
                 attacked[setting] = evaluation
     return Study(
         "sign-symmetry-hashing",
@@ -129,11 +132,6 @@ def _entries(setting: str, base: Experiment, seeds: int) -> Iterator[Entry]:
             start = dataclasses.replace(base.start, source={**source, "seed": seed})
             experiment = dataclasses.replace(base, rule=rule, seed=seed, start=start)
             yield Entry(setting, rule, experiment)
-
-
-def _search(base: Experiment) -> Search:
-    held_out = 300 if base.data == "digits" else 5000
-    return Search(SEARCHED, max(base.epochs // 2, 1), base.schedule, held_out)
 
 
 def _notes(tier: str) -> tuple[str, ...]:

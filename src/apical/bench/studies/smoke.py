@@ -1,11 +1,10 @@
 """The smoke study: rules and controls on real data, in less than two minutes on two cores."""
 
-import dataclasses
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
-from apical.bench.studies.base import CONTROLS, RULES, Entry, Search, Study
+from apical.bench.experiment.training_settings import Schedule
+from apical.bench.studies.base import CONTROLS, RULES, Search, Study, entries
 
 TITLE = "Learning rules on 8x8 handwritten digits"
 SETTING = "digits MLP"
@@ -38,9 +37,5 @@ NOTES = (
 
 def smoke(tier: str, seeds: int) -> Study:
     """Rules and controls on scikit-learn's digits, one small net, tuned alike."""
-    entries = [
-        Entry(SETTING, label, dataclasses.replace(BASE, rule=rule, seed=seed))
-        for label, rule in ROWS.items()
-        for seed in range(seeds)
-    ]
-    return Study("smoke", TITLE, tier, tuple(entries), notes=NOTES, search=SEARCH)
+    runs = tuple(entries(SETTING, BASE, ROWS, seeds))
+    return Study("smoke", TITLE, tier, runs, notes=NOTES, search=SEARCH)

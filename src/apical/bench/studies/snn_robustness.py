@@ -16,7 +16,7 @@ from typing import Any
 from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.schedule import Schedule
+from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
 
 TITLE = "Spiking nets by local and global trainings, under attack"
@@ -59,11 +59,15 @@ def snn_robustness(tier: str, seeds: int) -> Study:
     """Spiking nets, trained globally or locally, attacked by own, exact, transferred gradients."""
     nets = settings(tier)
     entries = [
-        Entry(setting, label, experiment)
+        Entry(setting, label, replace(experiment, seed=seed))
         for setting, base in nets.items()
         for label, experiment in _trainings(base)
-        for experiment in _seeded(experiment, seeds)
+        for seed in range(seeds)
     ]
+    searches = {}
+    for setting, base in nets.items():
+        held_out = 300 if base.data in ("digits", "drifting_bars") else 1000
+        searches[setting] = Search(RATES, base.epochs, Schedule(), held_out)
     return Study(
         "snn-robustness",
         TITLE,
@@ -72,7 +76,7 @@ def snn_robustness(tier: str, seeds: int) -> Study:
         notes=(*NOTES, EVENT_NOTE, *[SHORT_NOTE] * (tier == "short")),
         evaluations=evaluations(tier),
         surrogate="bp",
-        search={setting: _search(base) for setting, base in nets.items()},
+        search=searches,
     )
 
 
@@ -94,35 +98,35 @@ def settings(tier: str) -> dict[str, Experiment]:
     frames = Experiment(
         data="digits", net="spiking_mlp", epochs=25, optimizer="adam", lr=2e-3, probe_every=5
     )
-    events = _with(frames, data="drifting_bars", pixels="unit", epochs=6)
-    bars = _with(events, net_options={"encoding": "frames", "steps": 12, "hidden": [100, 50]})
+    events = replace(frames, data="drifting_bars", pixels="unit", epochs=6)
+    bars = replace(events, net_options={"encoding": "frames", "steps": 12, "hidden": [100, 50]})
     small: dict[str, Any] = {"net": "mlp", "net_options": {"hidden": [200, 100]}}
     if tier == "smoke":
         return {
             DIGITS: frames,
-            DIGITS_MLP: _with(frames, **small),
+            DIGITS_MLP: replace(frames, **small),
             EVENTS: bars,
-            EVENTS_MLP: _with(events, **small),
+            EVENTS_MLP: replace(events, **small),
         }
     wide = {"hidden": [400, 200]}
     saccades = {"encoding": "frames", "steps": 12, "hidden": [200, 100]}
-    mnist = _with(frames, data="mnist", net_options=wide, epochs=10, lr=1e-3)
-    seen = _with(events, data="event_mnist", net_options=saccades, epochs=10, lr=1e-3)
+    mnist = replace(frames, data="mnist", net_options=wide, epochs=10, lr=1e-3)
+    seen = replace(events, data="event_mnist", net_options=saccades, epochs=10, lr=1e-3)
     if tier == "short":
         few: dict[str, Any] = {"epochs": 4, "lr": 2e-3}
         return {
-            MNIST: _with(mnist, train_images=FRAMES, **few),
-            EVENT_MNIST: _with(seen, train_images=RECORDINGS, **few),
+            MNIST: replace(mnist, train_images=FRAMES, **few),
+            EVENT_MNIST: replace(seen, train_images=RECORDINGS, **few),
         }
     conv = {"channels": [32, 64, 128], "hidden": [256]}
     recorded = {"encoding": "frames", "steps": 10, "channels": [32, 64], "hidden": [128]}
     return {
         MNIST: mnist,
         EVENT_MNIST: seen,
-        CIFAR10: _with(
+        CIFAR10: replace(
             frames, data="cifar10", net="spiking_conv", net_options=conv, epochs=60, lr=1e-3
         ),
-        NMNIST: _with(
+        NMNIST: replace(
             events, data="nmnist", net="spiking_conv", net_options=recorded, epochs=20, lr=1e-3
         ),
     }
@@ -152,23 +156,9 @@ def evaluations(tier: str) -> dict[str, Evaluation]:
 def _trainings(base: Experiment) -> Iterator[tuple[str, Experiment]]:
     spiking, first = base.net != "mlp", "conv1" if base.net == "spiking_conv" else "fc1"
     for label, rule in trainings(spiking=spiking, first=first).items():
-        yield label, _with(base, rule=rule)
+        yield label, replace(base, rule=rule)
     if base.net == "spiking_mlp":
         for label, (form, output) in LOCAL.items():
             learner = {"learner": "local_classifiers", "form": form}
             options = {**base.net_options, "output": output}
-            yield label, _with(base, learner=learner, net_options=options)
-
-
-def _search(base: Experiment) -> Search:
-    held_out = 300 if base.data in ("digits", "drifting_bars") else 1000
-    return Search(RATES, base.epochs, Schedule(), held_out)
-
-
-def _seeded(experiment: Experiment, seeds: int) -> Iterator[Experiment]:
-    for seed in range(seeds):
-        yield _with(experiment, seed=seed)
-
-
-def _with(experiment: Experiment, **changes: Any) -> Experiment:
-    return replace(experiment, **changes)
+            yield label, replace(base, learner=learner, net_options=options)

@@ -39,8 +39,7 @@ RULES: dict[str, tuple[str | dict[str, Any], float]] = {
 released" are the authors' runs. The paper compares with sign symmetry (usf) as well, without a log
 of it on this net; it and the controls have the rate of BP: nothing is chosen here."""
 EARLY = "wm fast"
-"""Asks how soon the mirror is as good as BP at BP's rate. After 400 epochs there is no such
-question left: tier full goes without."""
+"""How early the mirror is as good as BP at the rate of BP; not in tier full, of 400 epochs."""
 
 ACCURACY = {
     "bp": (88.0, 91.84, 94.12, 97.7, 98.25, 98.50),

@@ -29,7 +29,7 @@ class RayExecutor(Executor):
 
         def settle(done: Future[Any]) -> None:
             if error := done.exception():
-                future.set_exception(workers.Died(str(error).strip().splitlines()[0]))
+                future.set_exception(workers.Died.of(error))
             else:
                 future.set_result(done.result())
 
@@ -46,7 +46,7 @@ class RayExecutor(Executor):
 
 
 def _call(folder: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    os.chdir(folder)  # relative paths mean the same as in the process that asked
+    os.chdir(folder)  # relative paths mean the same as in the process that submits
     return call(*args, **options)
 
 

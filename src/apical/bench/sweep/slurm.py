@@ -46,7 +46,7 @@ class SlurmExecutor(Executor):
                 try:
                     future.set_result(job.result())
                 except Exception as error:  # of submitit: the job left no result
-                    future.set_exception(workers.Died(str(error).strip().splitlines()[0]))
+                    future.set_exception(workers.Died.of(error))
 
 
 def make(options: Mapping[str, Any]) -> workers.Make:

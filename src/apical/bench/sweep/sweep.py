@@ -1,7 +1,7 @@
 """Sweeps: many runs, each done once, by however many processes work on them.
 
-The folders are the truth: a finished run is skipped, an interrupted one goes on, one that another
-living process holds is waited for.
+What is done is read from the folders: a finished run is skipped, an interrupted one goes on, one
+that another living process holds is waited for.
 """
 
 import concurrent.futures
@@ -39,6 +39,10 @@ class Job(Protocol):
 
     @property
     def folder(self) -> Path: ...
+    @property
+    def label(self) -> str:
+        """What distinguishes it from the others of a sweep, for a line of progress."""
+
     def ended(self) -> dict[str, Any] | None:
         """The row that closes it, None if it is not there yet.
 
@@ -48,16 +52,17 @@ class Job(Protocol):
     def do(self, execution: Execution) -> dict[str, Any]:
         """Do it, or go on with it. Returns: the row that closes it."""
 
-    def told(self, row: dict[str, Any]) -> str:
-        """What came out, in a few words."""
+    def summary(self, row: dict[str, Any]) -> str:
+        """Its result, in a few words."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run to be done: an experiment and its folder."""
+    """A run to be done: an experiment, its folder, and where it stands among the others."""
 
     experiment: Experiment
     folder: Path
+    label: str = ""
 
     def ended(self) -> dict[str, Any] | None:
         run_folder.check(self.folder, self.experiment)
@@ -66,11 +71,10 @@ class Task:
     def do(self, execution: Execution) -> dict[str, Any]:
         return loop.run(self.experiment, self.folder, execution)
 
-    def told(self, row: dict[str, Any]) -> str:
-        told = [f"test {row['test_acc']:.2%}"] if "test_acc" in row else []
-        told += [f"validation {row['val_acc']:.2%}"] if "val_acc" in row else []
-        told += [f"mAP {row[key]:.2%}" for key in ("test_map", "val_map") if key in row]
-        return f"{', '.join(told)} ({row['seconds']:.0f} s)"
+    def summary(self, row: dict[str, Any]) -> str:
+        names = {"test_acc": "test", "val_acc": "validation", "test_map": "mAP", "val_map": "mAP"}
+        scores = [f"{name} {row[key]:.2%}" for key, name in names.items() if key in row]
+        return f"{', '.join(scores)} ({row['seconds']:.0f} s)"
 
 
 @dataclass
@@ -102,8 +106,10 @@ def sweep(
     Args: executor, options: where runs are executed, as in ``workers.choose``.
         jobs: runs (>= 1) under way at once.     say: called with a line for every run that ends.
     Returns: once every run has ended, here or in other processes.
-    Raises: ValueError as ``workers.choose`` does.
+    Raises: ValueError for fewer than one job, or as ``workers.choose`` does.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: must be at least 1")
     make = workers.choose(executor, jobs=jobs, options=options)
     work = _Work(execution, say, len(tasks))
     waiting = deque(work.sort_out(tasks))
@@ -142,10 +148,7 @@ class _Work:
         """Book the runs that have ended; return the others."""
         left = []
         for task in tasks:
-            try:
-                row = task.ended()
-            except (ValueError, OSError) as error:
-                row = {"kind": "error", "reason": str(error)}
+            row = _end(task)
             if row is None:
                 left.append(task)
             else:
@@ -159,15 +162,15 @@ class _Work:
         """Enter the end of a run."""
         if row["kind"] == "final":
             self.outcome.finished.append(task)
-            text = task.told(row)
+            text = task.summary(row)
         else:
             self.outcome.failed[task.folder] = _why(row)
-            text = f"FAILED: {_why(row)}"
+            text = f"FAILED: {_why(row)}" + f" ({task.folder.name})" * bool(task.label)
             if "traceback" in row:
                 text += "\n" + row["traceback"]
         if not quiet:
             ended = len(self.outcome.finished) + len(self.outcome.failed)
-            self.say(f"[{ended}/{self.total}] {task.folder.name}: {text}")
+            self.say(f"[{ended}/{self.total}] {task.label or task.folder.name}: {text}")
 
 
 def _drive(work: _Work, executor: Executor, waiting: deque[Job], jobs: int) -> None:
@@ -230,8 +233,8 @@ def _gives_up(work: _Work, task: Job, reason: str) -> bool:
     work.deaths[task.folder] = deaths, times
     if deaths < DEATHS:
         return False
-    told = f"its worker process died {DEATHS} times without progress; {reason}"
-    work.book(task, {"kind": "error", "reason": told})
+    reason = f"its worker process died {DEATHS} times without progress; {reason}"
+    work.book(task, {"kind": "error", "reason": reason})
     return True
 
 
@@ -239,13 +242,21 @@ def _look_at_held(work: _Work, held: deque[Job], waiting: deque[Job]) -> None:
     """Book what others have finished; take back what they have left."""
     for _ in range(len(held)):
         task = held.popleft()
-        row = task.ended()
+        row = _end(task)
         if row is not None:
             work.book(task, row)
         elif claims.owner(task.folder) is None:
             waiting.append(task)
         else:
             held.append(task)
+
+
+def _end(task: Job) -> dict[str, Any] | None:
+    """The row that closes a run; of kind ``error`` where its folder cannot be read."""
+    try:
+        return task.ended()
+    except (ValueError, OSError) as error:
+        return {"kind": "error", "reason": str(error)}
 
 
 def _why(row: dict[str, Any]) -> str:

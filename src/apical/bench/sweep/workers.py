@@ -23,6 +23,11 @@ Make = Callable[[], contextlib.AbstractContextManager[Executor]]
 class Died(Exception):
     """What ran a call is gone (killed, out of memory, preempted); other calls go on."""
 
+    @classmethod
+    def of(cls, error: BaseException) -> "Died":
+        """With the first line of the error of an engine, which may have no text at all."""
+        return cls((str(error).strip() or type(error).__name__).splitlines()[0])
+
 
 def choose(
     executor: str | Make, *, jobs: int = 1, options: Mapping[str, Any] | None = None
@@ -42,7 +47,7 @@ def choose(
     if executor == "local":
         if options:
             raise ValueError(f"executor 'local' takes no options ({options}); jobs says how many")
-        return local(jobs) if jobs > 1 else here
+        return local(jobs) if jobs > 1 else Here
     try:
         engine = importlib.import_module(f"apical.bench.sweep.{executor}")
     except ModuleNotFoundError as error:
@@ -57,7 +62,7 @@ def choose(
 
 
 class Here(Executor):
-    """Runs every call at once in this process."""
+    """Runs every call in this process, when it is submitted."""
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -66,12 +71,6 @@ class Here(Executor):
         except Exception as error:  # as any executor does: the caller of result() gets it
             future.set_exception(error)
         return future
-
-
-@contextlib.contextmanager
-def here() -> Iterator[Executor]:
-    """One run after the other in this process."""
-    yield Here()
 
 
 def local(jobs: int) -> Make:
@@ -97,7 +96,7 @@ def local(jobs: int) -> Make:
 
 
 def _begin(parent: int, stop: Any) -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when it asks or is gone."""
+    """In a worker: ignore Ctrl-C, which the parent handles; end when that sets `stop`, or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

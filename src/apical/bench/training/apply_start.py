@@ -12,7 +12,7 @@ from torch import nn
 from apical.names import unknown
 from apical.nets.pretrained.heads import find_head
 from apical.nets.pretrained.start import Start
-from apical.nets.pretrained.tuning import freeze, norm_statistics, parameter_groups, train_only
+from apical.nets.pretrained.tuning import norm_statistics
 from apical.nets.pretrained.weights import State, load
 from apical.rules import Rule
 
@@ -28,35 +28,31 @@ def begin(model: nn.Module, start: Start, weights: State | None) -> None:
         try:
             load(model, weights, skip=skip, rename=start.rename)
         except ValueError as error:
-            told = "the experiment it starts from" if isinstance(start.source, dict) else ""
-            raise ValueError(f"start, {told or start.source}: {error}") from error
+            own = isinstance(start.source, dict)
+            source = "the experiment it starts from" if own else start.source
+            raise ValueError(f"start, {source}: {error}") from error
     if start.norms == "frozen":
         norm_statistics(model, "frozen")
 
 
 def assigned(model: nn.Module, start: Start, rule: Any) -> Any:
-    """What `apical.convert` takes, with the head's exact gradient where the start says so."""
+    """What `apical.convert` takes, with the head's exact gradient where the start says so.
+
+    Raises: ValueError if the rules name the head as well.
+    """
     if start.head_by == "rule":
         return rule
     rest = rule if isinstance(rule, Mapping) else {"*": rule}
     head = head_name(model, start)
+    if head in rest:
+        raise ValueError(
+            f"start.head_by='bp' beside a rule for the layer {head!r}, which is the head: give one "
+            "of the two"
+        )
     of_head = next((r for pattern, r in rest.items() if fnmatchcase(head, pattern)), None)
     if isinstance(of_head, Rule) and of_head.sends_nothing:  # exact in the head itself, too
         return rule
     return {head: "bp", **rest}
-
-
-def limit(model: nn.Module, start: Start) -> None:
-    """After the conversion: parameters that do not learn. Raises: ValueError as `freeze` does."""
-    if start.freeze:
-        freeze(model, *start.freeze)
-    if start.train_only:
-        train_only(model, *start.train_only)
-
-
-def parameters(model: nn.Module, start: Start, lr: float) -> list[Any]:
-    """What an optimizer takes: groups where the start has rates of its own."""
-    return parameter_groups(model, lr, start.rates) if start.rates else list(model.parameters())
 
 
 def head_name(model: nn.Module, start: Start) -> str:
@@ -65,7 +61,11 @@ def head_name(model: nn.Module, start: Start) -> str:
     Raises: ValueError if there is no such layer, or it is not certain; names the candidates.
     """
     if start.head:
-        layers = [name for name, layer in model.named_modules() if _has_weight(layer)]
+        layers = [
+            name
+            for name, layer in model.named_modules()
+            if isinstance(getattr(layer, "weight", None), torch.Tensor)
+        ]
         if start.head not in layers:
             raise unknown("layer for start.head", start.head, layers)
         return start.head
@@ -74,7 +74,3 @@ def head_name(model: nn.Module, start: Start) -> str:
     except ValueError as error:
         why = str(error).partition(" Say which")[0].partition(" Give its name")[0]
         raise ValueError(f"start: {why} Say which: start.head") from error
-
-
-def _has_weight(layer: nn.Module) -> bool:
-    return isinstance(getattr(layer, "weight", None), torch.Tensor)

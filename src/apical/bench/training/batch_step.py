@@ -13,8 +13,8 @@ from torch import Tensor
 from apical import data, nets
 from apical.attacks import PGD, Normalised, source
 from apical.bench.experiment import learner_settings
-from apical.bench.experiment.adversarial_settings import Adversarial
 from apical.bench.experiment.experiment import Experiment
+from apical.bench.experiment.training_settings import Adversarial
 from apical.bench.training.build import Parts
 from apical.bench.training.resume import Position
 from apical.bench.training.splits import normalisation
@@ -27,7 +27,7 @@ Gradients = Callable[..., tuple[Tensor, Tensor]]
 def function(
     experiment: Experiment, parts: Parts, at: Position, update: Callable[[], object]
 ) -> Gradients:
-    """What adds to ``.grad`` of the net what a batch, or a part of it, teaches.
+    """What adds the gradients of a batch, or of a part of it, to ``.grad`` of the net.
 
     Args:
         at: where the run stands, kept up to date: a loss may change with the step.

@@ -27,7 +27,7 @@ TEST_SEQUENCES = 10_000
 Split = data.Batches | sequences.Stream
 Source = data.ImageData | sequences.Task
 Splits = tuple[tuple[Split, Split | None, Split], tuple[Tensor, Tensor] | None]
-"""Training, validation, test; and the batch that is measured."""
+"""Of training, validation and test; and the batch that is measured."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,12 @@ def build(
     source = load(experiment, data_root=data_root, download=download, given=given)
     group = join_group(where)
     _check_group(experiment, group)
-    found: Splits
+    made: Splits
     if isinstance(source, data.ImageData):
-        shard = group.rank, group.size
-        found = splits.of_images(experiment, source, where, shard=shard)
+        made = splits.of_images(experiment, source, where, shard=(group.rank, group.size))
     else:
-        found = _streams(experiment, source, where)
-    (train, validation, test), probe = found
+        made = _streams(experiment, source, where)
+    (train, validation, test), probe = made
     objective = objectives.build(experiment, train, database(experiment, source, where))
     torch.manual_seed(experiment.seed)
     model = build_model(experiment, source, weights=weights, given=given).to(where)
@@ -115,10 +114,11 @@ def build(
     if sharded:
         sharding.check(experiment, model, group.size)
     trained = sharding.shard(model, where) if sharded else model
+    lr, rates = experiment.lr, experiment.start.rates
     optimizer = optimizers.build(
         experiment.optimizer,
-        apply_start.parameters(trained, experiment.start, experiment.lr),
-        lr=experiment.lr,
+        pretrained.parameter_groups(trained, lr, rates) if rates else trained.parameters(),
+        lr=lr,
         options=experiment.optimizer_options,
     )
     _check_switches(experiment, model, optimizer, _example(source, where))
@@ -184,14 +184,13 @@ def build_model(
     rule = _assignment(experiment, model, epoch)
     example = _example(source, torch.device("cpu"))
     model = convert(model, rule, example=example, seed=experiment.seed)
-    apply_start.limit(model, experiment.start)
+    if experiment.start.freeze:
+        pretrained.freeze(model, *experiment.start.freeze)
+    if experiment.start.train_only:
+        pretrained.train_only(model, *experiment.start.train_only)
     if learner_settings.is_default(experiment.learner):
         return model
-    return learners.attach(
-        model,
-        experiment.build_learner(),
-        seed=experiment.seed,
-    )
+    return learners.attach(model, experiment.build_learner(), seed=experiment.seed)
 
 
 def _net(experiment: Experiment, source: Source, given: Given | None = None) -> nn.Module:
@@ -301,13 +300,13 @@ def _example(source: Source, device: torch.device) -> Tensor:
 
 
 def _check_group(experiment: Experiment, group: Group) -> None:
-    told = "" if experiment.task is None else f"task={experiment.task!r}"
+    what = "" if experiment.task is None else f"task={experiment.task!r}"
     if experiment.hashing is not None:
-        told = "hashing"  # its pairs would be those within each process
+        what = "hashing"  # its pairs would be those within each process
     if not learner_settings.is_default(experiment.learner):
-        told = f"learner={learner_settings.learner_label(experiment.learner)!r}"
-    if told and group.size > 1:
-        raise ValueError(f"{told} trains in one process, not in {group.size}: leave out torchrun")
+        what = f"learner={learner_settings.learner_label(experiment.learner)!r}"
+    if what and group.size > 1:
+        raise ValueError(f"{what} trains in one process, not in {group.size}: leave out torchrun")
 
 
 def _check_learner(experiment: Experiment, model: nn.Module, train: Split) -> None:

@@ -23,36 +23,28 @@ def evaluate(
     training = model.training
     model.eval()
     count, sums = 0, None
-    weigh = batches.weights if isinstance(batches, Stream) else _ones
     for x, y in batches.epoch(0):
         with autocast():
             scores = model(x)
-        weights = weigh(y)
-        batch = torch.stack(
-            [
-                loss_fn(scores.float(), y, reduction="sum").double(),
-                (batches.correct(scores, y) * weights).sum(),
-                weights.sum(),
-            ]
-        )
+        if isinstance(batches, Stream):
+            weights = batches.weights(y)
+        else:
+            weights = torch.ones(len(y), dtype=torch.float64, device=y.device)
+        loss = loss_fn(scores.float(), y, reduction="sum").double()
+        batch = torch.stack([loss, (batches.correct(scores, y) * weights).sum(), weights.sum()])
         sums = batch if sums is None else sums + batch
         count += len(y)
     model.train(training)
     if sums is None:
         raise ValueError("a split without images cannot be evaluated")
-    loss, correct, among = sums.tolist()
-    return loss / count, correct / among
-
-
-def _ones(labels: Tensor) -> Tensor:
-    """Every image counts alike."""
-    return torch.ones(len(labels), dtype=torch.float64, device=labels.device)
+    total, correct, among = sums.tolist()
+    return total / count, correct / among
 
 
 def parameter_count(model: nn.Module) -> int:
     """Numbers the net computes with; those of its feedback and its learner are not counted."""
-    remembered = set(_memory(model))
-    return sum(p.numel() for p in forward_parameters(model) if p not in remembered)
+    of_learner = set(_memory(model))
+    return sum(p.numel() for p in forward_parameters(model) if p not in of_learner)
 
 
 def feedback_bytes(model: nn.Module) -> int:
@@ -61,7 +53,7 @@ def feedback_bytes(model: nn.Module) -> int:
 
 
 def _memory(model: nn.Module) -> list[Tensor]:
-    """What a learner remembers for this model, the count of its calls aside."""
+    """What a learner stores for this model, but for the count of its calls."""
     memory = getattr(model, "learner", None)
     if not isinstance(memory, Memory):
         return []

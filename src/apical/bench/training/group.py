@@ -12,7 +12,7 @@ class Group:
 
     rank: int = 0
     size: int = 1
-    opened: bool = False  # here, and not by the program that called
+    opened: bool = False  # by this library, not by the program that calls it
 
     def agree(self, value: bool, device: torch.device) -> bool:
         """Whether the value is true on any process."""
@@ -28,7 +28,7 @@ class Group:
             torch.distributed.barrier()
 
     def close(self) -> None:
-        """Take leave of the others; a process that just ends may abort in its network threads."""
+        """Leave the group: a process that only ends may abort in its network threads."""
         if self.opened and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

@@ -28,8 +28,8 @@ from apical.bench.training import (
 from apical.bench.training.build import Split
 from apical.bench.training.monitor import Monitor
 
-LOOK_STEPS = 50
-"""Steps between two looks at the loss where each look waits for a GPU or other processes."""
+CHECK_STEPS = 50
+"""Steps between two checks of the loss where each check waits for a GPU or other processes."""
 
 
 def run(
@@ -118,6 +118,13 @@ def classification(
             checkpoint.save(folder / "checkpoint.pt", state, belongs_to=belongs_to)
             tracked([*new])
 
+    def end(*new: dict[str, Any]) -> None:
+        """The last rows; no checkpoint follows."""
+        still_mine()
+        records.append(folder / "records.jsonl", *new)
+        checkpoint.previous(folder / "checkpoint.pt").unlink(missing_ok=True)
+        tracked([*new])
+
     if not (at.step or rows):
         save(*monitor.at_epoch(0))
     quiet = execution.quiet or not writes
@@ -130,13 +137,12 @@ def classification(
                 at.epoch += 1
                 parts.gather()
                 scores = _epoch_rows(experiment, parts, at, sums)
-                blown = _nonfinite_split(scores)
-                if parts.group.agree(bool(blown), parts.device):
-                    stopped = _stopped(at.epoch, at.step, blown)
+                overflown = _nonfinite_split(scores)
+                if parts.group.agree(bool(overflown), parts.device):
+                    stopped = _stopped(at.epoch, at.step, overflown)
             if stopped is not None:
                 if writes:
-                    records.append(folder / "records.jsonl", stopped)
-                    tracked([stopped])
+                    end(stopped)
                 return stopped
             new = [*scores, *monitor.at_epoch(at.epoch)]
             new += _switch_rows(experiment, parts, at.epoch)
@@ -147,15 +153,11 @@ def classification(
     ending = _final_rows(experiment, parts, at, folder) if writes else [{}]
     parts.group.wait()
     if writes:
-        still_mine()
-        blown = _nonfinite_split(ending)
-        if blown:
-            ending = [_stopped(at.epoch, at.step, blown)]
+        if overflown := _nonfinite_split(ending):
+            ending = [_stopped(at.epoch, at.step, overflown)]
         else:
             ending = [*monitor.at_end(), *ending]
-        records.append(folder / "records.jsonl", *ending)
-        checkpoint.previous(folder / "checkpoint.pt").unlink(missing_ok=True)
-        tracked(ending)
+        end(*ending)
     return ending[-1]
 
 
@@ -169,12 +171,17 @@ def _train_epoch(
     save: Callable[..., None],
     show: Callable[[int], None],
 ) -> dict[str, Any] | None:
-    """Train to the end of the epoch under way; the ``stopped`` record if the loss blew up."""
+    """Train to the end of the epoch under way.
+
+    Returns: the row of kind ``stopped`` if the loss became non-finite, else None.
+    """
     group, device = parts.group, parts.device
     per_epoch = len(parts.train)
-    look = 1 if device.type == "cpu" and group.size == 1 else LOOK_STEPS
-    teach = batch_step.function(experiment, parts, at, lambda: _update(experiment, parts))
-    parts.net.train()
+    check = 1 if device.type == "cpu" and group.size == 1 else CHECK_STEPS
+    gradients = batch_step.function(experiment, parts, at, lambda: _update(experiment, parts))
+    net: Any = parts.net
+    net.train()
+    distributed = isinstance(net, torch.nn.parallel.DistributedDataParallel)
     clock = _Clock(at)
     for x, y in itertools.islice(parts.train.epoch(at.epoch), at.epoch_step, None):
         done = at.epoch + at.epoch_step / per_epoch
@@ -184,13 +191,15 @@ def _train_epoch(
         x_parts, y_parts = x.chunk(experiment.accumulate), y.chunk(experiment.accumulate)
         for number, (x_part, y_part) in enumerate(zip(x_parts, y_parts, strict=True), 1):
             share = len(y_part) / len(y)  # gradients of parts add up to the mean over all images
-            with _unsynchronised(parts.net, number < len(x_parts)):
-                loss, scores = teach(x_part, y_part, share)
+            # processes exchange gradients with the last part of a batch only
+            waits = distributed and number < len(x_parts)
+            with net.no_sync() if waits else contextlib.nullcontext():
+                loss, scores = gradients(x_part, y_part, share)
             sums[0] += loss * len(y_part)
             sums[1] += parts.objective.correct(scores, y_part).sum()
         sums[2] += len(y)
         at.epoch_step += 1
-        if at.epoch_step % look == 0 or at.epoch_step == per_epoch:
+        if at.epoch_step % check == 0 or at.epoch_step == per_epoch:
             if group.agree(not math.isfinite(sums[0].item()), device):
                 parts.gather()
                 where = "" if group.rank else evaluate.first_nonfinite(parts.model, x)
@@ -217,13 +226,6 @@ def _update(experiment: Experiment, parts: build.Parts) -> None:
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
-
-
-def _unsynchronised(net: torch.nn.Module, skip: bool) -> Any:
-    """DDP sends gradients around with the last part of a batch only."""
-    if skip and isinstance(net, torch.nn.parallel.DistributedDataParallel):
-        return net.no_sync()
-    return contextlib.nullcontext()
 
 
 def _epoch_rows(
@@ -269,7 +271,7 @@ def _scores(
 
 
 def _switch_rows(experiment: Experiment, parts: build.Parts, epoch: int) -> list[dict[str, Any]]:
-    """Switch the rule if that is due after this epoch, and tell of it."""
+    """The row of kind ``switch``, where the rule is switched after this epoch."""
     if not build.follow_switch(experiment, parts, epoch):
         return []
     rule, before = (rule_label(experiment.rule_at(e)) for e in (epoch, epoch - 1))
@@ -279,7 +281,7 @@ def _switch_rows(experiment: Experiment, parts: build.Parts, epoch: int) -> list
 def _final_rows(
     experiment: Experiment, parts: build.Parts, at: resume.Position, folder: Path
 ) -> list[dict[str, Any]]:
-    """The row that closes a run, behind those of kind ``course`` where its objective has some. The
+    """The row that closes a run, after those of kind ``course`` where its objective has some. The
     test split is read here and at ``test_at``, nowhere else."""
     epochs = [r for r in records.read(folder / "records.jsonl") if r["kind"] == "epoch"]
     steps = at.step / len(epochs)
@@ -326,7 +328,7 @@ def _stopped(epoch: int, step: int, where: str) -> dict[str, Any]:
 
 
 class _Clock:
-    """Adds wall and processor time from its making to ``stop`` to the epoch under way."""
+    """Adds the wall and processor time until ``stop`` to the epoch under way."""
 
     def __init__(self, at: resume.Position) -> None:
         self.at, self.wall, self.cpu = at, time.perf_counter(), time.process_time()
@@ -338,7 +340,7 @@ class _Clock:
 
 @contextlib.contextmanager
 def settings(execution: Execution) -> Iterator[None]:
-    """Threads, determinism and random numbers of a run; the caller's return afterwards."""
+    """Threads, determinism and random numbers of a run; afterwards those of the caller."""
     threads = torch.get_num_threads()
     device = torch.device(execution.device)
     devices = [device] if device.type == "cuda" else []

@@ -1,7 +1,6 @@
-"""Losses by name, from scores and class labels, or numbers where numbers are asked for."""
+"""Losses by name, from scores and class labels, or from outputs and numbers."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -45,8 +44,8 @@ def cross_entropy(
 ) -> Tensor:
     """Cross entropy of a softmax with the label.
 
-    Where a net answers at every step, the loss of a sequence is the mean over the steps at which
-    something is asked: those whose label is not -100.
+    Where a net answers at every step, the loss of a sequence is the mean over the steps that have
+    a label, which is not -100.
 
     Shapes: scores (N, classes), labels (N,); or (N, T, classes) and (N, T); result a number.
     """
@@ -65,10 +64,3 @@ LOSSES: dict[str, Loss] = {
     "squared_error": squared_error,
 }
 """Each takes scores, labels and `reduction`, "mean" or "sum" over images."""
-
-
-def training_loss(name: str, label_smoothing: float) -> Loss:
-    """The loss a run descends, a mean over images."""
-    return partial(
-        LOSSES[name], **({"label_smoothing": label_smoothing} if label_smoothing else {})
-    )

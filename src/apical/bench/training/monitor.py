@@ -24,7 +24,7 @@ from apical.measure.linear_probe import linear_probe
 from apical.nets.spiking import activity, has_spikes
 
 FIXED_STEPS = 4
-"""Training steps that a measurement takes beside its passes: comparing, ranking, waiting."""
+"""Training steps that a measurement takes besides its passes: comparing, ranking, waiting."""
 
 LINEAR_SHARE = 0.03
 """Most of a run's steps that both linear probes, before and after training, may cost together."""
@@ -38,9 +38,9 @@ LINEAR_VALUES = 1 << 25
 LINEAR_FEATURES = 128
 """Of its classifiers: activations with more numbers are reduced to these."""
 
-DUMB_SHARE = 0.5
-"""Share of a layer's spiking neurons that say nothing from which on it is worth a warning."""
-DUMB = {
+CONSTANT_SHARE = 0.5
+"""Share of a layer's spiking neurons from which on it is warned of, if their output is constant."""
+CONSTANT = {
     "silent": "never fire; try larger initial weights (gain) or a lower threshold",
     "busy": "fire at every step; try smaller weights or a shorter memory (decay)",
 }
@@ -64,14 +64,19 @@ class Monitor:
         self.watch = Watch(parts.model) if self.probe is not None and by_rules else None
         self.steps = gradient_over_time.Watch()
         self.epochs = epochs_to_measure(experiment, self.per_epoch)
-        self.before = _before(experiment, parts)
+        self.before: fine_tuning.Before | None = None
+        start = experiment.start
+        if start.source and not parts.group.rank:
+            known = start.new_head or start.head_by == "bp"
+            head = apply_start.head_name(parts.model, start) if known else ""
+            self.before = fine_tuning.Before(parts.model, head)
         self.linear_count = 0 if self.probe is None else _linear_count(experiment, parts)
-        self.told: set[str] = set()
+        self.warned: set[str] = set()
 
     def recall(self, rows: Iterable[Row]) -> None:
         """Take up what was measured, and warned of, before an interruption."""
         rows = list(rows)
-        self.told |= {row["finding"] for row in rows if row["kind"] == "warning"}
+        self.warned |= {row["finding"] for row in rows if row["kind"] == "warning"}
         self.steps.recall(rows)
         if self.watch is not None:
             self.watch.recall(rows)
@@ -104,29 +109,30 @@ class Monitor:
         and, as rows, for the records."""
         if not rows:
             return []
-        found = self.steps.add(rows) + self._too_short(rows) + self._dumb(rows)
+        found = self.steps.add(rows) + self._too_short(rows) + self._constant(rows)
         if self.watch is not None:
             found += self.watch.add(rows)
         for finding in found:
             warnings.warn(str(finding), LearningWarning, stacklevel=3)
         return [finding.row() for finding in found]
 
-    def _dumb(self, rows: Sequence[Row]) -> list[Finding]:
-        """Layers of neurons most of which never fire, or always; told once each."""
+    def _constant(self, rows: Sequence[Row]) -> list[Finding]:
+        """Layers of neurons most of which never fire, or always; each once."""
         found = []
         for row in rows:
-            for part, what in DUMB.items():
+            for part, what in CONSTANT.items():
                 key = f"{part} {row.get('layer')}"
-                if row["kind"] == "spikes" and row[part] >= DUMB_SHARE and key not in self.told:
-                    self.told.add(key)
-                    message = f"{row[part]:.0%} of its neurons {what}"
-                    limit = DUMB_SHARE
-                    finding = Finding(row["layer"], key, row[part], limit, row["epoch"], message)
-                    found.append(finding)
+                if row["kind"] != "spikes" or key in self.warned:
+                    continue
+                if row[part] >= CONSTANT_SHARE:
+                    self.warned.add(key)
+                    text = f"{row[part]:.0%} of its neurons {what}"
+                    about = (row["layer"], key, row[part], CONSTANT_SHARE, row["epoch"], text)
+                    found.append(Finding(*about))
         return found
 
     def _too_short(self, rows: Sequence[Row]) -> list[Finding]:
-        """Told with the measurement before training."""
+        """Of sequences that are no evidence, with the measurement before training."""
         task, length = self.experiment.task, self.experiment.length
         if task is None or length is None or any(row["epoch"] for row in rows):
             return []
@@ -141,21 +147,14 @@ class Monitor:
             if self.watch is not None:
                 rows += measure(model, self.parts.objective.loss, *probe, self.watch.start)
             else:
-                rows += of_weights(
-                    model,
-                    self.experiment.build_learner(),
-                    probe,
-                )
+                rows += of_weights(model, self.experiment.build_learner(), probe)
             if has_spikes(model):
-                rows += of_spikes(model, probe[0])
+                found = activity(model, probe[0])
+                rows += [{"kind": "spikes", "layer": n, **a._asdict()} for n, a in found.items()]
             if isinstance(model, nets.Traced):
                 rows += self._traced(model, epoch)
             elif isinstance(model, nets.Recurrent):
-                rows += of_steps(
-                    model,
-                    self.experiment.build_learner(),
-                    probe,
-                )
+                rows += of_steps(model, self.experiment.build_learner(), probe)
         return [_finite(row, epoch) for row in rows]
 
     def _linear(self, epoch: int) -> list[Row]:
@@ -185,7 +184,7 @@ class Monitor:
         ]
 
     def _traced(self, model: nets.Traced, epoch: float) -> list[Row]:
-        """Rows of kind ``step`` of a net that tells what it does; what is wrong, told once."""
+        """Rows of kind ``step`` of a net that traces its steps; each of its problems once."""
         assert self.probe is not None
         x, y = self.probe
         scores, found = model.trace(x)
@@ -193,8 +192,8 @@ class Monitor:
         solved = float(self.parts.train.correct(scores, y).double().mean())
         problems = model.problems(found, solved) if epoch else []
         for problem in problems:
-            if problem.kind not in self.told:
-                self.told.add(problem.kind)
+            if problem.kind not in self.warned:
+                self.warned.add(problem.kind)
                 warnings.warn(problem.message, LearningWarning, stacklevel=2)
                 rows.append(Finding("", *problem[:3], epoch, problem.message).row())
         return rows
@@ -223,16 +222,6 @@ def _linear_count(experiment: Experiment, parts: Parts) -> int:
     return count if count >= LINEAR_IMAGES[0] else 0
 
 
-def _before(experiment: Experiment, parts: Parts) -> fine_tuning.Before | None:
-    start = experiment.start
-    if not start.source or parts.group.rank:
-        return None
-    known = start.new_head or start.head_by == "bp"
-    return fine_tuning.Before(
-        parts.model, apply_start.head_name(parts.model, start) if known else ""
-    )
-
-
 def of_weights(model: nn.Module, learner: learners.Learner, batch: learners.Batch) -> list[Row]:
     """Rows of kind ``layer``: how far a learner's gradients of weights are from backprop's."""
     found = learners.alignment(model, learner, batch)
@@ -244,20 +233,10 @@ def of_weights(model: nn.Module, learner: learners.Learner, batch: learners.Batc
     ]
 
 
-def of_spikes(model: nn.Module, x: torch.Tensor) -> list[Row]:
-    """Rows of kind ``spikes``, one for each layer of spiking neurons: its mean ``rate`` (share of
-    steps with a spike), and the shares of neurons that never fire (``silent``) or always
-    (``busy``)."""
-    return [
-        {"kind": "spikes", "layer": name, **found._asdict()}
-        for name, found in activity(model, x).items()
-    ]
-
-
 def of_steps(model: nn.Module, learner: learners.Learner, batch: learners.Batch) -> list[Row]:
     """Rows of kind ``step``, one for each step ``t`` of a sequence, from 1: the norm of the
     teaching ``signal``; of the step's share in the gradient of the recurrent weight (``norm``);
-    its ``local_loss``. What a learner has not is absent."""
+    its ``local_loss``. What a learner does not give is absent."""
     twin = copy.deepcopy(model)
     twin.zero_grad(set_to_none=True)
     _, info = learner.gradients(twin, batch)

@@ -6,16 +6,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from apical import data, retrieval
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.experiment.hashing_settings import Hashing
+from apical.bench.experiment.loss_settings import Hashing
 from apical.bench.training import evaluate
-from apical.bench.training.losses import LOSSES, Loss, training_loss
+from apical.bench.training.losses import LOSSES, Loss
 from apical.data import sequences
 from apical.retrieval.ranking import check_k
 
@@ -23,38 +23,6 @@ Split = data.Batches | sequences.Stream
 
 RADIUS = 2
 """Hamming radius within which precision is measured."""
-
-
-class Objective(Protocol):
-    """What training, measuring and evaluating ask of an experiment."""
-
-    @property
-    def loss(self) -> Loss:
-        """From outputs and targets; `reduction`, "mean" (default) or "sum" over examples."""
-
-    def training(self, step: Callable[[], int]) -> Loss:
-        """The loss that is descended, a mean. Args: step: optimizer steps done so far."""
-
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Which examples of a training batch are right, (N,) bool."""
-
-    def scores(self, model: nn.Module, split: Split, autocast: Any) -> dict[str, float]:
-        """``loss``, ``acc`` (share that is right) and what else there is to say of a split."""
-
-    def course(self, model: nn.Module, split: Split, autocast: Any) -> list[dict[str, float]]:
-        """What a split shows of the trained net beyond numbers, as rows."""
-
-
-def build(experiment: Experiment, train: Split, database: data.Batches | None) -> Objective:
-    """The objective of an experiment. Args: database: what hash codes are searched in.
-
-    Raises: ValueError if the classes or the database do not fit the options of retrieval.
-    """
-    if experiment.hashing is None or database is None:
-        return OfScores(experiment.objective, experiment.label_smoothing, train)
-    labels = database.split.labels
-    check_k(experiment.hashing.k, len(labels))
-    return OfCodes(experiment.hashing, experiment.hashing.loss_for(int(labels.max()) + 1), database)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,26 +35,34 @@ class OfScores:
 
     @property
     def loss(self) -> Loss:
+        """From outputs and targets; `reduction`, "mean" (default) or "sum" over examples."""
         return LOSSES[self.name]
 
     def training(self, step: Callable[[], int]) -> Loss:
-        return training_loss(self.name, self.label_smoothing)
+        """The loss that is descended, a mean. Args: step: optimizer steps done so far."""
+        if not self.label_smoothing:
+            return self.loss
+        return partial(self.loss, label_smoothing=self.label_smoothing)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Which examples of a training batch are right, (N,) bool."""
         return self.train.correct(outputs, targets)
 
     def scores(self, model: nn.Module, split: Split, autocast: Any) -> dict[str, float]:
+        """``loss``, ``acc`` (share that is right) and further measures of a split."""
         loss, accuracy = evaluate.evaluate(model, split, autocast, self.loss)
         return {"loss": loss, "acc": accuracy}
 
     def course(self, model: nn.Module, split: Split, autocast: Any) -> list[dict[str, float]]:
+        """Rows of measures of the trained net on a split that are curves."""
         return []
 
 
 @dataclass(frozen=True, eq=False)
 class OfCodes:
-    """Hash codes. Right is whose nearest code is of its class: in training among the batch, of a
-    split among the database, ties at their mean. mAP and precision are in [0, 1], too."""
+    """Hash codes, with the methods of `OfScores`. An example is right if its nearest code is of its
+    class: in training among the batch, of a split among the database, ties at their mean. mAP and
+    precision are in [0, 1], too."""
 
     options: Hashing
     learned: retrieval.HashLoss
@@ -117,7 +93,9 @@ class OfCodes:
             "loss": loss,
             "acc": mean(k=1),
             "map": mean(k=self.options.k),
-            "precision2": retrieval.precision_within(queries, labels, database, self._radius),
+            "precision2": retrieval.precision_within(
+                queries, labels, database, min(RADIUS, self.options.bits)
+            ),
             "constant_bits": len(database.codes.constant_bits()),
         }
 
@@ -128,7 +106,10 @@ class OfCodes:
         """
         _, queries, labels = self._encoded(model, split, autocast)
         database = self._database(model, autocast)
-        idle = set(database.codes.constant_bits()) - set(self._asked_constant())
+        idle = set(database.codes.constant_bits())
+        if isinstance(self.learned, retrieval.CentreLoss):  # some bits are alike in all its centres
+            centres = retrieval.pack(self.learned.centres(self.options.bits))
+            idle -= set(centres.constant_bits())
         if idle:
             warnings.warn(
                 f"{len(idle)} of {self.options.bits} bits are the same in all {len(database)} codes"
@@ -140,10 +121,6 @@ class OfCodes:
         found = retrieval.precision_recall(queries, labels, database)
         pairs = zip(found.precision.tolist(), found.recall.tolist(), strict=True)
         return [{"radius": r, "precision": p, "recall": c} for r, (p, c) in enumerate(pairs)]
-
-    @property
-    def _radius(self) -> int:
-        return min(RADIUS, self.options.bits)
 
     def _loss(
         self,
@@ -162,12 +139,6 @@ class OfCodes:
         with warnings.catch_warnings():  # said at the end of a run, of what the loss did not ask
             warnings.simplefilter("ignore", retrieval.ConstantBitWarning)
             return retrieval.Database(codes, labels)
-
-    def _asked_constant(self) -> list[int]:
-        """Bits that are the same for all classes in what the loss aims at."""
-        if not isinstance(self.learned, retrieval.CentreLoss):
-            return []
-        return retrieval.pack(self.learned.centres(self.options.bits)).constant_bits()
 
     @torch.no_grad()
     def _encoded(
@@ -188,3 +159,19 @@ class OfCodes:
             raise ValueError("a split without images cannot be evaluated")
         targets = torch.cat(labels)
         return loss / len(targets), retrieval.pack(torch.cat(outputs)), targets
+
+
+Objective = OfScores | OfCodes
+"""What a run descends, and what it measures of a split."""
+
+
+def build(experiment: Experiment, train: Split, database: data.Batches | None) -> Objective:
+    """The objective of an experiment. Args: database: what hash codes are searched in.
+
+    Raises: ValueError if the classes or the database do not fit the options of retrieval.
+    """
+    if experiment.hashing is None or database is None:
+        return OfScores(experiment.objective, experiment.label_smoothing, train)
+    labels = database.split.labels
+    check_k(experiment.hashing.k, len(labels))
+    return OfCodes(experiment.hashing, experiment.hashing.loss_for(int(labels.max()) + 1), database)

@@ -61,7 +61,9 @@ def restore(
     if path.exists():
         ignoring = GROUPING if regroup else ()
         state = checkpoint.load(path, belongs_to=belongs_to, ignoring=ignoring)
-        at, rows = _position(path, state["position"]), state["rows"]
+        schema.check(state["position"], _POSITION, f"{path}, position")
+        at = Position(**{name: state["position"][name] for name in _POSITION})
+        rows = state["rows"]
         if parts.group.rank == 0:
             _check_records(folder, rows, state.get("records"))
         for epoch in range(1, at.epoch + 1):
@@ -78,12 +80,6 @@ def restore(
         records.truncate(folder / "records.jsonl", rows)
     parts.group.wait()
     return at, sums, rows
-
-
-def _position(path: Path, values: dict[str, Any]) -> Position:
-    """The position in a checkpoint. Raises: ValueError if it is none."""
-    schema.check(values, _POSITION, f"{path}, position")
-    return Position(**{name: values[name] for name in _POSITION})
 
 
 def _check_records(folder: Path, rows: int, digest: str | None) -> None:

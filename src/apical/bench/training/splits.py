@@ -9,10 +9,7 @@ from apical import data
 from apical.bench.experiment.experiment import Experiment
 
 EVALUATION_BATCH = 500
-"""Examples in a batch that is only looked at."""
-
-Batch = tuple[Tensor, Tensor]
-Three = tuple[data.Batches, data.Batches | None, data.Batches]
+"""Examples in a batch that is only evaluated."""
 
 
 def of_images(
@@ -21,15 +18,41 @@ def of_images(
     device: torch.device,
     *,
     shard: tuple[int, int] = (0, 1),
-) -> tuple[Three, Batch | None]:
-    """Batches of the training, validation and test splits; and the batch that is measured.
+) -> tuple[tuple[data.Batches, data.Batches | None, data.Batches], tuple[Tensor, Tensor] | None]:
+    """Batches of the training, validation and test splits; and the batch that is measured: the
+    first training images, never augmented or shuffled.
 
     Args: shard: number of this process, and how many share the training split.
     """
     _check_loader(experiment, images)
-    train, validation = _splits(experiment, images)
-    batches = _batches(experiment, images, (train, validation), device, shard)
-    return batches, _probe_batch(experiment, images, train, device)
+    shared = common(experiment, images, device)
+    split, validation = images.train, None
+    # chosen alike for every seed and rule, so that what is compared is compared on one split
+    if experiment.validation:
+        split, held_out = data.split_validation(split, experiment.validation, 0)
+        validation = data.Batches(held_out, EVALUATION_BATCH, **shared)
+    split = _some(split, experiment.train_images, "train_images", "training split")
+    train = data.Batches(
+        split,
+        experiment.batch_size,
+        augment=experiment.augment,
+        shuffle_seed=experiment.seed if experiment.shuffle else None,
+        drop_last=experiment.drop_last,
+        shard=shard,
+        **shared,
+    )
+    if not len(train):
+        raise ValueError(
+            f"drop_last with batch_size={experiment.batch_size}: the {len(split)} training"
+            " images fill no batch; use a smaller batch or drop_last=False"
+        )
+    read = _some(images.test, experiment.test_images, "test_images", "test split")
+    batches = train, validation, data.Batches(read, EVALUATION_BATCH, **shared)
+    if not experiment.probe_every:
+        return batches, None
+    count = min(experiment.probe_images, len(split))
+    measured = data.Batches(split.take(torch.arange(count)), count, **shared)
+    return batches, next(iter(measured.epoch(0)))
 
 
 def normalisation(
@@ -64,16 +87,6 @@ def _check_loader(experiment: Experiment, images: data.ImageData) -> None:
         )
 
 
-def _splits(
-    experiment: Experiment, images: data.ImageData
-) -> tuple[data.Images, data.Images | None]:
-    train, validation = images.train, None
-    # chosen alike for every seed and rule, so that what is compared is compared on one split
-    if experiment.validation:
-        train, validation = data.split_validation(train, experiment.validation, 0)
-    return _some(train, experiment.train_images, "train_images", "training split"), validation
-
-
 def _some(split: data.Images, wanted: int | None, field: str, name: str) -> data.Images:
     """So many images of a split, always the same ones; all of them for None."""
     if wanted is not None and wanted > len(split):
@@ -81,44 +94,3 @@ def _some(split: data.Images, wanted: int | None, field: str, name: str) -> data
     if wanted is None or wanted == len(split):
         return split
     return data.split_validation(split, wanted, 1)[1]
-
-
-def _batches(
-    experiment: Experiment,
-    images: data.ImageData,
-    splits: tuple[data.Images, data.Images | None],
-    device: torch.device,
-    shard: tuple[int, int],
-) -> Three:
-    shared = common(experiment, images, device)
-    train = data.Batches(
-        splits[0],
-        experiment.batch_size,
-        augment=experiment.augment,
-        shuffle_seed=experiment.seed if experiment.shuffle else None,
-        drop_last=experiment.drop_last,
-        shard=shard,
-        **shared,
-    )
-    if not len(train):
-        raise ValueError(
-            f"drop_last with batch_size={experiment.batch_size}: the {len(splits[0])} training"
-            " images fill no batch; use a smaller batch or drop_last=False"
-        )
-    validation = None
-    if splits[1] is not None:
-        validation = data.Batches(splits[1], EVALUATION_BATCH, **shared)
-    test = _some(images.test, experiment.test_images, "test_images", "test split")
-    return train, validation, data.Batches(test, EVALUATION_BATCH, **shared)
-
-
-def _probe_batch(
-    experiment: Experiment, images: data.ImageData, split: data.Images, device: torch.device
-) -> Batch | None:
-    """The first training images, never augmented or shuffled: the same at every measurement."""
-    if not experiment.probe_every:
-        return None
-    count = min(experiment.probe_images, len(split))
-    shared = common(experiment, images, device)
-    batches = data.Batches(split.take(torch.arange(count)), count, **shared)
-    return next(iter(batches.epoch(0)))

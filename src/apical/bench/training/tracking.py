@@ -1,6 +1,6 @@
 """Records of a run for TensorBoard, Weights & Biases or MLflow: ``pip install apical[track]``.
 
-The records of the run folder stay the truth. A run that is resumed is tracked from its first row
+The records in the run folder are authoritative. A run that is resumed is tracked from its first row
 on, as a new run of the tracker (TensorBoard: in the place of the old one).
 """
 

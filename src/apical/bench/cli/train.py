@@ -1,0 +1,80 @@
+"""The verb ``apical train``."""
+
+import sys
+from pathlib import Path
+
+from apical.bench.cli.parsing import (
+    add_experiment,
+    add_keep_memory,
+    add_trust,
+    as_flags,
+    execution_of,
+    experiment_of,
+    make_parser,
+    parse_settings,
+)
+
+ESSENTIAL = ("data", "net", "net_options", "rule", "epochs", "lr", "batch_size", "optimizer",
+             "validation", "seed", "device", "config", "folder")  # fmt: skip
+"""Options that the short help shows."""
+
+
+def train(words: list[str]) -> int:
+    """Train one net and print its scores; returns 1 if its loss became non-finite, else 0."""
+    from apical.bench.experiment.execution import Execution
+    from apical.bench.storage import claims, run_folder
+    from apical.bench.training import loop
+
+    about = "Train one net. If it is killed, the same command resumes it."
+    parser = make_parser("train", about, essential=ESSENTIAL)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    (printing,) = (action for action in parser._actions if action.dest == "print_config")
+    printing.help = "print all settings as a YAML file for --config, and train nothing"
+    printing.metavar = ""
+    add_experiment(parser)
+    parser.add_class_arguments(Execution, None)
+    parser.add_argument("--runs", default="runs", help="folder that holds all runs")
+    parser.add_argument("--folder", default=None, type=str,
+                        help="folder of this run (default: RUNS/train/NAME-KEY)")  # fmt: skip
+    about = "if it is finished, remove its results and train once more"
+    parser.add_argument("--again", default=False, action="store_true", help=about)
+    add_keep_memory(parser)
+    add_trust(parser)
+    values = parse_settings(parser, words)
+    execution = execution_of(values)
+    experiment = experiment_of(values)
+    folder = Path(values["folder"] or f"{values['runs']}/train/{experiment.name}")
+    try:
+        run_folder.check(folder, experiment)
+        if run_folder.end(folder) is not None:
+            if values["again"]:
+                run_folder.renew(folder)
+            else:
+                day = run_folder.finished_on(folder)
+                print(f"finished on {day}; nothing was run (--again to repeat)")
+        row = loop.run(experiment, folder, execution)
+    except claims.Held as held:
+        raise ValueError(str(held)) from held
+    except ValueError as error:
+        raise ValueError(as_flags(str(error))) from error
+    if not row:  # another process of the group reports
+        return 0
+    if row["kind"] == "stopped":
+        where = f"epoch {row['epoch']}, step {row['step']}, at {row['where']}"
+        print(
+            f"stopped: {row['reason']} in {where}. The learning rate was {experiment.lr:g}: try a "
+            f"smaller one (--lr {experiment.lr / 10:g}), or let apical tune choose it",
+            file=sys.stderr,
+        )
+        print(folder)
+        return 1
+    for split in ("val", "test"):
+        if f"{split}_acc" in row:
+            scores = f"accuracy {row[f'{split}_acc']:.2%}"
+            if f"{split}_map" in row:
+                nearest = f"nearest item right {row[f'{split}_acc']:.2%}"
+                scores = f"mAP {row[f'{split}_map']:.2%}, {nearest}"
+            print(f"{split} {scores}, loss {row[f'{split}_loss']:.4f}")
+    print(f"{row['seconds']:.1f} s, {row['step_ms']:.2f} ms a step")
+    print(folder)
+    return 0
