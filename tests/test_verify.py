@@ -96,7 +96,7 @@ def test_each_outcome(change: Any, loose: Path, tmp_path: Path) -> None:
     said: list[str] = []
     found = verify.verify(folder, minutes=5, data_root=None, say=said.append)
     assert [run["outcome"] for run in found["runs"]] == [OUTCOMES[change]] * 4
-    assert json.loads((tmp_path / "verify" / "tiny.json").read_text()) == found
+    assert json.loads((tmp_path / "verified.json").read_text()) == {"tiny": found}
     (run, *_) = found["runs"]
     if change is older:
         assert run["environment"]["cpu"][0] == "another"
@@ -153,7 +153,7 @@ def test_the_command_line_and_the_table_of_all(
     assert "Of 4 runs trained again: 4 differs; those that differ are in tiny." in text
     row = next(line for line in text.splitlines() if line.startswith("| tiny"))
     assert row.split(" | ")[1:7] == ["4", "4", "", "", "4", ""]
-    (tmp_path / "verify" / "tiny.json").unlink()
+    (tmp_path / "verified.json").unlink()
     assert refresh(document, tmp_path) and "not verified, a run takes" in document.read_text()
     assert main(["verify", str(folder), "--minutes", "0"]) == 1
     assert "minutes=0.0: the budget must be above 0" in capsys.readouterr().err

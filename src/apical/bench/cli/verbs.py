@@ -96,5 +96,5 @@ def verify(words: list[str]) -> int:
     counts = Counter(run["outcome"] for run in result["runs"])
     outcomes = [f"{counts[each]} {each}" for each in verified.OUTCOMES if counts[each]]
     print(", ".join(outcomes) or "no run fits the budget: give more --minutes")
-    print(folder.resolve().parent / verified.FOLDER / f"{result['study']}.json")
+    print(folder.resolve().parent / verified.FILE)
     return 1 if counts[verified.DIFFERS] else 0

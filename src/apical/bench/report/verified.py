@@ -11,8 +11,8 @@ from apical.bench.report.read import is_study, read_study
 from apical.bench.report.table import Column, Table, each, number
 from apical.bench.storage import records
 
-FOLDER = "verify"
-"""Beside the studies: a record of each that was verified."""
+FILE = "verified.json"
+"""Beside the studies: the record of each that was verified, by the name of its folder."""
 
 OUTCOMES = ("same bits", "same within tolerance", "differs", "not comparable")
 SAME, CLOSE, DIFFERS, NOT_COMPARABLE = OUTCOMES
@@ -59,14 +59,17 @@ class Line:
         return "; ".join(f"{display_name(rule)} {least:g} min" for rule, least in rules.items())
 
 
+def read(results: Path) -> dict[str, Any]:
+    """The records of the studies in a folder."""
+    return records.read_json(results / FILE) if (results / FILE).exists() else {}
+
+
 def lines(results: Path) -> list[Line]:
     """A line for every study in a folder."""
-    made = []
+    found, made = read(results), []
     for folder in sorted(path for path in results.iterdir() if is_study(path)):
-        path = results / FOLDER / f"{folder.name}.json"
-        record = records.read_json(path) if path.exists() else {}
         seconds = tuple(run.final.get("seconds", 0.0) for run in read_study(folder).runs)
-        made.append(Line(folder.name, seconds, record))
+        made.append(Line(folder.name, seconds, found.get(folder.name, {})))
     return made
 
 

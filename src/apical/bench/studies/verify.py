@@ -20,7 +20,8 @@ from typing import Any
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.bench.report.read import Run, read_study
-from apical.bench.report.verified import CLOSE, DIFFERS, FOLDER, NOT_COMPARABLE, SAME
+from apical.bench.report import verified
+from apical.bench.report.verified import CLOSE, DIFFERS, NOT_COMPARABLE, SAME
 from apical.bench.storage import claims, packing, records
 from apical.bench.storage.environment import environment
 from apical.bench.sweep.sweep import Say
@@ -44,7 +45,7 @@ def verify(
     Args: folder: of the study, packed or loose.     minutes: budget (> 0) of recorded training
         time: the sample is the same on every machine, see `sample`.     say: told of every rerun.
         trust: as of `load_run`; without it, a study that names code of its own is an error.
-    Returns: the record, also written to ``verify/NAME.json`` beside the folder: ``runs``, see
+    Returns: the record, also kept in ``verified.json`` beside the folder: ``runs``, see
         `rerun`, ``left_out``, minutes of the cheapest run by rule where no run fits the budget,
         and the ``environment`` of the reruns.
     Raises: ValueError if there is no study, no finished run, or the budget is not above 0.
@@ -76,9 +77,9 @@ def verify(
         "runs": made,
         "left_out": left_out,
     }
-    place = folder.resolve().parent / FOLDER
-    place.mkdir(exist_ok=True)
-    records.write_json(place / f"{value['study']}.json", value)
+    results = folder.resolve().parent
+    found = verified.read(results) | {value["study"]: value}
+    records.write_json(results / verified.FILE, dict(sorted(found.items())))
     return value
 
 
