@@ -155,24 +155,8 @@ def _of_module(module: nn.Module) -> str:
             " fully_shard; tensor parallelism (parallelize_module) is not supported, use FSDP2 or"
             " DDP"
         )
-    plain = kind_of(module)
-    assert plain is not None
-    kind = type(module)
-    for method in ("forward", "_conv_forward"):
-        if method in vars(module):
-            return (
-                f"has a {method} of its own, not of its class, as the hooks of accelerate and some"
-                " profilers set: that would run in the place of what conversion adds. Remove it"
-                " (accelerate.hooks.remove_hook_from_submodules(model)), convert, then add it again"
-            )
-        overrides = getattr(kind, method, None) is not getattr(plain, method, None)
-        if overrides and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
-            return (
-                f"overrides {method} of {plain.__name__}, so it may compute something else; use"
-                f" the plain {plain.__name__}, say what it computes with"
-                f" apical.adapters.register({kind.__name__}, ...), or keep it with"
-                " on_unsupported='keep'"
-            )
+    if replaced := _replaced_forward(module):
+        return replaced
     adapter = adapter_of(module)
     held = dict(module.named_parameters())
     unheld = [name for name in (adapter.of(module) if adapter else ()) if name not in held]
@@ -194,6 +178,29 @@ def _of_module(module: nn.Module) -> str:
         return "is on the meta device; materialise and load the weights first"
     if any(p.is_complex() for p in module.parameters()):
         return "has complex weights, for which no rule is defined"
+    return ""
+
+
+def _replaced_forward(module: nn.Module) -> str:
+    """What is wrong with a `forward` that is not the one of the layer's kind; empty if nothing."""
+    plain = kind_of(module)
+    assert plain is not None
+    kind = type(module)
+    for method in ("forward", "_conv_forward"):
+        if method in vars(module):
+            return (
+                f"has a {method} of its own, not of its class, as the hooks of accelerate and some"
+                " profilers set: that would run in the place of what conversion adds. Remove it"
+                " (accelerate.hooks.remove_hook_from_submodules(model)), convert, then add it again"
+            )
+        overrides = getattr(kind, method, None) is not getattr(plain, method, None)
+        if overrides and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
+            return (
+                f"overrides {method} of {plain.__name__}, so it may compute something else; use"
+                f" the plain {plain.__name__}, say what it computes with"
+                f" apical.adapters.register({kind.__name__}, ...), or keep it with"
+                " on_unsupported='keep'"
+            )
     return ""
 
 

@@ -7,6 +7,7 @@
 
 import os
 from collections.abc import Callable
+from numbers import Integral
 
 from apical.data.batches import AUGMENTS, Batches
 from apical.data.bundled import load_digits, load_drifting_bars, load_letters
@@ -61,7 +62,8 @@ def load(
     Raises: ValueError for an unknown name or size; MissingData, with all the ways to get it;
         DamagedFile, naming the file. Both are ValueErrors.
     """
-    if size is not None and (type(size) is not int or size < 1):
+    whole = isinstance(size, Integral) and not isinstance(size, bool)  # NumPy's too
+    if size is not None and (not whole or size < 1):
         raise ValueError(f"size={size!r} must be a whole number of at least 1 pixel")
     roots(root)  # a folder that was given must exist, whether or not these data need it
     if name.startswith("folder:"):

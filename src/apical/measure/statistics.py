@@ -3,9 +3,8 @@
 Nothing here knows units or what is measured. A sample is a list of values or, where runs are
 matched, a mapping from seed to value. All intervals are two-sided.
 
-`noise` is the variance that a single run's value has for the test set alone (`binomial_variance`).
-Runs whose values happen to lie closer together are no evidence of a smaller variance: it is the
-least that a standard deviation is taken to be.
+`noise` is the variance that a single run's value has for the test set alone (`binomial_variance`):
+the least that the variance of runs is taken to be, also where they happen to lie closer together.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from typing import Literal
 
 Sample = Mapping[int, float]
 
-LEVEL = 0.95
-ALLOWANCE = 0.1
+LEVEL, ALLOWANCE = 0.95, 0.1
 FEWEST = 3  # runs below which an interval says next to nothing
 
 
@@ -38,11 +36,8 @@ class Summary:
     @property
     def note(self) -> str:
         """A warning to print beside the numbers, "" from three runs on."""
-        if self.n >= FEWEST:
-            return ""
-        if self.n == 1:
-            return "one run: no interval"
-        return "two runs: the interval is too wide to say much"
+        few = {1: "one run: no interval", 2: "two runs: the interval is too wide to say much"}
+        return few.get(self.n, "")
 
     def within(self, low: float, high: float) -> Summary:
         """The same, its interval cut off where the quantity ends: a share at 0 and 100 %."""
@@ -383,13 +378,9 @@ def _letter_columns(labels: Sequence[str], differing: Sequence[tuple[str, str]])
         for column in [column for column in columns if a in column and b in column]:
             columns.remove(column)
             columns += [column - {a}, column - {b}]
-        columns = [
-            column
-            for index, column in enumerate(columns)
-            if not any(column < other for other in columns) and column not in columns[:index]
-        ]
-    rank = {label: index for index, label in enumerate(labels)}
-    return sorted(columns, key=lambda column: sorted(rank[label] for label in column))
+        unique = [column for place, column in enumerate(columns) if column not in columns[:place]]
+        columns = [column for column in unique if not any(column < other for other in unique)]
+    return sorted(columns, key=lambda column: sorted(map(labels.index, column)))
 
 
 def _check(values: Sequence[float], level: float) -> None:

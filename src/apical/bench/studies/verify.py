@@ -19,8 +19,8 @@ from typing import Any
 
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, from_dict
-from apical.bench.report.read import Run, read_study
 from apical.bench.report import verified
+from apical.bench.report.read import Run, read_study
 from apical.bench.report.verified import CLOSE, DIFFERS, NOT_COMPARABLE, SAME
 from apical.bench.storage import claims, packing, records
 from apical.bench.storage.environment import environment
