@@ -56,7 +56,12 @@ def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> St
 
 
 DEFAULT_SEEDS = 3
-SEEDS = {"char-lm": 5, "credit": 10, "lra-rnn": 5, "rules-overview": 5, "smoke": 10}
+SEEDS = {
+    **dict.fromkeys(("attack-gradient", "biotorch-robustness", "char-lm", "lra-rnn"), 5),
+    "credit": 10,
+    "rules-overview": 5,
+    "smoke": 10,
+}
 """Runs of each cell where they are not `DEFAULT_SEEDS`."""
 
 STUDIES: dict[str, Callable[[str, int], Study]] = {

@@ -1,5 +1,7 @@
 """Robustness of nets that learn by six rules: BioTorch's attacks, and the worst case.
 
+On digits with both controls, and one search of the learning rate for every row.
+
 BioTorch (Sanfiz and Akrout 2021) attacks each net with the net's own feedback gradient. Its
 attacks and budgets are run as they are, and by the exact gradient beside; the headline is the worst
 case per example over everything that is known. A second study puts the backward pass of each rule
@@ -16,10 +18,9 @@ from typing import Any
 
 from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
-from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies import biotorch
-from apical.bench.studies.base import RULES, Entry, PublishedRobustness, Study, entries
+from apical.bench.studies import biotorch, smoke
+from apical.bench.studies.base import CONTROLS, RULES, Entry, PublishedRobustness, Study, entries
 
 SOURCE = "BioTorch, notebooks (2021)"
 DIGITS, MNIST = "digits MLP", "MNIST LeNet"
@@ -28,16 +29,6 @@ RESNET = "CIFAR-10 ResNet-20 SGD"
 GRID = tuple(0.1 * step / 29 for step in (3, 9, 20, 29))
 """Of the 30 radii of the source, from 0 to 0.1, those at which values are known."""
 
-DIGITS_NET = Experiment(
-    data="digits",
-    net="mlp",
-    net_options={"hidden": [128, 64]},
-    init="xavier",
-    epochs=30,
-    batch_size=32,
-    lr=0.02,
-    optimizer_options={"momentum": 0.9},
-)
 MNIST_RATES = {"bp": 0.01, "fa": 0.003, "dfa": 1e-4, "usf": 0.03, "brsf": 0.03, "frsf": 0.03}
 """What an earlier search of biotorch-mnist chose with one seed (5 epochs, 5,000 held-out images);
 brSF is at 0.03, where that search chose 0.01."""
@@ -164,14 +155,16 @@ def _study(
         runs,
         notes=tuple(notes),
         evaluations={setting: evaluations[setting] for setting in settings},
+        search={DIGITS: smoke.SEARCH},
         surrogate="bp",
         robust_published=published,
     )
 
 
 def _nets(tier: str, seeds: int) -> list[Entry]:
-    """Digits; from the tier short on MNIST; in full the published protocols, CIFAR-10 too."""
-    digits = entries(DIGITS, DIGITS_NET, RULES, seeds)
+    """Digits, the nets of the study smoke; from the tier short on MNIST; in full the published
+    protocols, CIFAR-10 too."""
+    digits = entries(DIGITS, smoke.BASE, {**RULES, **CONTROLS}, seeds)
     if tier == "smoke":
         return digits
     rates = {(MNIST, rule): lr for rule, lr in MNIST_RATES.items()}
