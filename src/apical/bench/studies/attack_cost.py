@@ -1,6 +1,7 @@
 """What attacking the nets of a study will cost at most, from a few timed passes."""
 
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,8 @@ def most(study: Study, folder: Path, execution: Execution) -> Cost:
         if entry.setting not in study.evaluations or (job and job.ended()):
             continue
         if entry.cell not in seconds_of:
-            seconds_of[entry.cell] = _seconds(study, entry, execution)
+            with warnings.catch_warnings(action="ignore"):  # of untrained nets: the runs will say
+                seconds_of[entry.cell] = _seconds(study, entry, execution)
         runs, seconds = parts.get(entry.setting, (0, 0.0))
         parts[entry.setting] = (runs + 1, seconds + seconds_of[entry.cell])
     rows = tuple((f"{name} attacked", n, seconds) for name, (n, seconds) in parts.items())
