@@ -170,7 +170,7 @@ def test_what_does_not_fit() -> None:
         ({"net_options": {"output": "last"}}, "net_options: 'output' follows from the task"),
         (
             {"learner": "readout"},
-            "learner='readout' cannot be .* task='dictionary', which asks",
+            "learner='readout' cannot be .* task='dictionary', which has",
         ),
         ({"task": None, "length": None}, "task_options=.* has no effect without a task"),
         ({"net": "mlp"}, "net='mlp' takes no sequences: allowed are gru, lstm, srn, mnm"),

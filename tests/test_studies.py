@@ -196,7 +196,7 @@ def test_the_report_reads_what_conduct_writes(tmp_path: Path) -> None:
     read = read_study(tmp_path / "tiny")
     assert (read.name, read.title, read.command) == ("tiny", "Tiny", "apical study tiny")
     assert [run.status for run in read.runs] == ["finished"] * 4
-    assert read.find_published("digits", "bp").value == 2.0
+    assert [(p.setting, p.rule, p.value) for p in read.published] == [("digits", "bp", 2.0)]
 
 
 def test_diverged_tries_are_told_and_the_run_takes_a_rate_that_holds(tmp_path: Path) -> None:

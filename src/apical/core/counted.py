@@ -15,8 +15,10 @@ from apical.rules.base import BroadcastRule
 
 def is_empty(tap: Tap, error: Tensor) -> bool:
     """Whether the tap holds none of the rows that only the number of samples would group."""
-    grouped = tap.feedback.rule.samples(tap.x.shape, tuple(error.shape[1:])) is None
-    return not len(error) and not len(tap.x) and grouped and not tap.feedback.rule.by_position
+    rule = tap.feedback.rule
+    if len(error) or len(tap.x) or rule.by_position:
+        return False
+    return rule.samples(tap.x.shape, tuple(error.shape[1:])) is None
 
 
 def counted(tap: Tap, error: Tensor) -> tuple[Tap, int]:
