@@ -44,3 +44,8 @@ ones, in which all but the output layer keeps the weights that it begins with.""
 def is_frozen(rule: str) -> bool:
     """Whether it is the control whose hidden layers keep their initial weights."""
     return rule.lower() in FROZEN
+
+
+def is_control(rule: str) -> bool:
+    """Whether it is that control, or feedback alignment whose feedback changes at every update."""
+    return is_frozen(rule) or rule.lower() == "redrawn"

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from apical.bench.report import gained, robustness, sections
-from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.names import display_name, is_baseline, is_control
 from apical.bench.report.read import Published
 from apical.bench.report.results import published, verdict
 from apical.bench.report.robustness import Heat
@@ -297,7 +297,7 @@ def conclusion(rows: Sequence[Line]) -> list[str]:
 
 def _masking(rows: Sequence[Line]) -> str:
     by_word: dict[str, list[Line]] = {}
-    for row in rows:
+    for row in (row for row in rows if not is_control(row.rule)):
         by_word.setdefault(row.word, []).append(row)
     parts = [_masked(by_word["masked"])] if "masked" in by_word else []
     if useless := [*by_word.get("vanishing", ()), *by_word.get("random", ())]:

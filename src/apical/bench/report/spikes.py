@@ -13,7 +13,7 @@ from typing import Any
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.evaluations import Robustness
-from apical.bench.report.names import display_name, is_baseline, is_frozen
+from apical.bench.report.names import display_name, is_baseline, is_control
 from apical.bench.report.pictures import address, arrays
 from apical.bench.report.read import Study
 from apical.bench.report.render import FONT, new_figure, save_png
@@ -146,9 +146,7 @@ def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
 def seen(rows: Iterable[Line]) -> str:
     """Whether twin, transfer and both together were at least as strong as the own gradient, each by
     itself, over all radii; of the rules, not of backprop and the controls."""
-    rows = list(rows)
-    controls = [row.rule for row in rows if is_frozen(row.rule) or row.rule == "redrawn"]
-    rows = [row for row in rows if not is_baseline(row.rule) and row.rule not in controls]
+    rows = [row for row in rows if not (is_baseline(row.rule) or is_control(row.rule))]
     parts = []
     for name, words in COMPARED.items():
         nets, weaker = Counter[str](), Counter[str]()
