@@ -1,8 +1,8 @@
 """Packed studies: nothing that a report uses is lost, and damage is noticed."""
 
-import os
 import dataclasses
 import json
+import os
 import re
 import shutil
 from pathlib import Path
