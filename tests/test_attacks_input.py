@@ -48,6 +48,8 @@ def test_inputs_and_labels_that_do_not_fit() -> None:
         (X - 0.1, Y, "outside the stated range"),
         (X * float("nan"), Y, "outside the stated range"),
         ((X * 16).long(), Y, "floating point"),
+        (X.numpy(), Y, "inputs are ndarray: expected a torch.Tensor"),
+        (X, Y.tolist(), "labels are list: expected a torch.Tensor"),
         (X, Y[:3], r"labels of shape \(3,\): expected \(4,\)"),
         (X, nn.functional.one_hot(Y, 10), "one class number per input"),
         (X, Y.float(), "expected class numbers"),
@@ -65,11 +67,17 @@ def with_active(module: nn.Module) -> nn.Module:
     return net
 
 
+class Whole(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).long()
+
+
 def test_models_that_cannot_be_attacked() -> None:
     for net, message in (
         (convolutional().train(), r"in training mode.*model.eval\(\)"),
         (with_active(nn.Dropout(0.5)), r"0 \(Dropout\) is in training mode.*EOT"),
         (with_active(nn.BatchNorm2d(1)), r"0 \(BatchNorm2d\) is in training mode"),
+        (Whole().eval(), "scores are torch.int64: expected floating point"),
         (nn.Flatten(0).eval(), r"expected scores \(N, classes\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval(), "a single score"),
         (lambda x: x, "must be a torch.nn.Module"),

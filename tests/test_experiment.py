@@ -181,7 +181,8 @@ def test_values_out_of_range() -> None:
         ({"autocast": "fp8"}, "autocast='fp8' is not one of 'off', 'bf16', 'fp16'"),
         ({"accumulate": 65}, "accumulate=65: exceeds batch_size=64"),
         ({"test": False}, "nothing would be measured"),
-        ({"seed": -1}, "seed=-1: must be at least 0"),
+        ({"seed": -1}, r"seed=-1: must lie in \[0, 1e18\]"),
+        ({"seed": 10**23}, "seed=10{23}: must lie in"),
         ({"loss": "hinge"}, "loss='hinge' is not one of 'cross_entropy'"),
         (
             {"loss": "binary_cross_entropy", "label_smoothing": 0.1},

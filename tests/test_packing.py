@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -204,6 +205,29 @@ def test_a_missing_file_is_named(fake: Path, tmp_path: Path) -> None:
     (copy / "records.parquet").unlink()
     with pytest.raises(ValueError, match="is missing"):
         read_study(copy)
+
+
+def test_packed_files_and_digests_of_other_kinds_are_named(fake: Path) -> None:
+    whole = records.read_json(fake / "study.json")
+    digests = whole["packed"]["sha256"]
+    for change in (
+        {"sha256": digests | {"study.json": 5}},
+        {"sha256": digests | {"study.json": None}},
+        {"sha256": [list(pair) for pair in digests.items()]},
+        {"environments": [1]},
+    ):
+        records.write_json(fake / "study.json", whole | {"packed": whole["packed"] | change})
+        with pytest.raises(ValueError, match="does not describe a packed study .*packed: "):
+            read_study(fake)
+    records.write_json(fake / "study.json", whole)
+    for name in ("runs.jsonl", "records.parquet"):
+        for make in (Path.mkdir, os.mkfifo):
+            (fake / name).rename(fake / "aside")
+            make(fake / name)
+            with pytest.raises(ValueError, match=f"{name} is not a file"):
+                read_study(fake)
+            (fake / name).rename(fake / f"{name}.{make.__name__}")
+            (fake / "aside").rename(fake / name)
 
 
 def test_files_of_another_study_are_no_part_of_this_one(fake: Path, tmp_path: Path) -> None:

@@ -339,7 +339,53 @@ def test_a_changed_image_folder_is_another_experiment(tmp_path: Path) -> None:
     keys.append(Experiment(data=f"folder:{tmp_path}").key)
     shutil.rmtree(tmp_path / "train" / "b")
     keys.append(Experiment(data=f"folder:{tmp_path}").key)
-    assert len(set(keys)) == 4
+    linked = tmp_path / ".kept" / "b"  # a class may be a link to a folder, an image one to a file
+    linked.mkdir(parents=True)
+    (tmp_path / "train" / "b").symlink_to(linked)
+    (tmp_path / "train" / "a" / "up").symlink_to(tmp_path)
+    for content in (b"x", b"xx"):
+        (linked / "0.png").write_bytes(content)
+        keys.append(Experiment(data=f"folder:{tmp_path}").key)
+    (tmp_path / "elsewhere").write_bytes(b"x")
+    (tmp_path / "train" / "a" / "2.png").symlink_to(tmp_path / "elsewhere")
+    keys.append(Experiment(data=f"folder:{tmp_path}").key)
+    (tmp_path / "elsewhere").write_bytes(b"xx")
+    keys.append(Experiment(data=f"folder:{tmp_path}").key)
+    assert len(set(keys)) == 8
+
+
+def test_own_code_is_what_a_module_imports_from_any_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper in another folder of the path, a package there, and linked files."""
+    aside = here / "aside"
+    (aside / "pack_of_mine").mkdir(parents=True)
+    monkeypatch.syspath_prepend(aside)
+    (here / "links.py").write_text("import beside_link\nimport far_of_mine, torch\n")
+    (here / "elsewhere").mkdir()
+    (here / "links.py").rename(here / "elsewhere" / "original.py")
+    (here / "links.py").symlink_to("elsewhere/original.py")
+    (here / "elsewhere" / "shared.py").write_text("A = 1\n")
+    (here / "beside_link.py").symlink_to("elsewhere/shared.py")
+    (aside / "far_of_mine.py").write_text("from pack_of_mine import part\n")
+    (aside / "pack_of_mine" / "__init__.py").write_text("")
+    (aside / "pack_of_mine" / "part.py").write_text("B = 1\n")
+
+    def digest() -> str:
+        own_code._known.clear()  # as in a new process
+        return own_code.digests({"rule": "links:Mine"})["links:Mine"]
+
+    digests = [digest()]
+    for edited in (
+        here / "elsewhere" / "shared.py",
+        here / "elsewhere" / "original.py",
+        aside / "far_of_mine.py",
+        aside / "pack_of_mine" / "part.py",
+        aside / "pack_of_mine" / "__init__.py",
+    ):
+        edited.write_text(edited.read_text() + "C = 2\n")
+        digests.append(digest())
+    assert len(set(digests)) == 6
 
 
 def test_installed_packages_and_the_library_itself_have_no_digest() -> None:

@@ -19,7 +19,7 @@ from apical.attacks import checks
 from apical.attacks.ball import Ball, per_example, unit
 from apical.attacks.isolation import restart, undisturbed
 from apical.attacks.losses import FEWEST_CLASSES, Loss, against, check_classes
-from apical.attacks.scores import Expectation, adapted
+from apical.attacks.scores import Expectation, adapted, detached
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
 from apical.attacks.sources import source as named_source
 from apical.measure import statistics
@@ -144,7 +144,7 @@ def audit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoGradientWarning)  # it is what we look for
         with chosen.open(model) as oracle, undisturbed(model, *oracle.others, seed=seed):
-            x, y = x.clone(), y.detach().clone()
+            x, y = x.clone(), detached("labels", y).clone()
             checks.check_mode(model, random_allowed=True)
             checks.check_inputs(x, Ball(0.0, "linf", *bounds))
             if not len(x):

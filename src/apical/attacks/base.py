@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apical.attacks import checks
 from apical.attacks.ball import Ball, Norm, standard_norm
 from apical.attacks.isolation import undisturbed
-from apical.attacks.scores import FEW, adapted
+from apical.attacks.scores import FEW, adapted, detached
 from apical.attacks.sources import Averaged, NoGradient, Oracle, Source
 from apical.attacks.sources import source as named_source
 from apical.names import check_literals
@@ -101,7 +101,7 @@ class Attack(abc.ABC):
         """
         chosen = self.source(gradient)
         scoring, inputs = adapted(model, x)
-        points = self.made(scoring, inputs, y.detach(), chosen)
+        points = self.made(scoring, inputs, detached("labels", y), chosen)
         if isinstance(x, Mapping):
             return {name: points.to(given.dtype) for name, given in x.items()}
         return points.to(x.dtype)

@@ -94,6 +94,8 @@ def check_scores(scores: Tensor, examples: int) -> int:
         )
     if scores.shape[1] < 2:
         raise ValueError("the model has a single score: expected one for each of several classes")
+    if not scores.is_floating_point():
+        raise ValueError(f"the model's scores are {scores.dtype}: expected floating point numbers")
     if not scores.isfinite().all():
         raise ValueError("the model's scores on clean inputs are not finite")
     return scores.shape[1]

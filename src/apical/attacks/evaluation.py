@@ -22,7 +22,7 @@ from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
 from apical.attacks.sanity import Check, Gap
 from apical.attacks.schedule import Effort, Protocol, Setting
-from apical.attacks.scores import Expectation, adapted
+from apical.attacks.scores import Expectation, adapted, detached
 from apical.attacks.trials import Step, Trial, run
 from apical.attacks.verdict import Word, verdict
 from apical.core.convert import feedback_modules
@@ -155,7 +155,7 @@ def robust_report(
     check_at_least("robust_report", 1, samples=samples)
     norm = _checked_norm(norm, protocol)
     model, x = adapted(model, x)
-    y = y.detach()
+    y = detached("labels", y)
     surrogates = {name: adapted(other, x)[0] for name, other in (surrogates or {}).items()}
     if samples > 1:
         model = Expectation(model, samples)

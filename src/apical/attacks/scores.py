@@ -98,6 +98,13 @@ def check_model(model: object) -> None:
         raise ValueError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
 
 
+def detached(what: str, value: object) -> Tensor:
+    """The values of a tensor. Raises: ValueError for anything else, as a list or an array."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{what} are {type(value).__name__}: expected a torch.Tensor")
+    return value.detach()
+
+
 def adapted(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> tuple[nn.Module, Tensor]:
     """The model from float32 inputs to scores (itself if it is one), and the inputs.
 
@@ -113,7 +120,7 @@ def adapted(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> tuple[nn.Modu
                 " the attack changes, and put the other entries into the model"
             )
         ((name, x),) = x.items()
-    x = x.detach()
+    x = detached("inputs", x)
     if not x.is_floating_point():  # refused later, with all other checks
         return model, x
     dtype = x.dtype

@@ -175,7 +175,7 @@ def _file_of(name: str) -> str | None:
 
 
 def _digest_of_files(name: str, module: ModuleType | None, named: str, what: str) -> str:
-    """Of the module's file and the files that it imports from its own package or folder. "" for
+    """Of the module's file and the files that it imports, installed packages excepted. "" for
     installed packages, and for a module that is nowhere, which is an error when it is used."""
     file = _file_of(name) if module is None else getattr(module, "__file__", None)
     if file is None and module is not None and name == "__main__":  # a notebook, an interpreter
@@ -183,43 +183,48 @@ def _digest_of_files(name: str, module: ModuleType | None, named: str, what: str
         return hashlib.sha256(source.encode()).hexdigest()[:DIGITS]
     if file is None or not Path(file).is_file():
         return ""
-    path = Path(file).resolve()
+    path = Path(file).absolute()  # not resolved: a linked module imports from beside the link
     if _installed(path):
         return ""
     name = "" if name == "__main__" else name
     levels = len(name.split(".")) - (path.name != "__init__.py")
     root = path.parent if not name else path.parents[levels]
     total = hashlib.sha256()
-    for each in sorted(_closure(path, root)):
-        total.update(f"{each.relative_to(root).as_posix()}\0".encode())
-        total.update(hashlib.sha256(each.read_bytes()).digest())
+    files = [
+        (place.relative_to(top), hashlib.sha256(place.read_bytes()).digest())
+        for place, top in _closure(path, root).items()
+    ]
+    for relative, digest in sorted(files):
+        total.update(f"{relative.as_posix()}\0".encode() + digest)
     return total.hexdigest()[:DIGITS]
 
 
 def _installed(path: Path) -> bool:
     """Whether a file belongs to Python, an installed package or this library."""
+    path = path.resolve()
     if {"site-packages", "dist-packages"} & set(path.parts):
         return True
     places = (Path(sysconfig.get_path("stdlib")).resolve(), Path(__file__).resolve().parents[2])
     return any(path.is_relative_to(place) for place in places)
 
 
-def _closure(path: Path, root: Path) -> set[Path]:
-    """A file, and the files below `root` that it imports, directly or through others."""
-    found: set[Path] = set()
-    waiting = [path]
+def _closure(path: Path, root: Path) -> dict[Path, Path]:
+    """A file and the files that it imports, directly or through others, installed packages
+    excepted; each with the folder that its module's name starts from."""
+    found: dict[Path, Path] = {}
+    waiting = [(path, root)]
     while waiting:
-        file = waiting.pop()
+        file, top = waiting.pop()
         if file in found:
             continue
-        found.add(file)
+        found[file] = top
         if file.suffix == ".py":
-            waiting += _imported(file, root)
+            waiting += _imported(file, top)
     return found
 
 
-def _imported(file: Path, root: Path) -> Iterator[Path]:
-    """Files below `root` that the statements of a file may import."""
+def _imported(file: Path, root: Path) -> Iterator[tuple[Path, Path]]:
+    """Files that the statements of a file may import, each with its root."""
     package = file.relative_to(root).parent.parts
     try:
         tree = ast.parse(file.read_bytes())
@@ -233,12 +238,26 @@ def _imported(file: Path, root: Path) -> Iterator[Path]:
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = (*above, *(node.module.split(".") if node.module else ()))
             names = [base, *((*base, alias.name) for alias in node.names)]
-        for parts in names:
+        for parts in filter(None, names):
+            top = _root_of(parts[0], root)
+            if top is None:
+                continue
             for length in range(1, len(parts) + 1):
-                place = root.joinpath(*parts[:length])
+                place = top.joinpath(*parts[:length])
                 for each in (place.with_suffix(".py"), place / "__init__.py"):
                     if each.is_file():
-                        yield each.resolve()
+                        yield each, top
+
+
+def _root_of(name: str, root: Path) -> Path | None:
+    """The folder that holds a module: `root` or a folder of sys.path; None for installed ones."""
+    if (root / f"{name}.py").is_file() or (root / name).is_dir():
+        return root
+    file = _file_of(name)
+    if file is None or not Path(file).is_file() or _installed(Path(file)):
+        return None
+    path = Path(file).absolute()
+    return path.parents[path.name == "__init__.py"]
 
 
 def _listing_digest(folder: Path) -> str:
@@ -247,12 +266,17 @@ def _listing_digest(folder: Path) -> str:
 
     total = hashlib.sha256()
     count = 0
-    for place, folders, files in os.walk(folder):
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):  # as images are read
+        status = os.stat(place)
+        if (identity := (status.st_dev, status.st_ino)) in seen:  # a link to a folder above it
+            folders.clear()
+        seen.add(identity)
         folders.sort()
         for name in sorted(files):
             if name.lower().endswith(SUFFIXES):
                 path = Path(place, name)
-                size = path.lstat().st_size
+                size = path.stat().st_size if path.exists() else 0
                 total.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
                 count += 1
     return total.hexdigest()[:DIGITS] if count else ""

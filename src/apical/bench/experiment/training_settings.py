@@ -106,7 +106,7 @@ class TrainingSettings(Settings):
         adversarial: train on attacked images: its settings, or ``pgd`` for their
             defaults; absent: on the images as they are.
         autocast: ``bf16`` or ``fp16`` (CUDA only, with a gradient scaler).
-        seed: of weights, feedback, order of images and augmentation (>= 0).
+        seed: of weights, feedback, order of images and augmentation (0 to 1e18).
     """
 
     epochs: int = setting(10, "[1, inf)")
@@ -119,7 +119,7 @@ class TrainingSettings(Settings):
     accumulate: int = setting(1, "[1, inf)", not_with=("learner",))
     adversarial: Adversarial | Literal["pgd"] | None = setting(None, not_with=("task", "hashing"))
     autocast: Literal["off", "bf16", "fp16"] = setting("off", not_with=("learner",))
-    seed: int = setting(0, "[0, inf)")
+    seed: int = setting(0, "[0, 1e18]")
 
     label: ClassVar[str] = "training"
 

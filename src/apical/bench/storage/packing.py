@@ -82,9 +82,10 @@ class PackedFolder:
         try:
             self._study = records.read_json(path / STUDY)
             packed = self._study.pop("packed")
+            schema.check(packed, {"sha256": {str: str}, "environments": {str: dict}}, "packed")
             digests = dict(packed["sha256"])
             environments = packed["environments"]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError) as error:
             raise ValueError(
                 f"{path / STUDY} does not describe a packed study ({error}); {_remedy(path)}"
             ) from error
@@ -95,7 +96,6 @@ class PackedFolder:
             )
         self._check(STUDY, digests.pop(STUDY, ""), _study_digest(self._study, packed))
         self._files = {name: self._verified(name, digests.get(name, "")) for name in (RUNS, ROWS)}
-        schema.check(environments, {str: dict}, f"{path / STUDY}, packed.environments")
         self._lines: dict[str, Row] = {}
         for number, text in enumerate(self._files[RUNS].splitlines(), 1):
             where = f"{path / RUNS}, line {number}"
@@ -154,6 +154,8 @@ class PackedFolder:
         path = self.path / name
         if not path.exists():
             raise ValueError(f"{path} is missing; {_remedy(self.path)}")
+        if not path.is_file():  # a folder, or a pipe, which would never end
+            raise ValueError(f"{path} is not a file; {_remedy(self.path)}")
         data = path.read_bytes()
         self._check(name, digest, hashlib.sha256(data).hexdigest())
         return data
