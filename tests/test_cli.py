@@ -244,7 +244,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(capsys: Any) -> None:
     words = ["tune", "--rule", "fa,{rule: kp, decay: 1e-3}", *SMALL, "--rates", "0.01,0.03"]
     assert cli.main([*words, "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert "digits mlp: fa, kp; learning rates 0.01, 0.03, each tried for 1 epochs with" in text
+    assert "digits mlp: fa, kp; learning rates 0.01, 0.03, each tried for 1 epoch with" in text
     assert "  12 tries of learning rates, 0 finished" in text
     assert "6 x digits mlp sgd kp" in text and text.endswith("nothing was started (--dry-run)\n")
     assert not list(Path().iterdir())

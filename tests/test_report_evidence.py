@@ -115,6 +115,9 @@ def test_the_finding_names_the_best_rule_and_those_it_does_not_differ_from(tmp_p
         "No test error differs significantly from the lowest, BP's 2.10 %"
     )
     assert results.finding(rows[:1]) == ""
+    few = {rule: errors[:2] for rule, errors in alike.items()}
+    rows = results.cells(read_study(make(tmp_path / "few", few)))
+    assert results.finding(rows).endswith("; two seeds are too few to judge by.")
 
 
 def test_the_finding_names_what_differs_from_bp_where_all_pairs_tie(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_half_decades() -> None:
 
 def test_searches_that_are_refused() -> None:
     for changed, told in (
-        ({"values": (0.01, 0.1)}, "not half decades without a gap"),
-        ({"values": (0.02,)}, "0.02 is not on a grid of half decades"),
+        ({"values": (0.01, 0.1)}, "such as 0.01, 0.03, 0.1; apical sweep --lr compares any rates"),
+        ({"values": (0.02,)}, "0.02 is not on a grid of half decades.* sweep --lr compares"),
         ({"values": ()}, "not half decades without a gap"),
         ({"values": (0.01, 0.01, 0.03)}, "not half decades without a gap, each once"),
         ({"seeds": (1000, 1001)}, "needs at least 3 seeds"),

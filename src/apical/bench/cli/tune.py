@@ -96,7 +96,9 @@ def curve(label: str, choice: Mapping[str, Any]) -> str:
         if each["lr"] == choice["lr"]:
             text += "  <- chosen"
         lines.append(text)
-    lines.append(f"  rate     validation error, mean of {len(choice['tries'][0]['errors'])} seeds")
+    seeds = len(choice["tries"][0]["errors"])
+    lines.append(f"  rate     validation error, mean of {seeds} seeds +- standard error; chosen is the")
+    lines.append("           smallest rate within one standard error of the lowest")
     return "\n".join(lines)
 
 

@@ -335,8 +335,8 @@ def _check_finished(folder: Path) -> None:
     state = run_folder.state(folder)
     if state != "finished":
         raise ValueError(
-            f"{folder} is {state}: there is no trained net yet. The command that started it "
-            "goes on where it stopped"
+            f"{folder} is {state}: there is no trained net yet. Give the command that "
+            "started it again: it goes on where it stopped"
         )
 
 

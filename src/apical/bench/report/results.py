@@ -249,6 +249,8 @@ def finding(rows: Sequence[Cell]) -> str:
             words = " and ".join(f"{word} under {_names(rules)}" for word, rules in sides if rules)
             start = "corrected for the comparisons with BP alone (Holm) the error is significantly"
             text += f"; {start} {words}"
+        if max(row.summary.n for row in ranked if row.summary) == 2:
+            text += "; two seeds are too few to judge by"
         if idle := [row for row in ranked if row.gain and row.gain.mark]:
             text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
         if failed := [row.row for row in of_setting if row.row.failed]:

@@ -147,10 +147,12 @@ class Search:
 
     def __post_init__(self) -> None:
         grid = tuple(sorted(self.values))
-        if not grid or grid != selection.half_decades(grid[0], grid[-1]):
+        full = selection.half_decades(grid[0], grid[-1]) if grid else (0.01, 0.03, 0.1)
+        if grid != full:
             raise ValueError(
                 f"search: the learning rates {self.values} are not half decades without a gap, "
-                "each once, such as 0.01, 0.03, 0.1"
+                f"each once, such as {', '.join(f'{rate:g}' for rate in full)}; "
+                "apical sweep --lr compares any rates"
             )
         if len(set(self.seeds)) < LEAST_SEEDS:
             raise ValueError(f"search: seeds={self.seeds}: needs at least {LEAST_SEEDS} seeds")

@@ -214,8 +214,9 @@ def outline(study: Study, folder: Path, *, table: bool = True) -> list[str]:
         searches = [search for cell in cells if (search := study.search_of(cell)) is not None]
         if searches:
             values = ", ".join(f"{rate:g}" for rate in searches[0].values)
-            text += f"; learning rates {values}, each tried for {searches[0].epochs} epochs with "
-            text += f"seeds {', '.join(map(str, searches[0].seeds))}"
+            epochs = searches[0].epochs
+            text += f"; learning rates {values}, each tried for {epochs} epoch{'s' * (epochs != 1)}"
+            text += f" with seeds {', '.join(map(str, searches[0].seeds))}"
         if setting in study.evaluations:
             text += "; trained nets attacked"
         lines.append(text)

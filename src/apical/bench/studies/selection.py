@@ -42,7 +42,7 @@ def half_decade(rate: float, steps: int) -> float:
             return _at(place + steps)
     raise ValueError(
         f"learning rate {rate:g} is not on a grid of half decades: use 1 or 3 times a power of "
-        "ten, such as 0.01 or 0.03"
+        "ten, such as 0.01 or 0.03; apical sweep --lr compares any rates"
     )
 
 
