@@ -97,8 +97,8 @@ def curve(label: str, choice: Mapping[str, Any]) -> str:
             text += "  <- chosen"
         lines.append(text)
     seeds = len(choice["tries"][0]["errors"])
-    lines.append(f"  rate     validation error, mean of {seeds} seeds +- standard error; chosen is the")
-    lines.append("           smallest rate within one standard error of the lowest")
+    lines.append(f"  rate     validation error, mean of {seeds} seeds +- standard error")
+    lines.append("  chosen: the smallest rate within one standard error of the lowest")
     return "\n".join(lines)
 
 
