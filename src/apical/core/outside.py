@@ -114,7 +114,7 @@ class Guard:
             exact = any(feedback.exact for feedback in feedback_modules(model))
             if exact or self._exact_blocks != _exact_blocks(model):
                 return  # all of it, or a part, ran inside `exact_gradients`
-            found = self.find(model, output) | self._tied_anew(model)
+            found = self.find(model, output) | self._changed_ties(model)
             if found and self.raises:
                 raise ValueError(report(found.values()))
             new = {place: text for place, text in found.items() if place not in self._reported}
@@ -168,7 +168,7 @@ class Guard:
                             found[key] = _of_kept(place, tensor, node)
         return found
 
-    def _tied_anew(self, model: nn.Module) -> dict[str, str]:
+    def _changed_ties(self, model: nn.Module) -> dict[str, str]:
         """Layers whose feedback follows a weight that another layer shares since the conversion, or
         shares no longer."""
         holders: dict[int, list[tuple[str, nn.Module]]] = {}
