@@ -137,9 +137,9 @@ def classification(
                 at.epoch += 1
                 parts.gather()
                 scores = _epoch_rows(experiment, parts, at, sums)
-                overflown = _nonfinite_split(scores)
-                if parts.group.agree(bool(overflown), parts.device):
-                    stopped = _stopped(at.epoch, at.step, overflown)
+                overflowed = _nonfinite_split(scores)
+                if parts.group.agree(bool(overflowed), parts.device):
+                    stopped = _stopped(at.epoch, at.step, overflowed)
             if stopped is not None:
                 if writes:
                     end(stopped)
@@ -153,8 +153,8 @@ def classification(
     ending = _final_rows(experiment, parts, at, folder) if writes else [{}]
     parts.group.wait()
     if writes:
-        if overflown := _nonfinite_split(ending):
-            ending = [_stopped(at.epoch, at.step, overflown)]
+        if overflowed := _nonfinite_split(ending):
+            ending = [_stopped(at.epoch, at.step, overflowed)]
         else:
             ending = [*monitor.at_end(), *ending]
         end(*ending)
