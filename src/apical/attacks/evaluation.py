@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import cast, get_args
 
 import torch
@@ -152,7 +152,7 @@ def robust_report(
     Warns: if the clean accuracy is no better than chance.
     """
     input_checks.check_batch_size("robust_report", batch_size)
-    check_at_least("robust_report", 1, samples=samples)
+    _check_kinds(samples, surrogates, extra, protocol, bounds)
     norm = _checked_norm(norm, protocol)
     model, x = adapted(model, x)
     y = detached("labels", y)
@@ -201,6 +201,25 @@ def robust_report(
         ]
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
     return _concluded(tuple(clean.tolist()), trials, budgets, found, setting)
+
+
+def _check_kinds(
+    samples: object, surrogates: object, extra: object, protocol: object, bounds: object
+) -> None:
+    """Raises: ValueError naming the first argument that is of another kind than it must be."""
+    pair = isinstance(bounds, Sequence) and len(bounds) == 2
+    for name, value, right, kind in (
+        ("samples", samples, isinstance(samples, Integral), "a whole number"),
+        ("surrogates", surrogates, surrogates is None or isinstance(surrogates, Mapping),
+         "a mapping from names to models"),
+        ("extra", extra, extra is None or callable(extra), "a function of a radius"),
+        ("protocol", protocol, protocol is None or isinstance(protocol, Protocol), "a Protocol"),
+        ("bounds", bounds, pair and all(isinstance(bound, Real) for bound in bounds),  # type: ignore[attr-defined]
+         "a pair of numbers"),
+    ):  # fmt: skip
+        if not right:
+            raise ValueError(f"robust_report: {name}={value!r} is not {kind}")
+    check_at_least("robust_report", 1, samples=cast(int, samples))
 
 
 def _checked_norm(norm: str, protocol: Protocol | None) -> Threat:
