@@ -402,13 +402,14 @@ def test_bad_input() -> None:
 
 
 def test_arguments_of_another_kind_are_refused_by_name() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     for name, wrong, kind in (
         ("samples", 1.5, "a whole number"),
-        ("surrogates", [perceptron("bp")], "a mapping"),
+        ("surrogates", [net], "a mapping"),
         ("extra", "pgd", "a function"),
         ("protocol", "biotorch", "a Protocol"),
         ("bounds", "01", "a pair of numbers"),
         ("bounds", (0.0, 0.5, 1.0), "a pair of numbers"),
     ):
         with pytest.raises(ValueError, match=f"robust_report: {name}=.* is not {kind}"):
-            attacks.robust_report(perceptron("bp"), X[:4], Y[:4], eps=0.1, **{name: wrong})
+            attacks.robust_report(net, X[:4], Y[:4], eps=0.1, **{name: wrong})
