@@ -411,5 +411,5 @@ def test_arguments_of_another_kind_are_refused_by_name() -> None:
         ("bounds", "01", "a pair of numbers"),
         ("bounds", (0.0, 0.5, 1.0), "a pair of numbers"),
     ):
-        with pytest.raises(ValueError, match=f"robust_report: {name}=.* is not {kind}"):
+        with pytest.raises(ValueError, match=f"(?s)robust_report: {name}=.* is not {kind}"):
             attacks.robust_report(net, X[:4], Y[:4], eps=0.1, **{name: wrong})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -218,7 +219,8 @@ def _check_kinds(
          "a pair of numbers"),
     ):  # fmt: skip
         if not right:
-            raise ValueError(f"robust_report: {name}={value!r} is not {kind}")
+            shown = reprlib.repr(value)
+            raise ValueError(f"robust_report: {name}={shown} is not {kind}")
     check_at_least("robust_report", 1, samples=cast(int, samples))
 
 
