@@ -485,3 +485,29 @@ def test_the_remedy_of_an_adapter() -> None:
     apical.adapters.register(Row, {"row": apical.adapters.Weight("x W^T")})
     train(apical.convert(model, "fa"))
     assert type(model[2]).__name__ == "FeedbackRow"
+
+
+class LearnedQuery(nn.Module):
+    """Attention whose query is a projected parameter, as in Perceiver and in pooling heads."""
+
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__()
+        self.below, self.query = nn.Linear(6, 8), nn.Parameter(torch.randn(1, 3, 8))
+        self.project, self.above = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True) if whole else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys, query = self.below(x).relu(), self.query.expand(len(x), -1, -1)
+        if self.attention is not None:
+            return self.above(self.attention(self.project(query), keys, keys)[0].mean(1))
+        scores = self.project(query) @ keys.transpose(1, 2)
+        return self.above((scores.softmax(-1) @ keys).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_layer_makes_of_a_parameter_is_an_activation() -> None:
+    for rule in ("fa", "dfa", "ldfa", "kp"):
+        for whole in (False, True):
+            model = apical.convert(LearnedQuery(whole=whole), rule)
+            for _ in range(5):
+                model(torch.randn(5, 7, 6)).square().mean().backward()

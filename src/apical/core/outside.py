@@ -311,6 +311,7 @@ def _activations(nodes: list[Node]) -> set[Node]:
         name, edges = node.name(), node.next_functions
         leaf = getattr(node, "variable", None)
         of_data = any(edges[place][0] is None for place in FACTORS.get(name, ()))
+        of_data |= name.startswith(_DETACHED)  # a layer made it, be it of parameters
         if of_data or name.startswith(_OF_DATA) or not isinstance(leaf, nn.Parameter | None):
             pending.append(node)
         for below, _ in edges:
