@@ -172,7 +172,8 @@ def options(values: Mapping[str, Any], place: Path) -> str | None:
 
 def yaml_file(values: Mapping[str, Any], as_json: bool, place: Path) -> str | None:
     """Settings as a file."""
-    text = json.dumps(values) if as_json else yaml.safe_dump(dict(values), allow_unicode=True)
+    text = json.dumps(values) if as_json else yaml.safe_dump(dict(values))
+    # escaped: a raw U+0085 is a line break of YAML, which PyYAML would write
     (place / "config.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
     return _parsed([f"--config={place / 'config.yaml'}"], values)
 

@@ -291,7 +291,8 @@ def one_run(source: packing.Folder, folder: str) -> Run:
 def learner_of(experiment: Record) -> dict[str, Any]:
     """The learner of an experiment as a mapping, its name under "learner"."""
     learner = experiment.get("learner") or "backprop"
-    return dict(learner) if isinstance(learner, Mapping) else {"learner": str(learner)}
+    named = learner if isinstance(learner, Mapping) else {"learner": str(learner)}
+    return {"learner": "backprop", **named}
 
 
 def rule_name(experiment: Record) -> str:
