@@ -20,6 +20,7 @@ from apical.bench.report import (
     write,
 )
 from apical.bench.report.documents import TEMPLATES
+from apical.bench.report.read import rule_name
 from apical.bench.report.table import for_markdown
 from apical.bench.storage import records
 from apical.measure import statistics as stats
@@ -505,3 +506,8 @@ def test_file_names_from_settings_do_not_clash():
     slugs = ["a-b-", "a-b-2-", "setting-", "setting-2-"]
     assert [render.prefix(names, name) for name in names] == slugs
     assert render.prefix(["A b"], "A b") == ""
+
+
+def test_a_learner_without_a_name_is_backprop() -> None:
+    assert rule_name({"learner": {"form": "ell"}, "rule": "fa"}) == "fa"
+    assert rule_name({"learner": {"learner": "lra"}, "rule": "fa"}) == "lra"
