@@ -235,7 +235,7 @@ def test_executors_by_name(tmp_path: Path) -> None:
     ("executor", "package", "options", "wrong"),
     [
         ("ray", "ray", {"num_cpus": 0.5}, {"num_gpu": 1}),
-        ("slurm", "submitit", {"cluster": "local"}, {"cluster": "local", "partition": "gpu"}),
+        ("slurm", "submitit", {"cluster": "local"}, {"cluster": "local", "slurm_partitoin": "gpu"}),
     ],
 )
 def test_clusters(
