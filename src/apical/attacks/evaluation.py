@@ -208,16 +208,14 @@ def _check_kinds(
     samples: object, surrogates: object, extra: object, protocol: object, bounds: object
 ) -> None:
     """Raises: ValueError naming the first argument that is of another kind than it must be."""
-    pair = isinstance(bounds, Sequence) and len(bounds) == 2
+    numbers = isinstance(bounds, Sequence) and all(isinstance(each, Real) for each in bounds)
     for name, value, right, kind in (
         ("samples", samples, isinstance(samples, Integral), "a whole number"),
-        ("surrogates", surrogates, surrogates is None or isinstance(surrogates, Mapping),
-         "a mapping from names to models"),
+        ("surrogates", surrogates, isinstance(surrogates, Mapping | None), "a mapping to models"),
         ("extra", extra, extra is None or callable(extra), "a function of a radius"),
-        ("protocol", protocol, protocol is None or isinstance(protocol, Protocol), "a Protocol"),
-        ("bounds", bounds, pair and all(isinstance(bound, Real) for bound in bounds),  # type: ignore[attr-defined]
-         "a pair of numbers"),
-    ):  # fmt: skip
+        ("protocol", protocol, isinstance(protocol, Protocol | None), "a Protocol"),
+        ("bounds", bounds, numbers and len(cast(Sequence[Real], bounds)) == 2, "a pair of numbers"),
+    ):
         if not right:
             shown = reprlib.repr(value)
             raise ValueError(f"robust_report: {name}={shown} is not {kind}")

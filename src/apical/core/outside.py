@@ -47,14 +47,15 @@ _REARRANGES = frozenset(
 )
 """What rearranges, casts or, with one edge, scales a tensor."""
 
-_OF_DATA = (
-    *("CheckpointFunction", "CompiledFunction", "Transport"),
-    *("Embedding", "Gather", "Index", "Sparse"),
-)
-"""How the names of nodes begin that compute activations, also where no edge leads to data."""
-
 _DETACHED = "BridgeBackward"
 """In the place of `detach` while the axis of samples is verified (`apical.core.autograd`)."""
+
+_OF_DATA = (
+    *("CheckpointFunction", "CompiledFunction", "Transport", _DETACHED),
+    *("Embedding", "Gather", "Index", "Sparse"),
+)
+"""How the names of nodes begin that compute activations, also where no edge leads to data: what
+converted layers compute is one, even of a parameter."""
 
 Edge = tuple[Node, int]
 
@@ -183,6 +184,8 @@ class Guard:
             if layer is None or not is_converted(layer):
                 continue
             following = {id(f) for f in updates.feedback_of(layer) if f.rule.follows_weight}
+            if not following:
+                continue
             own, places = set(layer.modules()), {_place(p) for p in _parameters(layer)}
             for key in following:
                 before, others = alike.setdefault(key, (name, places))
@@ -190,7 +193,7 @@ class Guard:
                     found[name] = _of_tie(name, before, rule, "no longer shares its weight with")
             for other, module in (holder for key in places for holder in holders.get(key, ())):
                 both = set(map(id, updates.feedback_of(module))) if is_converted(module) else set()
-                if following and module not in own and following.isdisjoint(both):
+                if module not in own and following.isdisjoint(both):
                     found[name] = _of_tie(name, other, rule, "now shares its weight with")
         return found
 
@@ -311,7 +314,6 @@ def _activations(nodes: list[Node]) -> set[Node]:
         name, edges = node.name(), node.next_functions
         leaf = getattr(node, "variable", None)
         of_data = any(edges[place][0] is None for place in FACTORS.get(name, ()))
-        of_data |= name.startswith(_DETACHED)  # a layer made it, be it of parameters
         if of_data or name.startswith(_OF_DATA) or not isinstance(leaf, nn.Parameter | None):
             pending.append(node)
         for below, _ in edges:

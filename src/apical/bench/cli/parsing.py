@@ -326,6 +326,21 @@ def execution_of(values: dict[str, Any]) -> Any:
     return Execution(**{name: values[name] for name in names})
 
 
+def say(text: str) -> None:
+    """Print a line of progress at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def closed(outcome: Any, folder: Any) -> int:
+    """Print what became of the runs in a folder, the `Outcome` of a sweep.
+
+    Returns: the exit status, 1 if one failed.
+    """
+    print(f"{len(outcome.finished)} runs finished, {len(outcome.failed)} failed")
+    print(f"apical report {folder} --open    shows the table")
+    return 1 if outcome.failed else 0
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 

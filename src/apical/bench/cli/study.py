@@ -8,10 +8,12 @@ from apical.bench.cli.parsing import (
     add_estimate,
     add_executor,
     add_keep_memory,
+    closed,
     execution_of,
     jobs_of,
     make_parser,
     parse,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -64,11 +66,9 @@ def study(words: list[str]) -> int:
         executor=values["executor"],
         options=values["executor_options"],
         jobs=jobs,
-        say=lambda text: print(text, flush=True),
+        say=say,
     )
-    print(f"{len(outcome.finished)} runs finished, {len(outcome.failed)} failed")
-    print(f"apical report {folder} --open    shows the table")
-    return 1 if outcome.failed else 0
+    return closed(outcome, folder)
 
 
 def preview(

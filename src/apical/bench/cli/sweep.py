@@ -15,11 +15,13 @@ from apical.bench.cli.parsing import (
     add_keep_memory,
     add_trust,
     check_config,
+    closed,
     execution_of,
     experiment_of,
     jobs_of,
     make_parser,
     parse,
+    say,
     underscored,
 )
 
@@ -89,11 +91,9 @@ def sweep(words: list[str]) -> int:
         executor=values["executor"],
         options=values["executor_options"],
         jobs=jobs,
-        say=lambda text: print(text, flush=True),
+        say=say,
     )
-    print(f"{len(outcome.finished)} runs finished, {len(outcome.failed)} failed")
-    print(f"apical report {folder} --open    shows the table")
-    return 1 if outcome.failed else 0
+    return closed(outcome, folder)
 
 
 def split(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:

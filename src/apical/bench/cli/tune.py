@@ -16,6 +16,7 @@ from apical.bench.cli.parsing import (
     jobs_of,
     make_parser,
     parse,
+    say,
 )
 from apical.bench.cli.study import preview
 from apical.bench.cli.sweep import at_commas
@@ -68,9 +69,7 @@ def tune(words: list[str]) -> int:
         study = tuning.search(experiment, rules, rates, values["tries"], execution)
         if preview(study, folder, execution, values, jobs, table=False):
             return 0
-        choices = tuning.choose(
-            study, folder, execution, jobs, say=lambda text: print(text, flush=True)
-        )
+        choices = tuning.choose(study, folder, execution, jobs, say=say)
     except ValueError as error:
         raise ValueError(as_flags(str(error))) from error
     rest = _without(words, ("rule", "rates", "tries", "jobs", "validation", "estimate"))

@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from apical.bench.cli.parsing import add_trust, make_parser, parse
+from apical.bench.cli.parsing import add_trust, make_parser, parse, say
 
 
 def check(words: list[str]) -> int:
@@ -91,7 +91,7 @@ def verify(words: list[str]) -> int:
         minutes=values["minutes"],
         data_root=values["data_root"],
         trust=values["trust"],
-        say=lambda text: print(text, flush=True),
+        say=say,
     )
     counts = Counter(run["outcome"] for run in result["runs"])
     outcomes = [f"{counts[each]} {each}" for each in verified.OUTCOMES if counts[each]]

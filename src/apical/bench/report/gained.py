@@ -11,6 +11,7 @@ from apical.bench.report.names import display_name, is_baseline, is_frozen
 from apical.bench.report.read import Row, Run, Study, learner_of, percent_of
 from apical.bench.report.table import Column, Shown, estimate, signed
 from apical.measure import rate_choice, statistics
+from apical.measure.robustness_verdict import radius
 
 ERROR, MAP = "test_acc", "test_map"
 """The share that is compared; of hash nets the mean average precision."""
@@ -114,6 +115,21 @@ def columns(gains: Gains) -> list[Column]:
         return shown(gain or gains.get((row.setting.partition(" · ")[0], row.rule)))
 
     return [Column("gained", show)] if gains else []
+
+
+def opening(several: bool, gains: Gains) -> list[Column]:
+    """The first columns of a table of attacked nets, for lines of a rule at a radius.
+
+    several: whether it names the setting.
+    """
+    return [
+        Column.setting(several),
+        Column.rule(),
+        Column("radius", "eps", text=radius, page=""),
+        Column.runs("Nets n"),
+        Column("clean", "values.clean", brief=True),
+        *columns(gains),
+    ]
 
 
 def shown(gain: Gain | None) -> Shown:

@@ -107,12 +107,7 @@ def table(
 ) -> Table:
     """mAP under attack; several: whether it names the setting."""
     columns = [
-        Column.setting(several),
-        Column.rule(),
-        Column("radius", "eps", text=radius, page=""),
-        Column.runs("Nets n"),
-        Column("clean", "values.clean", brief=True),
-        *gained.columns(gains),
+        *gained.opening(several, gains),
         *(
             Column(name, f"values.{name}", brief=True, page=f"{name.replace(' ', ', ')} gradient",
                    keep=not name.startswith("Anchor") or anchored(rows))

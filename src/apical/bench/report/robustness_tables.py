@@ -85,12 +85,7 @@ def headline(
     """Robust accuracies of each rule. several: whether it names the setting."""
     label = f"Robust accuracy at radius {radius(eps)}" if eps is not None else ""
     columns = [
-        Column.setting(several),
-        Column.rule(),
-        Column("radius", "eps", text=radius, page=""),
-        Column.runs("Nets n"),
-        Column("clean", "values.clean", brief=True),
-        *gained.columns(gains),
+        *gained.opening(several, gains),
         Column("noise", "values.noise", page="Random noise", brief=True),
         Column("own gradient", "values.own", page="Own gradient (papers)", brief=True),
         Column("exact gradient", "values.exact", brief=True),
