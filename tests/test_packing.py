@@ -289,6 +289,31 @@ def test_unfinished_runs_and_evaluations_stay_so(tmp_path: Path) -> None:
     assert [status for status, *_ in told] == ["not started", "finished", "unfinished", "finished"]
 
 
+def test_an_unpacked_study_trains_only_what_is_new(loose: Path, tmp_path: Path) -> None:
+    study = small_study()
+    plain = dataclasses.replace(study, name="plain", search=None, evaluations={}, surrogate="")
+    conduct.conduct(plain, tmp_path / "runs", EXECUTION, command="")
+    before = tmp_path / "runs" / "plain"
+    pack(before, tmp_path / "kept")
+    assert sorted(packing.unpack(tmp_path / "kept", tmp_path / "again" / "plain")) == sorted(
+        entry.experiment.name for entry in plain.entries
+    )
+    after = tmp_path / "again" / "plain"
+    for name in json_files(after):
+        assert (after / name).read_bytes() == (before / name).read_bytes(), name
+    more = dataclasses.replace(plain.entries[0].experiment, seed=5)
+    entries = (*plain.entries, dataclasses.replace(plain.entries[0], experiment=more))
+    wider = dataclasses.replace(plain, entries=entries)
+    outcome = conduct.conduct(wider, tmp_path / "again", EXECUTION, command="")
+    assert len(outcome.finished) == 5 and not outcome.failed
+    assert [path.parent.name for path in after.glob("*/checkpoint.pt")] == [more.name]
+    assert packing.unpack(tmp_path / "kept", after) == []  # what is there is kept
+    pack(loose, tmp_path / "evaluated")
+    assert packing.unpack(tmp_path / "evaluated", tmp_path / "none") == []
+    with pytest.raises(ValueError, match="does not describe a packed study"):
+        packing.unpack(before, tmp_path / "none")
+
+
 def test_a_packed_study_is_not_gone_on_with(packed: Path) -> None:
     with pytest.raises(ValueError, match="is packed: its runs have no checkpoints"):
         conduct.check(small_study(), packed)

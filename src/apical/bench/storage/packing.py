@@ -236,6 +236,32 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
     records.write_json(out / STUDY, {**described, "packed": packed})
 
 
+def unpack(packed: str | Path, study: str | Path) -> list[str]:
+    """Write the finished runs of a packed study as loose ones: the study then trains only what it
+    has beside them.
+
+    Weights were not packed. Runs whose nets were evaluated are left out, for they need theirs.
+
+    Args: packed: its folder. study: that of the loose study; runs that it holds are kept.
+    Returns: the names of the runs written.
+    Raises: ValueError if `packed` holds no packed study, or a damaged one.
+    """
+    source, written = PackedFolder(Path(packed)), []
+    for name in source.folders("."):
+        run, rows = Path(study) / name, source.rows(f"{name}/records.jsonl")
+        if not rows or source.folders(name) or run.exists():
+            continue
+        part = run.with_name(f".{name}.part")
+        part.mkdir(parents=True, exist_ok=True)
+        for file in ("experiment.json", "environment.json"):
+            records.write_json(part / file, source.read_json(f"{name}/{file}"))
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        records.write_bytes(part / "records.jsonl", lines.encode())
+        part.rename(run)
+        written.append(name)
+    return written
+
+
 def _record_folders(study: Path) -> list[Path]:
     """Folders that hold what is packed; hidden ones are copies that a kill left half made."""
     names = [*DESCRIPTIONS, *(f"{file}.jsonl" for file in ROW_FILES)]

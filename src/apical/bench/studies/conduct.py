@@ -289,7 +289,8 @@ def check(study: Study, folder: Path) -> None:
     if packing.is_packed(folder):
         raise ValueError(
             f"{folder} is packed: its runs have no checkpoints to go on from. Run the study in "
-            "another folder with --runs"
+            "another folder with --runs; apical.bench.storage.packing.unpack writes the finished "
+            "runs there"
         )
     there = records.read_json(folder / "study.json")
     if (there.get("name"), there.get("tier")) != (study.name, study.tier):
