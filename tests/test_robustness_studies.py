@@ -20,7 +20,7 @@ from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.bench.studies import Entry, Study, assess, attack_cost, conduct
 from apical.bench.studies import robustness as protocols
-from apical.bench.studies.base import RULES, PublishedRobustness
+from apical.bench.studies.base import CONTROLS, RULES, PublishedRobustness
 
 EXECUTION = Execution(quiet=True)
 TINY = Experiment(net_options={"hidden": [16]}, epochs=3, batch_size=64, probe_every=0)
@@ -195,17 +195,26 @@ def test_every_setting_has_its_evaluation() -> None:
             assert set(only.evaluations) == {"digits MLP"} and not only.robust_published
 
 
-def test_nets_are_those_of_the_other_studies() -> None:
-    """So that finished ones are taken over: in full, MNIST at the rates its search chose."""
-    full = studies.build("biotorch-robustness", tier="full", seeds=1)
-    names = {entry.experiment.name for entry in full.entries}
-    chosen = {("MNIST LeNet", rule): lr for rule, lr in protocols.MNIST_RATES.items()}
-    mnist = studies.build("biotorch-mnist", tier="full", seeds=1).chosen(chosen)
-    cifar = studies.build("biotorch-cifar10", tier="full", seeds=1).restricted("* SGD")
-    digits = {e.experiment.name for e in studies.build("smoke", seeds=1).entries if e.rule != "kp"}
-    others = {e.experiment.name for e in mnist.entries if e.rule in RULES}
-    others |= {e.experiment.name for e in cifar.entries if e.rule in cifar.fixed}
-    assert names == others | digits
+def test_nets_and_searches_are_those_of_the_other_studies() -> None:
+    """So that finished ones are taken over, and that the controls have rates of their own."""
+    rows = {*RULES, *CONTROLS}
+    for tier, others in {
+        "short": ("smoke", "rules-overview/MNIST *"),
+        "full": ("smoke", "biotorch-mnist", "biotorch-cifar10/* SGD"),
+    }.items():
+        study = studies.build("biotorch-robustness", tier=tier, seeds=1)
+        expected = {}
+        for name in others:
+            name, _, pattern = name.partition("/")
+            other = studies.build(name, tier=tier if name != "smoke" else None, seeds=1)
+            for entry in other.restricted(pattern or None).entries:
+                if entry.rule in rows and (tier == "full" or entry.rule not in ("fa", "dfa")):
+                    expected[entry.experiment.name] = other.search_of(entry.cell)
+        found = {entry.experiment.name: study.search_of(entry.cell) for entry in study.entries}
+        assert expected.items() <= found.items()
+        for setting in study.evaluations:
+            assert {entry.rule for entry in study.entries if entry.setting == setting} == rows
+    assert None not in found.values()
 
 
 def test_published_values_are_of_attacks_that_run() -> None:

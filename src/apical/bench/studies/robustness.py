@@ -1,6 +1,5 @@
-"""Robustness of nets that learn by six rules: BioTorch's attacks, and the worst case.
-
-On digits with both controls, and one search of the learning rate for every row.
+"""Robustness of nets that learn by six rules and of both controls: BioTorch's attacks, and the
+worst case. One search of the learning rate for every row.
 
 BioTorch (Sanfiz and Akrout 2021) attacks each net with the net's own feedback gradient. Its
 attacks and budgets are run as they are, and by the exact gradient beside; the headline is the worst
@@ -14,13 +13,19 @@ legend hides them); Square and few-pixel values are printed there, of 500 images
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
-from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies import biotorch, smoke
-from apical.bench.studies.base import CONTROLS, RULES, Entry, PublishedRobustness, Study, entries
+from apical.bench.studies import biotorch, rules_overview, smoke
+from apical.bench.studies.base import (
+    CONTROLS,
+    RULES,
+    Entry,
+    PublishedRobustness,
+    Search,
+    Study,
+    entries,
+)
 
 SOURCE = "BioTorch, notebooks (2021)"
 DIGITS, MNIST = "digits MLP", "MNIST LeNet"
@@ -28,10 +33,6 @@ RESNET = "CIFAR-10 ResNet-20 SGD"
 
 GRID = tuple(0.1 * step / 29 for step in (3, 9, 20, 29))
 """Of the 30 radii of the source, from 0 to 0.1, those at which values are known."""
-
-MNIST_RATES = {"bp": 0.01, "fa": 0.003, "dfa": 1e-4, "usf": 0.03, "brsf": 0.03, "frsf": 0.03}
-"""What an earlier search of biotorch-mnist chose with one seed (5 epochs, 5,000 held-out images);
-brSF is at 0.03, where that search chose 0.01."""
 
 PUBLISHED_NOTE = (
     "Published: attacks by the net's own gradient on other CIFAR-10 ResNet-20s, one of each rule; "
@@ -105,6 +106,8 @@ def robustness(tier: str, seeds: int) -> Study:
         "The worst case of a radius is over all attacks, sources and smaller radii, per example; "
         "few-pixel attacks are another threat and stand apart.",
     ]
+    if tier == "short":
+        notes.append(rules_overview.TRAINING_NOTE)
     if tier == "full":
         notes.append(PUBLISHED_NOTE)
     return _study(
@@ -146,7 +149,8 @@ def _study(
     notes: Iterable[str],
     published: tuple[PublishedRobustness, ...] = (),
 ) -> Study:
-    runs = tuple(e for e in _nets(tier, seeds) if e.setting in evaluations)
+    found, searches = _nets(tier, seeds)
+    runs = tuple(entry for entry in found if entry.setting in evaluations)
     settings = dict.fromkeys(entry.setting for entry in runs)
     return Study(
         name,
@@ -155,41 +159,31 @@ def _study(
         runs,
         notes=tuple(notes),
         evaluations={setting: evaluations[setting] for setting in settings},
-        search={DIGITS: smoke.SEARCH},
+        search={setting: searches[setting] for setting in settings},
         surrogate="bp",
         robust_published=published,
     )
 
 
-def _nets(tier: str, seeds: int) -> list[Entry]:
-    """Digits, the nets of the study smoke; from the tier short on MNIST; in full the published
-    protocols, CIFAR-10 too."""
-    digits = entries(DIGITS, smoke.BASE, {**RULES, **CONTROLS}, seeds)
-    if tier == "smoke":
-        return digits
-    rates = {(MNIST, rule): lr for rule, lr in MNIST_RATES.items()}
-    mnist = [
-        entry
-        for entry in biotorch.mnist("full", seeds).chosen(rates).entries
-        if entry.rule in RULES
-    ]
+def _nets(tier: str, seeds: int) -> tuple[list[Entry], dict[str, Search]]:
+    """The nets of other studies, and how their rates are chosen: digits as in smoke; in short MNIST
+    as in rules-overview; in full MNIST and CIFAR-10 as in BioTorch."""
+    rows = {**RULES, **CONTROLS}
+    found = entries(DIGITS, smoke.BASE, rows, seeds)
+    searches = {DIGITS: smoke.SEARCH}
     if tier == "short":
-        short: dict[str, Any] = {"epochs": 3, "schedule": Schedule("multistep", (2,))}
-        return digits + [
-            dataclasses.replace(e, experiment=dataclasses.replace(e.experiment, **short))
-            for e in mnist
-        ]
-    published = biotorch.cifar10("full", seeds).restricted("* SGD")
-    renamed = [
-        dataclasses.replace(
-            entry,
-            setting=f"CIFAR-10 {entry.setting}",
-            rule=entry.rule.removesuffix(biotorch.PUBLISHED_RATE),
-        )
-        for entry in published.entries
-        if entry.rule in published.fixed
-    ]
-    return [*digits, *mnist, *renamed]
+        found += entries(MNIST, rules_overview.settings(tier)[MNIST], rows, seeds)
+        searches[MNIST] = rules_overview.searches(tier)[MNIST]
+    if tier == "full":
+        cifar10 = biotorch.cifar10("full", seeds).restricted("* SGD")
+        for prefix, study in (("", biotorch.mnist("full", seeds)), ("CIFAR-10 ", cifar10)):
+            for entry in study.entries:
+                search = study.search_of(entry.cell)
+                if search is None or entry.rule not in rows:
+                    continue
+                found.append(dataclasses.replace(entry, setting=prefix + entry.setting))
+                searches[prefix + entry.setting] = search
+    return found, searches
 
 
 def _published() -> Iterable[PublishedRobustness]:
