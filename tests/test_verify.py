@@ -70,6 +70,14 @@ def far(run: Path) -> None:
     rewritten(run, "final", test_acc=0.01)
 
 
+def shorter(run: Path) -> None:
+    """A row of training more than are made again."""
+    path = run / "records.jsonl"
+    rows = records.read(path)
+    rows.insert(0, next(row for row in rows if row["kind"] == "epoch") | {"epoch": 0})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def rekeyed(run: Path) -> None:
     value = records.read_json(run / "experiment.json")
     records.write_json(run / "experiment.json", value | {"key": "0123456789"})
@@ -84,6 +92,7 @@ OUTCOMES = {
     nothing: verified.SAME,
     older: verified.SAME,
     close: verified.CLOSE,
+    shorter: verified.CLOSE,
     far: verified.DIFFERS,
     rekeyed: verified.NOT_COMPARABLE,
     unbuildable: verified.NOT_COMPARABLE,
@@ -104,6 +113,8 @@ def test_each_outcome(change: Any, loose: Path, tmp_path: Path) -> None:
     if change is close:
         assert run["first_difference"] == "epoch.train_loss, epoch 1"
         assert run["recorded"] == run["rerun"] and 0 < run["tolerance"] < 3
+    if change is shorter:
+        assert run["first_difference"] == "epoch.rows, 2 recorded, 1 now"
     if change is far:
         assert run["recorded"] == pytest.approx(99) and "final.test_acc" in run["first_difference"]
     if change is rekeyed:

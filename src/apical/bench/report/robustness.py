@@ -180,9 +180,11 @@ def compared(section: Section, tier: str) -> list[dict[str, Any]]:
         ours = robustness_verdict.estimate(shares, images)
         if ours is None:
             continue
+        mean = sum(shares.values()) / len(shares)
         judged = statistics.verdict(
             statistics.summarize([100 * share for share in shares.values()]),
             row.value,
+            noise=1e4 * statistics.binomial_variance(mean, images),
             other_scale=row.scale(tier),
             published_n=row.n,
             least=READ,
