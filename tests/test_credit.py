@@ -90,7 +90,7 @@ def test_where_runs_of_the_whole_net_diverged_nothing_is_tested(tmp_path: Path) 
     value["runs"] += [run | {"seed": 4} for run in bp if run["seed"] == 1]
     records.write_json(folder / "study.json", value)
     assert credit.layers(read_study(folder))["MNIST LeNet SGD", "bp"]["fc1"].word == "helps"
-    rewrite(folder / bp[0]["folder"], [{"kind": "stopped", "reason": "non-finite loss"}])
+    rewrite(folder / bp[1]["folder"], [{"kind": "stopped", "reason": "non-finite loss"}])
     assert credit.layers(read_study(folder))["MNIST LeNet SGD", "bp"]["fc1"].word == "undecided"
 
 

@@ -26,9 +26,8 @@ class Tried:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Tried:
         """From an entry of ``tries`` of study.json, where seeds that diverged have no loss."""
-        diverged = (
-            tuple(loss is None for loss in row.get("losses", ())) if row.get("diverged") else ()
-        )
+        losses = row["losses"] if row.get("diverged") else ()
+        diverged = tuple(loss is None for loss in losses)
         return cls(row["lr"], tuple(row["errors"]), row["examples"], diverged)
 
     @property

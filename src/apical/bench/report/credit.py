@@ -145,8 +145,5 @@ def finding(study: Study) -> str:
 def widest(study: Study) -> str:
     """`seeds_sentence` of the errors with all layers learning, by rule."""
     rows = [study.row(*cell) for cell in layers(study)]
-    errors = {
-        display_name(row.rule): row.summary(test_error, gained.share_noise(row.runs))
-        for row in rows
-    }
-    return seeds_sentence({rule: error for rule, error in errors.items() if error})
+    errors = ((row.rule, row.summary(test_error, gained.share_noise(row.runs))) for row in rows)
+    return seeds_sentence({display_name(rule): error for rule, error in errors if error})

@@ -238,6 +238,7 @@ def finding(rows: Sequence[Cell]) -> str:
             continue
         best, *others = ranked
         among = f"the {len(others)} other rows"
+        every = f"{len(ranked)} rows"
         name, lowest = display_name(best.rule), f"{number(error(best))} %"
         same = [row for row in others if {*row.ties} & {*best.ties}]
         alone = [row for row in others if best.ties and not row.ties]
@@ -262,7 +263,7 @@ def finding(rows: Sequence[Cell]) -> str:
         if max(row.summary.n for row in ranked if row.summary) == 2:
             text += "; two seeds are too few to judge by"
         if idle := [row for row in ranked if row.gain and row.gain.mark]:
-            text += f"; no gain over frozen hidden layers is shown under {_names(idle, f'{len(ranked)} rows')}"
+            text += f"; no gain over frozen hidden layers is shown under {_names(idle, every)}"
         if failed := [row.row for row in of_setting if row.row.failed]:
             counts = [f"{display_name(row.rule)} {row.failed} of {row.planned}" for row in failed]
             text += f"; failed runs, which are not counted: {joined(counts)}"
