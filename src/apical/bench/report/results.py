@@ -240,7 +240,11 @@ def finding(rows: Sequence[Cell]) -> str:
         among = f"the {len(others)} other rows"
         every = f"{len(ranked)} rows"
         name, lowest = display_name(best.rule), f"{number(error(best))} %"
+        bp = next((row for row in ranked if is_baseline(row.rule)), best)
+        only_alone = [row for row in ranked if row.differs and {*row.ties} & {*bp.ties}]
         same = [row for row in others if {*row.ties} & {*best.ties}]
+        if best is bp:
+            same = [row for row in same if row not in only_alone]
         alone = [row for row in others if best.ties and not row.ties]
         if best.ties and same == others:
             text = f"no test error differs significantly from the lowest, {name}'s {lowest}"
@@ -249,17 +253,15 @@ def finding(rows: Sequence[Cell]) -> str:
             text += "" if best.ties else ", in a single run"
             text += f", not significantly different from {_names(same, among)}" if same else ""
         text += f"; not compared, a single run each: {_names(alone, among)}" if alone else ""
-        bp = next((row for row in ranked if is_baseline(row.rule)), best)
-        differing = [row for row in ranked if row.differs]
-        if any({*row.ties} & {*bp.ties} for row in differing):
-            lower = [row for row in differing if error(row) < error(bp)]
-            higher = [row for row in differing if error(row) > error(bp)]
+        if only_alone:
+            lower = [row for row in only_alone if error(row) < error(bp)]
+            higher = [row for row in only_alone if error(row) > error(bp)]
             sides = {"lower": lower, "higher": higher}.items()
             words = " and ".join(
                 f"{word} under {_names(rules, among)}" for word, rules in sides if rules
             )
             start = "corrected for the comparisons with BP alone (Holm) the error is significantly"
-            text += f"; {start} {words}"
+            text += f"; {start} {words} too"
         if max(row.summary.n for row in ranked if row.summary) == 2:
             text += "; two seeds are too few to judge by"
         if idle := [row for row in ranked if row.gain and row.gain.mark]:

@@ -4,8 +4,9 @@ What is compared is every number that both records have, but for times and memor
 `same bits` if all numbers of training (rows of kind ``epoch``, ``test``, ``final``) are equal and
 no row is missing; it is `same within tolerance` if its test error differs by at most one standard
 deviation that the test set alone gives it (`statistics.binomial_variance`, the least spread that
-tables assume); else it `differs`. It is `not comparable` where this version has another key for the settings, or cannot
-train them here, and the record says why. Attacks on trained nets are not repeated.
+tables assume); else it `differs`. It is `not comparable` where this version has another key for
+the settings, or cannot train them here, and the record says why. Attacks on trained nets are not
+repeated.
 """
 
 from __future__ import annotations
