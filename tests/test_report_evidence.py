@@ -178,8 +178,8 @@ def test_the_finding_names_what_differs_from_bp_where_all_pairs_tie(tmp_path: Pa
     assert {row.ties for row in rows} == {"a"}
     assert [row.rule for row in rows if row.differs] == ["fa", "dfa", "usf"]
     assert results.finding(rows) == (
-        "BP has the lowest test error, 2.10 %; corrected for the comparisons with BP alone (Holm) the "
-        "error is significantly higher under FA, DFA, uSF too."
+        "BP has the lowest test error, 2.10 %; corrected for the comparisons with BP alone (Holm) "
+        "the error is significantly higher under FA, DFA, uSF too."
     )
     # the letters show it: not said again
     apart = {rule: tuple(error + 9 for error in bp) if rule != "bp" else bp for rule in errors}

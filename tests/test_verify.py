@@ -164,7 +164,16 @@ def test_the_command_line_and_the_table_of_all(
     assert "Of 4 runs trained again: 4 differs; those that differ are in tiny." in text
     row = next(line for line in text.splitlines() if line.startswith("| tiny"))
     assert row.split(" | ")[1:7] == ["4", "4", "", "", "4", ""]
-    (tmp_path / "verified.json").unlink()
+    found = json.loads((tmp_path / "verified.json").read_text())
+    found["tiny"]["runs"][0]["folder"] = "a-run-of-an-earlier-version"
+    (tmp_path / "verified.json").write_text(json.dumps(found))
+    assert refresh(document, tmp_path)
+    assert "Of 3 runs trained again: 3 differs" in document.read_text()
+    for run in found["tiny"]["runs"]:
+        run["folder"] = "another"
+    (tmp_path / "verified.json").write_text(json.dumps(found))
     assert refresh(document, tmp_path) and "not verified, a run takes" in document.read_text()
+    (tmp_path / "verified.json").unlink()
+    assert not refresh(document, tmp_path)  # no record: the same
     assert main(["verify", str(folder), "--minutes", "0"]) == 1
     assert "minutes=0.0: the budget must be above 0" in capsys.readouterr().err

@@ -261,7 +261,7 @@ def finding(rows: Sequence[Cell]) -> str:
                 f"{word} under {_names(rules, among)}" for word, rules in sides if rules
             )
             start = "corrected for the comparisons with BP alone (Holm) the error is significantly"
-            text += f"; {start} {words} too"
+            text += f"; {start} {words}" + " too" * (same != others)
         if max(row.summary.n for row in ranked if row.summary) == 2:
             text += "; two seeds are too few to judge by"
         if idle := [row for row in ranked if row.gain and row.gain.mark]:
