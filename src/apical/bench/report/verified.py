@@ -65,8 +65,8 @@ def read(results: Path) -> dict[str, Any]:
 
 
 def lines(results: Path) -> list[Line]:
-    """A line for every study in a folder. A rerun counts while the study holds its run: one that was
-    made again is not verified by what its earlier version gave."""
+    """A line for every study in a folder. A rerun counts while the study holds its run: what an
+    earlier version of a study gave does not verify this one."""
     found, made = read(results), []
     for folder in sorted(path for path in results.iterdir() if is_study(path)):
         runs = read_study(folder).runs
