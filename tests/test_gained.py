@@ -114,6 +114,7 @@ def test_every_kind_of_table_has_the_column_and_marks_who_does_not_learn(
         ([-5.0, -5.1], None, "undecided"),
         ([5.0, 5.1, 5.2], 5.1, ""),
         ([5.0, 5.0, 5.0], 5.1, "undecided"),  # equal, and the test set is of unknown size
+        ([26.1 - 25.8, 26.8 - 26.5, 26.5 - 26.2], 5.1, "undecided"),  # but for last digits
         ([-5.0, -5.1, -5.2], None, "does not learn"),
         ([5.0, -5.0, 0.1], 25.0, "does not learn"),  # up to 12.46: nearer to 0 than to 25
         ([5.0, -5.0, 0.1], 24.0, "undecided"),

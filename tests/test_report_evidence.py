@@ -214,13 +214,15 @@ def test_error_over_the_rates_is_drawn_with_its_range_and_the_choice() -> None:
 def test_every_searched_rule_is_in_the_figure(tmp_path: Path) -> None:
     folder = make(tmp_path / "s")
     value = records.read_json(folder / "study.json")
-    tries = [{"lr": 0.1, "val_acc": 0.9}, {"lr": 0.01, "val_acc": 0.8}]
+    lost = {"errors": [0.05, 0.07, 0.9], "losses": [0.1, 0.1, None], "diverged": 1}
+    tries = [{"lr": 0.1, "val_acc": 0.9}, {"lr": 0.01, "val_acc": 0.7, "examples": 100, **lost}]
     value["search"] = [
         {"setting": "MNIST LeNet SGD", "rule": rule, "lr": 0.1, "tries": tries}
         for rule in ("bp", "fa")
     ]
     records.write_json(folder / "study.json", value)
-    assert "Choice of learning rates" in write(folder).read_text()
+    page = write(folder).read_text()
+    assert "Choice of learning rates" in page and "6.00 (1 of 3 diverged)" in page
     assert (folder / "report" / "learning-rates.png").stat().st_size > 5000
 
 

@@ -106,6 +106,8 @@ def test_difference_p_without_spread_or_runs():
     assert statistics.difference_p({1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0}) == 1.0
     assert statistics.difference_p({1: 1.0, 2: 2.0}, {1: 2.0, 2: 3.0}) == 1.0  # of chance unknown
     assert statistics.difference_p({1: 1.0, 2: 1.0}, {3: 2.0, 4: 2.0}) == 1.0
+    rounded = {1: 2.1, 2: 2.2, 3: 2.3}, {1: 3.1, 2: 3.2, 3: 3.3}  # alike but for last digits
+    assert statistics.difference_p(*rounded) == 1.0
     assert statistics.difference_p({1: 1.0}, {1: 2.0}) is None
 
 

@@ -21,6 +21,7 @@ Sample = Mapping[int, float]
 
 LEVEL, ALLOWANCE = 0.95, 0.1
 FEWEST = 3  # runs below which an interval says next to nothing
+ROUNDING = 1e-12  # a spread that much smaller than the values is that of their last digits
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,9 @@ def difference_p(first: Sample, second: Sample, *, noise: float = 0.0) -> float 
     if len(shared) >= 2:
         found = summarize([first[seed] - second[seed] for seed in shared], noise=noise)
         assert found.sd is not None
-        error = math.sqrt(max(found.sd**2, noise) / found.n)
+        largest = max(abs(sample[seed]) for sample in (first, second) for seed in shared)
+        spread = found.sd if found.sd > ROUNDING * largest else 0.0
+        error = math.sqrt(max(spread**2, noise) / found.n)
         return float(2 * t.sf(abs(found.mean) / error, found.n - 1)) if error else 1.0
     if min(len(first), len(second)) < 2:
         return None
@@ -369,7 +372,7 @@ def verdict(
     band = f"{low:.4g} to {high:.4g}"
     if not low <= published <= high:
         return Verdict("differs", f"{published:.4g} is outside {band}", low, high)
-    if not error:
+    if error <= ROUNDING * abs(ours.mean):
         why = f"{published:.4g} is inside {band}, but {ours.n} equal runs say nothing of chance"
         return Verdict("compatible, uninformative", why, low, high)
     one_sided = _t_quantile(2 * level - 1, ours.n - 1) * error

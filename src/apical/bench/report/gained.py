@@ -2,6 +2,7 @@
 is worth over the control whose hidden layers keep their initial weights; and whether the choice of
 the learning rates is stable."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,7 +45,7 @@ class Gain:
         if self.summary is None or self.corrected is None or self.summary.n < statistics.FEWEST:
             return None
         low, high, corrected = self.summary.low, self.summary.high, self.corrected.low
-        if low is None or high is None or corrected is None or low == high:
+        if low is None or high is None or corrected is None or math.isclose(low, high):
             return None
         if corrected > 0:
             return True
