@@ -239,8 +239,8 @@ class Heat:
         if not self.has_baseline or exact is None or not cells:
             return ""
         rule, highest = max(cells.items(), key=lambda item: item[1].mean)
-        apart = None not in (highest.low, exact.high) and highest.low > exact.high
-        if highest.mean - exact.mean <= MASKED or not apart:
+        low, high = highest.low, exact.high
+        if highest.mean - exact.mean <= MASKED or low is None or high is None or low <= high:
             return ""
         return (
             f"Weights that backprop trained keep {highest.mean:.1f} % when the attack follows "
