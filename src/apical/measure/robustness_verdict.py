@@ -79,14 +79,20 @@ def estimate(
     return Estimate(found.n, found.mean, found.low, found.high)
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
-    """First minus second on the seeds both have, fractions in, points out; None without any."""
-    return _points(statistics.paired_difference(first, second))
+def difference(
+    first: Mapping[int, float], second: Mapping[int, float], noise: float = 0.0
+) -> Estimate | None:
+    """First minus second on the seeds both have, fractions in, points out; None without any.
 
-
-def _points(found: statistics.Summary | None) -> Estimate | None:
+    Args: noise: variance of a difference over its images, which the interval takes where all are
+        equal and not 0: that is no certainty.
+    """
+    found = statistics.paired_difference(first, second)
     if found is None:
         return None
+    if found.low and found.high and math.isclose(found.low, found.high):
+        found = statistics.paired_difference(first, second, noise=noise)
+        assert found is not None
     low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
     return Estimate(found.n, 100 * found.mean, low, high)
 
@@ -100,11 +106,7 @@ def gap(rows: Mapping[int, Mapping[str, Any]]) -> Estimate | None:
         (row,) = rows.values()
         return Estimate(1, 100 * row["mean"], 100 * row["low"], 100 * row["high"], "images")
     own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
-    found = statistics.paired_difference(own, exact)
-    if found is not None and found.low and found.high and math.isclose(found.low, found.high):
-        # equal gaps are no certainty
-        found = statistics.paired_difference(own, exact, noise=_gap_noise(rows))
-    return _points(found)
+    return difference(own, exact, _gap_noise(rows))
 
 
 def gap_p(rows: Mapping[int, Mapping[str, Any]]) -> float:

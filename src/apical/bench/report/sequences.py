@@ -153,9 +153,9 @@ def solved_table(study: Study, *, several: bool = True) -> Table | None:
         return None
 
     def interval(row: Row) -> Shown:
-        """In whole steps."""
+        """In whole steps; none of equal numbers, whose spread is not known."""
         summary = _summary(study, row)
-        if summary is None or summary.low is None:
+        if summary is None or summary.low is None or summary.low == summary.high:
             return Shown("")
         return Shown(f"{max(summary.low, 0):.0f} to {summary.high:.0f}", summary.low, style="soft")
 
