@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -370,11 +371,23 @@ def test_the_probe_refuses_what_does_not_fit() -> None:
         ((x, Y.float()), "integers"),
         ((x[:1], Y[:1]), "at least 2"),
         ((x, Y - 1), "below 0"),
+        ((x, Y * 0 + 2), "all of train is of class 2"),
     ):
         with pytest.raises(ValueError, match=message):
             probes.linear_probe(model, train=train, test=(x, Y))
     with pytest.raises(ValueError, match="layer"):
         probes.linear_probe(model, train=(x, Y), test=(x, Y), layers=["nothing"])
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(1e-30, torch.float32), (1e30, torch.float32), (6e4, torch.float16)]
+)
+def test_the_size_of_activations_does_not_matter(size: float, dtype: torch.dtype) -> None:
+    """Four classes in 800 numbers, which are projected on 256: sums of float16 would overflow."""
+    model, x = nn.Linear(800, 4).to(dtype), (size * torch.eye(4).repeat(5, 200)).to(dtype)
+    split = x, torch.arange(20) % 4
+    model = nn.Sequential(model)
+    assert probes.linear_probe(model, train=split, test=split, layers=["0"])["0"] == 1
 
 
 def test_a_layer_that_overflows_is_left_out() -> None:
@@ -450,6 +463,7 @@ def test_a_reference_that_is_rounding_noise_is_said() -> None:
     assert "rounding noise" in probes.no_angle_reason(found["0"], largest)
     assert probes.no_angle_reason(found["3"], largest) == ""
     assert probes.no_angle_reason({"angle_deg": 80.0}, 1.0) == ""  # of an older record
+    assert "not finite" in probes.no_angle_reason({"reference_norm": math.nan}, 1.0)
 
 
 def test_a_frozen_net_is_measured_by_its_output_layer() -> None:

@@ -82,6 +82,18 @@ def test_where_runs_diverged_nothing_is_tested(tmp_path: Path) -> None:
     assert "The learning of fc1 harms under FA, keeps runs from diverging under BP;" in text
 
 
+def test_where_runs_of_the_whole_net_diverged_nothing_is_tested(tmp_path: Path) -> None:
+    folder = make(tmp_path / "credit")
+    value = records.read_json(folder / "study.json")
+    bp = [run for run in value["runs"] if run["rule"].startswith("bp")]
+    # a fourth seed, so that three are left
+    value["runs"] += [run | {"seed": 4} for run in bp if run["seed"] == 1]
+    records.write_json(folder / "study.json", value)
+    assert credit.layers(read_study(folder))["MNIST LeNet SGD", "bp"]["fc1"].word == "helps"
+    rewrite(folder / bp[1]["folder"], [{"kind": "stopped", "reason": "non-finite loss"}])
+    assert credit.layers(read_study(folder))["MNIST LeNet SGD", "bp"]["fc1"].word == "undecided"
+
+
 def test_two_seeds_decide_nothing(tmp_path: Path) -> None:
     folder = make(tmp_path / "credit")
     value = records.read_json(folder / "study.json")

@@ -111,11 +111,13 @@ def test_every_kind_of_table_has_the_column_and_marks_who_does_not_learn(
     [
         ([5.0], None, "undecided"),  # a single seed has no interval
         ([5.0, 5.1], None, "undecided"),
-        ([-5.0, -5.1], None, "does not learn"),
+        ([-5.0, -5.1], None, "undecided"),
         ([5.0, 5.1, 5.2], 5.1, ""),
+        ([5.0, 5.0, 5.0], 5.1, "undecided"),  # equal, and the test set is of unknown size
+        ([26.1 - 25.8, 26.8 - 26.5, 26.5 - 26.2], 5.1, "undecided"),  # but for last digits
         ([-5.0, -5.1, -5.2], None, "does not learn"),
-        ([5.0, -5.0, 0.1], 20.0, "does not learn"),
-        ([5.0, -5.0, 0.1], 10.0, "undecided"),  # what learning is worth is not ruled out
+        ([5.0, -5.0, 0.1], 25.0, "does not learn"),  # up to 12.46: nearer to 0 than to 25
+        ([5.0, -5.0, 0.1], 24.0, "undecided"),
         ([5.0, -5.0, 0.1], None, "undecided"),  # no rule shows what learning is worth
         ([5.0, -5.0], 1e6, "undecided"),
     ],
@@ -125,6 +127,17 @@ def test_a_rule_does_not_learn_where_its_runs_rule_it_out(
 ) -> None:
     summary = statistics.summarize(gains)
     assert gained.Gain(summary, summary, most).mark == mark
+
+
+def test_the_interval_shown_is_the_one_that_decides() -> None:
+    """Half widths of 4.3027 / sqrt(3) = 2.48 and, corrected, 31.599 / sqrt(3) = 18.24."""
+    for sign, shown in (
+        (-1, "does not learn: −6.00 [−8.48 to −3.52]"),
+        (1, "undecided: +6.00 [−12.24 to +24.24]"),
+    ):
+        gains = [5 * sign, 6 * sign, 7 * sign]
+        both = (statistics.summarize(gains, level=level) for level in (0.95, 0.999))
+        assert gained.shown(gained.Gain(*both)).markdown(False) == shown
 
 
 NAMES = ("rule", "learner")

@@ -147,6 +147,9 @@ def test_frozen_layers_and_vanishing_gradients_are_left_out() -> None:
     for layer in ("0", "6"):
         assert flat[layer].keys() == {"reference_norm", "growth"}  # no angle to nothing
         assert flat[layer]["reference_norm"] == 0
+    for measure in (probes.gradient_alignment, probes.delta_alignment):  # exploding ones
+        rows = measure(model.float(), lambda y, t: 1e38 * F.cross_entropy(y, t), X.float(), Y)
+        assert rows and all(r.keys().isdisjoint({"angle_deg", "norm_ratio"}) for r in rows.values())
 
 
 @pytest.mark.parametrize("name", ["bp", "brsf", "fa", "frsf", "kp", "usf"])

@@ -307,6 +307,22 @@ def test_published_values_of_another_metric_are_refused(tmp_path):
         write(folder)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"value": 97, "unit": "fraction"}, {"value": -3}, {"value": 101}, {"n": 0}]
+)
+def test_published_values_that_are_no_percentages_are_refused(wrong):
+    entry = {"setting": "s", "rule": "fa", "source": "x", "metric": "test_error", "value": 1.7}
+    with pytest.raises(ValueError, match=r"published value of 'fa': .* must lie in 0 to 100 %"):
+        read.read_published(entry | {"unit": "%"} | wrong, read.ERRORS)
+
+
+def test_a_run_without_a_test_accuracy_is_no_finished_run(tmp_path):
+    folder = make_study(tmp_path / "s", **BARE)
+    *epochs, final = records.read(folder / "s0-0-bp-1" / "records.jsonl")
+    rewrite(folder / "s0-0-bp-1", [*epochs, final | {"test_acc": None}])
+    assert "| BP | 2 of 3 |" in table_markdown(folder)
+
+
 def test_several_studies_get_an_index(tmp_path):
     make_study(tmp_path / "runs" / "a", rules=("bp",), epochs=1, layers=(), title="First <1>")
     make_study(tmp_path / "runs" / "b c", rules=("bp",), epochs=1, layers=(), title="Second")

@@ -70,6 +70,9 @@ def test_own_minus_exact_is_paired_on_the_seeds():
     found = robustness_verdict.gap(rows)
     half = T2 * 5 / 3**0.5  # differences 60, 70, 65
     assert [found.mean, found.low, found.high] == pytest.approx([65, 65 - half, 65 + half])
+    # 0.05 / 1.96 = 2.551 points of a net over its images, times 4.3027 / sqrt(3)
+    equal = robustness_verdict.gap({seed: gap(0.9, 0.3, 0.55, 0.65) for seed in (1, 2, 3)})
+    assert (equal.mean, equal.low) == (pytest.approx(60), pytest.approx(60 - 6.337, abs=1e-3))
     single = robustness_verdict.gap({1: gap(0.9, 0.3, 0.55, 0.65)})
     assert single.over == "images"
     assert [single.low, single.high] == pytest.approx([55, 65])
@@ -365,3 +368,5 @@ def test_the_heat_map_frames_the_feedback_a_net_was_trained_with(section):
     assert replace(heat, rows=("fa", "usf")).conclusion == ""
     same = dict.fromkeys(heat.cells, heat.cells["bp", "bp"])
     assert replace(heat, cells=same).conclusion == ""
+    wide = {cell: replace(share, low=0.0, high=100.0) for cell, share in heat.cells.items()}
+    assert replace(heat, cells=wide).conclusion == ""  # a gap that may be chance

@@ -152,6 +152,25 @@ def test_rates_that_all_diverge_send_the_grid_down_before_it_is_said(
         planted(monkeypatch, rates | {0.001: DIVERGED})
 
 
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        # all diverged: worse than what errs more than a guess
+        ({0.003: 0.99, 0.01: 0.95, 0.03: 0.95, 0.1: DIVERGED}, 0.01),
+        ({0.001: DIVERGED, 0.003: DIVERGED, 0.01: DIVERGED, 0.03: 0.9, 0.1: 0.9}, 0.03),
+        # one diverged: neither chosen, nor is its spread a reason for the smallest rate
+        ({0.003: 0.6, 0.01: 0.5, 0.03: 0.35, 0.1: (0.05, 0.05, DIVERGED)}, 0.03),
+        # at every rate: the one that errs least with a guess for it
+        ({0.003: DIVERGED} | {r: (0.3 - r, 0.3 - r, DIVERGED) for r in (*GRID, 0.3, 1.0)}, 0.01),
+    ],
+)
+def test_rates_that_diverge_are_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, errors: dict[float, Any], chosen: float
+) -> None:
+    choice, _ = planted(monkeypatch, {0.3: DIVERGED, 1.0: DIVERGED, 0.001: DIVERGED} | errors)
+    assert choice["lr"] == chosen
+
+
 def test_rates_of_rows_without_a_search_stay() -> None:
     entries = tuple(
         Entry("s", rule, dataclasses.replace(EXPERIMENT, lr=lr))
@@ -172,9 +191,16 @@ def test_a_choice_is_unstable_where_one_seed_decides() -> None:
         ({0.01: (0.1, 0.1, 0.1), 0.1: (0.1, 0.1, 0.1)}, []),  # the smaller one, whoever is left out
         ({0.01: (0.14, 0.14, 0.1), 0.1: (0.11, 0.11, 0.11)}, []),  # two seeds speak against it
         ({0.01: (0.1, 0.1, 0.4), 0.1: (0.12, 0.12, 0.12)}, [0.01]),  # one alone does
+        ({0.01: (0.1, 0.1, None), 0.1: (0.12, 0.12, 0.12)}, [0.01]),  # it diverged
     ):
         assert (
-            rate_choice.others([Tried(rate, each, 1000) for rate, each in errors.items()]) == rates
+            rate_choice.others(
+                [
+                    Tried(rate, tuple(e or 0.9 for e in each), 1000, tuple(e is None for e in each))
+                    for rate, each in errors.items()
+                ]
+            )
+            == rates
         )
 
 

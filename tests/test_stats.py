@@ -106,6 +106,8 @@ def test_difference_p_without_spread_or_runs():
     assert statistics.difference_p({1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0}) == 1.0
     assert statistics.difference_p({1: 1.0, 2: 2.0}, {1: 2.0, 2: 3.0}) == 1.0  # of chance unknown
     assert statistics.difference_p({1: 1.0, 2: 1.0}, {3: 2.0, 4: 2.0}) == 1.0
+    rounded = {1: 2.1, 2: 2.2, 3: 2.3}, {1: 3.1, 2: 3.2, 3: 3.3}  # alike but for last digits
+    assert statistics.difference_p(*rounded) == 1.0
     assert statistics.difference_p({1: 1.0}, {1: 2.0}) is None
 
 
@@ -258,11 +260,47 @@ def test_equivalent_is_what_two_one_sided_tests_say():
 
 def test_a_least_allowance_holds_where_the_relative_one_is_smaller():
     """A published 0 has a relative allowance of 0."""
-    ours = statistics.summarize([0.4, 0.4, 0.4])
+    ours = statistics.summarize([0.39, 0.4, 0.41])
     assert statistics.verdict(ours, 0.0).word == "differs"
     assert statistics.verdict(ours, 0.0, least=0.5).word == "equivalent"
     assert statistics.verdict(ours, 4.0, least=0.5).word == "differs"
     assert statistics.verdict(ours, 40.0, least=0.5) == statistics.verdict(ours, 40.0)
+
+
+def test_equal_runs_without_known_noise_are_no_certainty():
+    for n in (3, 10):
+        ours = statistics.summarize([2.0] * n)
+        found = statistics.verdict(ours, 2.1)
+        assert found.word == "compatible, uninformative" and "nothing of chance" in found.why
+        assert statistics.verdict(ours, 2.1, noise=1e-4).word == "equivalent"
+        assert statistics.verdict(ours, 3.0).word == "differs"
+
+
+OURS = statistics.summarize([1.9, 2.0, 2.1])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(lambda x=x: statistics.verdict(OURS, x) for x in (math.nan, math.inf)),
+        *(lambda x=x: statistics.verdict(OURS, 2, others=[x]) for x in (math.nan, math.inf)),
+        *(lambda x=x: statistics.verdict(OURS, 2, noise=x) for x in (-1, math.nan, math.inf)),
+        *(lambda x=x: statistics.verdict(OURS, 2, level=x) for x in (0.5, 95, math.nan)),
+        *(lambda x=x: statistics.summarize([1, 2], noise=x) for x in (-1, math.nan)),
+        *(lambda x=x: statistics.difference_p({1: 1, 2: 3}, {1: 2, 2: 5}, noise=x)
+          for x in (-1, math.nan)),
+        lambda: statistics.difference_p({1: 1, 2: 3}, {3: 2, 4: 5}, noise=-1),
+        lambda: statistics.verdict(OURS, 2, allowance=-1),
+        lambda: statistics.verdict(OURS, 2, least=-1),
+        lambda: statistics.verdict(OURS, 2, published_n=0, other_scale="other data"),
+        lambda: statistics.holm([0.1, math.nan]),
+        lambda: statistics.holm([0.1, 1.1]),
+        lambda: statistics.paired_shares(60, 60, 100),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(call):
+    with pytest.raises(ValueError, match="finite|at least|lie|must|paired_shares"):
+        call()
 
 
 def test_verdict_withholds_judgement():

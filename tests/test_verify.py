@@ -70,6 +70,14 @@ def far(run: Path) -> None:
     rewritten(run, "final", test_acc=0.01)
 
 
+def shorter(run: Path) -> None:
+    """A row of training more than are made again."""
+    path = run / "records.jsonl"
+    rows = records.read(path)
+    rows.insert(0, next(row for row in rows if row["kind"] == "epoch") | {"epoch": 0})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def rekeyed(run: Path) -> None:
     value = records.read_json(run / "experiment.json")
     records.write_json(run / "experiment.json", value | {"key": "0123456789"})
@@ -84,6 +92,7 @@ OUTCOMES = {
     nothing: verified.SAME,
     older: verified.SAME,
     close: verified.CLOSE,
+    shorter: verified.CLOSE,
     far: verified.DIFFERS,
     rekeyed: verified.NOT_COMPARABLE,
     unbuildable: verified.NOT_COMPARABLE,
@@ -104,6 +113,8 @@ def test_each_outcome(change: Any, loose: Path, tmp_path: Path) -> None:
     if change is close:
         assert run["first_difference"] == "epoch.train_loss, epoch 1"
         assert run["recorded"] == run["rerun"] and 0 < run["tolerance"] < 3
+    if change is shorter:
+        assert run["first_difference"] == "epoch.rows, 2 recorded, 1 now"
     if change is far:
         assert run["recorded"] == pytest.approx(99) and "final.test_acc" in run["first_difference"]
     if change is rekeyed:
@@ -153,7 +164,16 @@ def test_the_command_line_and_the_table_of_all(
     assert "Of 4 runs trained again: 4 differs; those that differ are in tiny." in text
     row = next(line for line in text.splitlines() if line.startswith("| tiny"))
     assert row.split(" | ")[1:7] == ["4", "4", "", "", "4", ""]
-    (tmp_path / "verified.json").unlink()
+    found = json.loads((tmp_path / "verified.json").read_text())
+    found["tiny"]["runs"][0]["folder"] = "a-run-of-an-earlier-version"
+    (tmp_path / "verified.json").write_text(json.dumps(found))
+    assert refresh(document, tmp_path)
+    assert "Of 3 runs trained again: 3 differs" in document.read_text()
+    for run in found["tiny"]["runs"]:
+        run["folder"] = "another"
+    (tmp_path / "verified.json").write_text(json.dumps(found))
     assert refresh(document, tmp_path) and "not verified, a run takes" in document.read_text()
+    (tmp_path / "verified.json").unlink()
+    assert not refresh(document, tmp_path)  # no record: the same
     assert main(["verify", str(folder), "--minutes", "0"]) == 1
     assert "minutes=0.0: the budget must be above 0" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def linear_probe(
         "" at the end where the model gives one tensor of numbers. A layer that is not called, or
         whose activations are not finite, is not in the result.
     Raises: ValueError for an unknown layer, sizes or classes that do not fit, or fewer than two
-        samples to train on.
+        samples, or classes, to train on.
     Source: Alain and Bengio 2016, with a ridge for the logistic regression; leave-one-out: Golub,
         Heath, Wahba 1979.
 
@@ -91,6 +91,10 @@ def linear_probe(
         raise ValueError(
             f"linear_probe: {len(train[1])} samples to train on must be at least 2, and"
             f" features={features} at least 1"
+        )
+    if train[1].min() == train[1].max():
+        raise ValueError(
+            f"linear_probe: all of train is of class {int(train[1][0])}; give at least two classes"
         )
     named = dict(modules(model))
     if layers is None:
@@ -177,6 +181,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _reduced(read: Tensor, count: int, features: int, seed: int) -> Tensor:
     """At most so many features for each of `count` samples, in float64."""
+    if read.dtype in (torch.float16, torch.bfloat16):  # in which sums overflow, or lose digits
+        read = read.float()
     if len(read) != count and len(read) % count == 0:
         read = read.unflatten(0, (-1, count)).mean(0)  # rows of all steps
     if len(read) != count:
@@ -204,6 +210,9 @@ def _ridge(a: Tensor, targets: Tensor, b: Tensor) -> Tensor:
     """
     mean, offset = a.mean(0), targets.mean(0)
     centred, wanted = a - mean, targets - offset
+    # by a power of two, which leaves every digit as it is: squares neither overflow nor vanish
+    scale = torch.ldexp(torch.ones_like(mean[0]), -torch.frexp(centred.abs().max())[1])
+    centred = centred * scale
     variances, directions = torch.linalg.eigh(centred.T @ centred)  # S^2 and V
     variances = variances.clamp_min(0)
     size = variances.mean().clamp_min(1e-30)  # where nothing varies
@@ -219,4 +228,4 @@ def _ridge(a: Tensor, targets: Tensor, b: Tensor) -> Tensor:
         if best is None or error < best[0]:
             best = error, weights
     assert best is not None
-    return (b - mean) @ (directions @ best[1]) + offset
+    return (b - mean) * scale @ (directions @ best[1]) + offset

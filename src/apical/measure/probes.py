@@ -41,7 +41,7 @@ def alignment(model: nn.Module) -> Rows:
     the result.
 
     Returns: layer -> {"angle_deg": 0 to 180, 90 is unrelated; "norm_ratio": |B| / |W|}. An entry
-        is left out where a norm is below `FLOOR`.
+        is left out where a norm is below `FLOOR` or not finite.
     Source: Lillicrap et al. 2016, figure 2; norm ratio: BioTorch (2021).
     """
     pairs = {}
@@ -130,6 +130,8 @@ def no_angle_reason(
     growth = row.get("growth", 0.0)
     if norm is not None and norm <= NOISE * torch.finfo(dtype).eps * largest:
         return f"gradient {norm:.2g} is rounding noise beside {largest:.2g}"
+    if norm is not None and not math.isfinite(norm):
+        return f"gradient {norm} is not finite"
     if growth > GROWN:
         return f"activations grew {growth:.3g}-fold"
     return ""
@@ -235,7 +237,7 @@ def _delta_rows(deltas: Mapping[str, Sequence[signals.Pair]]) -> Rows:
         entries = sum(delta.numel() for delta, _ in deltas[name])
         if examples:
             row["angle_deg"] = math.degrees(angles / examples)
-        if math.sqrt(exact) > FLOOR * math.sqrt(entries):
+        if math.isfinite(ours + exact) and math.sqrt(exact) > FLOOR * math.sqrt(entries):
             row["norm_ratio"] = math.sqrt(ours / exact)
     return rows
 
@@ -245,7 +247,7 @@ def _by_example(ours: Tensor, exact: Tensor) -> Tensor:
     a, b = ours.flatten(1), exact.flatten(1)
     dot, aa, bb = _inner(a, b), _inner(a, a), _inner(b, b)
     least = FLOOR**2 * a.shape[1]
-    there = (aa > least) & (bb > least)
+    there = (aa > least) & (bb > least) & (aa + bb).isfinite()
     cosine = dot / (aa * bb).sqrt().clamp_min(torch.finfo(dot.dtype).tiny)
     angles = torch.where(there, cosine.clamp(-1, 1).acos(), 0.0)
     return torch.stack([angles.sum(), there.sum().double(), aa.sum(), bb.sum()])
@@ -305,6 +307,8 @@ def _compared(pairs: Mapping[str, signals.Pair]) -> Rows:
     found: Rows = {}
     for (name, pair), (dot, norm, reference) in zip(pairs.items(), listed(numbers), strict=True):
         floor, row = FLOOR * math.sqrt(pair[0].numel()), found.setdefault(name, {})
+        if not math.isfinite(dot + norm + reference):
+            continue
         if norm > floor and reference > floor:
             cosine = max(-1.0, min(1.0, dot / (norm * reference)))
             row["angle_deg"] = math.degrees(math.acos(cosine))

@@ -4,20 +4,31 @@ that choice is stable."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Tried:
     """What one learning rate gave.
 
-    Args: errors: validation error of each seed, in [0, 1].     examples: behind each (>= 1).
+    Args: errors: validation error of each seed, in [0, 1], at least one.     examples: behind each
+        (>= 1).     diverged: whether each seed diverged, whose error is then that of a guess;
+        () for none.
     """
 
     rate: float
     errors: tuple[float, ...]
     examples: int
+    diverged: tuple[bool, ...] = ()
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Tried:
+        """From an entry of ``tries`` of study.json, where seeds that diverged have no loss."""
+        losses = row["losses"] if row.get("diverged") else ()
+        diverged = tuple(loss is None for loss in losses)
+        return cls(row["lr"], tuple(row["errors"]), row["examples"], diverged)
 
     @property
     def mean(self) -> float:
@@ -41,11 +52,15 @@ class Tried:
 def choose(tried: Sequence[Tried]) -> Tried:
     """The smallest rate whose mean error is within one standard error of the lowest mean.
 
-    The standard error is that of the rate with the lowest mean.
+    The standard error is that of the rate with the lowest mean. Only rates at which no seed
+    diverged are compared, as long as there are any; then those at which not all did.
     """
-    best = min(tried, key=lambda one: (one.mean, one.rate))
+    stable = [one for one in tried if not any(one.diverged)]
+    trained = [one for one in tried if not one.diverged or not all(one.diverged)]
+    compared = stable or trained or tried
+    best = min(compared, key=lambda one: (one.mean, one.rate))
     limit = best.mean + best.standard_error
-    return min((one for one in tried if one.mean <= limit), key=lambda one: one.rate)
+    return min((one for one in compared if one.mean <= limit), key=lambda one: one.rate)
 
 
 def others(tried: Sequence[Tried]) -> list[float]:
@@ -62,8 +77,13 @@ def others(tried: Sequence[Tried]) -> list[float]:
     chosen = choose(tried).rate
     found = set()
     for left_out in range(seeds):
+        kept = [seed for seed in range(seeds) if seed != left_out]
         fewer = [
-            Tried(one.rate, one.errors[:left_out] + one.errors[left_out + 1 :], one.examples)
+            replace(
+                one,
+                errors=tuple(one.errors[seed] for seed in kept),
+                diverged=tuple(one.diverged[seed] for seed in kept if one.diverged),
+            )
             for one in tried
         ]
         found.add(choose(fewer).rate)

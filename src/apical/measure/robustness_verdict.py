@@ -4,6 +4,7 @@ Robust accuracies are in % of all test images, differences in percentage points;
 sample. With one net the images are, and every interval says which of the two it is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,11 +79,20 @@ def estimate(
     return Estimate(found.n, found.mean, found.low, found.high)
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
-    """First minus second on the seeds both have, fractions in, points out; None without any."""
+def difference(
+    first: Mapping[int, float], second: Mapping[int, float], noise: float = 0.0
+) -> Estimate | None:
+    """First minus second on the seeds both have, fractions in, points out; None without any.
+
+    Args: noise: variance of a difference over its images, which the interval takes where all are
+        equal and not 0: that is no certainty.
+    """
     found = statistics.paired_difference(first, second)
     if found is None:
         return None
+    if found.low and found.high and math.isclose(found.low, found.high):
+        found = statistics.paired_difference(first, second, noise=noise)
+        assert found is not None
     low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
     return Estimate(found.n, 100 * found.mean, low, high)
 
@@ -96,7 +106,7 @@ def gap(rows: Mapping[int, Mapping[str, Any]]) -> Estimate | None:
         (row,) = rows.values()
         return Estimate(1, 100 * row["mean"], 100 * row["low"], 100 * row["high"], "images")
     own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
-    return difference(own, exact)
+    return difference(own, exact, _gap_noise(rows))
 
 
 def gap_p(rows: Mapping[int, Mapping[str, Any]]) -> float:
@@ -109,10 +119,14 @@ def gap_p(rows: Mapping[int, Mapping[str, Any]]) -> float:
         (row,) = rows.values()
         return float(row.get("p", 1.0 if row["low"] <= 0 <= row["high"] else 0.0))
     own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
-    half = [(row["high"] - row["low"]) / 2 for row in rows.values()]
-    noise = sum((each / 1.96) ** 2 for each in half) / len(half)  # of one net's gap over its images
-    found = statistics.difference_p(own, exact, noise=noise)
+    found = statistics.difference_p(own, exact, noise=_gap_noise(rows))
     return 1.0 if found is None else found
+
+
+def _gap_noise(rows: Mapping[int, Mapping[str, Any]]) -> float:
+    """Variance of one net's gap over its images."""
+    half = [(row["high"] - row["low"]) / 2 for row in rows.values()]
+    return sum((each / 1.96) ** 2 for each in half) / len(half)
 
 
 def verdict(

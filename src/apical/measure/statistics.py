@@ -21,6 +21,7 @@ Sample = Mapping[int, float]
 
 LEVEL, ALLOWANCE = 0.95, 0.1
 FEWEST = 3  # runs below which an interval says next to nothing
+ROUNDING = 1e-12  # a spread that much smaller than the values is that of their last digits
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,13 @@ def summarize(
         seeds; "bootstrap" (percentile, 10,000 resamples) assumes no shape but is too narrow below
         about ten runs. seed: of the bootstrap, unused otherwise. noise: least variance of a value,
         as the interval of "t" takes it; sd is the one observed.
-    Raises: ValueError without values, for values that are not finite, for a level outside (0, 1).
+    Raises: ValueError without values, for values that are not finite, for a level outside (0, 1),
+        for noise that is negative or not finite.
     >>> summarize([1.0, 2.0, 3.0])
     Summary(n=3, mean=2.0, sd=1.0, low=-0.484..., high=4.484...)
     """
     values = [float(value) for value in values]
-    _check(values, level)
+    _check(values, level, noise)
     if method not in ("t", "bootstrap"):
         raise ValueError(f"method {method!r}: allowed are 't' and 'bootstrap'")
     n, mean = len(values), math.fsum(values) / len(values)
@@ -171,7 +173,7 @@ def paired_shares(
     """
     from scipy.stats import norm
 
-    if not (examples >= 1 and min(only_first, only_second) >= 0):
+    if not (min(only_first, only_second) >= 0 and 1 <= examples >= only_first + only_second):
         raise ValueError(f"paired_shares: {only_first} and {only_second} of {examples} examples")
     n, first, second = examples + 2, only_first + 0.5, only_second + 0.5
     mean = (first - second) / n
@@ -218,13 +220,15 @@ def difference_p(first: Sample, second: Sample, *, noise: float = 0.0) -> float 
 
     shared = sorted(set(first) & set(second))
     if len(shared) >= 2:
-        found = summarize([first[seed] - second[seed] for seed in shared])
+        found = summarize([first[seed] - second[seed] for seed in shared], noise=noise)
         assert found.sd is not None
-        error = math.sqrt(max(found.sd**2, noise) / found.n)
+        largest = max(abs(sample[seed]) for sample in (first, second) for seed in shared)
+        spread = found.sd if found.sd > ROUNDING * largest else 0.0
+        error = math.sqrt(max(spread**2, noise) / found.n)
         return float(2 * t.sf(abs(found.mean) / error, found.n - 1)) if error else 1.0
     if min(len(first), len(second)) < 2:
         return None
-    a, b = (summarize(list(sample.values())) for sample in (first, second))
+    a, b = (summarize(list(sample.values()), noise=noise / 2) for sample in (first, second))
     spreads = [math.sqrt(max(s.sd**2, noise / 2)) for s in (a, b) if s.sd is not None]
     if not any(spreads):
         return 1.0
@@ -235,9 +239,12 @@ def difference_p(first: Sample, second: Sample, *, noise: float = 0.0) -> float 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number (Holm 1979), in the order given.
 
+    Raises: ValueError for a value outside [0, 1].
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p-values must lie in [0, 1], got {list(p_values)}")
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected = [0.0] * len(p_values)
     largest = 0.0
@@ -336,7 +343,8 @@ def verdict(
     - "agrees": the band holds the published value, its half width is at most a quarter of that
       value, and it holds none of the other rules' published values that differ from it by more
       than the margin.
-    - "compatible, uninformative": the band holds the value, but is too wide to say more.
+    - "compatible, uninformative": the band holds the value, but is too wide to say more; or all
+      runs are equal and no `noise` is known, so that nothing is known of chance.
     - "differs": the band does not hold it.
     - "other scale": the runs are not of the published protocol, so no other word would be true.
     - "too few runs": below three runs the interval would swallow any value.
@@ -344,14 +352,19 @@ def verdict(
     Args: published: in the unit of `ours`. others: published values of the other rules.
         other_scale: what differs from the published protocol (fewer epochs, other data), "" when
         nothing does. allowance: 0 or more. least: in the unit of the values, such as how well a
-        published figure can be read. noise: least variance of one run.
+        published figure can be read. noise: least variance of one run. level: in (0.5, 1).
+    Raises: ValueError for numbers that are not finite or out of range.
     """
+    _check([published, *others], level, noise)
+    if not (level > 0.5 and min(allowance, least) >= 0 and published_n >= 1):
+        raise ValueError(
+            f"level={level}, allowance={allowance}, least={least}, published_n={published_n}: need "
+            "above 0.5, at least 0 twice, and at least 1"
+        )
     if other_scale:
         return Verdict("other scale", other_scale)
     if ours.n < FEWEST or ours.sd is None:
         return Verdict("too few runs", f"{ours.n} of the {FEWEST} runs a verdict needs")
-    if allowance < 0 or published_n < 1:
-        raise ValueError(f"allowance={allowance}, published_n={published_n}: need >= 0 and >= 1")
     error = math.sqrt(max(ours.sd**2, noise) * (1 / published_n + 1 / ours.n))
     margin = max(allowance * abs(published), least)
     half = _t_quantile(level, ours.n - 1) * error + margin
@@ -359,6 +372,9 @@ def verdict(
     band = f"{low:.4g} to {high:.4g}"
     if not low <= published <= high:
         return Verdict("differs", f"{published:.4g} is outside {band}", low, high)
+    if error <= ROUNDING * abs(ours.mean):
+        why = f"{published:.4g} is inside {band}, but {ours.n} equal runs say nothing of chance"
+        return Verdict("compatible, uninformative", why, low, high)
     one_sided = _t_quantile(2 * level - 1, ours.n - 1) * error
     if abs(ours.mean - published) + one_sided < margin:
         why = f"{published:.4g} differs by less than {margin:.3g} (two one-sided tests)"
@@ -383,13 +399,15 @@ def _letter_columns(labels: Sequence[str], differing: Sequence[tuple[str, str]])
     return sorted(columns, key=lambda column: sorted(map(labels.index, column)))
 
 
-def _check(values: Sequence[float], level: float) -> None:
+def _check(values: Sequence[float], level: float, noise: float = 0.0) -> None:
     if not values:
         raise ValueError("no values to summarize")
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"values must be finite, got {values}")
     if not 0 < level < 1:
         raise ValueError(f"level={level}: must lie between 0 and 1, like 0.95")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise={noise}: a variance must be finite and at least 0")
 
 
 @functools.cache

@@ -77,7 +77,8 @@ def layers(study: Study) -> Layers:
             p = statistics.difference_p(*samples, noise=noise)
             worth = statistics.paired_difference(*samples, noise=noise)
             of_rule[name] = Layer(name, worth, UNDECIDED)
-            tested.append((of_rule, of_rule[name], 1.0 if p is None else p))
+            if not full.failed:  # else those that are left are no fair sample either
+                tested.append((of_rule, of_rule[name], 1.0 if p is None else p))
     corrected = statistics.holm([p for *_, p in tested])
     for (of_rule, layer, _), p in zip(tested, corrected, strict=True):
         of_rule[layer.name] = replace(layer, word=_word(layer.worth, p))
@@ -144,5 +145,5 @@ def finding(study: Study) -> str:
 def widest(study: Study) -> str:
     """`seeds_sentence` of the errors with all layers learning, by rule."""
     rows = [study.row(*cell) for cell in layers(study)]
-    errors = {display_name(row.rule): row.summary(test_error) for row in rows}
-    return seeds_sentence({rule: error for rule, error in errors.items() if error})
+    errors = ((row.rule, row.summary(test_error, gained.share_noise(row.runs))) for row in rows)
+    return seeds_sentence({display_name(rule): error for rule, error in errors if error})

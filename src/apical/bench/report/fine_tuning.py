@@ -107,7 +107,7 @@ def lines(study: Study) -> list[Line]:
         if not layers:
             continue
         metric = gained.MAP if all(gained.MAP in run.final for run in row.runs) else gained.ERROR
-        accuracy = row.summary(percent_of(metric))
+        accuracy = row.summary(percent_of(metric), gained.share_noise(row.runs, metric))
         assert accuracy is not None  # it has finished runs
         attacked = _attacked(by_setting.get(row.setting), row.rule, _at_rate(study, row))
         each_layer = tuple(_layer(name, rows) for name, rows in layers.items())

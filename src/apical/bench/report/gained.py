@@ -2,13 +2,14 @@
 is worth over the control whose hidden layers keep their initial weights; and whether the choice of
 the learning rates is stable."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from apical.bench.report.evaluations import Record
 from apical.bench.report.names import display_name, is_baseline, is_frozen
-from apical.bench.report.read import Row, Run, Study, learner_of, percent_of
+from apical.bench.report.read import Row, Run, Study, percent_of, rule_name
 from apical.bench.report.table import Column, Shown, estimate, signed
 from apical.measure import rate_choice, statistics
 from apical.measure.robustness_verdict import radius
@@ -21,32 +22,35 @@ ERROR, MAP = "test_acc", "test_map"
 class Gain:
     """Of a rule in a setting over the control, in points; above 0: better than the control.
 
-    Attributes: summary: with an uncorrected interval. corrected: with one that is
-        corrected for the number of rules in the setting (Bonferroni). most: the largest mean among
-        the rules of the setting that learn; None where none is shown to.
+    Attributes: summary: with an uncorrected interval; None where the rule shares no seed with the
+        control. corrected: with one that is corrected for the number of rules in the setting
+        (Bonferroni). most: the largest mean among the rules of the setting that learn; None where
+        none is shown to. runs: of the rule, of which those count whose seed the control has.
     """
 
-    summary: statistics.Summary
-    corrected: statistics.Summary
+    summary: statistics.Summary | None
+    corrected: statistics.Summary | None
     most: float | None = None
+    runs: int = 0
 
     @property
     def learns(self) -> bool | None:
         """Whether hidden layers help.
 
-        True where the corrected interval is above 0. False where the other one is below 0; or,
-        from three seeds on, contains 0 and lies below `most`, what learning is worth here. Else
-        None: an interval that contains both, or nothing to compare it with, does not decide.
+        True where the corrected interval is above 0. False where the other one is below 0, or
+        contains 0 and lies below half of `most`: nearer to nothing than to what learning is worth
+        here. Else None: below three seeds, with equal gains and a test set of unknown size, and
+        where an interval contains both.
         """
-        low, high, corrected = self.summary.low, self.summary.high, self.corrected.low
-        if low is None or high is None or corrected is None:
+        if self.summary is None or self.corrected is None or self.summary.n < statistics.FEWEST:
             return None
-        few = self.summary.n < statistics.FEWEST
-        if corrected > 0 and not few:
+        low, high, corrected = self.summary.low, self.summary.high, self.corrected.low
+        if low is None or high is None or corrected is None or math.isclose(low, high):
+            return None
+        if corrected > 0:
             return True
-        if high < 0 or (low <= 0 and not few and self.most is not None and high < self.most):
-            return False
-        return None
+        little = low <= 0 and self.most is not None and high < self.most / 2
+        return False if high < 0 or little else None
 
     @property
     def mark(self) -> str:
@@ -63,11 +67,12 @@ NONE: Gains = {}
 
 
 def control(study: Study, setting: str) -> str:
-    """The row of a setting whose hidden layers keep their initial weights, "" without one."""
+    """The row of a setting whose hidden layers keep their initial weights, "" without one: by its
+    label, else by the rule or learner of its runs."""
     runs = [run for run in study.runs if run.setting == setting]
-    named = [run.rule for run in runs if is_frozen(run.rule)]
-    readout = [run.rule for run in runs if learner_of(run.experiment)["learner"] == "readout"]
-    return next(iter([*named, *readout]), "")
+    labelled = [run.rule for run in runs if is_frozen(run.rule)]
+    named = [run.rule for run in runs if rule_name(run.experiment) in ("frozen", "readout")]
+    return next(iter([*labelled, *named]), "")
 
 
 def gains(study: Study, metric: str = ERROR) -> Gains:
@@ -87,9 +92,10 @@ def gains(study: Study, metric: str = ERROR) -> Gains:
                 )
                 for level in (statistics.LEVEL, corrected_level)
             )
-            if summary is not None and corrected is not None:
-                by_rule[rule] = Gain(summary, corrected)
-        most = max((g.summary.mean for g in by_rule.values() if g.learns), default=None)
+            if frozen.runs:
+                by_rule[rule] = Gain(summary, corrected, runs=row.n)
+        learning = [g.summary for g in by_rule.values() if g.summary and g.learns]
+        most = max((summary.mean for summary in learning), default=None)
         found |= {(setting, rule): replace(gain, most=most) for rule, gain in by_rule.items()}
     return found
 
@@ -133,30 +139,42 @@ def opening(several: bool, gains: Gains) -> list[Column]:
 
 
 def shown(gain: Gain | None) -> Shown:
-    """The gain with its interval; with its mark and the corrected interval, where it has one."""
+    """The gain with its interval, its mark and, where not all runs count, how many do; undecided
+    ones with the corrected interval."""
     if gain is None:
         return Shown("")
+    if gain.summary is None:
+        return Shown(f"{gain.mark}: no seed in common with the control", style="differs")
+    text = estimate(gain.corrected if gain.learns is None else gain.summary, signed)
+    shared = f" ({gain.summary.n} shared seeds)" * (gain.summary.n < gain.runs)
     if not gain.mark:
-        return estimate(gain.summary, signed)
-    text = estimate(gain.corrected, signed)
-    return replace(text, text=f"{gain.mark}: {text.text}", style="differs")
+        return replace(text, text=text.text + shared)
+    return replace(text, text=f"{gain.mark}: {text.text}{shared}", style="differs")
 
 
 def missing(study: Study) -> str:
-    """Which settings compare rules without the control, in a sentence; "" for none."""
-    without = [
-        setting
-        for setting in study.settings
-        if not control(study, setting)
-        and any(run.setting == setting and not is_baseline(run.rule) for run in study.runs)
-    ]
-    if not without:
-        return ""
-    where = "" if len(without) == len(study.settings) else f" in {', '.join(without)}"
-    return (
-        f"No control row{where}: without a row whose hidden layers keep their initial weights this "
-        "does not show whether hidden layers learn."
-    )
+    """Which settings compare rules without the control, or without a finished run of it, in
+    sentences; "" for none."""
+    absent, unfinished = [], []
+    for setting in study.settings:
+        name = control(study, setting)
+        if name and not study.row(setting, name).runs:
+            unfinished.append(setting)
+        elif not name and any(not is_baseline(row.rule) for row in study.rows_of(setting)):
+            absent.append(setting)
+
+    def where(settings: list[str]) -> str:
+        return "" if len(settings) == len(study.settings) else f" in {', '.join(settings)}"
+
+    sentences = [
+        f"No control row{where(absent)}: without a row whose hidden layers keep their initial "
+        "weights this does not show whether hidden layers learn."
+    ] * bool(absent)
+    sentences += [
+        f"No finished run of the control{where(unfinished)}: this does not show whether hidden "
+        "layers learn."
+    ] * bool(unfinished)
+    return " ".join(sentences)
 
 
 # Learning rates
@@ -168,7 +186,7 @@ def stability(choice: Record) -> str:
     tries = [row for row in choice["tries"] if "errors" in row]
     if not tries or len(tries[0]["errors"]) < 2:
         return "one seed"
-    tried = [rate_choice.Tried(r["lr"], tuple(r["errors"]), r["examples"]) for r in tries]
+    tried = list(map(rate_choice.Tried.of_row, tries))
     rates = sorted([choice["lr"], *rate_choice.others(tried)])
     return f"unstable: {' or '.join(f'{rate:g}' for rate in rates)}" if len(rates) > 1 else ""
 

@@ -75,7 +75,7 @@ def _of_setting(study: Study, setting: str) -> list[Column]:
     def accuracy(rule: str) -> str:
         row = study.row(setting, rule)
         fewer = f"{row.n} of {row.planned} runs" if row.n < row.planned else ""
-        share = row.summary(percent_of("test_acc"))
+        share = row.summary(percent_of("test_acc"), gained.share_noise(row.runs))
         if share is None:
             return fewer
         half = "" if share.high is None else f" ± {share.high - share.mean:.1f}"

@@ -163,12 +163,18 @@ def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
 
 
 def _error(tried: Record | None) -> str:
-    """Validation error in %; of hash nets, which are chosen by mAP, what it lacks to 100 %."""
+    """Validation error in % of the seeds that did not diverge, and how many did; of hash nets,
+    which are chosen by mAP, what it lacks to 100 %."""
     if tried is None:
         return ""
     if "val_acc" not in tried:
         return "diverged"
-    return number(100 - 100 * float(tried.get("val_map", tried["val_acc"])))
+    lost = tried.get("diverged", 0)
+    if not lost:
+        return number(100 - 100 * float(tried.get("val_map", tried["val_acc"])))
+    seeds = zip(tried["errors"], tried["losses"], strict=True)
+    done = [error for error, loss in seeds if loss is not None]
+    return f"{number(100 * sum(done) / len(done))} ({lost} of {len(tried['errors'])} diverged)"
 
 
 def plural(count: int, noun: str) -> str:

@@ -131,9 +131,12 @@ class Row:
         values = {run.seed: value(run) for run in self.runs}
         return {seed: known for seed, known in values.items() if known is not None}
 
-    def summary(self, value: Value) -> statistics.Summary | None:
-        values = self.sample(value)
-        return statistics.summarize(list(values.values())) if values else None
+    def summary(self, value: Value, noise: float = 0.0) -> statistics.Summary | None:
+        """noise: variance of a value for the test set alone, which the interval takes where all are
+        equal: that says nothing of chance."""
+        values = list(self.sample(value).values())
+        least = noise if len(set(values)) == 1 else 0.0
+        return statistics.summarize(values, noise=least) if values else None
 
 
 def percent_of(key: str) -> Value:
@@ -338,7 +341,8 @@ def read_study(folder: Path) -> Study:
 def read_published(entry: Record, metrics: Sequence[str]) -> Published:
     """An entry of `published` with `ERRORS`, of `robust_published` with `ROBUSTNESS`.
 
-    Raises: ValueError for another metric, or a unit other than "%" and "fraction".
+    Raises: ValueError for another metric, a unit other than "%" and "fraction", a value that is no
+        percentage in it, or n below 1.
     """
     kept, complement = metrics
     factor = {"%": 1.0, "fraction": 100.0}
@@ -348,6 +352,11 @@ def read_published(entry: Record, metrics: Sequence[str]) -> Published:
             f"{entry['unit']!r}; allowed are {kept} and {complement} in '%' or 'fraction'"
         )
     percent = entry["value"] * factor[entry["unit"]]
+    if not (0 <= percent <= 100 and entry.get("n", 1) >= 1):
+        raise ValueError(
+            f"published value of {entry['rule']!r}: {entry['value']:g} in {entry['unit']!r} of "
+            f"n={entry.get('n', 1)} runs; it must lie in 0 to 100 %, and n be at least 1"
+        )
     if entry["metric"] == complement:
         percent = 100 - percent
     names = {each.name for each in dataclasses.fields(Published)}
@@ -379,7 +388,7 @@ def _read_run(source: packing.Folder, entry: Record) -> Run:
 def _status(rows: tuple[Record, ...], experiment: Record) -> tuple[Status, str]:
     kinds = [row.get("kind") for row in rows]
     if "final" in kinds:
-        whole = "test_acc" in rows[kinds.index("final")]
+        whole = rows[kinds.index("final")].get("test_acc") is not None
         return ("finished", "") if whole else ("failed", "its final row has no test_acc")
     if kinds and kinds[-1] == "stopped":
         stop = rows[-1]

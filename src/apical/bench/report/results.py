@@ -21,6 +21,9 @@ from apical.bench.report.table import (
 )
 from apical.measure import statistics
 
+MOST_NAMES = 6
+"""Rules that a finding names; of more it says how many there are."""
+
 FEWEST = 3
 """Rules of a setting with published values, below which their order is not printed."""
 
@@ -98,7 +101,8 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
     values = [published[rule].value for rule in rows if rule in published]
     table = []
     for rule, row in rows.items():
-        summary, theirs, verdict = row.summary(test_error), published.get(rule), None
+        summary, theirs = row.summary(test_error, noise[rule]), published.get(rule)
+        verdict = None
         if summary and theirs:
             verdict = statistics.verdict(
                 summary,
@@ -219,7 +223,8 @@ def _interval(cell: Cell) -> Shown:
 def finding(rows: Sequence[Cell]) -> str:
     """What the table shows, in a sentence for each setting: the best rule, which rules it does not
     differ from, which differ from backprop where the letters of all pairs do not show it, which are
-    not shown to learn, and which lost runs; "" without two rules to compare."""
+    not shown to learn, which have a single run, and which lost runs; "" without two rules to
+    compare."""
 
     def error(row: Cell) -> float:
         return row.summary.mean if row.summary else 0.0
@@ -232,27 +237,35 @@ def finding(rows: Sequence[Cell]) -> str:
         if len(ranked) < 2:
             continue
         best, *others = ranked
+        among = f"the {len(others)} other rows"
+        every = f"{len(ranked)} rows"
         name, lowest = display_name(best.rule), f"{number(error(best))} %"
+        bp = next((row for row in ranked if is_baseline(row.rule)), best)
+        only_alone = [row for row in ranked if row.differs and {*row.ties} & {*bp.ties}]
         same = [row for row in others if {*row.ties} & {*best.ties}]
+        if best is bp:
+            same = [row for row in same if row not in only_alone]
+        alone = [row for row in others if best.ties and not row.ties]
         if best.ties and same == others:
             text = f"no test error differs significantly from the lowest, {name}'s {lowest}"
         else:
             text = f"{name} has the lowest test error, {lowest}"
             text += "" if best.ties else ", in a single run"
-            text += f", not significantly different from {_names(same)}" if same else ""
-        bp = next((row for row in ranked if is_baseline(row.rule)), best)
-        differing = [row for row in ranked if row.differs]
-        if any({*row.ties} & {*bp.ties} for row in differing):
-            lower = [row for row in differing if error(row) < error(bp)]
-            higher = [row for row in differing if error(row) > error(bp)]
+            text += f", not significantly different from {_names(same, among)}" if same else ""
+        text += f"; not compared, a single run each: {_names(alone, among)}" if alone else ""
+        if only_alone:
+            lower = [row for row in only_alone if error(row) < error(bp)]
+            higher = [row for row in only_alone if error(row) > error(bp)]
             sides = {"lower": lower, "higher": higher}.items()
-            words = " and ".join(f"{word} under {_names(rules)}" for word, rules in sides if rules)
+            words = " and ".join(
+                f"{word} under {_names(rules, among)}" for word, rules in sides if rules
+            )
             start = "corrected for the comparisons with BP alone (Holm) the error is significantly"
-            text += f"; {start} {words}"
+            text += f"; {start} {words}" + " too" * (same != others)
         if max(row.summary.n for row in ranked if row.summary) == 2:
             text += "; two seeds are too few to judge by"
         if idle := [row for row in ranked if row.gain and row.gain.mark]:
-            text += f"; no gain over frozen hidden layers is shown under {_names(idle)}"
+            text += f"; no gain over frozen hidden layers is shown under {_names(idle, every)}"
         if failed := [row.row for row in of_setting if row.row.failed]:
             counts = [f"{display_name(row.rule)} {row.failed} of {row.planned}" for row in failed]
             text += f"; failed runs, which are not counted: {joined(counts)}"
@@ -261,7 +274,10 @@ def finding(rows: Sequence[Cell]) -> str:
     return " ".join(sentences)
 
 
-def _names(rows: Sequence[Cell]) -> str:
+def _names(rows: Sequence[Cell], among: str) -> str:
+    """A few names, or how many they are among the rows of the table."""
+    if len(rows) > MOST_NAMES:
+        return f"{len(rows)} of {among}"
     return joined([display_name(row.rule) for row in rows])
 
 

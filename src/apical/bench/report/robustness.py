@@ -180,9 +180,11 @@ def compared(section: Section, tier: str) -> list[dict[str, Any]]:
         ours = robustness_verdict.estimate(shares, images)
         if ours is None:
             continue
+        mean = sum(shares.values()) / len(shares)
         judged = statistics.verdict(
             statistics.summarize([100 * share for share in shares.values()]),
             row.value,
+            noise=1e4 * statistics.binomial_variance(mean, images),
             other_scale=row.scale(tier),
             published_n=row.n,
             least=READ,
@@ -229,14 +231,16 @@ class Heat:
 
     @property
     def conclusion(self) -> str:
-        """What the row of backprop's weights shows; "" where it shows no gap or is missing."""
+        """What the row of backprop's weights shows; "" where it is missing, or its gap is small or
+        by its intervals may be chance."""
         row = self.rows[0]
         cells = {c: self.cells[row, c] for c in self.columns if (row, c) in self.cells}
         exact = cells.pop(self.columns[0], None)
         if not self.has_baseline or exact is None or not cells:
             return ""
         rule, highest = max(cells.items(), key=lambda item: item[1].mean)
-        if highest.mean - exact.mean <= MASKED:
+        low, high = highest.low, exact.high
+        if highest.mean - exact.mean <= MASKED or low is None or high is None or low <= high:
             return ""
         return (
             f"Weights that backprop trained keep {highest.mean:.1f} % when the attack follows "

@@ -95,7 +95,9 @@ class Section:
 
     def difference(self, rule: str, other: str, value: Value) -> Estimate | None:
         """Of two rules on the same seeds, in points."""
-        return robustness_verdict.difference(self.shares(rule, value), self.shares(other, value))
+        ours, theirs = self.shares(rule, value), self.shares(other, value)
+        noise = self.noise(ours) + self.noise(theirs)
+        return robustness_verdict.difference(ours, theirs, noise)
 
     def minus_baseline(self, rule: str, value: Value) -> Estimate | None:
         """Minus backprop on the same seeds; None for backprop and where it is missing."""
@@ -108,10 +110,10 @@ class Section:
         if self.baseline is None:
             return set()
         samples = {rule: self.shares(rule, value) for rule in {*rules, self.baseline}}
-        noise = {rule: self._noise(shares) for rule, shares in samples.items()}
+        noise = {rule: self.noise(shares) for rule, shares in samples.items()}
         return statistics.differing_from(self.baseline, samples, noise=noise)
 
-    def _noise(self, shares: Mapping[int, float]) -> float:
+    def noise(self, shares: Mapping[int, float]) -> float:
         """Variance of one net's share over the examples measured; of a mean of average precisions,
         which lie in [0, 1] too, an upper bound."""
         examples = self.clean.get("examples", self.clean.get("queries", 0))

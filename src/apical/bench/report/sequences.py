@@ -93,14 +93,15 @@ def learners(study: Study) -> Table:
         Column.rule(head="learner"),
         Column.runs(),
         Column("test accuracy %", lambda row: mean(row.summary(TEST)), style="strong"),
-        Column("95 % interval", lambda row: share(row.summary(TEST)), style="soft"),
+        Column("95 % interval", lambda row: share(row.summary(TEST, gained.share_noise(row.runs))),
+               style="soft"),
         Column("best validation %", lambda row: mean(row.summary(best))),
         *gained.columns(gained.gains(study)),
         Column("minus unregularised", lambda row: estimate(over_plain(study, row), signed)),
         Column("signal at", reached, page="Signal at steps"),
         Column("solved", lambda row: solved(study, row) if asked else "", page="", left=True),
         Column("iterations", lambda row: iterations(row) if asked else "", page=""),
-    ]
+    ]  # fmt: skip
     return Table(columns, study.rows, "Table of learners")
 
 
@@ -152,9 +153,9 @@ def solved_table(study: Study, *, several: bool = True) -> Table | None:
         return None
 
     def interval(row: Row) -> Shown:
-        """In whole steps."""
+        """In whole steps; none of equal numbers, whose spread is not known."""
         summary = _summary(study, row)
-        if summary is None or summary.low is None:
+        if summary is None or summary.low is None or summary.low == summary.high:
             return Shown("")
         return Shown(f"{max(summary.low, 0):.0f} to {summary.high:.0f}", summary.low, style="soft")
 

@@ -69,14 +69,12 @@ def at_headline(rows: Iterable[Line]) -> list[Line]:
 def _line(section: Section, rule: str, eps: float) -> Line:
     left = {name: partial(survivors, groups=groups, eps=eps) for name, groups in PARTS.items()}
     tried = any(row["group"] == "own" for net in section.of(rule).values() for row in net.trials)
-    gaps = {
-        f"minus {name}": difference(
-            section.shares(rule, left["own"]), section.shares(rule, left[name])
-        )
-        if tried or name == "transfer"
-        else None
-        for name in COMPARED
-    }
+    gaps = {}
+    for name in COMPARED:
+        own, other = (section.shares(rule, left[part]) for part in ("own", name))
+        noise = section.noise(own) + section.noise(other)
+        compared = tried or name == "transfer"
+        gaps[f"minus {name}"] = difference(own, other, noise) if compared else None
     every: dict[str, Value] = {"clean": robustness.clean, "worst": robustness.worst(eps), **left}
     values = {name: section.estimate(rule, value) for name, value in every.items()}
     return Line(section, rule, eps, values | gaps)

@@ -238,8 +238,10 @@ def span(interval: Interval, text: Callable[[float | None], str] = number) -> st
 
 
 def share(interval: Any, text: Callable[[float | None], str] = number) -> str:
-    """The interval of a percentage, cut off at 0 and 100."""
-    return span(interval and interval.within(0, 100), text)
+    """The interval of a percentage, cut off at 0 and 100; "" for a point, as equal runs give where
+    the size of the test set is unknown."""
+    point = interval is None or interval.low == interval.high
+    return "" if point else span(interval.within(0, 100), text)
 
 
 def plain(value: Any, text: Callable[[Any], str] = str, **more: Any) -> Shown:

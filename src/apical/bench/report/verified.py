@@ -65,11 +65,18 @@ def read(results: Path) -> dict[str, Any]:
 
 
 def lines(results: Path) -> list[Line]:
-    """A line for every study in a folder."""
+    """A line for every study in a folder. A rerun counts while the study holds its run: what an
+    earlier version of a study gave does not verify this one."""
     found, made = read(results), []
     for folder in sorted(path for path in results.iterdir() if is_study(path)):
-        seconds = tuple(run.final.get("seconds", 0.0) for run in read_study(folder).runs)
-        made.append(Line(folder.name, seconds, found.get(folder.name, {})))
+        runs = read_study(folder).runs
+        seconds = tuple(run.final.get("seconds", 0.0) for run in runs)
+        record = found.get(folder.name, {})
+        kept = {run.folder for run in runs}
+        again = [run for run in record.get("runs", ()) if run["folder"] in kept]
+        if record.get("runs") and not again:
+            record = {}
+        made.append(Line(folder.name, seconds, record and {**record, "runs": again}))
     return made
 
 

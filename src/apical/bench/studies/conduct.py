@@ -148,9 +148,7 @@ def searched(study: Study, folder: Path) -> tuple[list[dict[str, Any]], list[swe
                 left += open_tasks
                 break
             rows = [_tried(rate, each, search) for rate, each in tasks.items()]
-            lr = selection.choose(
-                [selection.Tried(r["lr"], tuple(r["errors"]), r["examples"]) for r in rows]
-            ).rate
+            lr = selection.choose(list(map(selection.Tried.of_row, rows))).rate
             further = selection.beyond(grid, lr)
             if further is None or len(extended) == search.extensions:
                 if all(row["diverged"] == len(search.seeds) for row in rows):

@@ -1,11 +1,12 @@
 """Verifying a study: some of its runs are trained again and compared with their records.
 
 What is compared is every number that both records have, but for times and memory. A rerun has the
-`same bits` if all numbers of training (rows of kind ``epoch``, ``test``, ``final``) are equal; it
-is `same within tolerance` if its test error differs by at most one standard deviation that the test
-set alone gives it (`statistics.binomial_variance`, the least spread that tables assume); else it
-`differs`. It is `not comparable` where this version has another key for the settings, or cannot
-train them here, and the record says why. Attacks on trained nets are not repeated.
+`same bits` if all numbers of training (rows of kind ``epoch``, ``test``, ``final``) are equal and
+no row is missing; it is `same within tolerance` if its test error differs by at most one standard
+deviation that the test set alone gives it (`statistics.binomial_variance`, the least spread that
+tables assume); else it `differs`. It is `not comparable` where this version has another key for
+the settings, or cannot train them here, and the record says why. Attacks on trained nets are not
+repeated.
 """
 
 from __future__ import annotations
@@ -185,6 +186,8 @@ def compared(recorded: Sequence[Row], again: Sequence[Row]) -> dict[str, Any]:
         rows, others = there.get(kind, []), here.get(kind, [])
         if len(rows) != len(others):
             not_compared.append(f"{kind} ({len(rows)} rows recorded, {len(others)} now)")
+            if rows and kind in TRAINING:
+                differing[f"{kind}.rows"] = f"{len(rows)} recorded, {len(others)} now"
             continue
         for row, other in zip(rows, others, strict=True):
             not_compared += [f"{kind}.{key}" for key in row.keys() ^ other.keys()]
