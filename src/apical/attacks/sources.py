@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from apical.attacks import twins
 from apical.attacks.ball import per_example
 from apical.attacks.losses import Loss
+from apical.attacks.scores import Scores, parameter_type
 from apical.core.converted import exact_gradients, feedback_modules, labels
-from apical.names import check_at_least, unknown
+from apical.names import check_at_least, check_literals, unknown
 
 SMALL = 2.0**-10
 """Errors of the scores whose largest entry is outside [SMALL, 1 / SMALL] are scaled."""
@@ -123,6 +124,7 @@ class OwnAveraged(Source):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_literals(self, "OwnAveraged")
         check_at_least("OwnAveraged", 1, redraws=self.redraws)
 
     def __str__(self) -> str:
@@ -190,7 +192,8 @@ class From(Source):
 
     @contextmanager
     def open(self, model: nn.Module) -> Iterator[Oracle]:
-        differentiate = _differentiation(self.model)
+        other = Scores(self.model, parameter_type(self.model, torch.float32))
+        differentiate = _differentiation(other)
 
         def ask(x: Tensor, y: Tensor, loss: Loss) -> Answer:
             gradient = differentiate(x, y, loss).gradient
@@ -198,8 +201,8 @@ class From(Source):
                 scores = model(x)
                 return Answer(gradient, loss(scores), scores)
 
-        with exact_gradients(self.model):
-            yield Oracle(model, ask, self.model, (self.model,))
+        with exact_gradients(other):
+            yield Oracle(model, ask, other, (other,))
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ class FiniteDifference(Source):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_literals(self, "FiniteDifference")
         if self.directions < 0 or self.step <= 0:
             raise ValueError(
                 f"FiniteDifference: directions={self.directions}, step={self.step}; directions is"
@@ -266,7 +270,10 @@ class Averaged(Source):
     samples: int
 
     def __post_init__(self) -> None:
+        check_literals(self, "Averaged")
         check_at_least("Averaged", 1, samples=self.samples)
+        if not isinstance(self.source, Source):
+            raise ValueError(f"Averaged: source={self.source!r} must be a source, as Exact()")
 
     def __str__(self) -> str:
         return f"{self.source} x{self.samples}"
@@ -328,7 +335,7 @@ def source(name: str | Source) -> Source:
         return RuleGradient(detail)
     if not detail:
         return SOURCES[kind]()
-    if kind not in _COUNTED or not detail.isdigit():
+    if kind not in _COUNTED or not detail.isdecimal():
         raise ValueError(
             f"gradient source {name!r}: a number after the colon is for"
             f" {', '.join(sorted(_COUNTED))} only, for example 'own-averaged:20'"
