@@ -143,8 +143,7 @@ def audit(
     """
     seed = checks.checked_seed("audit", seed)
     bounds = checks.checked_bounds("audit", bounds)
-    if not checks.is_whole(directions) or directions < 1:
-        raise ValueError(f"audit: directions={directions!r} must be a whole number of at least 1")
+    directions = checks.checked_count("audit", directions=directions)
     if not isinstance(limits, Limits | None):
         raise ValueError(f"audit: limits={limits!r} must be an attacks.audit.Limits")
     if loss not in (None, "dlr", "margin"):
@@ -181,14 +180,8 @@ def audit(
     measured["exact_vanished"] = _zero(exact[_varies(answer.scores, y, name)])
     verdict, passed, reasons = _verdict(measured, limits)
     del measured["steady"], measured["vanished"], measured["exact_vanished"]
-    rising = measured["rising"]
-    return Audit(
-        verdict=verdict,
-        reasons=reasons,
-        misleading=isinstance(rising, float) and rising < limits.rising,
-        passed=passed,
-        **measured,  # type: ignore[arg-type]
-    )
+    measured["misleading"] = isinstance(r := measured["rising"], float) and r < limits.rising
+    return Audit(verdict, reasons, passed=passed, **measured)  # type: ignore[arg-type]
 
 
 def _measured(
@@ -209,15 +202,14 @@ def _measured(
     found = sloping(oracle.model, gradient, x, y, name)
     some = len(found.rising) > 0
     rising = found.rising.double().mean().item() if some else None
-    low, high = (
-        statistics.wilson(float(found.rising.sum()), len(found.rising)) if some else (None,) * 2
-    )
+    count = float(found.rising.sum())
+    low, high = statistics.wilson(count, len(found.rising)) if some else (None, None)
     return {
         "examples": len(x),
         "rising": rising,
         "rising_low": low,
         "rising_high": high,
-        "slope_ratio": found.ratio.median().item() if some else None,
+        "slope_ratio": found.ratio.nanmedian().item() if some else None,
         "agreement": found.agreement,
         "zero": shares[worst],
         "zero_loss": worst,
@@ -246,18 +238,15 @@ def _verdict(found: dict[str, object], limits: Limits) -> tuple[Word, bool, tupl
             " more passes differ less (samples=)"
         )
     if below("rising", limits.rising):
-        reasons["masked"].append(
-            f"a small step along the gradient raises the loss for {found['rising']:.0%} of the"
-            " examples only"
-        )
+        some = f"{found['rising']:.0%} of the examples only"
+        reasons["masked"].append(f"a small step along the gradient raises the loss for {some}")
     if below("cosine", limits.cosine):
         reasons["masked"].append(
             f"its cosine to the exact gradient of the same weights is {found['cosine']:.2f}:"
             " attacks by it are weaker than they could be"
         )
     if below("agreement", limits.agreement):
-        # Of a coarsely quantised net it is low, however strong attacks are that follow the gradient
-        # up the loss; then they decide.
+        # Of a coarsely quantised net it is always low: if the loss rises, attacks decide.
         reasons["masked" if reasons["masked"] else "undecided"].append(
             f"its cosine to finite differences of the loss is {found['agreement']:.2f}"
         )
@@ -372,15 +361,14 @@ def _relative(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Loss:
     with torch.no_grad():
         scores = model(x)
     spread = scores.amax(1) - scores.amin(1)
-    spread = spread.where(spread > 0, torch.ones_like(spread))
+    spread = spread.where(spread > 0, 1)
     return lambda scores: loss(scores) / spread
 
 
 def _rise(
     value: Value, x: Tensor, gradient: Tensor, step: float, direction: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """By how much the loss rises from a step back to a step ahead, and by how much it should
-    according to the gradient. Shapes: direction as x -> (N,) twice."""
+    """The rise of the loss from a step back to a step ahead, and that which the gradient gives."""
     (ahead, there), (behind, here) = value(step, direction), value(-step, direction)
     return ahead - behind, (gradient * (there - here)).flatten(1).sum(1)
 

@@ -6,7 +6,7 @@ import math
 import reprlib
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +52,11 @@ def checked_seed(owner: str, seed: object) -> int:
 
 def checked_bounds(owner: str, bounds: object) -> tuple[float, float]:
     """The range of the inputs. Raises: ValueError unless it is two finite numbers, low < high."""
-    pair = bounds.tolist() if hasattr(bounds, "tolist") else bounds
+    pair: Any = bounds.tolist() if hasattr(bounds, "tolist") else bounds
     numbers = isinstance(pair, Sequence) and all(isinstance(each, Real) for each in pair)
     if not numbers or len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
         raise ValueError(
-            f"{owner}: bounds={reprlib.repr(bounds)} must be (low, high), two finite numbers with"
+            f"{owner}: bounds={reprlib.repr(bounds)} is not a pair of numbers, finite and"
             " low < high: the range of the inputs, for example (0.0, 1.0)"
         )
     return pair[0], pair[1]
@@ -91,11 +91,12 @@ def check_inputs(x: Tensor, ball: Ball) -> None:
         )
 
 
-def checked_batch_size(owner: str, batch_size: object) -> int:
-    """The size. Raises: ValueError unless it is a whole number of at least 1."""
-    if not is_whole(batch_size) or batch_size < 1:
-        raise ValueError(f"{owner}: batch_size={batch_size!r} must be a whole number of at least 1")
-    return int(batch_size)
+def checked_count(owner: str, **given: object) -> int:
+    """The value given by name. Raises: ValueError unless it is a whole number of at least 1."""
+    ((name, count),) = given.items()
+    if not is_whole(count) or count < 1:
+        raise ValueError(f"{owner}: {name}={count!r} must be a whole number of at least 1")
+    return int(count)
 
 
 def check_labels(y: Tensor, examples: int, classes: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from numbers import Real
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -152,19 +152,15 @@ def robust_report(
     Raises: ValueError as attacks do; models with random scores are refused without `samples`.
     Warns: if the clean accuracy is no better than chance.
     """
-    batch_size = input_checks.checked_batch_size("robust_report", batch_size)
+    batch_size = input_checks.checked_count("robust_report", batch_size=batch_size)
+    by_name = ": attacks.protocol('biotorch') is one"
     for name, value, right, kind in (
         ("samples", samples, input_checks.is_whole(samples), "a whole number"),
         ("effort", effort, isinstance(effort, Effort | None), "an attacks.Effort"),
         ("rules", rules, isinstance(rules, tuple | list), "a list of names of rules"),
         ("surrogates", surrogates, _names_models(surrogates), "a mapping from names to models"),
         ("extra", extra, extra is None or callable(extra), "a function of a radius"),
-        (
-            "protocol",
-            protocol,
-            isinstance(protocol, Protocol | None),
-            "a Protocol, by name attacks.protocol('biotorch')",
-        ),
+        ("protocol", protocol, isinstance(protocol, Protocol | None), "a Protocol" + by_name),
         ("on_trial", on_trial, on_trial is None or callable(on_trial), "a function"),
     ):
         if not right:
@@ -282,15 +278,15 @@ def _clean(
 
 
 def _budgets(eps: object, norm: Threat, bounds: tuple[float, float]) -> list[float]:
-    given = eps.tolist() if hasattr(eps, "tolist") else eps
+    given: Any = eps.tolist() if hasattr(eps, "tolist") else eps
     several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
     radii = list(given) if several else [given]
     numbers = all(isinstance(each, Real) and not isinstance(each, bool) for each in radii)
     if not radii or not numbers or len(set(radii)) < len(radii):
         shown = tuple(radii) if several else given
         raise ValueError(
-            f"robust_report: eps={shown!r}; give one radius, or several different ones,"
-            " as numbers (8 / 255, not a text)"
+            f"robust_report: eps={shown!r}; give at least one radius, a number (8 / 255, not a"
+            " text), each once"
         )
     for radius in radii:
         if norm == "flips" and radius != round(radius):

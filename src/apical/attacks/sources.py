@@ -223,10 +223,7 @@ class FiniteDifference(Source):
     def __post_init__(self) -> None:
         check_literals(self, "FiniteDifference")
         if self.directions < 0 or self.step <= 0:
-            raise ValueError(
-                f"FiniteDifference: directions={self.directions}, step={self.step}; directions is"
-                " at least 0 and step above 0"
-            )
+            raise ValueError(f"{self!r}: directions is at least 0 and step above 0")
 
     def __str__(self) -> str:
         return f"finite-difference:{self.directions}" if self.directions else "finite-difference"
@@ -336,10 +333,7 @@ def source(name: str | Source) -> Source:
     if not detail:
         return SOURCES[kind]()
     if kind not in _COUNTED or not detail.isdecimal():
-        raise ValueError(
-            f"gradient source {name!r}: a number after the colon is for"
-            f" {', '.join(sorted(_COUNTED))} only, for example 'own-averaged:20'"
-        )
+        raise ValueError(f"{name!r}: a number after the colon is for {', '.join(_COUNTED)} only")
     return SOURCES[kind](**{_COUNTED[kind]: int(detail)})
 
 
@@ -359,8 +353,7 @@ def _differentiation(model: nn.Module) -> Callable[[Tensor, Tensor, Loss], Answe
             (error,) = torch.autograd.grad(losses.sum(), outputs)
             factor = _factor(error)
             gradient = _gradient(model, scores, error / factor[:, None], x)
-            back = per_example(factor.clamp(LEAST, 1 / LEAST).to(gradient), gradient)
-            gradient = gradient * back
+            gradient = gradient * per_example(factor.clamp(LEAST, 1 / LEAST).to(gradient), gradient)
             if not gradient.isfinite().all():  # no direction from NaN, the largest number for inf
                 gradient = gradient.nan_to_num(nan=0.0)
             return Answer(gradient, losses.detach(), scores.detach())

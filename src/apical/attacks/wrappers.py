@@ -182,12 +182,14 @@ class Plugin(Attack):
     ) -> Any:
         """As of every attack. Warns: of points outside the ball or the range, and of NaN."""
         points = super().__call__(model, x, y, gradient=gradient)
-        flat = [
-            next(iter(each.values())) if isinstance(x, Mapping) else each for each in (x, points)
-        ]
-        if away := int(self.ball.strays(flat[1], flat[0]).sum()):
+        before, after = x, points
+        if isinstance(before, Mapping):
+            ((name, before),) = before.items()
+            after = points[name]
+        ball = Ball(self.eps, self.norm, *self.bounds)
+        if away := int(ball.strays(after, before).sum()):
             warnings.warn(
-                f"{self.name}: {away} of {len(flat[0])} points are outside the ball of"
+                f"{self.name}: {away} of {len(before)} points are outside the ball of"
                 f" eps={self.eps:g} ({self.norm}) or the range {self.bounds}, or not finite: do"
                 " not count them, or give the attack inside this radius",
                 stacklevel=2,
