@@ -203,20 +203,17 @@ def test_a_plugin_that_changes_modes_leaves_no_trace() -> None:
 
 def test_models_and_inputs_of_different_types() -> None:
     """The model gets its own type, points have that of the inputs, and nothing else changes."""
-    wanted = attacks.PGD(0.1, steps=3)(NET, X, Y)
+    wanted = attacks.FGSM(0.1)(NET, X, Y)
     double = copy.deepcopy(NET).double()
     for model, x in ((NET, X.double()), (double, X), (double, X.double()), (NET, X.half())):
         assert attacks.audit(model, x, Y).cosine == pytest.approx(1)
         for source in ("exact", attacks.From(NET), attacks.From(double)):
             points = attacks.PGD(0.1, steps=3)(model, x, Y, gradient=source)
             assert points.dtype == x.dtype
-            # Start points have other random numbers in float64; only signs of gradients count.
+            # float16 rounds points near 1 by 5e-4
             assert (points.float() - X).abs().max() < 0.1 + 1e-3
         transferred = attacks.Transfer(attacks.FGSM(0.1), double)(model, x, Y)
-        torch.testing.assert_close(
-            transferred.float(), attacks.FGSM(0.1)(NET, X, Y), atol=1e-3, rtol=0
-        )
-    assert wanted.dtype == torch.float32
+        torch.testing.assert_close(transferred.float(), wanted, atol=1e-3, rtol=0)
 
 
 def test_inputs_may_be_rounded_beyond_the_range() -> None:

@@ -428,18 +428,20 @@ def test_arguments_of_another_kind_are_refused_by_name() -> None:
     ):
         with pytest.raises(ValueError, match=f"(?s)robust_report: {name}=.* is not {kind}"):
             attacks.robust_report(net, X[:4], Y[:4], eps=0.1, **{name: wrong})
-    plain = attacks.robust_report(net.eval(), X[:4], Y[:4], eps=0.1, effort=QUICK)
+    net.eval()
+    right = net(X).argmax(1)  # labels of which it is right
+    plain = attacks.robust_report(net, X[:4], right[:4], eps=0.1, effort=QUICK)
     for options, message in (
         (
             {"extra": lambda eps: attacks.FGSM(eps)},
-            r"extra\(0.1\) returned FGSM.*a list of attacks",
+            r"extra\(0.1\) returned FGSM.*list of attacks",
         ),
         ({"extra": lambda eps: None}, r"extra\(0.1\) returned None; expected a list of attacks"),
         ({"finished": plain.trials}, "finished= are trials on another number of examples"),
         ({"norm": "L1"}, "norm='L1' is not one of 'linf', 'l2', 'flips'.*no attack in L1"),
     ):
         with pytest.raises(ValueError, match=message):
-            attacks.robust_report(net, X[:3], Y[:3], eps=0.1, effort=QUICK, **options)
+            attacks.robust_report(net, X[:3], right[:3], **{"eps": 0.1, "effort": QUICK} | options)
 
 
 def test_numbers_of_other_libraries_are_numbers() -> None:

@@ -193,23 +193,22 @@ def _measured(
     sloping: Callable[..., Slopes],
 ) -> dict[str, object]:
     entropy = oracle.ask(x, y, against(y, "ce"))
-    varies = _varies(entropy.scores, y, name)
-    shares = {name: _zero(gradient[varies]), "ce": _zero(entropy.gradient)}
+    vanished = _zero(gradient[_varies(entropy.scores, y, name)])
+    shares = {name: vanished, "ce": _zero(entropy.gradient)}
     worst = max(shares, key=lambda key: shares[key])
     again = oracle.ask(x, y, against(y, name))
     sized = pointing(gradient) & pointing(again.gradient)
     scores = oracle.scores(x)
     found = sloping(oracle.model, gradient, x, y, name)
-    some = len(found.rising) > 0
-    rising = found.rising.double().mean().item() if some else None
-    count = float(found.rising.sum())
-    low, high = statistics.wilson(count, len(found.rising)) if some else (None, None)
+    count = len(found.rising)
+    rising = found.rising.double().mean().item() if count else None
+    low, high = statistics.wilson(found.rising.sum().item(), count) if count else (None, None)
     return {
         "examples": len(x),
         "rising": rising,
         "rising_low": low,
         "rising_high": high,
-        "slope_ratio": found.ratio.nanmedian().item() if some else None,
+        "slope_ratio": found.ratio.nanmedian().item() if count else None,
         "agreement": found.agreement,
         "zero": shares[worst],
         "zero_loss": worst,
@@ -218,7 +217,7 @@ def _measured(
         "repeat": cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
         "steady": isinstance(oracle.model, Expectation)
         or not checks.differ(scores, oracle.scores(x), checks.tolerance(oracle.model, x)),
-        "vanished": shares[name],
+        "vanished": vanished,
     }
 
 
@@ -339,6 +338,8 @@ def measure_slopes(
             rise, along = _rise(value, x, ahead, share * size, ahead)
             best, ratio, at = mean, rise.double() / (along.double() * length), share
     least = at if flat or has_spikes(model) else STEPS[0]
+    leaving = ((x <= bounds[0]) & (gradient < 0)) | ((x >= bounds[1]) & (gradient > 0))
+    ahead = unit(gradient.masked_fill(leaving, 0), "l2")  # else clamping would shorten the step
     return Slopes(_first_change(value, ahead, size, least) > 0, ratio, best)
 
 
