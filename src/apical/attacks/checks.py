@@ -59,7 +59,7 @@ def checked_bounds(owner: str, bounds: object) -> tuple[float, float]:
             f"{owner}: bounds={reprlib.repr(bounds)} is not a pair of numbers, finite and"
             " low < high: the range of the inputs, for example (0.0, 1.0)"
         )
-    return pair[0], pair[1]
+    return float(pair[0]), float(pair[1])
 
 
 def is_whole(value: object) -> TypeGuard[int]:
