@@ -111,7 +111,10 @@ def _numbers(name: str, given: Any) -> list[float]:
     if not isinstance(listed, Sequence) or not all(
         isinstance(each, Real) and math.isfinite(each) for each in listed
     ):
-        raise ValueError(f"Normalised: {name}={given!r} must be a sequence of finite numbers")
+        raise ValueError(
+            f"Normalised: {name}={given!r} must be a sequence of finite numbers; each std must be"
+            " above 0"
+        )
     return list(listed)
 
 
