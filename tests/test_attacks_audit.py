@@ -89,6 +89,29 @@ def test_a_wrong_gradient_of_a_model_made_elsewhere_is_masked() -> None:
     assert found.cosine == pytest.approx(1) and found.agreement < 0.3
 
 
+def test_a_model_need_not_be_defined_outside_the_range() -> None:
+    model, inner = Wrapped(), net("bp")
+    model.forward = lambda x: inner(torch.where((x < 0) | (x > 1), torch.nan, x))
+    found = attacks.audit(model.eval(), X, Y)
+    assert found.passed and found.agreement > 0.98 and found.rising > 0.95
+    assert found.slope_ratio == pytest.approx(1, abs=0.02)
+
+
+def test_a_gradient_that_vanishes_alone_is_masked() -> None:
+    """That of frozen layers is zero, the exact one is not: an attacker who follows it is misled."""
+    found = attacks.audit(net("frozen"), X, Y)
+    assert found.verdict == "masked" and found.zero == 1
+    assert "the exact gradient of the same weights for 0%" in found.reasons[0]
+
+
+def test_of_a_coarsely_quantised_net_attacks_decide() -> None:
+    model, inner = Wrapped(), net("bp")
+    model.forward = lambda x: inner(x + ((x * 3).round() / 3 - x).detach())
+    found = attacks.audit(model.eval(), X, Y)
+    assert found.agreement < 0.5 and found.rising > 0.75
+    assert found.verdict == "undecided" and not found.passed
+
+
 def _hooked(x: Tensor, hook: object) -> Tensor:
     y = x * 1
     if y.requires_grad:

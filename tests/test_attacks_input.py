@@ -1,5 +1,6 @@
 """What an attack is given wrongly is said, with the remedy, before anything is computed."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -37,6 +38,32 @@ def test_options_that_cannot_be_meant() -> None:
         (lambda: attacks.EOT(attacks.Square(0.1)), "no gradient to average"),
         (lambda: attacks.EOT(attacks.PGD(0.1), bounds=(0, 2)), "give them to that attack"),
         (lambda: attacks.FiniteDifference(step=0), "step above 0"),
+        (lambda: attacks.FiniteDifference(1.5), "directions=1.5 is not a whole number"),
+        (lambda: attacks.OwnAveraged(1.5), "redraws=1.5 is not a whole number"),
+        (lambda: attacks.Averaged(attacks.Exact(), 1.5), "samples=1.5 is not a whole number"),
+        (lambda: attacks.Averaged("exact", 2), "source='exact' must be a source"),
+        (lambda: attacks.PGD(0.1, seed=10**23), "seed=1000.* is not a whole number from"),
+        (lambda: attacks.PGD(0.1, seed=1.5), "seed=1.5 is not a whole number"),
+        (lambda: attacks.PGD(0.1, bounds="01"), "bounds='01' is not a pair of numbers"),
+        (lambda: attacks.PGD(0.1, bounds=(0, 1, 2)), "is not a pair of numbers"),
+        (lambda: attacks.PGD(0.1, bounds=None), "bounds=None is not a pair of numbers"),
+        (lambda: attacks.PGD(0.1, bounds=(0, float("inf"))), "finite and low < high"),
+        (lambda: attacks.PGD(0.1, norm=["l2"]), "is not one of 'linf', 'l2'"),
+        (lambda: attacks.PGD(0.1, norm="L0"), "for L0, attacks.FewPixel"),
+        (lambda: attacks.Plugin(3, "p", 0.1), "call=3 must be a function"),
+        (lambda: attacks.Protocol((attacks.PGD(0.0, norm="l2"),)), "a radius eps in 'linf'"),
+        (lambda: attacks.Protocol((attacks.Flips(2),)), "a radius eps in 'linf'"),
+        (lambda: attacks.Normalised(NET, 0.5, 0.5), "mean=0.5 must be a sequence"),
+        (lambda: attacks.Normalised(NET, "0", "1"), "mean='0' must be a sequence"),
+        (lambda: attacks.Normalised(3, [0.0], [1.0]), "must be a torch.nn.Module"),
+        (lambda: attacks.source("finite-difference:²"), "a number after the colon"),
+        (lambda: attacks.audit(NET, X, Y, directions=1.5), "directions=1.5 must be a whole"),
+        (lambda: attacks.audit(NET, X, Y, seed=1.5), "seed=1.5 is not a whole number"),
+        (lambda: attacks.audit(NET, X, Y, bounds="01"), "bounds='01' is not a pair"),
+        (lambda: attacks.audit(NET, X, Y, limits={}), "limits={} must be"),
+        (lambda: attacks.imitate(NET, convolutional(), X, epochs=1.5), "epochs=1.5"),
+        (lambda: attacks.imitate(NET, convolutional(), X.numpy()), "inputs are ndarray"),
+        (lambda: attacks.imitate(NET, 3, X), "must be a torch.nn.Module"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
@@ -46,7 +73,11 @@ def test_inputs_and_labels_that_do_not_fit() -> None:
     for x, y, message in (
         (X * 255, Y, r"outside the stated range \[0, 1\].*Normalised"),
         (X - 0.1, Y, "outside the stated range"),
-        (X * float("nan"), Y, "outside the stated range"),
+        (X * float("nan"), Y, "256 values of the inputs are not finite, outside the stated range"),
+        (X.to_sparse(), Y, "inputs are torch.sparse_coo: expected a torch.Tensor, dense"),
+        (X[0, 0, 0, 0], Y, r"shape \(\): expected floating point"),
+        (X.flatten(1), Y, r"Sequential fails on the inputs, torch.float32 of shape \(4, 64\)"),
+        ({"image": X}, Y, "Sequential fails on the inputs, image=torch.float32 of shape"),
         ((X * 16).long(), Y, "floating point"),
         (X.numpy(), Y, "inputs are ndarray: expected a torch.Tensor"),
         (X, Y.tolist(), "labels are list: expected a torch.Tensor"),
@@ -72,6 +103,11 @@ class Whole(nn.Module):
         return x.flatten(1).long()
 
 
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return NET(x), x
+
+
 def test_models_that_cannot_be_attacked() -> None:
     for net, message in (
         (convolutional().train(), r"in training mode.*model.eval\(\)"),
@@ -79,7 +115,8 @@ def test_models_that_cannot_be_attacked() -> None:
         (with_active(nn.BatchNorm2d(1)), r"0 \(BatchNorm2d\) is in training mode"),
         (Whole().eval(), "scores are torch.int64: expected floating point"),
         (nn.Flatten(0).eval(), r"expected scores \(N, classes\)"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval(), "a single score"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval(), "a single score.*zeros_like"),
+        (Pair().eval(), "the model gives tuple for 4 inputs.*wrap the model in a module"),
         (lambda x: x, "must be a torch.nn.Module"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -147,9 +184,36 @@ def test_images_that_pixels_do_not_fit() -> None:
 
 
 def test_a_plugin_that_returns_something_else() -> None:
-    plugin = attacks.Plugin(lambda model, x, y: x[:1], "half", 0.1)
-    with pytest.raises(ValueError, match=r"half: returned \(1, 1, 8, 8\)"):
-        plugin(NET, X, Y)
+    for call, told in (
+        (lambda model, x, y: x[:1], r"half: returned \(1, 1, 8, 8\)"),
+        (lambda model, x, y: x.tolist(), "half: returned list"),
+        (lambda model, x, y: x.numpy().astype(object), "expected a tensor or an array of numbers"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            attacks.Plugin(call, "half", 0.1)(NET, X, Y)
+    for call in (lambda model, x, y: x + 0.2, lambda model, x, y: x * float("nan")):
+        with pytest.warns(UserWarning, match="far: 4 of 4 points are outside the ball of eps=0.1"):
+            attacks.Plugin(call, "far", 0.1)(NET, X, Y)
+
+
+def test_a_plugin_that_changes_modes_leaves_no_trace() -> None:
+    attacks.Plugin(lambda model, x, y: (model.train(), x)[1], "training", 0.1)(NET, X, Y)
+    assert not any(module.training for module in NET.modules())
+
+
+def test_models_and_inputs_of_different_types() -> None:
+    """The model gets its own type, points have that of the inputs, and nothing else changes."""
+    wanted = attacks.FGSM(0.1)(NET, X, Y)
+    double = copy.deepcopy(NET).double()
+    for model, x in ((NET, X.double()), (double, X), (double, X.double()), (NET, X.half())):
+        assert attacks.audit(model, x, Y).cosine == pytest.approx(1)
+        for source in ("exact", attacks.From(NET), attacks.From(double)):
+            points = attacks.PGD(0.1, steps=3)(model, x, Y, gradient=source)
+            assert points.dtype == x.dtype
+            # float16 rounds points near 1 by 5e-4
+            assert (points.float() - X).abs().max() < 0.1 + 1e-3
+        transferred = attacks.Transfer(attacks.FGSM(0.1), double)(model, x, Y)
+        torch.testing.assert_close(transferred.float(), wanted, atol=1e-3, rtol=0)
 
 
 def test_inputs_may_be_rounded_beyond_the_range() -> None:
@@ -208,14 +272,23 @@ def test_plugins_may_answer_in_numpy() -> None:
     assert torch.equal(plugin(NET, X, Y), (X + 0.05).clamp(0, 1))
 
 
-class Centred(nn.Module):
+class Mixing(nn.Module):
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
     def forward(self, x: Tensor) -> Tensor:
-        scores = NET(x)
-        return scores - scores.mean(0)
+        return self.change(NET(x))
 
 
 def test_scores_that_depend_on_the_batch_are_refused() -> None:
-    for net in (Centred(), nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), NET)):
+    for net in (
+        Mixing(lambda z: z - z.mean(0)),
+        Mixing(lambda z: z - z[:1] / 10),
+        Mixing(lambda z: z - z[-1:] / 10),
+        Mixing(lambda z: z * (1 + len(z) % 2) - len(z) % 2 * z.roll(1, 1)),
+        nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), NET),
+    ):
         with pytest.raises(ValueError, match="depend on the other examples"):
             attacks.PGD(0.1)(net.eval(), X, Y)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -382,7 +383,10 @@ def test_bad_input() -> None:
         ([0.1, 0.1], "each once"),
         ([0.0], "clean accuracy"),
         ([8], "did you mean 8/255"),
-        ("0.1", "a number"),
+        ("0.1", "eps='0.1'; .*a number"),
+        (None, "a number"),
+        (True, "a number"),
+        ([[0.1]], "a number"),
     ]:
         with pytest.raises(ValueError, match=message):
             attacks.robust_report(net, X, Y, eps=eps)
@@ -407,9 +411,54 @@ def test_arguments_of_another_kind_are_refused_by_name() -> None:
         ("samples", 1.5, "a whole number"),
         ("surrogates", [net], "a mapping"),
         ("extra", "pgd", "a function"),
-        ("protocol", "biotorch", "a Protocol"),
+        ("samples", True, "a whole number"),
+        ("surrogates", {"a": None}, "a mapping"),
+        ("surrogates", {1: net}, "a mapping"),
+        ("protocol", "biotorch", "a Protocol: attacks.protocol"),
+        ("effort", {"steps": 2}, "an attacks.Effort"),
+        ("rules", "fa", "a list of names"),
+        ("on_trial", 3, "a function"),
+        ("seed", 10**23, "a whole number from"),
+        ("seed", 1e23, "a whole number from"),
+        ("bounds", None, "a pair of numbers"),
+        ("bounds", (1, 0), "a pair of numbers, finite and low < high"),
+        ("bounds", (0, float("inf")), "a pair of numbers"),
         ("bounds", "01", "a pair of numbers"),
         ("bounds", (0.0, 0.5, 1.0), "a pair of numbers"),
     ):
         with pytest.raises(ValueError, match=f"(?s)robust_report: {name}=.* is not {kind}"):
             attacks.robust_report(net, X[:4], Y[:4], eps=0.1, **{name: wrong})
+    net.eval()
+    right = net(X).argmax(1)  # labels of which it is right
+    plain = attacks.robust_report(net, X[:4], right[:4], eps=0.1, effort=QUICK)
+    for options, message in (
+        (
+            {"extra": lambda eps: attacks.FGSM(eps)},
+            r"extra\(0.1\) returned FGSM.*list of attacks",
+        ),
+        ({"extra": lambda eps: None}, r"extra\(0.1\) returned None; expected a list of attacks"),
+        ({"finished": plain.trials}, "finished= are trials on another number of examples"),
+        ({"norm": "L1"}, "norm='L1' is not one of 'linf', 'l2', 'flips'.*no attack in L1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attacks.robust_report(net, X[:3], right[:3], **{"eps": 0.1, "effort": QUICK} | options)
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    net = trained()
+    wanted = attacks.robust_report(net, X, Y, eps=(0.05, 0.1), effort=QUICK)
+    for options in (
+        {"eps": torch.tensor([0.1, 0.05], dtype=torch.float64)},
+        {"eps": np.array([0.1, 0.05]), "bounds": np.array([0.0, 1.0])},
+        {"eps": [0.1, 0.05], "seed": np.int64(0), "batch_size": np.int64(256), "bounds": [0, 1]},
+        {"eps": (eps for eps in (0.05, 0.1)), "norm": float("inf")},
+        {"eps": {0.05, 0.1}, "norm": "L_inf"},
+    ):
+        assert attacks.robust_report(net, X, Y, effort=QUICK, **options) == wanted
+
+
+def test_probabilities_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="look like probabilities"):
+        attacks.robust_report(
+            nn.Sequential(trained(), nn.Softmax(1)).eval(), X, Y, eps=0.1, effort=QUICK
+        )

@@ -197,7 +197,7 @@ def simple(name: str, truth: Truth, function: Any, **options: Any) -> Kept:
     return Kept(name, truth, around(function), **options)
 
 
-FEEDBACK = ("brsf", "dfa", "dldfa", "fa", "frsf", "quantised(fa)", "sdfa", "sparse(fa)", "usf")
+FEEDBACK = tuple("brsf dfa dldfa fa frozen frsf quantised(fa) sdfa sparse(fa) usf".split())
 
 ZOO = (
     Kept("convolutional net", "honest", base),
@@ -239,6 +239,12 @@ ZOO = (
         lambda net, x: net(straight(partial(levels, count=31), x)),
     ),
     simple("jitter of 1e-7", "honest", lambda net, x: net(x) + 1e-7 * torch.randn(len(x), 10)),
+    simple(
+        "undefined outside the range",
+        "honest",
+        lambda net, x: net(torch.where((x < 0) | (x > 1), torch.nan, x)),
+    ),
+    simple("root of the inputs", "honest", lambda net, x: net((x + (x + 1e-8).sqrt()) / 2)),
     simple("scores as an object", "honest", lambda net, x: {"logits": net(x)}),
     *(
         Kept(f"trained by {rule}", "misaligned", partial(trained, rule, steps=150))
@@ -285,6 +291,12 @@ ZOO = (
     ),
     simple(
         "scores minus their mean over the batch", "batch", lambda net, x: net(x) - net(x).mean(0)
+    ),
+    simple("minus the first input of the batch", "batch", lambda net, x: net(x - 0.05 * x[:1])),
+    simple(
+        "turned in batches of odd size",
+        "batch",
+        lambda net, x: net(x) if len(x) % 2 == 0 else net(x.flip(3)),
     ),
     simple(
         "inputs minus their mean over the batch",

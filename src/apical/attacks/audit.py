@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from apical.attacks import checks
-from apical.attacks.ball import Ball, per_example, unit
+from apical.attacks.ball import Ball, unit
 from apical.attacks.isolation import restart, undisturbed
 from apical.attacks.losses import FEWEST_CLASSES, Loss, against, check_classes
 from apical.attacks.scores import Expectation, adapted, detached
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
 from apical.attacks.sources import source as named_source
 from apical.measure import statistics
-from apical.names import check_at_least, unknown
+from apical.names import unknown
 from apical.nets.spiking import has_spikes
 
 Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
@@ -34,6 +34,11 @@ OPEN = "whether it is faithful attacks decide: attacks.robust_report"
 
 STEPS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
 """Lengths of the steps tried, as root mean square over the inputs' values, in ranges."""
+Value = Callable[[float, Tensor], tuple[Tensor, Tensor]]
+"""From a distance and a direction to the loss, and the point there."""
+
+FLAT = 0.5
+"""Share of smallest steps that change nothing, from which a loss counts as piecewise constant."""
 NOISE = 1e-5
 """Relative change of a loss below which it may be rounding in float32."""
 
@@ -64,15 +69,15 @@ class Audit:
     """The result of an audit. Shares are in [0, 1]; None where nothing could be measured.
 
     Attributes:
-        verdict: "masked": not zero, but steps along it do not increase the loss, or it disagrees
-            with the exact one; "vanishing": zero for many examples; "random": it differs between
-            two passes. A report has the same verdict for such a gradient. "undecided": all others,
-            which attacks have to decide. In a report it is the verdict of the report.
+        verdict: "masked": steps along it do not increase the loss, or it disagrees with the exact
+            one, or is zero where that is not; "vanishing": zero for many examples; "random": it
+            differs between two passes. A report has the same verdict for such a gradient.
+            "undecided": all others, which attacks decide. In a report: the verdict of the report.
         reasons: sentences, also those that alone would not have decided.
         rising: share of examples (of those with a gradient) whose loss is increased by the smallest
             step that changes it; rising_low, rising_high: its Wilson interval. The loss of a
-            spiking net is piecewise constant, and its gradient ignores single steps of it: there,
-            the smallest such step of at least the length with the largest agreement.
+            spiking or quantised net is piecewise constant, and its gradient ignores single steps of
+            it: there, the smallest such step of at least the length with the largest agreement.
         cosine: median cosine to the exact gradient. agreement: mean cosine to the gradient by
             finite differences, estimated from random directions, at the step length where it is
             largest: an exact gradient of a quantised net agrees at some length, others at none.
@@ -136,7 +141,11 @@ def audit(
     Shapes: x (N, ...) within `bounds`, y (N,); 50 examples give a share to within 14 points.
     Raises: ValueError as attacks do, except that random scores are allowed.
     """
-    check_at_least("audit", 1, directions=directions)
+    seed = checks.checked_seed("audit", seed)
+    bounds = checks.checked_bounds("audit", bounds)
+    directions = checks.checked_count("audit", directions=directions)
+    if not isinstance(limits, Limits | None):
+        raise ValueError(f"audit: limits={limits!r} must be an attacks.audit.Limits")
     if loss not in (None, "dlr", "margin"):
         raise unknown("loss of an audit", loss, ("dlr", "margin"))
     chosen, limits = named_source(gradient), limits or Limits()
@@ -168,16 +177,11 @@ def audit(
     alike = cosines(answer.gradient, exact)[both]
     measured |= {"source": str(chosen), "loss": name}
     measured["cosine"] = alike.median().item() if both.any() else None
+    measured["exact_vanished"] = _zero(exact[_varies(answer.scores, y, name)])
     verdict, passed, reasons = _verdict(measured, limits)
-    del measured["steady"], measured["vanished"]
-    rising = measured["rising"]
-    return Audit(
-        verdict=verdict,
-        reasons=reasons,
-        misleading=isinstance(rising, float) and rising < limits.rising,
-        passed=passed,
-        **measured,  # type: ignore[arg-type]
-    )
+    del measured["steady"], measured["vanished"], measured["exact_vanished"]
+    measured["misleading"] = isinstance(r := measured["rising"], float) and r < limits.rising
+    return Audit(verdict, reasons, passed=passed, **measured)  # type: ignore[arg-type]
 
 
 def _measured(
@@ -189,24 +193,22 @@ def _measured(
     sloping: Callable[..., Slopes],
 ) -> dict[str, object]:
     entropy = oracle.ask(x, y, against(y, "ce"))
-    varies = _varies(entropy.scores, y, name)
-    shares = {name: _zero(gradient[varies]), "ce": _zero(entropy.gradient)}
+    vanished = _zero(gradient[_varies(entropy.scores, y, name)])
+    shares = {name: vanished, "ce": _zero(entropy.gradient)}
     worst = max(shares, key=lambda key: shares[key])
     again = oracle.ask(x, y, against(y, name))
     sized = pointing(gradient) & pointing(again.gradient)
     scores = oracle.scores(x)
     found = sloping(oracle.model, gradient, x, y, name)
-    some = len(found.rising) > 0
-    rising = found.rising.double().mean().item() if some else None
-    low, high = (
-        statistics.wilson(float(found.rising.sum()), len(found.rising)) if some else (None,) * 2
-    )
+    count = len(found.rising)
+    rising = found.rising.double().mean().item() if count else None
+    low, high = statistics.wilson(found.rising.sum().item(), count) if count else (None, None)
     return {
         "examples": len(x),
         "rising": rising,
         "rising_low": low,
         "rising_high": high,
-        "slope_ratio": found.ratio.median().item() if some else None,
+        "slope_ratio": found.ratio.nanmedian().item() if count else None,
         "agreement": found.agreement,
         "zero": shares[worst],
         "zero_loss": worst,
@@ -215,7 +217,7 @@ def _measured(
         "repeat": cosines(gradient, again.gradient)[sized].mean().item() if sized.any() else None,
         "steady": isinstance(oracle.model, Expectation)
         or not checks.differ(scores, oracle.scores(x), checks.tolerance(oracle.model, x)),
-        "vanished": shares[name],
+        "vanished": vanished,
     }
 
 
@@ -231,28 +233,29 @@ def _verdict(found: dict[str, object], limits: Limits) -> tuple[Word, bool, tupl
         reasons["random"].append("two forward passes on the same inputs differ")
     if below("repeat", limits.repeat):
         reasons["random"].append(
-            f"two gradients of the same inputs differ (cosine {found['repeat']:.2f})"
+            f"two gradients of the same inputs differ (cosine {found['repeat']:.2f}); means over"
+            " more passes differ less (samples=)"
         )
     if below("rising", limits.rising):
-        reasons["masked"].append(
-            f"a small step along the gradient raises the loss for {found['rising']:.0%} of the"
-            " examples only"
-        )
+        some = f"{found['rising']:.0%} of the examples only"
+        reasons["masked"].append(f"a small step along the gradient raises the loss for {some}")
     if below("cosine", limits.cosine):
         reasons["masked"].append(
             f"its cosine to the exact gradient of the same weights is {found['cosine']:.2f}:"
             " attacks by it are weaker than they could be"
         )
     if below("agreement", limits.agreement):
-        reasons["masked"].append(
+        # Of a coarsely quantised net it is always low: if the loss rises, attacks decide.
+        reasons["masked" if reasons["masked"] else "undecided"].append(
             f"its cosine to finite differences of the loss is {found['agreement']:.2f}"
         )
-    vanished, zero = found["vanished"], found["zero"]
-    assert isinstance(vanished, float) and isinstance(zero, float)
+    vanished, exact, zero = found["vanished"], found["exact_vanished"], found["zero"]
+    assert isinstance(vanished, float) and isinstance(exact, float) and isinstance(zero, float)
     if vanished > limits.zero:
-        reasons["vanishing"].append(
+        hidden = vanished - exact > limits.zero
+        reasons["masked" if hidden else "vanishing"].append(
             f"the gradient of the {found['loss']} loss is exactly zero for {vanished:.0%} of the"
-            " examples"
+            " examples" + hidden * f", the exact gradient of the same weights for {exact:.0%}"
         )
     elif not reasons["masked"] and below("cosine", limits.alike):
         reasons["undecided"].append(
@@ -260,7 +263,7 @@ def _verdict(found: dict[str, object], limits: Limits) -> tuple[Word, bool, tupl
             " attacks decide whether that matters"
         )
     unmeasured = [key for key in ("rising", "cosine", "agreement") if found[key] is None]
-    if unmeasured and not reasons["vanishing"]:
+    if unmeasured and vanished <= limits.zero:
         reasons["undecided"].append(f"nothing was measured of {', '.join(unmeasured)}")
     finding: tuple[str, ...] = ()
     if zero > limits.zero and found["zero_loss"] == "ce":
@@ -317,24 +320,26 @@ def measure_slopes(
     if not len(rows):
         return Slopes(torch.zeros(0, dtype=torch.bool), torch.zeros(0), None)
     gradient, x, y = gradient[rows], x[rows], y[rows]
-    value = _along(model, x, _relative(model, x, y, name))
+    value = _along(model, x, _relative(model, x, y, name), bounds)
     ahead = unit(gradient, "l2")
     size = (bounds[1] - bounds[0]) * x[0].numel() ** 0.5
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
     random = [unit(draw.to(x.device), "l2") for draw in draws]
+    # The gradient divided by its norm, so that its product with a change does not overflow.
     length = gradient.double().flatten(1).norm(dim=1)
-    best, ratio, at = -1.0, torch.zeros(len(x)), STEPS[0]
+    best, ratio, at, flat = -1.0, torch.zeros(len(x)), STEPS[0], False
     for share in STEPS:
-        step = torch.full((len(x),), share * size, dtype=x.dtype, device=x.device)
-        pairs = [
-            (_slope(value, step, direction), (ahead * direction).flatten(1).sum(1))
-            for direction in random
-        ]
+        pairs = [_rise(value, x, ahead, share * size, direction) for direction in random]
         measured, claimed = (torch.stack(each, 1).double() for each in zip(*pairs, strict=True))
+        if share == STEPS[0]:
+            flat = (measured == 0).double().mean().item() > FLAT
         if (mean := cosines(measured, claimed).mean().item()) > best:
-            best, ratio, at = mean, _slope(value, step, ahead).double() / length, share
-    least = at if has_spikes(model) else STEPS[0]
+            rise, along = _rise(value, x, ahead, share * size, ahead)
+            best, ratio, at = mean, rise.double() / (along.double() * length), share
+    least = at if flat or has_spikes(model) else STEPS[0]
+    leaving = ((x <= bounds[0]) & (gradient < 0)) | ((x >= bounds[1]) & (gradient > 0))
+    ahead = unit(gradient.masked_fill(leaving, 0), "l2")  # else clamping would shorten the step
     return Slopes(_first_change(value, ahead, size, least) > 0, ratio, best)
 
 
@@ -357,33 +362,39 @@ def _relative(model: nn.Module, x: Tensor, y: Tensor, name: str) -> Loss:
     with torch.no_grad():
         scores = model(x)
     spread = scores.amax(1) - scores.amin(1)
-    spread = spread.where(spread > 0, torch.ones_like(spread))
+    spread = spread.where(spread > 0, 1)
     return lambda scores: loss(scores) / spread
 
 
-def _slope(value: Callable[[Tensor, Tensor], Tensor], step: Tensor, direction: Tensor) -> Tensor:
-    return (value(step, direction) - value(-step, direction)) / (2 * step)
+def _rise(
+    value: Value, x: Tensor, gradient: Tensor, step: float, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The rise of the loss from a step back to a step ahead, and that which the gradient gives."""
+    (ahead, there), (behind, here) = value(step, direction), value(-step, direction)
+    return ahead - behind, (gradient * (there - here)).flatten(1).sum(1)
 
 
-def _along(model: nn.Module, x: Tensor, loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss at a distance along a direction. Shapes: distance (N,), direction as x."""
+def _along(
+    model: nn.Module, x: Tensor, loss: Loss, bounds: tuple[float, float]
+) -> Callable[[float, Tensor], tuple[Tensor, Tensor]]:
+    """The loss at a distance along a direction, and the point there, clamped to the range: outside,
+    a model need not be defined. Shapes: direction as x -> (N,), as x."""
 
-    def value(distance: Tensor, direction: Tensor) -> Tensor:
+    def value(distance: float, direction: Tensor) -> tuple[Tensor, Tensor]:
         restart(model, 0)  # a random model must use the same random numbers at both points
+        point = (x + distance * direction).clamp(*bounds)
         with torch.no_grad():
-            return loss(model(x + per_example(distance, x) * direction))
+            return loss(model(point)), point
 
     return value
 
 
-def _first_change(
-    value: Callable[[Tensor, Tensor], Tensor], direction: Tensor, size: float, least: float
-) -> Tensor:
+def _first_change(value: Value, direction: Tensor, size: float, least: float) -> Tensor:
     """How much the loss changes at the smallest step, from `least` on, at which it does; 0 where
     it never does."""
-    base = value(torch.zeros(len(direction), dtype=direction.dtype).to(direction.device), direction)
+    base, _ = value(0.0, direction)
     floor, change = NOISE * base.abs().clamp_min(1), torch.zeros_like(base)
     for share in STEPS[STEPS.index(least) :]:
-        moved = value(torch.full_like(base, share * size), direction) - base
+        moved = value(share * size, direction)[0] - base
         change = torch.where((change == 0) & (moved.abs() > floor), moved, change)
     return change

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,19 +14,29 @@ Norm = Literal["linf", "l2"]
 Threat = Literal["linf", "l2", "flips"]
 """The norm of a change, or the number of values that are flipped from 0 to 1 or back."""
 
-_SPELLINGS = {"Linf": "linf", "L2": "l2", "inf": "linf", "Inf": "linf", "2": "l2"}
+_SPELLINGS = {"linf": "linf", "inf": "linf", "linfty": "linf", "l2": "l2", "2": "l2", "2.0": "l2"}
 
 SLACK = 1e-5  # what rounding may add to a radius, relative to the radius
 ROUNDING = 8  # what it may add to a coordinate, in units of the last place of the largest input
 
 
-def standard_norm(name: str) -> str:
-    """The name of a norm here, from its name in other libraries; other words are returned as given.
+def standard_norm(name: object) -> object:
+    """The name of a norm here, from its name or number in other libraries; others as given.
 
-    >>> standard_norm("Linf")
-    'linf'
+    >>> [standard_norm(name) for name in ("Linf", "l_2", float("inf"), "L1")]
+    ['linf', 'l2', 'linf', 'L1']
     """
-    return _SPELLINGS.get(name, name)
+    return _SPELLINGS.get(str(name).lower().replace("-", "").replace("_", ""), name)
+
+
+def check_norm(owner: str, name: object, allowed: Sequence[str]) -> None:
+    """Raises: ValueError for a norm that is none of those allowed."""
+    if name not in allowed:
+        words = ", ".join(map(repr, allowed))
+        raise ValueError(
+            f"{owner}: norm={name!r} is not one of {words}. There is no attack in L1; for L0,"
+            " attacks.FewPixel limits the number of pixels, attacks.Flips that of binary events"
+        )
 
 
 @dataclass(frozen=True)

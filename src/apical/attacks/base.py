@@ -5,13 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from apical.attacks import checks
-from apical.attacks.ball import Ball, Norm, standard_norm
+from apical.attacks.ball import Ball, Norm, check_norm, standard_norm
 from apical.attacks.isolation import undisturbed
 from apical.attacks.scores import FEW, adapted, detached
 from apical.attacks.sources import Averaged, NoGradient, Oracle, Source
@@ -37,12 +37,12 @@ class Attack(abc.ABC):
     uses_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if isinstance(given := getattr(self, "norm", None), str):
-            object.__setattr__(self, "norm", standard_norm(given))
+        if hasattr(self, "norm"):
+            object.__setattr__(self, "norm", standard_norm(self.norm))
+            check_norm(self.name, self.norm, get_args(Norm))
         check_literals(self, self.name)
-        low, high = self.bounds
-        if not low < high:
-            raise ValueError(f"{self.name}: bounds={self.bounds} must be (low, high), low < high")
+        object.__setattr__(self, "seed", checks.checked_seed(self.name, self.seed))
+        object.__setattr__(self, "bounds", checks.checked_bounds(self.name, self.bounds))
         self.validate()
 
     def validate(self) -> None:
@@ -170,7 +170,7 @@ class Attack(abc.ABC):
         self.check_classes(classes)
         for other in oracle.others:
             checks.check_mode(other, random_allowed=random_allowed)
-            given = checks.check_repeats(other, x[:FEW], random_allowed=True)
+            given = checks.check_repeats(adapted(other, x)[0], x[:FEW], random_allowed=True)
             if given != classes:
                 raise ValueError(
                     f"the model that gives the gradient has {given} classes, the attacked one"

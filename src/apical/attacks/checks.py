@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,6 +42,31 @@ def check_mode(model: nn.Module, *, random_allowed: bool) -> None:
             )
 
 
+def checked_seed(owner: str, seed: object) -> int:
+    """The seed. Raises: ValueError for one that generators do not take."""
+    if not is_whole(seed) or not -(2**63) <= seed < 2**63:
+        shown = reprlib.repr(seed)
+        raise ValueError(f"{owner}: seed={shown} is not a whole number from -2**63 to 2**63 - 1")
+    return int(seed)
+
+
+def checked_bounds(owner: str, bounds: object) -> tuple[float, float]:
+    """The range of the inputs. Raises: ValueError unless it is two finite numbers, low < high."""
+    pair: Any = bounds.tolist() if hasattr(bounds, "tolist") else bounds
+    numbers = isinstance(pair, Sequence) and all(isinstance(each, Real) for each in pair)
+    if not numbers or len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
+        raise ValueError(
+            f"{owner}: bounds={reprlib.repr(bounds)} is not a pair of numbers, finite and"
+            " low < high: the range of the inputs, for example (0.0, 1.0)"
+        )
+    return float(pair[0]), float(pair[1])
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_inputs(x: Tensor, ball: Ball) -> None:
     """Raises: ValueError for inputs that are no floating point numbers within the range."""
     if not x.is_floating_point() or x.dim() < 2:
@@ -46,6 +77,11 @@ def check_inputs(x: Tensor, ball: Ball) -> None:
     if not x.numel():
         return
     least, most = x.min().item(), x.max().item()
+    if not x.isfinite().all():
+        raise ValueError(
+            f"{int((~x.isfinite()).sum())} values of the inputs are not finite, outside the stated"
+            f" range [{ball.low:g}, {ball.high:g}]; leave out the examples that contain them"
+        )
     room = ball.rounding(x)
     if not (least >= ball.low - room and most <= ball.high + room):
         raise ValueError(
@@ -55,10 +91,12 @@ def check_inputs(x: Tensor, ball: Ball) -> None:
         )
 
 
-def check_batch_size(owner: str, batch_size: int) -> None:
-    """Raises: ValueError unless it is a whole number of at least 1."""
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"{owner}: batch_size={batch_size!r} must be a whole number of at least 1")
+def checked_count(owner: str, **given: object) -> int:
+    """The value given by name. Raises: ValueError unless it is a whole number of at least 1."""
+    ((name, count),) = given.items()
+    if not is_whole(count) or count < 1:
+        raise ValueError(f"{owner}: {name}={count!r} must be a whole number of at least 1")
+    return int(count)
 
 
 def check_labels(y: Tensor, examples: int, classes: int) -> None:
@@ -90,14 +128,22 @@ def check_scores(scores: Tensor, examples: int) -> int:
     if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != examples:
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(
-            f"the model gives {shape} for {examples} inputs: expected scores (N, classes)"
+            f"the model gives {shape} for {examples} inputs: expected scores (N, classes), alone or"
+            " as `logits` of an object or mapping; wrap the model in a module that returns them"
         )
     if scores.shape[1] < 2:
-        raise ValueError("the model has a single score: expected one for each of several classes")
+        raise ValueError(
+            "the model has a single score: expected one for each of several classes; from one logit"
+            " z, a module that returns torch.cat([torch.zeros_like(z), z], 1) has two"
+        )
     if not scores.is_floating_point():
         raise ValueError(f"the model's scores are {scores.dtype}: expected floating point numbers")
     if not scores.isfinite().all():
-        raise ValueError("the model's scores on clean inputs are not finite")
+        raise ValueError(
+            f"the model's scores on clean inputs are not finite for"
+            f" {int((~scores.isfinite()).any(1).sum())} of {examples} examples, so that their"
+            " losses are not defined; a class to be left out takes a very negative score"
+        )
     return scores.shape[1]
 
 
@@ -120,13 +166,15 @@ def check_repeats(model: nn.Module, x: Tensor, *, random_allowed: bool) -> int:
                 " gradient is unreliable; average over several passes: attacks.EOT(attack,"
                 " samples=...) around an attack, robust_report(..., samples=...) for a report"
             )
-        few = -(-len(parts[0]) // 2)
-        if few < len(parts[0]) and differ(scores[0][:few], model(parts[0][:few]), room):
+        # Both parts, each of the other parity than the whole if that is even.
+        size, few = len(parts[0]), len(parts[0]) // 2 | 1
+        halves = [part for part in (slice(0, few), slice(few, size)) if few < size]
+        if any(differ(scores[0][part], model(parts[0][part]), room) for part in halves):
             raise ValueError(
-                f"the model's scores of an example depend on the other examples: those of the"
-                f" first {few} change when the batch has {len(parts[0])}. Attacks choose their own"
-                " batches; make the model independent of them (batch statistics in eval mode, or a"
-                " mean over the batch inside forward?)"
+                f"the model's scores of an example depend on the other examples: some change"
+                f" when a batch of {size} is divided into {few} and {size - few}. Attacks choose"
+                " their own batches; make the model independent of them (batch statistics in eval"
+                " mode, or a mean over the batch inside forward?)"
             )
     return classes[0]
 

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from numbers import Integral, Real
-from typing import cast, get_args
+from numbers import Real
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from apical.attacks import checks as input_checks
 from apical.attacks import sanity, schedule, twins
 from apical.attacks.audit import Audit, audit
-from apical.attacks.ball import Ball, FewFlips, FewPixels, Threat, standard_norm
+from apical.attacks.ball import Ball, FewFlips, FewPixels, Threat, check_norm, standard_norm
 from apical.attacks.base import Attack
 from apical.attacks.flips import check_binary
 from apical.attacks.isolation import undisturbed
@@ -152,9 +152,24 @@ def robust_report(
     Raises: ValueError as attacks do; models with random scores are refused without `samples`.
     Warns: if the clean accuracy is no better than chance.
     """
-    input_checks.check_batch_size("robust_report", batch_size)
-    _check_kinds(samples, surrogates, extra, protocol, bounds)
+    batch_size = input_checks.checked_count("robust_report", batch_size=batch_size)
+    by_name = ": attacks.protocol('biotorch') is one"
+    for name, value, right, kind in (
+        ("samples", samples, input_checks.is_whole(samples), "a whole number"),
+        ("effort", effort, isinstance(effort, Effort | None), "an attacks.Effort"),
+        ("rules", rules, isinstance(rules, tuple | list), "a list of names of rules"),
+        ("surrogates", surrogates, _names_models(surrogates), "a mapping from names to models"),
+        ("extra", extra, extra is None or callable(extra), "a function of a radius"),
+        ("protocol", protocol, isinstance(protocol, Protocol | None), "a Protocol" + by_name),
+        ("on_trial", on_trial, on_trial is None or callable(on_trial), "a function"),
+    ):
+        if not right:
+            raise ValueError(f"robust_report: {name}={reprlib.repr(value)} is not {kind}")
+    check_at_least("robust_report", 1, samples=samples)
+    seed = input_checks.checked_seed("robust_report", seed)
+    bounds = input_checks.checked_bounds("robust_report", bounds)
     norm = _checked_norm(norm, protocol)
+    budgets = _budgets(eps, norm, bounds)
     model, x = adapted(model, x)
     y = detached("labels", y)
     surrogates = {name: adapted(other, x)[0] for name, other in (surrogates or {}).items()}
@@ -163,7 +178,6 @@ def robust_report(
     if norm == "flips":
         check_binary("robust_report", x, bounds)
     clean, classes = _clean(model, x, y, bounds, random_allowed=samples > 1)
-    budgets = _budgets(eps, norm, bounds)
     setting = Setting(
         norm,
         bounds,
@@ -182,6 +196,8 @@ def robust_report(
     planned = schedule.planned(budgets, setting, x[0].numel())
     attacked = partial(run, batch_size=batch_size, classes=classes)
     known, trials = {trial.key: trial for trial in finished}, []
+    if any(len(trial.attacked) != len(x) for trial in known.values()):
+        raise ValueError("robust_report: finished= are trials on another number of examples")
     standing = clean.clone()
     for number, step in enumerate(planned, 1):  # the list grows where a step is followed by another
         rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
@@ -204,29 +220,16 @@ def robust_report(
     return _concluded(tuple(clean.tolist()), trials, budgets, found, setting)
 
 
-def _check_kinds(
-    samples: object, surrogates: object, extra: object, protocol: object, bounds: object
-) -> None:
-    """Raises: ValueError naming the first argument that is of another kind than it must be."""
-    numbers = isinstance(bounds, Sequence) and all(isinstance(each, Real) for each in bounds)
-    for name, value, right, kind in (
-        ("samples", samples, isinstance(samples, Integral), "a whole number"),
-        ("surrogates", surrogates, isinstance(surrogates, Mapping | None), "a mapping to models"),
-        ("extra", extra, extra is None or callable(extra), "a function of a radius"),
-        ("protocol", protocol, isinstance(protocol, Protocol | None), "a Protocol"),
-        ("bounds", bounds, numbers and len(cast(Sequence[Real], bounds)) == 2, "a pair of numbers"),
-    ):
-        if not right:
-            shown = reprlib.repr(value)
-            raise ValueError(f"robust_report: {name}={shown} is not {kind}")
-    check_at_least("robust_report", 1, samples=cast(int, samples))
+def _names_models(given: object) -> bool:
+    return given is None or (
+        isinstance(given, Mapping)
+        and all(isinstance(k, str) and isinstance(v, nn.Module) for k, v in given.items())
+    )
 
 
-def _checked_norm(norm: str, protocol: Protocol | None) -> Threat:
+def _checked_norm(norm: object, protocol: Protocol | None) -> Threat:
     found = cast(Threat, standard_norm(norm))
-    if found not in get_args(Threat):
-        allowed = ", ".join(map(repr, get_args(Threat)))
-        raise ValueError(f"robust_report: norm={norm!r} is not one of {allowed}")
+    check_norm("robust_report", found, get_args(Threat))
     if protocol and found != "linf":
         raise ValueError(f"robust_report: the protocol's attacks are 'linf', not norm={norm!r}")
     return found
@@ -255,8 +258,9 @@ def _clean(
             raise ValueError("robust_report: no examples were given")
         classes = input_checks.check_repeats(model, x, random_allowed=random_allowed)
         input_checks.check_labels(y, len(x), classes)
-        wrong = [broken(model(a), b) for a, b in zip(x.split(256), y.split(256), strict=True)]
-    clean = ~torch.cat(wrong).cpu()
+        scores = torch.cat([model(part) for part in x.split(256)])
+        clean = ~broken(scores, y.to(scores.device, torch.int64)).cpu()
+        normalised = (scores >= 0).all() and ((scores.sum(1) - 1).abs() < 1e-3).all()
     if clean.sum() <= len(clean) / classes:
         warnings.warn(
             f"robust_report: the model is right on {int(clean.sum())} of {len(clean)} clean"
@@ -264,18 +268,27 @@ def _clean(
             " the normalisation those it was trained with?",
             stacklevel=3,
         )
+    if normalised and not ((scores == 0) | (scores == 1)).all():
+        warnings.warn(
+            "robust_report: the scores look like probabilities, whose gradient vanishes by"
+            " rounding where they are close to 0 or 1; give the scores before the softmax",
+            stacklevel=3,
+        )
     return clean, classes
 
 
-def _budgets(
-    eps: float | Sequence[float], norm: Threat, bounds: tuple[float, float]
-) -> list[float]:
-    eps = [float(eps)] if isinstance(eps, float | Real) else list(eps)
-    if not eps or len(set(eps)) < len(eps) or not all(isinstance(each, Real) for each in eps):
+def _budgets(eps: object, norm: Threat, bounds: tuple[float, float]) -> list[float]:
+    given: Any = eps.tolist() if hasattr(eps, "tolist") else eps
+    several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    radii = list(given) if several else [given]
+    numbers = all(isinstance(each, Real) and not isinstance(each, bool) for each in radii)
+    if not radii or not numbers or len(set(radii)) < len(radii):
+        shown = tuple(radii) if several else given
         raise ValueError(
-            f"robust_report: eps={tuple(eps)}; give at least one radius, a number, each once"
+            f"robust_report: eps={shown!r}; give at least one radius, a number (8 / 255, not a"
+            " text), each once"
         )
-    for radius in eps:
+    for radius in radii:
         if norm == "flips" and radius != round(radius):
             raise ValueError(f"robust_report: eps={radius} is no whole number of flips")
         input_checks.check_eps(
@@ -283,7 +296,7 @@ def _budgets(
         )
         if radius == 0:
             raise ValueError("robust_report: eps=0 is the clean accuracy, which is always reported")
-    return sorted(float(radius) for radius in eps)
+    return sorted(float(radius) for radius in radii)
 
 
 def _counts(trial: Trial) -> bool:

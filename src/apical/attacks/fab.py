@@ -174,6 +174,7 @@ def minimum_norms(
     attack = FAB(None, steps, norm, restarts, seed=seed, bounds=bounds)
     points = attack(model, x, y, gradient=gradient)
     scoring, inputs = adapted(model, x)
+    points = adapted(model, points)[1]
     with undisturbed(scoring, seed=seed), torch.no_grad():
         wrong = broken(scoring(points), y)
     size = attack.size(points - inputs)

@@ -20,8 +20,8 @@ def undisturbed(*models: nn.Module, seed: int = 0) -> Iterator[None]:
 
     Global generators (torch's on the CPU and on the models' devices, Python's, NumPy's if it is
     loaded) start from `seed`, so that models and attacks that use them are reproducible. At the
-    end, also after an exception, these generators, every buffer, what rules have noted, and
-    `requires_grad` of every parameter are as before.
+    end, also after an exception, these generators, every buffer, what rules have noted, `training`
+    of every module and `requires_grad` of every parameter are as before.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -30,6 +30,7 @@ def undisturbed(*models: nn.Module, seed: int = 0) -> Iterator[None]:
         for model in models:
             stack.enter_context(_buffers(model))
             stack.enter_context(_frozen(model))
+            stack.enter_context(_modes(model))
         yield
 
 
@@ -53,6 +54,16 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _modes(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +51,12 @@ class Protocol:
     pixel_images: int = 500
 
     def __post_init__(self) -> None:
+        check_literals(self, "Protocol")
+        for attack in self.attacks:
+            if not isinstance(attack, Attack) or attack.ball is None or attack.ball.norm != "linf":
+                raise ValueError(
+                    f"Protocol: attack={attack!r} must be an attack with a radius eps in 'linf'"
+                )
         if self.pixel_images < 1 or any(count < 1 for count in self.pixels):
             raise ValueError(
                 f"Protocol: pixel_images={self.pixel_images} and every number of"
@@ -185,7 +192,15 @@ class Setting:
         return [("own", Own()), *exact] if self.has_feedback else exact
 
     def extra_steps(self, eps: float) -> Iterator[Step]:
-        for attack in self.extra(eps) if self.extra else ():
+        further = self.extra(eps) if self.extra else ()
+        if not isinstance(further, list | tuple) or not all(
+            isinstance(attack, Attack) for attack in further
+        ):
+            raise ValueError(
+                f"robust_report: extra({eps:g}) returned {reprlib.repr(further)}; expected a list"
+                " of attacks (attacks.Plugin makes one of any function)"
+            )
+        for attack in further:
             yield Step(attack, source(attack.default_gradient), "extra", eps, "survivors")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ FEW = 8  # examples on which a model is tried
 
 
 class Scores(nn.Module):
-    """A model with inputs and scores in float32, scores as one tensor.
+    """A model with scores of the type of the inputs, float32 or float64, and as one tensor.
 
     Args: model: takes inputs of type `dtype`, as its first argument or under `name`; returns
         scores, or an object or mapping that contains them as `logits`.
@@ -28,13 +30,22 @@ class Scores(nn.Module):
         self.training = model.training
 
     def forward(self, x: Tensor) -> Any:
-        x = x.to(self.dtype)
-        scores = self.model(**{self.name: x}) if self.name else self.model(x)
+        given, scores = x.dtype, self.output(x)
         if isinstance(scores, Mapping) and "logits" in scores:
             scores = scores["logits"]
         scores = getattr(scores, "logits", scores)
-        half = isinstance(scores, Tensor) and scores.dtype not in COMPUTED
-        return scores.float() if half else scores
+        floating = isinstance(scores, Tensor) and scores.is_floating_point()
+        return scores.to(given) if floating else scores
+
+    def output(self, x: Tensor) -> Any:
+        """What the model returns."""
+        x = x.to(self.dtype)
+        return self.model(**{self.name: x}) if self.name else self.model(x)
+
+
+def parameter_type(model: nn.Module, default: torch.dtype) -> torch.dtype:
+    """The type of a model's first parameter that is a floating point number."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), default)
 
 
 class Expectation(nn.Module):
@@ -69,6 +80,8 @@ class Normalised(nn.Module):
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        check_model(model)
+        mean, std = (_numbers(name, each) for name, each in (("mean", mean), ("std", std)))
         if len(mean) != len(std) or not mean:
             raise ValueError(
                 f"Normalised: {len(mean)} means and {len(std)} standard deviations; give one of"
@@ -92,6 +105,19 @@ class Normalised(nn.Module):
         return self.model((x - self.mean.view(shape)) / self.std.view(shape))
 
 
+def _numbers(name: str, given: Any) -> list[float]:
+    """As a list. Raises: ValueError for anything but finite numbers, one per channel."""
+    listed = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(listed, Sequence) or not all(
+        isinstance(each, Real) and math.isfinite(each) for each in listed
+    ):
+        raise ValueError(
+            f"Normalised: {name}={given!r} must be a sequence of finite numbers; each std must be"
+            " above 0"
+        )
+    return list(listed)
+
+
 def check_model(model: object) -> None:
     """Raises: ValueError for anything but a torch module."""
     if not isinstance(model, nn.Module):
@@ -100,16 +126,21 @@ def check_model(model: object) -> None:
 
 def detached(what: str, value: object) -> Tensor:
     """The values of a tensor. Raises: ValueError for anything else, as a list or an array."""
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{what} are {type(value).__name__}: expected a torch.Tensor")
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        given = value.layout if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{what} are {given}: expected a torch.Tensor, dense (torch.as_tensor)")
     return value.detach()
 
 
 def adapted(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> tuple[nn.Module, Tensor]:
-    """The model from float32 inputs to scores (itself if it is one), and the inputs.
+    """The model from inputs in float32 or float64 to scores (itself if it is one), and the inputs.
+
+    If model and inputs are of different types, attacks compute in the more precise one, and the
+    model receives its own.
 
     Args: x: inputs (N, ...), or a mapping with only them, as `{"pixel_values": x}`.
-    Raises: ValueError for a model that is no module, or a mapping with other than one tensor.
+    Raises: ValueError for a model that is no module, or that fails on these inputs; for a mapping
+        with other than one tensor.
     """
     check_model(model)
     name = ""
@@ -121,20 +152,31 @@ def adapted(model: nn.Module, x: Tensor | Mapping[str, Tensor]) -> tuple[nn.Modu
             )
         ((name, x),) = x.items()
     x = detached("inputs", x)
-    if not x.is_floating_point():  # refused later, with all other checks
+    if not x.is_floating_point() or x.dim() < 2:  # refused later, with all other checks
         return model, x
-    dtype = x.dtype
-    first = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
-    if dtype in COMPUTED and first not in COMPUTED:
-        dtype = first
-    if not name and dtype in COMPUTED:
-        if model.training or not len(x):
-            return model, x
-        with undisturbed(model), torch.no_grad():
-            output = model(x[:FEW])
-        if isinstance(output, Tensor):
-            return model, x
-    return Scores(model, dtype, name), x if x.dtype in COMPUTED else x.float()
+    if model.training or not x.numel():  # refused later, or nothing to attack
+        plain = x.dtype in COMPUTED and not name
+        scoring = model if plain else Scores(model, x.dtype, name)
+        return scoring, x if x.dtype in COMPUTED else x.float()
+    for dtype in dict.fromkeys((x.dtype, parameter_type(model, x.dtype))):
+        computed = torch.promote_types(x.dtype, dtype)
+        computed = computed if computed in COMPUTED else torch.float32
+        scoring = Scores(model, dtype, name)
+        try:
+            with undisturbed(model), torch.no_grad():
+                output = scoring.output(x[:FEW])
+        except Exception as error:  # whatever the model's own code raises
+            failure = error
+            continue
+        plain = isinstance(output, Tensor) and output.dtype == computed == dtype == x.dtype
+        return model if plain and not name else scoring, x.to(computed)
+    if isinstance(failure, ValueError | torch.OutOfMemoryError):
+        raise failure
+    kind = type(model.model if isinstance(model, Scores) else model).__name__
+    given = f"{name}={x.dtype} of shape {tuple(x.shape)}".lstrip("=")
+    raise ValueError(
+        f"{kind} fails on the inputs, {given}: {type(failure).__name__}: {failure}"
+    ) from failure
 
 
 def precision(model: nn.Module, x: Tensor) -> float:

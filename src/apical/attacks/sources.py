@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from apical.attacks import twins
 from apical.attacks.ball import per_example
 from apical.attacks.losses import Loss
+from apical.attacks.scores import Scores, parameter_type
 from apical.core.converted import exact_gradients, feedback_modules, labels
-from apical.names import check_at_least, unknown
+from apical.names import check_at_least, check_literals, unknown
 
 SMALL = 2.0**-10
 """Errors of the scores whose largest entry is outside [SMALL, 1 / SMALL] are scaled."""
@@ -123,6 +124,7 @@ class OwnAveraged(Source):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_literals(self, "OwnAveraged")
         check_at_least("OwnAveraged", 1, redraws=self.redraws)
 
     def __str__(self) -> str:
@@ -190,7 +192,8 @@ class From(Source):
 
     @contextmanager
     def open(self, model: nn.Module) -> Iterator[Oracle]:
-        differentiate = _differentiation(self.model)
+        other = Scores(self.model, parameter_type(self.model, torch.float32))
+        differentiate = _differentiation(other)
 
         def ask(x: Tensor, y: Tensor, loss: Loss) -> Answer:
             gradient = differentiate(x, y, loss).gradient
@@ -198,8 +201,8 @@ class From(Source):
                 scores = model(x)
                 return Answer(gradient, loss(scores), scores)
 
-        with exact_gradients(self.model):
-            yield Oracle(model, ask, self.model, (self.model,))
+        with exact_gradients(other):
+            yield Oracle(model, ask, other, (other,))
 
 
 @dataclass(frozen=True)
@@ -218,11 +221,9 @@ class FiniteDifference(Source):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_literals(self, "FiniteDifference")
         if self.directions < 0 or self.step <= 0:
-            raise ValueError(
-                f"FiniteDifference: directions={self.directions}, step={self.step}; directions is"
-                " at least 0 and step above 0"
-            )
+            raise ValueError(f"{self!r}: directions is at least 0 and step above 0")
 
     def __str__(self) -> str:
         return f"finite-difference:{self.directions}" if self.directions else "finite-difference"
@@ -266,7 +267,10 @@ class Averaged(Source):
     samples: int
 
     def __post_init__(self) -> None:
+        check_literals(self, "Averaged")
         check_at_least("Averaged", 1, samples=self.samples)
+        if not isinstance(self.source, Source):
+            raise ValueError(f"Averaged: source={self.source!r} must be a source, as Exact()")
 
     def __str__(self) -> str:
         return f"{self.source} x{self.samples}"
@@ -328,11 +332,8 @@ def source(name: str | Source) -> Source:
         return RuleGradient(detail)
     if not detail:
         return SOURCES[kind]()
-    if kind not in _COUNTED or not detail.isdigit():
-        raise ValueError(
-            f"gradient source {name!r}: a number after the colon is for"
-            f" {', '.join(sorted(_COUNTED))} only, for example 'own-averaged:20'"
-        )
+    if kind not in _COUNTED or not detail.isdecimal():
+        raise ValueError(f"{name!r}: a number after the colon is for {', '.join(_COUNTED)} only")
     return SOURCES[kind](**{_COUNTED[kind]: int(detail)})
 
 
@@ -352,8 +353,7 @@ def _differentiation(model: nn.Module) -> Callable[[Tensor, Tensor, Loss], Answe
             (error,) = torch.autograd.grad(losses.sum(), outputs)
             factor = _factor(error)
             gradient = _gradient(model, scores, error / factor[:, None], x)
-            back = per_example(factor.clamp(LEAST, 1 / LEAST).to(gradient), gradient)
-            gradient = gradient * back
+            gradient = gradient * per_example(factor.clamp(LEAST, 1 / LEAST).to(gradient), gradient)
             if not gradient.isfinite().all():  # no direction from NaN, the largest number for inf
                 gradient = gradient.nan_to_num(nan=0.0)
             return Answer(gradient, losses.detach(), scores.detach())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,7 @@ from apical.attacks import checks
 from apical.attacks.ball import Ball, Norm
 from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
-from apical.attacks.scores import FEW, adapted, check_model
+from apical.attacks.scores import FEW, adapted, check_model, detached
 from apical.attacks.sources import Averaged, Oracle, Source
 from apical.names import check_at_least
 
@@ -123,7 +126,7 @@ class Transfer(_Wrapper):
         classes: int | None = None,
     ) -> Tensor:
         """As of every attack. Raises: ValueError if the numbers of classes differ."""
-        other, x = adapted(self.model, x)
+        other = adapted(self.model, x)[0]
         if len(x):
             with undisturbed(model, other):
                 checks.check_mode(other, random_allowed=True)
@@ -160,9 +163,38 @@ class Plugin(Attack):
     eps: float
     norm: Norm = "linf"
 
+    def validate(self) -> None:
+        super().validate()
+        if not callable(self.call):
+            raise ValueError(f"{self.name}: call={self.call!r} must be a function (model, x, y)")
+
     @property
     def name(self) -> str:
         return self.title
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor | Mapping[str, Tensor],
+        y: Tensor,
+        *,
+        gradient: str | Source | None = None,
+    ) -> Any:
+        """As of every attack. Warns: of points outside the ball or the range, and of NaN."""
+        points = super().__call__(model, x, y, gradient=gradient)
+        before, after = x, points
+        if isinstance(before, Mapping):
+            ((name, before),) = before.items()
+            after = points[name]
+        ball = Ball(self.eps, self.norm, *self.bounds)
+        if away := int(ball.strays(after, before).sum()):
+            warnings.warn(
+                f"{self.name}: {away} of {len(before)} points are outside the ball of"
+                f" eps={self.eps:g} ({self.norm}) or the range {self.bounds}, or not finite: do"
+                " not count them, or give the attack inside this radius",
+                stacklevel=2,
+            )
+        return points
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         if oracle.differentiated is None:
@@ -171,12 +203,15 @@ class Plugin(Attack):
                 " be 'own', 'exact', 'rule:...' or another model"
             )
         points = self.call(oracle.differentiated, x, y)
-        if hasattr(points, "__array__") and not isinstance(points, Tensor):
+        numbers = getattr(getattr(points, "dtype", None), "kind", "") in ("b", "f", "i", "u")
+        if numbers and not isinstance(points, Tensor):
             points = torch.as_tensor(points)  # of libraries that work in NumPy
         if not isinstance(points, Tensor) or points.shape != x.shape:
+            shape = getattr(points, "shape", None)
+            given = type(points).__name__ if shape is None else tuple(shape)
             raise ValueError(
-                f"{self.name}: returned {tuple(getattr(points, 'shape', ()))} for inputs of shape"
-                f" {tuple(x.shape)}"
+                f"{self.name}: returned {given} for inputs of shape {tuple(x.shape)}; expected a"
+                " tensor or an array of numbers of that shape: the adversarial inputs"
             )
         return points.to(x.device, x.dtype)
 
@@ -206,13 +241,17 @@ def imitate(
     Raises: ValueError for a model in training mode, or values out of range.
     Source: Papernot et al. 2017, without their augmentation of the inputs.
     """
-    check_model(model)
+    for net in (model, substitute):
+        check_model(net)
     checks.check_mode(model, random_allowed=True)
-    if epochs < 1 or batch_size < 1 or not lr > 0 or not len(x):
+    seed, x = checks.checked_seed("imitate", seed), detached("inputs", x)
+    whole = checks.is_whole(epochs) and checks.is_whole(batch_size) and isinstance(lr, Real)
+    if not whole or epochs < 1 or batch_size < 1 or not lr > 0 or not len(x):
         raise ValueError(
-            f"imitate: epochs={epochs}, batch_size={batch_size}, lr={lr}, {len(x)} inputs: all "
-            "must be above 0"
+            f"imitate: epochs={epochs!r}, batch_size={batch_size!r}, lr={lr!r}, {len(x)} inputs:"
+            " all must be numbers above 0, and the first two whole"
         )
+    model = adapted(model, x)[0]
     with undisturbed(model), torch.no_grad():
         answers = torch.cat([model(part).argmax(1) for part in x.split(256)])
     generator = torch.Generator().manual_seed(seed)
