@@ -259,6 +259,37 @@ def test_steps_and_folded_rows_are_not_confused() -> None:
     model(x).sum().backward()
 
 
+class Reordered(nn.Module):
+    """Its layer `b` reads the rows of the samples in another order."""
+
+    def __init__(self, order: Tensor, mixes: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.order, self.mixes = order, mixes
+
+    def forward(self, x_NTF: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x_NTF.flatten(0, 1)))
+        h = torch.tanh(self.b(h[self.order]))[self.order.argsort()]
+        means = h.unflatten(0, x_NTF.shape[:2]).mean(1)
+        return self.c(means + means.roll(1, 0) if self.mixes else means)
+
+
+def test_samples_in_another_order_than_the_outputs_are_refused() -> None:
+    x = sequences(6, 4, 5).float()
+    reverse, rotate = torch.arange(24).flip(0), torch.arange(24).roll(2)
+    within, shuffle = torch.arange(24).view(6, 4).flip(1).flatten(), torch.arange(24).roll(9)
+    for order in (reverse, rotate, shuffle):
+        model = apical.convert(Reordered(order), {"c": DFA(), "*": DFA(sample_axis="folded")})
+        with pytest.raises(ValueError, match=r"b: an error of one sample.*another order"):
+            model(x)
+    for order, mixes in ((within, False), (reverse, True)):
+        rule = {"c": DFA(), "*": DFA(sample_axis="folded")}
+        apical.convert(Reordered(order, mixes), rule)(x).sum().backward()
+    flipped = apical.convert(Reordered(torch.arange(6).flip(0)), "dfa")
+    with pytest.raises(ValueError, match=r"b: an error of one sample.*another order"):
+        flipped(x[:, :1])
+
+
 RIGHT: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (net, (6, 4)),
     "as many samples as classes": (net, (3, 4)),

@@ -17,7 +17,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.utils import parametrize
 
 from apical.core import outputs, updates
-from apical.core.converted import feedback_modules, is_converted
+from apical.core.converted import broadcasts, feedback_modules, is_converted
 
 FACTORS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("AddbmmBackward0", "AddmmBackward0", "AddmvBackward0"), (1, 2)),
@@ -101,7 +101,15 @@ class Guard:
         self.kept = [kept for kept in self.kept if f"{kept.layer}.{kept.parameter}" not in found]
 
     def before(self, model: nn.Module, args: Any) -> None:
-        """Forward pre-hook."""
+        """Forward pre-hook. Raises: ValueError while torch.jit.trace records a training call."""
+        if torch.jit.is_tracing() and torch.is_grad_enabled():
+            exporting = torch.onnx.is_in_onnx_export() and not broadcasts(model)
+            if not (exporting or all(feedback.exact for feedback in feedback_modules(model))):
+                raise ValueError(
+                    f"{next(iter(self.layers), '') or '(root)'}: torch.jit.trace and exporters that"
+                    " use it cannot record the backward pass of a rule; trace for inference, inside"
+                    " torch.no_grad(), and train the model itself or torch.compile(model)"
+                )
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and self._is_due():
             self._exact_blocks = _exact_blocks(model)
 
