@@ -126,8 +126,8 @@ def _check_inputs(
         if state == "other":
             reading = readings[at]
             raise ValueError(
-                f"{reading.layer}: an error of one sample would reach another sample: the samples in"
-                f" its input {tuple(reading.input.shape)} (axis {reading.axis!r}) are in another"
+                f"{reading.layer}: an error of one sample would reach another sample: the samples"
+                f" in its input {tuple(reading.input.shape)} (axis {reading.axis!r}) are in another"
                 " order than in the model's output. Put them into one order outside of the model,"
                 f" or give the layer a rule that transports: {{{reading.layer!r}: 'fa', '*': ...}}"
             )
