@@ -62,9 +62,7 @@ FOREIGN: dict[str, Callable[[Tensor, nn.Linear], Tensor]] = {
     "rows of an embedding": lambda h, layer: h @ F.embedding(torch.arange(5), layer.weight).T,
     "gathered": lambda h, layer: h @ layer.weight.gather(0, torch.eye(5).long()),
     "normalised, then chosen": lambda h, layer: h @ F.normalize(layer.weight)[torch.arange(5)].T,
-    "scattered": lambda h, layer: (
-        h @ torch.zeros(5, 5).index_add(0, torch.arange(5), layer.weight)
-    ),
+    "scattered": lambda h, layer: h @ torch.zeros(5, 5).index_add(0, torch.arange(5), layer.weight),
     "a row of each sample": lambda h, layer: (
         (h * layer.weight[torch.arange(len(h)) % 5]).sum(-1, keepdim=True).expand(-1, 5)
     ),
@@ -74,6 +72,7 @@ FOREIGN: dict[str, Callable[[Tensor, nn.Linear], Tensor]] = {
     "constant on the right": lambda h, layer: torch.linalg.multi_dot(
         [h, layer.weight, torch.eye(5)]
     ),
+    "of a computed weight": lambda h, layer: h @ (torch.eye(5) @ torch.matrix_exp(layer.weight)),
     "divided": lambda h, layer: (h[:, None] / (layer.weight + 9)).sum(-1),
     "distances written out": lambda h, layer: (h[:, None] - layer.weight).square().sum(-1),
     "cosines": lambda h, layer: F.cosine_similarity(h[:, None], layer.weight[None], dim=-1),

@@ -102,20 +102,18 @@ class Graph:
                     self.above.setdefault(below, []).append(node)
 
     def trace(self, weights: Mapping[Edge, object], embedded: Set[Edge]) -> None:
-        """Find the activations. What is looked up in one of the weights is none, unless the weight
-        is `embedded`: the table of an `nn.Embedding`."""
-        lookups = []
+        """Find the activations. What is looked up in one of the weights, or is its product with a
+        constant, is none, unless the weight is `embedded`: the table of an `nn.Embedding`."""
+        undecided = []
         for node in self.nodes:
             name, edges = node.name(), node.next_functions
             leaf = getattr(node, "variable", None)
             of_data = any(edges[place][0] is None for place in FACTORS.get(name, ()))
-            if of_data and _is_weight_by_constant(node, weights):
-                continue
-            if of_data or name.startswith(_OF_DATA) or not isinstance(leaf, nn.Parameter | None):
+            if name.startswith(_LOOKS_UP) or (of_data and _is_by_constant(node)):
+                undecided.append(node)
+            elif of_data or name.startswith(_OF_DATA) or not isinstance(leaf, nn.Parameter | None):
                 self._reach(node)
-            elif name.startswith(_LOOKS_UP):
-                lookups.append(node)
-        for node in lookups:
+        for node in undecided:
             if node not in self.activations:
                 found = made_of((node, 0), weights.keys())
                 if not found or found & embedded:
@@ -258,17 +256,17 @@ def _nodes(roots: Iterable[Node | None]) -> Iterator[Node]:
                 pending.append(below)
 
 
-def _is_weight_by_constant(node: Node, weights: Mapping[Edge, object]) -> bool:
-    """Whether a product without a gradient to its other factor is `C @ W` or `W @ C`, C a constant:
-    data are multiplied by W^T, from the left."""
+def _is_by_constant(node: Node) -> bool:
+    """Whether a product in which one factor has no gradient may be `C @ W` or `W @ C`, W a weight
+    and C a constant: layers multiply data by W^T, from the left."""
     name = node.name()
     if name not in _MATRIX_PRODUCTS:
         return False
     left, right = (node.next_functions[place] for place in FACTORS[name])
     edge = left if right[0] is None else right
-    if edge[0] is None or origin(edge) not in weights:
-        return False
     below = edge[0]
+    if below is None:
+        return False
     while below.name() in _REARRANGES:
         if below.name().startswith(_TRANSPOSES):
             return False
