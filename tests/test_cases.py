@@ -26,7 +26,7 @@ from apical.bench.storage import records
 from apical.bench.training import loop
 from apical.core.converted import converted_layers
 from apical.measure import probes
-from apical.rules import BP, DFA, SignSymmetric, build
+from apical.rules import BP, DFA, FA, SignSymmetric, build
 
 SIX = ("bp", "brsf", "dfa", "fa", "frsf", "usf")
 CONVERTED = SIX[1:]
