@@ -240,6 +240,29 @@ def test_spiking_outputs_by_step(steps: int, norm: bool) -> None:
     assert all(p.grad is not None and p.grad.any() for p in model.first.parameters())
 
 
+def test_rows_of_a_table_are_no_samples_also_where_there_are_as_many() -> None:
+    class Table(nn.Module):
+        def __init__(self, adds: bool) -> None:
+            super().__init__()
+            self.table, self.adds = nn.Parameter(torch.randn(6, 1)), adds
+            self.p, self.a, self.b = nn.Linear(1, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+            self.q = nn.Linear(5, 5)
+
+        def forward(self, x_NTF: Tensor) -> Tensor:
+            table = torch.tanh(self.p(self.table))
+            if self.adds:  # data
+                table = table + x_NTF[:, 0]
+            return self.b(torch.tanh(self.a(x_NTF + torch.tanh(self.q(table)))).mean(1))
+
+    x = sequences(6, 6, 5).float()
+    for rule in ("dfa", {"p": "fa", "*": "dfa"}):
+        layer = "p" if rule == "dfa" else "q"
+        with pytest.raises(ValueError, match=f"{layer}: its input .* from parameters alone"):
+            apical.convert(Table(adds=False), rule)(x)
+        apical.convert(Table(adds=True), {"p": "fa", "*": "dfa"})(x).sum().backward()
+    apical.convert(Table(adds=False), {"[pq]": "fa", "*": "dfa"})(x).sum().backward()
+
+
 def test_steps_and_folded_rows_are_not_confused() -> None:
     class Folds(nn.Module):
         def __init__(self) -> None:

@@ -50,7 +50,10 @@ _REARRANGES = frozenset(
 
 _TRANSPOSES = ("Permute", "TBackward", "Transpose")
 _SUMS = ("MeanBackward", "SumBackward")
-_MATRIX_PRODUCTS = ("AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "MmBackward0")
+_MATRIX_PRODUCTS = (
+    *("AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "MmBackward0"),
+    *("DotBackward0", "MvBackward0"),
+)
 
 _DETACHED = "BridgeBackward"
 """In the place of `detach` while the axis of samples is verified (`apical.core.autograd`)."""
@@ -58,6 +61,9 @@ _DETACHED = "BridgeBackward"
 _OF_DATA = ("CheckpointFunction", "CompiledFunction", "Sparse", "Transport", _DETACHED)
 """How the names of nodes begin that compute activations, also where no edge leads to data: what
 converted layers compute is one, even of a parameter."""
+
+_FOR_DATA = ("CheckpointFunction", "CompiledFunction", "Expand", "Repeat")
+"""How the names of nodes begin whose result may have an entry for each sample."""
 
 _LOOKS_UP = ("Embedding", "Gather", "Index")
 """How the names of nodes begin that choose entries by data; of a weight they are the weight's, as
@@ -224,6 +230,29 @@ def is_detached(node: Node) -> bool:
             return False
         pending.extend(below - seen)
         seen |= below
+    return True
+
+
+def is_of_parameters_alone(tensor: Tensor) -> bool:
+    """Whether a tensor is computed from parameters, without data, as a table of positions is; where
+    a constant takes part it is not known to be, and the answer is no."""
+    if tensor.grad_fn is None:
+        return isinstance(tensor, nn.Parameter)
+    pending, seen = [tensor.grad_fn], {tensor.grad_fn}
+    while pending:
+        node = pending.pop()
+        name, edges = node.name(), node.next_functions
+        if not isinstance(getattr(node, "variable", None), nn.Parameter | None):
+            return False
+        if name in FACTORS:  # the others are biases, perhaps absent
+            edges = tuple(edges[place] for place in FACTORS[name])
+        elif name == "TransportBackward":
+            edges = edges[:1]
+        below = {node for node, _ in edges}
+        if None in below or name.startswith((*_LOOKS_UP, *_FOR_DATA)):
+            return False
+        pending.extend(below - seen)  # type: ignore[arg-type]
+        seen |= below  # type: ignore[arg-type]
     return True
 
 
