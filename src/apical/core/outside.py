@@ -279,7 +279,7 @@ def _address(tensor: Tensor) -> int:
 def _holder(memory: list[tuple[int, int, str]], tensor: Tensor) -> str | None:
     """The layer in whose weight a tensor lies."""
     address = _address(tensor)
-    at = bisect.bisect(memory, (address, math.inf, "")) - 1  # type: ignore[arg-type]
+    at = bisect.bisect(memory, (address, math.inf, "")) - 1
     return memory[at][2] if at >= 0 and address < memory[at][1] else None
 
 
