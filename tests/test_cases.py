@@ -26,7 +26,7 @@ from apical.bench.storage import records
 from apical.bench.training import loop
 from apical.core.converted import converted_layers
 from apical.measure import probes
-from apical.rules import BP, DFA, FA, SignSymmetric
+from apical.rules import BP, DFA, FA, SignSymmetric, build
 
 SIX = ("bp", "brsf", "dfa", "fa", "frsf", "usf")
 CONVERTED = SIX[1:]
@@ -69,18 +69,19 @@ def test_b01_every_rule_trains_and_evaluates_from_the_command_line(
 
 
 def test_b02_a_norm_constraint_holds_the_norm_of_the_weights_in_use_and_trains() -> None:
-    model = mlp()
-    with torch.no_grad():
-        model[0].weight.mul_(2)
-    norm, start = model[0].weight.norm().item(), model[0].weight.detach().clone()
-    apical.convert(model, FA(constrain_weights=True))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(50):
-        optimizer.zero_grad()
-        F.cross_entropy(model(X), Y).backward()
-        optimizer.step()
-    assert model[0].weight.norm().item() == pytest.approx(norm, rel=1e-12)
-    assert (model[0].weight - start).abs().max() > 0.01
+    for name in ("fa", "kp", "pfa", "ldfa"):  # all but the first also decay the weight
+        model = mlp()
+        with torch.no_grad():
+            model[0].weight.mul_(2)
+        norm, start = model[0].weight.norm().item(), model[0].weight.detach().clone()
+        apical.convert(model, build(name, constrain_weights=True))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(50):
+            optimizer.zero_grad()
+            F.cross_entropy(model(X), Y).backward()
+            optimizer.step()
+        assert model[0].weight.norm().item() == pytest.approx(norm, rel=1e-12)
+        assert (model[0].weight - start).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("init", ["xavier", "kaiming"])

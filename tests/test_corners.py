@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import apical
 from apical.core.converted import converted_layers, is_converted
-from apical.rules import DFA
+from apical.rules import DFA, RULES, TransportRule, build
 
 TRAINED = ("brsf", "dfa", "fa", "frsf", "kp", "usf")
 BROADCAST = ("dfa",)
@@ -575,6 +575,49 @@ def test_an_empty_batch_and_a_batch_of_one() -> None:
             model.zero_grad()
             model(X[:count]).sum().backward()
             assert all(p.grad is not None for p in apical.forward_parameters(model))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors|.*is not linear in the grad")
+def test_layers_without_entries_are_kept_and_an_output_without_entries_is_refused() -> None:
+    for name in sorted(set(RULES) - {"bp"}):
+        rule = build(name)
+        for x in (X, X[:, None].expand(-1, 3, -1)):
+            if x.dim() > 2 and not isinstance(rule, TransportRule):
+                continue
+            sizes = (nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 0), nn.Linear(0, 5), nn.Linear(5, 3))
+            model = nn.Sequential(*sizes).double()
+            kept = [row.layer for row in apical.plan(model, rule).rows if row.action == "keep"]
+            assert kept == ["2", "3"]
+            apical.convert(model, rule)
+            for _ in range(2):
+                with apical.labels(model, Y):
+                    model(x).square().sum().backward()
+                torch.optim.SGD(model.parameters(), lr=0.01).step()
+        ends = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 0)).double()
+        apical.convert(ends, rule)
+        if isinstance(rule, TransportRule):
+            ends(X[:, None]).sum().backward()
+            continue
+        with pytest.raises(ValueError, match=r"output \(6, 0\) has no entries"):
+            ends(X)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors|`torch.jit.trace")
+def test_what_no_rule_is_defined_for_is_refused_by_name() -> None:
+    rows = torch.nested.nested_tensor([X[:4], X[4:]], layout=torch.jagged)
+    for name in TRAINED:
+        model = converted(name)
+        with pytest.raises(ValueError, match=r"features.0: its input is a nested tensor"):
+            model(rows)
+        with pytest.raises(ValueError, match=r"features.0: torch.jit.trace.*torch.no_grad"):
+            torch.jit.trace(model, X)
+        for block in (torch.no_grad(), apical.exact_gradients(model)):
+            with block:
+                assert_close(torch.jit.trace(model, X)(X), model(X))
+    for kind in (nn.RNN, nn.LSTM, nn.GRU):
+        model = nn.Sequential(nn.Linear(4, 4), kind(4, 3))
+        with pytest.raises(ValueError, match=r"1.weight_ih_l0: its input \(0, 2, 4\) has no time"):
+            apical.convert(model, "fa")(torch.zeros(0, 2, 4))
 
 
 @pytest.mark.parametrize("axis", ["folded", "steps"])

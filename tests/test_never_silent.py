@@ -240,6 +240,29 @@ def test_spiking_outputs_by_step(steps: int, norm: bool) -> None:
     assert all(p.grad is not None and p.grad.any() for p in model.first.parameters())
 
 
+def test_rows_of_a_table_are_no_samples_also_where_there_are_as_many() -> None:
+    class Table(nn.Module):
+        def __init__(self, adds: bool) -> None:
+            super().__init__()
+            self.table, self.adds = nn.Parameter(torch.randn(6, 1)), adds
+            self.p, self.a, self.b = nn.Linear(1, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+            self.q = nn.Linear(5, 5)
+
+        def forward(self, x_NTF: Tensor) -> Tensor:
+            table = torch.tanh(self.p(self.table))
+            if self.adds:  # data
+                table = table + x_NTF[:, 0]
+            return self.b(torch.tanh(self.a(x_NTF + torch.tanh(self.q(table)))).mean(1))
+
+    x = sequences(6, 6, 5).float()
+    for rule in ("dfa", {"p": "fa", "*": "dfa"}):
+        layer = "p" if rule == "dfa" else "q"
+        with pytest.raises(ValueError, match=f"{layer}: its input .* from parameters alone"):
+            apical.convert(Table(adds=False), rule)(x)
+        apical.convert(Table(adds=True), {"p": "fa", "*": "dfa"})(x).sum().backward()
+    apical.convert(Table(adds=False), {"[pq]": "fa", "*": "dfa"})(x).sum().backward()
+
+
 def test_steps_and_folded_rows_are_not_confused() -> None:
     class Folds(nn.Module):
         def __init__(self) -> None:
@@ -257,6 +280,37 @@ def test_steps_and_folded_rows_are_not_confused() -> None:
         model(x)
     model = apical.convert(Folds(), rules("steps"))
     model(x).sum().backward()
+
+
+class Reordered(nn.Module):
+    """Its layer `b` reads the rows of the samples in another order."""
+
+    def __init__(self, order: Tensor, mixes: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.order, self.mixes = order, mixes
+
+    def forward(self, x_NTF: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x_NTF.flatten(0, 1)))
+        h = torch.tanh(self.b(h[self.order]))[self.order.argsort()]
+        means = h.unflatten(0, x_NTF.shape[:2]).mean(1)
+        return self.c(means + means.roll(1, 0) if self.mixes else means)
+
+
+def test_samples_in_another_order_than_the_outputs_are_refused() -> None:
+    x = sequences(6, 4, 5).float()
+    reverse, rotate = torch.arange(24).flip(0), torch.arange(24).roll(2)
+    within, shuffle = torch.arange(24).view(6, 4).flip(1).flatten(), torch.arange(24).roll(9)
+    for order in (reverse, rotate, shuffle):
+        model = apical.convert(Reordered(order), {"c": DFA(), "*": DFA(sample_axis="folded")})
+        with pytest.raises(ValueError, match=r"b: an error of one sample.*another order"):
+            model(x)
+    for order, mixes in ((within, False), (reverse, True)):
+        rule = {"c": DFA(), "*": DFA(sample_axis="folded")}
+        apical.convert(Reordered(order, mixes), rule)(x).sum().backward()
+    flipped = apical.convert(Reordered(torch.arange(6).flip(0)), "dfa")
+    with pytest.raises(ValueError, match=r"b: an error of one sample.*another order"):
+        flipped(x[:, :1])
 
 
 RIGHT: dict[str, tuple[Any, tuple[int, ...]]] = {

@@ -58,6 +58,31 @@ FOREIGN: dict[str, Callable[[Tensor, nn.Linear], Tensor]] = {
     "attention": lambda h, layer: F.scaled_dot_product_attention(
         h[None, None], layer.weight[None, None], layer.weight[None, None]
     )[0, 0],
+    "chosen rows": lambda h, layer: h @ layer.weight[torch.arange(5).flip(0)].T,
+    "rows of an embedding": lambda h, layer: h @ F.embedding(torch.arange(5), layer.weight).T,
+    "gathered": lambda h, layer: h @ layer.weight.gather(0, torch.eye(5).long()),
+    "normalised, then chosen": lambda h, layer: h @ F.normalize(layer.weight)[torch.arange(5)].T,
+    "scattered": lambda h, layer: h @ torch.zeros(5, 5).index_add(0, torch.arange(5), layer.weight),
+    "a row of each sample": lambda h, layer: (
+        (h * layer.weight[torch.arange(len(h)) % 5]).sum(-1, keepdim=True).expand(-1, 5)
+    ),
+    "one row": lambda h, layer: (h * layer.weight[0]).sum(-1, keepdim=True).expand(-1, 5),
+    "one column": lambda h, layer: torch.outer(h[:, 0], layer.weight[0]),
+    "times a constant": lambda h, layer: h @ (torch.eye(5) @ layer.weight),
+    "constant on the right": lambda h, layer: torch.linalg.multi_dot(
+        [h, layer.weight, torch.eye(5)]
+    ),
+    "of a computed weight": lambda h, layer: h @ (torch.eye(5) @ torch.matrix_exp(layer.weight)),
+    "divided": lambda h, layer: (h[:, None] / (layer.weight + 9)).sum(-1),
+    "distances written out": lambda h, layer: (h[:, None] - layer.weight).square().sum(-1),
+    "cosines": lambda h, layer: F.cosine_similarity(h[:, None], layer.weight[None], dim=-1),
+    "detached": lambda h, layer: F.linear(h, layer.weight.detach()),
+    "detached, of a sequence": lambda h, layer: F.linear(h[:, None], layer.weight.data)[:, 0],
+    "detached, in a convolution": lambda h, layer: F.conv1d(
+        h[..., None], layer.weight.detach()[..., None]
+    )[..., 0],
+    "detached, product and sum": lambda h, layer: (h[:, None] * layer.weight.detach()).sum(-1),
+    "frozen": lambda h, layer: F.linear(h, layer.weight.requires_grad_(False)),
 }
 
 
@@ -104,7 +129,8 @@ def _strict() -> Iterator[None]:
 @pytest.mark.parametrize("rule", ["fa", "kp", "usf", "dfa", "drtp"])
 def test_every_product_with_a_converted_weight_is_refused(rule: str) -> None:
     """Also where the layer is called as well, at once and at a later call."""
-    uses = FOREIGN.values() if rule == "fa" else [FOREIGN["F.linear"], FOREIGN["einsum"]]
+    some = ("F.linear", "einsum", "chosen rows", "detached")
+    uses = FOREIGN.values() if rule == "fa" else [FOREIGN[name] for name in some]
     for use in uses:
         for called in (False, True):
             model = apical.convert(Net(use, called), rule)
@@ -168,6 +194,10 @@ class Further(nn.Module):
         h = torch.cat([self.token.expand(len(h), -1, -1), (self.scale * h)[:, None]], 1).sum(1)
         h = torch.tanh(self.twice(torch.tanh(self.twice(h))))
         h = h / (1 + self.twice.weight.norm()) + self.twice.weight[torch.arange(len(h)) % 5]
+        unit = self.twice(h) / self.twice.weight.norm(dim=1)
+        h = h + unit.sum(-1, keepdim=True) * self.twice.weight.mean() - self.twice.weight.mean(0)
+        h = h * F.embedding(torch.arange(len(h)) % 5, self.twice.weight) + self.twice.weight[0]
+        h = h @ self.twice(torch.eye(5))  # a constant, but through the layer
         h = h @ (h.T @ h) + F.embedding(torch.arange(len(h)) % 5, self.twice.weight)
         gram = self.twice.weight @ self.twice.weight.T
         return self.last(h), (gram - torch.eye(5)).square().sum() + self.last.weight.abs().sum()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.core import autograd, counted, memory, outputs, sample_axis
+from apical.core import autograd, counted, graph, memory, outputs, sample_axis
 from apical.core.feedback import Feedback
 from apical.core.taps import BroadcastFeedback, Call, OpenCalls, Tap, measurable, recorded_in_memory
 from apical.rules.ops import Op
@@ -226,6 +226,14 @@ class Broadcast:
         if all(part.shape[self.axis] < 2 for part in parts):
             return  # a batch of one shows nothing; the next may
         self.attempts -= 1
+        for tap, _ in call.bridged:
+            if tap.differentiated and graph.is_of_parameters_alone(tap.x):
+                raise ValueError(
+                    f"{tap.feedback.layer}: its input {tuple(tap.x.shape)} is computed from"
+                    " parameters alone (a table of positions), so that its rows are no samples, and"
+                    f" {type(tap.feedback.rule).__name__} sends errors of samples; give the layer"
+                    f" another rule by its name, {{{tap.feedback.layer!r}: 'bp', '*': ...}}"
+                )
         readings = [
             sample_axis.Reading(
                 tap.feedback.layer,

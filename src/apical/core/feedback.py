@@ -172,6 +172,11 @@ class Feedback(nn.Module):
                 f"{self.layer}: its weight is a DTensor now, a part of a weight on each process;"
                 f" {NO_TENSOR_PARALLELISM}"
             )
+        if x.is_nested:
+            raise ValueError(
+                f"{self.layer}: its input is a nested tensor, for which no rule is defined; pad the"
+                " sequences (torch.nested.to_padded_tensor), or join them to rows (x.values())"
+            )
         acts = x.requires_grad or self.trained
         if self.rule.acts_after_update and (acts or self.rule.follows_weight):
             self.history.took_part = True

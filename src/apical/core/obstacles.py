@@ -92,6 +92,15 @@ def of_layer(name: str, module: nn.Module, rule: Rule) -> str:
     return next((text for text in texts if text), "")
 
 
+def is_empty(module: nn.Module) -> bool:
+    """Whether the weights of a layer have no entries, as those of `nn.Linear(4, 0)`."""
+    held = [p for p in module._parameters.values() if p is not None]
+    if any(isinstance(p, UninitializedParameter) for p in held):
+        return False
+    weights = [p for p in held if p.dim() > 1]
+    return bool(weights) and not any(p.numel() for p in weights)
+
+
 def _of_rule(rule: Rule, part: Part) -> str:
     """Why a weight cannot learn by the rule; empty if it can."""
     op, weight = part.op, part.weight

@@ -86,6 +86,11 @@ def error(parts: Sequence[Tensor], axis: int, key: OutputKey) -> Tensor:
                 f"the model's output {tuple(part.shape)} has no axis {axis} that counts samples"
                 " (output_axis); it must be (samples, ...), not a single number"
             )
+        if 0 in (*part.shape[:axis], *part.shape[axis + 1 :]):
+            raise ValueError(
+                f"the model's output {tuple(part.shape)} has no entries for a sample, and so no"
+                " error that a rule could broadcast"
+            )
         if part.is_complex():
             raise ValueError(
                 f"the model's output {tuple(part.shape)} is complex, and a rule that broadcasts"

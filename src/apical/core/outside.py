@@ -7,6 +7,8 @@ is examined at the calls 1, 2, 4, 8 and so on, so that in the long run it costs 
 
 from __future__ import annotations
 
+import bisect
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -17,47 +19,18 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.utils import parametrize
 
 from apical.core import outputs, updates
-from apical.core.converted import feedback_modules, is_converted
-
-FACTORS: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("AddbmmBackward0", "AddmmBackward0", "AddmvBackward0"), (1, 2)),
-    "BaddbmmBackward0": (1, 2),
-    **dict.fromkeys(("BmmBackward0", "DotBackward0", "MmBackward0", "MvBackward0"), (0, 1)),
-    **dict.fromkeys(("CdistBackward0", "EuclideanDistBackward0", "LinalgSolveExBackward0"), (0, 1)),
-    **dict.fromkeys(("ConvolutionBackward0", "LinearBackward0"), (0, 1)),
-    **{
-        f"ScaledDotProduct{kind}AttentionBackward0": (0, 1, 2)
-        for kind in ("Cudnn", "Efficient", "Flash")
-    },
-    "ScaledDotProductFlashAttentionForCpuBackward0": (0, 1, 2),
-    "TrilinearBackward0": (0, 1, 2),
-}
-"""Products in autograd's graph, and the places of their factors among a node's edges."""
-
-ELEMENTWISE = "MulBackward0"
-"""A product of matrices if a sum follows; else it scales."""
-
-_REARRANGES = frozenset(
-    f"{name}Backward{number}"
-    for name in (
-        "Alias AsStrided Clone Div Expand Mul Neg Permute ReshapeAlias Select Slice Split"
-        " SplitWithSizes Squeeze T ToCopy Transpose Unbind UnsafeSplit UnsafeView Unsqueeze View"
-    ).split()
-    for number in range(3)
+from apical.core.converted import broadcasts, feedback_modules, is_converted
+from apical.core.graph import (
+    FACTORS,
+    Edge,
+    Graph,
+    constants,
+    is_detached,
+    looked_up,
+    made_of,
+    origin,
+    shape_of,
 )
-"""What rearranges, casts or, with one edge, scales a tensor."""
-
-_DETACHED = "BridgeBackward"
-"""In the place of `detach` while the axis of samples is verified (`apical.core.autograd`)."""
-
-_OF_DATA = (
-    *("CheckpointFunction", "CompiledFunction", "Transport", _DETACHED),
-    *("Embedding", "Gather", "Index", "Sparse"),
-)
-"""How the names of nodes begin that compute activations, also where no edge leads to data: what
-converted layers compute is one, even of a parameter."""
-
-Edge = tuple[Node, int]
 
 
 class Kept(NamedTuple):
@@ -101,7 +74,15 @@ class Guard:
         self.kept = [kept for kept in self.kept if f"{kept.layer}.{kept.parameter}" not in found]
 
     def before(self, model: nn.Module, args: Any) -> None:
-        """Forward pre-hook."""
+        """Forward pre-hook. Raises: ValueError while torch.jit.trace records a training call."""
+        if torch.jit.is_tracing() and torch.is_grad_enabled():
+            exporting = torch.onnx.is_in_onnx_export() and not broadcasts(model)
+            if not (exporting or all(feedback.exact for feedback in feedback_modules(model))):
+                raise ValueError(
+                    f"{next(iter(self.layers), '') or '(root)'}: torch.jit.trace and exporters that"
+                    " use it cannot record the backward pass of a rule; trace for inference, inside"
+                    " torch.no_grad(), and train the model itself or torch.compile(model)"
+                )
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and self._is_due():
             self._exact_blocks = _exact_blocks(model)
 
@@ -129,41 +110,51 @@ class Guard:
     def find(self, model: nn.Module, output: Any) -> dict[str, str]:
         """Uses in the graph of an output: by layer, or by layer and parameter, what is wrong and
         the remedy."""
-        weights, layers = self._weights(model)
+        weights, layers, memory = self._weights(model)
         kept = self._kept(model)
-        products: list[tuple[Node, list[Edge]]] = []
-        nodes = list(_nodes(tensor.grad_fn for tensor in outputs.tensors(output)))
-        for node in nodes:
-            name = node.name()
-            if name == "TransportBackward":
-                weight = _origin(node.next_functions[1])
+        graph = Graph(outputs.tensors(output))
+        for node in graph.nodes:
+            if node.name() == "TransportBackward":
+                weight = origin(node.next_functions[1])
                 layer = layers.get(node.feedback.layer)  # type: ignore[attr-defined]
                 if weight is not None and layer is not None:  # of a sharded layer, no parameter
                     weights.setdefault(weight, layer)
-            elif name in FACTORS or name == ELEMENTWISE:
-                edges = [node.next_functions[place] for place in FACTORS.get(name, (0, 1))]
-                products.append((node, [e for edge in edges if (e := _origin(edge)) is not None]))
+        graph.trace(weights, _embedded(model))
         found = {}
-        activations = _activations(nodes)
-        for node, factors in products:
-            data = [f for f in factors if f not in weights and not _is_detached(f[0])]
-            for factor in factors:
-                others = [other for other in data if other != factor]
+        for product in graph.products():
+            node, activations = product.node, graph.activations
+            data = [
+                pair
+                for pair in product.factors
+                if pair[0] not in weights and not is_detached(pair[0][0])
+            ]
+            if not data:
+                continue  # no gradient passes to activations
+            if product.constant and any(pair[0][0] in activations for pair in data):
+                for tensor in constants(node):
+                    layer = _holder(memory, tensor)
+                    if layer and graph.multiplies(product, tensor, tensor.dim(), data):
+                        found[layer] = _of_layer(layer, self.layers[layer], node)
+            for factor, edge in product.factors:
+                others = [pair for pair in data if pair[0] != factor]
                 if not others:
-                    continue  # no gradient passes to activations
-                direct = factor in weights or factor in kept
-                if not direct and (
-                    factor[0] in activations or activations.isdisjoint(o[0] for o in others)
-                ):
                     continue
-                for source in [factor] if direct else _made_of(factor, {*weights, *kept}):
+                direct = looked_up(factor) in weights or factor in kept
+                if factor not in weights and factor not in kept:
+                    if factor[0] in activations:
+                        continue
+                    if activations.isdisjoint(pair[0][0] for pair in others):
+                        continue
+                sources = {looked_up(factor)} if direct else made_of(factor, {*weights, *kept})
+                for source in sources:
                     if source in weights:
-                        larger = _is_larger(node, source) if direct else _is_product(node, factor)
-                        if node.name() in FACTORS or larger:
+                        whole = factor if direct else source  # or the entries that were looked up
+                        axes = len(shape_of(whole))
+                        if graph.multiplies(product, edge, axes, others, direct=direct):
                             layer = weights[source]
                             found[layer] = _of_layer(layer, self.layers[layer], node)
                     elif node.name() in FACTORS:
-                        if not all(other[0].name().endswith("AccumulateGrad") for other in others):
+                        if not all(o[0].name().endswith("AccumulateGrad") for o, _ in others):
                             place, tensor = kept[source]
                             key = f"{place.layer}.{place.parameter}"
                             found[key] = _of_kept(place, tensor, node)
@@ -200,10 +191,14 @@ class Guard:
     def _is_due(self) -> bool:
         return not self.calls & (self.calls + 1)
 
-    def _weights(self, model: nn.Module) -> tuple[dict[Edge, str], dict[str, str]]:
-        """The converted layer of each weight, and of each feedback by the name in it."""
+    def _weights(
+        self, model: nn.Module
+    ) -> tuple[dict[Edge, str], dict[str, str], list[tuple[int, int, str]]]:
+        """The converted layer of each weight, of each feedback by the name in it, and of the places
+        in memory from where to where the weights lie, in order."""
         by_weight: dict[Edge, str] = {}
         by_feedback: dict[str, str] = {}
+        places = []
         for name in self.layers:
             layer = _module(model, name)
             if layer is None or not is_converted(layer):
@@ -212,7 +207,10 @@ class Guard:
             for parameter in _parameters(layer):
                 if parameter.requires_grad:
                     by_weight[_edge(parameter)] = name
-        return by_weight, by_feedback
+                if start := _address(parameter):
+                    size = parameter.numel() * parameter.element_size()
+                    places.append((start, start + size, name))
+        return by_weight, by_feedback, sorted(places)
 
     def _kept(self, model: nn.Module) -> dict[Edge, tuple[Kept, Tensor]]:
         found = {}
@@ -270,94 +268,30 @@ def _of_tie(layer: str, other: str, rule: str, change: str) -> str:
 
 def _place(parameter: Tensor) -> int:
     """Equal for tensors that begin at one place of the memory; else the tensor's own."""
-    known = type(parameter) in (nn.Parameter, Tensor) and parameter.data_ptr()
-    return known or id(parameter)
+    return _address(parameter) or id(parameter)
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor begins in memory; 0 if it has none of its own, as on the meta device."""
+    return tensor.data_ptr() if type(tensor) in (nn.Parameter, Tensor) else 0
+
+
+def _holder(memory: list[tuple[int, int, str]], tensor: Tensor) -> str | None:
+    """The layer in whose weight a tensor lies."""
+    address = _address(tensor)
+    at = bisect.bisect(memory, (address, math.inf, "")) - 1
+    return memory[at][2] if at >= 0 and address < memory[at][1] else None
+
+
+def _embedded(model: nn.Module) -> set[Edge]:
+    """The tables of embeddings, which another layer may share."""
+    tables = (m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
+    return {_edge(table) for table in tables if table.requires_grad}
 
 
 def _operation(node: Node) -> str:
     name = node.name().partition("Backward")[0].lower()
     return {"mul": "an elementwise product"}.get(name, f"torch's {name}")
-
-
-def _nodes(roots: Iterable[Node | None]) -> Iterator[Node]:
-    """All nodes of a graph but those that compute the weights of transports."""
-    seen = {root for root in roots if root is not None}
-    pending = list(seen)
-    while pending:
-        node = pending.pop()
-        yield node
-        edges = node.next_functions
-        if node.name() == "TransportBackward":
-            edges = edges[:1]
-        for below, _ in edges:
-            if below is not None and below not in seen:
-                seen.add(below)
-                pending.append(below)
-
-
-def _origin(edge: Edge | tuple[Node | None, int]) -> Edge | None:
-    """Where a tensor comes from that operations have rearranged; None if it has no gradient."""
-    node, place = edge
-    while node is not None and node.name() in _REARRANGES:
-        differentiated = [e for e in node.next_functions if e[0] is not None]
-        if len(differentiated) != 1:
-            break
-        node, place = differentiated[0]
-    return None if node is None else (node, place)
-
-
-def _activations(nodes: list[Node]) -> set[Node]:
-    """Nodes of tensors that do not depend on parameters alone."""
-    above: dict[Node, list[Node]] = {}
-    pending = []
-    for node in nodes:
-        name, edges = node.name(), node.next_functions
-        leaf = getattr(node, "variable", None)
-        of_data = any(edges[place][0] is None for place in FACTORS.get(name, ()))
-        if of_data or name.startswith(_OF_DATA) or not isinstance(leaf, nn.Parameter | None):
-            pending.append(node)
-        for below, _ in edges:
-            if below is not None:
-                above.setdefault(below, []).append(node)
-    found = set(pending)
-    while pending:
-        new = set(above.get(pending.pop(), ())) - found
-        found |= new
-        pending.extend(new)
-    return found
-
-
-def _made_of(factor: Edge, parameters: set[Edge]) -> set[Edge]:
-    """Those of the parameters that a factor without activations is computed from."""
-    pending, seen = [factor], {factor}
-    while pending:
-        node, _ = pending.pop()
-        below = {e for e in node.next_functions if e[0] is not None} - seen
-        pending.extend(below)  # type: ignore[arg-type]
-        seen |= below  # type: ignore[arg-type]
-    return seen & parameters
-
-
-def _is_product(node: Node, factor: Edge) -> bool:
-    """Whether an elementwise product multiplies by a matrix and has axes that it has not; vectors
-    and numbers scale."""
-    shape = factor[0]._input_metadata[factor[1]].shape
-    return len(node._input_metadata[0].shape) > len(shape) and sum(n > 1 for n in shape) > 1
-
-
-def _is_detached(node: Node) -> bool:
-    """Whether no gradient passes below: all paths end at bridges."""
-    pending, seen = [node], {node}
-    while pending:
-        above = pending.pop()
-        if above.name() == _DETACHED:
-            continue
-        below = {below for below, _ in above.next_functions if below is not None}
-        if not below:
-            return False
-        pending.extend(below - seen)
-        seen |= below
-    return True
 
 
 def _parameters(layer: nn.Module) -> Iterator[Tensor]:
@@ -372,12 +306,6 @@ def _parameters(layer: nn.Module) -> Iterator[Tensor]:
 def _edge(tensor: Tensor) -> Edge:
     edge = get_gradient_edge(tensor)
     return edge.node, edge.output_nr
-
-
-def _is_larger(node: Node, weight: Edge) -> bool:
-    """Whether an elementwise product has axes that the weight has not: those of activations."""
-    parameter = getattr(weight[0], "variable", None)
-    return parameter is not None and len(node._input_metadata[0].shape) > parameter.dim()
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:

@@ -236,6 +236,8 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     rule = first.rule
     if isinstance(rule, BP) and not rule.constrain_weights:
         return Row(name, kind, "keep", None, "rule BP: exact gradient", module)
+    if obstacles.is_empty(module):
+        return Row(name, kind, "keep", None, "no entries in its weight: nothing to learn", module)
     obstacle = obstacles.of_layer(name, module, rule)
     if obstacle:
         return Row(name, kind, "refuse", None, obstacle, module)

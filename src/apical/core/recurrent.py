@@ -71,6 +71,11 @@ def over_steps(
                 f"input.size(-1) must be equal to input_size. Expected {layer.input_size}, got"
                 f" {x.shape[-1]}"
             )
+        if not x.shape[0]:
+            raise ValueError(
+                f"{product.feedback[0].layer}: its input {tuple(input.shape)} has no time steps,"
+                " and recurrent layers need one at least"
+            )
         samples = x.shape[1]
     states = _first_states(layer, x, samples, hx, single, order)
     directions = 2 if layer.bidirectional else 1

@@ -18,7 +18,7 @@ from torch import Tensor
 from apical.rules.ops import ConvOp, Op
 
 Axis = int | Literal["folded", "steps"]
-Dependence = Literal["own", "spread", "none"]
+Dependence = Literal["own", "other", "spread", "none"]
 
 
 class Reading(NamedTuple):
@@ -58,13 +58,14 @@ def verify(
     * where it does not have the property and another axis of the output has it for all layers, or,
       with the same output axis, another axis of a layer's input has it;
     * where it was not stated and another axis has it as well: in a network that treats positions
-      alike, (samples, positions, features) and (positions, samples, features) look the same.
+      alike, (samples, positions, features) and (positions, samples, features) look the same;
+    * where the samples of a layer's input are in another order than those of the output.
 
     Where every position is a sample (`DFA(positions="samples")`), other axes of the output count
     samples too; only that they come in another order in a layer's input is refused.
 
-    Never refused: an axis that has the property and was stated, one that no other axis rivals, and
-    one that was stated for a model that mixes samples.
+    Never refused otherwise: an axis that has the property and was stated, one that no other axis
+    rivals, and one that was stated for a model that mixes samples.
 
     Args:
         axis: of the output, taken for the samples.
@@ -111,7 +112,7 @@ def _check_inputs(
 ) -> None:
     """Refuse an axis of a layer's input where another one depends on its own samples alone."""
     for at, state in states.items():
-        if state != "spread" or mixes:
+        if state not in ("spread", "other") or mixes:
             continue
         for view in _views(readings[at], size):
             if _dependence(gradients, at, view, size) == "own":
@@ -122,6 +123,14 @@ def _check_inputs(
                     f" the samples, but the output's samples depend on {_named(view)}. Give it"
                     f" {reading.rule}(sample_axis={view!r})"
                 )
+        if state == "other":
+            reading = readings[at]
+            raise ValueError(
+                f"{reading.layer}: an error of one sample would reach another sample: the samples"
+                f" in its input {tuple(reading.input.shape)} (axis {reading.axis!r}) are in another"
+                " order than in the model's output. Put them into one order outside of the model,"
+                f" or give the layer a rule that transports: {{{reading.layer!r}: 'fa', '*': ...}}"
+            )
 
 
 def _gradients(
@@ -144,18 +153,26 @@ def _gradients(
 def _dependence(
     gradients: list[tuple[Tensor | None, ...]], at: int, view: Axis, size: int
 ) -> Dependence:
-    """How an input depends on the entries of an axis: each on its "own" alone, or not at all."""
+    """How an input depends on the entries of an axis: each on its "own" alone, one on rows of
+    "other" samples in the place of its own, or not at all."""
     states = set()
     for place, of_entry in zip((0, size - 1), gradients, strict=True):
         gradient = of_entry[at]
         if gradient is None:
             states.add("none")
             continue
-        rows = _along(gradient, view, size).reshape(size, -1).ne(0).any(1)
+        along = _along(gradient, view, size).ne(0)
+        rows = along.reshape(size, -1).any(1)
         elsewhere = rows.clone()
         elsewhere[place] = False
-        states.add("spread" if elsewhere.any() else "own" if rows[place] else "none")
-    return "spread" if "spread" in states else "none" if "none" in states else "own"
+        if elsewhere.any():
+            parts = along.flatten(0, 0 if isinstance(view, int) else 1).flatten(1).any(1)
+            moved = parts.sum() <= len(parts) // size  # no more rows than a sample has
+            states.add("other" if moved else "spread")
+        else:
+            states.add("own" if rows[place] else "none")
+    found: tuple[Dependence, ...] = ("other", "spread", "none", "own")
+    return next(state for state in found if state in states)
 
 
 def _along(tensor: Tensor, view: Axis, size: int) -> Tensor:

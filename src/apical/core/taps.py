@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from apical.core import autograd
 from apical.core.feedback import Feedback
 from apical.rules.base import BroadcastRule
-from apical.rules.ops import ConvOp, Geometry, LinearOp, Op
+from apical.rules.ops import ConvOp, Geometry, LinearOp, Op, as_rows
 
 
 class BroadcastFeedback(Feedback):
@@ -133,7 +133,7 @@ class Tap(NamedTuple):
             positions = tuple(x.shape[:-1])
         elif positions is None or x.shape[0] != math.prod(positions):
             positions = (x.shape[0],)  # which the output has not
-        rows = x.reshape(-1, x.shape[-1])
+        rows = as_rows(x)
         return self._replace(x=rows, op=LinearOp(), positions=positions)
 
     def geometry(self, samples: int) -> Geometry:

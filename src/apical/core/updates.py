@@ -166,19 +166,28 @@ def _after_update(slot: Slot, *, counts: bool, by_hand: bool) -> None:
     owner = weight._base if weight._is_view() else weight  # attention packs three weights
     before = None if isinstance(owner, nn.Parameter) else weight.clone()
     if rule.constrain_weights:
-        norm = torch.linalg.vector_norm(weight)  # of a weight that may have been zero at first
-        limits = torch.finfo(norm.dtype)
-        factor = feedback.get_buffer("weight_norm") / norm.clamp_min(limits.tiny)
-        if by_hand:  # perhaps a second time: then not a bit changes
-            factor = torch.where((factor - 1).abs() > 16 * limits.eps, factor, 1)
-        weight.mul_(factor)
+        _restore_norm(feedback, weight, again=by_hand)
+    version = weight._version
     if counts and rule.acts_after_update and not feedback.pending:
         feedback.count_updates(feedback.history.count + 1)
         generator = partial(feedback.generator, device=weight.device)
         update = Update(weight.detach(), bias, op, feedback.history.count, generator)
         rule.after_update(update, *feedback.memory(), *feedback.notes)
+        if rule.constrain_weights and weight._version != version:  # the rule's own decay
+            _restore_norm(feedback, weight, again=by_hand)
     if before is not None and not torch.equal(before, weight):
         raise RuntimeError(f"{feedback.layer}: {computed_weight(rule)}")
+
+
+def _restore_norm(feedback: Feedback, weight: Tensor, *, again: bool) -> None:
+    """Rescale a weight to its norm at conversion; `again`: perhaps a second time, when not a bit
+    may change."""
+    norm = torch.linalg.vector_norm(weight)  # of a weight that may have been zero at first
+    limits = torch.finfo(norm.dtype)
+    factor = feedback.get_buffer("weight_norm") / norm.clamp_min(limits.tiny)
+    if again:
+        factor = torch.where((factor - 1).abs() > 16 * limits.eps, factor, 1)
+    weight.mul_(factor)
 
 
 def _acts(feedback: Feedback) -> bool:

@@ -29,11 +29,11 @@ class LinearOp(NamedTuple):
         self, grad: Tensor, x: Tensor, matrix: Tensor | None, needs: Sequence[bool]
     ) -> Gradients:
         flat = grad.dim() == 2
-        rows = grad if flat else grad.reshape(-1, grad.shape[-1])
+        rows = grad if flat else as_rows(grad)
         grad_x = rows.mm(matrix) if needs[0] and matrix is not None else None
         if not flat and grad_x is not None:
             grad_x = grad_x.view(x.shape)
-        inputs = x if flat else x.reshape(-1, x.shape[-1])
+        inputs = x if flat else as_rows(x)
         grad_weight = rows.t().mm(inputs) if needs[1] else None
         return grad_x, grad_weight, rows.sum(0) if needs[2] else None
 
@@ -90,6 +90,11 @@ class ConvOp(NamedTuple):
 
 
 Op = LinearOp | ConvOp
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """All positions as rows, (positions, features), also of no features."""
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
 def padded_from(position: int, length: int, mode: str) -> int | None:
