@@ -110,6 +110,21 @@ def test_text_in_figures_is_large_enough_on_a_phone(browser, page):
     assert smallest >= 8
 
 
+def test_numbers_below_a_figure_do_not_overlap(browser, page):
+    for width in (1200, 360):
+        browser.emulate(width=width)
+        browser.open(page)
+        assert browser.evaluate(OVERLAPS) == []
+
+
+OVERLAPS = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')].map(t => [t, t.getBoundingClientRect()]);
+  return texts.flatMap(([t, a], at) => texts.slice(at + 1).filter(([u, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.5 * a.height)
+    .map(([u]) => t.textContent + ' and ' + u.textContent)); })"""
+
+
 def test_dark_mode_changes_paper_and_ink(browser, page):
     ask = "getComputedStyle(document.body).backgroundColor"
     text = "getComputedStyle(document.querySelector('figure svg text')).fill"

@@ -30,8 +30,8 @@ SYNONYMS = {
     "models": "nets", "momentum": "optimizer_options.momentum optimizer_options",
     "network": "net nets", "networks": "nets", "output": "out folder",
     "output_dir": "out folder", "plot": "report", "reproduce": "verify", "run": "train study",
-    "save": "export", "search": "tune sweep", "show": "list report", "sign_symmetry": "usf brsf frsf",
-    "test": "robustness check", "weight_decay": "optimizer_options.weight_decay optimizer_options",
+    "save": "export", "search": "tune sweep", "show": "list report",
+    "sign_symmetry": "usf brsf frsf", "test": "robustness check", "weight_decay": "optimizer_options.weight_decay optimizer_options",
     "weight_mirror": "wm", "workers": "jobs",
 }  # fmt: skip
 """Words of papers and other libraries, and the names here that they may mean."""

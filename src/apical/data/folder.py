@@ -258,8 +258,8 @@ def _chosen(text: str, splits: list[str]) -> dict[str, str]:
             break
     if len(splits) == 1:
         raise ValueError(
-            f"folder:{text} has one split, {splits[0]}: add a folder of images to test by, or write "
-            f"folder:{text.rstrip('/')}/{splits[0]}, of which a fifth of each class tests"
+            f"folder:{text} has one split, {splits[0]}: add a folder of images to test by, or "
+            f"write folder:{text.rstrip('/')}/{splits[0]}, of which a fifth of each class tests"
         )
     if len(train) != 1 or len(test) != 1:
         raise ValueError(

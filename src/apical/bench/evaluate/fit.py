@@ -138,8 +138,8 @@ def _net(model: Any, seed: int) -> tuple[nn.Module | None, str]:
             )
         if not takes(model):
             raise ValueError(
-                f"fit: {getattr(model, '__name__', 'model')}() needs arguments: give the module that "
-                "it makes, or a function without arguments that calls it"
+                f"fit: {getattr(model, '__name__', 'model')}() needs arguments: give the module "
+                "that it makes, or a function without arguments that calls it"
             )
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

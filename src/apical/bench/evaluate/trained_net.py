@@ -335,9 +335,9 @@ def _finished(
 def _check_finished(folder: Path) -> None:
     state = run_folder.state(folder)
     if state != "finished":
+        remedy = f" yet. apical resume {folder} goes on where it stopped"
         raise ValueError(
-            f"{folder} is {state}: there is no trained net"
-            + (f" yet. apical resume {folder} goes on where it stopped" if state != "stopped" else "")
+            f"{folder} is {state}: there is no trained net{remedy if state != 'stopped' else ''}"
         )
 
 

@@ -112,7 +112,7 @@ def search(study: Study) -> dict[str, Table]:
 
 
 def _tries(choices: list[Record]) -> Table:
-    rates = sorted({tried["lr"] for choice in choices for tried in choice["tries"]}, reverse=True)
+    rates = sorted({tried["lr"] for choice in choices for tried in choice["tries"]})
 
     def show(rate: float, choice: Record) -> Shown:
         tried = next((tried for tried in choice["tries"] if tried["lr"] == rate), None)
@@ -126,7 +126,7 @@ def _tries(choices: list[Record]) -> Table:
     columns = [
         Column.rule(),
         *each(rates, show, "{:g}"),
-        Column(" ", edge, left=True, style="soft", keep=any(map(edge, choices))),
+        Column("choice", edge, left=True, style="soft", keep=any(map(edge, choices))),
     ]
     return Table(columns, choices, "Choice of learning rates", kind="")
 
