@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import itertools
 import math
@@ -256,8 +257,8 @@ def _type_hints(kind: type) -> Mapping[str, Any]:
 
 
 def import_on_use(package: str, homes: Mapping[str, str]) -> None:
-    """Let a package import its public names when they are first used: importing it stays cheap,
-    and what is not used is not loaded.
+    """Let a package import its public names, and its own modules, when they are first used:
+    importing it stays cheap, and what is not used is not loaded.
 
     Args:
         package: its ``__name__``.
@@ -268,6 +269,8 @@ def import_on_use(package: str, homes: Mapping[str, str]) -> None:
     class Package(types.ModuleType):
         def __getattr__(self, name: str) -> Any:
             if name not in homes:
+                if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
+                    return importlib.import_module(f"{package}.{name}")
                 raise AttributeError(f"module {package!r} has no attribute {name!r}")
             module, _, attribute = homes[name].partition(":")
             value: Any = importlib.import_module(module)

@@ -68,8 +68,8 @@ def _as_typed(message: str, typed: dict[str, str]) -> str:
     """A message in which options are spelt as the user did, with hyphens or underscores."""
     hyphens = any("-" in word[2:] for word in typed.values())
     for option in sorted(set(re.findall(r"--[a-z](?:[\w.]*\w)?", message))):
-        written = option.replace("_", "-") if hyphens else option
-        message = re.sub(rf"{re.escape(option)}(?!\.?\w)", f"--{typed.get(option, written)[2:]}", message)
+        written = typed.get(option, option.replace("_", "-") if hyphens else option)
+        message = re.sub(rf"{re.escape(option)}(?!\.?\w)", f"--{written[2:]}", message)
     return message
 
 
