@@ -32,7 +32,8 @@ SYNONYMS = {
     "network": "net nets", "networks": "nets", "output": "out folder",
     "output_dir": "out folder", "plot": "report", "reproduce": "verify", "run": "train study",
     "save": "export", "search": "tune sweep", "show": "list report",
-    "sign_symmetry": "usf brsf frsf", "test": "robustness check", "weight_decay": "optimizer_options.weight_decay optimizer_options",
+    "sign_symmetry": "usf brsf frsf", "test": "robustness check",
+    "weight_decay": "optimizer_options.weight_decay optimizer_options",
     "weight_mirror": "wm", "workers": "jobs",
 }  # fmt: skip
 """Words of papers and other libraries, and the names here that they may mean."""

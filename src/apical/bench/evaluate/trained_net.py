@@ -335,7 +335,7 @@ def _finished(
 def _check_finished(folder: Path) -> None:
     state = run_folder.state(folder)
     if state != "finished":
-        remedy = f" yet. apical resume {folder} goes on where it stopped"
+        remedy = f" yet. apical resume {folder} goes on with it"
         raise ValueError(
             f"{folder} is {state}: there is no trained net{remedy if state != 'stopped' else ''}"
         )
