@@ -334,12 +334,26 @@ def test_a_rule_of_the_current_folder_trains() -> None:
 def test_one_clear_message(capsys: Any) -> None:
     for words, message, status in (
         (["trian"], "unknown verb 'trian'; did you mean 'train'", 2),
+        (["fit"], "unknown verb 'fit'; did you mean 'train'? Allowed", 2),
+        (["resume"], "apical resume: RUN missing (", 2),
+        (["resume", "."], "is no run: it has no experiment.json", 1),
+        (["export"], "RUN, FILE missing", 2),
+        (["list", "model"], "did you mean 'nets'? Allowed", 2),
+        (["train", "--dataset", "x"], "did you mean '--data'? (", 2),
+        (["train", "--learning_rate", "1"], "did you mean '--lr'? (", 2),
+        (["train", "--weight-decay", "1"], "did you mean '--optimizer-options.weight-decay' or", 2),
+        (["tune", "--lr", "1"], "did you mean '--rates'? (", 2),
+        (["train", "--rule", "fa,bp"], "apical sweep takes fa,bp, and trains once for", 2),
+        (["train", "--lr=0.1,0.2"], "apical sweep takes --lr=0.1,0.2, and", 2),
+        (["train", "--seeds", "3"], "apical sweep takes --seeds, and", 2),
+        (["train", "--rule", "feedback alignment"], "did you mean 'fa'? Allowed", 1),
+        (["train", "--device", "gpu"], "device 'gpu'. This machine has: cpu", 1),
         (["train", "--epoch", "3"], "unknown option '--epoch'; did you mean '--epochs'", 2),
         (["train", "--schedule.knd", "x"], "did you mean '--schedule.kind'", 2),
         (["train", "--lr", "x"], "--lr x: expected a number", 2),
         (["train", "--size", "x"], "--size x: expected a whole number; leave the option out", 2),
         (["train", "--test_at", "x"], "--test_at x: expected a list", 2),
-        (["train", "--learning-rate", "1"], "train --help-all lists all options", 2),
+        (["train", "--foo", "1"], "train --help-all lists all options", 2),
         (["train", "--rule", "no_package.rules:Mine"], "no module 'no_package'", 1),
         (["train", "--rule", '{"rule":"fa"'], "not YAML", 2),
         (["train", "--init", "xavir"], "one of 'net', 'default',", 2),
@@ -371,6 +385,58 @@ def test_one_clear_message(capsys: Any) -> None:
         assert message in text
         assert text.count("\n") == 1 or "zz*" in text
         assert not Path("runs").exists()
+
+
+def test_own_modules_and_folders_that_are_named_in_part_are_recognised(capsys: Any) -> None:
+    Path("partly.py").write_text("def make():\n    pass\n")
+    Path("pictures/train/a").mkdir(parents=True)
+    for words, message in (
+        (["study", "partly"], "did you mean 'partly:make'?"),
+        (["study", "partly:make"], "has the arguments (): it must be a function make(tier, seeds)"),
+        (["train", "--net", "partly"], "did you mean 'partly:callable'?"),
+        (["train", "--rule", "partly"], "did you mean 'partly:Class'?"),
+        (["train", "--data", "partly.py:make"], "name the module, not its file: partly:make"),
+        (["train", "--data", "pictures"], "did you mean 'folder:pictures'?"),
+        (["train", "--data", "folder:pictures"], "write folder:pictures/train, of which a fifth"),
+    ):
+        assert cli.main(words) in (1, 2)
+        assert message in told(capsys), words
+        assert not Path("runs").exists()
+
+
+def test_a_run_resumes_by_its_folder(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, half = "--folder=whole", "--folder=half"
+    small = ["train", "--rule", "fa", *SMALL[:2], "--batch_size", "512", "--epochs", "2"]
+    assert cli.main([*small, whole]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("apical report whole --open ")
+    saved = monkeypatch.context()
+    with saved as patch:
+        append, rows = records.append, []
+
+        def killed(path: Path, *new: Any, **options: Any) -> None:
+            append(path, *new, **options)
+            rows.extend(new)
+            if any(row["kind"] == "epoch" for row in rows):
+                raise KeyboardInterrupt
+
+        patch.setattr(records, "append", killed)
+        assert cli.main([*small, half]) == 130
+    assert cli.main(["export", "half", "net.pt"]) == 1
+    (command,) = re.findall(r"apical (resume half)", told(capsys))
+    assert cli.main(command.split()) == 0
+    last = [records.read(Path(folder) / "records.jsonl")[-1] for folder in ("whole", "half")]
+    assert last[0]["test_loss"] == last[1]["test_loss"]
+    assert cli.main(command.split()) == 0
+    assert "nothing was run" in capsys.readouterr().out
+
+
+def test_help_explains_a_verb_and_a_report_goes_where_it_is_told(capsys: Any) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["help", "train"])
+    assert capsys.readouterr().out.startswith("usage: apical train")
+    assert cli.main(["train", "--folder", "here", *SMALL]) == 0
+    assert cli.main(["report", "here", "--out", "there"]) == 0
+    assert Path("there/index.html").is_file() and not Path("here/report").exists()
 
 
 def test_config_files_are_checked_and_never_executed(capsys: Any) -> None:

@@ -154,10 +154,24 @@ def test_auxiliary_outputs_in_training_mode_are_named() -> None:
         (lambda: apical.convert(make(), "fa"), "converted already"),
         (lambda: nn.Linear(6, 3), r"gave outputs of shape \[\(2, 3\)\], not 2 classes"),
         (lambda: nn.Linear(7, 2), r"cannot take inputs \(6,\)"),
+        (nn.Flatten, r"gave outputs of shape"),
+        (nn.Bilinear, r"Bilinear\(\) needs arguments: give the module"),
         ("lenet", r"must be \(channels, height, width\)"),
     ],
 )
 def test_models_that_do_not_fit(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(model, TRAIN, TEST, epochs=1, execution=QUIET)
+    assert not Path("runs").exists()
+
+
+def test_settings_that_do_not_fit() -> None:
+    for settings, message in (
+        ({"rules": "fa"}, "unknown setting of fit 'rules'; did you mean 'rule'"),
+        ({"learning_rate": 0.1}, "did you mean 'lr'"),
+        ({"net": "mlp"}, "unknown setting of fit 'net'"),
+        ({"optimizer": torch.optim.SGD(make().parameters(), 0.1)}, "optimizer is a SGD: give its"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(make(), TRAIN, TEST, **settings)
     assert not Path("runs").exists()

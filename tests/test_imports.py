@@ -115,6 +115,11 @@ def test_importing_brings_in_torch_and_nothing_heavy_and_costs_little() -> None:
     assert min(seconds) < 0.2
 
 
+def test_packages_are_attributes_of_apical() -> None:
+    code = "import apical; print(apical.nets.mlp.__name__, apical.bench.to_pandas.__name__)"
+    assert in_a_new_process(code).split() == ["mlp", "to_pandas"]
+
+
 @pytest.mark.parametrize("package", ["apical", "apical.bench"])
 def test_public_names_are_all_there_and_alike_for_type_checkers(package: str) -> None:
     module = importlib.import_module(package)

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from apical.bench.report import write
+from apical.bench.storage import records
 from browser import Browser, find_browser
 from fake_study import make_study
 from test_report import HOSTILE
@@ -27,6 +28,11 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "study"
     settings = ("MNIST LeNet SGD", HOSTILE)
     make_study(folder, settings=settings, epochs=3, layers=("conv", HOSTILE), title=HOSTILE)
+    study = records.read_json(folder / "study.json")
+    tries = [{"lr": rate, "val_acc": 0.8} for rate in (0.003, 0.01, 0.03, 0.1, 0.3)]
+    chosen = {"rule": "fa", "lr": 0.1, "tries": tries}
+    study["search"] = [chosen | {"setting": setting} for setting in settings]
+    records.write_json(folder / "study.json", study)
     return write(folder)
 
 
@@ -89,7 +95,7 @@ def test_figures_are_visible_and_nothing_runs_over_the_edge(browser, page, width
         "[...document.querySelectorAll('figure svg')]"
         ".map(s => { const r = s.getBoundingClientRect(); return [r.width, r.height]; })"
     )
-    assert len(sizes) == 2 * (1 + 3 + 2 * 4 + 2)
+    assert len(sizes) == 2 * (1 + 3 + 2 * 4 + 2 + 1)
     assert all(w > 100 and h > 80 for w, h in sizes)
     paths = browser.evaluate(
         "[...document.querySelectorAll('figure svg')]"
@@ -108,6 +114,21 @@ def test_text_in_figures_is_large_enough_on_a_phone(browser, page):
         "return parseFloat(getComputedStyle(t).fontSize) * Math.hypot(m.a, m.b); }))"
     )
     assert smallest >= 8
+
+
+def test_numbers_below_a_figure_do_not_overlap(browser, page):
+    for width in (1200, 360):
+        browser.emulate(width=width)
+        browser.open(page)
+        assert browser.evaluate(OVERLAPS) == []
+
+
+OVERLAPS = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')].map(t => [t, t.getBoundingClientRect()]);
+  return texts.flatMap(([t, a], at) => texts.slice(at + 1).filter(([u, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.5 * a.height)
+    .map(([u]) => t.textContent + ' and ' + u.textContent)); })"""
 
 
 def test_dark_mode_changes_paper_and_ink(browser, page):

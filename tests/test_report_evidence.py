@@ -203,6 +203,8 @@ def test_error_over_the_rates_is_drawn_with_its_range_and_the_choice() -> None:
     ]
     axes = drawn(tries)
     line, chosen = axes.lines
+    texts = [axes.xaxis.get_major_formatter()(rate) for rate in (0.01, 0.1)]
+    assert texts == ["0.01", "0.1"]  # no formula, which figures of pages do not typeset
     assert list(line.get_xdata()) == [0.01, 0.1]
     assert list(line.get_ydata()) == pytest.approx([20, 10])
     assert chosen.get_xydata().tolist() == [pytest.approx([0.1, 10])]

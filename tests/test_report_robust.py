@@ -350,6 +350,8 @@ def test_few_pixel_attacks_count_pixels_and_stand_apart(section):
 def test_the_heat_map_frames_the_feedback_a_net_was_trained_with(section):
     (heat,) = robustness.heats(section, 0.1)
     assert heat.rows == heat.columns == RULES
+    heads = [column.title for column in words.heat(heat).on_page]
+    assert heads[1:] == ["BP (exact)", "FA", "uSF"]
     lines = {rule: robustness.lines(section, rule) for rule in RULES}
     assert heat.cells["fa", "fa"] == lines["fa"]["own"][0.1]
     assert heat.cells["fa", "bp"] == lines["fa"]["exact"][0.1]

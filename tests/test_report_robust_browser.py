@@ -32,6 +32,16 @@ def test_the_headline_sorts_by_number_not_by_its_interval(browser, page):  # noq
     assert numbers == sorted(numbers) and len(set(numbers)) > 1
 
 
+def test_a_phone_shows_the_deciding_columns(browser, page):  # noqa: F811
+    browser.emulate(width=390)
+    browser.open(page)
+    shown = browser.evaluate(
+        "[...document.querySelector('.scroll:has(.verdict) thead tr').cells]"
+        ".filter(c => c.getBoundingClientRect().right <= 390).map(c => c.textContent.trim())"
+    )
+    assert shown[:3] == ["Rule", "Worst case", "Verdict"]
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_runs_over_the_edge_and_text_is_readable(browser, page, width):  # noqa: F811
     browser.emulate(width=width)

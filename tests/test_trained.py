@@ -97,9 +97,7 @@ def test_load_run_of_an_unfinished_run_says_so(tmp_path: Path) -> None:
             {"key": Experiment().key, "experiment": to_dict(Experiment()), "versions": versions()}
         )
     )
-    with pytest.raises(
-        ValueError, match="is new: there is no trained net yet. Give the command that started"
-    ):
+    with pytest.raises(ValueError, match="is new: there is no trained net yet. apical resume "):
         load_run(tmp_path)
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import importlib.util
+import inspect
 import itertools
 import math
 import os
@@ -12,10 +14,29 @@ import traceback
 import types
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LISTED = 60  # names up to which all are listed
 NEAR = 0.5  # likeness (difflib ratio) from which a name is suggested
+
+SYNONYMS = {
+    "algorithm": "rule rules", "attack": "robustness", "backprop": "bp", "backpropagation": "bp",
+    "bench": "study", "benchmark": "study", "bs": "batch_size", "compare": "sweep report",
+    "continue": "resume", "cuda": "device", "dataset": "data", "datasets": "data",
+    "direct_feedback_alignment": "dfa", "eval": "robustness report",
+    "evaluate": "robustness report", "feedback_alignment": "fa", "fit": "train", "gpu": "device",
+    "kolen_pollack": "kp", "learning_rate": "lr rates", "learning_rates": "lr rates",
+    "logdir": "runs folder", "lr": "rates", "ls": "list", "model": "net nets",
+    "models": "nets", "momentum": "optimizer_options.momentum optimizer_options",
+    "network": "net nets", "networks": "nets", "output": "out folder",
+    "output_dir": "out folder", "plot": "report", "reproduce": "verify", "run": "train study",
+    "save": "export", "search": "tune sweep", "show": "list report",
+    "sign_symmetry": "usf brsf frsf", "test": "robustness check",
+    "weight_decay": "optimizer_options.weight_decay optimizer_options",
+    "weight_mirror": "wm", "workers": "jobs",
+}  # fmt: skip
+"""Words of papers and other libraries, and the names here that they may mean."""
 
 
 def unknown(
@@ -26,13 +47,19 @@ def unknown(
     Args: kind: what was looked up, singular ("rule", "net", "data set").
         given: what the user wrote.     allowed: every valid name.
         first: names that are suggested before the near ones.
-    Returns: a ValueError naming the given word, up to three near names, and all allowed ones
-        (their number, where there are more than 60).
+    Returns: a ValueError naming the given word, up to three near names, or those that `SYNONYMS`
+        has for it, or the form of an object in a module of that name in the current folder; and
+        all allowed ones (their number, where there are more than 60).
     >>> str(unknown("rule", "bpp", ["fa", "bp"]))
     "unknown rule 'bpp'; did you mean 'bp'? Allowed: bp, fa"
     """
     names = sorted(allowed)
-    near = " or ".join(repr(name) for name in [*first, *_near(str(given), names)][:3])
+    meant = SYNONYMS.get(str(given).lower().replace("-", "_").replace(" ", "_"), "").split()
+    close = [name for name in meant if name in names] or _near(str(given), names)
+    if Path(f"{str(given).replace('.', '/')}.py").is_file():  # "package.module:make" is allowed
+        forms = [name for name in names if name.startswith("package.module:")]
+        close = [name.replace("package.module", str(given)) for name in forms] or close
+    near = " or ".join(repr(name) for name in [*first, *close][:3])
     hint = f"; did you mean {near}?" if near else "."
     listed = ", ".join(names) if names else "nothing (there are no names)"
     if len(names) > LISTED:
@@ -53,6 +80,9 @@ def from_path(path: str, what: str) -> Any:
     module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not module_name or not name or module_name.startswith("."):
         raise ValueError(f"{what} {path!r}: write it as package.module:Name")
+    if module_name.endswith(".py"):
+        module = module_name.removesuffix(".py").replace("/", ".").strip(".")
+        raise ValueError(f"{what} {path!r}: name the module, not its file: {module}:{name}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()  # the file may have been written a moment ago
@@ -84,6 +114,15 @@ def _raised_at(error: Exception, module: str) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     own = [f for f in frames if module.rpartition(".")[2] in f.filename] or frames[1:]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
+def takes(function: Any, *values: Any) -> bool:
+    """Whether a function can be called with these values; of one without a signature: True."""
+    try:
+        inspect.signature(function).bind(*values)
+    except (TypeError, ValueError) as error:
+        return isinstance(error, ValueError)
+    return True
 
 
 def check_literals(value: Any, owner: str) -> None:
@@ -219,8 +258,8 @@ def _type_hints(kind: type) -> Mapping[str, Any]:
 
 
 def import_on_use(package: str, homes: Mapping[str, str]) -> None:
-    """Let a package import its public names when they are first used: importing it stays cheap,
-    and what is not used is not loaded.
+    """Let a package import its public names, and its own modules, when they are first used:
+    importing it stays cheap, and what is not used is not loaded.
 
     Args:
         package: its ``__name__``.
@@ -231,6 +270,8 @@ def import_on_use(package: str, homes: Mapping[str, str]) -> None:
     class Package(types.ModuleType):
         def __getattr__(self, name: str) -> Any:
             if name not in homes:
+                if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
+                    return importlib.import_module(f"{package}.{name}")
                 raise AttributeError(f"module {package!r} has no attribute {name!r}")
             module, _, attribute = homes[name].partition(":")
             value: Any = importlib.import_module(module)

@@ -73,7 +73,9 @@ def load(
     elif ":" in name:
         data = load_own(name)
     else:
-        raise unknown("data set", name, [*DATA, "folder:PATH", "package.module:function"])
+        forms = ("folder:PATH", "package.module:function")
+        first = [f"folder:{name}"] if os.path.isdir(name) else []
+        raise unknown("data set", name, [*DATA, *forms], first=first)
     return data if size is None else data.resized(size)
 
 

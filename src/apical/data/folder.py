@@ -256,6 +256,11 @@ def _chosen(text: str, splits: list[str]) -> dict[str, str]:
     for beginning in TESTS if len(others) > 1 else ():
         if test := [name for name in others if name.lower().startswith(beginning)]:
             break
+    if len(splits) == 1:
+        raise ValueError(
+            f"folder:{text} has one split, {splits[0]}: add a folder of images to test by, or "
+            f"write folder:{text.rstrip('/')}/{splits[0]}, of which a fifth of each class tests"
+        )
     if len(train) != 1 or len(test) != 1:
         raise ValueError(
             f"folder:{text} has the splits {', '.join(splits)}: say which is which, as "

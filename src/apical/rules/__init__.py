@@ -177,7 +177,7 @@ def _named(name: str) -> Rule:
         raise ValueError(f"rule {name!r} looks like a dictionary, but is not whole JSON or YAML")
     if ":" not in name:
         if name not in RULES:
-            raise unknown("rule", name, RULES)
+            raise unknown("rule", name, [*RULES, "package.module:Class"])
         return RULES[name]
     found = from_path(name, "rule")
     if isinstance(found, type) and issubclass(found, Rule):

@@ -18,6 +18,7 @@ Train networks with biologically motivated learning rules, and compare them.
 
   apical list rules                 show the rules; also nets, data, studies, ...
   apical train --rule fa            train one net; every setting is a flag
+  apical resume RUN_FOLDER          go on with a run that was killed, as the same command does
   apical tune --rule fa,bp          choose a learning rate for each rule
   apical sweep --lr 0.1,0.01        train once for every combination of values
   apical study smoke                do all runs behind a table; the same command resumes it
@@ -40,6 +41,7 @@ VERBS = {
     "export": "apical.bench.cli.verbs:export",
     "list": "apical.bench.cli.listing:show",
     "report": "apical.bench.cli.verbs:report",
+    "resume": "apical.bench.cli.train:resume",
     "robustness": "apical.bench.cli.robustness:robustness",
     "study": "apical.bench.cli.study:study",
     "sweep": "apical.bench.cli.sweep:sweep",
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # a command, not a call from Python: no file and line of the library
         warnings.formatwarning = lambda message, *place, **line: f"warning: {message}\n"
+    if words[:1] == ["help"] and len(words) == 2:  # as git has it
+        words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if words else 2

@@ -67,9 +67,9 @@ def parse(parser: Any, words: list[str]) -> dict[str, Any]:
 def _as_typed(message: str, typed: dict[str, str]) -> str:
     """A message in which options are spelt as the user did, with hyphens or underscores."""
     hyphens = any("-" in word[2:] for word in typed.values())
-    for option in sorted(set(re.findall(r"--[a-z]\w*", message))):
-        written = option.replace("_", "-") if hyphens else option
-        message = re.sub(rf"{option}(?!\w)", f"--{typed.get(option, written)[2:]}", message)
+    for option in sorted(set(re.findall(r"--[a-z](?:[\w.]*\w)?", message))):
+        written = typed.get(option, option.replace("_", "-") if hyphens else option)
+        message = re.sub(rf"{re.escape(option)}(?!\.?\w)", f"--{written[2:]}", message)
     return message
 
 
@@ -370,6 +370,8 @@ def _explained(message: str, names: list[str]) -> str:
         return _misspelt(f"--{found[1]}", known)
     if found := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
         return _misspelt(found[1], known)
+    if found := re.search(r"the following arguments are required: (.*)", message):
+        return f"{found[1].upper()} missing"
     message = " ".join(message.split())
     if found := re.search(r'Parser key "(\S+)":.*? Given value: (.*)', message):
         kinds = dict.fromkeys(re.findall(r"- Expected an? <class '(\w+)'>", message))
@@ -384,6 +386,9 @@ def _explained(message: str, names: list[str]) -> str:
 
 def _misspelt(option: str, known: list[str]) -> str:
     """Similar names only: all would fill the screen."""
-    bare = unknown("option", option[2:], [name[2:] for name in known])
+    names = [name[2:] for name in known]
+    if "optimizer_options" in names:
+        names += ["optimizer_options.momentum", "optimizer_options.weight_decay"]
+    bare = unknown("option", option[2:], names)
     text = str(bare).partition(" Allowed: ")[0].rstrip(" .,")
     return re.sub(r"'([\w.-]+)'", r"'--\1'", text)

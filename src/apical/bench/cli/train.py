@@ -1,9 +1,12 @@
 """The verb ``apical train``."""
 
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apical.bench.cli.parsing import (
+    UsageError,
     add_experiment,
     add_keep_memory,
     add_trust,
@@ -11,8 +14,14 @@ from apical.bench.cli.parsing import (
     execution_of,
     experiment_of,
     make_parser,
+    parse,
     parse_settings,
+    underscored,
 )
+
+if TYPE_CHECKING:
+    from apical.bench.experiment.execution import Execution
+    from apical.bench.experiment.experiment import Experiment
 
 ESSENTIAL = ("data", "net", "net_options", "rule", "epochs", "lr", "batch_size", "optimizer",
              "validation", "seed", "device", "config", "folder")  # fmt: skip
@@ -21,9 +30,26 @@ ESSENTIAL = ("data", "net", "net_options", "rule", "epochs", "lr", "batch_size",
 
 def train(words: list[str]) -> int:
     """Train one net and print its scores; returns 1 if its loss became non-finite, else 0."""
+    try:
+        return _train(words)
+    except ValueError as error:
+        if several := [word for word in words if _is_of_sweep(word)]:
+            raise UsageError(
+                f"{error}. apical sweep takes {several[0]}, and trains once for every combination "
+                "of values"
+            ) from error
+        raise
+
+
+def _is_of_sweep(word: str) -> bool:
+    """Whether it is several values between commas, or an option that only ``apical sweep`` has."""
+    name, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    value = re.sub(r"\[.*\]|\{.*\}|\(.*\)", "", value)
+    return "," in value or underscored(name or value) in ("--seeds", "--jobs", "--executor")
+
+
+def _train(words: list[str]) -> int:
     from apical.bench.experiment.execution import Execution
-    from apical.bench.storage import claims, run_folder
-    from apical.bench.training import loop
 
     about = "Train one net. If it is killed, the same command resumes it."
     parser = make_parser("train", about, essential=ESSENTIAL)
@@ -44,10 +70,41 @@ def train(words: list[str]) -> int:
     execution = execution_of(values)
     experiment = experiment_of(values)
     folder = Path(values["folder"] or f"{values['runs']}/train/{experiment.name}")
+    return _run(experiment, folder, execution, again=values["again"])
+
+
+def resume(words: list[str]) -> int:
+    """Go on with a run of which only the folder is at hand; prints and returns as `train`."""
+    from apical.bench.evaluate import trained_net
+    from apical.bench.experiment.execution import Execution
+
+    about = (
+        "Go on with a run that was killed, from its last checkpoint: the result has the same bits "
+        "as that of an undisturbed run. Sweeps and studies resume by the command that started them."
+    )
+    essential = ("run", "device", "data_root", "checkpoint_steps", "track", "trust")
+    parser = make_parser("resume", about, "RUN", essential=essential)
+    parser.add_argument("run", help="folder of the run")
+    parser.add_class_arguments(Execution, None)
+    add_keep_memory(parser)
+    add_trust(parser)
+    values = parse(parser, words)
+    folder = Path(values["run"])
+    experiment = trained_net.experiment_of(folder, trust=values["trust"])
+    return _run(experiment, folder, execution_of(values))
+
+
+def _run(
+    experiment: "Experiment", folder: Path, execution: "Execution", *, again: bool = False
+) -> int:
+    """Train, print the scores and what to do with the run, and return the exit status."""
+    from apical.bench.storage import claims, run_folder
+    from apical.bench.training import loop
+
     try:
         run_folder.check(folder, experiment)
         if run_folder.end(folder) is not None:
-            if values["again"]:
+            if again:
                 run_folder.renew(folder)
             else:
                 day = run_folder.finished_on(folder)
@@ -77,4 +134,7 @@ def train(words: list[str]) -> int:
             print(f"{split} {scores}, loss {row[f'{split}_loss']:.4f}")
     print(f"{row['seconds']:.1f} s, {row['step_ms']:.2f} ms a step")
     print(folder)
+    print(f"apical report {folder} --open    shows its curves; also: apical robustness, export")
+    if execution.track == "tensorboard":
+        print(f"tensorboard --logdir {folder}    shows what was tracked")
     return 0

@@ -44,6 +44,8 @@ def report(words: list[str]) -> int:
         "FOLDER",
     )
     parser.add_argument("folder", help="folder of a study or a run, or of several")
+    about = "folder to write to (default: FOLDER/report)"
+    parser.add_argument("--out", default=None, type=str, help=about)
     parser.add_argument("--open", default=False, action="store_true", help="open it in a browser")
     about = "also write every figure as a PNG file, for print"
     parser.add_argument("--png", default=False, action="store_true", help=about)
@@ -54,7 +56,7 @@ def report(words: list[str]) -> int:
         if sys.stderr.isatty():
             print(f"{text} ...", file=sys.stderr, flush=True)
 
-    page = write(values["folder"], png=values["png"], say=progress)
+    page = write(values["folder"], values["out"], png=values["png"], say=progress)
     print(page)
     if values["open"]:
         import webbrowser

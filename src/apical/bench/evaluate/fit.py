@@ -21,6 +21,7 @@ from apical.bench.storage import records
 from apical.bench.training import loop
 from apical.bench.training.build import Given
 from apical.core.convert import feedback_modules
+from apical.names import takes, unknown
 from apical.nets import pretrained
 
 
@@ -99,6 +100,10 @@ def fit(
     Returns: accuracy, records, report and the trained model. A run that diverges is a result too.
     Raises: ValueError for data, a model or settings that do not fit, saying what is allowed.
     """
+    allowed = [name for name in Experiment.__dataclass_fields__ if name not in ("data", "net")]
+    for name in settings:
+        if name not in allowed:
+            raise unknown("setting of fit", name, allowed)
     images = data.from_splits(train, test)
     settings = {**images.loader, **settings}
     net, name = _net(model, seed)
@@ -130,6 +135,11 @@ def _net(model: Any, seed: int) -> tuple[nn.Module | None, str]:
             raise ValueError(
                 f"fit: model is a {type(model).__name__}: give a torch.nn.Module, a function that "
                 "makes one, or the name of a net"
+            )
+        if not takes(model):
+            raise ValueError(
+                f"fit: {getattr(model, '__name__', 'model')}() needs arguments: give the module "
+                "that it makes, or a function without arguments that calls it"
             )
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

@@ -201,11 +201,12 @@ def experiment_of(folder: Path, *, trust: bool = False) -> Experiment:
 
     Raises: ValueError if there is none, or as `run_folder.read` does.
     """
-    described = folder / "experiment.json"
-    if not described.exists():
+    if not (folder / "experiment.json").exists():
+        below = next(folder.rglob("experiment.json"), None)
+        example = f", as {below.parent}" if below else ""
         raise ValueError(
-            f"{folder} is no run: it has no experiment.json. Give the folder that `apical train` "
-            "printed, or a model of your own: --model package.module:callable --weights FILE"
+            f"{folder} is no run: it has no experiment.json. Give the folder of one{example}. "
+            "(apical robustness also takes --model package.module:callable --weights FILE)"
         )
     return run_folder.read(folder, trust=trust)
 
@@ -334,9 +335,9 @@ def _finished(
 def _check_finished(folder: Path) -> None:
     state = run_folder.state(folder)
     if state != "finished":
+        remedy = f" yet. apical resume {folder} goes on with it"
         raise ValueError(
-            f"{folder} is {state}: there is no trained net yet. Give the command that "
-            "started it again: it goes on where it stopped"
+            f"{folder} is {state}: there is no trained net{remedy if state != 'stopped' else ''}"
         )
 
 

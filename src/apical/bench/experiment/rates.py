@@ -45,6 +45,11 @@ def default(rule: str | dict[str, Any], optimizer: str, options: Mapping[str, An
     >>> default("fa", "adam", {}), default("fa", "sgd", {"momentum": 0.9})
     (0.001, 0.003)
     """
+    if not isinstance(optimizer, str):
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__}: give its name, as 'sgd', or "
+            "'package.module:Class'; its settings are lr and optimizer_options"
+        )
     if optimizer not in OPTIMIZERS and ":" not in optimizer:
         raise unknown_optimizer(optimizer)
     if optimizer in ("adam", "adamw"):

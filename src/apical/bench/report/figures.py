@@ -18,6 +18,7 @@ from apical.bench.report.lines import (
     draw_published,
     every,
     filled,
+    log_ticks,
     of_layers,
     over_time,
     series,
@@ -126,6 +127,7 @@ def draw_rates(axes: Any, *, choices: Sequence[Mapping[str, Any]], looks: Looks)
             marker = {"marker": look.marker, "markersize": 5, "color": look.light}
             axes.plot([choice["lr"]], [fmean(errors[choice["lr"]])], **marker)
     axes.set_xscale("log")
+    log_ticks(axes.xaxis)
     axes.set_xlabel("learning rate", labelpad=2)
 
 
@@ -220,6 +222,7 @@ def _costs(shown: Sequence[Cell], looks: Looks) -> list[Group]:
         axes.set_ylabel("test error, %")
         axes.grid(color=LINE)
         axes.margins(x=0.12, y=0.12)
+        axes.locator_params(axis="x", nbins=4)
 
     panels = []
     for key, scale, title, label in (
@@ -227,7 +230,7 @@ def _costs(shown: Sequence[Cell], looks: Looks) -> list[Group]:
         ("feedback_bytes", 1e-6, "Test error against feedback memory", "stored feedback, MB"),
     ):
         points = [(cell, scale * x) for cell in shown if (x := cell.costs.get(key)) is not None]
-        if points:
+        if any(x for _, x in points):  # nothing to compare where no rule stores feedback
             panels.append(Panel(title, partial(draw, points=points, label=label)))
     caption = (
         "Step times are those of the training runs themselves, whatever else the machine did; "

@@ -184,7 +184,7 @@ def table(study: Study, rows: Sequence[Line]) -> Table:
         Column.setting(len({line.setting for line in rows}) > 1),
         Column.rule(),
         Column.runs("Nets n"),
-        Column(measure, accuracy, page=f"{measure} %"),
+        Column(measure, accuracy, page=f"{measure[0].upper()}{measure[1:]} %"),
         *gained.columns(gained.gains(study, rows[0].metric)),
         Column("trunk moved", moved),
         Column("head moved", "head", text="{:.2g}".format),
@@ -192,7 +192,7 @@ def table(study: Study, rows: Sequence[Line]) -> Table:
         Column("own gradient", "attacked.own", keep=attacked),
         Column("BP's weights, this backward", "attacked.crossed", keep=attacked),
         Column("exact gradient", "attacked.exact", keep=attacked),
-        Column("worst case", worst, keep=attacked, strong=True),
+        Column("worst case", worst, keep=attacked, strong=True, deciding=True),
         Column("worst minus BP, same rate", "attacked.same_rate", text=points, keep=attacked),
     ]
     return Table(columns, rows, "Fine-tuned nets")

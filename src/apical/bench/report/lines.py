@@ -171,16 +171,21 @@ def degrees(values: Sequence[float]) -> dict[str, Any]:
 
 
 def log_axis(axes: Any, limits: tuple[float | None, float]) -> None:
-    """A logarithmic axis between limits, with a few numbers written out, short ones."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+    """A logarithmic axis between limits, with a few numbers written out."""
     axes.set_yscale("log")
     axes.set_ylim(limits)
-    low, high = axes.get_ylim()
+    log_ticks(axes.yaxis)
+
+
+def log_ticks(axis: Any) -> None:
+    """A few short numbers on a logarithmic axis, in the place of powers as formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
     subs = (1.0, 2.0, 5.0) if high / low < CLOSE else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=subs, numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def short(value: float) -> str:

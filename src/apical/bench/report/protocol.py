@@ -1,13 +1,13 @@
 """What was run, in words and lists: state of the runs, settings, environments."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from apical.bench.report import gained
 from apical.bench.report.evaluations import Record
-from apical.bench.report.names import display_name
+from apical.bench.report.names import display_name, is_control
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import Cell
 from apical.bench.report.table import Column, Shown, Table, each, flatten, number, plain, text
@@ -112,7 +112,7 @@ def search(study: Study) -> dict[str, Table]:
 
 
 def _tries(choices: list[Record]) -> Table:
-    rates = sorted({tried["lr"] for choice in choices for tried in choice["tries"]}, reverse=True)
+    rates = sorted({tried["lr"] for choice in choices for tried in choice["tries"]})
 
     def show(rate: float, choice: Record) -> Shown:
         tried = next((tried for tried in choice["tries"] if tried["lr"] == rate), None)
@@ -126,7 +126,7 @@ def _tries(choices: list[Record]) -> Table:
     columns = [
         Column.rule(),
         *each(rates, show, "{:g}"),
-        Column(" ", edge, left=True, style="soft", keep=any(map(edge, choices))),
+        Column("choice", edge, left=True, style="soft", keep=any(map(edge, choices))),
     ]
     return Table(columns, choices, "Choice of learning rates", kind="")
 
@@ -179,6 +179,17 @@ def _error(tried: Record | None) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def counted(rules: Sequence[str]) -> str:
+    """How many rules there are, and how many controls.
+
+    >>> counted(["bp", "fa", "frozen"]), counted(["bp"])
+    ('2 rules, 1 control', '1 rule')
+    """
+    controls = sum(map(is_control, rules))
+    counts = ((len(rules) - controls, "rule"), (controls, "control"))
+    return ", ".join(plural(count, noun) for count, noun in counts if count)
 
 
 def training_time(study: Study) -> str:

@@ -114,13 +114,13 @@ def table(
             for name in ATTACKS
         ),
         Column("", "values.transfer", page="Made on BP's net"),
-        Column("worst case", "values.worst", strong=True),
+        Column("worst case", "values.worst", strong=True, deciding=True),
         Column("own minus exact", "values.gap", text=points),
         Column("worst minus BP", "values.worst_minus_bp", text=points, page="Worst case minus BP"),
         Column("t-MAP own", "values.targeted own", page="", brief=True),
         Column("t-MAP exact", "values.targeted exact", page="", brief=True),
         Column("", lambda line: Shown(line.word, style=f"verdict {line.word}"), page="Verdict",
-               left=True),
+               left=True, deciding=True),
     ]  # fmt: skip
     label = f"mAP at radius {radius(rows[0].eps)}" if rows else ""
 

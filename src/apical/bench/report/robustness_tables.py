@@ -89,10 +89,11 @@ def headline(
         Column("noise", "values.noise", page="Random noise", brief=True),
         Column("own gradient", "values.own", page="Own gradient (papers)", brief=True),
         Column("exact gradient", "values.exact", brief=True),
-        Column("worst case", "values.worst", strong=True),
+        Column("worst case", "values.worst", strong=True, deciding=True),
         Column("own minus exact", "values.gap", text=points),
         Column("worst minus BP", "values.against_bp", text=points, page="Worst case minus BP"),
-        Column("verdict", lambda row: word(robustness.verdict(row.section, row.rule)), left=True),
+        Column("verdict", lambda row: word(robustness.verdict(row.section, row.rule)), left=True,
+               deciding=True),
         Column("", lambda row: published(robustness.published_at(row), percent, attack=True),
                page="Published, own gradient", keep=any(map(robustness.published_at, rows))),
     ]  # fmt: skip
@@ -142,7 +143,8 @@ def heat(table: Heat) -> Table:
         )
 
     head = Column.rule(head="trained by ↓ gradient of →")
-    columns = [Column(table.title(rule), partial(show, rule)) for rule in table.columns]
+    titles = {rule: table.title(rule) for rule in table.columns}
+    columns = [Column(name, partial(show, rule), page=name) for rule, name in titles.items()]
     label = "Rule of training by rule of the attack's gradient"
     return Table([head, *columns], table.rows, label, kind="heat")
 

@@ -134,7 +134,7 @@ def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
         left("own", "own gradient"),
         left("twin"),
         left("transfer"),
-        left("hybrid", strong=True),
+        left("hybrid", strong=True, deciding=True),
         *(Column(f"own minus {name}", f"values.minus {name}", text=points) for name in COMPARED),
         left("worst", "worst of all"),
     ]

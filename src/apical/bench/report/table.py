@@ -58,7 +58,8 @@ class Column:
         only. raw: columns of the CSV file, separated by spaces, as "seed" or "low=summary.low".
         text: of a number that is read by its place. page: its title on pages, default `head` with a
         capital; "" where it is left out there. left: text, aligned left. keep: whether it has
-        something to show (the CSV file has all columns). brief: documents leave its intervals out.
+        something to show (the CSV file has all columns). deciding: on pages it follows the rule, so
+        that a phone shows it. brief: documents leave its intervals out.
         strong: in bold type, the head in documents and what is read by its place. style: class of
         its cells.
     """
@@ -73,6 +74,7 @@ class Column:
     brief: bool = False
     strong: bool = False
     style: str = ""
+    deciding: bool = False
 
     @classmethod
     def setting(cls, keep: bool, raw: str = "") -> "Column":
@@ -132,7 +134,11 @@ class Table:
 
     @property
     def on_page(self) -> list[Column]:
-        return [c for c in self.columns if c.show and c.keep and c.title]
+        """Its columns, the deciding ones behind that of the rule."""
+        shown = [c for c in self.columns if c.show and c.keep and c.title]
+        others = [c for c in shown if not c.deciding]
+        place = 1 + max((at for at, c in enumerate(others) if c.style == "rule"), default=-1)
+        return [*others[:place], *(c for c in shown if c.deciding), *others[place:]]
 
     def markdown(self) -> str:
         """The lines of a Markdown table; text of others stays text."""

@@ -1,5 +1,6 @@
 """Studies by name: each the experiments behind one table, with its published values."""
 
+import inspect
 from collections.abc import Callable
 
 from apical.bench.studies import biotorch, robustness
@@ -15,7 +16,7 @@ from apical.bench.studies.sign_symmetry_hashing import sign_symmetry_hashing
 from apical.bench.studies.smoke import smoke
 from apical.bench.studies.snn_robustness import snn_robustness
 from apical.bench.studies.weight_transport import weight_transport
-from apical.names import from_path, unknown
+from apical.names import from_path, takes, unknown
 
 __all__ = ["STUDIES", "TIERS", "Curve", "Entry", "Published", "Search", "Study", "build"]
 
@@ -31,7 +32,7 @@ def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> St
     Raises: ValueError for an unknown name or tier, or what makes no study.
     """
     if name not in STUDIES and ":" not in name:
-        raise unknown("study", name, STUDIES)
+        raise unknown("study", name, [*STUDIES, "package.module:make"])
     tiers = ("smoke",) if name == "smoke" else TIERS
     tier = tier or ("smoke" if name == "smoke" else "short")
     if tier not in tiers:
@@ -44,7 +45,9 @@ def build(name: str, *, tier: str | None = None, seeds: int | None = None) -> St
         return STUDIES[name](tier, seeds)
     make = from_path(name, "study")
     what = f"is {type(make).__name__}"
-    if callable(make):
+    if callable(make) and not takes(make, tier, seeds):
+        what = f"has the arguments {inspect.signature(make)}"
+    elif callable(make):
         study = make(tier, seeds)
         if isinstance(study, Study):
             return study

@@ -269,8 +269,10 @@ def check_device(device: str, experiment: Experiment) -> torch.device:
         torch.empty(1, device=where)
     except (RuntimeError, AssertionError) as error:
         there = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r}: {reason}. This machine has: {there}") from error
+        # torch's list of all kinds of devices fills the screen
+        reason = str(error).splitlines()[0].replace("Expected one of", "\0").partition("\0")[0]
+        text = f"device {device!r}: {reason}".rstrip(": ")
+        raise ValueError(f"{text}. This machine has: {there}") from error
     if experiment.autocast == "fp16" and where.type != "cuda":
         raise ValueError(
             f"autocast='fp16' on {where.type}: float16 gradients underflow without a gradient "

@@ -45,7 +45,8 @@ def run(
 
     Args: given: objects that the experiment names by their digest; see `apical.bench.fit`.
     Returns: the last record: of kind ``final``, or ``stopped`` if the loss became non-finite.
-    Raises: ValueError if the experiment cannot be built or the folder holds another one;
+    Raises: ValueError if the experiment cannot be built, its tracker is not installed or the folder
+            holds another one;
         claims.Held if another living process works on the folder.
     """
     folder, execution = Path(folder), execution or Execution()
@@ -55,6 +56,7 @@ def run(
         claims.clear(folder)  # a kill after the last row leaves one
         return ended
     build.check_device(execution.device, experiment)
+    tracking.check(execution.track)
     weights = pretraining.weights(experiment, folder, lambda e, place: run(e, place, execution))
     with settings(execution):
         parts = build.build(

@@ -7,6 +7,7 @@ on, as a new run of the tracker (TensorBoard: in the place of the old one).
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,24 +21,22 @@ Log = Callable[[Mapping[str, float], int], None]
 """Takes numbers by name, and the optimizer step that they belong to."""
 
 
+def check(tracker: str) -> None:
+    """Raises: ValueError for a tracker that is not installed."""
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise ValueError(f"track={tracker!r} is not installed: pip install 'apical[track]'")
+
+
 @contextlib.contextmanager
 def track(
     experiment: Experiment, folder: Path, execution: Execution, steps_per_epoch: int
 ) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
-    """Give a function that takes new rows of the records.
-
-    Raises: ValueError where the tracker is not installed.
-    """
+    """Give a function that takes new rows of the records."""
     if execution.track == "none":
         yield lambda rows: None
         return
     with contextlib.ExitStack() as stack:
-        try:
-            log = stack.enter_context(TRACKERS[execution.track](experiment, folder))
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"track={execution.track!r}: {error}; pip install 'apical[track]'"
-            ) from error
+        log = stack.enter_context(TRACKERS[execution.track](experiment, folder))
 
         def take(rows: Sequence[Mapping[str, Any]]) -> None:
             for row in rows:
