@@ -163,7 +163,6 @@ def test_training_draws_by_question_validation_and_test_are_all_there_is(tmp_pat
     assert asked.unique().tolist() == [1.0, 2.0]
     # 20 stories of two questions and 18 of one: they are drawn as 40 to 18
     assert float((asked == 2).double().mean()) == pytest.approx(40 / 58, abs=0.03)
-    assert task.share_trained_on() == pytest.approx(58 / (20 * 2 + 21 + 1))
     held_out = Stream(task, 5, 2, seed=0, purpose="validation")
     assert len(held_out.split) == 3 and len(held_out) == 2
     test = Stream(task, 10_000, 1, seed=0, purpose="test")

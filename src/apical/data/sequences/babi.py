@@ -192,11 +192,6 @@ class Babi(AskedTask):
             return self._fixed(self.stories.train[::HELD_OUT])
         return self._fixed(self.stories.test) if purpose == "test" else None
 
-    def share_trained_on(self) -> float:
-        """The share of all training questions that are in the stories trained on."""
-        total = sum(story.questions for story in self.stories.train)
-        return sum(story.questions for story in self._short) / total
-
     @cached_property
     def _short(self) -> list[Story]:
         """The training stories that training samples from."""
