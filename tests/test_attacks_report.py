@@ -408,10 +408,10 @@ def test_bad_input() -> None:
 def test_arguments_of_another_kind_are_refused_by_name() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     for name, wrong, kind in (
-        ("samples", 1.5, "a whole number"),
+        ("samples", 1.5, "a whole number of at least 1"),
         ("surrogates", [net], "a mapping"),
         ("extra", "pgd", "a function"),
-        ("samples", True, "a whole number"),
+        ("samples", True, "a whole number of at least 1"),
         ("surrogates", {"a": None}, "a mapping"),
         ("surrogates", {1: net}, "a mapping"),
         ("protocol", "biotorch", "a Protocol: attacks.protocol"),
@@ -426,7 +426,9 @@ def test_arguments_of_another_kind_are_refused_by_name() -> None:
         ("bounds", "01", "a pair of numbers"),
         ("bounds", (0.0, 0.5, 1.0), "a pair of numbers"),
     ):
-        with pytest.raises(ValueError, match=f"(?s)robust_report: {name}=.* is not {kind}"):
+        with pytest.raises(
+            ValueError, match=f"(?s)robust_report: {name}=.* (is not|must be) {kind}"
+        ):
             attacks.robust_report(net, X[:4], Y[:4], eps=0.1, **{name: wrong})
     net.eval()
     right = net(X).argmax(1)  # labels of which it is right

@@ -26,7 +26,6 @@ from apical.bench.experiment.settings import Settings, setting
 from apical.bench.experiment.task_settings import TaskSettings
 from apical.bench.experiment.training_settings import Adversarial, Schedule, TrainingSettings
 from apical.bench.storage import records
-from apical.learners import LRA
 from apical.nets.pretrained import Start
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -326,21 +325,13 @@ def kept_experiments() -> list[dict[str, Any]]:
     return found
 
 
-def test_every_kept_experiment_has_its_stored_key_and_json_form(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_every_kept_experiment_has_its_stored_key_and_json_form() -> None:
     kept = kept_experiments()
     assert len(kept) > 500
     for described in kept:
         values = described["experiment"]
         experiment = from_dict(values, trust=True)
-        if learner_values(experiment.learner).get("version", 1) > 1:
-            # made before the version was raised, by a key without it
-            with monkeypatch.context() as patch:
-                patch.setattr(LRA, "version", 1)
-                assert experiment.key == described["key"]
-        else:
-            assert experiment.key == described["key"]
+        assert experiment.key == described["key"]
         form = to_dict(experiment)  # fields that were added later are left out
         assert {name: form[name] for name in values} == values
 

@@ -8,13 +8,10 @@ import pytest
 
 from apical.bench.experiment.experiment import from_dict
 from apical.bench.report.read import read_study
-from apical.learners import LRA
 
 ROOT = Path(__file__).resolve().parents[1]
 VERIFIED = ROOT / "results" / "verify"
 KEPT = sorted(p for p in (ROOT / "results").iterdir() if p.is_dir() and p != VERIFIED)
-EARLIER = {"lra-rnn-smoke": 10}
-"""Runs kept from an earlier version of what they learn by; the changelog names them."""
 PACKED_FILES = ["records.parquet", "runs.jsonl", "study.json"]
 
 
@@ -28,24 +25,13 @@ def test_kept_results_are_few_and_small() -> None:
 
 
 @pytest.mark.parametrize("study", KEPT, ids=lambda path: path.name)
-def test_every_kept_run_has_the_key_of_its_settings(
-    study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    earlier: list[str] = []
+def test_every_kept_run_has_the_key_of_its_settings(study: Path) -> None:
     lines = [json.loads(line) for line in (study / "runs.jsonl").read_text().splitlines()]
     runs = [line for line in lines if "experiment" in line]
     shown = {run.folder for run in read_study(study).runs}  # rows may share an experiment
     assert len(runs) >= len(shown) > 0
     for run in runs:
-        experiment = from_dict(run["experiment"], trust=True)
-        if experiment.key != run["key"]:  # made before version 2 of LRA's regulariser
-            assert LRA.version.fget(experiment.build_learner()) == 2, run["folder"]
-            monkeypatch.setattr(LRA, "version", 1)
-            before = experiment.key
-            monkeypatch.undo()
-            assert before == run["key"], run["folder"]
-            earlier.append(run["folder"])
-    assert len(earlier) == EARLIER.get(study.name, 0)
+        assert from_dict(run["experiment"], trust=True).key == run["key"], run["folder"]
 
 
 def test_the_example_of_the_results_runs(

@@ -52,19 +52,6 @@ def test_nothing_or_non_finite_is_refused():
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match=r"level=95"):
         statistics.summarize([1, 2], level=95)
-    with pytest.raises(ValueError, match=r"'t' and 'bootstrap'"):
-        statistics.summarize([1, 2], method="jackknife")
-    with pytest.raises(ValueError, match=r"'t' and 'bootstrap'"):
-        statistics.summarize([1], method="jackknife")
-
-
-def test_bootstrap_stays_within_the_values_and_repeats():
-    values = [1.013, 2.171, 4.529, 7.307, 8.888, 9.404]
-    first = statistics.summarize(values, method="bootstrap")
-    assert min(values) <= first.low < first.mean < first.high <= max(values)
-    assert first == statistics.summarize(values, method="bootstrap")
-    assert first != statistics.summarize(values, method="bootstrap", seed=1)
-    assert first.sd == statistics.summarize(values).sd
 
 
 def test_the_t_interval_covers_at_its_level():

@@ -299,17 +299,17 @@ def test_own_code_runs_by_flags_and_runs_again_after_an_edit(here: Path, capsys:
     (here / "my_code.py").write_text(OWN)
     (here / "helper_of_mine.py").write_text("SIGN = 1.0\n")
     first, again = train(), train()
-    assert "; nothing was run (--again to repeat)" in again[0] and again[-1] == first[-1]
+    assert "; nothing was run (--again to repeat)" in again[0] and again[-2:] == first[-2:]
     (here / "helper_of_mine.py").write_text("SIGN = -11.0\n")  # it is imported by the rule
     edited = train()
-    assert "nothing was run" not in edited[0] and edited[-1] != first[-1]
+    assert "nothing was run" not in edited[0] and edited[-2] != first[-2]
     # the folder was made here, yet reading it later needs trust, and the code as it was
     with pytest.raises(ValueError, match="--trust"):
-        load_run(first[-1])
+        load_run(first[-2])
     with pytest.raises(ValueError, match="the source of my_code:Mine"):
-        load_run(first[-1], trust=True)
-    assert type(load_run(edited[-1], trust=True).model).__name__ == "Net"
-    options = ["--rule", "my_code:Mine", "--net", "my_code:Net", "--folder", first[-1]]
+        load_run(first[-2], trust=True)
+    assert type(load_run(edited[-2], trust=True).model).__name__ == "Net"
+    options = ["--rule", "my_code:Mine", "--net", "my_code:Net", "--folder", first[-2]]
     assert main([*TRAIN, *options]) == 1
     assert "holds another experiment (the source of my_code:Mine" in capsys.readouterr().err
 

@@ -28,7 +28,6 @@ from apical.attacks.trials import Step, Trial, run
 from apical.attacks.verdict import Word, verdict
 from apical.core.convert import feedback_modules
 from apical.measure import statistics
-from apical.names import check_at_least
 
 AUDITED = 128
 """Most examples on which the gradient is audited."""
@@ -153,19 +152,8 @@ def robust_report(
     Warns: if the clean accuracy is no better than chance.
     """
     batch_size = input_checks.checked_count("robust_report", batch_size=batch_size)
-    by_name = ": attacks.protocol('biotorch') is one"
-    for name, value, right, kind in (
-        ("samples", samples, input_checks.is_whole(samples), "a whole number"),
-        ("effort", effort, isinstance(effort, Effort | None), "an attacks.Effort"),
-        ("rules", rules, isinstance(rules, tuple | list), "a list of names of rules"),
-        ("surrogates", surrogates, _names_models(surrogates), "a mapping from names to models"),
-        ("extra", extra, extra is None or callable(extra), "a function of a radius"),
-        ("protocol", protocol, isinstance(protocol, Protocol | None), "a Protocol" + by_name),
-        ("on_trial", on_trial, on_trial is None or callable(on_trial), "a function"),
-    ):
-        if not right:
-            raise ValueError(f"robust_report: {name}={reprlib.repr(value)} is not {kind}")
-    check_at_least("robust_report", 1, samples=samples)
+    samples = input_checks.checked_count("robust_report", samples=samples)
+    _check_kinds(effort, rules, surrogates, extra, protocol, on_trial)
     seed = input_checks.checked_seed("robust_report", seed)
     bounds = input_checks.checked_bounds("robust_report", bounds)
     norm = _checked_norm(norm, protocol)
@@ -173,8 +161,7 @@ def robust_report(
     model, x = adapted(model, x)
     y = detached("labels", y)
     surrogates = {name: adapted(other, x)[0] for name, other in (surrogates or {}).items()}
-    if samples > 1:
-        model = Expectation(model, samples)
+    model = Expectation(model, samples) if samples > 1 else model
     if norm == "flips":
         check_binary("robust_report", x, bounds)
     clean, classes = _clean(model, x, y, bounds, random_allowed=samples > 1)
@@ -195,9 +182,7 @@ def robust_report(
     )
     planned = schedule.planned(budgets, setting, x[0].numel())
     attacked = partial(run, batch_size=batch_size, classes=classes)
-    known, trials = {trial.key: trial for trial in finished}, []
-    if any(len(trial.attacked) != len(x) for trial in known.values()):
-        raise ValueError("robust_report: finished= are trials on another number of examples")
+    known, trials = _by_key(finished, len(x)), []
     standing = clean.clone()
     for number, step in enumerate(planned, 1):  # the list grows where a step is followed by another
         rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
@@ -220,11 +205,37 @@ def robust_report(
     return _concluded(tuple(clean.tolist()), trials, budgets, found, setting)
 
 
-def _names_models(given: object) -> bool:
-    return given is None or (
-        isinstance(given, Mapping)
-        and all(isinstance(k, str) and isinstance(v, nn.Module) for k, v in given.items())
+def _by_key(finished: Iterable[Trial], examples: int) -> dict[Any, Trial]:
+    known = {trial.key: trial for trial in finished}
+    if any(len(trial.attacked) != examples for trial in known.values()):
+        raise ValueError("robust_report: finished= are trials on another number of examples")
+    return known
+
+
+def _check_kinds(
+    effort: object,
+    rules: object,
+    surrogates: Any,
+    extra: object,
+    protocol: object,
+    on_trial: object,
+) -> None:
+    """Raises: ValueError naming the first argument that is of another kind than it must be."""
+    names_models = isinstance(surrogates, Mapping | None) and all(
+        isinstance(name, str) and isinstance(model, nn.Module)
+        for name, model in (surrogates or {}).items()
     )
+    by_name = ": attacks.protocol('biotorch') is one"
+    for name, value, right, kind in (
+        ("effort", effort, isinstance(effort, Effort | None), "an attacks.Effort"),
+        ("rules", rules, isinstance(rules, tuple | list), "a list of names of rules"),
+        ("surrogates", surrogates, names_models, "a mapping from names to models"),
+        ("extra", extra, extra is None or callable(extra), "a function of a radius"),
+        ("protocol", protocol, isinstance(protocol, Protocol | None), "a Protocol" + by_name),
+        ("on_trial", on_trial, on_trial is None or callable(on_trial), "a function"),
+    ):
+        if not right:
+            raise ValueError(f"robust_report: {name}={reprlib.repr(value)} is not {kind}")
 
 
 def _checked_norm(norm: object, protocol: Protocol | None) -> Threat:

@@ -171,7 +171,7 @@ def _dependence(
             states.add("other" if moved else "spread")
         else:
             states.add("own" if rows[place] else "none")
-    found: tuple[Dependence, ...] = ("other", "spread", "none", "own")
+    found: tuple[Dependence, ...] = ("spread", "other", "none", "own")
     return next(state for state in found if state in states)
 
 

@@ -62,20 +62,12 @@ class Verdict:
     high: float | None = None
 
 
-def summarize(
-    values: Sequence[float],
-    *,
-    level: float = LEVEL,
-    method: Literal["t", "bootstrap"] = "t",
-    seed: int = 0,
-    noise: float = 0.0,
-) -> Summary:
-    """Mean, standard deviation (n - 1 in the denominator) and an interval for the mean.
+def summarize(values: Sequence[float], *, level: float = LEVEL, noise: float = 0.0) -> Summary:
+    """Mean, standard deviation (n - 1 in the denominator) and the t interval of the mean, which
+    takes the runs as normal.
 
-    Args: level: in (0, 1). method: "t" takes the runs as normal, the honest choice for a handful of
-        seeds; "bootstrap" (percentile, 10,000 resamples) assumes no shape but is too narrow below
-        about ten runs. seed: of the bootstrap, unused otherwise. noise: least variance of a value,
-        as the interval of "t" takes it; sd is the one observed.
+    Args: level: in (0, 1). noise: least variance of a value, as the interval takes it; sd is the
+        one observed.
     Raises: ValueError without values, for values that are not finite, for a level outside (0, 1),
         for noise that is negative or not finite.
     >>> summarize([1.0, 2.0, 3.0])
@@ -83,28 +75,12 @@ def summarize(
     """
     values = [float(value) for value in values]
     _check(values, level, noise)
-    if method not in ("t", "bootstrap"):
-        raise ValueError(f"method {method!r}: allowed are 't' and 'bootstrap'")
     n, mean = len(values), math.fsum(values) / len(values)
     if n == 1:
         return Summary(1, mean, None, None, None)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    if method == "bootstrap":
-        import numpy as np
-        from scipy.stats import bootstrap
-
-        low, high = bootstrap(
-            (np.array(values),),
-            np.mean,
-            n_resamples=10_000,
-            confidence_level=level,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    else:
-        half = _t_quantile(level, n - 1) * math.sqrt(max(sd**2, noise) / n)
-        low, high = mean - half, mean + half
-    return Summary(n, mean, sd, float(low), float(high))
+    half = _t_quantile(level, n - 1) * math.sqrt(max(sd**2, noise) / n)
+    return Summary(n, mean, sd, mean - half, mean + half)
 
 
 def seeds_needed(sd: float, half_width: float, *, level: float = LEVEL) -> int:
@@ -245,13 +221,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     if not all(0 <= p <= 1 for p in p_values):
         raise ValueError(f"p-values must lie in [0, 1], got {list(p_values)}")
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    scaled = (min(1.0, (len(order) - rank) * p_values[index]) for rank, index in enumerate(order))
+    return [p for _, p in sorted(zip(order, itertools.accumulate(scaled, max), strict=True))]
 
 
 def differing_from(
@@ -306,14 +278,8 @@ def tie_groups(
     columns = _letter_columns(labels, differing)
     if len(columns) > len(string.ascii_letters):
         raise ValueError(f"{len(columns)} tie groups: more than there are letters; compare fewer")
-    return {
-        label: "".join(
-            letter
-            for letter, column in zip(string.ascii_letters, columns, strict=False)
-            if label in column
-        )
-        for label in samples
-    }
+    letters = list(zip(string.ascii_letters, columns, strict=False))
+    return {label: "".join(a for a, column in letters if label in column) for label in samples}
 
 
 def verdict(

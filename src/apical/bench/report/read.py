@@ -132,11 +132,10 @@ class Row:
         return {seed: known for seed, known in values.items() if known is not None}
 
     def summary(self, value: Value, noise: float = 0.0) -> statistics.Summary | None:
-        """noise: variance of a value for the test set alone, which the interval takes where all are
-        equal: that says nothing of chance."""
+        """noise: variance of a value for the test set alone, for the interval of equal values."""
         values = list(self.sample(value).values())
-        least = noise if len(set(values)) == 1 else 0.0
-        return statistics.summarize(values, noise=least) if values else None
+        noise *= len(set(values)) == 1
+        return statistics.summarize(values, noise=noise) if values else None
 
 
 def percent_of(key: str) -> Value:
@@ -357,10 +356,9 @@ def read_published(entry: Record, metrics: Sequence[str]) -> Published:
             f"published value of {entry['rule']!r}: {entry['value']:g} in {entry['unit']!r} of "
             f"n={entry.get('n', 1)} runs; it must lie in 0 to 100 %, and n be at least 1"
         )
-    if entry["metric"] == complement:
-        percent = 100 - percent
+    value = 100 - percent if entry["metric"] == complement else percent
     names = {each.name for each in dataclasses.fields(Published)}
-    return Published(**{**{k: entry[k] for k in names & entry.keys()}, "value": percent})
+    return Published(**{**{k: entry[k] for k in names & entry.keys()}, "value": value})
 
 
 def _curve(entry: Record) -> Curve:
