@@ -182,8 +182,7 @@ def robust_report(
     )
     planned = schedule.planned(budgets, setting, x[0].numel())
     attacked = partial(run, batch_size=batch_size, classes=classes)
-    known, trials = _by_key(finished, len(x)), []
-    standing = clean.clone()
+    known, trials, standing = _by_key(finished, len(x)), [], clean.clone()
     for number, step in enumerate(planned, 1):  # the list grows where a step is followed by another
         rows = (clean if step.on == "all" else standing).nonzero().squeeze(1)
         ball = _allowed(step, norm, bounds)
