@@ -313,6 +313,20 @@ def test_samples_in_another_order_than_the_outputs_are_refused() -> None:
         flipped(x[:, :1])
 
 
+def test_a_sample_of_silent_units_beside_batch_norm_is_in_no_other_order() -> None:
+    """Only the other sample's activations reach its output then, through the batch statistics."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4))
+    with torch.no_grad():
+        nn.init.eye_(net[0].weight)
+        net[1].weight.abs_()
+        for layer in net[:2]:
+            layer.bias.zero_()
+    x = torch.rand(2, 3)
+    x[0] *= -1
+    model = apical.convert(nn.Sequential(net, nn.Linear(4, 2)), "dfa")
+    model(x).square().sum().backward()
+
+
 RIGHT: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (net, (6, 4)),
     "as many samples as classes": (net, (3, 4)),

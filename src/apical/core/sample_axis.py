@@ -90,7 +90,7 @@ def verify(
         return False
     own = all(state == "own" for state in states.values())
     if stated:  # then it is the layers' axes that are wrong, if one of them can be right
-        _check_inputs(gradients, readings, states, size, mixes=mixes)
+        _check_inputs(gradients, readings, states, size, free=mixes, mixes=mixes)
     if not (stated and (own or mixes)):
         for other in range(output.dim()):
             found = other != axis and _supported(output, other, readings, reached)
@@ -98,7 +98,7 @@ def verify(
                 continue
             if found and not (own and "none" in found.values()):
                 raise _contradiction(output, axis, other, readings, found, own or mixes)
-    _check_inputs(gradients, readings, states, size, mixes=stated and mixes)
+    _check_inputs(gradients, readings, states, size, free=stated and mixes, mixes=mixes)
     return "none" not in states.values()
 
 
@@ -108,11 +108,14 @@ def _check_inputs(
     states: dict[int, Dependence],
     size: int,
     *,
+    free: bool,
     mixes: bool,
 ) -> None:
-    """Refuse an axis of a layer's input where another one depends on its own samples alone."""
+    """Refuse an axis of a layer's input where another one depends on its own samples alone, unless
+    axes are `free`; and one whose samples are in another order. Where a layer mixes samples, those
+    whose own units are silent look like that."""
     for at, state in states.items():
-        if state not in ("spread", "other") or mixes:
+        if state not in ("spread", "other") or free:
             continue
         for view in _views(readings[at], size):
             if _dependence(gradients, at, view, size) == "own":
@@ -123,7 +126,7 @@ def _check_inputs(
                     f" the samples, but the output's samples depend on {_named(view)}. Give it"
                     f" {reading.rule}(sample_axis={view!r})"
                 )
-        if state == "other":
+        if state == "other" and not mixes:
             reading = readings[at]
             raise ValueError(
                 f"{reading.layer}: an error of one sample would reach another sample: the samples"
