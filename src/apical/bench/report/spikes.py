@@ -126,7 +126,7 @@ def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
     columns = [
         Column("setting", "setting", page="", left=True),
         Column.rule(),
-        Column("radius", "eps", text=radius),
+        Column("radius", "eps", text=radius, deciding=True),
         Column("n", "values.clean.n", page="Nets n"),
         left("clean"),
         *gained.columns(gains),
