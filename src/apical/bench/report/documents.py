@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,19 @@ def page(template: str, **values: Any) -> str:
     script = (TEMPLATES / "sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values |= {"style": Markup(style), "script": Markup(script), "script_hash": digest}
-    return _environment().get_template(f"{template}.html.j2").render(**values)
+    return _compact(_environment().get_template(f"{template}.html.j2").render(**values))
+
+
+def _compact(page: str) -> str:
+    """The page with classes for styles that figures repeat, and without line breaks in tables: a
+    third of its size."""
+    styled = re.compile(r'(<(?:path|text|use)\b[^>]*?) style="([^"]*)"')
+    often = [style for style, n in Counter(s for _, s in styled.findall(page)).items() if n > 9]
+    names = {style: f"f{number}" for number, style in enumerate(often)}
+    page = styled.sub(lambda m: f'{m[1]} class="{names[m[2]]}"' if m[2] in names else m[0], page)
+    rules = "".join(f".{name} {{{style}}}\n" for style, name in names.items())
+    page = re.sub(r">\n\s*<(?=/?t[dr]\b)", "><", page)
+    return page.replace("</style>", f"{rules}</style>", 1)
 
 
 def document(template: str, **values: Any) -> str:

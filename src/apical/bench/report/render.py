@@ -223,6 +223,8 @@ def _inline(figure: Any, title: str) -> str:
     opening = f'<svg xmlns:xlink="{XLINK}" {head[1]} role="img" aria-label="{escape(title)}">'
     body = re.sub(r' d="([^"]*)"', _short, svg[head.end() :], flags=re.S)
     body = re.sub(r">\n\s*<", "><", body)
+    body = re.sub(r' transform="rotate\(-0 [^"]*"', "", body)
+    body = re.sub(r' (x|y)="(-?\d+\.\d+)"', lambda m: f' {m[1]}="{float(m[2]):.1f}"', body)
     # ids that nothing refers to are the same in every figure (axes_1): a page may hold each once
     used = set(re.findall(r"#([\w-]+)[\")]", body))
     body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)

@@ -37,9 +37,12 @@ class Shown:
     share: float | None = None
 
     @property
-    def value(self) -> float | str:
-        """What a page sorts by; "" sorts last in either direction."""
-        return self.text if self.sort is None else self.sort
+    def key(self) -> str | None:
+        """What a page sorts by; "" sorts last in either direction, None stands for the text."""
+        sort = self.text if self.sort is None else self.sort
+        key = f"{sort:.9g}" if isinstance(sort, float) else str(sort)
+        alone = self.text and not (self.interval or self.mark or self.image)
+        return None if alone and key == self.text else key
 
     def markdown(self, brief: bool) -> str:
         text = for_markdown(self.text)

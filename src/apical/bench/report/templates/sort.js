@@ -3,7 +3,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
   const original = [...body.rows];
-  const key = (row, column) => row.cells[column].dataset.value ?? "";
+  const key = (row, column) =>
+    row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
   const compare = (a, b) => {
     const [x, y] = [Number(a), Number(b)];
     return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
