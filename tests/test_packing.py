@@ -308,6 +308,10 @@ def test_an_unpacked_study_trains_only_what_is_new(loose: Path, tmp_path: Path) 
     assert len(outcome.finished) == 5 and not outcome.failed
     assert [path.parent.name for path in after.glob("*/checkpoint.pt")] == [more.name]
     assert packing.unpack(tmp_path / "kept", after) == []  # what is there is kept
+    killed = before / plain.entries[0].experiment.name / "records.jsonl"
+    killed.write_text("".join(killed.read_text().splitlines(keepends=True)[:-1]))
+    pack(before, tmp_path / "cut")
+    assert len(packing.unpack(tmp_path / "cut", tmp_path / "rest")) == len(plain.entries) - 1
     pack(loose, tmp_path / "evaluated")
     assert packing.unpack(tmp_path / "evaluated", tmp_path / "none") == []
     with pytest.raises(ValueError, match="does not describe a packed study"):

@@ -15,7 +15,7 @@ import types
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 LISTED = 60  # names up to which all are listed
 NEAR = 0.5  # likeness (difflib ratio) from which a name is suggested
@@ -136,6 +136,11 @@ def check_literals(value: Any, owner: str) -> None:
         raise ValueError(f"{owner}: " + "; ".join(problems))
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, NumPy's too; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_at_least(owner: str, least: float, **values: float) -> None:
     """Raises: ValueError naming the first of these values that is below `least`."""
     for name, value in values.items():
@@ -216,7 +221,7 @@ def _fits(value: Any, hint: Any) -> bool:
             if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
                 return True
         elif member is int:
-            if isinstance(value, Integral) and not isinstance(value, bool):
+            if is_whole(value):
                 return True
         elif isinstance(value, member):
             return True

@@ -102,6 +102,7 @@ class Attack(abc.ABC):
         chosen = self.source(gradient)
         scoring, inputs = adapted(model, x)
         points = self.made(scoring, inputs, detached("labels", y), chosen)
+        self.inspect(points, inputs)
         if isinstance(x, Mapping):
             return {name: points.to(given.dtype) for name, given in x.items()}
         return points.to(x.dtype)
@@ -127,6 +128,9 @@ class Attack(abc.ABC):
                 return x
             x = x.clamp(*self.bounds)  # by rounding they may be outside
             return self.perturb(oracle, x, y.to(x.device, torch.int64)).detach()
+
+    def inspect(self, points: Tensor, x: Tensor) -> None:
+        """Look at the points before they are returned, where others made them."""
 
     def source(self, gradient: str | Source | None) -> Source:
         """The source of this name, or the default. Raises: ValueError if it does not fit."""

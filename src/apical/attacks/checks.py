@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Sequence
-from numbers import Integral, Real
-from typing import Any, TypeGuard
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from apical.attacks.ball import Ball
 from apical.attacks.scores import precision
 from apical.core.converted import feedback_modules
+from apical.names import is_whole
 
 BATCH = 256  # examples that are passed together where scores are compared
 ROUNDED = 1e-4  # of the largest score, by which passes may differ that sum in another order
@@ -60,11 +61,6 @@ def checked_bounds(owner: str, bounds: object) -> tuple[float, float]:
             " low < high: the range of the inputs, for example (0.0, 1.0)"
         )
     return float(pair[0]), float(pair[1])
-
-
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number; True is none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_inputs(x: Tensor, ball: Ball) -> None:

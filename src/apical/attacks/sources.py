@@ -333,7 +333,7 @@ def source(name: str | Source) -> Source:
     if not detail:
         return SOURCES[kind]()
     if kind not in _COUNTED or not detail.isdecimal():
-        raise ValueError(f"{name!r}: a number after the colon is for {', '.join(_COUNTED)} only")
+        raise ValueError(f"source {name!r}: a number after the colon is for {', '.join(_COUNTED)}")
     return SOURCES[kind](**{_COUNTED[kind]: int(detail)})
 
 

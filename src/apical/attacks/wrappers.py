@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
 from apical.attacks.scores import FEW, adapted, check_model, detached
 from apical.attacks.sources import Averaged, Oracle, Source
-from apical.names import check_at_least
+from apical.names import check_at_least, is_whole
 
 
 @dataclass(frozen=True)
@@ -172,29 +171,16 @@ class Plugin(Attack):
     def name(self) -> str:
         return self.title
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor | Mapping[str, Tensor],
-        y: Tensor,
-        *,
-        gradient: str | Source | None = None,
-    ) -> Any:
-        """As of every attack. Warns: of points outside the ball or the range, and of NaN."""
-        points = super().__call__(model, x, y, gradient=gradient)
-        before, after = x, points
-        if isinstance(before, Mapping):
-            ((name, before),) = before.items()
-            after = points[name]
-        ball = Ball(self.eps, self.norm, *self.bounds)
-        if away := int(ball.strays(after, before).sum()):
+    def inspect(self, points: Tensor, x: Tensor) -> None:
+        """Warns: of points outside the ball or the range, and of NaN."""
+        assert self.ball is not None
+        if away := int(self.ball.strays(points, x).sum()):
             warnings.warn(
-                f"{self.name}: {away} of {len(before)} points are outside the ball of"
+                f"{self.name}: {away} of {len(x)} points are outside the ball of"
                 f" eps={self.eps:g} ({self.norm}) or the range {self.bounds}, or not finite: do"
                 " not count them, or give the attack inside this radius",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return points
 
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         if oracle.differentiated is None:
@@ -245,7 +231,7 @@ def imitate(
         check_model(net)
     checks.check_mode(model, random_allowed=True)
     seed, x = checks.checked_seed("imitate", seed), detached("inputs", x)
-    whole = checks.is_whole(epochs) and checks.is_whole(batch_size) and isinstance(lr, Real)
+    whole = is_whole(epochs) and is_whole(batch_size) and isinstance(lr, Real)
     if not whole or epochs < 1 or batch_size < 1 or not lr > 0 or not len(x):
         raise ValueError(
             f"imitate: epochs={epochs!r}, batch_size={batch_size!r}, lr={lr!r}, {len(x)} inputs:"

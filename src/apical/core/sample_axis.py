@@ -89,8 +89,8 @@ def verify(
     if not states or set(states.values()) == {"none"}:
         return False
     own = all(state == "own" for state in states.values())
-    if stated:  # then it is the layers' axes that are wrong, if one of them can be right
-        _check_inputs(gradients, readings, states, size, free=mixes, mixes=mixes)
+    if stated and not mixes:  # then the layers' axes are wrong, if one of them can be right
+        _check_inputs(gradients, readings, states, size, mixes=False)
     if not (stated and (own or mixes)):
         for other in range(output.dim()):
             found = other != axis and _supported(output, other, readings, reached)
@@ -98,7 +98,8 @@ def verify(
                 continue
             if found and not (own and "none" in found.values()):
                 raise _contradiction(output, axis, other, readings, found, own or mixes)
-    _check_inputs(gradients, readings, states, size, free=stated and mixes, mixes=mixes)
+    if not (stated and mixes):
+        _check_inputs(gradients, readings, states, size, mixes=mixes)
     return "none" not in states.values()
 
 
@@ -108,14 +109,13 @@ def _check_inputs(
     states: dict[int, Dependence],
     size: int,
     *,
-    free: bool,
     mixes: bool,
 ) -> None:
-    """Refuse an axis of a layer's input where another one depends on its own samples alone, unless
-    axes are `free`; and one whose samples are in another order. Where a layer mixes samples, those
-    whose own units are silent look like that."""
+    """Refuse an axis of a layer's input where another one depends on its own samples alone, and one
+    whose samples are in another order; where a layer mixes samples, those whose own units are
+    silent look like that."""
     for at, state in states.items():
-        if state not in ("spread", "other") or free:
+        if state not in ("spread", "other"):
             continue
         for view in _views(readings[at], size):
             if _dependence(gradients, at, view, size) == "own":

@@ -7,7 +7,6 @@
 
 import os
 from collections.abc import Callable
-from numbers import Integral
 
 from apical.data.batches import AUGMENTS, Batches
 from apical.data.bundled import load_digits, load_drifting_bars, load_letters
@@ -24,7 +23,7 @@ from apical.data.mnist import load_fashion_mnist, load_mnist
 from apical.data.own import from_splits, load_own
 from apical.data.own_splits import TensorSplit
 from apical.data.places import DamagedFile, MissingData, roots
-from apical.names import unknown
+from apical.names import is_whole, unknown
 
 __all__ = [
     "AUGMENTS",
@@ -62,8 +61,7 @@ def load(
     Raises: ValueError for an unknown name or size; MissingData, with all the ways to get it;
         DamagedFile, naming the file. Both are ValueErrors.
     """
-    whole = isinstance(size, Integral) and not isinstance(size, bool)  # NumPy's too
-    if size is not None and (not whole or size < 1):
+    if size is not None and (not is_whole(size) or size < 1):
         raise ValueError(f"size={size!r} must be a whole number of at least 1 pixel")
     roots(root)  # a folder that was given must exist, whether or not these data need it
     if name.startswith("folder:"):

@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apical.bench.cli.parsing import (
     UsageError,
@@ -31,7 +31,8 @@ ESSENTIAL = ("data", "net", "net_options", "rule", "epochs", "lr", "batch_size",
 def train(words: list[str]) -> int:
     """Train one net and print its scores; returns 1 if its loss became non-finite, else 0."""
     try:
-        return _train(words)
+        values = _parsed(words)
+        execution, experiment = execution_of(values), experiment_of(values)
     except ValueError as error:
         if several := [word for word in words if _is_of_sweep(word)]:
             raise UsageError(
@@ -39,6 +40,8 @@ def train(words: list[str]) -> int:
                 "of values"
             ) from error
         raise
+    folder = Path(values["folder"] or f"{values['runs']}/train/{experiment.name}")
+    return _run(experiment, folder, execution, again=values["again"])
 
 
 def _is_of_sweep(word: str) -> bool:
@@ -48,7 +51,7 @@ def _is_of_sweep(word: str) -> bool:
     return "," in value or underscored(name or value) in ("--seeds", "--jobs", "--executor")
 
 
-def _train(words: list[str]) -> int:
+def _parsed(words: list[str]) -> dict[str, Any]:
     from apical.bench.experiment.execution import Execution
 
     about = "Train one net. If it is killed, the same command resumes it."
@@ -66,11 +69,7 @@ def _train(words: list[str]) -> int:
     parser.add_argument("--again", default=False, action="store_true", help=about)
     add_keep_memory(parser)
     add_trust(parser)
-    values = parse_settings(parser, words)
-    execution = execution_of(values)
-    experiment = experiment_of(values)
-    folder = Path(values["folder"] or f"{values['runs']}/train/{experiment.name}")
-    return _run(experiment, folder, execution, again=values["again"])
+    return parse_settings(parser, words)
 
 
 def resume(words: list[str]) -> int:

@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def fit(
     Returns: accuracy, records, report and the trained model. A run that diverges is a result too.
     Raises: ValueError for data, a model or settings that do not fit, saying what is allowed.
     """
-    allowed = [name for name in Experiment.__dataclass_fields__ if name not in ("data", "net")]
+    allowed = {each.name for each in fields(Experiment)} - {"data", "net"}
     for name in settings:
         if name not in allowed:
             raise unknown("setting of fit", name, allowed)

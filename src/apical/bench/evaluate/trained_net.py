@@ -335,10 +335,8 @@ def _finished(
 def _check_finished(folder: Path) -> None:
     state = run_folder.state(folder)
     if state != "finished":
-        remedy = f" yet. apical resume {folder} goes on with it"
-        raise ValueError(
-            f"{folder} is {state}: there is no trained net{remedy if state != 'stopped' else ''}"
-        )
+        yet = "" if state == "stopped" else f" yet. apical resume {folder} goes on with it"
+        raise ValueError(f"{folder} is {state}: there is no trained net{yet}")
 
 
 def _shapes(folder: Path) -> data.ImageData | None:

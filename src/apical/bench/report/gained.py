@@ -166,14 +166,17 @@ def missing(study: Study) -> str:
     def where(settings: list[str]) -> str:
         return "" if len(settings) == len(study.settings) else f" in {', '.join(settings)}"
 
-    sentences = [
-        f"No control row{where(absent)}: without a row whose hidden layers keep their initial "
-        "weights this does not show whether hidden layers learn."
-    ] * bool(absent)
-    sentences += [
-        f"No finished run of the control{where(unfinished)}: this does not show whether hidden "
-        "layers learn."
-    ] * bool(unfinished)
+    sentences = []
+    if absent:
+        sentences.append(
+            f"No control row{where(absent)}: without a row whose hidden layers keep their initial "
+            "weights this does not show whether hidden layers learn."
+        )
+    if unfinished:
+        sentences.append(
+            f"No finished run of the control{where(unfinished)}: this does not show whether hidden "
+            "layers learn."
+        )
     return " ".join(sentences)
 
 
