@@ -178,6 +178,11 @@ def ensemble(net: nn.Module, x: Tensor) -> Tensor:
     return (net(x) + base(1)(x) + mlp()(x)) / 3
 
 
+def partly(net: nn.Module, x: Tensor) -> Tensor:
+    """An ensemble that is differentiated through one member of three only."""
+    return (net(x) + (base(1)(x) + mlp()(x)).detach()) / 3
+
+
 def switching(net: nn.Module, x: Tensor) -> Tensor:
     """Which of two nets answers depends on the last digits of the input."""
     first = ((x.flatten(1).sum(1) * 1e4).floor() % 2)[:, None]
@@ -260,6 +265,7 @@ ZOO = (
     simple("absolute gradient", "wrong", lambda net, x: net(hooked(x, torch.abs))),
     simple("gradient of a linear net", "wrong", lambda net, x: passed_off(linear(), net, x)),
     simple("gradient of an MLP", "wrong", lambda net, x: passed_off(mlp(nn.Tanh), net, x)),
+    simple("ensemble, one member's gradient", "partial", partly),
     Kept("k winners take all", "honest", partial(mlp, Winners)),
     simple("switching by last digits", "honest", switching),
     simple("purified at test time", "wrong", purified),
