@@ -35,6 +35,16 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: CONTEXT)
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without figures, for tests of their words: drawing takes nine tenths of the time."""
+    from apical.bench.report import render
+
+    monkeypatch.setattr(render, "to_svg", lambda group, panel: "<svg></svg>")
+    monkeypatch.setattr(render, "legend_svg", lambda look, label: "<svg></svg>")
+    monkeypatch.setattr(render, "write_png", lambda path, group, title: path.write_bytes(b""))
+
+
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
     """torchvision, also beside a build of torch that its binary operators do not fit.

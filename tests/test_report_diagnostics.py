@@ -124,9 +124,10 @@ def test_one_image_spreads_over_no_directions_and_has_no_figure_of_them(tmp_path
         path.unlink()
         records.append(path, *rows)
     assert [group.name for group in found(study)["groups"]] == ["delta-angle"]
-    write(study)
+    write(study, png=False)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_no_warning_is_said_only_by_those_who_looked(tmp_path: Path) -> None:
     quiet = measured(tmp_path / "quiet", warn=False)
     assert found(quiet)["watched"]
@@ -137,6 +138,7 @@ def test_no_warning_is_said_only_by_those_who_looked(tmp_path: Path) -> None:
     assert "Alignment phase" in text and "Delta angle" not in text  # of what they hold
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_records_without_layers_have_no_section(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "bare", layers=(), epochs=2)
     assert diagnostics.diagnose(read_study(folder), SETTING, {}) is None
@@ -155,7 +157,7 @@ def test_warnings_of_runs_that_failed_are_shown(tmp_path: Path) -> None:
 
 def test_a_single_run_has_the_section_too(tmp_path: Path) -> None:
     run = next(measured(tmp_path / "study").glob("*dfa*"))
-    assert "Learning diagnostics" in write(run).read_text()
+    assert "Learning diagnostics" in write(run, png=False).read_text()
 
 
 def test_in_a_browser_it_is_silent_and_fits(page: Path) -> None:

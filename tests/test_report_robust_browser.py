@@ -13,7 +13,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "rob"
     rules = ("bp", "fa", "usf")
     make_study(folder, rules=rules, epochs=1, layers=(), published=False, tier="smoke")
-    return write(add_robustness(folder, rules_tried=("fa", "usf"), channels=3))
+    return write(add_robustness(folder, rules_tried=("fa", "usf"), channels=3), png=False)
 
 
 def test_the_page_is_silent_and_asks_for_nothing(browser, page):  # noqa: F811
