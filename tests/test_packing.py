@@ -36,8 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::apical.retrieval.ConstantBitWar
 
 def small_study() -> Study:
     """A search, nets of classes under attack, hash nets under attack."""
-    plain = Experiment(net_options={"hidden": [16]}, epochs=2, batch_size=64, train_images=300,
-                       probe_share=0.2)  # fmt: skip
+    plain = Experiment(net_options={"hidden": [16]}, epochs=2, batch_size=64, probe_share=0.2)
     hashed = dataclasses.replace(plain, hashing=Hashing(8, "csq", k=200), probe_every=0)
     return Study(
         "tiny",

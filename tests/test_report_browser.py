@@ -1,26 +1,11 @@
 """The report in a real browser: silent, offline, sortable, visible, on desktop and phone."""
 
-import os
-
 import pytest
 
 from apical.bench.report import write
 from apical.bench.storage import records
-from browser import Browser, find_browser
 from fake_study import make_study
 from test_report import HOSTILE
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = find_browser()
-    if executable is None and os.environ.get("CI") == "true":
-        pytest.fail("CI must have a browser: install chromium")
-    if executable is None:
-        pytest.skip("no Chromium or Chrome is installed")
-    tab = Browser(executable)
-    yield tab
-    tab.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Learning diagnostics on the page: warnings, alignment phases, figures; old records too."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from apical.bench.report import diagnostics, write
 from apical.bench.report.colours import colours
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
-from browser import Browser, find_browser
+from browser import Browser
 from fake_study import make_study
 from test_report import HOSTILE
 
@@ -160,27 +159,18 @@ def test_a_single_run_has_the_section_too(tmp_path: Path) -> None:
     assert (run / "report" / "effective-rank.png").exists()
 
 
-def test_in_a_browser_it_is_silent_and_fits(page: Path) -> None:
-    executable = find_browser()
-    if executable is None and os.environ.get("CI") == "true":
-        pytest.fail("CI must have a browser: install chromium")
-    if executable is None:
-        pytest.skip("no Chromium or Chrome is installed")
-    browser = Browser(executable)
-    try:
-        for width in (1200, 360):
-            browser.emulate(width=width)
-            browser.open(page)
-            assert browser.complaints() == []
-            assert browser.evaluate("document.documentElement.scrollWidth") <= width
-            message = (
-                "(() => { const cells = [...document.querySelectorAll('td[colspan]')];"
-                "const r = cells[0].getBoundingClientRect(); return [cells.length, r.right]; })()"
-            )
-            count, right = browser.evaluate(message)
-            assert count == 1 and right <= width  # the advice is read without scrolling
-    finally:
-        browser.close()
+def test_in_a_browser_it_is_silent_and_fits(page: Path, browser: Browser) -> None:
+    for width in (1200, 360):
+        browser.emulate(width=width)
+        browser.open(page)
+        assert browser.complaints() == []
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        message = (
+            "(() => { const cells = [...document.querySelectorAll('td[colspan]')];"
+            "const r = cells[0].getBoundingClientRect(); return [cells.length, r.right]; })()"
+        )
+        count, right = browser.evaluate(message)
+        assert count == 1 and right <= width  # the advice is read without scrolling
 
 
 def test_a_line_that_ends_before_its_phase_gets_no_circle() -> None:
