@@ -48,6 +48,7 @@ def make(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_each_word_and_the_table(tmp_path: Path) -> None:
     folder = make(tmp_path / "credit")
     study = read_study(folder)

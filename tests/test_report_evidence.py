@@ -118,6 +118,7 @@ def test_equal_errors_are_no_certainty(tmp_path: Path) -> None:
     assert bp == "| BP | 3 | 2.00 |  |  | a |"  # of a test set of unknown size
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None:
     folder = make(tmp_path / "s")
     text = table_markdown(folder)
@@ -132,6 +133,7 @@ def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None
     assert "gained,gained_low,gained_high,learns,ties" in header
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_without_the_control_no_column_speaks_of_it_and_the_table_says_so(tmp_path: Path) -> None:
     folder = make(tmp_path / "s", {rule: ERRORS[rule] for rule in ("bp", "fa")})
     assert "gained" not in table_markdown(folder)
@@ -258,6 +260,7 @@ def test_what_each_layer_added_by_hand() -> None:
     assert cells.startswith("| FA | fc | 2 | 65.0 | 75.0 | +10.0 [")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_page_shows_what_layers_added(tmp_path: Path) -> None:
     folder = make(tmp_path / "s")
     for run in folder.glob("s0-*"):

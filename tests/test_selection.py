@@ -204,6 +204,7 @@ def test_a_choice_is_unstable_where_one_seed_decides() -> None:
         )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_unstable_choices_and_edges_are_named(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", rules=("bp", "fa", "dfa"), epochs=1, layers=())
     value = records.read_json(folder / "study.json")
