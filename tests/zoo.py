@@ -17,12 +17,13 @@ from apical import attacks
 from apical.attacks import Effort, RobustReport, robust_report
 from victims import digits, fit, trained
 
-Truth = Literal["honest", "misaligned", "wrong", "absent", "random", "batch"]
+Truth = Literal["honest", "misaligned", "wrong", "partial", "absent", "random", "batch"]
 """honest: the gradient is that of the loss, at every length that counts; also where it only looks
 broken (k winners take all, switching): of the images left there, Square with 2,000 queries, APGD
 with 100 steps and a transfer from the plain net broke one of 14 at most. misaligned: that of a
-feedback rule. wrong: of another function, or of one that is shattered. absent: zero. random: it,
-or the scores, change. batch: the scores of an example depend on the others."""
+feedback rule. wrong: of another function, or of one that is shattered. partial: of a part of the
+net, so that another gradient finds more. absent: zero. random: it, or the scores, change. batch:
+the scores of an example depend on the others."""
 
 X, Y = digits()[0][1300:1360], digits()[1][1300:1360]
 EPS = 0.1
