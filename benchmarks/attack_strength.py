@@ -171,7 +171,7 @@ def measure(name: str, rule: str, norm: Any, net: Any, images: int) -> dict[str,
     timed(
         "AutoAttack", lambda: clean & survives(net.model, other(net.model, x, y), x, y, norm, eps)
     )
-    jump = high.clone()
+    jump = torch.ones_like(high)  # those that high effort broke are not attacked again
     if high.any():
         decision = hop_skip_jump(norm, eps)
 
