@@ -171,7 +171,7 @@ def measure(name: str, rule: str, norm: Any, net: Any, images: int) -> dict[str,
     timed(
         "AutoAttack", lambda: clean & survives(net.model, other(net.model, x, y), x, y, norm, eps)
     )
-    jump = torch.ones_like(high)  # those that high effort broke are not attacked again
+    jump = high.clone()
     if high.any():
         decision = hop_skip_jump(norm, eps)
 
@@ -181,7 +181,7 @@ def measure(name: str, rule: str, norm: Any, net: Any, images: int) -> dict[str,
             return jump
 
         timed("HopSkipJump", jumped)
-    others = left["AutoAttack"] & jump
+    others = left["AutoAttack"] & (jump | ~high)  # what high effort breaks HopSkipJump is not given
     return {
         "data": name,
         "rule": rule,
