@@ -17,9 +17,10 @@ gc.disable()  # until the tests are collected: a quarter of the time that this t
 
 
 def pytest_collection_finish() -> None:
-    """Modules live as long as the process, which need not look for garbage in them."""
-    gc.enable()
+    """Modules live as long as the process: no search for garbage in them, and few for any."""
     gc.freeze()
+    gc.set_threshold(10_000, 20)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from apical.attacks import RobustReport
 from zoo import ZOO, Kept, judged
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # half a minute alone
 
 TRUTHS = {
     "honest": "honest",

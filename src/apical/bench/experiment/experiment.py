@@ -140,7 +140,7 @@ class Experiment(
             )
         return found
 
-    @property
+    @cached_property
     def before(self) -> Experiment | None:
         """The experiment whose trained net this one starts from, if it does."""
         source = self.start.source

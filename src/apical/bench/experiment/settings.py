@@ -11,9 +11,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, ClassVar, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin
 
 from apical.names import literal_problems, type_hints, unknown
 
@@ -62,15 +63,15 @@ class Settings:
     """How errors call the group."""
 
     def __post_init__(self) -> None:
-        hints = type_hints(type(self))
-        for option in dataclasses.fields(self):
-            if get_origin(hints[option.name]) is tuple and type(getattr(self, option.name)) is list:
+        options = _options(type(self))
+        for option in options:
+            if option.listed and type(getattr(self, option.name)) is list:
                 object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
-        numbers = [o.name for o in dataclasses.fields(self) if o.metadata.get("interval")]
+        numbers = [option.name for option in options if option.interval]
         alone = [
             *literal_problems(self, but=numbers),
-            *self._number_problems(hints),
-            *self._structure_problems(hints),
+            *self._number_problems(),
+            *self._structure_problems(),
         ]
         if problems := alone or [*self.problems(), *self._combination_problems()]:
             raise ValueError(f"{self.label}: " + "; ".join(problems))
@@ -89,18 +90,17 @@ class Settings:
         """Whether a setting means something else than its default."""
         return getattr(self, name) != default_of(type(self), name)
 
-    def _number_problems(self, hints: Mapping[str, Any]) -> list[str]:
+    def _number_problems(self) -> list[str]:
         """A sentence for each value that is not a number of its interval."""
         found = []
-        for option in dataclasses.fields(self):
-            interval = option.metadata.get("interval")
+        for option in _options(type(self)):
+            interval = option.interval
             value = getattr(self, option.name)
             if interval is None or (value is None and option.default is None):
                 continue
-            whole = int in (hints[option.name], *get_args(hints[option.name]))
-            kind: Any = Integral if whole else Real
+            kind: Any = Integral if option.whole else Real
             if not isinstance(value, kind) or isinstance(value, bool):
-                words = "a whole number" if whole else "a number"
+                words = "a whole number" if option.whole else "a number"
                 found.append(f"{option.name}={value!r}: must be {words}")
                 continue
             low, high = map(float, interval[1:-1].split(","))
@@ -116,20 +116,18 @@ class Settings:
                 found.append(f"{option.name}={value}: must {allowed}")
         return found
 
-    def _structure_problems(self, hints: Mapping[str, Any]) -> list[str]:
+    def _structure_problems(self) -> list[str]:
         """A sentence for each value that is not the mapping or group of settings that it must be,
         or cannot be JSON."""
         found = []
-        for option in dataclasses.fields(self):
+        for option in _options(type(self)):
             value = getattr(self, option.name)
-            members = (hints[option.name], *get_args(hints[option.name]))
-            kinds = tuple(m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m))
-            mapping = any(get_origin(member) is dict for member in members)
-            absent = value is None and NoneType in members
-            if kinds and not absent and not isinstance(value, kinds):
+            absent = value is None and NoneType in option.members
+            if option.groups and not absent and not isinstance(value, option.groups):
                 found.append(f"{self._shown(option.name)}: must be a mapping of its settings")
-            elif mapping:
-                if not isinstance(value, Mapping) and not (str in members and type(value) is str):
+            elif option.mapping:
+                text = str in option.members and type(value) is str
+                if not isinstance(value, Mapping) and not text:
                     found.append(f"{self._shown(option.name)}: must be a mapping")
                 elif problem := not_json(value):
                     found.append(f"{option.name}: {problem}")
@@ -139,17 +137,15 @@ class Settings:
         """A sentence for each pair of settings that their fields exclude. Settings of groups that
         are not part of this composition count as unset."""
         found = []
-        names = {option.name for option in dataclasses.fields(self)}
-        for option in dataclasses.fields(self):
-            if not self.differs(option.name):
+        for option in _options(type(self)):
+            if not (option.needs or option.not_with) or not self.differs(option.name):
                 continue
-            needs = option.metadata.get("needs")
-            if needs in names and not self.differs(needs):
-                found.append(f"{self._shown(option.name)} has no effect without a {needs}")
+            if option.needs and not self.differs(option.needs):
+                found.append(f"{self._shown(option.name)} has no effect without a {option.needs}")
             found += [
                 f"{self._shown(option.name)} cannot be combined with {self._shown(other)}"
-                for other in option.metadata.get("not_with", ())
-                if other in names and self.differs(other)
+                for other in option.not_with
+                if self.differs(other)
             ]
         return found
 
@@ -157,6 +153,53 @@ class Settings:
         """A setting in a message: with its value where that is short."""
         text = f"{name}={getattr(self, name)!r}"
         return text if len(text) <= SHORT else name
+
+
+class _Option(NamedTuple):
+    """What is checked of a field. Attributes: members: its type, and those of a union. groups: of
+    these, the groups of settings. listed: whether it is a tuple. needs, not_with: of the fields of
+    the same class."""
+
+    name: str
+    default: Any
+    interval: str | None
+    members: tuple[Any, ...]
+    groups: tuple[type, ...]
+    whole: bool
+    mapping: bool
+    listed: bool
+    needs: str | None
+    not_with: tuple[str, ...]
+
+
+def _options(kind: type) -> tuple[_Option, ...]:
+    return _cached_options(kind)
+
+
+@cache  # behind a function, as the type checker takes no class for hashable
+def _cached_options(kind: type) -> tuple[_Option, ...]:
+    hints = type_hints(kind)
+    fields = dataclasses.fields(kind)
+    names = {each.name for each in fields}
+    found = []
+    for each in fields:
+        members = (hints[each.name], *get_args(hints[each.name]))
+        needs = each.metadata.get("needs")
+        found.append(
+            _Option(
+                each.name,
+                each.default,
+                each.metadata.get("interval"),
+                members,
+                tuple(m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)),
+                whole=int in members,
+                mapping=any(get_origin(member) is dict for member in members),
+                listed=get_origin(hints[each.name]) is tuple,
+                needs=needs if needs in names else None,
+                not_with=tuple(n for n in each.metadata.get("not_with", ()) if n in names),
+            )
+        )
+    return tuple(found)
 
 
 def not_json(value: Any, place: str = "", depth: int = 0) -> str:
@@ -218,8 +261,8 @@ def from_json(kind: type[S], values: Mapping[str, Any], where: str) -> S:
         raise ValueError(f"{where}: " + "; ".join(problems))
     made = dict(values)
     for name, value in values.items():
-        for hint in (hints[name], *get_args(hints[name])):
-            if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-                if isinstance(value, Mapping):
+        if isinstance(value, Mapping):
+            for hint in (hints[name], *get_args(hints[name])):
+                if isinstance(hint, type) and dataclasses.is_dataclass(hint):
                     made[name] = from_json(hint, value, name)
     return kind(**made)
