@@ -118,7 +118,21 @@ def test_targeted_apgd_equals_pyautoattack(net: nn.Module, pyautoattack: ModuleT
     same_where_broken(net, X, ours, reference, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_in_l1_is_as_strong_as_pyautoattack(net: nn.Module, pyautoattack: ModuleType) -> None:
+    """Its points keep the rounding of x + u - u where nothing should change, which its sparsity
+    counts: the paths differ, while the losses that both reach and the images they break do not."""
+    right = correct(net, X, Y)
+    x, y = X[right], Y[right]
+    for loss in ("ce", "dlr"):
+        options = {"norm": "L1", "eps": 1.2, "loss": loss, "seed": 5, "use_largereps": True}
+        make = pyautoattack.autopgd_base.APGDAttack(net, n_iter=50, **options)
+        reference = seeded(lambda make=make: make.perturb(x, y))
+        ours = attacks.APGD(1.2, 50, "l1", loss=loss, seed=5)(net, x, y)
+        left = [int(correct(net, points, y).sum()) for points in (ours, reference)]
+        assert 20 < left[0] <= left[1] + 1 < len(x) - 20
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_fab_is_as_near_as_pyautoattack(
     net: nn.Module, pyautoattack: ModuleType, norm: str
 ) -> None:
@@ -135,8 +149,7 @@ def test_fab_is_as_near_as_pyautoattack(
     )  # fmt: skip
     reference = seeded(lambda: make.perturb(x, y))
     ours = attacks.FAB(None, 20, norm, targets=1)(net, x, y)
-    order = float("inf") if norm == "linf" else 2
-    sizes = [(points - x).flatten(1).norm(order, dim=1) for points in (ours, reference)]
+    sizes = [attacks.ball.lengths(points - x, norm) for points in (ours, reference)]
     assert (sizes[0] > 0).all()
     ratio = sizes[0] / sizes[1]
     assert ratio.max() < 1 + 1e-4 and ratio.min() > 0.9 and ratio.mean() > 0.99
@@ -153,7 +166,7 @@ def test_apgd_finds_the_same_highest_loss(net: nn.Module, pyautoattack: ModuleTy
     torch.testing.assert_close(ours[unbroken], reference[unbroken], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.6)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.6), ("l1", 4.0)])
 def test_square_equals_pyautoattack(
     double: nn.Module, pyautoattack: ModuleType, norm: str, eps: float
 ) -> None:
