@@ -240,7 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="document to write the recorded rows into")
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--rule", nargs="+", choices=[*RULES, ADVERSARIAL])
-    parser.add_argument("--norm", nargs="+", choices=["linf", "l2", "l1"], help="absent: all that RADII has")
+    parser.add_argument(
+        "--norm", nargs="+", choices=["linf", "l2", "l1"], help="absent: all that RADII has"
+    )
     parser.add_argument("--images", type=int, default=64)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

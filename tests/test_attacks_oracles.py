@@ -118,18 +118,31 @@ def test_targeted_apgd_equals_pyautoattack(net: nn.Module, pyautoattack: ModuleT
     same_where_broken(net, X, ours, reference, atol=1e-5)
 
 
-def test_apgd_in_l1_is_as_strong_as_pyautoattack(net: nn.Module, pyautoattack: ModuleType) -> None:
-    """Its points keep the rounding of x + u - u where nothing should change, which its sparsity
-    counts: the paths differ, while the losses that both reach and the images they break do not."""
-    right = correct(net, X, Y)
-    x, y = X[right], Y[right]
-    for loss in ("ce", "dlr"):
-        options = {"norm": "L1", "eps": 1.2, "loss": loss, "seed": 5, "use_largereps": True}
-        make = pyautoattack.autopgd_base.APGDAttack(net, n_iter=50, **options)
-        reference = seeded(lambda make=make: make.perturb(x, y))
-        ours = attacks.APGD(1.2, 50, "l1", loss=loss, seed=5)(net, x, y)
-        left = [int(correct(net, points, y).sum()) for points in (ours, reference)]
-        assert 20 < left[0] <= left[1] + 1 < len(x) - 20
+def projection(x: Tensor, change: Tensor, eps: float) -> Tensor:
+    """What moves a point into ball and range, in place of pyautoattack's, which is in float32."""
+    return attacks.ball.Ball(eps, "l1").project(x + change, x) - (x + change)
+
+
+def test_apgd_in_l1_equals_pyautoattack(
+    double: nn.Module, pyautoattack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for its projection, and its number of changed values, which counts those where x + u - u
+    is not x by rounding. The cross entropy: DLR is constant where the label has the third largest
+    score, as in the larger balls, and a step by signs then follows the rounding of a zero."""
+    base = pyautoattack.autopgd_base
+    monkeypatch.setattr(base, "L1_projection", projection)
+    monkeypatch.setattr(base, "L0_norm", lambda change: (change.abs() > 1e-12).flatten(1).sum(1))
+    right, eps = correct(double, X.double(), Y), 1.2
+    x, y = X.double()[right], Y[right]
+    make = base.APGDAttack(double, n_iter=40, norm="L1", eps=eps)
+    make.init_hyperparam(x)
+    radii = [3 * eps, 2 * eps, eps]
+    best, safe, _, broken = seeded(lambda: make.decr_eps_pgd(x, y, radii, [12, 12, 16]), 5)
+    ours = attacks.APGD(eps, 40, "l1", seed=5)(double, x, y)
+    safe = safe.bool()
+    assert torch.equal(correct(double, ours, y), safe) and 10 < safe.sum() < len(x) - 10
+    reference = torch.where(safe.view(-1, 1, 1, 1), best, broken)
+    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -174,12 +187,10 @@ def test_square_equals_pyautoattack(
     norm: str,
     eps: float,
 ) -> None:
-    def projection(x: Tensor, change: Tensor, radius: float) -> Tensor:
-        """In place of its own, which is in float32; it takes 1e-6 from the radius."""
-        point = x + change
-        return attacks.ball.Ball(radius / (1 - 1e-6), "l1").project(point, x) - point
+    def lengthened(x: Tensor, change: Tensor, radius: float) -> Tensor:
+        return projection(x, change, radius / (1 - 1e-6))  # for its rounding
 
-    monkeypatch.setattr(pyautoattack.square, "L1_projection", projection)
+    monkeypatch.setattr(pyautoattack.square, "L1_projection", lengthened)
     make = pyautoattack.square.SquareAttack(
         double, norm=norm.replace("l", "L", 1), eps=eps, n_queries=200, n_restarts=2, seed=5
     )

@@ -18,6 +18,7 @@ _SPELLINGS = {"inf": "linf", "linfty": "linf", "2": "l2", "2.0": "l2", "1": "l1"
 
 SLACK = 1e-5  # what rounding may add to a radius, relative to the radius
 ROUNDING = 8  # what it may add to a coordinate, in units of the last place of the largest input
+EXACT = 1e-12  # relative size of a difference in float64 below which it may be rounding
 SPARSE = 0.01
 """Share of the values that a step in "l1" changes. Source: Tramèr, Boneh 2019 (SLIDE)."""
 
@@ -90,7 +91,9 @@ class Ball:
         t = kink - torch.where(slope > 0, (self.eps - total) / slope, 0)
         inside = torch.minimum(size, room).sum(1, keepdim=True) <= self.eps
         t = t.clamp(min=0).masked_fill(inside, 0)
-        return (torch.minimum((size - t).clamp(min=0), room) * change.sign()).view_as(x).to(x.dtype)
+        kept = torch.minimum(size - t, room)
+        kept = kept.where(kept > EXACT * size, 0)  # what rounding leaves is no change
+        return (kept * change.sign()).view_as(x).to(x.dtype)
 
     def ascent(self, gradient: Tensor, share: float | Tensor = SPARSE) -> Tensor:
         """The step of length 1 in this norm that increases a function of this gradient most. In

@@ -31,8 +31,8 @@ class Square(Attack):
             fewer the schedule of sizes is compressed.
         share: of the pixels in the first square, in (0, 1]. restarts: at least 1.
 
-    Where inputs are no images (N, channels, height, width), or but for "linf" smaller than 5 by 5, a
-    proposal changes random values, the same share of them, in place of a square.
+    Where inputs are no images (N, channels, height, width), or smaller than 5 by 5 in "l2" or "l1",
+    a proposal changes random values, the same share of them, in place of a square.
 
     Source: Andriushchenko, Croce, Flammarion, Hein 2020; "l1": Croce, Hein 2021, as in their code.
     """

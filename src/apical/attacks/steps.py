@@ -65,7 +65,7 @@ class PGD(Attack):
         stop_when_broken: return the first misclassified point of each example and stop there: it
             breaks at least as many. False: return the last point, as published.
 
-    Source: Madry et al. 2018; "l1" after Tramèr, Boneh 2019, with the projection of Croce, Hein 2021.
+    Source: Madry et al. 2018; "l1": Tramèr, Boneh 2019, with the projection of Croce, Hein 2021.
     """
 
     eps: float
