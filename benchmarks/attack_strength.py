@@ -3,8 +3,8 @@
 Nets trained by BP, FA, DFA, uSF, and adversarially by BP, on digits, MNIST and CIFAR-10 (LeNet),
 and a ResNet-18 that a package brings, trained by BP on all of CIFAR-10. Each is attacked by the
 report at default effort and at high effort, by AutoAttack's standard version (pyautoattack), and,
-of the images that our high effort leaves, by foolbox's HopSkipJump, which sees decisions only. All
-follow the exact gradient.
+of the images that our high effort leaves, by foolbox's HopSkipJump, which sees decisions only (not
+in L1, which it does not know). All follow the exact gradient.
 
     python benchmarks/attack_strength.py --out results/attack_strength.json
     python benchmarks/attack_strength.py --page docs/robustness.md
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.attacks import Effort, Plugin, robust_report
+from apical.attacks.ball import lengths
 from apical.bench.evaluate.trained_net import from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
@@ -78,12 +79,13 @@ does not train at that rate on CIFAR-10."""
 SLOWER = 4
 """Times as many epochs at these rates, which are smaller than backpropagation's."""
 RADII: dict[str, dict[Any, float]] = {
-    "digits": {"linf": 0.1, "l2": 0.5},
+    "digits": {"linf": 0.1, "l2": 0.5, "l1": 1.5},
     "mnist": {"linf": 0.1, "l2": 1.0},
     "cifar10": {"linf": 2 / 255, "l2": 0.25},
     PACKAGED: {"linf": 1 / 255, "l2": 0.15},
 }
 """At which about half of the images that are right stay so."""
+HSJA_NORMS = ("linf", "l2")
 HSJA = {"steps": 12, "initial_gradient_eval_steps": 50, "max_gradient_eval_steps": 500}
 
 Attacked = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -112,7 +114,7 @@ def autoattack(norm: str, eps: float) -> Attacked:
     import_torchvision()
     from pyautoattack.autoattack import AutoAttack
 
-    name = {"linf": "Linf", "l2": "L2"}[norm]
+    name = norm.replace("l", "L", 1)
 
     def call(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with apical.exact_gradients(model):
@@ -139,10 +141,9 @@ def hop_skip_jump(norm: str, eps: float) -> Attacked:
     return Plugin(call, "HopSkipJump", eps=eps, norm=norm)  # type: ignore[arg-type, return-value]
 
 
-def survives(model: nn.Module, points: Tensor, x: Tensor, y: Tensor, norm: str, eps: float) -> Any:
+def survives(model: nn.Module, points: Tensor, x: Tensor, y: Tensor, norm: Any, eps: float) -> Any:
     """Which images are right at points of another tool, those outside the ball left out."""
-    change = (points - x).flatten(1)
-    size = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+    size = lengths(points - x, norm)
     with torch.no_grad():
         wrong = model(points).argmax(1) != y
     return ~(wrong & (size <= eps * (1 + 1e-5) + 1e-6))
@@ -172,7 +173,7 @@ def measure(name: str, rule: str, norm: Any, net: Any, images: int) -> dict[str,
         "AutoAttack", lambda: clean & survives(net.model, other(net.model, x, y), x, y, norm, eps)
     )
     jump = high.clone()
-    if high.any():
+    if high.any() and norm in HSJA_NORMS:
         decision = hop_skip_jump(norm, eps)
 
         def jumped() -> Tensor:
@@ -239,7 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="document to write the recorded rows into")
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--rule", nargs="+", choices=[*RULES, ADVERSARIAL])
-    parser.add_argument("--norm", nargs="+", choices=["linf", "l2"], default=["linf", "l2"])
+    parser.add_argument(
+        "--norm", nargs="+", choices=["linf", "l2", "l1"], help="absent: all that RADII has"
+    )
     parser.add_argument("--images", type=int, default=64)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -248,6 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = options.page.read_text()
         options.page.write_text(PAGE.sub(lambda m: f"{m[1]}{table(rows)}{m[2]}", text))
         return
+    for name in options.data:
+        if missing := set(options.norm or ()) - set(RADII[name]):
+            parser.error(f"--data {name}: RADII has no radius in {', '.join(sorted(missing))}")
     rows = []
     if options.out and options.out.exists():
         rows = json.loads(options.out.read_text())["tables"]
@@ -256,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 net = trained(name, rule, Path(folder) / "run", os.environ.get("APICAL_DATA"))
-                for norm in options.norm:
+                for norm in options.norm or RADII[name]:
                     new = measure(name, rule, norm, net, options.images)
                     same = ("data", "rule", "norm")
                     rows = [r for r in rows if any(r[key] != new[key] for key in same)] + [new]

@@ -21,8 +21,8 @@ HARM = Adversarial(eps=0.1, steps=3)
 
 def test_the_net_learns_from_attacked_images() -> None:
     for gradient in ("exact", "own"):
-        for accumulate in (1, 2):
-            harm = dataclasses.replace(HARM, gradient=gradient, norm="l2", eps=0.5)
+        for accumulate, norm, eps in ((1, "l2", 0.5), (2, "l1", 2.0)):
+            harm = dataclasses.replace(HARM, gradient=gradient, norm=norm, eps=eps)
             plain = dataclasses.replace(BASE, rule="fa", accumulate=accumulate)
             parts = build.build(dataclasses.replace(plain, adversarial=harm))
             at = resume.Position()
@@ -38,7 +38,7 @@ def test_the_net_learns_from_attacked_images() -> None:
             mean, std = parts.source.mean, parts.source.std
             whole = attacks.Normalised(parts.model.eval(), mean, std)
             pixels = x * std[0] + mean[0]
-            points = attacks.PGD(0.5, 3, norm="l2", seed=7)(
+            points = attacks.PGD(eps, 3, norm=norm, seed=7)(
                 whole, pixels.clamp(0, 1), y, gradient=gradient
             )
             parts.model.train().zero_grad()
@@ -70,7 +70,7 @@ def test_refusals() -> None:
         (lambda: Adversarial(eps=8), "did you mean 8/255"),
         (lambda: Adversarial(eps=0.0), "eps=0.0: must be above 0"),
         (lambda: Adversarial(attack="fgsm", steps=3), "fgsm takes a single one"),
-        (lambda: Adversarial(norm="l1"), "norm='l1'"),
+        (lambda: Adversarial(norm="l3"), "norm='l3'"),
         (
             lambda: dataclasses.replace(BASE, adversarial=HARM, hashing=Hashing(8, "csq")),
             "cannot be combined with hashing",

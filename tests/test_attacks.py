@@ -29,22 +29,30 @@ EVERY = {
     "apgd": attacks.APGD(EPS, steps=6),
     "apgd dlr-targeted": attacks.APGD(EPS, steps=3, loss="dlr-targeted", targets=2),
     "apgd l2": attacks.APGD(0.5, steps=6, norm="l2", restarts=2, loss="margin"),
+    "apgd l1": attacks.APGD(1.5, steps=7, norm="l1", stop_when_broken=True),
+    "apgd dlr-targeted l1": attacks.APGD(1.5, 4, "l1", loss="dlr-targeted", targets=2),
     "eot": attacks.EOT(attacks.PGD(EPS, steps=2), samples=2),
     "fab": attacks.FAB(EPS, steps=6, targets=2),
     "fab l2": attacks.FAB(0.5, steps=4, norm="l2", restarts=2),
+    "fab l1": attacks.FAB(1.5, steps=4, norm="l1", restarts=2, targets=2),
     "few-pixel": attacks.FewPixel(2, steps=2, population=10),
     "fgsm": attacks.FGSM(EPS),
     "fgsm l2": attacks.FGSM(0.5, norm="l2", loss="dlr"),
+    "fgsm l1": attacks.FGSM(1.5, norm="l1"),
+    "noise gaussian l1": attacks.Noise(1.5, "l1", "gaussian"),
     "noise gaussian l2": attacks.Noise(0.5, "l2", "gaussian", draws=3),
     "noise gaussian": attacks.Noise(EPS, kind="gaussian"),
     "noise": attacks.Noise(EPS, draws=3),
     "noise l2": attacks.Noise(0.5, "l2"),
+    "noise l1": attacks.Noise(1.5, "l1"),
     "noise sign": attacks.Noise(EPS, kind="sign"),
     "pgd": attacks.PGD(EPS, steps=4, restarts=2, stop_when_broken=True),
     "pgd l2": attacks.PGD(0.5, steps=4, norm="l2"),
+    "pgd l1": attacks.PGD(1.5, steps=4, norm="l1"),
     "plugin": attacks.Plugin(foreign, "foreign FGSM", EPS),
     "square": attacks.Square(EPS, queries=20),
     "square l2": attacks.Square(0.5, queries=20, norm="l2"),
+    "square l1": attacks.Square(1.5, queries=20, norm="l1"),
     "tpgd": attacks.TPGD(EPS, steps=2),
     "tpgd unclamped": attacks.TPGD(EPS, steps=2, start="unclamped"),
     "transfer": attacks.Transfer(attacks.PGD(EPS, steps=3), OTHER),
@@ -108,7 +116,7 @@ def test_without_a_radius_nothing_changes(attack: attacks.Attack, net: nn.Module
         assert torch.equal(replace(attack, eps=0.0)(net, X, Y), X)
 
 
-@settings(deadline=None, max_examples=20, derandomize=True)
+@settings(deadline=None, max_examples=30, derandomize=True)
 @given(
     name=st.sampled_from(sorted(name for name in EVERY if hasattr(EVERY[name], "eps"))),
     eps=st.floats(1e-6, 0.9),
@@ -141,6 +149,9 @@ def test_strays_are_those_outside_ball_or_range_or_not_finite() -> None:
     points[5, 0, 0, 0] = float("inf")
     assert Ball(0.1, "linf").strays(points, x).tolist() == [False, False, True, False, True, True]
     assert Ball(0.1, "l2").strays(points, x).tolist() == [False, False, True, True, True, True]
+    points[3, 0, 0, 1:], points[3, 0, 1, 0] = 0.5, 0.5
+    points[2, 0, 0, 0], points[2, 0, 1, 1] = 0.45, 0.5501
+    assert Ball(0.1, "l1").strays(points, x).tolist() == [False, False, True, True, True, True]
     edge = torch.full((1, 1, 2, 2), 0.97)
     assert Ball(0.1, "linf").strays(edge + 0.05, edge).all()
 

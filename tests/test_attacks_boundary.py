@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from apical import attacks
+from apical.attacks.ball import Ball
 from apical.attacks.fab import nearest
+from apical.attacks.losses import margin
 from victims import correct, digits, trained
 
 X, Y = digits()[0][1300:1340], digits()[1][1300:1340]
@@ -41,7 +44,102 @@ def test_the_nearest_point_of_a_plane() -> None:
             assert not nearest(x, normal * 0, rise, norm=norm, low=0.0, high=1.0).any()
 
 
-@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
+def corners() -> tuple[Tensor, Tensor]:
+    """Inputs, some at the ends of the range, and points and gradients with zeros and ties."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(60, 12, generator=generator).double()
+    x[:, :4] = x[:, :4].round()
+    change = torch.randn(60, 12, generator=generator).double()
+    change[:, 5:7], change[:20, 8] = 0.5, 0
+    change[0] = 0
+    return x, change
+
+
+def test_the_nearest_point_of_ball_and_range_in_l1() -> None:
+    """By bisection over the amount by which every change is shortened."""
+    x, change = corners()
+    size = torch.tensor([1e-3, 1.0, 1e3]).double().repeat(20)[:, None]
+    for eps in (0.0, 1e-4, 0.5, 1.0, 2.0, 3.0, 100.0):
+        point = x + size * change
+        room = torch.where(change > 0, 1 - x, x)
+        low, high = torch.zeros(60, 1).double(), (size * change.abs()).amax(1, keepdim=True)
+        for _ in range(100):
+            middle = (low + high) / 2
+            kept = torch.minimum((size * change.abs() - middle).clamp(min=0), room)
+            inside = kept.sum(1, keepdim=True) <= eps
+            low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
+        kept = torch.minimum((size * change.abs() - high).clamp(min=0), room)
+        found = Ball(eps, "l1").project(point, x)
+        torch.testing.assert_close(found, x + kept * change.sign(), rtol=0, atol=1e-12)
+        assert not Ball(eps, "l1").strays(found, x).any()
+        single = Ball(eps, "l1").project(point.float(), x.float())
+        assert not Ball(eps, "l1").strays(single, x.float()).any()
+        # what is naive, the ball first and then the range, is farther away
+        if eps == 1.0:
+            bare = Ball(eps, "l1", -1e9, 1e9).project(point, x).clamp(0, 1)
+            assert ((bare - point).norm(dim=1) > (found - point).norm(dim=1) + 1e-3).sum() > 20
+
+
+def linear_program(x: Tensor, gradient: Tensor, *, eps: float, rise: float) -> float:
+    """The largest rise of a linear function within `eps` (rise = inf), or the smallest change in L1
+    for a rise (eps = inf), within [0, 1]; of the rising and the falling part of each value."""
+    slopes = torch.cat([gradient, -gradient]).numpy()
+    bounds = [(0, float(room)) for room in torch.cat([1 - x, x])]
+    ones = [[1.0] * len(slopes)]
+    if rise == math.inf:
+        return -linprog(-slopes, A_ub=ones, b_ub=[eps], bounds=bounds).fun
+    return float(linprog(ones[0], A_ub=-slopes[None], b_ub=[-rise], bounds=bounds).fun)
+
+
+def test_sparse_steps_against_a_linear_program() -> None:
+    x, gradient = corners()
+    rise = torch.linspace(0.01, 0.9, 60).double()
+    shortest = nearest(x, gradient, -rise, norm="l1", low=0.0, high=1.0)
+    for i in range(0, 60, 6):
+        for eps in (0.3, 2.0, 20.0):
+            change = Ball(eps, "l1").furthest(x, gradient)[i] - x[i]
+            most = linear_program(x[i], gradient[i], eps=eps, rise=math.inf)
+            assert (change * gradient[i]).sum() == pytest.approx(most, abs=1e-9)
+        if i:
+            assert (shortest[i] * gradient[i]).sum() == pytest.approx(-rise[i].item())
+            least = linear_program(x[i], -gradient[i], eps=math.inf, rise=rise[i].item())
+            assert shortest[i].abs().sum() == pytest.approx(least, abs=1e-9)
+
+
+def test_attacks_in_l1_find_what_greedy_search_finds() -> None:
+    """Which moves, while the radius lasts, the value with the largest gradient to its end. Of one
+    image rounding may decide."""
+    net, eps = trained(), 1.5
+    x, left = X.clone(), torch.full((len(X), 1), eps)
+    for _ in range(12):
+        inputs = x.clone().requires_grad_()
+        margin(net(inputs), Y).sum().backward()
+        gradient = inputs.grad.flatten(1)
+        room = torch.where(gradient > 0, 1 - x.flatten(1), x.flatten(1))
+        place = (gradient.abs() * (room > 0)).argmax(1, keepdim=True)
+        step = torch.minimum(room.gather(1, place), left)
+        left = left - step
+        moved = torch.zeros_like(room).scatter(1, place, step * gradient.gather(1, place).sign())
+        x = x + moved.view_as(x)
+    greedy = correct(net, x, Y)
+    assert greedy.sum() < correct(net, X, Y).sum() - 10
+    for attack in (
+        attacks.PGD(eps, norm="l1", loss="margin"),
+        attacks.APGD(eps, 40, "l1", loss="margin"),
+        attacks.FAB(eps, 20, "l1", targets=3),
+    ):
+        assert correct(net, attack(net, X, Y), Y).sum() <= greedy.sum() + 1
+
+
+def test_a_step_in_l1_uses_its_whole_length() -> None:
+    """At a radius of half the range, 20 steps reach it, so that accuracy can fall to chance."""
+    attack = attacks.PGD(32.0, norm="l1", loss="margin", random_start=False)
+    change = attack(trained(), X, Y) - X
+    assert change.abs().flatten(1).sum(1).median() > 16
+    assert not correct(trained(), X + change, Y).any()
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", math.inf)])
 def test_of_a_linear_net_the_norm_is_known(norm: str, dual: int) -> None:
     """The distance from a plane is the score over the dual norm of its normal."""
     torch.manual_seed(0)
@@ -50,7 +148,8 @@ def test_of_a_linear_net_the_norm_is_known(norm: str, dual: int) -> None:
     scores = net(x).detach()
     weight = net.weight.detach()
     wanted = (scores[:, 0] - scores[:, 1]).abs() / (weight[0] - weight[1]).norm(dual)
-    found = attacks.minimum_norms(net, x, scores.argmax(1), norm=norm, steps=20)
+    wide = (-10.0, 11.0)  # in "l1" a single value moves
+    found = attacks.minimum_norms(net, x, scores.argmax(1), norm=norm, steps=20, bounds=wide)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=0)
     assert not attacks.minimum_norms(net, x, scores.argmin(1), norm=norm).any()
 

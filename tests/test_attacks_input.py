@@ -26,7 +26,8 @@ def test_options_that_cannot_be_meant() -> None:
         (lambda: attacks.PGD(0.1, steps=0), "steps=0 must be at least 1"),
         (lambda: attacks.PGD(0.1, step_size=-1.0), "step_size=-1.0 must be above 0"),
         (lambda: attacks.PGD(0.1, restarts=2, random_start=False), "would repeat one run"),
-        (lambda: attacks.PGD(0.1, norm="l1"), "norm='l1' is not one of 'linf', 'l2'"),
+        (lambda: attacks.PGD(0.1, norm="l3"), "norm='l3' is not one of 'linf', 'l2', 'l1'"),
+        (lambda: attacks.Noise(0.1, "l1", "sign"), "kind='sign' is for norm='linf', not 'l1'"),
         (lambda: attacks.PGD(0.1, loss="dlr-targeted"), "loss='dlr-targeted' is not one of"),
         (lambda: attacks.TPGD(0.1, start="none"), "start='none' is not one of"),
         (lambda: attacks.APGD(0.1, targets=3), "for loss='dlr-targeted' only"),
@@ -49,7 +50,7 @@ def test_options_that_cannot_be_meant() -> None:
         (lambda: attacks.PGD(0.1, bounds=None), "bounds=None is not a pair of numbers"),
         (lambda: attacks.PGD(0.1, bounds=(0, float("inf"))), "finite and low < high"),
         (lambda: attacks.PGD(0.1, norm=["l2"]), "is not one of 'linf', 'l2'"),
-        (lambda: attacks.PGD(0.1, norm="L0"), "for L0, attacks.FewPixel"),
+        (lambda: attacks.PGD(0.1, norm="L0"), "For L0, attacks.FewPixel"),
         (lambda: attacks.Plugin(3, "p", 0.1), "call=3 must be a function"),
         (lambda: attacks.Protocol((attacks.PGD(0.0, norm="l2"),)), "a radius eps in 'linf'"),
         (lambda: attacks.Protocol((attacks.Flips(2),)), "a radius eps in 'linf'"),
@@ -170,9 +171,10 @@ def test_too_few_classes() -> None:
         attacks.APGD(0.1, loss="dlr-targeted", targets=10)(NET, X, Y)
 
 
-def test_a_radius_beyond_the_range_in_l2() -> None:
-    with pytest.raises(ValueError, match="whose diagonal is 8"):
-        attacks.PGD(9.0, norm="l2")(NET, X, Y)
+def test_a_radius_beyond_the_range() -> None:
+    for norm, eps in (("l2", 8), ("l1", 64)):
+        with pytest.raises(ValueError, match=f"whose diameter is {eps}"):
+            attacks.PGD(eps + 1, norm=norm)(NET, X, Y)
     attacks.PGD(3.0, norm="l2", steps=1)(NET, X, Y)
 
 
@@ -233,6 +235,7 @@ def test_a_point_beyond_a_tiny_radius_is_seen() -> None:
 def test_norms_as_others_spell_them() -> None:
     assert attacks.PGD(0.1, norm="Linf") == attacks.PGD(0.1)
     assert attacks.PGD(0.1, norm="L2").norm == "l2"
+    assert {attacks.PGD(0.1, norm=norm).norm for norm in ("L1", "l_1", 1, 1.0)} == {"l1"}
 
 
 class Output(dict):

@@ -118,7 +118,34 @@ def test_targeted_apgd_equals_pyautoattack(net: nn.Module, pyautoattack: ModuleT
     same_where_broken(net, X, ours, reference, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+def projection(x: Tensor, change: Tensor, eps: float) -> Tensor:
+    """What moves a point into ball and range, in place of pyautoattack's, which is in float32."""
+    return attacks.ball.Ball(eps, "l1").project(x + change, x) - (x + change)
+
+
+def test_apgd_in_l1_equals_pyautoattack(
+    double: nn.Module, pyautoattack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for its projection, and its number of changed values, which counts those where x + u - u
+    is not x by rounding. The cross entropy: DLR is constant where the label has the third largest
+    score, as in the larger balls, and a step by signs then follows the rounding of a zero."""
+    base = pyautoattack.autopgd_base
+    monkeypatch.setattr(base, "L1_projection", projection)
+    monkeypatch.setattr(base, "L0_norm", lambda change: (change.abs() > 1e-12).flatten(1).sum(1))
+    right, eps = correct(double, X.double(), Y), 1.2
+    x, y = X.double()[right], Y[right]
+    make = base.APGDAttack(double, n_iter=40, norm="L1", eps=eps)
+    make.init_hyperparam(x)
+    radii = [3 * eps, 2 * eps, eps]
+    best, safe, _, broken = seeded(lambda: make.decr_eps_pgd(x, y, radii, [12, 12, 16]), 5)
+    ours = attacks.APGD(eps, 40, "l1", seed=5)(double, x, y)
+    safe = safe.bool()
+    assert torch.equal(correct(double, ours, y), safe) and 10 < safe.sum() < len(x) - 10
+    reference = torch.where(safe.view(-1, 1, 1, 1), best, broken)
+    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_fab_is_as_near_as_pyautoattack(
     net: nn.Module, pyautoattack: ModuleType, norm: str
 ) -> None:
@@ -135,8 +162,7 @@ def test_fab_is_as_near_as_pyautoattack(
     )  # fmt: skip
     reference = seeded(lambda: make.perturb(x, y))
     ours = attacks.FAB(None, 20, norm, targets=1)(net, x, y)
-    order = float("inf") if norm == "linf" else 2
-    sizes = [(points - x).flatten(1).norm(order, dim=1) for points in (ours, reference)]
+    sizes = [attacks.ball.lengths(points - x, norm) for points in (ours, reference)]
     assert (sizes[0] > 0).all()
     ratio = sizes[0] / sizes[1]
     assert ratio.max() < 1 + 1e-4 and ratio.min() > 0.9 and ratio.mean() > 0.99
@@ -153,10 +179,18 @@ def test_apgd_finds_the_same_highest_loss(net: nn.Module, pyautoattack: ModuleTy
     torch.testing.assert_close(ours[unbroken], reference[unbroken], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.6)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.6), ("l1", 4.0)])
 def test_square_equals_pyautoattack(
-    double: nn.Module, pyautoattack: ModuleType, norm: str, eps: float
+    double: nn.Module,
+    pyautoattack: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    norm: str,
+    eps: float,
 ) -> None:
+    def lengthened(x: Tensor, change: Tensor, radius: float) -> Tensor:
+        return projection(x, change, radius / (1 - 1e-6))  # for its rounding
+
+    monkeypatch.setattr(pyautoattack.square, "L1_projection", lengthened)
     make = pyautoattack.square.SquareAttack(
         double, norm=norm.replace("l", "L", 1), eps=eps, n_queries=200, n_restarts=2, seed=5
     )

@@ -440,7 +440,7 @@ def test_arguments_of_another_kind_are_refused_by_name() -> None:
         ),
         ({"extra": lambda eps: None}, r"extra\(0.1\) returned None; expected a list of attacks"),
         ({"finished": plain.trials}, "finished= are trials on another number of examples"),
-        ({"norm": "L1"}, "norm='L1' is not one of 'linf', 'l2', 'flips'.*no attack in L1"),
+        ({"norm": "L3"}, "norm='L3' is not one of 'linf', 'l2', 'l1', 'flips'.*For L0, "),
     ):
         with pytest.raises(ValueError, match=message):
             attacks.robust_report(net, X[:3], right[:3], **{"eps": 0.1, "effort": QUICK} | options)

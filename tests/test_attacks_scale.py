@@ -27,9 +27,13 @@ FOLLOWING = {
     "apgd": attacks.APGD(0.1, 6, loss="dlr"),
     "apgd l2": attacks.APGD(0.5, 6, "l2"),
     "apgd targeted l2": attacks.APGD(0.5, 6, "l2", loss="dlr-targeted", targets=2),
+    "fgsm l1": attacks.FGSM(1.5, "l1"),
+    "pgd l1": attacks.PGD(1.5, steps=6, norm="l1"),
+    "apgd l1": attacks.APGD(1.5, 8, "l1", loss="dlr"),
     "eot": attacks.EOT(attacks.PGD(0.5, steps=3, norm="l2"), 2),
     "hag": HAG(0.1, 6),
     "hag l2": HAG(0.5, 6, "l2"),
+    "hag l1": HAG(2.0, 10, "l1"),
 }
 
 

@@ -173,7 +173,7 @@ def test_a_report_doubles_steps_that_do_not_suffice() -> None:
 
 def test_half_precision_agrees_with_single() -> None:
     for dtype in (torch.float16, torch.bfloat16):
-        for norm, eps in (("Linf", 0.1), ("L2", 0.5)):
+        for norm, eps in (("Linf", 0.1), ("L2", 0.5), ("L1", 1.5)):
             single, half = (
                 attacks.robust_report(
                     copy.deepcopy(trained()).to(d), X.to(d), Y, eps=eps, norm=norm, effort=QUICK
@@ -186,6 +186,24 @@ def test_half_precision_agrees_with_single() -> None:
             assert not any(trial.strays for trial in half.trials)
             points = attacks.PGD(0.1, steps=2)(copy.deepcopy(trained()).to(dtype), X.to(dtype), Y)
             assert points.dtype == dtype
+
+
+def test_reports_in_l1() -> None:
+    """The verdicts are those of the other norms, and all checks are made."""
+    effort = attacks.Effort(steps=10, adaptive_steps=20, boundary_steps=5, queries=100)
+    for rule, word in (("bp", "faithful"), ("fa", "masked")):
+        report = attacks.robust_report(trained(rule), X, Y, eps=(1, 2), norm=1, effort=effort)
+        assert report.verdict == word and report.norm == "l1"
+        assert all(check.passed for check in report.checks if check.name != TRANSFER)
+        assert {t.eps for t in report.trials} == {1.0, 2.0, 32.0}  # the last: half the diameter
+        assert {"APGD-20 ce", "FAB-5", "Square-100"} <= {t.attack for t in report.trials}
+        assert report.worst[1].accuracy < report.worst[0].accuracy < sum(report.clean) / 50
+
+
+def test_the_message_to_l0_names_what_works() -> None:
+    pixels = attacks.Protocol((), pixels=(1, 3))
+    report = attacks.robust_report(trained(), X, Y, eps=0.1, effort=QUICK, protocol=pixels)
+    assert {t.eps for t in report.trials if t.group == "pixels"} == {1, 3}
 
 
 class Noisy(nn.Module):
@@ -216,7 +234,7 @@ def test_labels_at_chance_are_warned_of() -> None:
 
 def test_vectors_have_a_black_box() -> None:
     net = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), trained()).eval()
-    for norm, eps in (("linf", 0.1), ("l2", 0.8)):
+    for norm, eps in (("linf", 0.1), ("l2", 0.8), ("l1", 3.0)):
         x = X.flatten(1)
         points = attacks.Square(eps, 200, norm)(net, x, Y)
         assert not attacks.ball.Ball(eps, norm).strays(points, x).any()
@@ -229,7 +247,7 @@ def test_vectors_have_a_black_box() -> None:
 
 def test_bad_options_of_a_report() -> None:
     for options, message in [
-        ({"norm": "l1"}, "norm='l1' is not one of 'linf', 'l2', 'flips'"),
+        ({"norm": "l0"}, r"'l1', 'flips'.*protocol=attacks.Protocol\(\(\), pixels="),
         ({"batch_size": 0}, "batch_size=0 must be a whole number"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -217,7 +217,7 @@ def test_attack_strength_counts_what_others_find(tmp_path, monkeypatch):
     torch.nn.init.zeros_(always_wrong.weight)
     always_wrong.bias.data = torch.tensor([0.0, 1.0])
     y = torch.zeros(3, dtype=torch.long)
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         kept = attack_strength.survives(always_wrong, points, x, y, norm, 0.1)
         assert kept.tolist() == [False, False, True]
     page, recorded = tmp_path / "page.md", json.loads(STRENGTH.read_text())["tables"]

@@ -189,6 +189,7 @@ def test_bits_that_are_safely_turned_get_no_gradient():
 EVERY = {
     "hag": HAG(0.15, 12),
     "hag l2": HAG(0.6, 12, norm="l2"),
+    "hag l1": HAG(3.0, 12, norm="l1"),
     "hag sgd": HAG(0.15, 12, optimizer="sgd"),
     "hag adam": HAG(0.15, 12, optimizer="adam"),
     "anchor": Anchor(0.15, 12, database=KNOWN),

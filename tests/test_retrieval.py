@@ -205,7 +205,7 @@ def test_evaluations_that_cannot_be_meant() -> None:
         ({"eps": ()}, "give at least one radius above 0"),
         ({"eps": (0.1, 0.1)}, "each once"),
         ({"eps": (8.0,)}, "outside"),
-        ({"norm": "l1"}, "norm='l1' is not one of 'linf', 'l2'"),
+        ({"norm": "l3"}, "norm='l3' is not one of 'linf', 'l2', 'l1'"),
         ({"queries": 0, "steps": 0}, "queries=0 must be at least 1; steps=0 must be at least 1"),
     ):
         with pytest.raises(ValueError, match=told):

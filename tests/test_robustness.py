@@ -222,11 +222,11 @@ def test_refusals() -> None:
         ({"eps": ()}, "at least one radius above 0"),
         ({"eps": (0.1, 0.1)}, "each once"),
         ({"eps": (0.0,)}, "above 0"),
-        ({"norm": "l1"}, "norm='l1' is not one of"),
+        ({"norm": "l0"}, "norm='l0' is not one of .*Protocol"),
         ({"images": 0}, "images=0 must be at least 1"),
         ({"rules": ("faa",)}, "unknown rule 'faa'"),
         ({"protocol": "biotorhc"}, "unknown protocol 'biotorhc'; did you mean 'biotorch'"),
-        ({"protocol": "biotorch", "norm": "l2"}, "are 'linf', not 'l2'"),
+        ({"protocol": "biotorch", "norm": "L1"}, "are 'linf', not 'l1'"),
         ({"protocol": "biotorch", "pixels": (0,)}, "must be at least 1"),
         ({"pixels": (1,)}, "have no effect without a protocol"),
     ):

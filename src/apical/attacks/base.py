@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
@@ -161,10 +162,11 @@ class Attack(abc.ABC):
         if classes is None:
             checks.check_mode(oracle.model, random_allowed=random_allowed)
         checks.check_inputs(x, ball)
-        if ball.norm == "l2" and len(x) and ball.eps > ball.diameter(x):
+        most = ball.diameter(x[0].numel()) if len(x) else math.inf
+        if ball.norm != "linf" and ball.eps > most:
             raise ValueError(
-                f"{self.name}: eps={ball.eps:g} is larger than the whole range, whose diagonal is"
-                f" {ball.diameter(x):.4g} for inputs of shape {tuple(x.shape[1:])}"
+                f"{self.name}: eps={ball.eps:g} is larger than the whole range, whose diameter is"
+                f" {most:.4g} for inputs of shape {tuple(x.shape[1:])}"
             )
         if not len(x):
             return

@@ -134,8 +134,8 @@ def robust_report(
         x: inputs, or a mapping with only them, as `{"pixel_values": x}`.
         eps: radius or radii above 0, in the unit of the inputs (normalisation must be part of the
             model).
-        norm: "linf", "l2" (also spelt "Linf", "L2"); or "flips" for binary events, where eps is
-            the number of events that may be flipped.
+        norm: "linf", "l2", "l1" (also spelt "Linf", "L2", "L1"); or "flips" for binary events,
+            where eps is the number of events that may be flipped.
         rules: names of further rules whose backward pass is tried with these weights.
         surrogates: name -> other model with the same classes, for transfer; a net trained by
             backprop from the same initial weights is the strongest.

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from apical.attacks.ball import Ball, Norm, lengths, per_example, scaled, unit
+from apical.attacks.ball import Ball, Norm, lengths, per_example, scaled, spent, unit
 from apical.attacks.base import Attack
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
@@ -32,7 +32,7 @@ class FAB(Attack):
 
     Args:
         eps: radius; None: unlimited, the nearest misclassified point is returned, from which
-            `minimum_norms` follow. norm: "linf" or "l2".
+            `minimum_norms` follow. norm: "linf", "l2" or "l1".
         steps: at least 1. restarts: at least 1, all but the first from a random point.
         targets: target classes, the most likely first; 0 means up to 9.
     Where no point was misclassified, the input is returned.
@@ -146,7 +146,7 @@ class FAB(Attack):
 
     def size(self, change: Tensor) -> Tensor:
         """The norm of the change of each example, (N,)."""
-        return change.flatten(1).abs().amax(1) if self.norm == "linf" else lengths(change)
+        return lengths(change, self.norm)
 
 
 def minimum_norms(
@@ -188,7 +188,8 @@ def nearest(
     where that is not possible in the range, the change that comes nearest.
 
     Every coordinate moves by t ("linf") or t |normal| ("l2"), until it reaches the end of the
-    range; t solves a piecewise linear equation.
+    range; t solves a piecewise linear equation. In "l1" the coordinate with the largest |normal|
+    moves, then the next one.
     Shapes: x, normal (N, ...), rise (N,) -> as x.
 
     >>> x, normal = torch.tensor([[0.5, 0.9]]), torch.tensor([[1.0, 1.0]])
@@ -203,6 +204,8 @@ def nearest(
     start = x.flatten(1)
     room = torch.where(upward > 0, high - start, start - low)
     weight = upward.abs()
+    if norm == "l1":
+        return (spent(weight, room, weight, rise.abs()[:, None]) * upward.sign()).view_as(x)
     speed = torch.ones_like(weight) if norm == "linf" else weight
     moving = weight > 0
     at = torch.where(moving, room / speed.where(moving, torch.ones_like(speed)), 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from apical.attacks.apgd import APGD
-from apical.attacks.ball import Threat
+from apical.attacks.ball import Ball, Threat
 from apical.attacks.base import Attack
 from apical.attacks.fab import FAB
 from apical.attacks.flips import Flips, GreedyFlips, RandomFlips
@@ -214,8 +213,8 @@ def planned(budgets: Sequence[float], s: Setting, values: int) -> list[Step]:
     found = [step for eps in budgets for step in steps(eps, s)]
     if s.protocol and s.images:
         found += s.protocol.pixel_steps(seed=s.seed, bounds=s.bounds)
-    widest = (s.bounds[1] - s.bounds[0]) / 2 * (1 if s.norm == "linf" else math.sqrt(values))
-    return [*found, large(widest, s)]
+    whole = Ball(0.0, s.norm, *s.bounds).diameter(values)
+    return [*found, large(whole / 2, s)]
 
 
 def steps(eps: float, s: Setting) -> Iterator[Step]:

@@ -31,10 +31,10 @@ class Square(Attack):
             fewer the schedule of sizes is compressed.
         share: of the pixels in the first square, in (0, 1]. restarts: at least 1.
 
-    Where inputs are no images (N, channels, height, width), or for "l2" smaller than 5 by 5, a
-    proposal changes random values, the same share of them, in place of a square.
+    Where inputs are no images (N, channels, height, width), or smaller than 5 by 5 in "l2" or "l1",
+    a proposal changes random values, the same share of them, in place of a square.
 
-    Source: Andriushchenko, Croce, Flammarion, Hein 2020.
+    Source: Andriushchenko, Croce, Flammarion, Hein 2020; "l1": Croce, Hein 2021, as in their code.
     """
 
     eps: float
@@ -88,7 +88,7 @@ class Square(Attack):
         """Length of the square's side at this proposal, in pixels."""
         share = self.share_at(query)
         side = max(round(math.sqrt(share * height * width)), 1 if self.norm == "linf" else 3)
-        if self.norm == "l2":
+        if self.norm != "linf":
             side += 1 - side % 2
         return min(side, height, width)
 
@@ -117,7 +117,7 @@ class _Search:
             self.margins[rows[better]] = margins[better]
 
     def _start(self) -> Tensor:
-        if self.attack.norm == "l2":
+        if self.attack.norm != "linf":
             return self._tiles()
         count, channels, _, width = self.x.shape
         stripes = self.attack.eps * self._signs(count, channels, 1, width)
@@ -152,28 +152,40 @@ class _Search:
         """Moves the norm of the change in one window to another one, with a new pattern."""
         count, channels, height, width = x.shape
         change = point - x
-        room = (self.attack.eps**2 - per_example(lengths(change), x) ** 2).clamp(min=0)
+        power = 2 if self.attack.norm == "l2" else 1
+        size = per_example(lengths(change, self.attack.norm), x)
+        room = (self.attack.eps**power - size**power).clamp(min=0)
         to = self._window(height, width, side)
         away = self._window(height, width, side)
         either = torch.zeros_like(x)
         either[to], either[away] = 1, 1
-        length = (change * either).square().sum((-2, -1), keepdim=True)
-        old = change[to]
-        new = _normalised(self._bumps(side) * self._signs(count, channels, 1, 1) + _normalised(old))
+        length = (change * either).abs().pow(power).sum((-2, -1), keepdim=True)
+        old = self._normalised(change[to])
+        new = self._normalised(self._bumps(side) * self._signs(count, channels, 1, 1) + old)
         change[away] = 0
-        change[to] = new * (room / channels + length).sqrt()
+        share = room / channels + length
+        change[to] = new * (share.sqrt() if power == 2 else share * channels)
         return self._scaled(x, change)
 
     def _scaled(self, x: Tensor, change: Tensor) -> Tensor:
+        if self.attack.norm == "l1":
+            return self.ball.project(x + change, x)
         return (x + unit(change, "l2") * self.attack.eps).clamp(*self.attack.bounds)
 
     def _bumps(self, side: int) -> Tensor:
-        """Two bumps of opposite sign, one above or next to the other, of length 1 together."""
-        half = side // 2
-        shape = torch.cat([_bump(half, side), -_bump(side - half, side)])
-        shape = shape / shape.square().sum().sqrt()
+        """Two bumps of opposite sign, one above or next to the other, of norm 1 together."""
+        above = self._normalised(_bump(side // 2, side, self.attack.norm))
+        below = self._normalised(_bump(side - side // 2, side, self.attack.norm))
+        shape = self._normalised(torch.cat([above, -below]))
         turned = torch.rand(1, generator=self.generator).item() > 0.5
         return (shape.t() if turned else shape).to(self.x.device, self.x.dtype)
+
+    def _normalised(self, window: Tensor) -> Tensor:
+        """Each channel of a window divided by its norm; zero stays zero."""
+        squared = self.attack.norm == "l2"
+        length = (window.square() if squared else window.abs()).sum((-2, -1), keepdim=True)
+        length = length.sqrt() if squared else length
+        return window / length.where(length > 0, torch.ones_like(length))
 
     def _window(self, height: int, width: int, side: int) -> tuple[slice, ...]:
         top, left = self._place(height - side), self._place(width - side)
@@ -209,26 +221,22 @@ class _Groups(_Search):
         # The norm of the change in the group, and what is left of eps, go to new signs there.
         change = point - x
         kept = change.masked_fill(among, 0)
-        room = (self.attack.eps**2 - lengths(kept) ** 2).clamp(min=0).sqrt()
-        fresh = signs * among * per_example(room, x) / math.sqrt(count)
+        if self.attack.norm == "l2":
+            room = (self.attack.eps**2 - lengths(kept) ** 2).clamp(min=0).sqrt() / math.sqrt(count)
+        else:
+            room = (self.attack.eps - lengths(kept, "l1")).clamp(min=0) / count
+        fresh = signs * among * per_example(room, x)
         return self.ball.project(x + kept + fresh, x)
 
 
-def _normalised(window: Tensor) -> Tensor:
-    """Each channel of a window divided by its length; zero stays zero."""
-    length = window.square().sum((-2, -1), keepdim=True).sqrt()
-    return window / length.where(length > 0, torch.ones_like(length))
-
-
-def _bump(height: int, width: int) -> Tensor:
-    """Nested rectangles around the middle, the k-th (from 0) adding 1 / (k + 1)^2; length 1.
-
-    Nothing for a height of 0.
-    """
+def _bump(height: int, width: int, norm: Norm) -> Tensor:
+    """Nested rectangles around the middle, the k-th (from 0) adding 1 / (k + 1)^2, in "l1" to the
+    fourth power."""
     shape = torch.zeros(height, width)
     middle = (height // 2, width // 2)
     for ring in range(max(middle) + 1):
         top, left = middle[0] - ring, middle[1] - ring
         bottom, right = top + 2 * ring + 1, left + 2 * ring + 1
-        shape[max(top, 0) : bottom, max(left, 0) : right] += 1 / (ring + 1) ** 2
-    return shape / shape.square().sum().sqrt() if height else shape
+        share = 1 / (ring + 1) ** (2 if norm == "l2" else 4)
+        shape[max(top, 0) : bottom, max(left, 0) : right] += share
+    return shape

@@ -26,7 +26,8 @@ from apical.names import check_at_least
 
 @dataclass(frozen=True)
 class FGSM(Attack):
-    """One step of length eps in the direction that increases the loss ("l2": fast gradient method).
+    """One step of length eps in the direction that increases the loss ("l2": fast gradient method;
+    "l1": values of the largest gradients first, each to the end of the range).
 
     Args: eps: radius in units of the input, 8/255 for example. loss: "ce", "dlr" or "margin".
     Source: Goodfellow, Shlens, Szegedy 2015.
@@ -46,12 +47,13 @@ class FGSM(Attack):
     def perturb(self, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         ball = Ball(self.eps, self.norm, *self.bounds)
         gradient = oracle.ask(x, y, against(y, self.loss)).gradient
-        return (x + self.eps * ball.ascent(gradient)).clamp(*self.bounds)
+        return ball.furthest(x, gradient)
 
 
 @dataclass(frozen=True)
 class PGD(Attack):
-    """Projected gradient ascent of steps of equal length.
+    """Projected gradient ascent of steps of equal length; in "l1" a step changes the 1 % of the
+    values with the largest gradients (more, where their range has too little room for it).
 
     Args:
         eps: radius. steps: at least 1.
@@ -63,7 +65,7 @@ class PGD(Attack):
         stop_when_broken: return the first misclassified point of each example and stop there: it
             breaks at least as many. False: return the last point, as published.
 
-    Source: Madry et al. 2018.
+    Source: Madry et al. 2018; "l1": Tramèr, Boneh 2019, with the projection of Croce, Hein 2021.
     """
 
     eps: float
@@ -132,7 +134,7 @@ class PGD(Attack):
             rows, x, y = rows[keep], x[keep], y[keep]
             if not len(rows):
                 return result
-            point = ball.project(point[keep] + step * ball.ascent(answer.gradient[keep]), x)
+            point = ball.advance(point[keep], x, answer.gradient[keep], step)
         result[rows] = point
         return result
 
@@ -188,8 +190,7 @@ def _ascend(
     steps: int,
 ) -> Tensor:
     for _ in range(steps):
-        gradient = oracle.ask(point, y, loss).gradient
-        point = ball.project(point + step * ball.ascent(gradient), x)
+        point = ball.advance(point, x, oracle.ask(point, y, loss).gradient, step)
     return point
 
 
@@ -199,8 +200,8 @@ class Noise(Attack):
 
     Args:
         eps: radius.
-        kind: "uniform" in the ball ("l2": uniform direction and radius); "gaussian": normal with
-            standard deviation eps / 2 ("l2": a random direction with length eps), projected to the
+        kind: "uniform" in the ball (not "linf": uniform direction and radius); "gaussian": normal
+            with standard deviation eps / 2 (not "linf": normal, of length eps), projected to the
             ball; "sign": +eps or -eps for every value with equal probability ("linf" only).
         draws: at least 1; the first misclassified one is returned, else the last.
     """
@@ -242,5 +243,5 @@ class Noise(Attack):
             coin = torch.randint(2, x.shape, generator=generator).to(x.device, x.dtype)
             return (x + self.eps * (2 * coin - 1)).clamp(*self.bounds)
         draw = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
-        change = 0.5 * draw if self.norm == "linf" else unit(draw, "l2")
+        change = 0.5 * draw if self.norm == "linf" else unit(draw, self.norm)
         return ball.project(x + self.eps * change, x)

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 _OF_THE_ATTACK: tuple[tuple[str, Any, Any, str], ...] = (
     ("eps", "4/255,8/255,16/255", str, "radii, in units of pixels in [0, 1], as 8/255,0.1"),
-    ("norm", "linf", str, "linf: largest change of one value; l2: length of the change"),
+    (
+        "norm",
+        "linf",
+        str,
+        "linf: largest change of one value; l2: length of the change; l1: sum of "
+        "the changes; flips: number of binary values",
+    ),
     ("images", 1000, int, "images of the test split that are attacked"),
     ("rules", "", str, "further rules whose backward pass is tried on the weights, as usf,brsf"),
     ("transfer", "", str, "folders of runs to transfer attacks from; one trained by bp is best"),

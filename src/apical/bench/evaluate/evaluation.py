@@ -18,10 +18,11 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, get_args, get_type_hints
 
 from torch import Tensor
 
+from apical.attacks.ball import check_norm, standard_norm
 from apical.attacks.checks import check_eps
 from apical.bench.evaluate.trained_net import Trained
 from apical.bench.experiment.execution import Execution
@@ -92,6 +93,8 @@ class Evaluation(abc.ABC):
     def check(self) -> None:
         """Raises: ValueError for radii or numbers out of range."""
         object.__setattr__(self, "eps", tuple(self.eps))
+        object.__setattr__(self, "norm", standard_norm(self.norm))
+        check_norm(self.home, self.norm, get_args(get_type_hints(type(self))["norm"]))
         check_literals(self, self.home)
         for eps in self.eps:
             check_eps(self.home, eps, low=0.0, high=1.0, linf=self.norm == "linf")

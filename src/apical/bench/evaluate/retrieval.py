@@ -85,7 +85,8 @@ class Evaluation(evaluation.Evaluation):
 
     Args:
         eps: radii above 0, in units of pixels in [0, 1].
-        norm: "linf" (largest change of one value) or "l2" (length of the change).
+        norm: "linf" (largest change of one value), "l2" (length of the change) or "l1" (sum of the
+            changes).
         queries: images of the test split, the same for every net; all, where it has fewer (>= 1).
         known: codes of the database that SDHA and Anchor are given, some of every
             class, the same for every net; all, where it has fewer (>= 1).

@@ -11,7 +11,7 @@ from apical.measure.robustness_verdict import radius
 
 Row = Mapping[str, Any]
 
-THREATS = {"linf": "Linf", "l2": "L2", "flips": "flips"}
+THREATS = {"linf": "Linf", "l2": "L2", "l1": "L1", "flips": "flips"}
 PAGE = "docs/robustness_flags.md"
 """What each flag means, a section for each."""
 

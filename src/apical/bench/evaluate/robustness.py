@@ -33,8 +33,8 @@ class Evaluation(evaluation.Evaluation):
 
     Args:
         eps: radii above 0, in units of pixels in [0, 1]; or numbers of flips.
-        norm: "linf" (largest change of one value), "l2" (length of the change), or "flips" (how
-            many values of binary events are flipped).
+        norm: "linf" (largest change of one value), "l2" (length of the change), "l1" (sum of the
+            changes), or "flips" (how many values of binary events are flipped).
         images: of the test split, the same for every net; all, where it has fewer (>= 1).
         effort: how much is spent on each attack.
         rules: names of further rules whose backward pass is tried on these weights.

@@ -64,7 +64,8 @@ class Adversarial(Settings):
     Args:
         eps: radius (> 0) in units of pixels in [0, 1]; 8/255 is 0.0314.
         attack: ``pgd``, or ``fgsm``, a single step from a random start.
-        norm: ``linf`` (largest change of one pixel) or ``l2`` (length of the change).
+        norm: ``linf`` (largest change of one pixel), ``l2`` (length of the change) or ``l1`` (sum
+            of the changes).
         steps: of pgd (>= 1).
         step_size: of one step (> 0); absent: 2.5 eps / steps, of fgsm 1.25 eps.
         gradient: ``exact``, the true gradient of the weights, or ``own``, that of the rule, which
@@ -74,7 +75,7 @@ class Adversarial(Settings):
 
     eps: float = setting(8 / 255, "(0, inf)")
     attack: Literal["fgsm", "pgd"] = "pgd"
-    norm: Literal["l2", "linf"] = "linf"
+    norm: Literal["l1", "l2", "linf"] = "linf"
     steps: int = setting(7, "[1, inf)")
     step_size: float | None = setting(None, "(0, inf)")
     gradient: Literal["exact", "own"] = "exact"

@@ -14,6 +14,7 @@ from apical.measure.robustness_verdict import Estimate
 NORMS = {
     "linf": "every input value may change by at most the radius",
     "flips": "as many binary events as the radius says may be added or removed",
+    "l1": "the changes of all input values, in sum, are at most the radius",
     "l2": "the change of all input values together, as a Euclidean length, is at most the radius",
 }
 

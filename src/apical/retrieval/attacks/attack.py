@@ -32,7 +32,7 @@ class RetrievalAttack(Attack):
     """An attack on the code of a query. `attack(model, x, y)`; the model gives K outputs.
 
     Args of every attack on retrieval:
-        eps: radius. norm: "linf" or "l2".
+        eps: radius. norm: "linf", "l2" or "l1".
         steps: at least 1.
         optimizer: "sign": projected steps of equal length, as in PGD: its strength does not depend
             on the norm of the gradient, which differs between rules by powers of ten. "sgd" (with
