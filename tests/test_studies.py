@@ -163,6 +163,11 @@ def test_refusals() -> None:
     row = Published("digits", "fq", 4.0, "S")
     with pytest.raises(ValueError, match="of digits, fq, of which there is no run; .* digits, fa"):
         dataclasses.replace(study, published=(row,))
+    with pytest.raises(ValueError, match="study tiny: fa follows bq, which has no run in digits"):
+        dataclasses.replace(study, follows={"fa": "bq"})
+    search = Search((0.1,), 1, Schedule(), 300, seeds=(1, 2, 3))
+    with pytest.raises(ValueError, match=r"study tiny: seeds \[1\] of its runs are also"):
+        dataclasses.replace(study, search=search)
 
 
 def test_conduct_chooses_runs_and_describes(tmp_path: Path) -> None:

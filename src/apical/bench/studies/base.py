@@ -187,7 +187,8 @@ class Study:
         fixed: rows that keep the rate of their experiment, such as published ones.
         solved: share of right validation answers, in (0, 1], from which on a task counts as
         solved; the report then shows the steps until it is reached.
-    Raises: ValueError for two runs of one row and seed, or published values of a row without runs.
+    Raises: ValueError for two runs of one row and seed, published values of a row without runs, a
+        row that follows one without runs, or seeds of a search that are reported.
     """
 
     name: str
@@ -213,12 +214,26 @@ class Study:
             if (run := (entry.cell, entry.experiment.seed)) in seen:
                 raise ValueError(f"study {self.name}: two runs are {entry.label}")
             seen.add(run)
-        for row in (*self.published, *self.curves, *self.robust_published):
+        rows: tuple[Published | Curve | PublishedRobustness, ...]
+        rows = (*self.published, *self.curves, *self.robust_published)
+        for row in rows:
             if (row.setting, row.rule) not in self.cells:
                 cells = "; ".join(map(", ".join, self.cells))
                 raise ValueError(
                     f"study {self.name}: a published value is of {row.setting}, {row.rule}, "
                     f"of which there is no run; there are {cells}"
+                )
+        for setting, rule in self.cells:
+            if rule in self.follows and (setting, self.follows[rule]) not in self.cells:
+                raise ValueError(
+                    f"study {self.name}: {rule} follows {self.follows[rule]}, which has no run in "
+                    f"{setting}"
+                )
+            search = self.search_of((setting, rule))
+            if search and (both := {*search.seeds} & {seed for cell, seed in seen}):
+                raise ValueError(
+                    f"study {self.name}: seeds {sorted(both)} of its runs are also those of the "
+                    "search; choose others for the search, such as 1000, 1001, 1002"
                 )
 
     @property

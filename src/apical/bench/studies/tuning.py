@@ -51,7 +51,7 @@ def search(
     )
     setting = f"{experiment.task or experiment.data} {experiment.net}"
     entries = tuple(
-        Entry(setting, label, dataclasses.replace(experiment, rule=rule))
+        Entry(setting, label, dataclasses.replace(experiment, rule=rule, seed=0))
         for label, rule in rules.items()
     )
     return Study("tune", "Learning rates", "full", entries, search=made)
