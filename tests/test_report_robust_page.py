@@ -207,7 +207,7 @@ def test_pictures_are_the_arrays(tmp_path, channels):
     make_evaluation(folder, "fa", 1)
     make_examples(folder, channels=channels, eps=0.1)
     (section,) = sections.sections(evaluations.Robustness.of_run(tmp_path / "run", "s", "fa", 1))
-    ((_, found),), problems = pictures.of_section(section, pictures.examples)
+    (found,), problems = pictures.of_section(section, pictures.examples)
     assert problems == []
     assert found.columns == (
         "original",

@@ -5,6 +5,7 @@ from functools import partial
 from statistics import fmean, median
 from typing import Any
 
+from apical.bench.report import curves
 from apical.bench.report.colours import INK, LINE, SOFT, line_style
 from apical.bench.report.lines import (
     Looks,
@@ -61,7 +62,8 @@ def of_setting(study: Study, rows: Sequence[Cell], setting: str, looks: Looks) -
     runs = study.by_rule(setting)
     groups = [*_errors(shown, looks), *learning(runs, looks), *_costs(shown, looks)]
     groups += rates(study, setting, looks)
-    return [*groups, *over_steps(runs, looks), *memory(runs, looks), *retrieval(runs, looks)]
+    groups += [*over_steps(runs, looks), *memory(runs, looks), *retrieval(runs, looks)]
+    return groups + curves.groups(study, setting, looks)
 
 
 def of_run(run: Run, looks: Looks) -> list[Group]:

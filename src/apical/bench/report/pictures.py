@@ -14,7 +14,7 @@ import numpy as np
 
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.names import display_name
-from apical.bench.report.render import FONT, new_figure, print_title, save_png
+from apical.bench.report.render import FONT, Files, new_figure, print_title, save_png
 from apical.bench.report.sections import Section
 from apical.bench.report.table import Column, Shown, Table, percent
 from apical.bench.storage import evaluation_folder
@@ -74,23 +74,21 @@ def caption(rule: str, seed: int) -> str:
     return f"{display_name(rule)}, seed {seed}"
 
 
-def of_section(
-    section: Section, read: Callable[[Any, Path], T]
-) -> tuple[list[tuple[Any, T]], list[str]]:
-    """The first net of each rule that has examples, with them, and what could not be read."""
-    nets, problems = [], []
+def of_section(section: Section, read: Callable[[Any, Path], T]) -> tuple[list[T], list[str]]:
+    """What is read of the first net of each rule that has examples, and what could not be read."""
+    found, problems = [], []
     for rule in section.rules:
         for net in section.of(rule).values():
             path = net.folder / "examples.npz"
             if not path.exists():
                 continue
             try:
-                nets.append((net, read(net, path)))
+                found.append(read(net, path))
                 break
             except (ValueError, OSError, LookupError) as error:
                 reason = str(error).replace(f"{net.folder}/", "")
                 problems.append(f"{caption(rule, net.seed)}: {reason}")
-    return nets, problems
+    return found, problems
 
 
 def arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, Any]:
@@ -191,8 +189,11 @@ def _column(name: str) -> str:
     return attack if attack and source == "none" else name.replace(" / ", ", ")
 
 
-def write_png(path: Path, nets: Sequence[Examples], title: str) -> None:
-    """One image with its perturbations, one line a rule, for print: that misread most often."""
+def for_print(nets: Sequence[Examples], files: Files, heading: str, slug: str) -> str:
+    """One image with its perturbations, one line a rule: that misread most often. Returns: the
+    file, "" where none is wanted."""
+    if not files.png:
+        return ""
 
     def wrong(image: int) -> int:
         rows = [row for each in nets for row in each.rows[image : image + 1]]
@@ -202,14 +203,15 @@ def write_png(path: Path, nets: Sequence[Examples], title: str) -> None:
     across = max(len(each.columns) for each in nets)
     width, height = size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(nets))
     with new_figure(size, FONT) as figure:
-        print_title(figure, size, title)
+        print_title(figure, size, f"{files.title} · {heading}")
         for line, each in enumerate(nets):
             bottom, wide = height - 1.8 - 1.55 * line, 1.15 * len(each.columns)
             axes = figure.add_axes((0.8 / width, bottom / height, wide / width, 1 / height))
             _draw_strip(axes, each, image)
             name, middle = display_name(each.rule), (bottom + 0.5) / height
             figure.text(0.1 / width, middle, name, fontweight="bold", color=INK, va="center")
-        save_png(figure, path)
+        save_png(figure, files.folder / f"{slug}examples.png")
+    return f"{slug}examples.png"
 
 
 def _draw_strip(axes: Any, net: Examples, image: int) -> None:
@@ -248,7 +250,7 @@ def answers(section: Section) -> tuple[list[tuple[Any, float, list[list[Answer]]
 
     The same queries of every rule: those that lose most average precision over all of them.
     """
-    nets, problems = of_section(section, lambda net, path: arrays(path, RETRIEVED))
+    nets, problems = of_section(section, lambda net, path: (net, arrays(path, RETRIEVED)))
     count = min((len(values["x"]) for _, values in nets), default=0)
     lost = [0.0] * count
     for _, values in nets:

@@ -77,9 +77,13 @@ class Drawn:
     panels: tuple[tuple[str, str], ...]
 
 
+Say = Callable[[str], None]
+"""Is given what is being written."""
+
+
 @dataclass(frozen=True)
 class Files:
-    """The files that a page links to.
+    """The files that a page links to: the page calls these methods where the links stand.
 
     Attributes: title: of the PNG files, before the heading of each. png: whether figures are
         written as PNG too.
@@ -87,10 +91,13 @@ class Files:
 
     folder: Path
     title: str
-    png: bool = True
+    png: bool
+    say: Say
 
-    def csv(self, name: str, table: Table) -> None:
+    def csv(self, name: str, table: Table) -> str:
+        """The name of the file."""
         write_bytes(self.folder / name, table.csv().encode())
+        return name
 
     def print(self, group: Group, heading: str = "", slug: str = "") -> str:
         """A group for print; its file, "" where none is wanted."""
@@ -102,6 +109,7 @@ class Files:
 
     def draw(self, groups: Iterable[Group], heading: str = "", slug: str = "") -> list[Drawn]:
         """The groups for the page, and for print. slug: start of the names of their files."""
+        self.say(f"{self.title}: figures{' of ' * bool(heading)}{heading}")
         return [
             Drawn(
                 group,

@@ -1,7 +1,7 @@
 """The robustness of each rule: at a radius, over it, by gradient, against published values; and the
 figures of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,6 +36,9 @@ READ = 1.0
 
 SAME_RADIUS = 1e-3
 """Relative difference up to which a published radius, rounded for print, is taken for ours."""
+
+MOST_RADII = 4
+"""Radii that have a table of their own on the page, evenly spaced; all are in the CSV."""
 
 Lines = Mapping[str, Mapping[float, Estimate]]
 """Kind of attack -> radius -> robust accuracy."""
@@ -204,11 +207,6 @@ def unused(study: Study) -> int:
     return sum(row.setting in settings and row not in used for row in study.robust_published)
 
 
-def sources(sections: Iterable[Section]) -> list[str]:
-    """Where the published values come from."""
-    return list(dict.fromkeys(row.source for section in sections for row in section.published))
-
-
 @dataclass(frozen=True)
 class Heat:
     """Robust accuracy in %, nets of one rule of training (row) attacked by the gradient of another
@@ -288,11 +286,10 @@ def _heat(section: Section, eps: float, attack: str, tried: Sequence[str]) -> He
 # Figures
 
 
-def over_radius(section: Section) -> tuple[list[Group], list[str]]:
-    """Small multiples over the radius, and the kinds of attack in them; none for a single radius,
-    which the table shows better."""
+def over_radius(section: Section) -> list[Group]:
+    """Small multiples over the radius; none for a single one, which the table shows better."""
     if len(section.radii) < 2:
-        return [], []
+        return []
 
     def draw(axes: Any, *, shares: Lines, without: Any) -> None:
         """One line per kind of attack with its interval, from the clean accuracy at radius 0."""
@@ -322,8 +319,7 @@ def over_radius(section: Section) -> tuple[list[Group], list[str]]:
         panels.append(Panel(title, partial(draw, shares=shares, without=without)))
     legend = tuple(KINDS[kind] for kind in KINDS if kind in kinds)
     heading = "Robust accuracy over the radius"
-    group = Group("radius", heading, "", tuple(panels), (2.5, 1.9), legend=legend, columns=3)
-    return [group], [kind for kind in KINDS if kind in kinds]
+    return [Group("radius", heading, "", tuple(panels), (2.5, 1.9), legend=legend, columns=3)]
 
 
 def crossed(heat: Heat, number: int) -> Group:
