@@ -67,16 +67,6 @@ class Group:
     columns: int = 4
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A group as the macro `figure` of a page needs it: file of the PNG, "" where none was asked
-    for; titles and SVG."""
-
-    group: Group
-    png: str
-    panels: tuple[tuple[str, str], ...]
-
-
 Say = Callable[[str], None]
 """Is given what is being written."""
 
@@ -100,24 +90,13 @@ class Files:
         return name
 
     def print(self, group: Group, heading: str = "", slug: str = "") -> str:
-        """A group for print; its file, "" where none is wanted."""
+        """A group for print; its file, "" where none is wanted. slug: start of its name."""
+        self.say(f"{self.title}: {group.heading}{' of ' * bool(heading)}{heading}")
         file = f"{slug}{group.name}.png" if self.png else ""
         if file:
             titles = filter(None, [self.title, heading, group.heading])
             write_png(self.folder / file, group, title=" · ".join(titles))
         return file
-
-    def draw(self, groups: Iterable[Group], heading: str = "", slug: str = "") -> list[Drawn]:
-        """The groups for the page, and for print. slug: start of the names of their files."""
-        self.say(f"{self.title}: figures{' of ' * bool(heading)}{heading}")
-        return [
-            Drawn(
-                group,
-                self.print(group, heading, slug),
-                tuple((panel.title, to_svg(group, panel)) for panel in group.panels),
-            )
-            for group in groups
-        ]
 
 
 def prefix(names: Sequence[str], name: str) -> str:

@@ -1,6 +1,7 @@
 """The robustness of each rule: at a radius, over it, by gradient, against published values; and the
 figures of it."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -252,26 +253,23 @@ class Heat:
 
 
 def heats(section: Section, eps: float) -> list[Heat]:
-    """Rule of training by rule of the attack's gradient, one per attack that was run so."""
+    """Rule of training by rule of the attack's gradient, one per attack that was run so.
+
+    The exact gradient, which is backprop's, is the first column; then the rules in the order of the
+    rows, and those of which no net was trained.
+    """
+    rows = sorted(section.rules, key=lambda rule: not is_baseline(rule))
     tried: dict[str, dict[str, None]] = {}
     for net in section.evaluations:
-        for row in net.of_kind("attack"):
-            if (row["group"], row["eps"], row["on"]) == ("rule", eps, "all"):
-                tried.setdefault(row["attack"], {})[row["source"].removeprefix("rule:")] = None
-    return [_heat(section, eps, attack, list(sources)) for attack, sources in tried.items()]
-
-
-def _heat(section: Section, eps: float, attack: str, tried: Sequence[str]) -> Heat:
-    """The exact gradient, which is backprop's, is the first column; then the rules in the order of
-    the rows."""
-    rows = sorted(section.rules, key=lambda rule: not is_baseline(rule))
-    known = [rule for rule in rows if rule in tried or is_baseline(rule)]
-    others = [rule for rule in tried if rule not in known and not is_baseline(rule)]
-    first = [] if any(map(is_baseline, known)) else ["bp"]
-    columns = (*first, *known, *others)
-    cells = {}
-    for row in rows:
-        for column in columns:
+        for one in net.of_kind("attack"):
+            if (one["group"], one["eps"], one["on"]) == ("rule", eps, "all"):
+                tried.setdefault(one["attack"], {})[one["source"].removeprefix("rule:")] = None
+    made = []
+    for attack, sources in tried.items():
+        others = [rule for rule in dict.fromkeys([*rows, *sources]) if rule in sources]
+        columns = (section.baseline or "bp", *(rule for rule in others if not is_baseline(rule)))
+        cells = {}
+        for row, column in itertools.product(rows, columns):
             which = {"group": "rule", "source": f"rule:{column}"}
             if row == column:
                 which = {"group": "own"}
@@ -280,7 +278,8 @@ def _heat(section: Section, eps: float, attack: str, tried: Sequence[str]) -> He
             share = partial(attack_share, attack=attack, eps=eps, **which)
             if cell := section.estimate(row, share):
                 cells[row, column] = cell
-    return Heat(attack, eps, tuple(rows), columns, cells)
+        made.append(Heat(attack, eps, tuple(rows), columns, cells))
+    return made
 
 
 # Figures
