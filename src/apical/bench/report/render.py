@@ -53,14 +53,15 @@ Legend = tuple[tuple[str, Look], ...]
 class Group:
     """Panels that belong together: one row of the page, one PNG.
 
-    Attributes: size: of a panel, inches. margin: inches left of the axes and below them. legend:
+    Attributes: panels: each with a title outside its axes and a method `draw(axes)`, as `Panel`.
+        size: of a panel, inches. margin: inches left of the axes and below them. legend:
         none where the panels name what they show. columns: panels side by side in the PNG.
     """
 
     name: str
     heading: str
     caption: str
-    panels: tuple[Panel, ...] = ()
+    panels: tuple[Any, ...] = ()
     size: tuple[float, float] = (3.4, 2.2)
     margin: tuple[float, float] = (0.5, 0.42)
     legend: Legend = ()
@@ -126,7 +127,7 @@ def new_figure(size: tuple[float, float], settings: dict[str, Any] = SETTINGS) -
         yield Figure(figsize=size)
 
 
-def to_svg(group: Group, panel: Panel) -> str:
+def to_svg(group: Group, panel: Any) -> str:
     """One panel as an SVG element for inlining: colours are CSS variables, ids do not clash."""
     with new_figure(group.size) as figure:
         panel.draw(_axes(figure, group, (0.0, 0.0), group.size))
