@@ -17,10 +17,10 @@ from apical.bench.report.table import (
     Table,
     each,
     estimate,
-    minus,
     percent,
     plain,
     points,
+    ratio,
     span,
 )
 from apical.measure import robustness_verdict
@@ -198,7 +198,7 @@ def audits(section: Section) -> Table:
 
     def measure(key: str, rule: str) -> Shown:
         percents = key in ("rising", "zero", "saturated")
-        return plain(means[rule][key], lambda v: f"{100 * v:.0f}" if percents else _cosine(v))
+        return plain(means[rule][key], lambda v: f"{100 * v:.0f}" if percents else ratio(v))
 
     def alone(rule: str) -> str:
         return ", ".join(dict.fromkeys(row["verdict"] for row in rows[rule]))
@@ -211,10 +211,6 @@ def audits(section: Section) -> Table:
         Column("verdict", lambda rule: word(robustness.verdict(section, rule)), left=True),
     ]
     return Table(columns, section.rules, "Gradient audit")
-
-
-def _cosine(value: float) -> str:
-    return minus(f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}")
 
 
 # CSV files
@@ -236,17 +232,14 @@ def _numbers(section: Section) -> Iterable[dict[str, Any]]:
 
     for rule in section.rules:
         yield row(rule, section.estimate(rule, robustness.clean), eps=0.0, group="clean")
-        shares: dict[tuple[Any, ...], dict[int, float]] = {}
-        images: dict[tuple[Any, ...], int] = {}
-        for seed, net in section.of(rule).items():
-            for attack in (one for one in net.of_kind("attack") if one["on"] == "all"):
-                names = tuple(attack[key] for key in ATTACK)
-                shares.setdefault(names, {})[seed] = attack["accuracy"]
-                images[names] = attack.get("examples", net.clean["examples"])
-        for names, by_seed in shares.items():
+        every = [one for one in section.of_kind(rule, "attack") if one["on"] == "all"]
+        for names in dict.fromkeys(tuple(one[key] for key in ATTACK) for one in every):
             about = dict(zip(ATTACK, names, strict=True))
-            accuracy = robustness_verdict.estimate(by_seed, images[names])
-            yield row(rule, accuracy, **about, images=images[names])
+            rows = section.rows(rule, "attack", on="all", **about)
+            shares = {seed: one["accuracy"] for seed, one in rows.items()}
+            images = next(iter(rows.values())).get("examples", section.clean["examples"])
+            accuracy = robustness_verdict.estimate(shares, images)
+            yield row(rule, accuracy, **about, images=images)
         for line in (line for line in headlines if line.rule == rule):
             for name, group, source in COLUMNS:
                 if value := line[name]:
