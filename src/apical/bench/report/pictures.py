@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.names import display_name
-from apical.bench.report.render import FONT, Files, new_figure, print_title, save_png
+from apical.bench.report.render import Group, Panel
 from apical.bench.report.sections import Section
 from apical.bench.report.table import Column, Shown, Table, percent
 from apical.bench.storage import evaluation_folder
@@ -197,11 +198,8 @@ def _column(name: str) -> str:
     return attack if attack and source == "none" else name.replace(" / ", ", ")
 
 
-def for_print(nets: Sequence[Sheet], files: Files, heading: str, slug: str) -> str:
-    """One image with its perturbations, one line a rule: that misread most often. Returns: the
-    file, "" where none is wanted."""
-    if not files.png:
-        return ""
+def for_print(nets: Sequence[Sheet]) -> Group:
+    """One image with its perturbations, a panel per net: that misread most often."""
 
     def wrong(image: int) -> int:
         rows = [row for each in nets for row in each.rows[image : image + 1]]
@@ -209,20 +207,12 @@ def for_print(nets: Sequence[Sheet], files: Files, heading: str, slug: str) -> s
 
     image = max(range(max(len(each.rows) for each in nets)), key=wrong)
     across = max(len(each.columns) for each in nets)
-    width, height = size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(nets))
-    with new_figure(size, FONT) as figure:
-        print_title(figure, size, f"{files.title} · {heading}")
-        for line, each in enumerate(nets):
-            bottom, wide = height - 1.8 - 1.55 * line, 1.15 * len(each.columns)
-            axes = figure.add_axes((0.8 / width, bottom / height, wide / width, 1 / height))
-            _draw_strip(axes, each, image)
-            name, middle = display_name(each.rule), (bottom + 0.5) / height
-            figure.text(0.1 / width, middle, name, fontweight="bold", color=INK, va="center")
-        save_png(figure, files.folder / f"{slug}examples.png")
-    return f"{slug}examples.png"
+    panels = tuple(Panel("", partial(_draw_strip, net=each, image=image)) for each in nets)
+    size = (1.15 * across + 0.22, 1.9)
+    return Group("examples", "What the changes look like", "", panels, size, (0.1, 0.2), columns=1)
 
 
-def _draw_strip(axes: Any, net: Sheet, image: int) -> None:
+def _draw_strip(axes: Any, *, net: Sheet, image: int) -> None:
     """The pictures of one image side by side, 1.15 units each of which 1 is the picture."""
     row = net.rows[min(image, len(net.rows) - 1)]
     for place, (column, picture) in enumerate(zip(net.columns, row, strict=True)):
@@ -231,8 +221,10 @@ def _draw_strip(axes: Any, net: Sheet, image: int) -> None:
         title = column.title.replace(", ", ",\n")
         axes.text(left, 1.05, title, fontsize=6, color=SOFT, va="bottom")
         axes.text(left, -0.05, picture.text, va="top", color=WRONG if picture.wrong else INK)
+    axes.text(0, 1.33, display_name(net.rule), fontweight="bold", color=INK, va="bottom")
     axes.set_xlim(0, 1.15 * len(net.columns))
-    axes.set_ylim(0, 1)
+    axes.set_ylim(-0.2, 1.4)
+    axes.set_anchor("W")
     axes.set_axis_off()
 
 

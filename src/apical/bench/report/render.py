@@ -157,7 +157,9 @@ def write_png(path: Path, group: Group, *, title: str) -> None:
     head = 0.34 + 0.2 * -(-len(group.legend) // per_row)
     total = (width, rows * height + head)
     with new_figure(total) as figure:
-        print_title(figure, total, title, size=min(9.5, 9.5 * width / (0.085 * len(title))))
+        size = min(9.5, 9.5 * width / (0.085 * len(title)))
+        corner = 0.1 / total[0], 1 - 0.2 / total[1]
+        figure.text(*corner, title, fontsize=size, fontweight="bold")
         if group.legend:
             lines = [
                 Line2D([], [], marker=look.marker, markersize=4, label=name, **line_style(look))
@@ -173,11 +175,6 @@ def write_png(path: Path, group: Group, *, title: str) -> None:
             axes.set_title(panel.title, fontsize=8, loc="left", color=INK)
             panel.draw(axes)
         save_png(figure, path)
-
-
-def print_title(figure: Any, total: Sequence[float], title: str, size: float = 9.5) -> None:
-    """The title of a PNG of a total size in inches, in the upper left corner."""
-    figure.text(0.1 / total[0], 1 - 0.2 / total[1], title, fontsize=size, fontweight="bold")
 
 
 def save_png(figure: Any, path: Path | None = None, dpi: int = 200) -> bytes:
