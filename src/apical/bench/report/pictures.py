@@ -2,9 +2,7 @@
 
 import base64
 import io
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from apical.bench.report.names import display_name
 from apical.bench.report.render import Group, Panel
 from apical.bench.report.sections import Section
 from apical.bench.report.table import Column, Shown, Table, percent
-from apical.bench.storage import evaluation_folder
+from apical.bench.storage.evaluation_folder import CLASSIFIED, RETRIEVED, read_examples
 
 MOST_IMAGES, MOST_ATTACKS = 3, 3
 """Shown of each rule: enough to see what a radius looks like."""
@@ -27,17 +25,6 @@ MOST_QUERIES, MOST_FOUND = 2, 6
 
 WRONG = "#a8281f"
 """Answers that are wrong, in print."""
-
-EXAMPLES = {
-    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "predictions_clean": "k",
-    "predictions_adv": "sk",
-}  # fmt: skip
-RETRIEVED = {
-    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "precision": "ak", "found": "aknCHW",
-    "found_labels": "akn",
-}  # fmt: skip
-"""Shape of each array in an examples.npz of each kind: k images, s attacks, a = s + 1 answers, n
-items found, C = 1 or 3 colours."""
 
 T = TypeVar("T")
 
@@ -120,43 +107,12 @@ def of_section(section: Section, read: Callable[[Any, Path], T]) -> tuple[list[T
     return found, problems
 
 
-def arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, Any]:
-    """The arrays of an examples.npz.
-
-    Args: shapes: of those it must hold in addition to `eps`, as in `EXAMPLES`.
-    Raises: ValueError saying what is wrong with it.
-    """
-    evaluation_folder.verify(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            values = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if missing := sorted({*shapes, "eps"} - values.keys()):
-        raise ValueError(f"{path} has no {', '.join(missing)}")
-    sizes: dict[str, int] = {}
-    for key, letters in shapes.items():
-        shape = values[key].shape
-        fits = len(shape) == len(letters) and all(
-            sizes.setdefault(letter, size) == size
-            for letter, size in zip(letters, shape, strict=True)
-        )
-        answers = sizes.get("s", 0) + 1
-        if not fits or sizes.get("C", 1) not in (1, 3) or sizes.get("a", answers) != answers:
-            expected = ", ".join(f"{name} ({', '.join(of)})" for name, of in shapes.items())
-            raise ValueError(
-                f"{path}: {key} {shape}: expected grey or colour images (C = 1 or 3) with the same "
-                f"letter for the same size, a = s + 1, in {expected}"
-            )
-    return values
-
-
 # Classifiers
 
 
 def examples(net: Any, path: Path) -> Sheet:
     """Images of a net under attack, and the changes, amplified around middle grey."""
-    values = arrays(path, EXAMPLES)
+    values = read_examples(path, CLASSIFIED)
     x, adv = values["x"][:MOST_IMAGES], values["adv"][:, :MOST_IMAGES]
     names = [str(name) for name in values["names"]]
     sources = [name.rpartition(" / ")[2] for name in names]
@@ -237,7 +193,7 @@ def answers(section: Section) -> tuple[list[Sheet], list[str]]:
 
     The same queries of every rule: those that lose most average precision over all of them.
     """
-    nets, problems = of_section(section, lambda net, path: (net, arrays(path, RETRIEVED)))
+    nets, problems = of_section(section, lambda net, path: (net, read_examples(path, RETRIEVED)))
     count = min((len(values["x"]) for _, values in nets), default=0)
     lost = [0.0] * count
     for _, values in nets:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from apical.attacks.sanity import MEANINGS
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.names import display_name, is_baseline, is_control
 from apical.bench.report.read import Published
@@ -48,32 +49,6 @@ MEASURES = {
     "repeat": "Repeatable",
 }
 """Measures of the audit that the page shows."""
-
-CHECKS = {
-    "iterative attacks are at least as strong as a single step": (
-        "If not, the iterated attack does not follow a useful gradient or stops too early."
-    ),
-    "robust accuracy falls as the radius grows": (
-        "More room cannot help the net; if it seems to, the attack is what fails."
-    ),
-    "robust accuracy falls to chance at a large radius": (
-        "With enough room any image can become any other; a net that survives was not attacked."
-    ),
-    "twice as many steps change little": (
-        "If they break more, the attack had not converged and robustness is overestimated."
-    ),
-    "a black box is not stronger than the exact gradient": (
-        "Queries alone should not beat the gradient; if they do, the gradient hides something."
-    ),
-    "transferred attacks are not stronger than the exact gradient": (
-        "What was made for another net should not beat an attack made for this one."
-    ),
-    "noise is weaker than the exact gradient": (
-        "If random changes do as much, nothing was attacked."
-    ),
-    "no attack left its ball": "Points outside the radius would not count as attacks.",
-}
-"""What a flag of each check means."""
 
 
 def headline(
@@ -170,7 +145,7 @@ def checks(section: Section) -> Table:
         return Shown(text if run else "not run", style="soft")
 
     def check(name: str) -> Shown:
-        return Shown(name, title=CHECKS.get(name, ""))
+        return Shown(name, title=MEANINGS.get(name, ""))
 
     rules = [
         Column("", partial(outcome, rule), page=display_name(rule), left=True)
