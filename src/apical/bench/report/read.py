@@ -304,7 +304,7 @@ def rule_name(experiment: Record) -> str:
     learner, rule = learner_of(experiment)["learner"], experiment.get("rule") or "net"
     if learner != "backprop":
         return str(learner)
-    return rule_label(rule) if isinstance(rule, Mapping) else str(rule)
+    return rule_label(rule) if isinstance(rule, dict) else str(rule)
 
 
 def read_study(folder: Path) -> Study:
