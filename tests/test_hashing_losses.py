@@ -297,7 +297,10 @@ def test_bad_input_is_named():
         ),
         (lambda: Continuation(every=0), "every=0 at least 1"),
         (lambda: retrieval.relax(torch.zeros(1), 0.0), "sharpness=0.0 must be above 0"),
-        (lambda: retrieval.hash_head(nn.Linear(2, 2), 1), "bits=1 must be at least 2"),
+        (
+            lambda: retrieval.hash_head(nn.Linear(2, 2), 1),
+            "bits=1 must be a whole number of at least 2",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             build()

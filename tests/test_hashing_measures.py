@@ -197,9 +197,10 @@ def test_encoding_is_packing_what_the_model_gives():
     assert torch.equal(codes[3:5].packed, codes.packed[3:5])
     with pytest.raises(ValueError, match="training mode"):
         retrieval.encode(model.train(), x)
-    with pytest.raises(ValueError, match="encode: batch=0 must be at least 1"):
-        retrieval.encode(model.eval(), x, batch=0)
-    with pytest.raises(ValueError, match="Memory: bits=0 must be at least 1"):
+    for batch in (0, 2.5):
+        with pytest.raises(ValueError, match=f"encode: batch={batch} must be a whole number of at"):
+            retrieval.encode(model.eval(), x, batch=batch)
+    with pytest.raises(ValueError, match="Memory: bits=0 must be a whole number of at least 1"):
         retrieval.Memory(torch.tensor([0, 1]), 0)
 
 

@@ -177,8 +177,7 @@ def test_a_line_that_ends_before_its_phase_gets_no_circle() -> None:
     """As where one seed diverged early: only epochs that all seeds have are drawn."""
     axes, looks = Figure().subplots(), colours(["fa"])
     values = {"fa": {0: [90.0, 91.0], 1: [80.0, 82.0]}}
-    options: dict[str, Any] = {"limits": (0, 100), "baseline": 90}
     for epoch, circles in ((0.5, 1), (3.0, 0)):
         axes.clear()
-        diagnostics.draw_marked(axes, values=values, looks=looks, ends={"fa": epoch}, **options)
+        diagnostics.draw_ends(axes, values=values, looks=looks, ends={"fa": epoch})
         assert sum(line.get_marker() == "o" for line in axes.lines) == circles

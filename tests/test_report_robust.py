@@ -158,7 +158,7 @@ def test_the_limits_are_those_of_the_evaluation():
     one = Trial("k", "a", "exact", "exact", 0.1, "all", "usual", (True,), (False,), 0)
     trials = [one, replace(one, role="single step")]
     names = {check.name for check in sanity.checks(trials, (True,), [0.1], 10)}
-    assert words.CHECKS.keys() == names
+    assert words.MEANINGS.keys() == names
 
 
 def test_examples_of_the_docstrings_hold():

@@ -72,11 +72,6 @@ def let_own_be_stronger(study: Path) -> None:
     records.append(path, *rows, trial("own", EPS[1], "1" * IMAGES))
 
 
-def test_the_first_example_is_the_first_bit() -> None:
-    assert spikes.mask("b0", 5) == 0b10110
-    assert spikes.mask("", 0) == 0
-
-
 def test_the_hybrid_breaks_what_either_part_breaks(study: Path) -> None:
     found = read_study(study)
     assert spikes.concerns(found)

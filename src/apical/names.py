@@ -141,6 +141,15 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def checked_count(owner: str, least: int = 1, **given: object) -> int:
+    """The argument given by name, as an int. Raises: ValueError unless it is a whole number of at
+    least `least`. Fields of a dataclass have `check_literals` and `check_at_least`."""
+    ((name, count),) = given.items()
+    if not is_whole(count) or count < least:
+        raise ValueError(f"{owner}: {name}={count!r} must be a whole number of at least {least}")
+    return int(count)
+
+
 def check_at_least(owner: str, least: float, **values: float) -> None:
     """Raises: ValueError naming the first of these values that is below `least`."""
     for name, value in values.items():

@@ -24,7 +24,7 @@ from apical.attacks.slopes import Slopes, cosines, measure_slopes, pointing
 from apical.attacks.sources import Exact, NoGradientWarning, Oracle, Source
 from apical.attacks.sources import source as named_source
 from apical.measure import statistics
-from apical.names import unknown
+from apical.names import checked_count, unknown
 
 Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishing"]
 """Verdicts on a gradient; the audit alone gives neither faithful nor suspect: they need attacks."""
@@ -135,7 +135,7 @@ def audit(
     """
     seed = checks.checked_seed("audit", seed)
     bounds = checks.checked_bounds("audit", bounds)
-    directions = checks.checked_count("audit", directions=directions)
+    directions = checked_count("audit", directions=directions)
     if not isinstance(limits, Limits | None):
         raise ValueError(f"audit: limits={limits!r} must be an attacks.audit.Limits")
     if loss not in (None, "dlr", "margin"):

@@ -87,14 +87,6 @@ def check_inputs(x: Tensor, ball: Ball) -> None:
         )
 
 
-def checked_count(owner: str, **given: object) -> int:
-    """The value given by name. Raises: ValueError unless it is a whole number of at least 1."""
-    ((name, count),) = given.items()
-    if not is_whole(count) or count < 1:
-        raise ValueError(f"{owner}: {name}={count!r} must be a whole number of at least 1")
-    return int(count)
-
-
 def check_labels(y: Tensor, examples: int, classes: int) -> None:
     """Raises: ValueError for labels that are not (N,) class numbers of this model."""
     if y.dtype not in (torch.int64, torch.int32, torch.uint8, torch.int16, torch.int8):

@@ -28,6 +28,7 @@ from apical.attacks.trials import Step, Trial, run
 from apical.attacks.verdict import Word, verdict
 from apical.core.convert import feedback_modules
 from apical.measure import statistics
+from apical.names import checked_count
 
 AUDITED = 128
 """Most examples on which the gradient is audited."""
@@ -151,8 +152,8 @@ def robust_report(
     Raises: ValueError as attacks do; models with random scores are refused without `samples`.
     Warns: if the clean accuracy is no better than chance.
     """
-    batch_size = input_checks.checked_count("robust_report", batch_size=batch_size)
-    samples = input_checks.checked_count("robust_report", samples=samples)
+    batch_size = checked_count("robust_report", batch_size=batch_size)
+    samples = checked_count("robust_report", samples=samples)
     _check_kinds(effort, rules, surrogates, extra, protocol, on_trial)
     seed = input_checks.checked_seed("robust_report", seed)
     bounds = input_checks.checked_bounds("robust_report", bounds)

@@ -17,10 +17,29 @@ GAP = 0.05
 ALLOWANCE = 0.01
 """Difference in accuracy that a check tolerates; at least one example."""
 
+ITERATED = "iterative attacks are at least as strong as a single step"
+FALLS = "robust accuracy falls as the radius grows"
+CHANCE = "robust accuracy falls to chance at a large radius"
 DOUBLED = "twice as many steps change little"
 BLACK_BOX = "a black box is not stronger than the exact gradient"
 TRANSFER = "transferred attacks are not stronger than the exact gradient"
+NOISE = "noise is weaker than the exact gradient"
 STRAYS = "no attack left its ball"
+MEANINGS = {
+    ITERATED: "If not, the iterated attack does not follow a useful gradient or stops too early.",
+    FALLS: "More room cannot help the net; if it seems to, the attack is what fails.",
+    CHANCE: (
+        "With enough room any image can become any other; a net that survives was not attacked."
+    ),
+    DOUBLED: "If they break more, the attack had not converged and robustness is overestimated.",
+    BLACK_BOX: (
+        "Queries alone should not beat the gradient; if they do, the gradient hides something."
+    ),
+    TRANSFER: "What was made for another net should not beat an attack made for this one.",
+    NOISE: "If random changes do as much, nothing was attacked.",
+    STRAYS: "Points outside the radius would not count as attacks.",
+}
+"""What a flag of each check means."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +116,12 @@ def checks(
     black_box = [t for t in trials if t.group == "black box" and t.on == "survivors"]
     return (
         _compared(
-            "iterative attacks are at least as strong as a single step",
+            ITERATED,
             [(e, exact[e], min(accuracy("exact", e, role="single step"))) for e in budgets],
             allowed,
         ),
         Check(
-            "robust accuracy falls as the radius grows",
+            FALLS,
             None
             if len(ordered) < 2
             else all(b <= a + allowed for a, b in itertools.pairwise(ordered)),
@@ -113,7 +132,7 @@ def checks(
         _few_more(BLACK_BOX, black_box, n, allowed),
         _transferred(trials, clean, exact, allowed),
         _compared(
-            "noise is weaker than the exact gradient",
+            NOISE,
             [(e, exact[e], a) for e in budgets for a in accuracy("noise", e)],
             allowed,
         ),
@@ -178,13 +197,12 @@ def _few_more(name: str, trials: Sequence[Trial], n: int, allowed: float) -> Che
 
 
 def _falls_to_chance(trials: Sequence[Trial], clean: Sequence[bool], classes: int) -> Check:
-    name = "robust accuracy falls to chance at a large radius"
     found = [t for t in trials if t.role == "large"]
     if not found:
-        return Check(name, None, "not run")
+        return Check(CHANCE, None, "not run")
     accuracy, chance = found[0].accuracy(clean), 1 / classes
     return Check(
-        name,
+        CHANCE,
         accuracy <= chance + GAP,
         f"{accuracy:.1%} at eps {found[0].eps:.4g}; chance is {chance:.1%}",
     )

@@ -92,7 +92,7 @@ class Trial:
     def read(cls, row: Mapping[str, Any]) -> Trial:
         """The trial of a row; other entries of the row are ignored."""
         known = {f.name: row[f.name] for f in fields(cls)}
-        masks = {k: _unpacked(row[k], row["examples"]) for k in ("attacked", "broken")}
+        masks = {k: unpacked(row[k], row["examples"]) for k in ("attacked", "broken")}
         return cls(**known | masks)
 
 
@@ -156,7 +156,12 @@ def _packed(mask: Sequence[bool]) -> str:
     return f"{int(bits, 2):0{digits}x}" if mask else ""
 
 
-def _unpacked(text: str, examples: int) -> tuple[bool, ...]:
+def unpacked(text: str, examples: int) -> tuple[bool, ...]:
+    """One entry an example, from the hexadecimal digits of a row.
+
+    >>> unpacked("b0", 5)
+    (True, False, True, True, False)
+    """
     bits = "".join(f"{int(digit, 16):04b}" for digit in text)
     return tuple(bit == "1" for bit in bits[:examples])
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apical.names import check_at_least
+from apical.names import checked_count
 
 
 class ConstantBitWarning(UserWarning):
@@ -95,7 +95,7 @@ def encode(model: nn.Module, x: Tensor, *, batch: int = 500) -> Codes:
     """
     if model.training:
         raise ValueError("encode: the model is in training mode; call model.eval() first")
-    check_at_least("encode", 1, batch=batch)
+    batch = checked_count("encode", batch=batch)
     if not len(x):
         raise ValueError("encode: no inputs")
     with torch.no_grad():

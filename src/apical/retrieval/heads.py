@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from apical.names import check_at_least
+from apical.names import checked_count
 from apical.nets.pretrained import replace_head
 
 INITIAL_STD = 0.01  # of the new layer's weights: small outputs, so that no bit is saturated
@@ -28,5 +28,5 @@ def hash_head(
     >>> hash_head(net, bits=16), net[2].out_features
     ('2', 16)
     """
-    check_at_least("hash_head", 2, bits=bits)
+    bits = checked_count("hash_head", 2, bits=bits)
     return replace_head(model, bits, head=head, example=example, std=INITIAL_STD, seed=seed)

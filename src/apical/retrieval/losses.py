@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.names import check_at_least, check_literals
+from apical.names import check_literals, checked_count
 from apical.retrieval.database import check_labels, relevant
 
 PairWeight = Literal["balanced", "none"]
@@ -43,7 +43,7 @@ class Memory(nn.Module):
     def __init__(self, labels: Tensor, bits: int) -> None:
         super().__init__()
         check_labels(labels, len(labels))
-        check_at_least("Memory", 1, bits=bits)
+        bits = checked_count("Memory", bits=bits)
         self.register_buffer("codes", torch.zeros(len(labels), bits))
         self.register_buffer("labels", labels.detach().clone())
 

@@ -6,17 +6,17 @@ from functools import partial
 from typing import Any
 
 from apical.bench.report.lines import (
+    Lines,
     Looks,
     Series,
     band,
-    draw_lines,
     draw_published,
-    filled,
+    over_time,
     series,
 )
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Curve, Study
-from apical.bench.report.render import Group, Panel
+from apical.bench.report.render import Group
 from apical.bench.report.results import judged
 from apical.bench.report.table import Column, Shown, Table, each, number, plain, signed, span
 from apical.measure import statistics
@@ -31,32 +31,16 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Point:
-    """What we measured where something was published."""
+    """What we measured where something was published; difference: ours minus published."""
 
     curve: Curve
+    setting: str
+    name: str
+    quantity: str
     epoch: int
     ours: statistics.Summary
-
-    @property
-    def setting(self) -> str:
-        return self.curve.setting
-
-    @property
-    def name(self) -> str:
-        return display_name(self.curve.rule)
-
-    @property
-    def published(self) -> float:
-        return self.curve.values[self.epoch]
-
-    @property
-    def difference(self) -> float:
-        """Ours minus published."""
-        return self.ours.mean - self.published
-
-    @property
-    def quantity(self) -> str:
-        return quantity(self.curve)
+    published: float
+    difference: float
 
     @property
     def word(self) -> str:
@@ -77,13 +61,16 @@ def quantity(curve: Curve) -> str:
 
 def points(study: Study) -> list[Point]:
     """Every published value at an epoch that all finished runs of its rule have measured."""
-    return [
-        Point(curve, epoch, statistics.summarize(ours[epoch]))
-        for curve in study.curves
-        for ours in [_ours(study, curve, [curve.rule]).get(curve.rule, {})]
-        for epoch in curve.values
-        if epoch in ours
-    ]
+    made = []
+    for curve in study.curves:
+        name, named = display_name(curve.rule), quantity(curve)
+        ours = _ours(study, curve, [curve.rule]).get(curve.rule, {})
+        for epoch, value in curve.values.items():
+            if epoch in ours:
+                mean = statistics.summarize(ours[epoch])
+                place = (curve, curve.setting, name, named, epoch)
+                made.append(Point(*place, mean, value, mean.mean - value))
+    return made
 
 
 def _ours(study: Study, like: Curve, rules: Iterable[str]) -> Series:
@@ -141,24 +128,21 @@ def by_epoch(study: Study) -> Table:
 def groups(study: Study, setting: str, looks: Looks) -> list[Group]:
     """One figure: a panel per quantity, ours as lines and the published values on them."""
     curves = [curve for curve in study.curves if curve.setting == setting]
-    panels: list[Panel] = []
-    shown: dict[str, None] = {}
+    panels: list[Lines] = []
     for key in dict.fromkeys((curve.metric, curve.layer) for curve in curves):
         same = [curve for curve in curves if (curve.metric, curve.layer) == key]
-        if values := _ours(study, same[0], study.rules):
-            shown |= dict.fromkeys(values)
-            drawing = partial(draw, values=values, published=same, looks=looks)
-            panels.append(Panel(quantity(same[0]), drawing))
+        further = partial(draw, published=same, looks=looks)
+        values = _ours(study, same[0], study.rules)
+        panels.append(Lines(quantity(same[0]), values, looks, further=further))
     caption = (
         f"{band(study.by_rule(setting))}Open diamonds: published values, in the colour of their "
         "rule."
     )
     heading = "Against a published course of training"
-    return filled(Group("published-curves", heading, caption), panels, shown, looks)
+    return over_time(Group("published-curves", heading, caption), panels, looks)
 
 
-def draw(axes: Any, *, values: Series, published: Iterable[Curve], looks: Looks) -> None:
-    """Our curves and the published points."""
-    draw_lines(axes, values=values, looks=looks)
+def draw(axes: Any, *, published: Iterable[Curve], looks: Looks) -> None:
+    """The published points of a quantity."""
     for curve in published:
         draw_published(axes, curve.values, curve.values.values(), looks[curve.rule].light, 30)

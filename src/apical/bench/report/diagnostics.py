@@ -3,19 +3,18 @@ added for a linear readout, which warnings there were."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
 from apical.bench.report import angles
 from apical.bench.report.evaluations import Record
 from apical.bench.report.lines import (
-    NOTHING,
     Looks,
     Runs,
     Series,
     by_layer,
     degrees,
-    draw_lines,
     every,
     of_layers,
     series,
@@ -190,17 +189,15 @@ def _deltas(runs: Runs, rows: Sequence[Aligned], looks: Looks) -> list[Group]:
         " Circle: nine tenths of the layer's alignment are done (median over seeds)."
     )
     group = Group("delta-angle", "Delta angle", caption)
-    options = {layer: {"ends": by_rule} for layer, by_rule in ends.items()}
-    return of_layers(
-        group, angles.KEY, moving, runs, looks, axis=degrees, drawing=draw_marked, options=options
-    )
+    further = {
+        layer: partial(draw_ends, values=moving.get(layer, {}), looks=looks, ends=by_rule)
+        for layer, by_rule in ends.items()
+    }
+    return of_layers(group, angles.KEY, moving, runs, looks, axis=degrees, further=further)
 
 
-def draw_marked(
-    axes: Any, *, values: Series, looks: Looks, ends: Mapping[str, float] = NOTHING, **options: Any
-) -> None:
-    """Mean and range over seeds, and a circle on each line where its alignment phase ends."""
-    draw_lines(axes, values=values, looks=looks, **options)
+def draw_ends(axes: Any, *, values: Series, looks: Looks, ends: Mapping[str, float]) -> None:
+    """A circle on each line where its alignment phase ends."""
     for rule, epoch in ends.items():
         means = [(at, fmean(seeds)) for at, seeds in values.get(rule, {}).items()]
         later = next((i for i, (at, _) in enumerate(means) if at >= epoch), None)

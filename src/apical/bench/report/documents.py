@@ -21,12 +21,15 @@ from apical.bench.report import (
     credit,
     curves,
     diagnostics,
+    figures,
     fine_tuning,
     gained,
+    lines,
     names,
     overview,
     pictures,
     protocol,
+    render,
     results,
     retrieval,
     robustness,
@@ -49,8 +52,9 @@ Pathlike = str | os.PathLike[str]
 TEMPLATES = Path(__file__).parent / "templates"
 
 MODULES = (
-    angles, credit, curves, diagnostics, fine_tuning, gained, names, overview, pictures, protocol,
-    results, retrieval, robustness, robustness_tables, sections, sequences, spikes, verified,
+    angles, credit, curves, diagnostics, figures, fine_tuning, gained, lines, names, overview,
+    pictures, protocol, render, results, retrieval, robustness, robustness_tables, sections,
+    sequences, spikes, verified,
 )  # fmt: skip
 """What templates call by name."""
 

@@ -5,8 +5,10 @@ from functools import partial
 from statistics import fmean, median
 from typing import Any
 
+from apical.bench.report import curves
 from apical.bench.report.colours import INK, LINE, SOFT, line_style
 from apical.bench.report.lines import (
+    Lines,
     Looks,
     Runs,
     Series,
@@ -14,7 +16,6 @@ from apical.bench.report.lines import (
     by_layer,
     degrees,
     draw_line,
-    draw_lines,
     draw_published,
     every,
     filled,
@@ -61,7 +62,8 @@ def of_setting(study: Study, rows: Sequence[Cell], setting: str, looks: Looks) -
     runs = study.by_rule(setting)
     groups = [*_errors(shown, looks), *learning(runs, looks), *_costs(shown, looks)]
     groups += rates(study, setting, looks)
-    return [*groups, *over_steps(runs, looks), *memory(runs, looks), *retrieval(runs, looks)]
+    groups += [*over_steps(runs, looks), *memory(runs, looks), *retrieval(runs, looks)]
+    return groups + curves.groups(study, setting, looks)
 
 
 def of_run(run: Run, looks: Looks) -> list[Group]:
@@ -76,13 +78,12 @@ def learning(runs: Runs, looks: Looks) -> list[Group]:
     def error(share: float) -> float:
         return 100 * (1 - share)
 
-    panels = [
-        (title, series(runs, "epoch", key, scale=error if key.endswith("_acc") else float))
-        for key, title in CURVES
-    ]
+    panels = []
+    for key, title in CURVES:
+        values = series(runs, "epoch", key, scale=error if key.endswith("_acc") else float)
+        panels.append(Lines(title, values, looks, log=True, marks=switches(runs)))
     caption = f"{band(runs)}Logarithmic; a value of 0 is drawn at the lower edge.{switched(runs)}"
-    drawing = partial(draw_lines, marks=switches(runs), log=True)
-    groups = over_time(Group("curves", "Learning curves", caption), panels, looks, drawing)
+    groups = over_time(Group("curves", "Learning curves", caption), panels, looks)
     for key, heading, meaning in ALIGNMENT:
         angle = key.endswith("angle_deg")
         reference = "Dashed: 90°, unrelated." if angle else "Dashed: 1, equal length."
@@ -137,7 +138,8 @@ def over_steps(runs: Runs, looks: Looks) -> list[Group]:
     for key, name in STEPS:
         for when, last in (("before training", False), ("at the end", True)):
             values = {rule: steps(of_rule, key, last) for rule, of_rule in runs.items()}
-            panels.append((f"{name}, {when}", {rule: vs for rule, vs in values.items() if vs}))
+            values = {rule: of_steps for rule, of_steps in values.items() if of_steps}
+            panels.append(_of_steps(f"{name}, {when}", values, looks))
     caption = (
         "Norm of the learning signal at each step of the sequence, and of the step's share in the "
         "gradient of the recurrent weight; the first step is on the left. "
@@ -145,16 +147,23 @@ def over_steps(runs: Runs, looks: Looks) -> list[Group]:
         "below the largest, lie on the lower edge."
     )
     group = Group("gradient-flow", "Gradient over time steps", caption, size=(2.5, 1.9))
-    return over_time(group, panels, looks, draw_steps)
+    return over_time(group, panels, looks)
 
 
-def draw_steps(axes: Any, *, values: Series, looks: Looks) -> None:
+def _of_steps(title: str, values: Series, looks: Looks) -> Lines:
     """One line per rule over the steps."""
     positive = [v for v in every(values) if v > 0]
     floor = max(0.5 * min(positive, default=1.0), 10.0**-DECADES * max(positive, default=1.0))
-    label = "step of the sequence"
-    draw_lines(axes, values=values, looks=looks, log=True, floor=floor, middle=median, xlabel=label)
-    axes.axhline(floor, color=SOFT, linewidth=0.8)
+    return Lines(
+        title,
+        values,
+        looks,
+        log=True,
+        floor=floor,
+        middle=median,
+        xlabel="step of the sequence",
+        further=lambda axes: axes.axhline(floor, color=SOFT, linewidth=0.8),
+    )
 
 
 def steps(runs: Sequence[Run], quantity: str, last: bool) -> dict[int, list[float]]:
@@ -174,9 +183,11 @@ def memory(runs: Runs, looks: Looks) -> list[Group]:
         f"Means over the steps of the measured sequences. {band(runs)}An error near 0 on a task "
         "that is not solved is a collapsed memory."
     )
-    panels = [(title, series(runs, "step", key)) for key, title in MEMORY.items()]
-    options = {MEMORY["meta_loss"]: {"log": True}}
-    return over_time(Group("memory", "The memory", caption), panels, looks, options=options)
+    panels = [
+        Lines(title, series(runs, "step", key), looks, log=key == "meta_loss")
+        for key, title in MEMORY.items()
+    ]
+    return over_time(Group("memory", "The memory", caption), panels, looks)
 
 
 def _errors(shown: Sequence[Cell], looks: Looks) -> list[Group]:

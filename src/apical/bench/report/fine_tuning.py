@@ -20,10 +20,10 @@ from apical.bench.report.table import (
     Table,
     each,
     estimate,
-    minus,
     percent,
     plain,
     points,
+    ratio,
     share,
 )
 from apical.measure import statistics
@@ -46,7 +46,7 @@ class Layer:
         if self.frozen:
             return "frozen"
         moved = "–" if self.change is None else f"{self.change:.2g}"
-        return moved if self.cosine is None else f"{moved} ({_cosine(self.cosine)})"
+        return moved if self.cosine is None else f"{moved} ({ratio(self.cosine)})"
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def table(study: Study, rows: Sequence[Line]) -> Table:
         *gained.columns(gained.gains(study, rows[0].metric)),
         Column("trunk moved", moved),
         Column("head moved", "head", text="{:.2g}".format),
-        Column("update cosine", "cosine", text=_cosine),
+        Column("update cosine", "cosine", text=ratio),
         Column("own gradient", "attacked.own", keep=attacked),
         Column("BP's weights, this backward", "attacked.crossed", keep=attacked),
         Column("exact gradient", "attacked.exact", keep=attacked),
@@ -196,10 +196,6 @@ def table(study: Study, rows: Sequence[Line]) -> Table:
         Column("worst minus BP, same rate", "attacked.same_rate", text=points, keep=attacked),
     ]
     return Table(columns, rows, "Fine-tuned nets")
-
-
-def _cosine(value: float) -> str:
-    return minus(f"{value:.2f}")
 
 
 def layers(rows: Sequence[Line]) -> list[tuple[str, Table]]:

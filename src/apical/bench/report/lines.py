@@ -1,8 +1,7 @@
 """Lines over epochs or steps: values of the runs of each rule, and figures with a panel each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 from apical.bench.report.colours import SOFT, Look, line_style
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Record, Run
-from apical.bench.report.render import Group, Panel
+from apical.bench.report.render import Group
 
 MOST_LAYERS = 12
 CLOSE = 100
@@ -22,7 +21,6 @@ Runs = Mapping[str, Sequence[Run]]
 Looks = Mapping[str, Look]
 Series = Mapping[str, Mapping[int, Sequence[float]]]
 """rule -> epoch or step -> one value per seed."""
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def series(
@@ -99,50 +97,55 @@ def band(runs: Runs, middle: str = "mean") -> str:
     return f"Line: {middle} over seeds; band: lowest to highest seed. "
 
 
-def filled(
-    group: Group, panels: Iterable[Panel], rules: Iterable[str], looks: Looks
-) -> list[Group]:
+def filled(group: Group, panels: Iterable[Any], rules: Iterable[str], looks: Looks) -> list[Group]:
     """A figure with these panels and a legend of these rules; none without panels."""
     legend = tuple((display_name(rule), looks[rule]) for rule in rules)
     group = replace(group, panels=tuple(panels), legend=legend)
     return [group] if group.panels else []
 
 
-def draw_lines(
-    axes: Any,
-    *,
-    values: Series,
-    looks: Looks,
-    log: bool = False,
-    limits: tuple[float, float] | None = None,
-    floor: float | None = None,
-    middle: Callable[[Sequence[float]], float] = fmean,
-    baseline: float | None = None,
-    marks: Mapping[str, Iterable[int]] = NOTHING,
-    xlabel: str = "epoch",
-) -> None:
-    """A line per rule with the range over seeds.
+@dataclass(frozen=True)
+class Lines:
+    """A panel with a line per rule and the range over seeds.
 
-    Args: floor: where smaller values of a logarithmic axis are drawn. middle: of the seeds.
-        baseline: a dashed level. marks: as from `switches`.
+    Attributes: floor: where smaller values of a logarithmic axis are drawn, None for just below the
+        least positive one. middle: of the seeds. baseline: a dashed level. marks: as from
+        `switches`. further: draws onto the lines.
     """
-    if log and floor is None:
-        floor = 0.7 * min((v for v in every(values) if v > 0), default=1.0)
-    if baseline is not None:
-        axes.axhline(baseline, color=SOFT, linewidth=0.8, dashes=(2, 2))
-    for rule, of_rule in values.items():
-        look = looks[rule]
-        rows = [[max(v, floor) if floor else v for v in vs] for vs in of_rule.values()]
-        for epoch in marks.get(rule, ()):
-            axes.axvline(epoch, color=look.light, linewidth=0.8, dashes=(1, 2))
-        marker = {"marker": look.marker, "markersize": 3.5} if len(rows) == 1 else {}
-        draw_line(axes, look, list(of_rule), rows, middle, **marker)
-    if log:
-        log_axis(axes, limits or (floor, axes.get_ylim()[1]))
-    elif limits:
-        axes.set_ylim(limits)
-    axes.locator_params(axis="x", nbins=5, integer=True)
-    axes.set_xlabel(xlabel, labelpad=2)
+
+    title: str
+    values: Series
+    looks: Looks
+    log: bool = False
+    limits: tuple[float, float] | None = None
+    floor: float | None = None
+    middle: Callable[[Sequence[float]], float] = fmean
+    baseline: float | None = None
+    marks: Mapping[str, Iterable[int]] = field(default_factory=dict)
+    xlabel: str = "epoch"
+    further: Callable[[Any], None] | None = None
+
+    def draw(self, axes: Any) -> None:
+        floor = self.floor
+        if self.log and floor is None:
+            floor = 0.7 * min((v for v in every(self.values) if v > 0), default=1.0)
+        if self.baseline is not None:
+            axes.axhline(self.baseline, color=SOFT, linewidth=0.8, dashes=(2, 2))
+        for rule, of_rule in self.values.items():
+            look = self.looks[rule]
+            rows = [[max(v, floor) if floor else v for v in vs] for vs in of_rule.values()]
+            for epoch in self.marks.get(rule, ()):
+                axes.axvline(epoch, color=look.light, linewidth=0.8, dashes=(1, 2))
+            marker = {"marker": look.marker, "markersize": 3.5} if len(rows) == 1 else {}
+            draw_line(axes, look, list(of_rule), rows, self.middle, **marker)
+        if self.log:
+            log_axis(axes, self.limits or (floor, axes.get_ylim()[1]))
+        elif self.limits:
+            axes.set_ylim(self.limits)
+        axes.locator_params(axis="x", nbins=5, integer=True)
+        axes.set_xlabel(self.xlabel, labelpad=2)
+        if self.further:
+            self.further(axes)
 
 
 def draw_line(
@@ -166,7 +169,7 @@ def every(values: Series) -> list[float]:
 
 
 def degrees(values: Sequence[float]) -> dict[str, Any]:
-    """The axis of angles that holds these values, with a line at 90 degrees."""
+    """The axis of angles that holds these values, with a line at 90 degrees, for `Lines`."""
     return {"limits": (0.0, max(100.0, 1.03 * max(values))), "baseline": 90}
 
 
@@ -200,24 +203,11 @@ def short(value: float) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def over_time(
-    group: Group,
-    panels: Iterable[tuple[str, Series]],
-    looks: Looks,
-    drawing: Callable[..., None] = draw_lines,
-    options: Mapping[str, Mapping[str, Any]] = NOTHING,
-) -> list[Group]:
-    """A figure with a panel for each series that has values; none without any.
-
-    Args: drawing: draws the values of a panel. options: further ones of `drawing`, by title.
-    """
-    panels = [(title, values) for title, values in panels if values]
-    rules = [rule for rule in looks if any(rule in values for _, values in panels)]
-    drawn = [
-        Panel(title, partial(drawing, values=values, looks=looks, **options.get(title, {})))
-        for title, values in panels
-    ]
-    return filled(group, drawn, rules, looks)
+def over_time(group: Group, panels: Iterable[Lines], looks: Looks) -> list[Group]:
+    """A figure of the panels that have values; none without any."""
+    panels = [panel for panel in panels if panel.values]
+    rules = [rule for rule in looks if any(rule in panel.values for panel in panels)]
+    return filled(group, panels, rules, looks)
 
 
 def by_layer(runs: Runs, key: str) -> dict[str, Series]:
@@ -235,13 +225,12 @@ def of_layers(
     looks: Looks,
     *,
     axis: Callable[[Sequence[float]], Mapping[str, Any]],
-    drawing: Callable[..., None] = draw_lines,
-    options: Mapping[str, Mapping[str, Any]] = NOTHING,
+    further: Mapping[str, Callable[[Any], None]] = MappingProxyType({}),
 ) -> list[Group]:
     """A small panel per layer, of many layers some, evenly spaced; none without any.
 
-    Args: key: the quantity. axis: options of `drawing` from all values that are drawn. options:
-        further ones, by layer.
+    Args: key: the quantity. axis: fields of `Lines` from all values that are drawn. further: by
+        layer, what draws onto its lines.
     """
     if not layers:
         return []
@@ -251,10 +240,11 @@ def of_layers(
         caption += f" {len(picked)} of {len(layers)} panels, evenly spaced."
     caption += recorded(runs, "layer", key, picked[0]) + switched(runs)
     group = replace(group, caption=caption, size=(1.9, 1.45), margin=(0.42, 0.4))
-    values = [value for layer in picked for value in every(layers[layer])]
-    common = {"marks": switches(runs), **axis(values)}
-    by_title = {layer: {**common, **options.get(layer, {})} for layer in picked}
-    return over_time(group, [(layer, layers[layer]) for layer in picked], looks, drawing, by_title)
+    common = {"marks": switches(runs), **axis([v for name in picked for v in every(layers[name])])}
+    panels = [
+        Lines(name, layers[name], looks, further=further.get(name), **common) for name in picked
+    ]
+    return over_time(group, panels, looks)
 
 
 def spread(names: list[T], most: int) -> list[T]:

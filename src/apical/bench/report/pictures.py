@@ -2,9 +2,7 @@
 
 import base64
 import io
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +12,10 @@ import numpy as np
 
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.names import display_name
-from apical.bench.report.render import FONT, new_figure, print_title, save_png
+from apical.bench.report.render import Group, Panel
 from apical.bench.report.sections import Section
 from apical.bench.report.table import Column, Shown, Table, percent
-from apical.bench.storage import evaluation_folder
+from apical.bench.storage.evaluation_folder import CLASSIFIED, RETRIEVED, read_examples
 
 MOST_IMAGES, MOST_ATTACKS = 3, 3
 """Shown of each rule: enough to see what a radius looks like."""
@@ -28,27 +26,18 @@ MOST_QUERIES, MOST_FOUND = 2, 6
 WRONG = "#a8281f"
 """Answers that are wrong, in print."""
 
-EXAMPLES = {
-    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "predictions_clean": "k",
-    "predictions_adv": "sk",
-}  # fmt: skip
-RETRIEVED = {
-    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "precision": "ak", "found": "aknCHW",
-    "found_labels": "akn",
-}  # fmt: skip
-"""Shape of each array in an examples.npz of each kind: k images, s attacks, a = s + 1 answers, n
-items found, C = 1 or 3 colours."""
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with values in [0, 1], shape (C, H, W), and what stands under it."""
+    """An image with values in [0, 1], shape (C, H, W), and what stands under it. alt: what it is,
+    for readers who do not see it."""
 
     values: Any
     text: str
     wrong: bool = False
+    alt: str = ""
 
     @property
     def pixels(self) -> Any:
@@ -56,13 +45,40 @@ class Picture:
         clipped = np.clip(self.values, 0, 1).transpose(1, 2, 0)
         return np.repeat(clipped, 3, axis=2) if clipped.shape[2] == 1 else clipped
 
-    def shown(self, alt: str, style: str = "") -> Shown:
+    @property
+    def shown(self) -> Shown:
         from matplotlib.image import imsave
 
         out = io.BytesIO()
         unsigned: Any = {"Software": None}  # else the version is written into every picture
         imsave(out, np.round(255 * self.pixels).astype(np.uint8), format="png", metadata=unsigned)
-        return Shown(self.text, title=alt, style=style, image=address(out.getvalue()))
+        style = "wrong flag" * self.wrong
+        return Shown(self.text, title=self.alt, style=style, image=address(out.getvalue()))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures, and texts beside them, of one net at a radius: a row per image or answer."""
+
+    rule: str
+    seed: int
+    eps: float
+    columns: tuple[Column, ...]
+    rows: Sequence[Sequence[Any]]
+
+    @property
+    def table(self) -> Table:
+        return Table(self.columns, self.rows, caption=caption(self.rule, self.seed), kind="")
+
+
+def at(place: int, title: str, style: str = "", *, left: bool = True) -> Column:
+    """The column of a sheet at a place of its rows."""
+
+    def show(row: Sequence[Any]) -> Shown | str:
+        cell = row[place]
+        return cell.shown if isinstance(cell, Picture) else str(cell)
+
+    return Column("", show, page=title, left=left, style=style)
 
 
 def address(png: bytes) -> str:
@@ -74,84 +90,29 @@ def caption(rule: str, seed: int) -> str:
     return f"{display_name(rule)}, seed {seed}"
 
 
-def of_section(
-    section: Section, read: Callable[[Any, Path], T]
-) -> tuple[list[tuple[Any, T]], list[str]]:
-    """The first net of each rule that has examples, with them, and what could not be read."""
-    nets, problems = [], []
+def of_section(section: Section, read: Callable[[Any, Path], T]) -> tuple[list[T], list[str]]:
+    """What is read of the first net of each rule that has examples, and what could not be read."""
+    found, problems = [], []
     for rule in section.rules:
         for net in section.of(rule).values():
             path = net.folder / "examples.npz"
             if not path.exists():
                 continue
             try:
-                nets.append((net, read(net, path)))
+                found.append(read(net, path))
                 break
             except (ValueError, OSError, LookupError) as error:
                 reason = str(error).replace(f"{net.folder}/", "")
                 problems.append(f"{caption(rule, net.seed)}: {reason}")
-    return nets, problems
-
-
-def arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, Any]:
-    """The arrays of an examples.npz.
-
-    Args: shapes: of those it must hold in addition to `eps`, as in `EXAMPLES`.
-    Raises: ValueError saying what is wrong with it.
-    """
-    evaluation_folder.verify(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            values = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if missing := sorted({*shapes, "eps"} - values.keys()):
-        raise ValueError(f"{path} has no {', '.join(missing)}")
-    sizes: dict[str, int] = {}
-    for key, letters in shapes.items():
-        shape = values[key].shape
-        fits = len(shape) == len(letters) and all(
-            sizes.setdefault(letter, size) == size
-            for letter, size in zip(letters, shape, strict=True)
-        )
-        answers = sizes.get("s", 0) + 1
-        if not fits or sizes.get("C", 1) not in (1, 3) or sizes.get("a", answers) != answers:
-            expected = ", ".join(f"{name} ({', '.join(of)})" for name, of in shapes.items())
-            raise ValueError(
-                f"{path}: {key} {shape}: expected grey or colour images (C = 1 or 3) with the same "
-                f"letter for the same size, a = s + 1, in {expected}"
-            )
-    return values
+    return found, problems
 
 
 # Classifiers
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Some images of one net: a row per image, a column per picture of it."""
-
-    rule: str
-    seed: int
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Picture, ...], ...]
-    eps: float
-
-    def table(self) -> Table:
-        def show(place: int, row: Sequence[Picture]) -> Shown:
-            alt = f"{self.columns[place]}: {row[place].text}".removesuffix(": ")
-            return row[place].shown(alt, "flag" * row[place].wrong)
-
-        columns = [
-            Column("", partial(show, place), page=name, left=True)
-            for place, name in enumerate(self.columns)
-        ]
-        return Table(columns, self.rows, caption=caption(self.rule, self.seed), kind="")
-
-
-def examples(net: Any, path: Path) -> Examples:
+def examples(net: Any, path: Path) -> Sheet:
     """Images of a net under attack, and the changes, amplified around middle grey."""
-    values = arrays(path, EXAMPLES)
+    values = read_examples(path, CLASSIFIED)
     x, adv = values["x"][:MOST_IMAGES], values["adv"][:, :MOST_IMAGES]
     names = [str(name) for name in values["names"]]
     sources = [name.rpartition(" / ")[2] for name in names]
@@ -165,22 +126,24 @@ def examples(net: Any, path: Path) -> Examples:
         factor = float(int(factor + 1e-3))
     classes = values.get("class_names")
 
-    def answer(image: Any, index: Any, truth: Any) -> Picture:
+    def picture(column: str, image: Any, index: Any, truth: Any) -> Picture:
         name = str(index) if classes is None else str(classes[int(index)])
-        return Picture(image, name, bool(index != truth))
+        return Picture(image, name, bool(index != truth), f"{column}: {name}")
 
+    change = f"its change × {factor:g}"
+    titles = ["original"]
+    for attack in chosen:
+        titles += [_column(names[attack]), change]
     rows = []
     for image, truth in enumerate(values["labels"][: len(x)]):
-        row = [answer(x[image], values["predictions_clean"][image], truth)]
+        row = [picture("original", x[image], values["predictions_clean"][image], truth)]
         for attack in chosen:
             after = values["predictions_adv"][attack, image]
-            change = 0.5 + factor * (adv[attack, image] - x[image])
-            row += [answer(adv[attack, image], after, truth), Picture(change, "")]
-        rows.append(tuple(row))
-    columns = ["original"]
-    for attack in chosen:
-        columns += [_column(names[attack]), f"its change × {factor:g}"]
-    return Examples(net.rule, net.seed, tuple(columns), tuple(rows), float(np.max(values["eps"])))
+            row.append(picture(_column(names[attack]), adv[attack, image], after, truth))
+            row.append(Picture(0.5 + factor * (adv[attack, image] - x[image]), "", alt=change))
+        rows.append(row)
+    columns = tuple(at(place, title) for place, title in enumerate(titles))
+    return Sheet(net.rule, net.seed, float(np.max(values["eps"])), columns, rows)
 
 
 def _column(name: str) -> str:
@@ -191,8 +154,8 @@ def _column(name: str) -> str:
     return attack if attack and source == "none" else name.replace(" / ", ", ")
 
 
-def write_png(path: Path, nets: Sequence[Examples], title: str) -> None:
-    """One image with its perturbations, one line a rule, for print: that misread most often."""
+def for_print(nets: Sequence[Sheet]) -> Group:
+    """One image with its perturbations, a panel per net: that misread most often."""
 
     def wrong(image: int) -> int:
         rows = [row for each in nets for row in each.rows[image : image + 1]]
@@ -200,55 +163,37 @@ def write_png(path: Path, nets: Sequence[Examples], title: str) -> None:
 
     image = max(range(max(len(each.rows) for each in nets)), key=wrong)
     across = max(len(each.columns) for each in nets)
-    width, height = size = (0.8 + 1.15 * across, 0.5 + 1.55 * len(nets))
-    with new_figure(size, FONT) as figure:
-        print_title(figure, size, title)
-        for line, each in enumerate(nets):
-            bottom, wide = height - 1.8 - 1.55 * line, 1.15 * len(each.columns)
-            axes = figure.add_axes((0.8 / width, bottom / height, wide / width, 1 / height))
-            _draw_strip(axes, each, image)
-            name, middle = display_name(each.rule), (bottom + 0.5) / height
-            figure.text(0.1 / width, middle, name, fontweight="bold", color=INK, va="center")
-        save_png(figure, path)
+    panels = tuple(Panel("", partial(_draw_strip, net=each, image=image)) for each in nets)
+    size = (1.15 * across + 0.22, 1.9)
+    return Group("examples", "What the changes look like", "", panels, size, (0.1, 0.2), columns=1)
 
 
-def _draw_strip(axes: Any, net: Examples, image: int) -> None:
+def _draw_strip(axes: Any, *, net: Sheet, image: int) -> None:
     """The pictures of one image side by side, 1.15 units each of which 1 is the picture."""
     row = net.rows[min(image, len(net.rows) - 1)]
     for place, (column, picture) in enumerate(zip(net.columns, row, strict=True)):
         left = 1.15 * place
         axes.imshow(picture.pixels, extent=(left, left + 1, 0, 1), interpolation="nearest")
-        axes.text(left, 1.05, column.replace(", ", ",\n"), fontsize=6, color=SOFT, va="bottom")
+        title = column.title.replace(", ", ",\n")
+        axes.text(left, 1.05, title, fontsize=6, color=SOFT, va="bottom")
         axes.text(left, -0.05, picture.text, va="top", color=WRONG if picture.wrong else INK)
+    axes.text(0, 1.33, display_name(net.rule), fontweight="bold", color=INK, va="bottom")
     axes.set_xlim(0, 1.15 * len(net.columns))
-    axes.set_ylim(0, 1)
+    axes.set_ylim(-0.2, 1.4)
+    axes.set_anchor("W")
     axes.set_axis_off()
 
 
 # Retrieval
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A query, clean or attacked, and what it finds, nearest first.
-
-    Attributes: name: "clean", or the attack and its gradient. precision: average, in %. found:
-        `wrong` where the label is another; their texts are the labels.
-    """
-
-    name: str
-    query: Picture
-    precision: float
-    found: tuple[Picture, ...]
-
-
-def answers(section: Section) -> tuple[list[tuple[Any, float, list[list[Answer]]]], list[str]]:
-    """Of the first net of each rule that has some: the net, the radius and, for each query, its
-    answers; and what could not be read.
+def answers(section: Section) -> tuple[list[Sheet], list[str]]:
+    """Of the first net of each rule that has some, the answers to each query, clean or attacked,
+    nearest first; and what could not be read.
 
     The same queries of every rule: those that lose most average precision over all of them.
     """
-    nets, problems = of_section(section, lambda net, path: arrays(path, RETRIEVED))
+    nets, problems = of_section(section, lambda net, path: (net, read_examples(path, RETRIEVED)))
     count = min((len(values["x"]) for _, values in nets), default=0)
     lost = [0.0] * count
     for _, values in nets:
@@ -256,48 +201,30 @@ def answers(section: Section) -> tuple[list[tuple[Any, float, list[list[Answer]]
         for place in range(count):
             lost[place] += float(sum(clean[place] - each[place] for each in attacked))
     chosen = sorted(sorted(range(count), key=lambda place: -lost[place])[:MOST_QUERIES])
-    return [
-        (net, float(values["eps"]), [_answers(values, query) for query in chosen])
-        for net, values in nets
-    ], problems
+    return [_answers(net, values, query) for net, values in nets for query in chosen], problems
 
 
-def _answers(values: dict[str, Any], query: int) -> list[Answer]:
+def _answers(net: Any, values: dict[str, Any], query: int) -> Sheet:
+    """A row for each attack: its name, the query, what it finds, and average precision in %."""
     truth = int(values["labels"][query])
-    made = []
+    rows = []
     for place, image in enumerate([values["x"][query], *values["adv"][:, query]]):
         name = "clean"
         if place:
             attack, _, source = str(values["names"][place - 1]).partition(" / ")
             name = f"{attack}, {source} gradient"
+        row: list[Any] = [name, Picture(image, str(truth), alt=f"query, label {truth}")]
         labels = values["found_labels"][place, query][:MOST_FOUND]
-        found = tuple(
-            Picture(pixels / 255, str(label), bool(label != truth))
-            for pixels, label in zip(values["found"][place, query], labels, strict=False)
-        )
-        share = 100 * float(values["precision"][place][query])
-        made.append(Answer(name, Picture(image, str(truth)), share, found))
-    return made
-
-
-def answers_table(net: Any, rows: Sequence[Answer]) -> Table:
-    """The answers to one query, a row each."""
-
-    def nearest(place: int, answer: Answer) -> Shown:
-        shown = answer.found[place]
-        alt = f"found, label {shown.text}, {'wrong' if shown.wrong else 'right'}"
-        return shown.shown(alt, "wrong flag" * shown.wrong)
-
-    def query(answer: Answer) -> Shown:
-        return answer.query.shown(f"query, label {answer.query.text}")
-
-    columns = [
-        Column("", "name", page=" ", left=True, style="soft wrap"),
-        Column("query", query, left=True, style="query"),
-        *(
-            Column("", partial(nearest, place), page=" " if place else "found", left=True)
-            for place in range(len(rows[0].found))
-        ),
-        Column("AP %", "precision", text=percent, page="AP %"),
-    ]
-    return Table(columns, rows, caption=caption(net.rule, net.seed), kind="")
+        for pixels, label in zip(values["found"][place, query], labels, strict=False):
+            wrong = bool(label != truth)
+            alt = f"found, label {label}, {'wrong' if wrong else 'right'}"
+            row.append(Picture(pixels / 255, str(label), wrong, alt))
+        rows.append([*row, percent(100 * float(values["precision"][place][query]))])
+    last = len(rows[0]) - 1
+    columns = (
+        at(0, " ", "soft wrap"),
+        at(1, "Query", "query"),
+        *(at(place, "found" if place == 2 else " ") for place in range(2, last)),
+        at(last, "AP %", left=False),
+    )
+    return Sheet(net.rule, net.seed, float(values["eps"]), columns, rows)

@@ -56,6 +56,13 @@ def find(folder: Path) -> tuple[list[Path], list[Path]]:
     return studies, runs
 
 
+def read_below(folder: Path) -> dict[str, Study]:
+    """The studies below a folder by their paths, then under "" the runs that belong to none."""
+    paths, runs = find(folder)
+    studies = {path.relative_to(folder).as_posix(): read_study(path) for path in paths}
+    return studies | ({"": read_runs(folder, runs)} if runs else {})
+
+
 def read_runs(folder: Path, runs: list[Path]) -> Study:
     """Runs of a folder as a study without a tier or a command.
 
@@ -158,12 +165,9 @@ def _runs(folder: Path) -> Iterator[tuple[str, Run]]:
     if is_run(folder):
         yield ".", read_run(folder).runs[0]
         return
-    studies, runs = ([folder], []) if is_study(folder) else find(folder)
-    if not (studies or runs):
+    studies = {"": read_study(folder)} if is_study(folder) else read_below(folder)
+    if not studies:
         raise ValueError(f"to_pandas: no run in {folder}, nor in the folders below it")
-    for path in studies:
-        for run in read_study(path).runs:
-            yield (path.relative_to(folder) / run.folder).as_posix(), run
-    if runs:
-        for run in read_runs(folder, runs).runs:
-            yield run.folder, run
+    for name, study in studies.items():
+        for run in study.runs:
+            yield (Path(name) / run.folder).as_posix(), run

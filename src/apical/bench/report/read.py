@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment.own_code import GIVEN
+from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.report.evaluations import Record, Retrieval, Robustness, Status
 from apical.bench.report.names import display_name
 from apical.bench.storage import packing
@@ -301,12 +302,10 @@ def learner_of(experiment: Record) -> dict[str, Any]:
 def rule_name(experiment: Record) -> str:
     """The name of the rule, "mixed" for rules by pattern of layers; of the learner, where that is
     another than backprop."""
-    learner, rule = learner_of(experiment)["learner"], experiment.get("rule")
+    learner, rule = learner_of(experiment)["learner"], experiment.get("rule") or "net"
     if learner != "backprop":
         return str(learner)
-    if isinstance(rule, Mapping):
-        return str(rule.get("rule", "mixed"))
-    return str(rule) if rule else "net"
+    return rule_label(rule) if isinstance(rule, dict) else str(rule)
 
 
 def read_study(folder: Path) -> Study:

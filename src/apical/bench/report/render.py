@@ -53,33 +53,28 @@ Legend = tuple[tuple[str, Look], ...]
 class Group:
     """Panels that belong together: one row of the page, one PNG.
 
-    Attributes: size: of a panel, inches. margin: inches left of the axes and below them. legend:
+    Attributes: panels: each with a title outside its axes and a method `draw(axes)`, as `Panel`.
+        size: of a panel, inches. margin: inches left of the axes and below them. legend:
         none where the panels name what they show. columns: panels side by side in the PNG.
     """
 
     name: str
     heading: str
     caption: str
-    panels: tuple[Panel, ...] = ()
+    panels: tuple[Any, ...] = ()
     size: tuple[float, float] = (3.4, 2.2)
     margin: tuple[float, float] = (0.5, 0.42)
     legend: Legend = ()
     columns: int = 4
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A group as the macro `figure` of a page needs it: file of the PNG, "" where none was asked
-    for; titles and SVG."""
-
-    group: Group
-    png: str
-    panels: tuple[tuple[str, str], ...]
+Say = Callable[[str], None]
+"""Is given what is being written."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files that a page links to.
+    """The files that a page links to: the page calls these methods where the links stand.
 
     Attributes: title: of the PNG files, before the heading of each. png: whether figures are
         written as PNG too.
@@ -87,29 +82,22 @@ class Files:
 
     folder: Path
     title: str
-    png: bool = True
+    png: bool
+    say: Say
 
-    def csv(self, name: str, table: Table) -> None:
+    def csv(self, name: str, table: Table) -> str:
+        """The name of the file."""
         write_bytes(self.folder / name, table.csv().encode())
+        return name
 
     def print(self, group: Group, heading: str = "", slug: str = "") -> str:
-        """A group for print; its file, "" where none is wanted."""
+        """A group for print; its file, "" where none is wanted. slug: start of its name."""
+        self.say(f"{self.title}: {group.heading}{' of ' * bool(heading)}{heading}")
         file = f"{slug}{group.name}.png" if self.png else ""
         if file:
             titles = filter(None, [self.title, heading, group.heading])
             write_png(self.folder / file, group, title=" · ".join(titles))
         return file
-
-    def draw(self, groups: Iterable[Group], heading: str = "", slug: str = "") -> list[Drawn]:
-        """The groups for the page, and for print. slug: start of the names of their files."""
-        return [
-            Drawn(
-                group,
-                self.print(group, heading, slug),
-                tuple((panel.title, to_svg(group, panel)) for panel in group.panels),
-            )
-            for group in groups
-        ]
 
 
 def prefix(names: Sequence[str], name: str) -> str:
@@ -139,7 +127,7 @@ def new_figure(size: tuple[float, float], settings: dict[str, Any] = SETTINGS) -
         yield Figure(figsize=size)
 
 
-def to_svg(group: Group, panel: Panel) -> str:
+def to_svg(group: Group, panel: Any) -> str:
     """One panel as an SVG element for inlining: colours are CSS variables, ids do not clash."""
     with new_figure(group.size) as figure:
         panel.draw(_axes(figure, group, (0.0, 0.0), group.size))
@@ -169,7 +157,9 @@ def write_png(path: Path, group: Group, *, title: str) -> None:
     head = 0.34 + 0.2 * -(-len(group.legend) // per_row)
     total = (width, rows * height + head)
     with new_figure(total) as figure:
-        print_title(figure, total, title, size=min(9.5, 9.5 * width / (0.085 * len(title))))
+        size = min(9.5, 9.5 * width / (0.085 * len(title)))
+        corner = 0.1 / total[0], 1 - 0.2 / total[1]
+        figure.text(*corner, title, fontsize=size, fontweight="bold")
         if group.legend:
             lines = [
                 Line2D([], [], marker=look.marker, markersize=4, label=name, **line_style(look))
@@ -185,11 +175,6 @@ def write_png(path: Path, group: Group, *, title: str) -> None:
             axes.set_title(panel.title, fontsize=8, loc="left", color=INK)
             panel.draw(axes)
         save_png(figure, path)
-
-
-def print_title(figure: Any, total: Sequence[float], title: str, size: float = 9.5) -> None:
-    """The title of a PNG of a total size in inches, in the upper left corner."""
-    figure.text(0.1 / total[0], 1 - 0.2 / total[1], title, fontsize=size, fontweight="bold")
 
 
 def save_png(figure: Any, path: Path | None = None, dpi: int = 200) -> bytes:

@@ -340,8 +340,3 @@ def _order(errors: Mapping[str, float]) -> str:
         same = number(errors[before]) == number(errors[rule])
         text += f" = {display_name(rule)}" if same else f", {display_name(rule)}"
     return text
-
-
-def sources(rows: Sequence[Cell]) -> list[str]:
-    """Where the published values come from."""
-    return list(dict.fromkeys(row.published.source for row in rows if row.published))

@@ -1,7 +1,8 @@
 """The robustness of each rule: at a radius, over it, by gradient, against published values; and the
 figures of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,6 +37,9 @@ READ = 1.0
 
 SAME_RADIUS = 1e-3
 """Relative difference up to which a published radius, rounded for print, is taken for ours."""
+
+MOST_RADII = 4
+"""Radii that have a table of their own on the page, evenly spaced; all are in the CSV."""
 
 Lines = Mapping[str, Mapping[float, Estimate]]
 """Kind of attack -> radius -> robust accuracy."""
@@ -204,11 +208,6 @@ def unused(study: Study) -> int:
     return sum(row.setting in settings and row not in used for row in study.robust_published)
 
 
-def sources(sections: Iterable[Section]) -> list[str]:
-    """Where the published values come from."""
-    return list(dict.fromkeys(row.source for section in sections for row in section.published))
-
-
 @dataclass(frozen=True)
 class Heat:
     """Robust accuracy in %, nets of one rule of training (row) attacked by the gradient of another
@@ -254,26 +253,23 @@ class Heat:
 
 
 def heats(section: Section, eps: float) -> list[Heat]:
-    """Rule of training by rule of the attack's gradient, one per attack that was run so."""
+    """Rule of training by rule of the attack's gradient, one per attack that was run so.
+
+    The exact gradient, which is backprop's, is the first column; then the rules in the order of the
+    rows, and those of which no net was trained.
+    """
+    rows = sorted(section.rules, key=lambda rule: not is_baseline(rule))
     tried: dict[str, dict[str, None]] = {}
     for net in section.evaluations:
-        for row in net.of_kind("attack"):
-            if (row["group"], row["eps"], row["on"]) == ("rule", eps, "all"):
-                tried.setdefault(row["attack"], {})[row["source"].removeprefix("rule:")] = None
-    return [_heat(section, eps, attack, list(sources)) for attack, sources in tried.items()]
-
-
-def _heat(section: Section, eps: float, attack: str, tried: Sequence[str]) -> Heat:
-    """The exact gradient, which is backprop's, is the first column; then the rules in the order of
-    the rows."""
-    rows = sorted(section.rules, key=lambda rule: not is_baseline(rule))
-    known = [rule for rule in rows if rule in tried or is_baseline(rule)]
-    others = [rule for rule in tried if rule not in known and not is_baseline(rule)]
-    first = [] if any(map(is_baseline, known)) else ["bp"]
-    columns = (*first, *known, *others)
-    cells = {}
-    for row in rows:
-        for column in columns:
+        for one in net.of_kind("attack"):
+            if (one["group"], one["eps"], one["on"]) == ("rule", eps, "all"):
+                tried.setdefault(one["attack"], {})[one["source"].removeprefix("rule:")] = None
+    made = []
+    for attack, sources in tried.items():
+        others = [rule for rule in dict.fromkeys([*rows, *sources]) if rule in sources]
+        columns = (section.baseline or "bp", *(rule for rule in others if not is_baseline(rule)))
+        cells = {}
+        for row, column in itertools.product(rows, columns):
             which = {"group": "rule", "source": f"rule:{column}"}
             if row == column:
                 which = {"group": "own"}
@@ -282,17 +278,17 @@ def _heat(section: Section, eps: float, attack: str, tried: Sequence[str]) -> He
             share = partial(attack_share, attack=attack, eps=eps, **which)
             if cell := section.estimate(row, share):
                 cells[row, column] = cell
-    return Heat(attack, eps, tuple(rows), columns, cells)
+        made.append(Heat(attack, eps, tuple(rows), columns, cells))
+    return made
 
 
 # Figures
 
 
-def over_radius(section: Section) -> tuple[list[Group], list[str]]:
-    """Small multiples over the radius, and the kinds of attack in them; none for a single radius,
-    which the table shows better."""
+def over_radius(section: Section) -> list[Group]:
+    """Small multiples over the radius; none for a single one, which the table shows better."""
     if len(section.radii) < 2:
-        return [], []
+        return []
 
     def draw(axes: Any, *, shares: Lines, without: Any) -> None:
         """One line per kind of attack with its interval, from the clean accuracy at radius 0."""
@@ -322,8 +318,7 @@ def over_radius(section: Section) -> tuple[list[Group], list[str]]:
         panels.append(Panel(title, partial(draw, shares=shares, without=without)))
     legend = tuple(KINDS[kind] for kind in KINDS if kind in kinds)
     heading = "Robust accuracy over the radius"
-    group = Group("radius", heading, "", tuple(panels), (2.5, 1.9), legend=legend, columns=3)
-    return [group], [kind for kind in KINDS if kind in kinds]
+    return [Group("radius", heading, "", tuple(panels), (2.5, 1.9), legend=legend, columns=3)]
 
 
 def crossed(heat: Heat, number: int) -> Group:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from apical.attacks.sanity import MEANINGS
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.names import display_name, is_baseline, is_control
 from apical.bench.report.read import Published
@@ -17,10 +18,10 @@ from apical.bench.report.table import (
     Table,
     each,
     estimate,
-    minus,
     percent,
     plain,
     points,
+    ratio,
     span,
 )
 from apical.measure import robustness_verdict
@@ -48,32 +49,6 @@ MEASURES = {
     "repeat": "Repeatable",
 }
 """Measures of the audit that the page shows."""
-
-CHECKS = {
-    "iterative attacks are at least as strong as a single step": (
-        "If not, the iterated attack does not follow a useful gradient or stops too early."
-    ),
-    "robust accuracy falls as the radius grows": (
-        "More room cannot help the net; if it seems to, the attack is what fails."
-    ),
-    "robust accuracy falls to chance at a large radius": (
-        "With enough room any image can become any other; a net that survives was not attacked."
-    ),
-    "twice as many steps change little": (
-        "If they break more, the attack had not converged and robustness is overestimated."
-    ),
-    "a black box is not stronger than the exact gradient": (
-        "Queries alone should not beat the gradient; if they do, the gradient hides something."
-    ),
-    "transferred attacks are not stronger than the exact gradient": (
-        "What was made for another net should not beat an attack made for this one."
-    ),
-    "noise is weaker than the exact gradient": (
-        "If random changes do as much, nothing was attacked."
-    ),
-    "no attack left its ball": "Points outside the radius would not count as attacks.",
-}
-"""What a flag of each check means."""
 
 
 def headline(
@@ -170,7 +145,7 @@ def checks(section: Section) -> Table:
         return Shown(text if run else "not run", style="soft")
 
     def check(name: str) -> Shown:
-        return Shown(name, title=CHECKS.get(name, ""))
+        return Shown(name, title=MEANINGS.get(name, ""))
 
     rules = [
         Column("", partial(outcome, rule), page=display_name(rule), left=True)
@@ -198,7 +173,7 @@ def audits(section: Section) -> Table:
 
     def measure(key: str, rule: str) -> Shown:
         percents = key in ("rising", "zero", "saturated")
-        return plain(means[rule][key], lambda v: f"{100 * v:.0f}" if percents else _cosine(v))
+        return plain(means[rule][key], lambda v: f"{100 * v:.0f}" if percents else ratio(v))
 
     def alone(rule: str) -> str:
         return ", ".join(dict.fromkeys(row["verdict"] for row in rows[rule]))
@@ -211,10 +186,6 @@ def audits(section: Section) -> Table:
         Column("verdict", lambda rule: word(robustness.verdict(section, rule)), left=True),
     ]
     return Table(columns, section.rules, "Gradient audit")
-
-
-def _cosine(value: float) -> str:
-    return minus(f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}")
 
 
 # CSV files
@@ -236,17 +207,14 @@ def _numbers(section: Section) -> Iterable[dict[str, Any]]:
 
     for rule in section.rules:
         yield row(rule, section.estimate(rule, robustness.clean), eps=0.0, group="clean")
-        shares: dict[tuple[Any, ...], dict[int, float]] = {}
-        images: dict[tuple[Any, ...], int] = {}
-        for seed, net in section.of(rule).items():
-            for attack in (one for one in net.of_kind("attack") if one["on"] == "all"):
-                names = tuple(attack[key] for key in ATTACK)
-                shares.setdefault(names, {})[seed] = attack["accuracy"]
-                images[names] = attack.get("examples", net.clean["examples"])
-        for names, by_seed in shares.items():
+        every = [one for one in section.of_kind(rule, "attack") if one["on"] == "all"]
+        for names in dict.fromkeys(tuple(one[key] for key in ATTACK) for one in every):
             about = dict(zip(ATTACK, names, strict=True))
-            accuracy = robustness_verdict.estimate(by_seed, images[names])
-            yield row(rule, accuracy, **about, images=images[names])
+            rows = section.rows(rule, "attack", on="all", **about)
+            shares = {seed: one["accuracy"] for seed, one in rows.items()}
+            images = next(iter(rows.values())).get("examples", section.clean["examples"])
+            accuracy = robustness_verdict.estimate(shares, images)
+            yield row(rule, accuracy, **about, images=images)
         for line in (line for line in headlines if line.rule == rule):
             for name, group, source in COLUMNS:
                 if value := line[name]:

@@ -10,15 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apical.attacks.trials import unpacked
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.colours import INK, SOFT
 from apical.bench.report.evaluations import Robustness
 from apical.bench.report.names import display_name, is_baseline, is_control
-from apical.bench.report.pictures import address, arrays
+from apical.bench.report.pictures import address
 from apical.bench.report.read import Study
 from apical.bench.report.render import FONT, new_figure, save_png
 from apical.bench.report.sections import Line, Section, Value
 from apical.bench.report.table import Column, Table, percent, points
+from apical.bench.storage.evaluation_folder import read_examples
 from apical.measure.robustness_verdict import difference, radius
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -102,19 +104,12 @@ def survivors(net: Robustness, *, groups: tuple[str, ...], eps: float) -> float 
         return survivors(net, groups=("exact",), eps=eps)
     if not rows:
         return None
-    standing = mask(rows[0]["attacked"], rows[0]["examples"])
-    for row in rows:
-        standing &= ~mask(row["broken"], row["examples"])
-    return standing.bit_count() / rows[0]["examples"]
-
-
-def mask(digits: str, examples: int) -> int:
-    """One bit an example, from the hexadecimal digits of a trial, the first example first.
-
-    >>> bin(mask("b0", 5))
-    '0b10110'
-    """
-    return int(digits, 16) >> (4 * len(digits) - examples) if digits else 0
+    attacked, *broken = (
+        unpacked(text, rows[0]["examples"])
+        for text in (rows[0]["attacked"], *(row["broken"] for row in rows))
+    )
+    standing = [one and not any(by) for one, *by in zip(attacked, *broken, strict=True)]
+    return sum(standing) / len(standing)
 
 
 def table(rows: Iterable[Line], gains: gained.Gains = gained.NONE) -> Table:
@@ -203,7 +198,7 @@ def _raster(path: Path) -> tuple[str, list[tuple[str, Any]]] | None:
     if not path.exists():
         return None
     try:
-        values = arrays(path, {"names": "s"})
+        values = read_examples(path, {"names": "s"})
     except (ValueError, OSError):  # the page reports it with the pictures of the file
         return None
     layers = {name[7:]: each for name, each in values.items() if name.startswith("raster_")}

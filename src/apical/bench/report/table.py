@@ -220,6 +220,11 @@ def minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def ratio(value: float) -> str:
+    """A cosine, or another number without a unit: "-0.95", from 100 on without decimals."""
+    return minus(f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}")
+
+
 def signed(value: float | None, digits: int = 2) -> str:
     """With its sign."""
     return "" if value is None else minus(f"{value:+.{digits}f}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +17,17 @@ from apical.bench.storage import records
 from apical.bench.storage.environment import environment
 
 T = TypeVar("T")
+
+CLASSIFIED = {
+    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "predictions_clean": "k",
+    "predictions_adv": "sk",
+}  # fmt: skip
+RETRIEVED = {
+    "x": "kChw", "adv": "skChw", "names": "s", "labels": "k", "precision": "ak", "found": "aknCHW",
+    "found_labels": "akn",
+}  # fmt: skip
+"""Shape of each array in an examples.npz of each kind: k images, s attacks, a = s + 1 answers, n
+items found, C = 1 or 3 colours."""
 
 DIGESTS = "sha256.json"
 """SHA-256 of each file of results of a finished evaluation."""
@@ -118,3 +131,36 @@ def write_examples(folder: Path, values: Mapping[str, Any]) -> None:
     buffer, arrays = io.BytesIO(), {name: np.asarray(value) for name, value in values.items()}
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes a flag there
     records.write_bytes(folder / "examples.npz", buffer.getvalue())
+
+
+def read_examples(path: Path, shapes: Mapping[str, str]) -> dict[str, Any]:
+    """The arrays of an examples.npz.
+
+    Args: shapes: of those it must hold in addition to `eps`, as in `CLASSIFIED`.
+    Raises: ValueError saying what is wrong with it.
+    """
+    import numpy as np
+
+    verify(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = {key: file[key] for key in file.files}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if missing := sorted({*shapes, "eps"} - values.keys()):
+        raise ValueError(f"{path} has no {', '.join(missing)}")
+    sizes: dict[str, int] = {}
+    for key, letters in shapes.items():
+        shape = values[key].shape
+        fits = len(shape) == len(letters) and all(
+            sizes.setdefault(letter, size) == size
+            for letter, size in zip(letters, shape, strict=True)
+        )
+        answers = sizes.get("s", 0) + 1
+        if not fits or sizes.get("C", 1) not in (1, 3) or sizes.get("a", answers) != answers:
+            expected = ", ".join(f"{name} ({', '.join(of)})" for name, of in shapes.items())
+            raise ValueError(
+                f"{path}: {key} {shape}: expected grey or colour images (C = 1 or 3) with the same "
+                f"letter for the same size, a = s + 1, in {expected}"
+            )
+    return values

@@ -107,7 +107,7 @@ def robustness(tier: str, seeds: int) -> Study:
         "few-pixel attacks are another threat and stand apart.",
     ]
     if tier == "short":
-        notes.append(rules_overview.TRAINING_NOTE)
+        notes.append(f"MNIST: {rules_overview.IMAGES:,} training images.")
     if tier == "full":
         notes.append(PUBLISHED_NOTE)
     return _study(

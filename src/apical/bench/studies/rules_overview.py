@@ -50,7 +50,6 @@ SHORT_NOTE = (
     "Options are the library's defaults, but for these, which would need ten thousands of updates:"
     " decay 0.002 for KP, PFA and LDFA, ten times the rates of SA, AA and IA."
 )
-TRAINING_NOTE = f"MNIST: trained on {IMAGES:,} images."
 PARTS_NOTE = f"MNIST: {IMAGES:,} training images, all test images."
 
 
