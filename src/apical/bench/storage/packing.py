@@ -216,7 +216,7 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
         lines.append(line)
         rows += [(name, file, row) for file in ROW_FILES for row in found[file]]
     data = {
-        RUNS: "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode(),
+        RUNS: "".join(_compact(line) + "\n" for line in lines).encode(),
         ROWS: _packed_rows(rows),
     }
     described = records.read_json(study / STUDY)
@@ -313,7 +313,7 @@ def _packed_rows(rows: list[tuple[str, str, Row]]) -> bytes:
         columns.append(pyarrow.array(column, fields[-1].type))
     buffer = io.BytesIO()
     table = pyarrow.Table.from_arrays(columns, schema=pyarrow.schema(fields))
-    pyarrow.parquet.write_table(table, buffer, compression="zstd", compression_level=9)
+    pyarrow.parquet.write_table(table, buffer, compression="zstd", compression_level=19)
     return buffer.getvalue()
 
 
@@ -357,6 +357,10 @@ def _study_digest(study: Row, packed: Row) -> str:
     """Of study.json, spaces apart, the digests of the other files included."""
     others = {name: digest for name, digest in packed["sha256"].items() if name != STUDY}
     return _digest({**study, "packed": {**packed, "sha256": others}})
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def _digest(value: Any) -> str:
