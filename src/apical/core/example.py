@@ -43,7 +43,7 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
         layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
     needs_labels = any(getattr(feedback.rule, "needs_labels", False) for feedback in sized)
     with forked_rng(model), torch.set_grad_enabled(not needs_labels):
-        found = guard.find(twin, call_with(twin, example))
+        found = guard.find(twin, call_with(twin, example), recompute=True)
     for _, layer in converted_layers(twin):
         updates.unwatch(layer)  # the model takes the parameters of its feedback
     for original, twins in zip(feedback_modules(model), sized, strict=True):
