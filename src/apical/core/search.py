@@ -92,7 +92,7 @@ class Search:
                     self._weights[_edge(parameter)] = name
         for place in kept:
             tensor = getattr(module_named(model, place.layer), place.parameter, None)
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
+            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.numel() > 1:
                 self._kept[_edge(tensor)] = place, tensor
         self._memory = _Memory(model, named)
 
@@ -138,12 +138,14 @@ class Search:
             shape = shape_of(factor.enters)
             if not others or not graph.mixes(product, shape, others, computed=computed):
                 continue
-            sources = computed_from(factor.origin) if computed else {source}
+            sources = computed_from(factor.enters) if computed else {source}
             layers: set[str | None] = {weights[edge] for edge in sources & weights.keys()}
             places = sources & self._kept.keys() if is_matrix_product else set()
-            if not (layers or places):  # perhaps of a detached weight
-                nodes = {below for below, _ in sources} | {node}
+            if not layers:  # perhaps from a weight that is detached
+                nodes = {below for below, _ in computed_from(factor.enters)} | {node}
                 layers = {self._memory.layer(t) for below in nodes for t in constants(below)}
+                if is_matrix_product:
+                    self._search_frames(node)
             for layer in layers:
                 self._note(layer, node)
             for edge in places:
@@ -227,9 +229,12 @@ class _Memory:
 def _is_copy(tensor: Tensor, weight: Tensor) -> bool:
     """Whether the entries of a matrix follow those of a weight, or of its transpose: a copy that
     was scaled, rounded, pruned or moved a little."""
-    if tensor.numel() != weight.numel() or tensor.dim() < 2 or not address(weight):
+    if tensor.layout != torch.strided or tensor.is_complex() or not address(weight):
         return False
-    rows, expected = tensor.detach().flatten(1).double(), weight.detach().flatten(1).double()
+    once = tensor.detach()[tuple(slice(None if stride else 1) for stride in tensor.stride())]
+    if once.numel() != weight.numel() or once.squeeze().dim() < 2:
+        return False
+    rows, expected = (t.squeeze().flatten(1).double() for t in (once, weight.detach()))
     for matrix in (rows, rows.T):
         if matrix.shape == expected.shape:
             entries = torch.stack([matrix.flatten(), expected.flatten()])
