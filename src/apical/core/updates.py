@@ -142,8 +142,30 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     layers = [layer for layer in _WATCHED if not stepped.isdisjoint(map(id, _parameters(layer)))]
     candidates = list(_distinct(layers))
     _warn_of_optimizer(candidates, optimizer, stepped)
-    updated = [s for s in candidates if not stepped.isdisjoint(map(id, s.parameters))]
-    _act(updated, by_hand=False)
+    _act([slot for slot in candidates if _completes(slot, stepped)], by_hand=False)
+
+
+def _completes(slot: Slot, stepped: Set[int]) -> bool:
+    """Whether a step completes an update: of the weight, and of its feedback where that is trained.
+    Each may have an optimizer of its own, in either order.
+
+    Args: stepped: the `id` of every parameter that an optimizer has just stepped.
+    """
+    history = slot.feedback.history
+    memory = [id(p) for p in slot.feedback.parameters(recurse=False) if p.grad is not None]
+    of_weight = not stepped.isdisjoint(map(id, slot.parameters))
+    of_memory = not stepped.isdisjoint(memory)
+    if of_weight and (of_memory or not memory):
+        history.stepped_alone = ""
+        return True
+    if not (of_weight or of_memory):
+        return False
+    before, now = history.stepped_alone, "weight" if of_weight else "memory"
+    if before in ("", now):
+        history.stepped_alone = now
+        return of_weight and before == now  # again: nothing trains the feedback
+    history.stepped_alone = ""
+    return True
 
 
 def _act(updated: list[Slot], *, by_hand: bool) -> None:
