@@ -227,7 +227,10 @@ class Broadcast:
             return  # a batch of one shows nothing; the next may
         self.attempts -= 1
         taps = [tap for tap, _ in call.bridged if tap.differentiated]
-        tables = graph.Graph(tap.x for tap in taps).of_parameters_alone()
+        recorded = graph.Graph([*parts, *(tap.x for tap in taps)])
+        if any(hasattr(node, "run_function") for node in recorded.nodes):
+            return  # reentrant checkpointing allows no such measurement
+        tables = recorded.of_parameters_alone()
         for tap in taps:
             if tap.x.grad_fn in tables or isinstance(tap.x, nn.Parameter):
                 raise ValueError(

@@ -46,7 +46,7 @@ class Guard:
         model.register_forward_hook(self.after)
 
     def accept(self, found: Iterable[str]) -> None:
-        """The user accepts these uses, keys of what `find` returns."""
+        """The user accepts these uses, keys of what a search found."""
         for place in found:
             self.layers.pop(place, None)
         self.kept = [kept for kept in self.kept if f"{kept.layer}.{kept.parameter}" not in found]
@@ -74,17 +74,9 @@ class Guard:
             exact = any(feedback.exact for feedback in feedback_modules(model))
             if exact or self._exact_blocks != _exact_blocks(model):
                 return  # all of it, or a part, ran inside `exact_gradients`
-            self._report(model, self.find(model, output) | self._changed_ties(model))
+            search = Search(model, self.layers, self.kept, partial(self._report, model))
+            self._report(model, search.run(output) | self._changed_ties(model))
         self.calls += 1
-
-    def find(self, model: nn.Module, output: Any, *, recompute: bool = False) -> Found:
-        """Uses in the graph of an output.
-
-        Args: recompute: whether activation checkpointing computes again at once what it left out;
-            else that is searched, and reported, in the backward pass.
-        """
-        later = None if recompute else partial(self._report, model)
-        return Search(model, self.layers, self.kept, later).run(output)
 
     def _report(self, model: nn.Module, found: Found) -> None:
         """Raise ValueError of what was found, or warn of what is new."""

@@ -40,10 +40,8 @@ from apical.core.graph import (
 Found = dict[str, str]
 """By layer, or by layer and parameter, what is wrong and the remedy."""
 
-_LEAST_CORRELATION = 0.75  # of the signs of normal entries with these it is 0.8
-_LEAST_Z = (
-    5.0  # standard deviations, by Fisher's transformation: small matrices correlate by chance
-)
+_CORRELATION = 0.75  # at least; of normal entries with their signs it is 0.8
+_DEVIATIONS = 5.0  # by Fisher's z, since small matrices correlate by chance
 
 
 class Kept(NamedTuple):
@@ -61,22 +59,22 @@ class Search:
     Args:
         layers: by name of a converted layer, the class of its rule;
         kept: parameters that should be no factors of products;
-        later: called with what is found in a backward pass, where activation checkpointing computes
-            again what it left out. None: that is computed and searched at once.
+        later: called with what is found in a backward pass, in which activation checkpointing
+            computes again what it left out.
+
+    Attributes: defers: whether there is something to find in the backward pass.
     """
 
     def __init__(
         self,
         model: nn.Module,
         layers: dict[str, str],
-        kept: Iterable[Kept],
-        later: Callable[[Found], None] | None,
+        kept: list[Kept],
+        later: Callable[[Found], None],
     ) -> None:
-        self.found: Found = {}
-        self._model = model
-        self._layers = layers
-        self._places = kept
-        self._later = later
+        self.defers = False
+        self._given = model, layers, kept, later
+        self._found: Found = {}
         self._weights: dict[Edge, str] = {}
         self._by_feedback: dict[str, str] = {}
         self._kept: dict[Edge, tuple[Kept, Tensor]] = {}
@@ -97,35 +95,31 @@ class Search:
         self._memory = _Memory(model, named)
 
     def run(self, output: Any) -> Found:
-        """Search the graph of an output; returns all that was found so far."""
+        """What is wrong in the graph of an output."""
         graph = Graph(outputs.tensors(output))
         for node in graph.nodes:
             if node.name() == "TransportBackward":
-                edge, layer = node.next_functions[1], self._by_feedback.get(node.feedback.layer)  # type: ignore
-                if edge[0] is not None and layer is not None:  # of a sharded layer, no parameter
-                    self._weights.setdefault(origin(edge), layer)
+                weight = node.next_functions[1]
+                layer = self._by_feedback.get(node.feedback.layer)  # type: ignore[attr-defined]
+                if weight[0] is not None and layer is not None:  # of a sharded layer, no parameter
+                    self._weights.setdefault(origin(weight), layer)  # type: ignore[arg-type]
             elif hasattr(node, "run_function"):
-                self._search_again(node)
-        tables = (
-            m.weight for m in self._model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
-        )
+                self._search_recomputed(node)
+        modules = self._given[0].modules()
+        tables = (m.weight for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag))
         graph.trace(self._weights.keys(), {_edge(t) for t in tables if t.requires_grad})
         for product in graph.products():
             self._examine(graph, product)
-        return self.found
+        return self._found
 
     def _examine(self, graph: Graph, product: Product) -> None:
-        """Note which weights are factors of a product with something that a gradient passes to."""
+        """Note the weights by which a product multiplies something that a gradient passes to."""
         node, weights = product.node, self._weights
         is_matrix_product = node.name() in FACTORS
         data = [f for f in product.factors if f.origin not in weights and graph.passes(f.origin)]
         active = [f for f in data if f.origin[0] in graph.activations]
         if active and product.constant:
-            for tensor in constants(node):
-                if graph.mixes(product, tensor.shape, active):
-                    self._note(self._memory.layer(tensor), node)
-            if is_matrix_product:
-                self._search_frames(node)
+            self._note(node, (t for t in constants(node) if graph.mixes(product, t.shape, active)))
         for factor in product.factors:
             is_weight = factor.origin in weights
             if factor.origin[0] in graph.activations and not is_weight:
@@ -138,108 +132,105 @@ class Search:
             shape = shape_of(factor.enters)
             if not others or not graph.mixes(product, shape, others, computed=computed):
                 continue
-            sources = computed_from(factor.enters) if computed else {source}
-            layers: set[str | None] = {weights[edge] for edge in sources & weights.keys()}
-            places = sources & self._kept.keys() if is_matrix_product else set()
-            if not layers:  # perhaps from a weight that is detached
-                nodes = {below for below, _ in computed_from(factor.enters)} | {node}
-                layers = {self._memory.layer(t) for below in nodes for t in constants(below)}
-                if is_matrix_product:
-                    self._search_frames(node)
-            for layer in layers:
-                self._note(layer, node)
-            for edge in places:
-                place, parameter = self._kept[edge]
-                self.found[f"{place.layer}.{place.parameter}"] = _of_kept(place, parameter, node)
+            sources = {source, *computed_from(factor.enters)}
+            for layer in {weights[edge] for edge in sources & weights.keys()}:
+                self._add(layer, _operation(node))
+            if is_matrix_product:
+                for edge in sources & self._kept.keys():
+                    place, parameter = self._kept[edge]
+                    key = f"{place.layer}.{place.parameter}"
+                    self._found[key] = _of_kept(place, parameter, _operation(node))
+            if sources.isdisjoint(weights):  # perhaps from a weight that is detached
+                nodes = {node, *(below for below, _ in sources)}
+                self._note(node, (t for below in nodes for t in constants(below)))
 
-    def _note(self, layer: str | None, node: Node) -> None:
+    def _note(self, node: Node, factors: Iterable[Tensor]) -> None:
+        """Note the layers whose weights are among factors, or tensors that these are computed from,
+        which have no gradient; now, and those of the product that checkpointing left out later."""
+        for tensor in factors:
+            self._add(self._memory.layer(tensor), _operation(node))
+        for kept in saved(node) if node.name() in FACTORS else ():
+            hook = kept.unpack_hook
+            names = getattr(getattr(hook, "__code__", None), "co_freevars", ())
+            if "frame" in names:  # of torch.utils.checkpoint, not reentrant
+                self.defers = True
+                frame = hook.__closure__[names.index("frame")].cell_contents
+                frame.recompute_fn = partial(
+                    self._search_frame,
+                    frame.recompute_fn,
+                    ref(frame),
+                    ref(kept.data),
+                    _operation(node),
+                )
+
+    def _add(self, layer: str | None, operation: str) -> None:
         if layer is not None:
-            self.found[layer] = _of_layer(layer, self._layers[layer], _operation(node))
+            self._found[layer] = _of_layer(layer, self._given[1][layer], operation)
 
-    def _search_again(self, node: Any) -> None:
-        """Search what reentrant checkpointing computes."""
-        run = node.run_function
-        if self._later is None:
-            inputs = list(node.inputs)
-            for place, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
-                inputs[place] = tensor.detach().requires_grad_(tensor.requires_grad)
-            with torch.enable_grad():
-                self.run(run(*inputs))
-            return
-        later, search = self._later, partial(Search, self._model, self._layers, self._places)
+    def _search_frame(self, run: Any, frame: Any, holder: Any, operation: str, *args: Any) -> None:
+        """Compute a frame of checkpointing again, and examine the tensor that the holder is for."""
+        try:
+            run(*args)
+        finally:  # by an exception of torch's own, once all is computed
+            task = torch._C._current_graph_task_id()
+            handle = holder().handles.get(task) if holder() else None
+            tensor = frame().recomputed[task].get(handle) if handle else None
+            if tensor is not None:
+                self._add(self._memory.layer(tensor), operation)
+                self._given[-1](self._found)
+
+    def _search_recomputed(self, node: Any) -> None:
+        """Search what reentrant checkpointing computes in the backward pass."""
+        self.defers = True
+        run, given = node.run_function, self._given
 
         def searched(*args: Any) -> Any:
             returned = run(*args)
-            later(search(later).run(returned))
+            given[-1](Search(*given).run(returned))
             return returned
 
         node.run_function = searched
 
-    def _search_frames(self, node: Node) -> None:
-        """Search the factors without gradient of a product that other checkpointing computes
-        again."""
-        for kept in saved(node):
-            hook = kept.unpack_hook
-            names = getattr(getattr(hook, "__code__", None), "co_freevars", ())
-            if "frame" not in names:
-                continue
-            if self._later is None:
-                self._note(self._memory.layer(kept.unpack()), node)
-                continue
-            frame = hook.__closure__[names.index("frame")].cell_contents
-            frame.recompute_fn = partial(
-                self._search_frame, frame.recompute_fn, ref(frame), ref(kept.data), _operation(node)
-            )
-
-    def _search_frame(self, run: Any, frame: Any, holder: Any, operation: str, *args: Any) -> None:
-        """Compute a frame of checkpointing again, and search the tensor that the holder is for."""
-        try:
-            run(*args)
-        finally:  # it ends with an exception of torch's own once all is computed
-            task = torch._C._current_graph_task_id()
-            handle = holder().handles.get(task) if holder() else None
-            tensor = frame().recomputed[task].get(handle) if handle else None
-            layer = None if tensor is None else self._memory.layer(tensor)
-            if layer is not None and self._later is not None:
-                self._later({layer: _of_layer(layer, self._layers[layer], operation)})
-
 
 class _Memory:
-    """Which layer's weight a tensor without gradient is, by its place in memory or its values."""
+    """Whose weight a tensor without gradient is, by its place in memory or its values."""
 
     def __init__(self, model: nn.Module, weights: list[tuple[str, Tensor]]) -> None:
-        self._weights = weights
-        others = ((None, tensor) for tensor in (*model.parameters(), *model.buffers()))
         places: dict[int, tuple[int, int, str | None]] = {}
+        others = ((None, tensor) for tensor in (*model.parameters(), *model.buffers()))
         for layer, tensor in (*weights, *others):
             if start := address(tensor):
                 end = start + tensor.numel() * tensor.element_size()
                 places.setdefault(start, (start, end, layer))
         self._places = sorted(places.values(), key=itemgetter(0))
+        self._weights = weights
 
     def layer(self, tensor: Tensor) -> str | None:
-        """The layer in whose weight a tensor lies, or whose weight it is a changed copy of."""
+        """The layer in whose weight a tensor lies, or whose weight it is a changed copy of; None
+        also for other parameters and buffers of the model."""
         start = address(tensor)
+        if not start:
+            return None
         at = bisect.bisect(self._places, start, key=itemgetter(0)) - 1
-        if not start or (at >= 0 and start < self._places[at][1]):
-            return self._places[at][2] if start else None
-        return next((name for name, weight in self._weights if _is_copy(tensor, weight)), None)
+        if at >= 0 and start < self._places[at][1]:
+            return self._places[at][2]
+        entries = math.prod(n for n, s in zip(tensor.shape, tensor.stride(), strict=True) if s)
+        alike = ((name, w) for name, w in self._weights if w.numel() == entries and address(w))
+        return next((name for name, weight in alike if _is_copy(tensor, weight)), None)
 
 
 def _is_copy(tensor: Tensor, weight: Tensor) -> bool:
-    """Whether the entries of a matrix follow those of a weight, or of its transpose: a copy that
-    was scaled, rounded, pruned or moved a little."""
-    if tensor.layout != torch.strided or tensor.is_complex() or not address(weight):
-        return False
+    """Whether the entries of a matrix, perhaps repeated without memory, follow those of a weight or
+    of its transpose: whether it is scaled, rounded, pruned or moved a little."""
     once = tensor.detach()[tuple(slice(None if stride else 1) for stride in tensor.stride())]
-    if once.numel() != weight.numel() or once.squeeze().dim() < 2:
+    matrix, expected = (t.squeeze().double() for t in (once, weight.detach()))
+    if matrix.dim() < 2 or expected.dim() < 2:
         return False
-    rows, expected = (t.squeeze().flatten(1).double() for t in (once, weight.detach()))
-    for matrix in (rows, rows.T):
-        if matrix.shape == expected.shape:
-            entries = torch.stack([matrix.flatten(), expected.flatten()])
-            r = float(torch.corrcoef(entries)[0, 1].abs().clamp(max=1 - 1e-9))
-            if r > _LEAST_CORRELATION and math.atanh(r) * (len(entries[0]) - 3) ** 0.5 > _LEAST_Z:
+    for entries in (matrix, matrix.mT):
+        if entries.shape == expected.shape:
+            pair = torch.stack([entries.flatten(), expected.flatten()])
+            r = float(torch.corrcoef(pair)[0, 1].abs().clamp(max=1 - 1e-9))
+            if r > _CORRELATION and math.atanh(r) * (expected.numel() - 3) ** 0.5 > _DEVIATIONS:
                 return True
     return False
 
@@ -255,12 +246,12 @@ def _of_layer(layer: str, rule: str, operation: str) -> str:
     )
 
 
-def _of_kept(place: Kept, tensor: Tensor, node: Node) -> str:
+def _of_kept(place: Kept, tensor: Tensor, operation: str) -> str:
     layer, kind, parameter = place
     return (
         f"{layer or '(root)'} ({kind}): its {parameter} {tuple(tensor.shape)} was kept on its exact"
         " gradient as a parameter that scales activations, is added to them or is looked up, but"
-        f" the model multiplies activations by it ({_operation(node)}). Use it in a layer (Linear)"
+        f" the model multiplies activations by it ({operation}). Use it in a layer (Linear)"
         f" of its own, say what it computes: apical.adapters.register({kind}, {{{parameter!r}:"
         " Weight('x W^T')}), or keep its exact gradient by name:"
         f" convert(model, {{{layer!r}: 'bp', '*': ...}})"
@@ -269,7 +260,8 @@ def _of_kept(place: Kept, tensor: Tensor, node: Node) -> str:
 
 def address(tensor: Tensor) -> int:
     """Where a tensor begins in memory; 0 if it has none of its own, as on the meta device."""
-    return tensor.data_ptr() if type(tensor) in (nn.Parameter, Tensor) else 0
+    plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided
+    return tensor.data_ptr() if plain else 0
 
 
 def _operation(node: Node) -> str:
