@@ -228,7 +228,7 @@ class Broadcast:
         self.attempts -= 1
         taps = [tap for tap, _ in call.bridged if tap.differentiated]
         recorded = graph.Graph([*parts, *(tap.x for tap in taps)])
-        if any(hasattr(node, "run_function") for node in recorded.nodes):
+        if any(hasattr(node, "run_function") for _, node in recorded.nodes):
             return  # reentrant checkpointing allows no such measurement
         tables = recorded.of_parameters_alone()
         for tap in taps:

@@ -57,6 +57,8 @@ _REARRANGES = frozenset(
 
 _SUMS = ("MeanBackward", "SumBackward")
 
+_TRANSPORT = "TransportBackward"
+
 _DETACHED = "BridgeBackward"
 """In the place of `detach` while the axis of samples is verified (`apical.core.autograd`)."""
 
@@ -98,22 +100,22 @@ class Product(NamedTuple):
 class Graph:
     """The graph of some tensors.
 
-    Attributes: nodes: all but those that compute the weights of transports; activations: the nodes
-        of activations, after `trace`.
+    Attributes: nodes: names and nodes, but those that compute the weights of transports;
+        activations: the nodes of activations, after `trace`.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.nodes = list(_nodes(tensor.grad_fn for tensor in tensors))
+        self.nodes = [(node.name(), node) for node in _nodes(tensor.grad_fn for tensor in tensors)]
         self.activations: set[Node] = set()
         self._above: dict[Node, list[Node]] = {}  # the nodes that read what a node computes
-        for node in self.nodes:
+        for _, node in self.nodes:
             for below, _ in node.next_functions:
                 if below is not None:
                     self._above.setdefault(below, []).append(node)
         self._cut: set[Node] = set()  # from which all paths end at bridges
-        if any(node.name() == _DETACHED for node in self.nodes):
-            leaves = (node for node in self.nodes if not node.next_functions)
-            self._cut = set(self.nodes) - self._reached(leaves, ends=_DETACHED)
+        if any(name == _DETACHED for name, _ in self.nodes):
+            leaves = (node for _, node in self.nodes if not node.next_functions)
+            self._cut = {node for _, node in self.nodes} - self._reached(leaves, ends=_DETACHED)
 
     def trace(self, weights: Set[Edge], embedded: Set[Edge]) -> None:
         """Find the activations: what depends on data, or is computed by a converted layer.
@@ -123,14 +125,12 @@ class Graph:
         they are, and of an `embedded` weight, the table of an `nn.Embedding`.
         """
         undecided = []
-        for node in self.nodes:
-            name = node.name()
-            is_data = not isinstance(getattr(node, "variable", None), nn.Parameter | None)
-            if is_data or name.startswith(_OF_DATA):
+        for name, node in self.nodes:
+            if name.startswith(_OF_DATA) or _is_data(node):
                 self._mark(node)
             elif OWN in node.metadata:  # perhaps a view of the product
                 self._mark(origin((node, 0))[0])
-            elif name.startswith(_LOOKS_UP) or _has_constant_factor(node):
+            elif name.startswith(_LOOKS_UP) or (name in FACTORS and None in _factors(name, node)):
                 undecided.append(node)
         for node in undecided:
             if node not in self.activations:
@@ -141,24 +141,20 @@ class Graph:
     def of_parameters_alone(self) -> set[Node]:
         """The nodes of what is computed from parameters, without data, as a table of positions is;
         what a constant takes part in is not known to be, and left out."""
-        for node in self.nodes:
-            name, edges = node.name(), node.next_functions
+        for name, node in self.nodes:
             if name in FACTORS:  # the others are biases, perhaps absent
-                edges = tuple(edges[place] for place in FACTORS[name])
-            elif name == "TransportBackward":
-                edges = edges[:1]
-            is_data = not isinstance(getattr(node, "variable", None), nn.Parameter | None)
-            unknown = any(below is None for below, _ in edges)
-            if is_data or unknown or name.startswith((*_LOOKS_UP, *_FOR_DATA)):
+                below = _factors(name, node)
+            else:
+                below = [n for n, _ in node.next_functions[: 1 if name == _TRANSPORT else None]]
+            if None in below or name.startswith((*_LOOKS_UP, *_FOR_DATA)) or _is_data(node):
                 self._mark(node)
-        return set(self.nodes) - self.activations
+        return {node for _, node in self.nodes} - self.activations
 
     def products(self) -> Iterator[Product]:
         """All products and differences, of activations or not."""
-        for node in self.nodes:
-            places = PLACES.get(node.name())
-            if places is not None:
-                edges = [node.next_functions[place] for place in places]
+        for name, node in self.nodes:
+            if name in PLACES:
+                edges = [node.next_functions[place] for place in PLACES[name]]
                 factors = [Factor((e[0], e[1]), origin((e[0], e[1]))) for e in edges if e[0]]
                 yield Product(node, factors, len(factors) < len(edges))
 
@@ -261,8 +257,14 @@ def shape_of(edge: Edge) -> Sequence[int]:
     return edge[0]._input_metadata[edge[1]].shape
 
 
-def _has_constant_factor(node: Node) -> bool:
-    return any(node.next_functions[place][0] is None for place in FACTORS.get(node.name(), ()))
+def _factors(name: str, node: Node) -> list[Node | None]:
+    """The nodes of the factors of a product of matrices."""
+    return [node.next_functions[place][0] for place in FACTORS[name]]
+
+
+def _is_data(node: Node) -> bool:
+    """Whether a node is a leaf that is no parameter."""
+    return not isinstance(getattr(node, "variable", None), nn.Parameter | None)
 
 
 def _nodes(roots: Iterable[Node | None]) -> Iterator[Node]:
@@ -273,9 +275,7 @@ def _nodes(roots: Iterable[Node | None]) -> Iterator[Node]:
         node = pending.pop()
         yield node
         edges = node.next_functions
-        if node.name() == "TransportBackward":
-            edges = edges[:1]
-        for below, _ in edges:
+        for below, _ in edges[:1] if node.name() == _TRANSPORT else edges:
             if below is not None and below not in seen:
                 seen.add(below)
                 pending.append(below)

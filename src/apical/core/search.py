@@ -92,22 +92,27 @@ class Search:
             tensor = getattr(module_named(model, place.layer), place.parameter, None)
             if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.numel() > 1:
                 self._kept[_edge(tensor)] = place, tensor
-        self._memory = _Memory(model, named)
+        self._tables: set[Edge] = set()
+        held: list[tuple[None, Tensor]] = []
+        for module in model.modules():
+            own = (*module._parameters.values(), *module._buffers.values())
+            held += [(None, tensor) for tensor in own if tensor is not None]
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.weight.requires_grad:
+                self._tables.add(_edge(module.weight))
+        self._memory = _Memory(named, held)
 
     def run(self, output: Any) -> Found:
         """What is wrong in the graph of an output."""
         graph = Graph(outputs.tensors(output))
-        for node in graph.nodes:
-            if node.name() == "TransportBackward":
+        for name, node in graph.nodes:
+            if name == "TransportBackward":
                 weight = node.next_functions[1]
                 layer = self._by_feedback.get(node.feedback.layer)  # type: ignore[attr-defined]
                 if weight[0] is not None and layer is not None:  # of a sharded layer, no parameter
                     self._weights.setdefault(origin(weight), layer)  # type: ignore[arg-type]
-            elif hasattr(node, "run_function"):
+            elif name.startswith("CheckpointFunction") and hasattr(node, "run_function"):
                 self._search_recomputed(node)
-        modules = self._given[0].modules()
-        tables = (m.weight for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag))
-        graph.trace(self._weights.keys(), {_edge(t) for t in tables if t.requires_grad})
+        graph.trace(self._weights.keys(), self._tables)
         for product in graph.products():
             self._examine(graph, product)
         return self._found
@@ -195,9 +200,10 @@ class Search:
 class _Memory:
     """Whose weight a tensor without gradient is, by its place in memory or its values."""
 
-    def __init__(self, model: nn.Module, weights: list[tuple[str, Tensor]]) -> None:
+    def __init__(
+        self, weights: list[tuple[str, Tensor]], others: list[tuple[None, Tensor]]
+    ) -> None:
         places: dict[int, tuple[int, int, str | None]] = {}
-        others = ((None, tensor) for tensor in (*model.parameters(), *model.buffers()))
         for layer, tensor in (*weights, *others):
             if start := address(tensor):
                 end = start + tensor.numel() * tensor.element_size()
