@@ -213,13 +213,15 @@ class _Memory:
 
     def layer(self, tensor: Tensor) -> str | None:
         """The layer in whose weight a tensor lies, or whose weight it is a changed copy of; None
-        also for other parameters and buffers of the model."""
+        also for other parameters, of any model, and for buffers of this one."""
         start = address(tensor)
         if not start:
             return None
         at = bisect.bisect(self._places, start, key=itemgetter(0)) - 1
         if at >= 0 and start < self._places[at][1]:
             return self._places[at][2]
+        if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            return None
         entries = math.prod(n for n, s in zip(tensor.shape, tensor.stride(), strict=True) if s)
         alike = ((name, w) for name, w in self._weights if w.numel() == entries and address(w))
         return next((name for name, weight in alike if _is_copy(tensor, weight)), None)

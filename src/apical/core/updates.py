@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from apical.core.feedback import Feedback, computed_weight
+from apical.core.feedback import Feedback, TransportFeedback, computed_weight
 from apical.rules.base import Update
 from apical.rules.ops import Op
 
@@ -152,7 +152,10 @@ def _completes(slot: Slot, stepped: Set[int]) -> bool:
     Args: stepped: the `id` of every parameter that an optimizer has just stepped.
     """
     history = slot.feedback.history
-    memory = [id(p) for p in slot.feedback.parameters(recurse=False) if p.grad is not None]
+    # The gradient of a transport follows, where an optimizer steps within the backward pass.
+    follows = history.took_part and isinstance(slot.feedback, TransportFeedback)
+    trained = (p for p in slot.feedback.parameters(recurse=False) if p.requires_grad)
+    memory = [id(p) for p in trained if follows or p.grad is not None]
     of_weight = not stepped.isdisjoint(map(id, slot.parameters))
     of_memory = not stepped.isdisjoint(memory)
     if of_weight and (of_memory or not memory):
