@@ -84,24 +84,13 @@ class Factor(NamedTuple):
     enters: Edge
     origin: Edge
 
-    def size(self) -> int:
-        """Its entries, before some were repeated."""
-        return min(math.prod(shape_of(edge)) for edge in self)
-
-
-class Product(NamedTuple):
-    """A product, or a difference; `constant`: whether one of its factors has no gradient."""
-
-    node: Node
-    factors: list[Factor]
-    constant: bool
-
 
 class Graph:
     """The graph of some tensors.
 
     Attributes: nodes: names and nodes, but those that compute the weights of transports;
-        activations: the nodes of activations, after `trace`.
+        activations: the nodes of activations, after `trace`; cut: those from which all paths end at
+        bridges, so that no gradient passes below.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -112,10 +101,10 @@ class Graph:
             for below, _ in node.next_functions:
                 if below is not None:
                     self._above.setdefault(below, []).append(node)
-        self._cut: set[Node] = set()  # from which all paths end at bridges
+        self.cut: set[Node] = set()
         if any(name == _DETACHED for name, _ in self.nodes):
             leaves = (node for _, node in self.nodes if not node.next_functions)
-            self._cut = {node for _, node in self.nodes} - self._reached(leaves, ends=_DETACHED)
+            self.cut = {node for _, node in self.nodes} - self._reached(leaves, ends=_DETACHED)
 
     def trace(self, weights: Set[Edge], embedded: Set[Edge]) -> None:
         """Find the activations: what depends on data, or is computed by a converted layer.
@@ -150,16 +139,15 @@ class Graph:
                 self._mark(node)
         return {node for _, node in self.nodes} - self.activations
 
-    def products(self) -> Iterator[Product]:
+    def products(self) -> Iterator[tuple[Node, list[Factor]]]:
         """All products and differences, of activations or not."""
         for name, node in self.nodes:
             if name in PLACES:
-                edges = [node.next_functions[place] for place in PLACES[name]]
-                factors = [Factor((e[0], e[1]), origin((e[0], e[1]))) for e in edges if e[0]]
-                yield Product(node, factors, len(factors) < len(edges))
+                edges = (node.next_functions[place] for place in PLACES[name])
+                yield node, [Factor((n, at), origin((n, at))) for n, at in edges if n is not None]
 
     def mixes(
-        self, product: Product, shape: Sequence[int], data: list[Factor], *, computed: bool = False
+        self, product: Node, shape: Sequence[int], data: list[Factor], *, computed: bool = False
     ) -> bool:
         """Whether a product of activations with a weight is one with a matrix, or a distance to its
         rows. If not, it scales the activations or moves them.
@@ -170,21 +158,17 @@ class Graph:
         Args: shape: of the weight as it enters; data: the activations among the factors; computed:
             whether the weight was not only rearranged before. Its norms, say, scale.
         """
-        name = product.node.name()
+        name = product.name()
         if name in FACTORS:
             return True
         axes = sum(size > 1 for size in shape)
         if axes < (1 if name in ELEMENTWISE and not computed else 2):
             return False
-        result = math.prod(product.node._input_metadata[0].shape)
-        if any(factor.size() < result for factor in data):
+        sizes = (math.prod(shape_of(edge)) for factor in data for edge in factor)
+        if min(sizes) < math.prod(product._input_metadata[0].shape):
             return True
-        readers = self._above.get(product.node, ())
+        readers = self._above.get(product, ())
         return name in ELEMENTWISE and any(up.name().startswith(_SUMS) for up in readers)
-
-    def passes(self, edge: Edge) -> bool:
-        """Whether a gradient passes below to a leaf, not only to bridges."""
-        return edge[0] not in self._cut
 
     def _mark(self, node: Node) -> None:
         """Note that a node, and all that depends on it, is an activation."""

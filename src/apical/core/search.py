@@ -26,9 +26,10 @@ from apical.core import outputs, updates
 from apical.core.converted import is_converted
 from apical.core.graph import (
     FACTORS,
+    PLACES,
     Edge,
+    Factor,
     Graph,
-    Product,
     computed_from,
     constants,
     looked_up,
@@ -39,6 +40,8 @@ from apical.core.graph import (
 
 Found = dict[str, str]
 """By layer, or by layer and parameter, what is wrong and the remedy."""
+
+Later = Callable[[Found], None]
 
 _CORRELATION = 0.75  # at least; of normal entries with their signs it is 0.8
 _DEVIATIONS = 5.0  # by Fisher's z, since small matrices correlate by chance
@@ -66,11 +69,7 @@ class Search:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        layers: dict[str, str],
-        kept: list[Kept],
-        later: Callable[[Found], None],
+        self, model: nn.Module, layers: dict[str, str], kept: list[Kept], later: Later
     ) -> None:
         self.defers = False
         self._given = model, layers, kept, later
@@ -78,28 +77,33 @@ class Search:
         self._weights: dict[Edge, str] = {}
         self._by_feedback: dict[str, str] = {}
         self._kept: dict[Edge, tuple[Kept, Tensor]] = {}
-        named: list[tuple[str, Tensor]] = []
+        self._named: list[tuple[str, Tensor]] = []
         for name in layers:
             layer = module_named(model, name)
             if layer is None or not is_converted(layer):
                 continue
             self._by_feedback.update((part.layer, name) for part in updates.feedback_of(layer))
             for parameter in parameters_of(layer):
-                named.append((name, parameter))
+                self._named.append((name, parameter))
                 if parameter.requires_grad:
                     self._weights[_edge(parameter)] = name
         for place in kept:
             tensor = getattr(module_named(model, place.layer), place.parameter, None)
             if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.numel() > 1:
                 self._kept[_edge(tensor)] = place, tensor
-        self._tables: set[Edge] = set()
-        held: list[tuple[None, Tensor]] = []
+        self._tables: set[Edge] = set()  # of embeddings
+        held: list[tuple[str | None, Tensor | None]] = [*self._named]
         for module in model.modules():
             own = (*module._parameters.values(), *module._buffers.values())
-            held += [(None, tensor) for tensor in own if tensor is not None]
+            held += [(None, tensor) for tensor in own]
             if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.weight.requires_grad:
                 self._tables.add(_edge(module.weight))
-        self._memory = _Memory(named, held)
+        places: dict[int, tuple[int, int, str | None]] = {}
+        for name, tensor in held:
+            if tensor is not None and (start := address(tensor)):
+                end = start + tensor.numel() * tensor.element_size()
+                places.setdefault(start, (start, end, name))
+        self._memory = sorted(places.values(), key=itemgetter(0))
 
     def run(self, output: Any) -> Found:
         """What is wrong in the graph of an output."""
@@ -113,19 +117,18 @@ class Search:
             elif name.startswith("CheckpointFunction") and hasattr(node, "run_function"):
                 self._search_recomputed(node)
         graph.trace(self._weights.keys(), self._tables)
-        for product in graph.products():
-            self._examine(graph, product)
+        for node, factors in graph.products():
+            self._examine(graph, node, factors)
         return self._found
 
-    def _examine(self, graph: Graph, product: Product) -> None:
+    def _examine(self, graph: Graph, node: Node, factors: list[Factor]) -> None:
         """Note the weights by which a product multiplies something that a gradient passes to."""
-        node, weights = product.node, self._weights
-        is_matrix_product = node.name() in FACTORS
-        data = [f for f in product.factors if f.origin not in weights and graph.passes(f.origin)]
+        weights, is_matrix_product = self._weights, node.name() in FACTORS
+        data = [f for f in factors if f.origin not in weights and f.origin[0] not in graph.cut]
         active = [f for f in data if f.origin[0] in graph.activations]
-        if active and product.constant:
-            self._note(node, (t for t in constants(node) if graph.mixes(product, t.shape, active)))
-        for factor in product.factors:
+        if active and len(factors) < len(PLACES[node.name()]):  # another has no gradient
+            self._note(node, (t for t in constants(node) if graph.mixes(node, t.shape, active)))
+        for factor in factors:
             is_weight = factor.origin in weights
             if factor.origin[0] in graph.activations and not is_weight:
                 continue
@@ -135,7 +138,7 @@ class Search:
             source = looked_up(factor.origin)
             computed = source not in weights and source not in self._kept
             shape = shape_of(factor.enters)
-            if not others or not graph.mixes(product, shape, others, computed=computed):
+            if not others or not graph.mixes(node, shape, others, computed=computed):
                 continue
             sources = {source, *computed_from(factor.enters)}
             for layer in {weights[edge] for edge in sources & weights.keys()}:
@@ -153,7 +156,7 @@ class Search:
         """Note the layers whose weights are among factors, or tensors that these are computed from,
         which have no gradient; now, and those of the product that checkpointing left out later."""
         for tensor in factors:
-            self._add(self._memory.layer(tensor), _operation(node))
+            self._add(self._layer_of(tensor), _operation(node))
         for kept in saved(node) if node.name() in FACTORS else ():
             hook = kept.unpack_hook
             names = getattr(getattr(hook, "__code__", None), "co_freevars", ())
@@ -181,7 +184,7 @@ class Search:
             handle = holder().handles.get(task) if holder() else None
             tensor = frame().recomputed[task].get(handle) if handle else None
             if tensor is not None:
-                self._add(self._memory.layer(tensor), operation)
+                self._add(self._layer_of(tensor), operation)
                 self._given[-1](self._found)
 
     def _search_recomputed(self, node: Any) -> None:
@@ -196,34 +199,19 @@ class Search:
 
         node.run_function = searched
 
-
-class _Memory:
-    """Whose weight a tensor without gradient is, by its place in memory or its values."""
-
-    def __init__(
-        self, weights: list[tuple[str, Tensor]], others: list[tuple[None, Tensor]]
-    ) -> None:
-        places: dict[int, tuple[int, int, str | None]] = {}
-        for layer, tensor in (*weights, *others):
-            if start := address(tensor):
-                end = start + tensor.numel() * tensor.element_size()
-                places.setdefault(start, (start, end, layer))
-        self._places = sorted(places.values(), key=itemgetter(0))
-        self._weights = weights
-
-    def layer(self, tensor: Tensor) -> str | None:
-        """The layer in whose weight a tensor lies, or whose weight it is a changed copy of; None
-        also for other parameters, of any model, and for buffers of this one."""
+    def _layer_of(self, tensor: Tensor) -> str | None:
+        """The layer in whose weight a tensor without gradient lies, or whose weight it is a changed
+        copy of; None for other parameters, of any model, and for buffers of this one."""
         start = address(tensor)
         if not start:
             return None
-        at = bisect.bisect(self._places, start, key=itemgetter(0)) - 1
-        if at >= 0 and start < self._places[at][1]:
-            return self._places[at][2]
+        at = bisect.bisect(self._memory, start, key=itemgetter(0)) - 1
+        if at >= 0 and start < self._memory[at][1]:
+            return self._memory[at][2]
         if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             return None
         entries = math.prod(n for n, s in zip(tensor.shape, tensor.stride(), strict=True) if s)
-        alike = ((name, w) for name, w in self._weights if w.numel() == entries and address(w))
+        alike = ((name, w) for name, w in self._named if w.numel() == entries and address(w))
         return next((name for name, weight in alike if _is_copy(tensor, weight)), None)
 
 

@@ -156,19 +156,16 @@ def _completes(slot: Slot, stepped: Set[int]) -> bool:
     follows = history.took_part and isinstance(slot.feedback, TransportFeedback)
     trained = (p for p in slot.feedback.parameters(recurse=False) if p.requires_grad)
     memory = [id(p) for p in trained if follows or p.grad is not None]
-    of_weight = not stepped.isdisjoint(map(id, slot.parameters))
-    of_memory = not stepped.isdisjoint(memory)
-    if of_weight and (of_memory or not memory):
-        history.stepped_alone = ""
-        return True
-    if not (of_weight or of_memory):
-        return False
-    before, now = history.stepped_alone, "weight" if of_weight else "memory"
-    if before in ("", now):
-        history.stepped_alone = now
-        return of_weight and before == now  # again: nothing trains the feedback
-    history.stepped_alone = ""
-    return True
+    steps = {"weight"} if not stepped.isdisjoint(map(id, slot.parameters)) else set()
+    if not stepped.isdisjoint(memory):
+        steps.add("memory")
+    again = steps <= history.stepped  # then nothing trains the feedback
+    history.stepped |= steps
+    both = not memory or len(history.stepped) == 2
+    complete = bool(steps) and "weight" in history.stepped and (both or again)
+    if both:
+        history.stepped = set()
+    return complete
 
 
 def _act(updated: list[Slot], *, by_hand: bool) -> None:
