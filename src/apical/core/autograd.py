@@ -49,7 +49,7 @@ def exact(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     node is marked as what a converted layer computed (`apical.core.graph`)."""
     output = op.forward(*_autocast(x, weight, bias))
     if output.requires_grad and not torch.compiler.is_compiling():
-        output.grad_fn.metadata[OWN] = True  # type: ignore[union-attr]
+        output.grad_fn.metadata[OWN] = True  # type: ignore[index, union-attr]
     return output
 
 

@@ -117,7 +117,7 @@ class Graph:
         for name, node in self.nodes:
             if name.startswith(_OF_DATA) or _is_data(node):
                 self._mark(node)
-            elif OWN in node.metadata:  # perhaps a view of the product
+            elif OWN in node.metadata:  # type: ignore[operator]  # or in that of a view
                 self._mark(origin((node, 0))[0])
             elif name.startswith(_LOOKS_UP) or (name in FACTORS and None in _factors(name, node)):
                 undecided.append(node)

@@ -99,10 +99,10 @@ class Search:
             if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.weight.requires_grad:
                 self._tables.add(_edge(module.weight))
         places: dict[int, tuple[int, int, str | None]] = {}
-        for name, tensor in held:
+        for owner, tensor in held:
             if tensor is not None and (start := address(tensor)):
                 end = start + tensor.numel() * tensor.element_size()
-                places.setdefault(start, (start, end, name))
+                places.setdefault(start, (start, end, owner))
         self._memory = sorted(places.values(), key=itemgetter(0))
 
     def run(self, output: Any) -> Found:
