@@ -117,8 +117,8 @@ class Graph:
         for name, node in self.nodes:
             if name.startswith(_OF_DATA) or _is_data(node):
                 self._mark(node)
-            elif OWN in node.metadata:  # type: ignore[operator]  # or in that of a view
-                self._mark(origin((node, 0))[0])
+            elif OWN in node.metadata:  # type: ignore[operator]
+                self._mark(origin((node, 0))[0])  # the product, of which the node may be a view
             elif name.startswith(_LOOKS_UP) or (name in FACTORS and None in _factors(name, node)):
                 undecided.append(node)
         for node in undecided:

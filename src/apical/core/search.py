@@ -153,8 +153,8 @@ class Search:
                 self._note(node, (t for below in nodes for t in constants(below)))
 
     def _note(self, node: Node, factors: Iterable[Tensor]) -> None:
-        """Note the layers whose weights are among factors, or tensors that these are computed from,
-        which have no gradient; now, and those of the product that checkpointing left out later."""
+        """Note the layers whose weights are among the tensors without gradient that the factors of
+        a product are, or are computed from; where checkpointing left out the product's, later."""
         for tensor in factors:
             self._add(self._layer_of(tensor), _operation(node))
         for kept in saved(node) if node.name() in FACTORS else ():
@@ -163,13 +163,8 @@ class Search:
             if "frame" in names:  # of torch.utils.checkpoint, not reentrant
                 self.defers = True
                 frame = hook.__closure__[names.index("frame")].cell_contents
-                frame.recompute_fn = partial(
-                    self._search_frame,
-                    frame.recompute_fn,
-                    ref(frame),
-                    ref(kept.data),
-                    _operation(node),
-                )
+                place = ref(frame), ref(kept.data), _operation(node)
+                frame.recompute_fn = partial(self._search_frame, frame.recompute_fn, *place)
 
     def _add(self, layer: str | None, operation: str) -> None:
         if layer is not None:
@@ -237,7 +232,8 @@ def _of_layer(layer: str, rule: str, operation: str) -> str:
         f"{layer or '(root)'}: the model multiplies its weight itself ({operation}, as in"
         f" F.linear(x, {called}.weight)), and the gradient that passes there is that of"
         f" backpropagation, not of {rule}. Call the layer, {called}(x), or a layer of its own that"
-        " shares the weight; or keep its exact gradient by name:"
+        " shares the weight; what scales, rounds or prunes it first can be a parametrization of the"
+        " layer, registered after convert; or keep its exact gradient by name:"
         f" convert(model, {{{layer!r}: 'bp', '*': ...}})"
     )
 
