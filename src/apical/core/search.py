@@ -198,7 +198,7 @@ class Search:
         """The layer in whose weight a tensor without gradient lies, or whose weight it is a changed
         copy of; None for other parameters, of any model, and for buffers of this one."""
         start = address(tensor)
-        if not start:
+        if not start or not tensor.is_floating_point():
             return None
         at = bisect.bisect(self._memory, start, key=itemgetter(0)) - 1
         if at >= 0 and start < self._memory[at][1]:
