@@ -136,10 +136,13 @@ def _smaller(words: list[str]) -> list[str]:
             words = [*words[:at], pretrained.digest(pretrained.read(start)), *words[at + 1 :]]
     elif verb == "sweep":
         more = ["--quiet", "true", "--epochs", "1", "--train_images", "64", "--test_images", "32"]
+        more += ["--jobs", "1"]  # workers would begin by importing torch
     elif verb == "tune":
         more = ["--quiet", "true", "--epochs", "1", "--train_images", "64", "--rates", "0.01"]
     elif verb == "study":
         more = ["--quiet", "true", "--jobs", "1", "--estimate", "false"]
+    elif verb == "verify":
+        more = ["--minutes", "0.02"]  # two runs
     elif verb == "robustness":
         more = ["--quiet", "true", "--images", "8", "--effort.steps", "2"]
         more += ["--effort.adaptive_steps", "2", "--effort.queries", "4", "--effort.redraws", "1"]

@@ -49,7 +49,9 @@ def test_sign_symmetry_points_up_the_loss_but_elsewhere() -> None:
     assert found.verdict == "masked" and "weaker than they could be" in found.reasons[0]
     mild = attacks.audit(net("frsf"), X, Y, limits=Limits(cosine=0.3))
     assert mild.verdict == "undecided" and not mild.passed
-    assert attacks.audit(net("frsf"), X, Y, limits=Limits(cosine=0.3, alike=0.3)).passed
+    assert attacks.audit(
+        net("frsf"), X, Y, limits=Limits(cosine=0.3, alike=0.3, agreement=0.3)
+    ).passed
 
 
 def test_unusual_nets_of_any_origin() -> None:

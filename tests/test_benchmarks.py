@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from expected import target  # noqa: E402
 from subjects import ORDINARY, UNTRAINED, Subject, rules  # noqa: E402
 from torch import nn  # noqa: E402
 
+from apical.attacks import Effort  # noqa: E402
 from apical.rules import BP, LowDimensional  # noqa: E402
 
 LONG = pairs.SLOT
@@ -227,6 +229,26 @@ def test_attack_strength_counts_what_others_find(tmp_path, monkeypatch):
     # no image that high effort calls robust is broken by another tool
     assert all(row["lost"]["high"] == 0 for row in recorded)
     assert attack_strength.table(recorded) in (ROOT / "docs" / "robustness.md").read_text()
+
+
+def test_what_high_effort_alone_breaks_is_found_by_us_alone(monkeypatch):
+    """Of three images default effort leaves two and high effort one; other tools break none."""
+    kept = {Effort(): [True, True, False], Effort.high(): [True, False, False]}
+
+    def report(*_, effort, **__):
+        return SimpleNamespace(worst=[SimpleNamespace(robust=kept[effort])])
+
+    monkeypatch.setattr(attack_strength, "robust_report", report)
+    for name in ("autoattack", "hop_skip_jump"):
+        monkeypatch.setattr(attack_strength, name, lambda norm, eps: lambda model, x, y: x)
+    monkeypatch.setattr(
+        attack_strength, "survives", lambda model, points, x, *_: torch.ones(len(x), dtype=bool)
+    )
+    x, y = torch.zeros(3, 2), torch.zeros(3, dtype=torch.long)
+    net = SimpleNamespace(model=lambda x: torch.eye(2)[y], examples=lambda images: (x, y))
+    row = attack_strength.measure("digits", "fa", "linf", net, 3)
+    assert row["left"] == {"default": 2, "high": 1, "AutoAttack": 3, "HopSkipJump": 1}
+    assert row["lost"] == {"default": 0, "high": 0} and row["only_ours"] == 2
 
 
 def small_convolutional_net():

@@ -67,6 +67,7 @@ def planted(folder: Path, control: str) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_table_has_the_column_and_marks_who_does_not_learn(
     kind: str, tmp_path: Path

@@ -273,6 +273,7 @@ def test_the_page_of_a_run_shows_its_memory(tmp_path: Path) -> None:
     assert "Rate of writing" in write(tmp_path / "run").read_text()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_study_that_asks_nothing_has_no_such_table(tmp_path: Path) -> None:
     folder = study(tmp_path)
     value = records.read_json(folder / "study.json")

@@ -104,23 +104,21 @@ WRONG = dataclasses.replace(
 
 
 @pytest.mark.filterwarnings("ignore::apical.bench.training.monitor.LearningWarning")
-@pytest.mark.parametrize("saves", [2, 5, 7, 9])
 def test_resumes_with_the_same_rows_and_the_same_warnings(
-    saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop.run(WRONG, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupted_at(saves, patch, after=bool(saves % 2))
-        with pytest.raises(Killed):
-            loop.run(WRONG, tmp_path / "killed")
-    loop.run(WRONG, tmp_path / "killed")
-    assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
-    warned = [
-        (row["layer"], row["finding"])
-        for row in records.read(tmp_path / "killed" / "records.jsonl")
-        if row["kind"] == "warning"
-    ]
-    assert len(warned) == len(set(warned)) > 3
+    for saves in (2, 5, 7, 9):
+        killed = tmp_path / f"killed {saves}"
+        with monkeypatch.context() as patch:
+            interrupted_at(saves, patch, after=bool(saves % 2))
+            with pytest.raises(Killed):
+                loop.run(WRONG, killed)
+        loop.run(WRONG, killed)
+        assert kill_test.differences(tmp_path / "whole", killed) == [], saves
+        rows = [row for row in records.read(killed / "records.jsonl") if row["kind"] == "warning"]
+        warned = [(row["layer"], row["finding"]) for row in rows]
+        assert len(warned) == len(set(warned)) > 3
 
 
 def test_backprop_is_measured_at_the_output_alone(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def residual(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def hessian(model: nn.Module, x: Tensor) -> Tensor:
-    def loss(weight: Tensor) -> Tensor:
-        return torch.func.functional_call(model, {"2.weight": weight}, (x,)).square().sum()
+    def loss(bias: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {"2.bias": bias}, (x,)).square().sum()
 
-    return torch.autograd.functional.hessian(loss, model[2].weight, create_graph=True).sum()
+    return torch.autograd.functional.hessian(loss, model[2].bias, create_graph=True).sum()
 
 
 def nested(model: nn.Module, x: Tensor) -> Tensor:

@@ -114,14 +114,15 @@ def test_a_report_of_a_packed_study_differs_by_its_pictures_alone(
 ) -> None:
     bare = tmp_path / "tiny"
     shutil.copytree(loose, bare, ignore=shutil.ignore_patterns("*.npz"))
-    write(bare, tmp_path / "before")
-    write(packed, tmp_path / "after")
+    write(bare, tmp_path / "before", png=False)
+    write(packed, tmp_path / "after", png=False)
     before = {p.name: p.read_bytes() for p in (tmp_path / "before").iterdir()}
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "after").iterdir()}
     assert {"table.csv", "index.html"} < before.keys()
     assert b"Retrieval under attack" in before["index.html"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_of_a_packed_study_has_its_page(loose: Path, packed: Path, tmp_path: Path) -> None:
     run = read_study(packed).robustness[0].place.split("/")[0]
     text = write(packed / run, tmp_path / "page").read_text()
@@ -323,6 +324,7 @@ def test_a_packed_study_is_not_gone_on_with(packed: Path) -> None:
         conduct.check(small_study(), packed)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_runs_from_a_changed_tree_are_counted(tmp_path: Path) -> None:
     study = make_study(tmp_path / "s", rules=("bp", "fa"), seeds=(1, 2), epochs=1)
     environment = next(study.glob("*-fa-1")) / "environment.json"

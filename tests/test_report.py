@@ -154,7 +154,7 @@ def test_runs_that_did_not_finish_are_listed_with_the_reason(tmp_path):
     rewrite(runs[3], [])
     rewrite(runs[8], [{"kind": "stopped", "reason": "no place"}])
     (runs[4] / "records.jsonl").write_text('{"kind": "ep\n{"kind": "final"}\n')
-    text = _plain(write(folder).read_text())
+    text = _plain(write(folder, png=False).read_text())
     assert "4 of 9 runs finished · 3 failed" in text
     assert "BP, seed 1: failed · non-finite loss (epoch 2, step 7, at loss)" in text
     assert "BP, seed 2: unfinished · epoch 2 of 3" in text
@@ -178,7 +178,7 @@ def test_a_study_without_a_finished_run_still_has_a_page(tmp_path):
         for file in run.iterdir():
             file.unlink()
         run.rmdir()
-    text = _plain(write(folder).read_text())
+    text = _plain(write(folder, png=False).read_text())
     assert "No run has finished yet" in text
     assert "9 of 9 runs are missing" in text
     assert "No environment.json has been written yet." in text
@@ -218,7 +218,7 @@ def test_text_from_files_is_escaped_everywhere(tmp_path):
         sorted(folder.glob("s0-*"))[0],
         [{"kind": "stopped", "reason": HOSTILE, "where": HOSTILE}],
     )
-    html = write(folder).read_text()
+    html = write(folder, png=False).read_text()
     assert html.count("<script>") == 1  # our own
     assert "&lt;script&gt;window.pwned" in html
     for svg in re.findall(r"<svg.*?</svg>", html, flags=re.S):
@@ -233,7 +233,7 @@ def test_text_from_files_is_escaped_everywhere(tmp_path):
 
 def test_without_published_values_nothing_speaks_of_them(tmp_path):
     folder = make_study(tmp_path / "s", published=False, **BARE)
-    html = write(folder).read_text()
+    html = write(folder, png=False).read_text()
     assert _Table(html).rows[0][-1] == "Ties"
     assert len(_Table(html).rows[1]) == len(_Table(html).rows[0])
     assert "Tier full; no published values to compare with." in html
@@ -246,7 +246,7 @@ def test_without_published_values_nothing_speaks_of_them(tmp_path):
 
 def test_without_backprop_nothing_is_compared_with_it(tmp_path):
     folder = make_study(tmp_path / "s", published=False, **BARE | {"rules": ("fa", "dfa")})
-    html = write(folder).read_text()
+    html = write(folder, png=False).read_text()
     head, *rows = _Table(html).rows
     assert head == ["Rule", "Runs n", "Test error %", "95 % interval", "Ties"]
     assert {len(row) for row in rows} == {5} and "Minus BP" not in html
@@ -255,6 +255,7 @@ def test_without_backprop_nothing_is_compared_with_it(tmp_path):
     assert "minus BP" not in markdown
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_intervals_of_percentages_end_at_0_and_100(tmp_path):
     folder = make_study(tmp_path / "s", seeds=(1, 2), **BARE | {"rules": ("bp",)})
     for place, accuracy in zip(sorted(folder.glob("s0-*")), (1.0, 0.996), strict=True):
@@ -265,6 +266,7 @@ def test_intervals_of_percentages_end_at_0_and_100(tmp_path):
     assert min(float(row["low"]) for row in csv.DictReader(io.StringIO(_csv(folder)))) < -2
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_other_tiers_are_not_judged(tmp_path):
     folder = make_study(tmp_path / "s", tier="short", **BARE)
     html = write(folder).read_text()
@@ -323,6 +325,7 @@ def test_a_run_without_a_test_accuracy_is_no_finished_run(tmp_path):
     assert "| BP | 2 of 3 |" in table_markdown(folder)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_several_studies_get_an_index(tmp_path):
     make_study(tmp_path / "runs" / "a", rules=("bp",), epochs=1, layers=(), title="First <1>")
     make_study(tmp_path / "runs" / "b c", rules=("bp",), epochs=1, layers=(), title="Second")
@@ -507,6 +510,7 @@ def test_protocol_separates_what_rules_share_from_what_differs(study):
     assert "seed" not in item.shared
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_environments_that_differ_are_counted(tmp_path):
     folder = make_study(tmp_path / "s", rules=("bp",), epochs=1, layers=())
     run = min(folder.glob("s0-*"))

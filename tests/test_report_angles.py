@@ -82,6 +82,7 @@ def test_the_output_layer_is_left_out(folder: Path) -> None:
     assert {line.layer for line in found(folder)[1]} == {"conv", "fc1"}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_rule_that_reached_nothing_has_a_line_without_an_angle(folder: Path) -> None:
     for path in folder.glob("*-kp-*/records.jsonl"):
         rows = records.read(path)
@@ -101,6 +102,7 @@ def test_an_interval_ends_where_angles_do() -> None:
     assert line.interval.startswith("0.0 to ")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_page_shows_the_table_and_its_numbers_in_full(folder: Path) -> None:
     page = write(folder)
     text = page.read_text()
@@ -118,6 +120,7 @@ def test_the_page_shows_the_table_and_its_numbers_in_full(folder: Path) -> None:
     assert float(rows[0]["mean"]) == 72.5 and float(rows[0]["low"]) == pytest.approx(66.2896, 1e-5)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_page_of_one_run_shows_its_angles(folder: Path) -> None:
     (run,) = folder.glob("*-fa-1")
     page = write(run)

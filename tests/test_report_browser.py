@@ -1,26 +1,11 @@
 """The report in a real browser: silent, offline, sortable, visible, on desktop and phone."""
 
-import os
-
 import pytest
 
 from apical.bench.report import write
 from apical.bench.storage import records
-from browser import Browser, find_browser
 from fake_study import make_study
 from test_report import HOSTILE
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = find_browser()
-    if executable is None and os.environ.get("CI") == "true":
-        pytest.fail("CI must have a browser: install chromium")
-    if executable is None:
-        pytest.skip("no Chromium or Chrome is installed")
-    tab = Browser(executable)
-    yield tab
-    tab.close()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +18,7 @@ def page(tmp_path_factory):
     chosen = {"rule": "fa", "lr": 0.1, "tries": tries}
     study["search"] = [chosen | {"setting": setting} for setting in settings]
     records.write_json(folder / "study.json", study)
-    return write(folder)
+    return write(folder, png=False)
 
 
 COLUMN = """(name => {
@@ -147,7 +132,7 @@ def test_dark_mode_changes_paper_and_ink(browser, page):
 def test_the_index_opens_silently_and_leads_to_the_studies(browser, tmp_path):
     for name in ("first", "second"):
         make_study(tmp_path / name, rules=("bp",), seeds=(1, 2), epochs=1, layers=())
-    browser.open(write(tmp_path))
+    browser.open(write(tmp_path, png=False))
     assert browser.complaints() == []
     links = browser.evaluate("[...document.querySelectorAll('main a')].map(a => a.pathname)")
     assert [link.split("/")[-2] for link in links] == ["first", "second"]

@@ -73,6 +73,7 @@ def test_the_page_shows_them_with_a_figure_and_csv(study):
     assert float(rows[0]["published"]) == 94.4 and rows[0]["source"] == SOURCE
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_study_without_them_has_no_such_section(tmp_path):
     folder = make_study(tmp_path / "plain", rules=("bp",), epochs=2, layers=())
     assert "published course" not in write(folder).read_text()

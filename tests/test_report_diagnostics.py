@@ -1,7 +1,6 @@
 """Learning diagnostics on the page: warnings, alignment phases, figures; old records too."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from apical.bench.report import diagnostics, write
 from apical.bench.report.colours import colours
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
-from browser import Browser, find_browser
+from browser import Browser
 from fake_study import make_study
 from test_report import HOSTILE
 
@@ -65,7 +64,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(study, tmp_path_factory.mktemp("page"))
+    return write(study, tmp_path_factory.mktemp("page"), png=False)
 
 
 def found(folder: Path) -> dict[str, Any]:
@@ -110,8 +109,6 @@ def test_the_page_holds_it_all_and_escapes_it(page: Path) -> None:
     for part in ("Warnings", "Alignment phase", "Delta angle", "Effective rank: 12 panels"):
         assert part in text
     assert HOSTILE not in text and "and 11 more" in text
-    assert (page.parent / "delta-angle.png").exists()
-    assert (page.parent / "effective-rank.png").exists()
 
 
 def test_one_image_spreads_over_no_directions_and_has_no_figure_of_them(tmp_path: Path) -> None:
@@ -124,9 +121,10 @@ def test_one_image_spreads_over_no_directions_and_has_no_figure_of_them(tmp_path
         path.unlink()
         records.append(path, *rows)
     assert [group.name for group in found(study)["groups"]] == ["delta-angle"]
-    write(study)
+    write(study, png=False)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_no_warning_is_said_only_by_those_who_looked(tmp_path: Path) -> None:
     quiet = measured(tmp_path / "quiet", warn=False)
     assert found(quiet)["watched"]
@@ -137,6 +135,7 @@ def test_no_warning_is_said_only_by_those_who_looked(tmp_path: Path) -> None:
     assert "Alignment phase" in text and "Delta angle" not in text  # of what they hold
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_records_without_layers_have_no_section(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "bare", layers=(), epochs=2)
     assert diagnostics.diagnose(read_study(folder), SETTING, {}) is None
@@ -156,29 +155,22 @@ def test_warnings_of_runs_that_failed_are_shown(tmp_path: Path) -> None:
 def test_a_single_run_has_the_section_too(tmp_path: Path) -> None:
     run = next(measured(tmp_path / "study").glob("*dfa*"))
     assert "Learning diagnostics" in write(run).read_text()
+    assert (run / "report" / "delta-angle.png").exists()
+    assert (run / "report" / "effective-rank.png").exists()
 
 
-def test_in_a_browser_it_is_silent_and_fits(page: Path) -> None:
-    executable = find_browser()
-    if executable is None and os.environ.get("CI") == "true":
-        pytest.fail("CI must have a browser: install chromium")
-    if executable is None:
-        pytest.skip("no Chromium or Chrome is installed")
-    browser = Browser(executable)
-    try:
-        for width in (1200, 360):
-            browser.emulate(width=width)
-            browser.open(page)
-            assert browser.complaints() == []
-            assert browser.evaluate("document.documentElement.scrollWidth") <= width
-            message = (
-                "(() => { const cells = [...document.querySelectorAll('td[colspan]')];"
-                "const r = cells[0].getBoundingClientRect(); return [cells.length, r.right]; })()"
-            )
-            count, right = browser.evaluate(message)
-            assert count == 1 and right <= width  # the advice is read without scrolling
-    finally:
-        browser.close()
+def test_in_a_browser_it_is_silent_and_fits(page: Path, browser: Browser) -> None:
+    for width in (1200, 360):
+        browser.emulate(width=width)
+        browser.open(page)
+        assert browser.complaints() == []
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        message = (
+            "(() => { const cells = [...document.querySelectorAll('td[colspan]')];"
+            "const r = cells[0].getBoundingClientRect(); return [cells.length, r.right]; })()"
+        )
+        count, right = browser.evaluate(message)
+        assert count == 1 and right <= width  # the advice is read without scrolling
 
 
 def test_a_line_that_ends_before_its_phase_gets_no_circle() -> None:

@@ -118,6 +118,7 @@ def test_equal_errors_are_no_certainty(tmp_path: Path) -> None:
     assert bp == "| BP | 3 | 2.00 |  |  | a |"  # of a test set of unknown size
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None:
     folder = make(tmp_path / "s")
     text = table_markdown(folder)
@@ -132,6 +133,7 @@ def test_table_page_and_csv_say_which_rules_do_not_learn(tmp_path: Path) -> None
     assert "gained,gained_low,gained_high,learns,ties" in header
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_without_the_control_no_column_speaks_of_it_and_the_table_says_so(tmp_path: Path) -> None:
     folder = make(tmp_path / "s", {rule: ERRORS[rule] for rule in ("bp", "fa")})
     assert "gained" not in table_markdown(folder)
@@ -258,6 +260,7 @@ def test_what_each_layer_added_by_hand() -> None:
     assert cells.startswith("| FA | fc | 2 | 65.0 | 75.0 | +10.0 [")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_page_shows_what_layers_added(tmp_path: Path) -> None:
     folder = make(tmp_path / "s")
     for run in folder.glob("s0-*"):
@@ -267,3 +270,64 @@ def test_the_page_shows_what_layers_added(tmp_path: Path) -> None:
     assert "What each layer added" in write(folder).read_text()
     lines = (folder / "report" / "linear-probes.csv").read_text().splitlines()
     assert lines[0].startswith("rule,layer,n,untrained,trained,change") and len(lines) == 1 + 15
+
+
+FA = {"rule": "fa", "init": "xavier"}
+UNLIKE = {  # by rule: fields of its runs, by seed
+    "FA (lr)": {"fa": lambda seed: {"lr": 0.1 * seed}},
+    "FA (rule)": {"fa": lambda seed: {"rule": FA if seed > 1 else "fa"}},
+    "frozen (epochs)": {"frozen": lambda seed: {"epochs": 5}},
+    "FA (epochs, size)": {"fa": lambda seed: {"epochs": 5, "size": 8}},
+    "frozen (net)": {"frozen": lambda seed: {"net_options": {"hidden": [2]}}},
+    "": {"fa": lambda seed: {"net_options": {"hidden": [2]}, "optimizer": "adam", "lr": 3.0}},
+}
+
+
+@pytest.mark.parametrize("said", UNLIKE)
+def test_rows_that_were_not_trained_alike_are_named(said: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", {rule: ERRORS[rule] for rule in ("bp", "fa", "frozen")})
+    for run in records.read_json(folder / "study.json")["runs"]:
+        value = records.read_json(folder / run["folder"] / "experiment.json")
+        value["experiment"] |= {"lr": 0.1, "net_options": {}}
+        if change := UNLIKE[said].get(run["rule"]):
+            value["experiment"] |= change(run["seed"])
+        records.write_json(folder / run["folder"] / "experiment.json", value)
+    text = f"Not trained alike: {said}. Differences and gains are not those of the rules alone."
+    table = table_markdown(folder)
+    assert text in table if said else "Not trained alike" not in table
+    if said == "FA (lr)":
+        assert text in write(folder).read_text()
+
+
+def test_two_runs_of_one_row_and_seed_are_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s")
+    value = records.read_json(folder / "study.json")
+    value["runs"][4]["seed"] = value["runs"][3]["seed"]
+    records.write_json(folder / "study.json", value)
+    with pytest.raises(ValueError, match=r"study\.json: two runs are MNIST LeNet SGD, fa, seed=1"):
+        read_study(folder)
+
+
+def test_numbers_of_a_table_stay_within_what_they_count(tmp_path: Path) -> None:
+    """Bands of errors end at 100; a gain over the frozen row is counted among the other rows; equal
+    runs on a test set of unknown size have no interval, whatever their last digits."""
+    errors = {"bp": (99.0, 99.9, 99.5), "frozen": (99.1, 99.3, 99.2)}
+    errors |= {f"r{i}": (99.2, 99.4, 99.3) for i in range(7)} | {"equal": (97.0, 97.0, 97.0)}
+    folder = make(tmp_path / "s", errors)
+    value = records.read_json(folder / "study.json")
+    value["published"] = [
+        {"setting": "MNIST LeNet SGD", "rule": "bp", "metric": "test_error", "value": 99.5}
+        | {"unit": "%", "source": "S"}
+    ]
+    records.write_json(folder / "study.json", value)
+    for run in value["runs"]:
+        *epochs, final = records.read(folder / run["folder"] / "records.jsonl")
+        if run["rule"] == "equal":
+            final = {key: each for key, each in final.items() if key != "test_count"}
+            final["test_acc"] += 1e-16 * run["seed"]
+            rewrite(folder / run["folder"], [*epochs, final])
+    text = table_markdown(folder)
+    assert " to 100.00 | equivalent |" in text and "111" not in text
+    assert " of 9 rows; " in text or " of 9 rows.**" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| equal |"))
+    assert "97.00 to" not in row

@@ -72,6 +72,7 @@ def test_lines_hold_means_and_differences_paired_on_the_seeds(tmp_path: Path) ->
     assert reached == ["", "4 of 4", "3 of 4", "4 of 4"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_missing_baseline_is_told_on_the_page_and_in_the_document(tmp_path: Path) -> None:
     folder = make(tmp_path, ("LRA sum", "LRA sum, 0.1 on W"))
     told = sequences.missing(read_study(folder))
@@ -114,6 +115,7 @@ def drawn(panel: Any) -> dict[str, list[tuple[float, float]]]:
     }
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_other_studies_have_neither(tmp_path: Path) -> None:
     study = read_study(make(tmp_path, ("bp",)))
     assert not sequences.concerns(study)

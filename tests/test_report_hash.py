@@ -125,6 +125,7 @@ def test_means_intervals_and_differences_by_hand(study: Path) -> None:
     assert {rule for rule, line in lines.items() if line.differs} == {"fa"}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_words(study: Path) -> None:
     section = section_of(study)
     told = retrieval.conclusion(retrieval.lines(section, 0.1))
@@ -180,6 +181,7 @@ def test_found_images_are_marked_by_their_labels(study: Path) -> None:
             assert np.allclose(answer.found[0].pixels[..., 1], pixels)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_is_missing_or_damaged_is_told(study: Path) -> None:
     described = records.read_json(study / "study.json")
     places = [study / e["folder"] / e["evaluation"] for e in described["retrieval"]]
@@ -200,6 +202,7 @@ def test_what_is_missing_or_damaged_is_told(study: Path) -> None:
     assert str(study) not in text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_alone_shows_its_evaluations(study: Path) -> None:
     run = next(iter(records.read_json(study / "study.json")["retrieval"]))["folder"]
     text = write(study / run).read_text()
@@ -207,6 +210,7 @@ def test_a_run_alone_shows_its_evaluations(study: Path) -> None:
     assert "no rule&#39;s own gradient" in text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_anchor_attack_is_shown_where_it_was_run(study: Path) -> None:
     before = table_markdown(study)
     assert "Anchor" not in before and "Anchor" not in write(study).read_text()

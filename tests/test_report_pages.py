@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from apical.bench.report import render, table_markdown, write
+from apical.bench.report import table_markdown, write
 from apical.bench.storage import records
 from fake_robust import add_robustness, make_evaluation
 from fake_study import make_study, rewrite
@@ -85,12 +85,8 @@ KINDS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_page_and_the_document_are_as_they_stood(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(render, "to_svg", lambda group, panel: "<svg></svg>")
-    monkeypatch.setattr(render, "legend_svg", lambda look, label: "<svg></svg>")
-    monkeypatch.setattr(render, "write_png", lambda path, group, title: path.write_bytes(b""))
+@pytest.mark.usefixtures("no_figures")
+def test_the_page_and_the_document_are_as_they_stood(kind: str, tmp_path: Path) -> None:
     folder = KINDS[kind](tmp_path / "study")
     text = text_of(write(folder).read_text())
     if kind != "run":

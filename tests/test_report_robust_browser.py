@@ -5,7 +5,7 @@ import pytest
 from apical.bench.report import write
 from fake_robust import add_robustness
 from fake_study import make_study
-from test_report_browser import CLICK, COLUMN, browser  # noqa: F401
+from test_report_browser import CLICK, COLUMN
 
 
 @pytest.fixture(scope="module")
@@ -13,17 +13,17 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "rob"
     rules = ("bp", "fa", "usf")
     make_study(folder, rules=rules, epochs=1, layers=(), published=False, tier="smoke")
-    return write(add_robustness(folder, rules_tried=("fa", "usf"), channels=3))
+    return write(add_robustness(folder, rules_tried=("fa", "usf"), channels=3), png=False)
 
 
-def test_the_page_is_silent_and_asks_for_nothing(browser, page):  # noqa: F811
+def test_the_page_is_silent_and_asks_for_nothing(browser, page):
     browser.open(page)
     asked = [url for url in browser.requests() if not url.startswith("data:")]
     assert asked == [page.absolute().as_uri()]
     assert browser.complaints() == []
 
 
-def test_the_headline_sorts_by_number_not_by_its_interval(browser, page):  # noqa: F811
+def test_the_headline_sorts_by_number_not_by_its_interval(browser, page):
     browser.open(page)
     browser.evaluate(f"{CLICK}('Own gradient (papers)')")
     order, shown = browser.evaluate(f"{COLUMN}('Own gradient (papers)')")
@@ -32,7 +32,7 @@ def test_the_headline_sorts_by_number_not_by_its_interval(browser, page):  # noq
     assert numbers == sorted(numbers) and len(set(numbers)) > 1
 
 
-def test_a_phone_shows_the_deciding_columns(browser, page):  # noqa: F811
+def test_a_phone_shows_the_deciding_columns(browser, page):
     browser.emulate(width=390)
     browser.open(page)
     shown = browser.evaluate(
@@ -43,7 +43,7 @@ def test_a_phone_shows_the_deciding_columns(browser, page):  # noqa: F811
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_runs_over_the_edge_and_text_is_readable(browser, page, width):  # noqa: F811
+def test_nothing_runs_over_the_edge_and_text_is_readable(browser, page, width):
     browser.emulate(width=width)
     browser.open(page)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
@@ -55,7 +55,7 @@ def test_nothing_runs_over_the_edge_and_text_is_readable(browser, page, width): 
     assert smallest >= 8
 
 
-def test_labels_lie_inside_their_figures(browser, page):  # noqa: F811
+def test_labels_lie_inside_their_figures(browser, page):
     browser.emulate(width=1280)
     browser.open(page)
     outside = browser.evaluate(
@@ -69,7 +69,7 @@ def test_labels_lie_inside_their_figures(browser, page):  # noqa: F811
     assert outside == []
 
 
-def test_pictures_are_shown_pixel_by_pixel(browser, page):  # noqa: F811
+def test_pictures_are_shown_pixel_by_pixel(browser, page):
     browser.open(page)
     shown = browser.evaluate(
         "[...document.querySelectorAll('.examples img')].map(i =>"
@@ -80,7 +80,7 @@ def test_pictures_are_shown_pixel_by_pixel(browser, page):  # noqa: F811
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_numbers_of_the_heat_map_stand_out_from_their_cells(browser, page, dark):  # noqa: F811
+def test_numbers_of_the_heat_map_stand_out_from_their_cells(browser, page, dark):
     browser.emulate(width=1280, dark=dark)
     browser.open(page)
     contrasts = browser.evaluate(

@@ -60,6 +60,7 @@ def _table(html):
     return {row[0]: row for row in text}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_missing_evaluations_of_a_rule_stand_on_one_line(tmp_path):
     folder = tmp_path / "rob"
     make_study(folder, rules=("bp",), epochs=1, layers=(), published=False)
@@ -74,6 +75,7 @@ def test_missing_evaluations_of_a_rule_stand_on_one_line(tmp_path):
     assert "3 of 3 evaluations are missing." in table_markdown(folder)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_of_two_evaluations_of_a_net_the_later_counts_and_the_other_is_named(tmp_path):
     for name in ("a", "b"):
         make_evaluation(tmp_path / "run" / "robustness" / name, "fa", 1)
@@ -177,7 +179,7 @@ def test_text_from_files_is_escaped(tmp_path):
         arrays = dict(np.load(path / "examples.npz"))
         arrays |= {"names": np.array([f"{HOSTILE} / own", "b / exact", "c / none"])}
         np.savez(path / "examples.npz", **arrays, class_names=np.array([HOSTILE] * 10))
-    html = write(folder).read_text()
+    html = write(folder, png=False).read_text()
     assert html.count("<script>") == 1
     assert "&lt;script&gt;window.pwned" in html
     crossed = table_markdown(folder).splitlines()
@@ -268,6 +270,7 @@ def test_a_run_under_way_shows_how_far_it_came(tmp_path):
     assert (page.parent / "curves.png").is_file()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_folder_of_evaluations_alone_has_a_page(tmp_path):
     make_evaluation(tmp_path / "net" / "robustness" / "a", "fa", 1)
     text = _plain(write(tmp_path / "net").read_text())

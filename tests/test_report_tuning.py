@@ -66,7 +66,7 @@ def test_a_study_that_tuned_nothing_has_no_such_table(tmp_path: Path) -> None:
 
 
 def test_the_page_and_the_file_show_every_layer(folder: Path) -> None:
-    page = write(folder).read_text()
+    page = write(folder, png=False).read_text()
     assert "Fine-tuned: what moved" in page and "conv3" in page and "(−0.25)" in page
     assert "BP's weights" not in page, "nobody attacked"
     rows = (folder / "report" / "tuning.csv").read_text().splitlines()
@@ -74,6 +74,7 @@ def test_the_page_and_the_file_show_every_layer(folder: Path) -> None:
     assert rows[0] == "setting,rule,layer,head,frozen,weight_change,cosine"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_under_attack_backprops_weights_stand_beside_the_rules_own(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,12 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ValueError, match=told):
             studies.build(name, **options)
+    study = tiny()
+    with pytest.raises(ValueError, match="study tiny: two runs are digits, bp, seed=0"):
+        dataclasses.replace(study, entries=(*study.entries, study.entries[0]))
+    row = Published("digits", "fq", 4.0, "S")
+    with pytest.raises(ValueError, match="of digits, fq, of which there is no run; .* digits, fa"):
+        dataclasses.replace(study, published=(row,))
 
 
 def test_conduct_chooses_runs_and_describes(tmp_path: Path) -> None:

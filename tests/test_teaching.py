@@ -239,6 +239,7 @@ def test_measurements_leave_no_trace(tmp_path: Path) -> None:
     assert same(weights(tmp_path / "measured"), weights(tmp_path / "not"))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_report_of_a_run_on_sequences_names_its_task(tmp_path: Path) -> None:
     folder = tmp_path / BASE.name
     loop.run(BASE, folder)

@@ -78,6 +78,13 @@ def shorter(run: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def lost(run: Path) -> None:
+    """No row of training but the last."""
+    path = run / "records.jsonl"
+    rows = [row for row in records.read(path) if row["kind"] != "epoch"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def rekeyed(run: Path) -> None:
     value = records.read_json(run / "experiment.json")
     records.write_json(run / "experiment.json", value | {"key": "0123456789"})
@@ -93,6 +100,7 @@ OUTCOMES = {
     older: verified.SAME,
     close: verified.CLOSE,
     shorter: verified.CLOSE,
+    lost: verified.CLOSE,
     far: verified.DIFFERS,
     rekeyed: verified.NOT_COMPARABLE,
     unbuildable: verified.NOT_COMPARABLE,

@@ -17,12 +17,13 @@ from apical import attacks
 from apical.attacks import Effort, RobustReport, robust_report
 from victims import digits, fit, trained
 
-Truth = Literal["honest", "misaligned", "wrong", "absent", "random", "batch"]
+Truth = Literal["honest", "misaligned", "wrong", "partial", "absent", "random", "batch"]
 """honest: the gradient is that of the loss, at every length that counts; also where it only looks
 broken (k winners take all, switching): of the images left there, Square with 2,000 queries, APGD
 with 100 steps and a transfer from the plain net broke one of 14 at most. misaligned: that of a
-feedback rule. wrong: of another function, or of one that is shattered. absent: zero. random: it,
-or the scores, change. batch: the scores of an example depend on the others."""
+feedback rule. wrong: of another function, or of one that is shattered. partial: of a part of the
+net, so that another gradient finds more. absent: zero. random: it, or the scores, change. batch:
+the scores of an example depend on the others."""
 
 X, Y = digits()[0][1300:1360], digits()[1][1300:1360]
 EPS = 0.1
@@ -178,6 +179,11 @@ def ensemble(net: nn.Module, x: Tensor) -> Tensor:
     return (net(x) + base(1)(x) + mlp()(x)) / 3
 
 
+def partly(net: nn.Module, x: Tensor) -> Tensor:
+    """An ensemble that is differentiated through one member of three only."""
+    return ((net(x) + base(1)(x)).detach() + mlp()(x)) / 3
+
+
 def switching(net: nn.Module, x: Tensor) -> Tensor:
     """Which of two nets answers depends on the last digits of the input."""
     first = ((x.flatten(1).sum(1) * 1e4).floor() % 2)[:, None]
@@ -260,6 +266,7 @@ ZOO = (
     simple("absolute gradient", "wrong", lambda net, x: net(hooked(x, torch.abs))),
     simple("gradient of a linear net", "wrong", lambda net, x: passed_off(linear(), net, x)),
     simple("gradient of an MLP", "wrong", lambda net, x: passed_off(mlp(nn.Tanh), net, x)),
+    simple("ensemble, one member's gradient", "partial", partly),
     Kept("k winners take all", "honest", partial(mlp, Winners)),
     simple("switching by last digits", "honest", switching),
     simple("purified at test time", "wrong", purified),

@@ -3,8 +3,8 @@
 #
 # Train one small net on handwritten digits three times: by backpropagation
 # (BP), by feedback alignment (FA), and with frozen hidden layers, the
-# control. FA learns in its hidden layers if it has a lower error than the
-# control.
+# control. Where FA has a lower error than the control, its hidden layers
+# help.
 
 # %%
 import torch

@@ -104,5 +104,7 @@ def _generators(models: tuple[nn.Module, ...], seed: int) -> Iterator[None]:
 
 
 def _devices(models: tuple[nn.Module, ...]) -> list[int]:
+    if not torch.cuda.is_initialized():
+        return []
     tensors = (t for model in models for t in [*model.parameters(), *model.buffers()])
     return sorted({t.device.index for t in tensors if t.is_cuda})

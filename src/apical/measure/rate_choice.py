@@ -52,12 +52,11 @@ class Tried:
 def choose(tried: Sequence[Tried]) -> Tried:
     """The smallest rate whose mean error is within one standard error of the lowest mean.
 
-    The standard error is that of the rate with the lowest mean. Only rates at which no seed
-    diverged are compared, as long as there are any; then those at which not all did.
+    The standard error is that of the rate with the lowest mean. Only rates at which the fewest
+    seeds diverged, most often none, are compared.
     """
-    stable = [one for one in tried if not any(one.diverged)]
-    trained = [one for one in tried if not one.diverged or not all(one.diverged)]
-    compared = stable or trained or tried
+    fewest = min(sum(one.diverged) for one in tried)
+    compared = [one for one in tried if sum(one.diverged) == fewest]
     best = min(compared, key=lambda one: (one.mean, one.rate))
     limit = best.mean + best.standard_error
     return min((one for one in compared if one.mean <= limit), key=lambda one: one.rate)

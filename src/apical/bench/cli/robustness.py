@@ -94,7 +94,7 @@ def _options() -> Any:
 
     parser = make_parser(
         "robustness",
-        "Attack a trained net by every source of gradients, and say what to believe. The headline "
+        "Attack a trained net by every source of gradients, and print a verdict. The headline "
         "is the worst case per example. Of a hash net the retrieval is attacked. If it is killed, "
         "the same command resumes it.",
         "[RUN]",
@@ -110,7 +110,7 @@ def _options() -> Any:
     parser.add_argument("--robustbench", default=None, type=str, help=about)
     about = "robust accuracies in % that were claimed, by radius, as 8/255:56.3,0.1:40"
     parser.add_argument("--claimed", default="", type=str, help=about)
-    about = "only ask what the gradient is worth, in seconds; nothing is written"
+    about = "only audit the gradient, which takes seconds; nothing is written"
     parser.add_argument("--audit_only", default=False, action="store_true", help=about)
     for name, default, kind, about in _OF_A_MODEL:
         parser.add_argument(f"--{name}", default=default, type=kind, help=about)

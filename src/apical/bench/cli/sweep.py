@@ -43,7 +43,7 @@ def sweep(words: list[str]) -> int:
                    "optimizer", "validation", "seeds", "config", "folder", "jobs", "executor"),
     )  # fmt: skip
     parser.add_argument("--config", default=None, type=str,
-                        help="YAML file with options, where a list is several values")  # fmt: skip
+                        help="YAML file with options; a list gives several values")  # fmt: skip
     parser.add_argument("--seeds", default=None, type=int,
                         help="runs of each combination, with seeds from 0")  # fmt: skip
     parser.add_argument("--folder", default=None, type=str,

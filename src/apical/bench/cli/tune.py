@@ -37,12 +37,12 @@ def tune(words: list[str]) -> int:
     parser = make_parser(
         "tune",
         "Choose a learning rate for each rule, all by one procedure. Every rate of --rates trains "
-        "the net --tries times, with other seeds, on the training split less --validation examples;"
-        " its error is the mean over the seeds on those examples. Of the rates within one standard "
-        "error of the lowest error the smallest is chosen; where it is the smallest or largest of "
-        "--rates, up to two further half decades are tried. The test split is not read. Prints the "
-        "error of every rate, and for each rule the command that trains at its rate. The same "
-        "command resumes an interrupted search.",
+        "the net --tries times, each with another seed, on the training split less --validation "
+        "examples; its error is the mean over the seeds on those examples. Of the rates within one "
+        "standard error of the lowest error the smallest is chosen; where it is the smallest or "
+        "largest of --rates, up to two further half decades are tried. The test split is not read. "
+        "Prints the error of every rate, and for each rule the command that trains at its rate. "
+        "The same command resumes an interrupted search.",
         essential=ESSENTIAL,
     )
     add_experiment(parser, skip=("rule", "lr", "seed", "test", "validation"))

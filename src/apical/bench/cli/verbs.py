@@ -9,7 +9,7 @@ from apical.bench.cli.parsing import add_trust, make_parser, parse, say
 
 def check(words: list[str]) -> int:
     """Test a learning rule against the contract."""
-    parser = make_parser("check", "Test a learning rule: everything a rule must satisfy.", "RULE")
+    parser = make_parser("check", "Run the tests that every rule must pass.", "RULE")
     parser.add_argument("rule", help="a name, or package.module:Name of a rule class or object")
     values = parse(parser, words)
     from apical import check_rule, rules

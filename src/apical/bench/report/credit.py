@@ -22,7 +22,7 @@ VERBS = {
     HELPS: "helps",
     IDLE: "is idle",
     HARMS: "harms",
-    DIVERGED: "keeps runs from diverging",
+    DIVERGED: "is not tested, as runs diverged,",
     UNDECIDED: "is undecided",
 }
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -204,11 +205,7 @@ def _compact(page: str) -> str:
 def document(template: str, **values: Any) -> str:
     """Tables and paragraphs of a Markdown file. In the template tables and bullets keep their
     lines, all others of a paragraph become one; a line ¶ ends it, a blank one does not."""
-
-    def escaped(value: Any) -> Markup:
-        return value if isinstance(value, Markup) else Markup(for_markdown(str(value)))
-
-    text = _environment(escaped).get_template(f"{template}.md.j2").render(**values)
+    text = _environment(_escaped).get_template(f"{template}.md.j2").render(**values)
     made = []
     for part in re.split(r"^¶$", text, flags=re.MULTILINE):
         lines = (line for line in map(str.strip, part.split("\n")) if line not in ("", "-"))
@@ -218,6 +215,11 @@ def document(template: str, **values: Any) -> str:
     return "\n\n".join(made) + "\n"
 
 
+def _escaped(value: Any) -> Markup:
+    return value if isinstance(value, Markup) else Markup(for_markdown(str(value)))
+
+
+@cache  # templates are compiled once
 def _environment(finalize: Any = None) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

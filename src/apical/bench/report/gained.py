@@ -3,7 +3,7 @@ is worth over the control whose hidden layers keep their initial weights; and wh
 the learning rates is stable."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,15 +146,16 @@ def shown(gain: Gain | None) -> Shown:
     if gain.summary is None:
         return Shown(f"{gain.mark}: no seed in common with the control", style="differs")
     text = estimate(gain.corrected if gain.learns is None else gain.summary, signed)
-    shared = f" ({gain.summary.n} shared seeds)" * (gain.summary.n < gain.runs)
+    seeds = "seed" if gain.summary.n == 1 else "seeds"
+    shared = f" ({gain.summary.n} shared {seeds})" * (gain.summary.n < gain.runs)
     if not gain.mark:
         return replace(text, text=text.text + shared)
     return replace(text, text=f"{gain.mark}: {text.text}{shared}", style="differs")
 
 
 def missing(study: Study) -> str:
-    """Which settings compare rules without the control, or without a finished run of it, in
-    sentences; "" for none."""
+    """Which settings compare rules without the control, without a finished run of it, or with rows
+    that were not trained alike, in sentences; "" for none."""
     absent, unfinished = [], []
     for setting in study.settings:
         name = control(study, setting)
@@ -177,7 +178,55 @@ def missing(study: Study) -> str:
             f"No finished run of the control{where(unfinished)}: this does not show whether hidden "
             "layers learn."
         )
+    if unlike := _unlike(study):
+        sentences.append(
+            f"Not trained alike: {'; '.join(unlike)}. Differences and gains are not those of the "
+            "rules alone."
+        )
     return " ".join(sentences)
+
+
+BUDGET = ("data", "size", "train_images", "task", "length", "batches", "batch_size", "epochs")
+"""Fields of an experiment in which the rows of a setting are alike."""
+
+
+def _unlike(study: Study) -> list[str]:
+    """Rows with the fields in which their runs differ, but for the seed and what they start from,
+    or in which their `BUDGET` is not that of most rows; a control of a net that no other row has.
+    """
+    found = []
+    for setting in study.settings:
+        rows = {
+            row.rule: [run.experiment for run in row.every if run.experiment]
+            for row in study.rows_of(setting)
+        }
+        usual = _usual([runs[0] for runs in rows.values() if runs])
+        for rule, runs in rows.items():
+            fields = {key for run in runs for key in _differing(run, runs[0], run)}
+            fields -= {"seed", "start"}
+            fields |= {key for run in runs for key in _differing(run, usual, BUDGET)}
+            others = [run for other, of_other in rows.items() if other != rule for run in of_other]
+            if runs and others and rule == control(study, setting):
+                if all(_differing(run, runs[0], ("net", "net_options")) for run in others):
+                    fields |= {"net"}
+            if fields:
+                name = f"{setting} " * study.several + display_name(rule)
+                found.append(f"{name} ({', '.join(sorted(fields))})")
+    return found
+
+
+def _usual(runs: Sequence[Record]) -> Record:
+    """One of those whose `BUDGET` most runs have."""
+    return max(
+        runs,
+        key=lambda run: sum(not _differing(run, other, BUDGET) for other in runs),
+        default={},
+    )
+
+
+def _differing(run: Record, other: Record, keys: Iterable[str]) -> set[str]:
+    """Fields of two experiments that differ; one that came with a later version is in neither."""
+    return {key for key in keys if key in run and key in other and run[key] != other[key]}
 
 
 # Learning rates

@@ -29,6 +29,7 @@ experiment.json: {key, versions, experiment}; the last is the experiment with al
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -319,6 +320,12 @@ def read_study(folder: Path) -> Study:
     source = packing.open_folder(folder)
     value = source.read_json(packing.STUDY)
     try:
+        seen = Counter((e["setting"], e["rule"], e["seed"]) for e in value["runs"])
+        if twice := next((run for run, count in seen.items() if count > 1), None):
+            setting, rule, seed = twice
+            raise ValueError(
+                f"{folder / 'study.json'}: two runs are {setting}, {rule}, seed={seed}"
+            )
         return Study(
             **{key: value[key] for key in ("name", "title", "tier", "command")},
             **{key: value.get(key) for key in ("overview", "solved")},

@@ -187,8 +187,8 @@ def _band(cell: Cell) -> Shown:
     result = cell.verdict
     if result is None or result.low is None:
         return Shown("")
-    low = max(0.0, result.low)
-    return Shown(f"{number(low)} to {number(result.high)}", low)
+    low, high = max(0.0, result.low), min(100.0, result.high or 100.0)
+    return Shown(f"{number(low)} to {number(high)}", low)
 
 
 def _ties(cell: Cell) -> Shown:
@@ -238,7 +238,7 @@ def finding(rows: Sequence[Cell]) -> str:
             continue
         best, *others = ranked
         among = f"the {len(others)} other rows"
-        every = f"{len(ranked)} rows"
+        every = f"{sum(row.gain is not None for row in ranked)} rows"
         name, lowest = display_name(best.rule), f"{number(error(best))} %"
         bp = next((row for row in ranked if is_baseline(row.rule)), best)
         only_alone = [row for row in ranked if row.differs and {*row.ties} & {*bp.ties}]

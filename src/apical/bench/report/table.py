@@ -3,6 +3,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -249,8 +250,9 @@ def span(interval: Interval, text: Callable[[float | None], str] = number) -> st
 def share(interval: Any, text: Callable[[float | None], str] = number) -> str:
     """The interval of a percentage, cut off at 0 and 100; "" for a point, as equal runs give where
     the size of the test set is unknown."""
-    point = interval is None or interval.low == interval.high
-    return "" if point else span(interval.within(0, 100), text)
+    if interval is None or interval.low is None or math.isclose(interval.low, interval.high):
+        return ""
+    return span(interval.within(0, 100), text)
 
 
 def plain(value: Any, text: Callable[[Any], str] = str, **more: Any) -> Shown:

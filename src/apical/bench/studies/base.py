@@ -187,6 +187,7 @@ class Study:
         fixed: rows that keep the rate of their experiment, such as published ones.
         solved: share of right validation answers, in (0, 1], from which on a task counts as
         solved; the report then shows the steps until it is reached.
+    Raises: ValueError for two runs of one row and seed, or published values of a row without runs.
     """
 
     name: str
@@ -205,6 +206,20 @@ class Study:
     robust_published: tuple[PublishedRobustness, ...] = ()
     overview: Overview | None = None
     solved: float | None = None
+
+    def __post_init__(self) -> None:
+        seen: set[tuple[Choice, int]] = set()
+        for entry in self.entries:
+            if (run := (entry.cell, entry.experiment.seed)) in seen:
+                raise ValueError(f"study {self.name}: two runs are {entry.label}")
+            seen.add(run)
+        for row in (*self.published, *self.curves, *self.robust_published):
+            if (row.setting, row.rule) not in self.cells:
+                cells = "; ".join(map(", ".join, self.cells))
+                raise ValueError(
+                    f"study {self.name}: a published value is of {row.setting}, {row.rule}, "
+                    f"of which there is no run; there are {cells}"
+                )
 
     @property
     def cells(self) -> list[Choice]:
