@@ -49,6 +49,12 @@ def _train(
         optimizer.step()
 
 
+def _step_alone(parameter: Tensor) -> None:
+    optimizer = torch.optim.SGD([parameter], LR)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def _heavy_ball(lr: float, momentum: float, decay: float) -> float:
     """What is left of a gap of 1 whose only gradient is its decay."""
     gap, velocity = 1.0, 0.0
@@ -99,6 +105,38 @@ def test_the_rule_is_its_equation() -> None:
     seen = [model[0].weight, model[2].weight, model[2].feedback.matrix]
     for matrix, expected in zip(seen, [w1, w2, b2], strict=True):
         torch.testing.assert_close(matrix.detach(), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_weight_and_feedback_may_have_an_optimizer_each() -> None:
+    """Whichever steps first, and also in the backward pass, the result is that of one."""
+    made = []
+    for order in ("one", "weight", "feedback", "each parameter"):
+        for constrain in (False, True):
+            rule = KolenPollack(decay=0.1, constrain_weights=constrain)
+            model = apical.convert(_net(), rule)
+            memory = {id(p) for p in apical.feedback_parameters(model)}
+            groups: list[list[nn.Parameter]] = [[], []]
+            for p in model.parameters():
+                groups[id(p) in memory].append(p)
+            if order == "one":
+                groups = [[*groups[0], *groups[1]]]
+            elif order == "feedback":
+                groups.reverse()
+            elif order == "each parameter":
+                groups = []
+                for p in model.parameters():
+                    p.register_post_accumulate_grad_hook(_step_alone)
+            optimizers = [torch.optim.SGD(group, LR) for group in groups]
+            for seed in range(4):
+                x = torch.randn(6, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
+                model(x.double()).square().mean().backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                model.zero_grad()
+            made.append([tensor.clone() for tensor in model.state_dict().values()])
+    for state in range(2, len(made)):
+        for tensor, expected in zip(made[state], made[state % 2], strict=True):
+            assert torch.equal(tensor, expected)
 
 
 def test_the_gap_decays_by_law() -> None:

@@ -83,7 +83,40 @@ FOREIGN: dict[str, Callable[[Tensor, nn.Linear], Tensor]] = {
     )[..., 0],
     "detached, product and sum": lambda h, layer: (h[:, None] * layer.weight.detach()).sum(-1),
     "frozen": lambda h, layer: F.linear(h, layer.weight.requires_grad_(False)),
+    "a constant times W^T": lambda h, layer: h @ (torch.randn(5, 5) @ layer.weight.T),
+    "a codebook": lambda h, layer: torch.cdist(h, F.linear(torch.randn(5, 5), layer.weight)),
+    "a codebook, written out": lambda h, layer: (
+        (h[:, None] - torch.tanh(F.linear(torch.randn(5, 5), layer.weight, layer.bias)))
+        .square()
+        .sum(-1)
+    ),
+    "normalised rows of each sample": lambda h, layer: (
+        (h * F.normalize(layer.weight)[torch.arange(len(h)) % 5])
+        .sum(-1, keepdim=True)
+        .expand(-1, 5)
+    ),
 }
+
+COPIES: dict[str, Callable[[Tensor, nn.Linear, Tensor], Tensor]] = {
+    "times a parameter": lambda h, layer, p: F.linear(h, layer.weight.detach() * p),
+    "by rows": lambda h, layer, p: h @ (layer.weight.detach().T * (p * torch.randn(5))),
+    "added": lambda h, layer, p: F.linear(h, layer.weight.detach() + 0.01 * p * torch.randn(5, 1)),
+    "doubled": lambda h, layer, p: F.linear(h, 2 * layer.weight.detach()),
+    "copied": lambda h, layer, p: h @ layer.weight.data.clone(),
+    "rounded": lambda h, layer, p: F.linear(h, (layer.weight.detach() * 8).round() / 8),
+    "signs": lambda h, layer, p: F.linear(h, layer.weight.detach().sign() * p),
+    "pruned": lambda h, layer, p: F.linear(h, F.hardshrink(layer.weight.detach(), 0.1)),
+    "normalised": lambda h, layer, p: torch.cdist(h, F.normalize(layer.weight.detach())),
+    "half": lambda h, layer, p: F.linear(h.bfloat16(), layer.weight.detach().bfloat16()).float(),
+    "repeated": lambda h, layer, p: torch.bmm(
+        (2 * layer.weight.detach()).expand(len(h), -1, -1), h[..., None]
+    )[..., 0],
+    "product and sum": lambda h, layer, p: (h[:, None] * (2 * layer.weight.detach())).sum(-1),
+    "convolution": lambda h, layer, p: F.conv1d(h[..., None], 2 * layer.weight.detach()[..., None])[
+        ..., 0
+    ],
+}
+"""Products with what is computed, in this forward pass, from a weight without its gradient."""
 
 
 def _autocast(h: Tensor, layer: nn.Linear) -> Tensor:
@@ -147,6 +180,70 @@ def test_every_product_with_a_converted_weight_is_refused(rule: str) -> None:
     train(model, 1)
     with pytest.raises(ValueError, match="b: the model multiplies"):
         train(model, 1)  # the fourth call
+
+
+def test_products_with_changed_copies_of_a_detached_weight_are_refused() -> None:
+    """Also within activation checkpointing of both kinds, in the backward pass."""
+    x = torch.randn(6, 4)
+    for name, copied in COPIES.items():
+        torch.manual_seed(0)
+        for reentrant in (None, False, True):
+            if reentrant is not None and name not in ("times a parameter", "doubled", "signs"):
+                continue
+
+            def use(h: Tensor, layer: Any, copied: Any = copied, reentrant: Any = reentrant) -> Any:
+                p = nn.Parameter(torch.ones(()))
+                if reentrant is None:
+                    return copied(h, layer, p)
+                return checkpoint(copied, h, layer, p, use_reentrant=reentrant)
+
+            with pytest.raises(ValueError, match="b: the model multiplies its weight itself"):
+                train(apical.convert(Net(use), "fa"))
+            with pytest.raises(ValueError, match="b: the model multiplies its weight itself"):
+                apical.convert(Net(use), "dfa", example=x)
+
+
+class Own(Net):
+    """Weights with the values of `b`, and others, that are no copies made in the forward pass."""
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor], reentrant: bool | None) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.b).requires_grad_(False)
+        self.register_buffer("buffer", self.b.weight.detach().clone())
+        self.scale = nn.Parameter(torch.ones(()))
+        self.within, self.reentrant = use, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.b(torch.tanh(self.a(x))))
+        if self.reentrant is None:
+            return self.c(self.within(self, h))
+        return self.c(checkpoint(self.within, self, h, use_reentrant=self.reentrant))
+
+
+def test_weights_of_their_own_are_no_copies() -> None:
+    """Nor what a layer makes of a constant, nor what passes no gradient or mixes nothing."""
+    constant = torch.randn(5, 5)
+    uses: list[Callable[[Any, Tensor], Tensor]] = [
+        lambda m, h: m.teacher(h),
+        lambda m, h: F.linear(h, m.teacher.weight),
+        lambda m, h: F.linear(h, m.buffer),
+        lambda m, h: h @ (constant * m.scale),
+        lambda m, h: h @ m.b(constant).T,
+        lambda m, h: torch.cdist(h, m.b(torch.eye(5))),
+        lambda m, h: h @ m.b(constant[None])[0].detach(),
+        lambda m, h: h + F.linear(h.detach(), 2 * m.b.weight.detach()),
+        lambda m, h: m.b(h) / m.b.weight.detach().norm(dim=1),
+        lambda m, h: h * (2 * m.b.weight.detach())[torch.arange(6) % 5],
+    ]
+    for use in uses:
+        for reentrant in (None, False, True):
+            for example in (None, torch.randn(6, 4)):
+                model = Own(use, reentrant)
+                rules = {"teacher": "bp", "*": "fa"}
+                train(apical.convert(model, rules, example=example), 2)
+    model = Net(lambda h, layer: teacher(h))
+    teacher = copy.deepcopy(model.b).requires_grad_(False)  # of no model
+    train(apical.convert(model, "fa", example=torch.randn(6, 4)))
 
 
 def test_what_is_accepted_is_not_refused() -> None:
@@ -313,10 +410,22 @@ class Checkpointed(Net):
 
 
 def test_checkpointing() -> None:
+    x = torch.randn(6, 4)
     for reentrant in (False, True):
-        train(apical.convert(Checkpointed(reentrant=reentrant), "fa"), 4)
-    with pytest.raises(ValueError, match="b: the model multiplies"):
-        train(apical.convert(Checkpointed(FOREIGN["@"], reentrant=False), "fa"))
+        train(apical.convert(Checkpointed(reentrant=reentrant), "fa", example=x), 4)
+        for use in (FOREIGN["@"], FOREIGN["detached"], FOREIGN["a constant times W^T"]):
+            for example in (None, x):
+                model = Checkpointed(use, reentrant=reentrant)
+                with pytest.raises(ValueError, match="b: the model multiplies"):
+                    train(apical.convert(model, "fa", example=example))
+            model = Checkpointed(use, reentrant=reentrant)
+            apical.convert(model, "fa", on_unsupported="keep")
+            with pytest.warns(UserWarning, match="b: the model multiplies") as given:
+                train(model, 4)
+            assert len(given) == 1
+    plain = nn.Linear(5, 5)
+    model = Net(lambda h, layer: checkpoint(plain, h, use_reentrant=True))
+    train(apical.convert(model, "dfa"), 4)  # the axis of samples cannot be measured
 
 
 class Penalised(Net):

@@ -26,6 +26,9 @@ from apical.core.feedback import Feedback
 from apical.rules.base import BroadcastRule, TransportRule
 from apical.rules.ops import Geometry, Local, Op
 
+OWN = "apical"
+"""Key in the metadata of the node of what `exact` computed."""
+
 
 def transport(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Feedback) -> Tensor:
     """`op(x, weight) + bias` whose backward sends `op^T(gradient, B)` to the layer below.
@@ -42,8 +45,12 @@ def transport(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: 
 
 
 def exact(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`op(x, weight) + bias` with its ordinary gradient; autocast casts as it would for `op`."""
-    return op.forward(*_autocast(x, weight, bias))
+    """`op(x, weight) + bias` with its ordinary gradient; autocast casts as it would for `op`. The
+    node is marked as what a converted layer computed (`apical.core.graph`)."""
+    output = op.forward(*_autocast(x, weight, bias))
+    if output.requires_grad and not torch.compiler.is_compiling():
+        output.grad_fn.metadata[OWN] = True  # type: ignore[index, union-attr]
+    return output
 
 
 def tap(

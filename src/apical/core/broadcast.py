@@ -226,8 +226,13 @@ class Broadcast:
         if all(part.shape[self.axis] < 2 for part in parts):
             return  # a batch of one shows nothing; the next may
         self.attempts -= 1
-        for tap, _ in call.bridged:
-            if tap.differentiated and graph.is_of_parameters_alone(tap.x):
+        taps = [tap for tap, _ in call.bridged if tap.differentiated]
+        recorded = graph.Graph([*parts, *(tap.x for tap in taps)])
+        if any(hasattr(node, "run_function") for _, node in recorded.nodes):
+            return  # reentrant checkpointing allows no such measurement
+        tables = recorded.of_parameters_alone()
+        for tap in taps:
+            if tap.x.grad_fn in tables or isinstance(tap.x, nn.Parameter):
                 raise ValueError(
                     f"{tap.feedback.layer}: its input {tuple(tap.x.shape)} is computed from"
                     " parameters alone (a table of positions), so that its rows are no samples, and"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from apical.core import memory, obstacles, outputs, outside, updates
+from apical.core import memory, obstacles, outputs, outside, search, updates
 from apical.core.broadcast import Broadcast
 from apical.core.converted import converted_layers, feedback_modules, modules
 from apical.core.example import size_feedback
@@ -241,7 +241,7 @@ def _guard(rows: Iterable[Row], *, raises: bool) -> outside.Guard:
         elif not row.by_kind:
             exempt.update(id(parameter) for _, parameter in held)
             continue
-        kept += [(parameter, outside.Kept(row.layer, row.kind, name)) for name, parameter in held]
+        kept += [(parameter, search.Kept(row.layer, row.kind, name)) for name, parameter in held]
     for row in rows:
         if row.layer in layers and not exempt.isdisjoint(map(id, row.weights())):
             del layers[row.layer]

@@ -17,6 +17,7 @@ from apical.core.broadcast import Broadcast
 from apical.core.converted import broadcasts, converted_layers, feedback_modules, forked_rng
 from apical.core.kinds import parts as weights_of
 from apical.core.outside import Guard
+from apical.core.search import Found, Search
 from apical.core.taps import BroadcastFeedback, Tap
 from apical.rules.base import BroadcastRule, Rule
 
@@ -39,11 +40,21 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
     sized = list(feedback_modules(twin))
     for broadcast in broadcasts(twin):
         broadcast.attempts = 0  # an example, of zeros perhaps, shows no axis of samples
+        broadcast.warns_of_outputs = False
     for name, layer in converted_layers(twin):
         layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
     needs_labels = any(getattr(feedback.rule, "needs_labels", False) for feedback in sized)
     with forked_rng(model), torch.set_grad_enabled(not needs_labels):
-        found = guard.find(twin, call_with(twin, example))
+        output = call_with(twin, example)
+        found: Found = {}
+        search = Search(twin, guard.layers, guard.kept, found.update)
+        found |= search.run(output)
+        if search.defers:
+            for feedback in sized:
+                feedback.history.observes = False
+            carriers = [tensor for tensor in outputs.tensors(output) if tensor.requires_grad]
+            torch.autograd.backward(carriers, [torch.ones_like(tensor) for tensor in carriers])
+            twin.zero_grad()
     for _, layer in converted_layers(twin):
         updates.unwatch(layer)  # the model takes the parameters of its feedback
     for original, twins in zip(feedback_modules(model), sized, strict=True):

@@ -38,6 +38,8 @@ class History:
         observes: whether the rule observes the passes before the next of them.
         weight_replaced: whether a checkpoint of the plain model has replaced the weight, which is
             no update.
+        stepped: "weight", or "memory" (trained feedback), where an optimizer has stepped one of
+            them without the other.
         missed_steps: steps of optimizers that train the weight but not its trained feedback.
         optimizers_checked: whether the rule was asked for its objection to the optimizers.
     """
@@ -48,6 +50,7 @@ class History:
         self.called = False
         self.observes = True  # a plain bool: code is compiled once for each of its values
         self.weight_replaced = False
+        self.stepped: set[str] = set()
         self.missed_steps = 0
         self.optimizers_checked = False
         self._optimizer: ref[Optimizer] | None = None

@@ -1,14 +1,21 @@
-"""What autograd's graph of a forward pass shows: products, and which of their factors are
-activations, weights, or computed from weights alone."""
+"""What autograd's graph of a forward pass shows: which of its tensors are activations, and the
+products in which activations meet what is computed from parameters alone.
+
+A node of the graph is the `grad_fn` of a tensor. Its `next_functions` are edges to the nodes of the
+operation's inputs, in their order: a parameter is a node too (AccumulateGrad), an input without
+gradient is None.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+
+from apical.core.autograd import OWN
 
 FACTORS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("AddbmmBackward0", "AddmmBackward0", "AddmvBackward0"), (1, 2)),
@@ -23,37 +30,34 @@ FACTORS: dict[str, tuple[int, ...]] = {
     "ScaledDotProductFlashAttentionForCpuBackward0": (0, 1, 2),
     "TrilinearBackward0": (0, 1, 2),
 }
-"""Products in autograd's graph, and the places of their factors among a node's edges."""
+"""Products of matrices, and the places of their factors among a node's edges."""
 
 ELEMENTWISE: dict[str, tuple[int, ...]] = {
     "AddcmulBackward0": (1, 2),
     **dict.fromkeys(("DivBackward0", "MulBackward0"), (0, 1)),
 }
-"""Elementwise products, which scale, or are products of matrices if an axis is summed over."""
+"""Elementwise products, which scale, or are parts of products of matrices (`Graph.mixes`)."""
 
 DIFFERENCES: dict[str, tuple[int, ...]] = dict.fromkeys(
     ("AddBackward0", "RsubBackward0", "SubBackward0"), (0, 1)
 )
-"""Of activations and a matrix, along an axis that the matrix has not, they measure distances."""
+"""They move, or are parts of distances between activations and the rows of a matrix."""
 
 PLACES = {**FACTORS, **ELEMENTWISE, **DIFFERENCES}
 
 _REARRANGES = frozenset(
     f"{name}Backward{number}"
     for name in (
-        "Alias AsStrided Clone Div Expand Mul Neg Permute ReshapeAlias Select Slice Split"
+        "Alias AsStrided Clone Div Expand Mul Neg Permute Repeat ReshapeAlias Select Slice Split"
         " SplitWithSizes Squeeze T ToCopy Transpose Unbind UnsafeSplit UnsafeView Unsqueeze View"
     ).split()
     for number in range(3)
 )
-"""What rearranges, casts or, with one edge, scales a tensor."""
+"""What rearranges, repeats, casts or, with one edge, scales a tensor."""
 
-_TRANSPOSES = ("Permute", "TBackward", "Transpose")
 _SUMS = ("MeanBackward", "SumBackward")
-_MATRIX_PRODUCTS = (
-    *("AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "MmBackward0"),
-    *("DotBackward0", "MvBackward0"),
-)
+
+_TRANSPORT = "TransportBackward"
 
 _DETACHED = "BridgeBackward"
 """In the place of `detach` while the axis of samples is verified (`apical.core.autograd`)."""
@@ -66,207 +70,185 @@ _FOR_DATA = ("CheckpointFunction", "CompiledFunction", "Expand", "Repeat")
 """How the names of nodes begin whose result may have an entry for each sample."""
 
 _LOOKS_UP = ("Embedding", "Gather", "Index")
-"""How the names of nodes begin that choose entries by data; of a weight they are the weight's, as
-in a sampled softmax, of anything else activations."""
+"""How the names of nodes begin that choose entries by data."""
 
 Edge = tuple[Node, int]
 
 _SAVED: dict[str, list[str]] = {}  # by a node's name, those of the tensors that it saves
 
 
-class Product(NamedTuple):
-    """A product, or a difference, in the graph.
+class Factor(NamedTuple):
+    """A factor of a product that has a gradient: where it enters, and where it was before it was
+    rearranged."""
 
-    Attributes: factors: with a gradient, from before they were rearranged, and the edges at which
-        they enter; constant: whether another factor has no gradient.
-    """
-
-    node: Node
-    factors: list[tuple[Edge, Edge]]
-    constant: bool
-
-    @property
-    def shape(self) -> Sequence[int]:
-        return self.node._input_metadata[0].shape
+    enters: Edge
+    origin: Edge
 
 
 class Graph:
     """The graph of some tensors.
 
-    Attributes: nodes: all but those that compute the weights of transports; above: the nodes that
-        read what a node computes; activations: nodes of tensors that do not depend on parameters
-        alone, after `trace`.
+    Attributes: nodes: names and nodes, but those that compute the weights of transports;
+        activations: the nodes of activations, after `trace`; cut: those from which all paths end at
+        bridges, so that no gradient passes below.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.nodes = list(_nodes(tensor.grad_fn for tensor in tensors))
-        self.above: dict[Node, list[Node]] = {}
+        self.nodes = [(node.name(), node) for node in _nodes(tensor.grad_fn for tensor in tensors)]
         self.activations: set[Node] = set()
-        for node in self.nodes:
+        self._above: dict[Node, list[Node]] = {}  # the nodes that read what a node computes
+        for _, node in self.nodes:
             for below, _ in node.next_functions:
                 if below is not None:
-                    self.above.setdefault(below, []).append(node)
+                    self._above.setdefault(below, []).append(node)
+        self.cut: set[Node] = set()
+        if any(name == _DETACHED for name, _ in self.nodes):
+            leaves = (node for _, node in self.nodes if not node.next_functions)
+            self.cut = {node for _, node in self.nodes} - self._reached(leaves, ends=_DETACHED)
 
-    def trace(self, weights: Mapping[Edge, object], embedded: Set[Edge]) -> None:
-        """Find the activations. What is looked up in one of the weights, or is its product with a
-        constant, is none, unless the weight is `embedded`: the table of an `nn.Embedding`."""
+    def trace(self, weights: Set[Edge], embedded: Set[Edge]) -> None:
+        """Find the activations: what depends on data, or is computed by a converted layer.
+
+        Entries that are looked up in one of the weights, and the product of a constant with what is
+        computed from them, are none: layers mark what they compute themselves. Of other parameters
+        they are, and of an `embedded` weight, the table of an `nn.Embedding`.
+        """
         undecided = []
-        for node in self.nodes:
-            name, edges = node.name(), node.next_functions
-            leaf = getattr(node, "variable", None)
-            of_data = any(edges[place][0] is None for place in FACTORS.get(name, ()))
-            if name.startswith(_LOOKS_UP) or (of_data and _is_by_constant(node)):
+        for name, node in self.nodes:
+            if name.startswith(_OF_DATA) or _is_data(node):
+                self._mark(node)
+            elif OWN in node.metadata:  # type: ignore[operator]
+                self._mark(origin((node, 0))[0])  # the product, of which the node may be a view
+            elif name.startswith(_LOOKS_UP) or (name in FACTORS and None in _factors(name, node)):
                 undecided.append(node)
-            elif of_data or name.startswith(_OF_DATA) or not isinstance(leaf, nn.Parameter | None):
-                self._reach(node)
         for node in undecided:
             if node not in self.activations:
-                found = made_of((node, 0), weights.keys())
+                found = computed_from((node, 0)) & weights
                 if not found or found & embedded:
-                    self._reach(node)
+                    self._mark(node)
 
-    def _reach(self, node: Node) -> None:
-        pending = [node]
-        while pending:
-            node = pending.pop()
-            if node not in self.activations:
-                self.activations.add(node)
-                pending.extend(self.above.get(node, ()))
+    def of_parameters_alone(self) -> set[Node]:
+        """The nodes of what is computed from parameters, without data, as a table of positions is;
+        what a constant takes part in is not known to be, and left out."""
+        for name, node in self.nodes:
+            if name in FACTORS:  # the others are biases, perhaps absent
+                below = _factors(name, node)
+            else:
+                below = [n for n, _ in node.next_functions[: 1 if name == _TRANSPORT else None]]
+            if None in below or name.startswith((*_LOOKS_UP, *_FOR_DATA)) or _is_data(node):
+                self._mark(node)
+        return {node for _, node in self.nodes} - self.activations
 
-    def products(self) -> Iterator[Product]:
+    def products(self) -> Iterator[tuple[Node, list[Factor]]]:
         """All products and differences, of activations or not."""
-        for node in self.nodes:
-            places = PLACES.get(node.name())
-            if places is None:
-                continue
-            edges = [node.next_functions[place] for place in places]
-            factors = [(found, e) for e in edges if (found := origin(e)) is not None]
-            yield Product(node, factors, len(factors) < len(edges))  # type: ignore[arg-type]
+        for name, node in self.nodes:
+            if name in PLACES:
+                edges = (node.next_functions[place] for place in PLACES[name])
+                yield node, [Factor((n, at), origin((n, at))) for n, at in edges if n is not None]
 
-    def multiplies(
-        self,
-        product: Product,
-        factor: Tensor | Edge,
-        axes: int,
-        data: list[tuple[Edge, Edge]],
-        *,
-        direct: bool = True,
+    def mixes(
+        self, product: Node, shape: Sequence[int], data: list[Factor], *, computed: bool = False
     ) -> bool:
-        """Whether a product of activations with what comes from a weight is one with a matrix; if
-        not, it scales.
+        """Whether a product of activations with a weight is one with a matrix, or a distance to its
+        rows. If not, it scales the activations or moves them.
 
-        Args: factor: the weight, or what is computed from it, as it enters; axes: of the weight;
-            data: the other factors; direct: whether the weight is only rearranged or looked up.
+        An elementwise product is one if an activation meets several entries of the weight, so that
+        its gradient is a sum over them, or if a sum follows.
+
+        Args: shape: of the weight as it enters; data: the activations among the factors; computed:
+            whether the weight was not only rearranged before. Its norms, say, scale.
         """
-        node, result = product.node, product.shape
-        name = node.name()
+        name = product.name()
         if name in FACTORS:
             return True
-        shape = factor.shape if isinstance(factor, Tensor) else shape_of(factor)
-        is_matrix = sum(size > 1 for size in shape) > 1
-        is_larger = len(result) > axes
-        if name in DIFFERENCES:
-            return is_matrix and is_larger
-        if not direct:
-            return is_matrix and (is_larger or len(result) > len(shape))
-        if is_larger or math.prod(shape) < 2:
-            return is_larger
-        data = [pair for pair in data if pair[0][0] in self.activations]
-        if not data:
+        axes = sum(size > 1 for size in shape)
+        if axes < (1 if name in ELEMENTWISE and not computed else 2):
             return False
-        if any(up.name().startswith(_SUMS) for up in self.above.get(node, ())):
+        sizes = (math.prod(shape_of(edge)) for factor in data for edge in factor)
+        if min(sizes) < math.prod(product._input_metadata[0].shape):
             return True
-        if not isinstance(factor, Tensor) and (origin(factor) or factor)[0].name().startswith(
-            _LOOKS_UP
-        ):
-            return False
-        sizes = (min(math.prod(shape_of(edge)) for edge in pair) for pair in data)
-        return min(sizes) < math.prod(result)
+        readers = self._above.get(product, ())
+        return name in ELEMENTWISE and any(up.name().startswith(_SUMS) for up in readers)
+
+    def _mark(self, node: Node) -> None:
+        """Note that a node, and all that depends on it, is an activation."""
+        if node not in self.activations:
+            self.activations |= self._reached([node])
+
+    def _reached(self, starts: Iterable[Node], ends: str = "") -> set[Node]:
+        """What depends on some nodes, or would but for the nodes of this name."""
+        pending, found = list(starts), set()
+        while pending:
+            node = pending.pop()
+            if node not in found and node not in self.activations and node.name() != ends:
+                found.add(node)
+                pending.extend(self._above.get(node, ()))
+        return found
 
 
-def origin(edge: Edge | tuple[Node | None, int]) -> Edge | None:
-    """Where a tensor comes from that operations have rearranged; None if it has no gradient."""
+def origin(edge: Edge) -> Edge:
+    """Where a tensor was before operations rearranged it."""
     node, place = edge
-    while node is not None and node.name() in _REARRANGES:
-        differentiated = [e for e in node.next_functions if e[0] is not None]
-        if len(differentiated) != 1:
+    while node.name() in _REARRANGES:
+        below = [(n, at) for n, at in node.next_functions if n is not None]
+        if len(below) != 1:
             break
-        node, place = differentiated[0]
-    return None if node is None else (node, place)
+        node, place = below[0]
+    return node, place
 
 
 def looked_up(edge: Edge) -> Edge:
     """Where the entries come from that were chosen by data; else the edge itself."""
-    node = edge[0]
-    while node.name().startswith(_LOOKS_UP) and len(node.next_functions) == 1:
-        below = origin(node.next_functions[0])
-        if below is None:
+    while edge[0].name().startswith(_LOOKS_UP) and len(edge[0].next_functions) == 1:
+        node, place = edge[0].next_functions[0]
+        if node is None:
             break
-        edge = below
-        node = edge[0]
+        edge = origin((node, place))
     return edge
 
 
-def made_of(factor: Edge, parameters: Set[Edge]) -> set[Edge]:
-    """Those of the parameters that a factor without activations is computed from."""
-    pending, seen = [factor], {factor}
+def computed_from(edge: Edge) -> set[Edge]:
+    """All that a tensor is computed from, itself included."""
+    pending, seen = [edge], {edge}
     while pending:
         node, _ = pending.pop()
-        below = {e for e in node.next_functions if e[0] is not None} - seen
-        pending.extend(below)  # type: ignore[arg-type]
-        seen |= below  # type: ignore[arg-type]
-    return seen & parameters
+        for below, place in node.next_functions:
+            if below is not None and (below, place) not in seen:
+                seen.add((below, place))
+                pending.append((below, place))
+    return seen
 
 
-def is_detached(node: Node) -> bool:
-    """Whether no gradient passes below: all paths end at bridges."""
-    pending, seen = [node], {node}
-    while pending:
-        above = pending.pop()
-        if above.name() == _DETACHED:
-            continue
-        below = {below for below, _ in above.next_functions if below is not None}
-        if not below:
-            return False
-        pending.extend(below - seen)
-        seen |= below
-    return True
-
-
-def is_of_parameters_alone(tensor: Tensor) -> bool:
-    """Whether a tensor is computed from parameters, without data, as a table of positions is; where
-    a constant takes part it is not known to be, and the answer is no."""
-    if tensor.grad_fn is None:
-        return isinstance(tensor, nn.Parameter)
-    pending, seen = [tensor.grad_fn], {tensor.grad_fn}
-    while pending:
-        node = pending.pop()
-        name, edges = node.name(), node.next_functions
-        if not isinstance(getattr(node, "variable", None), nn.Parameter | None):
-            return False
-        if name in FACTORS:  # the others are biases, perhaps absent
-            edges = tuple(edges[place] for place in FACTORS[name])
-        elif name == "TransportBackward":
-            edges = edges[:1]
-        below = {node for node, _ in edges}
-        if None in below or name.startswith((*_LOOKS_UP, *_FOR_DATA)):
-            return False
-        pending.extend(below - seen)  # type: ignore[arg-type]
-        seen |= below  # type: ignore[arg-type]
-    return True
-
-
-def constants(node: Node) -> Iterator[Tensor]:
-    """The tensors that a node keeps as they are, not those that hooks have packed."""
+def saved(node: Node) -> Iterator[Any]:
+    """What a node keeps for its backward pass, as autograd's `SavedTensor`. Its `data` is a tensor
+    or, where an `unpack_hook` is to restore it, what was packed."""
     name = node.name()
     if name not in _SAVED:
         _SAVED[name] = [key for key in dir(node) if key.startswith("_raw_saved_")]
     for key in _SAVED[name]:
-        saved = getattr(node, key)
-        if getattr(saved, "unpack_hook", node) is None:
-            tensor = getattr(node, key.removeprefix("_raw"))
-            if isinstance(tensor, Tensor):
-                yield tensor
+        kept = getattr(node, key)
+        if hasattr(kept, "data"):  # not a list of them
+            yield kept
+
+
+def constants(node: Node) -> Iterator[Tensor]:
+    """The tensors that a node keeps as they are."""
+    return (kept.data for kept in saved(node) if isinstance(kept.data, Tensor))
+
+
+def shape_of(edge: Edge) -> Sequence[int]:
+    """The shape of the tensor that an edge leads to."""
+    return edge[0]._input_metadata[edge[1]].shape
+
+
+def _factors(name: str, node: Node) -> list[Node | None]:
+    """The nodes of the factors of a product of matrices."""
+    return [node.next_functions[place][0] for place in FACTORS[name]]
+
+
+def _is_data(node: Node) -> bool:
+    """Whether a node is a leaf that is no parameter."""
+    return not isinstance(getattr(node, "variable", None), nn.Parameter | None)
 
 
 def _nodes(roots: Iterable[Node | None]) -> Iterator[Node]:
@@ -277,32 +259,7 @@ def _nodes(roots: Iterable[Node | None]) -> Iterator[Node]:
         node = pending.pop()
         yield node
         edges = node.next_functions
-        if node.name() == "TransportBackward":
-            edges = edges[:1]
-        for below, _ in edges:
+        for below, _ in edges[:1] if node.name() == _TRANSPORT else edges:
             if below is not None and below not in seen:
                 seen.add(below)
                 pending.append(below)
-
-
-def _is_by_constant(node: Node) -> bool:
-    """Whether a product in which one factor has no gradient may be `C @ W` or `W @ C`, W a weight
-    and C a constant: layers multiply data by W^T, from the left."""
-    name = node.name()
-    if name not in _MATRIX_PRODUCTS:
-        return False
-    left, right = (node.next_functions[place] for place in FACTORS[name])
-    edge = left if right[0] is None else right
-    below = edge[0]
-    if below is None:
-        return False
-    while below.name() in _REARRANGES:
-        if below.name().startswith(_TRANSPOSES):
-            return False
-        below = next(b for b, _ in below.next_functions if b is not None)
-    return edge is right or all(tensor.is_contiguous() for tensor in constants(node))
-
-
-def shape_of(edge: Edge) -> Sequence[int]:
-    """The shape of the tensor that an edge leads to."""
-    return edge[0]._input_metadata[edge[1]].shape

@@ -7,39 +7,17 @@ is examined at the calls 1, 2, 4, 8 and so on, so that in the long run it costs 
 
 from __future__ import annotations
 
-import bisect
-import math
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node, get_gradient_edge
-from torch.nn.utils import parametrize
 
-from apical.core import outputs, updates
+from apical.core import updates
 from apical.core.converted import broadcasts, feedback_modules, is_converted
-from apical.core.graph import (
-    FACTORS,
-    Edge,
-    Graph,
-    constants,
-    is_detached,
-    looked_up,
-    made_of,
-    origin,
-    shape_of,
-)
-
-
-class Kept(NamedTuple):
-    """A parameter that keeps its exact gradient since it seems to scale activations, or to be added
-    to them: the names of its layer, of the layer's class, and its own."""
-
-    layer: str
-    kind: str
-    parameter: str
+from apical.core.search import Found, Kept, Search, address, module_named, parameters_of
 
 
 class Guard:
@@ -68,7 +46,7 @@ class Guard:
         model.register_forward_hook(self.after)
 
     def accept(self, found: Iterable[str]) -> None:
-        """The user accepts these uses, keys of what `find` returns."""
+        """The user accepts these uses, keys of what a search found."""
         for place in found:
             self.layers.pop(place, None)
         self.kept = [kept for kept in self.kept if f"{kept.layer}.{kept.parameter}" not in found]
@@ -96,71 +74,22 @@ class Guard:
             exact = any(feedback.exact for feedback in feedback_modules(model))
             if exact or self._exact_blocks != _exact_blocks(model):
                 return  # all of it, or a part, ran inside `exact_gradients`
-            found = self.find(model, output) | self._changed_ties(model)
-            if found and self.raises:
-                raise ValueError(report(found.values()))
-            new = {place: text for place, text in found.items() if place not in self._reported}
-            if new:
-                self._reported.update(new)
-                for name in self.layers.keys() & new:
-                    updates.reported(model.get_submodule(name))
-                warnings.warn(report(new.values()), stacklevel=2)
+            search = Search(model, self.layers, self.kept, partial(self._report, model))
+            self._report(model, search.run(output) | self._changed_ties(model))
         self.calls += 1
 
-    def find(self, model: nn.Module, output: Any) -> dict[str, str]:
-        """Uses in the graph of an output: by layer, or by layer and parameter, what is wrong and
-        the remedy."""
-        weights, layers, memory = self._weights(model)
-        kept = self._kept(model)
-        graph = Graph(outputs.tensors(output))
-        for node in graph.nodes:
-            if node.name() == "TransportBackward":
-                weight = origin(node.next_functions[1])
-                layer = layers.get(node.feedback.layer)  # type: ignore[attr-defined]
-                if weight is not None and layer is not None:  # of a sharded layer, no parameter
-                    weights.setdefault(weight, layer)
-        graph.trace(weights, _embedded(model))
-        found = {}
-        for product in graph.products():
-            node, activations = product.node, graph.activations
-            data = [
-                pair
-                for pair in product.factors
-                if pair[0] not in weights and not is_detached(pair[0][0])
-            ]
-            if not data:
-                continue  # no gradient passes to activations
-            if product.constant and any(pair[0][0] in activations for pair in data):
-                for tensor in constants(node):
-                    layer = _holder(memory, tensor)
-                    if layer and graph.multiplies(product, tensor, tensor.dim(), data):
-                        found[layer] = _of_layer(layer, self.layers[layer], node)
-            for factor, edge in product.factors:
-                others = [pair for pair in data if pair[0] != factor]
-                if not others:
-                    continue
-                direct = looked_up(factor) in weights or factor in kept
-                if factor not in weights and factor not in kept:
-                    if factor[0] in activations:
-                        continue
-                    if activations.isdisjoint(pair[0][0] for pair in others):
-                        continue
-                sources = {looked_up(factor)} if direct else made_of(factor, {*weights, *kept})
-                for source in sources:
-                    if source in weights:
-                        whole = factor if direct else source  # or the entries that were looked up
-                        axes = len(shape_of(whole))
-                        if graph.multiplies(product, edge, axes, others, direct=direct):
-                            layer = weights[source]
-                            found[layer] = _of_layer(layer, self.layers[layer], node)
-                    elif node.name() in FACTORS:
-                        if not all(o[0].name().endswith("AccumulateGrad") for o, _ in others):
-                            place, tensor = kept[source]
-                            key = f"{place.layer}.{place.parameter}"
-                            found[key] = _of_kept(place, tensor, node)
-        return found
+    def _report(self, model: nn.Module, found: Found) -> None:
+        """Raise ValueError of what was found, or warn of what is new."""
+        if found and self.raises:
+            raise ValueError(report(found.values()))
+        new = {place: text for place, text in found.items() if place not in self._reported}
+        if new:
+            self._reported.update(new)
+            for name in self.layers.keys() & new:
+                updates.reported(model.get_submodule(name))
+            warnings.warn(report(new.values()), stacklevel=3)
 
-    def _changed_ties(self, model: nn.Module) -> dict[str, str]:
+    def _changed_ties(self, model: nn.Module) -> Found:
         """Layers whose feedback follows a weight that another layer shares since the conversion, or
         shares no longer."""
         holders: dict[int, list[tuple[str, nn.Module]]] = {}
@@ -171,13 +100,13 @@ class Guard:
         alike: dict[int, tuple[str, set[int]]] = {}
         found = {}
         for name, rule in self.layers.items():
-            layer = _module(model, name)
+            layer = module_named(model, name)
             if layer is None or not is_converted(layer):
                 continue
             following = {id(f) for f in updates.feedback_of(layer) if f.rule.follows_weight}
             if not following:
                 continue
-            own, places = set(layer.modules()), {_place(p) for p in _parameters(layer)}
+            own, places = set(layer.modules()), {_place(p) for p in parameters_of(layer)}
             for key in following:
                 before, others = alike.setdefault(key, (name, places))
                 if others.isdisjoint(places):
@@ -190,35 +119,6 @@ class Guard:
 
     def _is_due(self) -> bool:
         return not self.calls & (self.calls + 1)
-
-    def _weights(
-        self, model: nn.Module
-    ) -> tuple[dict[Edge, str], dict[str, str], list[tuple[int, int, str]]]:
-        """The converted layer of each weight, of each feedback by the name in it, and of the places
-        in memory from where to where the weights lie, in order."""
-        by_weight: dict[Edge, str] = {}
-        by_feedback: dict[str, str] = {}
-        places = []
-        for name in self.layers:
-            layer = _module(model, name)
-            if layer is None or not is_converted(layer):
-                continue
-            by_feedback.update((part.layer, name) for part in updates.feedback_of(layer))
-            for parameter in _parameters(layer):
-                if parameter.requires_grad:
-                    by_weight[_edge(parameter)] = name
-                if start := _address(parameter):
-                    size = parameter.numel() * parameter.element_size()
-                    places.append((start, start + size, name))
-        return by_weight, by_feedback, sorted(places)
-
-    def _kept(self, model: nn.Module) -> dict[Edge, tuple[Kept, Tensor]]:
-        found = {}
-        for place in self.kept:
-            tensor = getattr(_module(model, place.layer), place.parameter, None)
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
-                found[_edge(tensor)] = place, tensor
-        return found
 
 
 def release(module: nn.Module) -> None:
@@ -236,29 +136,6 @@ def report(texts: Iterable[str]) -> str:
     )
 
 
-def _of_layer(layer: str, rule: str, node: Node) -> str:
-    called = layer or "the layer"
-    return (
-        f"{layer or '(root)'}: the model multiplies its weight itself ({_operation(node)}, as in"
-        f" F.linear(x, {called}.weight)), and the gradient that passes there is that of"
-        f" backpropagation, not of {rule}. Call the layer, {called}(x), or a layer of its own that"
-        " shares the weight; or keep its exact gradient by name:"
-        f" convert(model, {{{layer!r}: 'bp', '*': ...}})"
-    )
-
-
-def _of_kept(place: Kept, tensor: Tensor, node: Node) -> str:
-    layer, kind, parameter = place
-    return (
-        f"{layer or '(root)'} ({kind}): its {parameter} {tuple(tensor.shape)} was kept on its exact"
-        " gradient as a parameter that scales activations, is added to them or is looked up, but"
-        f" the model multiplies activations by it ({_operation(node)}). Use it in a layer (Linear)"
-        f" of its own, say what it computes: apical.adapters.register({kind}, {{{parameter!r}:"
-        " Weight('x W^T')}), or keep its exact gradient by name:"
-        f" convert(model, {{{layer!r}: 'bp', '*': ...}})"
-    )
-
-
 def _of_tie(layer: str, other: str, rule: str, change: str) -> str:
     return (
         f"{layer or '(root)'}: {change} {other or '(root)'}, other than when it was converted, and"
@@ -268,52 +145,7 @@ def _of_tie(layer: str, other: str, rule: str, change: str) -> str:
 
 def _place(parameter: Tensor) -> int:
     """Equal for tensors that begin at one place of the memory; else the tensor's own."""
-    return _address(parameter) or id(parameter)
-
-
-def _address(tensor: Tensor) -> int:
-    """Where a tensor begins in memory; 0 if it has none of its own, as on the meta device."""
-    return tensor.data_ptr() if type(tensor) in (nn.Parameter, Tensor) else 0
-
-
-def _holder(memory: list[tuple[int, int, str]], tensor: Tensor) -> str | None:
-    """The layer in whose weight a tensor lies."""
-    address = _address(tensor)
-    at = bisect.bisect(memory, (address, math.inf, "")) - 1
-    return memory[at][2] if at >= 0 and address < memory[at][1] else None
-
-
-def _embedded(model: nn.Module) -> set[Edge]:
-    """The tables of embeddings, which another layer may share."""
-    tables = (m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
-    return {_edge(table) for table in tables if table.requires_grad}
-
-
-def _operation(node: Node) -> str:
-    name = node.name().partition("Backward")[0].lower()
-    return {"mul": "an elementwise product"}.get(name, f"torch's {name}")
-
-
-def _parameters(layer: nn.Module) -> Iterator[Tensor]:
-    """Those that the weights of a converted layer are made of, not what parametrizations add."""
-    if parametrize.is_parametrized(layer):  # reading the weight may change a state, as of norms
-        for made in layer.parametrizations.values():  # type: ignore[operator]
-            yield from made._parameters.values()
-        return
-    yield from updates.parameters_of(layer)
-
-
-def _edge(tensor: Tensor) -> Edge:
-    edge = get_gradient_edge(tensor)
-    return edge.node, edge.output_nr
-
-
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    """A module by its name; None if it is gone since."""
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
+    return address(parameter) or id(parameter)
 
 
 def _exact_blocks(model: nn.Module) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from apical.core.feedback import Feedback, computed_weight
+from apical.core.feedback import Feedback, TransportFeedback, computed_weight
 from apical.rules.base import Update
 from apical.rules.ops import Op
 
@@ -142,8 +142,30 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     layers = [layer for layer in _WATCHED if not stepped.isdisjoint(map(id, _parameters(layer)))]
     candidates = list(_distinct(layers))
     _warn_of_optimizer(candidates, optimizer, stepped)
-    updated = [s for s in candidates if not stepped.isdisjoint(map(id, s.parameters))]
-    _act(updated, by_hand=False)
+    _act([slot for slot in candidates if _completes(slot, stepped)], by_hand=False)
+
+
+def _completes(slot: Slot, stepped: Set[int]) -> bool:
+    """Whether a step completes an update: of the weight, and of its feedback where that is trained.
+    Each may have an optimizer of its own, in either order.
+
+    Args: stepped: the `id` of every parameter that an optimizer has just stepped.
+    """
+    history = slot.feedback.history
+    # The gradient of a transport follows, where an optimizer steps within the backward pass.
+    follows = history.took_part and isinstance(slot.feedback, TransportFeedback)
+    trained = (p for p in slot.feedback.parameters(recurse=False) if p.requires_grad)
+    memory = [id(p) for p in trained if follows or p.grad is not None]
+    steps = {"weight"} if not stepped.isdisjoint(map(id, slot.parameters)) else set()
+    if not stepped.isdisjoint(memory):
+        steps.add("memory")
+    again = steps <= history.stepped  # then nothing trains the feedback
+    history.stepped |= steps
+    both = not memory or len(history.stepped) == 2
+    complete = bool(steps) and "weight" in history.stepped and (both or again)
+    if both:
+        history.stepped = set()
+    return complete
 
 
 def _act(updated: list[Slot], *, by_hand: bool) -> None:
