@@ -15,11 +15,9 @@ study.json:
     search      optional: list of {setting, rule, lr, at_edge, tries}, how a learning rate was
                 chosen; tries is a list of {lr, val_acc}, of hash nets with val_map, or, where it
                 diverged, {lr, reason}
-    solved      optional: share of right answers on the validation split, in (0, 1], from which
-                on a task counts as solved; the steps until then are reported
-    robustness  optional: list of {folder, setting, rule, seed, evaluation}; the last is a folder
-                within the run folder
-    retrieval   optional: the same of hash nets
+    solved      optional: share of right validation answers, in (0, 1], that counts as solved
+    robustness, retrieval   optional: lists of {folder, setting, rule, seed, evaluation}; the last
+                is a folder within the run folder
     robust_published  optional: list of {setting, rule, attack, eps, metric, value, unit, source}
                 and optionally {n, group, other_scale}; attack and group as in the rows of the
                 evaluation, metric robust_accuracy or attack_success
@@ -29,7 +27,6 @@ experiment.json: {key, versions, experiment}; the last is the experiment with al
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -319,12 +316,9 @@ def read_study(folder: Path) -> Study:
     source = packing.open_folder(folder)
     value = source.read_json(packing.STUDY)
     try:
-        seen = Counter((e["setting"], e["rule"], e["seed"]) for e in value["runs"])
-        if twice := next((run for run, count in seen.items() if count > 1), None):
-            setting, rule, seed = twice
-            raise ValueError(
-                f"{folder / 'study.json'}: two runs are {setting}, {rule}, seed={seed}"
-            )
+        names = [f"{run['setting']}, {run['rule']}, seed={run['seed']}" for run in value["runs"]]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{folder / 'study.json'}: two runs are {twice[0]}")
         return Study(
             **{key: value[key] for key in ("name", "title", "tier", "command")},
             **{key: value.get(key) for key in ("overview", "solved")},
