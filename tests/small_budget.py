@@ -182,7 +182,8 @@ def _few(study: studies.Study) -> studies.Study:
             experiment, epochs=1, validation=0, test_at=(), start=start, **less
         )
         made.append(dataclasses.replace(entry, experiment=experiment))
+    published = tuple(value for value in study.published if (value.setting, value.rule) in cells)
     return dataclasses.replace(
-        study, entries=tuple(made), search=None, evaluations={}, curves=(),
-        follows={}, fixed=(), crossed=(), overview=None,
+        study, entries=tuple(made), search=None, evaluations={}, curves=(), published=published,
+        robust_published=(), follows={}, fixed=(), crossed=(), overview=None,
     )  # fmt: skip
