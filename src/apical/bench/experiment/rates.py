@@ -1,8 +1,8 @@
 """Learning rates to begin with; `apical tune` finds the rate of one's own net.
 
 Adam at 0.001 was stable on an MLP of 8 x 8 digits for every rule of the library but sDFA, whose
-loss grew (one seed each). The rates of SGD with momentum 0.9 are, for each rule, the
-smaller of those that the searches of the studies smoke (MLP) and biotorch-mnist (LeNet) chose.
+loss grew (one seed each). The rates of SGD with momentum 0.9 are, for each rule, the smaller of
+those that the searches of the studies smoke (MLP) and biotorch-mnist (LeNet) chose.
 """
 
 from collections.abc import Mapping

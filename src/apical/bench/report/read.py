@@ -317,8 +317,8 @@ def read_study(folder: Path) -> Study:
     value = source.read_json(packing.STUDY)
     try:
         names = [f"{run['setting']}, {run['rule']}, seed={run['seed']}" for run in value["runs"]]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{folder / 'study.json'}: two runs are {twice[0]}")
+        if len({*names}) < len(names):
+            raise ValueError(f"{folder / 'study.json'}: two runs are {max(names, key=names.count)}")
         return Study(
             **{key: value[key] for key in ("name", "title", "tier", "command")},
             **{key: value.get(key) for key in ("overview", "solved")},

@@ -209,7 +209,7 @@ class Study:
     solved: float | None = None
 
     def __post_init__(self) -> None:
-        seen: set[tuple[Choice, int]] = set()
+        cells, seen = self.cells, set[tuple[Choice, int]]()
         for entry in self.entries:
             if (run := (entry.cell, entry.experiment.seed)) in seen:
                 raise ValueError(f"study {self.name}: two runs are {entry.label}")
@@ -217,14 +217,13 @@ class Study:
         rows: tuple[Published | Curve | PublishedRobustness, ...]
         rows = (*self.published, *self.curves, *self.robust_published)
         for row in rows:
-            if (row.setting, row.rule) not in self.cells:
-                cells = "; ".join(map(", ".join, self.cells))
+            if (row.setting, row.rule) not in cells:
                 raise ValueError(
                     f"study {self.name}: a published value is of {row.setting}, {row.rule}, "
-                    f"of which there is no run; there are {cells}"
+                    f"of which there is no run; there are {'; '.join(map(', '.join, cells))}"
                 )
-        for setting, rule in self.cells:
-            if rule in self.follows and (setting, self.follows[rule]) not in self.cells:
+        for setting, rule in cells:
+            if rule in self.follows and (setting, self.follows[rule]) not in cells:
                 raise ValueError(
                     f"study {self.name}: {rule} follows {self.follows[rule]}, which has no run in "
                     f"{setting}"

@@ -4,8 +4,7 @@ Rates are tried in half decades with several seeds, none of them reported, and j
 validation split. The smallest rate whose mean error lies within one standard error of the lowest
 is chosen: of rates that cannot be distinguished the most stable one. A rate at which a try
 diverged is chosen only where every rate has one, and then where the fewest did, as the runs of the
-table would be lost there. A
-choice at an edge of the grid extends the grid in that direction.
+table would be lost there. A choice at an edge of the grid extends the grid in that direction.
 """
 
 from __future__ import annotations
