@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.bench.storage import packing, records
 from apical.bench.training import loop
-from apical.bench.training.monitor import FIXED_STEPS, epochs_to_measure
+from apical.bench.training.monitor import FIXED_STEPS, Monitor, epochs_to_measure
 from test_resume import Killed, interrupted_at, kill_test
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +120,18 @@ def test_resumes_with_the_same_rows_and_the_same_warnings(
         rows = [row for row in records.read(killed / "records.jsonl") if row["kind"] == "warning"]
         warned = [(row["layer"], row["finding"]) for row in rows]
         assert len(warned) == len(set(warned)) > 3
+
+
+def test_neurons_warned_of_before_an_interruption_are_not_warned_of_again() -> None:
+    def monitor(rows: list[dict[str, Any]]) -> Any:
+        made: Any = Monitor.__new__(Monitor)
+        made.warned, made.steps, made.watch = set(), SimpleNamespace(recall=list), None
+        made.recall(rows)
+        return made
+
+    row = {"kind": "spikes", "layer": "fc1", "silent": 1.0, "busy": 0.0, "epoch": 1}
+    (found,) = monitor([])._constant([row])
+    assert monitor([found.row()])._constant([row]) == []
 
 
 def test_backprop_is_measured_at_the_output_alone(tmp_path: Path) -> None:
