@@ -50,20 +50,16 @@ def test_help(capsys: Any) -> None:
     assert cli.main(["--version"]) == 0
 
 
-def test_help_and_version_load_no_torch_and_cost_little() -> None:
+def test_help_and_version_load_no_torch_and_little_else() -> None:
+    """Modules are counted, for the seconds depend on the machine (0.08 where this was written)."""
     code = (
-        "import sys; from apical.bench.cli.main import main; import time; "
-        "main(['--help']); main(['--version']); print('torch' in sys.modules, time.process_time())"
+        "import sys; from apical.bench.cli.main import main; "
+        "main(['--help']); main(['--version']); print(*sys.modules)"
     )
-    seconds: list[float] = []
-    # Processor time of the whole process: on a busy machine the smallest is that of the commands.
-    while not seconds or (min(seconds) >= 0.3 and len(seconds) < 3):
-        command = [sys.executable, "-c", code]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        loaded, cost = out.splitlines()[-1].split()
-        assert loaded == "False"
-        seconds.append(float(cost))
-    assert min(seconds) < 0.3
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = out.stdout.splitlines()[-1].split()
+    assert "apical.bench.cli.main" in loaded and not {"torch", "numpy"} & {*loaded}
+    assert len(loaded) < 200
 
 
 def test_help_of_verbs(capsys: Any) -> None:

@@ -18,20 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "apical"
 MODULES = sorted(SOURCE.rglob("*.py"))
 CORE = ("names.py", "rules", "core", "measure", "testing", "nets", "learners")
-HEAVY = {
-    "PIL",
-    "duckdb",
-    "jinja2",
-    "jsonargparse",
-    "matplotlib",
-    "pandas",
-    "pyarrow",
-    "rich",
-    "scipy",
-    "sklearn",
-    "timm",
-    "torchvision",
-}
 
 
 def foreign(path: Path) -> Iterator[str]:
@@ -101,18 +87,19 @@ def in_a_new_process(code: str) -> str:
 
 def test_importing_brings_in_torch_and_nothing_heavy_and_costs_little() -> None:
     code = (
-        "import sys, time, torch; before = set(sys.modules); start = time.process_time(); "
-        "from apical import *; "
-        "print(time.process_time() - start, *(set(sys.modules) - before))"
+        "import sys, time; begin = time.process_time(); import torch; "
+        "before = set(sys.modules); middle = time.process_time(); from apical import *; "
+        "print((time.process_time() - middle) / (middle - begin), *(set(sys.modules) - before))"
     )
-    seconds = []
-    # Processor time on a busy machine varies: the smallest of a few is the import's.
-    while not seconds or (min(seconds) >= 0.2 and len(seconds) < 6):
-        cost, *more = in_a_new_process(code).split()
+    ratios: list[float] = []
+    # As a ratio to torch's own import, for machines differ in speed (0.10 to 0.14 where this was
+    # written); on a busy one it varies: the smallest of a few is the import's.
+    while not ratios or (min(ratios) >= 0.3 and len(ratios) < 6):
+        ratio, *more = in_a_new_process(code).split()
         assert "apical.core.convert" in more
-        assert {name.split(".")[0] for name in more} & HEAVY == set()
-        seconds.append(float(cost))
-    assert min(seconds) < 0.2
+        assert {name.split(".")[0] for name in more} - sys.stdlib_module_names == {"apical"}
+        ratios.append(float(ratio))
+    assert min(ratios) < 0.3
 
 
 def test_packages_are_attributes_of_apical() -> None:
