@@ -82,7 +82,7 @@ RADII: dict[str, dict[Any, float]] = {
     "digits": {"linf": 0.1, "l2": 0.5, "l1": 1.5},
     "mnist": {"linf": 0.1, "l2": 1.0},
     "cifar10": {"linf": 2 / 255, "l2": 0.25},
-    PACKAGED: {"linf": 1 / 255, "l2": 0.15},
+    PACKAGED: {"linf": 0.3 / 255, "l2": 0.04},
 }
 """At which about half of the images that are right stay so."""
 HSJA_NORMS = ("linf", "l2")
