@@ -21,6 +21,7 @@ import low_dim_cost  # noqa: E402
 import lra_rnn  # noqa: E402
 import pairs  # noqa: E402
 import probe_cost  # noqa: E402
+import recurrent_time  # noqa: E402
 import speed_page  # noqa: E402
 import step_time  # noqa: E402
 from expected import target  # noqa: E402
@@ -164,6 +165,18 @@ def test_a_missed_target_stands_beside_the_ratio():
     text = speed_page.summary({"tables": [table, bad]})
     assert "| fa | 1.09 (1.08) |\n| usf | 1.17 |\n" in text
     assert "Noisy" not in text and "at most 0.4 %" in text
+
+
+def test_recurrent_time_and_its_page(monkeypatch, capsys):
+    monkeypatch.setattr(recurrent_time, "SIZES", ((8, 2, 3),))
+    recurrent_time.main(["--rounds", "1"])
+    assert "RNN, units, samples, steps: (8, 2, 3)" in capsys.readouterr().out
+    table = {"layer": "LSTM", "units": 8, "samples": 2, "steps": 3, "control_off": 0.012}
+    table |= {"rejected": False, "rules": {"fa": {"cpu_ratio": 3.0}, "usf": {"cpu_ratio": 2.0}}}
+    bad = table | {"layer": "GRU", "rejected": True, "control_off": 0.2}
+    text = recurrent_time.page([table, bad])
+    assert "| LSTM | 8, 2, 3 | 3.00 | 2.00 |" in text and "GRU" not in text
+    assert "at most 1.2 %" in text
 
 
 def test_lif_time_compares_the_same_spikes(monkeypatch, capsys):
