@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import apical
 from apical import nets
+from apical.data import sequences as tasks
 from apical.nets import memory as mnm
 from apical.nets.memory import ACTIVATIONS, Gradient, Local, MemoryNet, activations, recall
 
@@ -282,6 +283,26 @@ def test_its_own_loss_is_the_error_of_what_was_just_written() -> None:
     norms = torch.stack([w.square().sum((1, 2)) for w in weights]).sum(0).sqrt().mean()
     assert_close(trace["memory_norm"][-1], norms.detach(), **EXACT)
     assert ((trace["beta"] > 0) & (trace["beta"] < 1)).all()
+
+
+@pytest.mark.parametrize("write", ["p", "g"])
+def test_the_first_write_changes_little_with_keys_of_tanh(write: str) -> None:
+    """docs/memory.md: by one to three hundredths, and by more than its norm with a layer norm."""
+    task = tasks.Dictionary(8)
+    x, _ = next(iter(tasks.batches(task, 100, seed=0)))
+    changes = {}
+    for keys in ("tanh", "layer"):
+        torch.manual_seed(0)
+        model = mnm.build(
+            "mnm", inputs=task.inputs, outputs=task.outputs, write=write, hidden=48, width=48,
+            keys=keys,
+        )  # fmt: skip
+        weights = tuple(w.expand(len(x), -1, -1) for w in model.start)
+        _, heads = model._think(x[:, 0], x.new_zeros(len(x), 48), model.cell.start(x))
+        before = recall(weights, heads.write_keys, "tanh")
+        written = model.write(weights, heads.write_keys, heads.values, heads.rate)
+        changes[keys] = (recall(written, heads.write_keys, "tanh") - before).norm() / before.norm()
+    assert 0.01 <= changes["tanh"] <= 0.03 and changes["layer"] > 1
 
 
 @writing
