@@ -112,13 +112,15 @@ class APGD(Attack):
         """One run. Returns: points, which are misclassified, highest losses."""
         ball, climb = Ball(self.eps, self.norm, *self.bounds), partial(self._climb, oracle, y, goal)
         if self.norm != "l1":
-            return climb(x, _start(x, ball, generator), ball, self.steps)[0]
+            start = _start(x, ball, generator)
+            return climb(x, start, ball, self.steps, stop=self.stop_when_broken)[0]
         early = min(math.ceil(0.3 * self.steps), (self.steps - 1) // 2)
         point = _start(x, replace(ball, eps=3 * self.eps), generator)
         for factor in (3, 2):
             wider = replace(ball, eps=factor * self.eps)
-            point = climb(x, wider.project(point, x), wider, early)[1]
-        return climb(x, ball.project(point, x), ball, self.steps - 2 * early)[0]
+            point = climb(x, wider.project(point, x), wider, early, stop=False)[1]
+        last = self.steps - 2 * early
+        return climb(x, ball.project(point, x), ball, last, stop=self.stop_when_broken)[0]
 
     def _climb(
         self,
@@ -129,11 +131,12 @@ class APGD(Attack):
         start: Tensor,
         ball: Ball,
         steps: int,
+        *,
+        stop: bool,
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         """Steps in a ball. Returns: the same, and the points of highest loss, if none stopped."""
         found, done = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         reached = torch.empty(len(x), dtype=x.dtype, device=x.device)
-        stop = self.stop_when_broken and ball.eps == self.eps
         answer = oracle.ask(start, y, self._loss(y, goal))
         state = _State(
             row=torch.arange(len(x), device=x.device),
