@@ -7,7 +7,7 @@ from apical.bench.studies import biotorch, robustness
 from apical.bench.studies.base import TIERS, Curve, Entry, Published, Search, Study
 from apical.bench.studies.char_lm import char_lm
 from apical.bench.studies.credit import credit
-from apical.bench.studies.low_dim_error import low_dim_error
+from apical.bench.studies.low_dim_error import low_dim_accuracy, low_dim_error
 from apical.bench.studies.lra_rnn import lra_rnn
 from apical.bench.studies.mnm import mnm
 from apical.bench.studies.rules_overview import rules_overview
@@ -79,6 +79,7 @@ STUDIES: dict[str, Callable[[str, int], Study]] = {
     "biotorch-robustness": robustness.robustness,
     "char-lm": char_lm,
     "credit": credit,
+    "low-dim-accuracy": low_dim_accuracy,
     "low-dim-error": low_dim_error,
     "lra-rnn": lra_rnn,
     "mnm": mnm,
