@@ -20,7 +20,7 @@ def test_every_rule_converts_its_net_at_the_rank_it_names() -> None:
             studies.build(f"low-dim-{kind}", tier=tier, seeds=1) for kind in ("error", "accuracy")
         ]
         done = set()
-        for name, entry in ((study.name, entry) for study in both for entry in study.entries):
+        for of, entry in ((study.name, entry) for study in both for entry in study.entries):
             experiment = entry.experiment
             channels = 1 if experiment.data == "mnist" else 3
             shape = (channels, 32, 32) if channels == 3 else (1, 28, 28)
@@ -39,7 +39,7 @@ def test_every_rule_converts_its_net_at_the_rank_it_names() -> None:
                         else rank
                     )
                     assert len(slot.projection) == own, (entry.cell, name)
-            done.add((name, entry.setting))
+            done.add((of, entry.setting))
         assert len(done) == 6
     assert nets.NETS.keys() >= OUTPUT.keys()
 
