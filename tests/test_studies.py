@@ -118,6 +118,7 @@ def test_the_published_protocol_of_cifar10() -> None:
     study = studies.build("biotorch-cifar10", tier="full", seeds=1)
     rates = {entry.cell: entry.experiment.lr for entry in study.entries}
     assert rates["LeNet SGD", "fa, published rate"] == 0.001
+    assert {"fa", "kp", "frozen", "redrawn"} <= {row for _, row in study.candidates()}
     assert rates["LeNet Adam", "dfa, published rate"] == 1e-4
     assert rates["ResNet-20 SGD", "dfa, published rate"] == 0.001
     assert rates["ResNet-20 Adam", "bp, published rate"] == 0.001
@@ -284,7 +285,7 @@ def test_the_outline_names_the_search_beside_rows_of_published_rates(tmp_path: P
     line, count = conduct.outline(study, tmp_path)
     assert "bp, published rate, " in line and "; 1 seeds, from 0; learning rates 0.001," in line
     assert line.endswith("each tried for 3 epochs with seeds 1000, 1001, 1002")
-    assert count == "  123 runs, tries of learning rates included, 0 finished"  # 15 + 9 x 4 x 3
+    assert count == "  32 runs, tries of learning rates included, 0 finished"  # 8 + 2 x 4 x 3
 
 
 def test_an_estimate_shares_the_work_among_as_many_workers_as_there_are_runs() -> None:
