@@ -269,7 +269,9 @@ def _clean(
             raise ValueError("robust_report: no examples were given")
         classes = input_checks.check_repeats(model, x, random_allowed=random_allowed)
         input_checks.check_labels(y, len(x), classes)
-        scores = torch.cat([model(part) for part in x.split(256)])
+        scores = torch.cat([model(part) for part in x.split(input_checks.BATCH)])
+        if not random_allowed:
+            input_checks.check_steady(model, x, scores)
         clean = ~broken(scores, y.to(scores.device, torch.int64)).cpu()
         normalised = (scores >= 0).all() and ((scores.sum(1) - 1).abs() < 1e-3).all()
     if clean.sum() <= len(clean) / classes:
