@@ -298,8 +298,8 @@ def _budgets(eps: object, norm: Threat, bounds: tuple[float, float]) -> list[flo
     if not radii or not numbers or len(set(radii)) < len(radii):
         shown = tuple(radii) if several else given
         raise ValueError(
-            f"robust_report: eps={reprlib.repr(shown)}; give at least one radius, a number (8 / 255,"
-            " not a text), each once; every radius is that of all examples"
+            f"robust_report: eps={reprlib.repr(shown)}; give at least one radius, a number"
+            " (8 / 255, not a text), each once; every radius is that of all examples"
         )
     for radius in radii:
         if norm == "flips" and radius != round(radius):
