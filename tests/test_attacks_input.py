@@ -296,6 +296,11 @@ def test_scores_that_depend_on_the_batch_are_refused() -> None:
             attacks.PGD(0.1)(net.eval(), X, Y)
 
 
+def test_a_report_refuses_scores_of_another_shape_for_one_example() -> None:
+    with pytest.raises(ValueError, match="for 1 inputs: expected scores"):
+        attacks.robust_report(Mixing(lambda z: z.squeeze()).eval(), X, Y, eps=0.1)
+
+
 class Jitter(nn.Module):
     """Noise of a given size, as sums in another order are noise; of the last example alone."""
 

@@ -19,6 +19,7 @@ TRUTHS = {
     "absent": "no gradient",
     "random": "random",
     "batch": "scores depend on the batch",
+    "switch": "scores depend on the recording of gradients",
 }
 WORDS = ("faithful", "masked", "suspect", "vanishing", "random", "undecided", "refused")
 ALLOWED = {
@@ -29,6 +30,7 @@ ALLOWED = {
     "absent": ("vanishing",),
     "random": ("random", "refused"),
     "batch": ("refused",),
+    "switch": ("refused",),
 }
 PAGE = Path(__file__).parents[1] / "docs" / "robustness.md"
 

@@ -17,13 +17,13 @@ from apical import attacks
 from apical.attacks import Effort, RobustReport, robust_report
 from victims import digits, fit, trained
 
-Truth = Literal["honest", "misaligned", "wrong", "partial", "absent", "random", "batch"]
+Truth = Literal["honest", "misaligned", "wrong", "partial", "absent", "random", "batch", "switch"]
 """honest: the gradient is that of the loss, at every length that counts; also where it only looks
 broken (k winners take all, switching): of the images left there, Square with 2,000 queries, APGD
 with 100 steps and a transfer from the plain net broke one of 14 at most. misaligned: that of a
 feedback rule. wrong: of another function, or of one that is shattered. partial: of a part of the
 net, so that another gradient finds more. absent: zero. random: it, or the scores, change. batch:
-the scores of an example depend on the others."""
+the scores of an example depend on the others. switch: other scores while gradients are recorded."""
 
 X, Y = digits()[0][1300:1360], digits()[1][1300:1360]
 EPS = 0.1
@@ -203,6 +203,23 @@ def simple(name: str, truth: Truth, function: Any, **options: Any) -> Kept:
     return Kept(name, truth, around(function), **options)
 
 
+class Counting(nn.Module):
+    """A net that turns its input in each twentieth of its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.passes = base(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.net(x if self.passes % 20 else x.flip(3))
+
+
+def where_recorded(net: nn.Module, x: Tensor) -> Tensor:
+    """The net itself while gradients are recorded, else the net of rounded inputs."""
+    return net(x if torch.is_grad_enabled() else levels(x, 3))
+
+
 FEEDBACK = tuple("brsf dfa dldfa fa frozen frsf quantised(fa) sdfa sparse(fa) usf".split())
 
 ZOO = (
@@ -293,6 +310,7 @@ ZOO = (
         "random",
         lambda net, x: net(hooked(x, lambda g: g * torch.rand_like(g).round())),
     ),
+    Kept("another function in every 20th pass", "random", lambda: Counting().eval()),
     simple(
         "noise, mean of 8", "honest", lambda net, x: net(x + 0.05 * torch.randn_like(x)), samples=8
     ),
@@ -309,6 +327,17 @@ ZOO = (
         "inputs minus their mean over the batch",
         "batch",
         lambda net, x: net(x - 0.2 * x.mean(0) + 0.1),
+    ),
+    simple(
+        "another net in batches below 10",
+        "batch",
+        lambda net, x: net(x) if len(x) >= 10 else base(1)(x),
+    ),
+    simple("rounded inputs unless gradients are recorded", "switch", where_recorded),
+    simple(
+        "turned where the input requires a gradient",
+        "switch",
+        lambda net, x: net(x.flip(3) if x.requires_grad else x),
     ),
 )
 
@@ -331,6 +360,7 @@ def judged(kept: Kept) -> RobustReport | str:
             surrogates={} if kept.dtype == torch.float64 else {"bp": other.eval()},
         )
     except ValueError as error:
-        if "depend on the other examples" in str(error) or "inputs differ" in str(error):
+        refusals = ("depend on the other examples", "inputs differ", "depend on whether gradients")
+        if any(each in str(error) for each in refusals):
             return "refused"
         raise

@@ -14,12 +14,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from apical.attacks.ball import Ball
-from apical.attacks.scores import precision
-from apical.core.converted import feedback_modules
+from apical.attacks.scores import FEW, precision
+from apical.core.converted import exact_gradients, feedback_modules
 from apical.names import is_whole
 
 BATCH = 256  # examples that are passed together where scores are compared
+PASSES = 59
+"""Passes of few examples each: chance in 5 % of the passes is found with a probability of 95 %."""
 ROUNDED = 1e-4  # of the largest score, by which passes may differ that sum in another order
+MAGNIFIED = 1e-2  # the same where batches differ in size, whose rounding a steep function magnifies
+
+RANDOM = (
+    "two forward passes of the model on the same inputs differ, so a single gradient is unreliable;"
+    " average over several passes: attacks.EOT(attack, samples=...) around an attack,"
+    " robust_report(..., samples=...) for a report"
+)
+DEPENDENT = "the model's scores of an example depend on the other examples: some change"
+ADVICE = (
+    "Attacks choose their own batches; make the model independent of them (batch statistics in eval"
+    " mode, or a mean over the batch inside forward?)"
+)
 
 
 def check_mode(model: nn.Module, *, random_allowed: bool) -> None:
@@ -149,22 +163,54 @@ def check_repeats(model: nn.Module, x: Tensor, *, random_allowed: bool) -> int:
             return classes[0]
         room = tolerance(model, x)
         if any(differ(a, model(part), room) for a, part in zip(scores, parts, strict=True)):
-            raise ValueError(
-                "two forward passes of the model on the same inputs differ, so a single"
-                " gradient is unreliable; average over several passes: attacks.EOT(attack,"
-                " samples=...) around an attack, robust_report(..., samples=...) for a report"
-            )
+            raise ValueError(RANDOM)
         # Both parts, each of the other parity than the whole if that is even.
         size, few = len(parts[0]), len(parts[0]) // 2 | 1
         halves = [part for part in (slice(0, few), slice(few, size)) if few < size]
         if any(differ(scores[0][part], model(parts[0][part]), room) for part in halves):
             raise ValueError(
-                f"the model's scores of an example depend on the other examples: some change"
-                f" when a batch of {size} is divided into {few} and {size - few}. Attacks choose"
-                " their own batches; make the model independent of them (batch statistics in eval"
-                " mode, or a mean over the batch inside forward?)"
+                f"{DEPENDENT} when a batch of {size} is divided into {few} and {size - few}."
+                f" {ADVICE}"
             )
     return classes[0]
+
+
+def check_steady(model: nn.Module, x: Tensor, scores: Tensor) -> None:
+    """Compare scores with those in batches of one to eight random examples, and with those of
+    passes that record a gradient.
+
+    Args: scores: of x, without gradients.
+    Raises: ValueError if any differ: by chance that is rare, by batch size or an example's place in
+        the batch, or by the recording of gradients; or if they are not (N, classes) for every N.
+    """
+    room = max(MAGNIFIED, tolerance(model, x)) * scores.abs().amax()
+    generator = torch.Generator().manual_seed(0)
+
+    def differ(a: Tensor, b: Tensor) -> bool:
+        return bool(((a - b).abs() > room).any())
+
+    with exact_gradients(model), torch.enable_grad():
+        recorded = model(x[:FEW].clone().requires_grad_()).detach()
+    if differ(recorded, scores[:FEW]):
+        raise ValueError(
+            "the model's scores depend on whether gradients are recorded (requires_grad of the"
+            " input, or torch.is_grad_enabled): an attack would follow the gradient of another"
+            " function than the one that is judged; remove that from forward"
+        )
+    for number in range(PASSES):
+        size = number % FEW + 1
+        rows = torch.randperm(len(x), generator=generator)[:size].to(x.device)
+        with torch.no_grad():
+            check_scores(found := model(x[rows]), len(rows))  # of one example too
+            if not differ(found, scores[rows]):
+                continue
+            again = model(x[rows])
+        if differ(found, again):
+            raise ValueError(RANDOM)
+        raise ValueError(
+            f"{DEPENDENT} in a batch of {size}, in another order, against one of"
+            f" {min(BATCH, len(x))}. {ADVICE}"
+        )
 
 
 def tolerance(model: nn.Module, x: Tensor) -> float:

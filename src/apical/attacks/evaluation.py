@@ -269,7 +269,9 @@ def _clean(
             raise ValueError("robust_report: no examples were given")
         classes = input_checks.check_repeats(model, x, random_allowed=random_allowed)
         input_checks.check_labels(y, len(x), classes)
-        scores = torch.cat([model(part) for part in x.split(256)])
+        scores = torch.cat([model(part) for part in x.split(input_checks.BATCH)])
+        if not random_allowed:
+            input_checks.check_steady(model, x, scores)
         clean = ~broken(scores, y.to(scores.device, torch.int64)).cpu()
         normalised = (scores >= 0).all() and ((scores.sum(1) - 1).abs() < 1e-3).all()
     if clean.sum() <= len(clean) / classes:
@@ -296,8 +298,8 @@ def _budgets(eps: object, norm: Threat, bounds: tuple[float, float]) -> list[flo
     if not radii or not numbers or len(set(radii)) < len(radii):
         shown = tuple(radii) if several else given
         raise ValueError(
-            f"robust_report: eps={shown!r}; give at least one radius, a number (8 / 255, not a"
-            " text), each once"
+            f"robust_report: eps={reprlib.repr(shown)}; give at least one radius, a number"
+            " (8 / 255, not a text), each once; every radius is that of all examples"
         )
     for radius in radii:
         if norm == "flips" and radius != round(radius):
