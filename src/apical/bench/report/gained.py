@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apical.bench.report.evaluations import Record
-from apical.bench.report.names import display_name, is_baseline, is_frozen
-from apical.bench.report.read import Row, Run, Study, percent_of, rule_name
+from apical.bench.report.names import display_name, is_baseline, is_frozen, rule_name
+from apical.bench.report.read import Row, Run, Study, percent_of
 from apical.bench.report.table import Column, Shown, estimate, signed
 from apical.measure import rate_choice, statistics
 from apical.measure.robustness_verdict import radius

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apical.bench.experiment.experiment import Experiment, to_dict
 from apical.bench.report.evaluations import Record, Robustness
+from apical.bench.report.names import rule_name
 from apical.bench.report.read import (
     Run,
     Study,
@@ -20,7 +21,6 @@ from apical.bench.report.read import (
     one_run,
     read_run,
     read_study,
-    rule_name,
 )
 from apical.bench.report.table import flatten
 from apical.bench.storage import packing

@@ -34,9 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment.own_code import GIVEN
-from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.report.evaluations import Record, Retrieval, Robustness, Status
-from apical.bench.report.names import display_name
+from apical.bench.report.names import display_name, rule_name
 from apical.bench.storage import packing
 from apical.measure import statistics
 
@@ -287,22 +286,6 @@ def one_run(source: packing.Folder, folder: str) -> Run:
     setting = f"{net} on {data}" if experiment else folder
     names = {"setting": setting, "rule": rule_name(experiment)}
     return _read_run(source, {"folder": folder, "seed": experiment.get("seed", 0), **names})
-
-
-def learner_of(experiment: Record) -> dict[str, Any]:
-    """The learner of an experiment as a mapping, its name under "learner"."""
-    learner = experiment.get("learner") or "backprop"
-    named = learner if isinstance(learner, Mapping) else {"learner": str(learner)}
-    return {"learner": "backprop", **named}
-
-
-def rule_name(experiment: Record) -> str:
-    """The name of the rule, "mixed" for rules by pattern of layers; of the learner, where that is
-    another than backprop."""
-    learner, rule = learner_of(experiment)["learner"], experiment.get("rule") or "net"
-    if learner != "backprop":
-        return str(learner)
-    return rule_label(rule) if isinstance(rule, dict) else str(rule)
 
 
 def read_study(folder: Path) -> Study:

@@ -7,7 +7,8 @@ and one with a regulariser against the same learner without.
 from statistics import median
 
 from apical.bench.report import gained
-from apical.bench.report.read import Row, Run, Study, learner_of, percent_of
+from apical.bench.report.names import learner_of
+from apical.bench.report.read import Row, Run, Study, percent_of
 from apical.bench.report.table import (
     Column,
     Shown,
