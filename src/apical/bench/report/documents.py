@@ -108,8 +108,10 @@ def _robust(section: sections.Section) -> str:
 
 
 def _hashed(section: sections.Section) -> str:
-    every = (retrieval.conclusion(retrieval.lines(section, eps)) for eps in section.radii)
-    return next(filter(None, every), "")
+    """Of the radius at which most rules are masked, of equal ones the smallest."""
+    every = [rows for eps in section.radii if (rows := retrieval.lines(section, eps))]
+    masked = [sum(line.word == "masked" for line in rows) for rows in every]
+    return retrieval.conclusion(every[masked.index(max(masked))]) if every else ""
 
 
 def _joined(parts: dict[str, str]) -> str:
