@@ -108,10 +108,10 @@ def _robust(section: sections.Section) -> str:
 
 
 def _hashed(section: sections.Section) -> str:
-    """Of the radius at which most rules are masked, of equal ones the smallest."""
+    """Of the smallest radius at which a rule is masked, else of the smallest."""
     every = [rows for eps in section.radii if (rows := retrieval.lines(section, eps))]
-    masked = [sum(line.word == "masked" for line in rows) for rows in every]
-    return retrieval.conclusion(every[masked.index(max(masked))]) if every else ""
+    masked = (rows for rows in every if any(line.word == "masked" for line in rows))
+    return retrieval.conclusion(next(masked, every[0])) if every else ""
 
 
 def _joined(parts: dict[str, str]) -> str:

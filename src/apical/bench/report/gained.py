@@ -267,12 +267,12 @@ def _budget(run: Record) -> list[str]:
 
 
 def _usual(runs: Sequence[Record]) -> Record:
-    """One that is like most others, but for `OF_A_ROW`."""
-    return max(
-        runs,
-        key=lambda run: sum(not _differing(run, other, _budget(run)) for other in runs),
-        default={},
-    )
+    """Of every field in which rows are alike the value that most runs have."""
+    by_key: dict[str, list[Any]] = {}
+    for run in runs:
+        for key in _budget(run):
+            by_key.setdefault(key, []).append(run[key])
+    return {key: max(values, key=values.count) for key, values in by_key.items()}
 
 
 def _differing(run: Record, other: Record, keys: Iterable[str]) -> set[str]:
