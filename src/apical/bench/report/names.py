@@ -88,6 +88,6 @@ def trained_by(experiment: Record) -> set[str]:
     rule, learner = experiment.get("rule") or "net", learner_of(experiment)["learner"]
     if learner != "backprop":
         return {FROZEN[0] if learner == "readout" else str(learner)}
-    by_layer = isinstance(rule, Mapping) and "rule" not in rule
-    names = {rule_label(each) for each in (rule.values() if by_layer else [rule])}
+    each = [*rule.values()] if isinstance(rule, Mapping) and "rule" not in rule else [rule]
+    names = {rule_label(one) for one in each}
     return {name.rpartition(":")[2].lower() for name in names - {"bp"} or names}
