@@ -60,6 +60,10 @@ def planted(folder: Path, control: str) -> Path:
             entry["rule"] = "frozen"
     records.write_json(folder / "study.json", value)
     for run in value["runs"]:
+        if run["rule"] in ("frozen", "head only"):
+            described = records.read_json(folder / run["folder"] / "experiment.json")
+            described["experiment"]["rule"] = "frozen"
+            records.write_json(folder / run["folder"] / "experiment.json", described)
         *rows, final = records.read(folder / run["folder"] / "records.jsonl")
         share = SHARES.get(run["rule"], 0.75)
         final |= {"test_acc": share, "test_map": share, "test_count": 10_000}

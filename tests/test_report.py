@@ -20,7 +20,7 @@ from apical.bench.report import (
     write,
 )
 from apical.bench.report.documents import TEMPLATES
-from apical.bench.report.read import rule_name
+from apical.bench.report.names import rule_name
 from apical.bench.report.table import for_markdown
 from apical.bench.storage import records
 from apical.measure import statistics as stats

@@ -17,6 +17,7 @@ from apical.bench.report.colours import colours
 from apical.bench.report.read import Run, read_study
 from apical.bench.storage import records
 from apical.measure import statistics as stats
+from fake_robust import add_robustness
 from fake_study import make_study, rewrite
 
 FINDING = (
@@ -297,6 +298,92 @@ def test_rows_that_were_not_trained_alike_are_named(said: str, tmp_path: Path) -
     assert text in table if said else "Not trained alike" not in table
     if said == "FA (lr)":
         assert text in write(folder).read_text()
+
+
+def change(folder: Path, label: str, /, **fields: Any) -> Path:
+    """The study, with these fields in the experiments of a row."""
+    for run in records.read_json(folder / "study.json")["runs"]:
+        place = folder / run["folder"] / "experiment.json"
+        if run["rule"] == label:
+            value = records.read_json(place)
+            value["experiment"] |= fields
+            records.write_json(place, value)
+    return folder
+
+
+def test_a_label_is_no_evidence_of_what_trained_a_row(tmp_path: Path) -> None:
+    text = table_markdown(change(make(tmp_path / "control"), "frozen", rule="bp"))
+    assert "gained" not in text and "No control row" in text
+    assert "not what their label says: frozen (trained by bp)." in text
+    text = table_markdown(change(make(tmp_path / "bp"), "bp", rule={"fc": "bp", "*": "fa"}))
+    assert "not what their label says: BP (trained by mixed)." in text
+    head = change(make(tmp_path / "head"), "frozen", rule="bp", start={"train_only": ["fc.*"]})
+    assert "not what their label" not in table_markdown(head) and "gained" in table_markdown(head)
+
+
+def test_rates_that_the_search_did_not_choose_and_other_searches_are_named(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s")
+    for rule in ERRORS:
+        change(folder, rule, lr=0.1)
+    value = records.read_json(folder / "study.json")
+    tries = [{"lr": lr, "examples": 9, "errors": [lr] * 3, "losses": [1] * 3} for lr in (0.1, 0.3)]
+    value["search"] = [
+        {"setting": "MNIST LeNet SGD", "rule": rule, "lr": lr, "tries": tries}
+        for rule, lr in (("bp", 0.1), ("fa", 0.3), ("frozen", 0.1), ("idle", 0.1))
+    ]
+    records.write_json(folder / "study.json", value)
+    said = "at a learning rate that the search did not choose: FA (0.1), harms (0.1)."
+    assert said in table_markdown(folder) and "Not trained alike" not in table_markdown(folder)
+    value["search"][1] |= {"lr": 0.1, "tries": tries[:1]}
+    records.write_json(folder / "study.json", value)
+    assert "Not trained alike: FA (search)." in table_markdown(folder)
+    assert "Not trained alike: FA (augment, search)" in table_markdown(
+        change(change(change(folder, "fa", augment="flip"), "bp", augment=""), "idle", augment="")
+    )
+
+
+def test_numbers_over_fewer_runs_than_the_row_say_so(tmp_path: Path) -> None:
+    five = {rule: (*each, each[0], each[1]) for rule, each in ERRORS.items()}
+    folder = lose(make(tmp_path / "s", five), "bp", 1, 2)
+    (fa,) = (line for line in table_markdown(folder).splitlines() if line.startswith("| FA "))
+    assert "| +2.07 (n = 3) [" in fa
+    for run in records.read_json(folder / "study.json")["runs"]:
+        if run["rule"] == "fa" and run["seed"] < 5:
+            rewrite(folder / run["folder"], [])
+    assert "failed runs, which are not counted: BP 2 of 5; unfinished runs, which are not " in (
+        table_markdown(folder)
+    )
+    assert "counted: FA 4 of 5." in table_markdown(folder)
+
+
+def test_what_is_left_of_a_row_agrees_with_nothing(tmp_path: Path) -> None:
+    errors = {"bp": (2.0, 2.02, 1.98, 2.0), "fa": (2.1, 2.1, 2.1, 2.2)}
+    folder = make(tmp_path / "s", errors)
+    value = records.read_json(folder / "study.json")
+    row = {"setting": "MNIST LeNet SGD", "rule": "bp", "metric": "test_error", "value": 2.0}
+    value["published"] = [row | {"unit": "%", "source": "S"}]
+    records.write_json(folder / "study.json", value)
+    for run in folder.glob("s0-*"):
+        *epochs, final = records.read(run / "records.jsonl")
+        rewrite(run, [*epochs, final | {"test_count": 10_000_000}])
+    assert "| equivalent |" in table_markdown(folder)
+    assert "| compatible, uninformative |" in table_markdown(lose(folder, "bp", 4))
+    value["published"] *= 2
+    records.write_json(folder / "study.json", value)
+    with pytest.raises(ValueError, match="two published values are of MNIST LeNet SGD, bp"):
+        read_study(folder)
+
+
+def test_attacked_nets_that_lost_their_runs_are_named_and_no_rule_is_no_evidence(
+    tmp_path: Path,
+) -> None:
+    folder = add_robustness(make(tmp_path / "s", {r: ERRORS[r] for r in ("bp", "fa", "frozen")}))
+    lose(folder, "fa", 1, 2, 3)
+    value = records.read_json(folder / "study.json")
+    value["robustness"] = [each for each in value["robustness"] if each["rule"] != "fa"]
+    records.write_json(folder / "study.json", value)
+    text = table_markdown(folder)
+    assert "not finished, and are not counted: FA 3 of 3." in text and "No rule is" not in text
 
 
 def test_two_runs_of_one_row_and_seed_are_refused(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ def fine_tuned(folder: Path) -> Path:
         layers=("conv1",),
     )
     for run in records.read_json(place / "study.json")["runs"]:
+        if run["rule"] == "head only":
+            described = records.read_json(place / run["folder"] / "experiment.json")
+            described["experiment"]["rule"] = "frozen"
+            records.write_json(place / run["folder"] / "experiment.json", described)
         path = place / run["folder"] / "records.jsonl"
         *rows, final = records.read(path)
         path.unlink()

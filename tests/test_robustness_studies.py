@@ -20,7 +20,8 @@ from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.bench.studies import Entry, Study, assess, attack_cost, conduct
 from apical.bench.studies import robustness as protocols
-from apical.bench.studies.base import CONTROLS, RULES, PublishedRobustness
+from apical.bench.studies.base import CONTROLS, RULES
+from apical.bench.studies.published import PublishedRobustness
 
 EXECUTION = Execution(quiet=True)
 TINY = Experiment(net_options={"hidden": [16]}, epochs=3, batch_size=64, probe_every=0)

@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 
 from apical.bench import studies
+from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
 from apical.bench.report.read import read_study
 from apical.bench.storage import records, run_folder
 from apical.bench.studies import STUDIES, Entry, Published, Search, Study, conduct, cost
-from apical.bench.studies.base import CONTROLS
+from apical.bench.studies.base import CONTROLS, Overview
+from apical.bench.studies.published import Curve, PublishedRobustness
 from apical.bench.training import loop
+from apical.nets.pretrained import Start
 
 EXECUTION = Execution()
 SIX = {"bp", "fa", "dfa", "usf", "brsf", "frsf"}
@@ -169,6 +172,68 @@ def test_refusals() -> None:
     search = Search((0.1,), 1, Schedule(), 300, seeds=(1, 2, 3))
     with pytest.raises(ValueError, match=r"study tiny: seeds \[1\] of its runs are also"):
         dataclasses.replace(study, search=search)
+
+
+RATES = (0.01, 0.03, 0.1)
+ROW = Published("digits", "fa", 4.0, "S")
+ATTACKED = PublishedRobustness("digits", "fa", "FGSM", 0.1, 0.5, "S")
+COURSE = Curve("digits", "fa", "test_acc", {1: 90.0}, "S", 1.0)
+WITHOUT_EFFECT: dict[str, tuple[dict[str, Any], str]] = {
+    "search": ({"search": {"digit": Search(RATES, 1, Schedule(), 9)}}, "setting in search .*digit"),
+    "evaluations": ({"evaluations": {"mnist": Evaluation()}}, "setting in evaluations .*'mnist'"),
+    "fixed": ({"fixed": ("fb",)}, "row in fixed of study tiny 'fb'; did you mean 'fa'"),
+    "surrogate": ({"surrogate": "pb"}, "row in surrogate .*'pb'"),
+    "follows": ({"follows": {"af": "bp"}}, "row in follows .*'af'"),
+    "crossed": ({"surrogate": "bp", "crossed": ("usff",)}, "rule in crossed .*'usff'"),
+    "crossed alone": ({"crossed": ("usf",)}, "no effect without a surrogate and evaluations"),
+    "detail": ({"overview": Overview({"bp": {}, "fa": {}}, "mnist", "")}, "overview.detail"),
+    "facts": ({"overview": Overview({"bp": {}}, "digits", "")}, "row in overview.facts .*'fa'"),
+    "tier": ({"tier": "ful"}, "tier of study tiny 'ful'; did you mean 'full'"),
+    "solved": ({"solved": 99.5}, "solved=99.5: a share above 0, at most 1"),
+    "published": ({"published": (ROW, dataclasses.replace(ROW, value=5.0))},
+                  "two published values are of digits, fa"),
+    "unit": ({"published": (dataclasses.replace(ROW, value=400.0),)}, "must lie in 0 to 100 %"),
+    "robust": ({"robust_published": (ATTACKED, ATTACKED)}, "are of digits, fa, FGSM, 0.1, own"),
+    "curves": ({"curves": (COURSE, COURSE)}, "are of digits, fa, test_acc"),
+}  # fmt: skip
+OUT_OF_RANGE = {"epochs": 0, "validation": 0, "extensions": -1, "chance": 5.0}
+
+
+@pytest.mark.parametrize("case", WITHOUT_EFFECT)
+def test_what_would_have_no_effect_is_refused(case: str) -> None:
+    changes, told = WITHOUT_EFFECT[case]
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(tiny(), **changes)
+
+
+def test_searches_out_of_range_and_labels_of_other_rules_are_refused() -> None:
+    for name, value in OUT_OF_RANGE.items():
+        with pytest.raises(ValueError, match=f"search: {name}={value}"):
+            dataclasses.replace(tiny().search, **{name: value})
+    for label, change, fits in (
+        ("bp", {"rule": "fa"}, False),
+        ("frozen", {"rule": "bp"}, False),
+        ("bp, my form", {"rule": {"fc1": "bp", "*": "fa"}}, False),
+        ("fa", {"rule": {"fc1": "bp", "*": "fa"}}, True),
+        ("head only", {"rule": "usf"}, False),
+        ("head only", {"rule": "bp", "start": Start(train_only=("fc3.*",))}, True),
+        ("mine", {"rule": "fa"}, True),
+    ):
+        entry = Entry("digits", label, dataclasses.replace(TINY, **change))
+        made = {"entries": (*tiny().entries[2:], entry), "search": None}
+        if fits:
+            assert dataclasses.replace(tiny(), **made | {"entries": (entry,)}).cells
+        else:
+            with pytest.raises(ValueError, match=f"{label}, seed=0 is trained by .* another label"):
+                dataclasses.replace(tiny(), **made)
+
+
+def test_a_part_of_a_study_names_only_its_own_rows() -> None:
+    study = studies.build("sign-symmetry-finetune", tier="short", seeds=1)
+    part = study.restricted("letters to digits*")
+    assert (study.fixed, part.fixed) == (("start",), ()) and len(part.search) == 1
+    part = studies.build("rules-overview", tier="short", seeds=1).restricted("digits*")
+    assert part.overview.detail == "digits MLP"
 
 
 def test_conduct_chooses_runs_and_describes(tmp_path: Path) -> None:

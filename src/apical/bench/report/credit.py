@@ -62,11 +62,11 @@ def layers(study: Study) -> Layers:
     by_row: dict[tuple[str, str], dict[str, Layer]] = {}
     tested: list[tuple[dict[str, Layer], Layer, float]] = []
     for full in study.rows:
-        if not full.runs or frozen_layer(full.every[0]):
+        if frozen_layer(full.every[0]):
             continue
         for row in study.rows_of(full.setting):
             name, rule = frozen_layer(row.every[0]), row.every[0].experiment.get("rule")
-            if not name or rule != full.runs[0].experiment.get("rule"):
+            if not name or rule != full.every[0].experiment.get("rule"):
                 continue
             of_rule = by_row.setdefault((full.setting, full.rule), {})
             if row.failed:
@@ -106,7 +106,7 @@ def table(study: Study) -> Table:
             return Shown("")
         if layer.word == DIVERGED:
             return Shown(f"{layer.failed} of {layer.planned} runs diverged", style="differs")
-        shown = estimate(layer.worth, signed)
+        shown = estimate(layer.worth, signed, of=row.n)
         style = "differs" if layer.word == HARMS else ""
         return replace(shown, text=f"{layer.word} {shown.text}", style=style)
 

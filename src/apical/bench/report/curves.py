@@ -45,13 +45,14 @@ class Point:
     @property
     def word(self) -> str:
         """Agrees: within the allowance, as our interval is too. Compatible, uninformative: within
-        the allowance or the interval, but the interval is wider than the allowance."""
+        the allowance or the interval, but the interval is wider than the allowance, or all runs are
+        equal."""
         if self.ours.n < statistics.FEWEST:
             return "too few runs"
         half, distance = (self.ours.high or 0.0) - self.ours.mean, abs(self.difference)
         if distance > max(self.curve.allowance, half):
             return "differs"
-        return "agrees" if half <= self.curve.allowance else "compatible, uninformative"
+        return "agrees" if 0 < half <= self.curve.allowance else "compatible, uninformative"
 
 
 def quantity(curve: Curve) -> str:

@@ -108,8 +108,10 @@ def _robust(section: sections.Section) -> str:
 
 
 def _hashed(section: sections.Section) -> str:
-    every = (retrieval.conclusion(retrieval.lines(section, eps)) for eps in section.radii)
-    return next(filter(None, every), "")
+    """Of the smallest radius at which a rule is masked, else of the smallest."""
+    every = [rows for eps in section.radii if (rows := retrieval.lines(section, eps))]
+    masked = (rows for rows in every if any(line.word == "masked" for line in rows))
+    return retrieval.conclusion(next(masked, every[0])) if every else ""
 
 
 def _joined(parts: dict[str, str]) -> str:

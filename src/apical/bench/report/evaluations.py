@@ -149,7 +149,7 @@ class Robustness(Evaluated):
     home = "robustness"
     last = "verdict"
     needed = ("clean", "worst", "gap", "audit")
-    compared = ("data", "images", "norm", "eps", "effort")
+    compared = ("data", "images", "norm", "eps", "effort", "protocol", "samples", "substitute")
 
     @property
     def radii(self) -> list[float]:

@@ -8,8 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apical.bench.report.evaluations import Record
-from apical.bench.report.names import display_name, is_baseline, is_frozen
-from apical.bench.report.read import Row, Run, Study, percent_of, rule_name
+from apical.bench.report.names import (
+    FROZEN,
+    display_name,
+    is_baseline,
+    is_frozen,
+    joined,
+    rule_name,
+    trained_by,
+)
+from apical.bench.report.read import Row, Run, Study, percent_of
 from apical.bench.report.table import Column, Shown, estimate, signed
 from apical.measure import rate_choice, statistics
 from apical.measure.robustness_verdict import radius
@@ -68,11 +76,11 @@ NONE: Gains = {}
 
 def control(study: Study, setting: str) -> str:
     """The row of a setting whose hidden layers keep their initial weights, "" without one: by its
-    label, else by the rule or learner of its runs."""
-    runs = [run for run in study.runs if run.setting == setting]
-    labelled = [run.rule for run in runs if is_frozen(run.rule)]
-    named = [run.rule for run in runs if rule_name(run.experiment) in ("frozen", "readout")]
-    return next(iter([*labelled, *named]), "")
+    label, if its runs are of that kind, else by the rule or learner of its runs."""
+    rows = [row for row in study.rows_of(setting) if not row.mislabelled]
+    labelled = [row.rule for row in rows if is_frozen(row.rule)]
+    trained = [row.rule for row in rows if trained_by(row.every[0].experiment) == {FROZEN[0]}]
+    return next(iter([*labelled, *trained]), "")
 
 
 def gains(study: Study, metric: str = ERROR) -> Gains:
@@ -154,8 +162,9 @@ def shown(gain: Gain | None) -> Shown:
 
 
 def missing(study: Study) -> str:
-    """Which settings compare rules without the control, without a finished run of it, or with rows
-    that were not trained alike, in sentences; "" for none."""
+    """Which settings compare rules without the control, or without a finished run of it, which
+    labels name another rule than trained the runs, and which rows were not trained alike, in
+    sentences; "" for none."""
     absent, unfinished = [], []
     for setting in study.settings:
         name = control(study, setting)
@@ -178,6 +187,10 @@ def missing(study: Study) -> str:
             f"No finished run of the control{where(unfinished)}: this does not show whether hidden "
             "layers learn."
         )
+    if wrong := [row for row in study.rows if row.mislabelled]:
+        names = {_named(study, row): row.every[0].experiment for row in wrong}
+        rules = joined([f"{name} (trained by {rule_name(each)})" for name, each in names.items()])
+        sentences.append(f"Rows that are not what their label says: {rules}.")
     if unlike := _unlike(study):
         sentences.append(
             f"Not trained alike: {'; '.join(unlike)}. Differences and gains are not those of the "
@@ -186,42 +199,80 @@ def missing(study: Study) -> str:
     return " ".join(sentences)
 
 
-BUDGET = ("data", "size", "train_images", "task", "length", "batches", "batch_size", "epochs")
-"""Fields of an experiment in which the rows of a setting are alike."""
+def lost(study: Study) -> str:
+    """Runs that no number counts, in a sentence, for tables without rows for them; "" for none."""
+    counts = [
+        f"{_named(study, row)} {row.planned - row.n} of {row.planned}"
+        for row in study.rows
+        if row.n < row.planned
+    ]
+    return f"Runs that have not finished, and are not counted: {joined(counts)}." * bool(counts)
+
+
+def _named(study: Study, row: Row) -> str:
+    return f"{row.setting} " * study.several + display_name(row.rule)
+
+
+OF_A_ROW = {
+    *("rule", "learner", "switch", "lr", "optimizer", "optimizer_options", "clip_norm"),
+    *("net", "net_options", "init", "start", "seed", "compile", "channels_last", "test_at"),
+}
+"""Fields of an experiment in which the rows of a setting may differ; in all others, but those of
+probes, they are alike."""
 
 
 def _unlike(study: Study) -> list[str]:
     """Rows with the fields in which their runs differ, but for the seed and what they start from,
-    or in which their `BUDGET` is not that of most rows; a control of a net that no other row has.
+    or in which they are not like most rows; a control of a net that no other row has.
+
+    Beside the fields: the versions of what computes the runs, the images that they are tested on,
+    and how their learning rate was searched.
     """
+    searches = {
+        (choice["setting"], choice["rule"]): [
+            sorted({tried["lr"] for tried in choice["tries"]} - {*choice.get("extended", ())}),
+            len(choice["tries"][0].get("errors", [0])),
+        ]
+        for choice in study.search
+    }
     found = []
     for setting in study.settings:
-        rows = {
-            row.rule: [run.experiment for run in row.every if run.experiment]
-            for row in study.rows_of(setting)
-        }
+        rows: dict[str, list[Record]] = {}
+        for row in study.rows_of(setting):
+            search = searches.get((setting, row.rule))
+            more = {"search": search} if search else {}
+            rows[row.rule] = [_described(run) | more for run in row.every if run.experiment]
         usual = _usual([runs[0] for runs in rows.values() if runs])
         for rule, runs in rows.items():
             fields = {key for run in runs for key in _differing(run, runs[0], run)}
             fields -= {"seed", "start"}
-            fields |= {key for run in runs for key in _differing(run, usual, BUDGET)}
+            fields |= {key for run in runs for key in _differing(run, usual, _budget(run))}
             others = [run for other, of_other in rows.items() if other != rule for run in of_other]
             if runs and others and rule == control(study, setting):
                 if all(_differing(run, runs[0], ("net", "net_options")) for run in others):
                     fields |= {"net"}
             if fields:
-                name = f"{setting} " * study.several + display_name(rule)
-                found.append(f"{name} ({', '.join(sorted(fields))})")
+                names = ", ".join(sorted(fields))
+                found.append(f"{_named(study, study.row(setting, rule))} ({names})")
     return found
 
 
+def _described(run: Run) -> dict[str, Any]:
+    tested = {"test_count": run.final["test_count"]} if "test_count" in run.final else {}
+    return {**run.experiment, "versions": run.versions, **tested}
+
+
+def _budget(run: Record) -> list[str]:
+    return [key for key in run if key not in OF_A_ROW and not key.startswith("probe")]
+
+
 def _usual(runs: Sequence[Record]) -> Record:
-    """One of those whose `BUDGET` most runs have."""
-    return max(
-        runs,
-        key=lambda run: sum(not _differing(run, other, BUDGET) for other in runs),
-        default={},
-    )
+    """Of every field in which rows are alike the value that most runs have."""
+    by_key: dict[str, list[Any]] = {}
+    for run in runs:
+        for key in _budget(run):
+            by_key.setdefault(key, []).append(run[key])
+    return {key: max(values, key=values.count) for key, values in by_key.items()}
 
 
 def _differing(run: Record, other: Record, keys: Iterable[str]) -> set[str]:
@@ -244,9 +295,11 @@ def stability(choice: Record) -> str:
 
 
 def rates(study: Study) -> dict[str, list[str]]:
-    """Rows whose choice is unstable, was made by one seed, or lies at the edge of the grid."""
+    """Rows whose choice is unstable, was made by one seed, or lies at the edge of the grid; and
+    those trained at a rate that the search did not choose, for them or a row of their rule, unless
+    their label says so."""
     several = len({choice["setting"] for choice in study.search}) > 1
-    rows: dict[str, list[str]] = {"unstable": [], "one seed": [], "edge": []}
+    rows: dict[str, list[str]] = {"unstable": [], "one seed": [], "edge": [], "not chosen": []}
     for choice in study.search:
         name = f"{choice['setting']} " * several + display_name(choice["rule"])
         word, _, other = stability(choice).partition(": ")
@@ -254,4 +307,31 @@ def rates(study: Study) -> dict[str, list[str]]:
             rows[word].append(f"{name} ({other})" if other else name)
         if choice.get("at_edge"):
             rows["edge"].append(f"{name} ({choice['lr']:g})")
+    by_rule: dict[str, dict[str, set[float]]] = {}  # chosen rates, by setting, then label and rule
+    for choice in study.search:
+        chosen = by_rule.setdefault(choice["setting"], {})
+        trained = study.row(choice["setting"], choice["rule"]).every
+        for key in [choice["rule"], *{_trained(run) for run in trained}]:
+            chosen.setdefault(key, set()).add(choice["lr"])
+    for row in (row for row in study.rows if row.setting in by_rule):
+        chosen = by_rule[row.setting]
+        given = {run.experiment["lr"] for run in row.every if _learns(run)}
+        for run in row.every:
+            given -= chosen.get(row.rule) or chosen.get(_trained(run)) or set()
+        if given and not row.rule.endswith("rate"):
+            shown = ", ".join(f"{rate:g}" for rate in sorted(given))
+            rows["not chosen"].append(
+                f"{f'{row.setting} ' * several}{display_name(row.rule)} ({shown})"
+            )
     return rows
+
+
+def _trained(run: Run) -> str:
+    """What chooses of rates are made for: rule and learner with their options."""
+    return repr([run.experiment.get("rule"), run.experiment.get("learner")])
+
+
+def _learns(run: Run) -> bool:
+    """Whether it has a learning rate, and any parameter learns."""
+    factors = (run.experiment.get("start") or {}).get("rates") or {"*": 1.0}
+    return "lr" in run.experiment and any(factors.values())

@@ -1,6 +1,11 @@
 """Names of rules as their papers write them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from apical.bench.experiment.rule_settings import rule_label
+from apical.bench.report.evaluations import Record
+from apical.rules import RULES
 
 CAPITALS = "aa bp dfa dkp dldfa drtp fa ia kp ldfa le pfa sa wm"
 NAMES = {name: name.upper() for name in CAPITALS.split()} | {
@@ -49,3 +54,40 @@ def is_frozen(rule: str) -> bool:
 def is_control(rule: str) -> bool:
     """Whether it is that control, or feedback alignment whose feedback changes at every update."""
     return is_frozen(rule) or rule.lower() == "redrawn"
+
+
+def learner_of(experiment: Record) -> dict[str, Any]:
+    """The learner of an experiment as a mapping, its name under "learner"."""
+    learner = experiment.get("learner") or "backprop"
+    named = learner if isinstance(learner, Mapping) else {"learner": str(learner)}
+    return {"learner": "backprop", **named}
+
+
+def rule_name(experiment: Record) -> str:
+    """The name of the rule, "mixed" for rules by pattern of layers; of the learner, where that is
+    another than backprop."""
+    learner, rule = learner_of(experiment)["learner"], experiment.get("rule") or "net"
+    if learner != "backprop":
+        return str(learner)
+    return rule_label(rule) if isinstance(rule, dict) else str(rule)
+
+
+def mislabelled(label: str, experiment: Record) -> bool:
+    """Whether a label names a rule, or the control, and the run was trained by another."""
+    name = label.partition(", ")[0].lower()
+    name = FROZEN[0] if is_frozen(name) else name
+    if name not in RULES or not experiment.get("rule"):
+        return False
+    only = (experiment.get("start") or {}).get("train_only")
+    return not (name == FROZEN[0] and only) and name not in trained_by(experiment)
+
+
+def trained_by(experiment: Record) -> set[str]:
+    """The rules that train the layers, leaving out bp beside others; or the learner, where that is
+    another than backprop. A readout that learns alone is the control, "frozen"."""
+    rule, learner = experiment.get("rule") or "net", learner_of(experiment)["learner"]
+    if learner != "backprop":
+        return {FROZEN[0] if learner == "readout" else str(learner)}
+    each = [*rule.values()] if isinstance(rule, Mapping) and "rule" not in rule else [rule]
+    names = {rule_label(one) for one in each}
+    return {name.rpartition(":")[2].lower() for name in names - {"bp"} or names}

@@ -16,6 +16,7 @@ from apical.bench.report import gained
 from apical.bench.report.names import is_baseline
 from apical.bench.report.read import Study, percent_of
 from apical.bench.report.table import Column, Table, each, number, plain
+from apical.bench.report.table import share as within
 from apical.bench.storage import records
 
 RULE_TIMES = "step_time_rules.json"
@@ -78,7 +79,7 @@ def _of_setting(study: Study, setting: str) -> list[Column]:
         share = row.summary(percent_of("test_acc"), gained.share_noise(row.runs))
         if share is None:
             return fewer
-        half = "" if share.high is None else f" ± {share.high - share.mean:.1f}"
+        half = f" ± {share.high - share.mean:.1f}" if share.high and within(share) else ""
         return f"{share.mean:.1f}{half}" + (f" ({fewer})" if fewer else "")
 
     head = f"{setting}, gained" if study.several else "gained"

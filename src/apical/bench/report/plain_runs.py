@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apical.bench.experiment.experiment import Experiment, to_dict
 from apical.bench.report.evaluations import Record, Robustness
+from apical.bench.report.names import rule_name
 from apical.bench.report.read import (
     Run,
     Study,
@@ -20,7 +21,6 @@ from apical.bench.report.read import (
     one_run,
     read_run,
     read_study,
-    rule_name,
 )
 from apical.bench.report.table import flatten
 from apical.bench.storage import packing
@@ -138,8 +138,8 @@ def to_pandas(folder: str | os.PathLike[str], kind: str = "final") -> pandas.Dat
 
     Args: kind: of the records: ``final``, ``epoch``, ``layer``, ``test``, ``warning``, ...
     Returns: columns ``folder``, ``setting``, ``rule``, ``seed`` and ``status`` of the run, those
-        of the records, and the settings of its experiment as ``experiment.lr``; lists and mappings
-        in them as JSON text.
+        of the records (``record.rule`` where they have the name of one before), and the settings of
+        its experiment as ``experiment.lr``; lists and mappings in them as JSON text.
     Raises: ValueError where there is no run, no record of that kind, or without pandas.
     """
     try:
@@ -155,7 +155,8 @@ def to_pandas(folder: str | os.PathLike[str], kind: str = "final") -> pandas.Dat
             packed = isinstance(value, dict | list)
             about[f"experiment.{name}"] = json.dumps(value) if packed else value
         kinds |= {row["kind"] for row in run.rows}
-        rows += [about | dict(row) for row in run.rows if row.get("kind") == kind]
+        for row in (row for row in run.rows if row.get("kind") == kind):
+            rows.append(about | {f"record.{k}" if k in about else k: v for k, v in row.items()})
     if kind not in kinds:
         raise unknown("kind of records", kind, kinds)
     return pandas.DataFrame(rows)

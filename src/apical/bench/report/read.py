@@ -34,9 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment.own_code import GIVEN
-from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.report.evaluations import Record, Retrieval, Robustness, Status
-from apical.bench.report.names import display_name
+from apical.bench.report.names import display_name, mislabelled, rule_name
 from apical.bench.storage import packing
 from apical.measure import statistics
 
@@ -64,6 +63,7 @@ class Run:
     reason: str = ""
     command: str = ""
     experiment: Record = field(default_factory=dict)
+    versions: Record = field(default_factory=dict)
     environment: Record = field(default_factory=dict)
     rows: tuple[Record, ...] = ()
 
@@ -124,6 +124,15 @@ class Row:
     @property
     def failed(self) -> int:
         return sum(run.status == "failed" for run in self.every)
+
+    @property
+    def unfinished(self) -> int:
+        return self.planned - self.n - self.failed
+
+    @property
+    def mislabelled(self) -> bool:
+        """Whether its label names another rule than trained one of its runs."""
+        return any(mislabelled(self.rule, run.experiment) for run in self.every)
 
     def sample(self, value: Value) -> dict[int, float]:
         """A value of each finished run by seed; those without it are left out."""
@@ -289,22 +298,6 @@ def one_run(source: packing.Folder, folder: str) -> Run:
     return _read_run(source, {"folder": folder, "seed": experiment.get("seed", 0), **names})
 
 
-def learner_of(experiment: Record) -> dict[str, Any]:
-    """The learner of an experiment as a mapping, its name under "learner"."""
-    learner = experiment.get("learner") or "backprop"
-    named = learner if isinstance(learner, Mapping) else {"learner": str(learner)}
-    return {"learner": "backprop", **named}
-
-
-def rule_name(experiment: Record) -> str:
-    """The name of the rule, "mixed" for rules by pattern of layers; of the learner, where that is
-    another than backprop."""
-    learner, rule = learner_of(experiment)["learner"], experiment.get("rule") or "net"
-    if learner != "backprop":
-        return str(learner)
-    return rule_label(rule) if isinstance(rule, dict) else str(rule)
-
-
 def read_study(folder: Path) -> Study:
     """Read a study and whatever its runs have left so far.
 
@@ -316,9 +309,12 @@ def read_study(folder: Path) -> Study:
     source = packing.open_folder(folder)
     value = source.read_json(packing.STUDY)
     try:
-        names = [f"{run['setting']}, {run['rule']}, seed={run['seed']}" for run in value["runs"]]
-        if len({*names}) < len(names):
-            raise ValueError(f"{folder / 'study.json'}: two runs are {max(names, key=names.count)}")
+        runs = [f"{run['setting']}, {run['rule']}, seed={run['seed']}" for run in value["runs"]]
+        values = [f"of {row['setting']}, {row['rule']}" for row in value["published"]]
+        for kind, names in (("runs", runs), ("published values", values)):
+            if len({*names}) < len(names):
+                twice = max(names, key=names.count)
+                raise ValueError(f"{folder / 'study.json'}: two {kind} are {twice}")
         return Study(
             **{key: value[key] for key in ("name", "title", "tier", "command")},
             **{key: value.get(key) for key in ("overview", "solved")},
@@ -371,7 +367,8 @@ def _read_run(source: packing.Folder, entry: Record) -> Run:
     common = {key: entry[key] for key in ("folder", "setting", "rule", "seed")}
     common["command"] = entry.get("command", "")
     try:
-        experiment = source.read_json(f"{folder}/experiment.json").get("experiment", {})
+        described = source.read_json(f"{folder}/experiment.json")
+        experiment = described.get("experiment", {})
         environment = source.read_json(f"{folder}/environment.json")
         rows = tuple(source.rows(f"{folder}/records.jsonl"))
     except (ValueError, OSError) as error:
@@ -379,8 +376,8 @@ def _read_run(source: packing.Folder, entry: Record) -> Run:
         reason = str(error).replace(f"{source.path}/", "")
         return Run(**common, status="failed", reason=f"unreadable: {reason}")
     status, reason = _status(rows, experiment)
-    return Run(**common, status=status, reason=reason, experiment=experiment,
-               environment=environment, rows=rows)  # fmt: skip
+    common |= {"versions": described.get("versions", {}), "environment": environment}
+    return Run(**common, status=status, reason=reason, experiment=experiment, rows=rows)
 
 
 def _status(rows: tuple[Record, ...], experiment: Record) -> tuple[Status, str]:

@@ -58,6 +58,10 @@ class Cell:
         return self.row.rule
 
     @property
+    def n(self) -> int:
+        return self.row.n
+
+    @property
     def one_net(self) -> tuple[float, float] | None:
         """Wilson interval of the error, for a single run that says how many images it saw."""
         if self.row.n != 1 or "test_count" not in self.row.runs[0].final:
@@ -112,6 +116,9 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
                 published_n=theirs.n,
                 noise=noise[rule],
             )
+            if row.failed and verdict.word in ("equivalent", "agrees"):
+                why = f"{row.failed} of {row.planned} runs failed: the others are no fair sample"
+                verdict = replace(verdict, word="compatible, uninformative", why=why)
         base = {} if is_baseline(rule) else errors.get(bp, {})
         both = noise[rule] + noise.get(bp, 0.0)
         gap = statistics.paired_difference(errors[rule], base, noise=both)
@@ -223,7 +230,7 @@ def _interval(cell: Cell) -> Shown:
 def finding(rows: Sequence[Cell]) -> str:
     """What the table shows, in a sentence for each setting: the best rule, which rules it does not
     differ from, which differ from backprop where the letters of all pairs do not show it, which are
-    not shown to learn, which have a single run, and which lost runs; "" without two rules to
+    not shown to learn, which have a single run, and which lack runs; "" without two rules to
     compare."""
 
     def error(row: Cell) -> float:
@@ -266,11 +273,12 @@ def finding(rows: Sequence[Cell]) -> str:
             text += "; two seeds are too few to judge by"
         if idle := [row for row in ranked if row.gain and row.gain.mark]:
             text += f"; no gain over frozen hidden layers is shown under {_names(idle, every)}"
-        if failed := [row.row for row in of_setting if row.row.failed]:
-            counts = [f"{display_name(row.rule)} {row.failed} of {row.planned}" for row in failed]
-            text += f"; failed runs, which are not counted: {joined(counts)}"
+        for word in ("failed", "unfinished"):
+            lost = {row.rule: (getattr(row.row, word), row.row.planned) for row in of_setting}
+            counts = [f"{display_name(rule)} {n} of {of}" for rule, (n, of) in lost.items() if n]
+            text += f"; {word} runs, which are not counted: {joined(counts)}" * bool(counts)
         where = f"{setting}: " if len(settings) > 1 else ""
-        sentences.append(f"{where}{text if where else text[:1].upper() + text[1:]}.")
+        sentences.append(f"{where}{text if where or text.startswith(name) else f'N{text[1:]}'}.")
     return " ".join(sentences)
 
 

@@ -235,7 +235,7 @@ def conclusion(rows: Sequence[Line]) -> str:
             f"{at_radius} no rule's own gradient leaves over {MASKED:g} points more than the exact "
             "one."
         )
-    if all(line["worst_minus_bp"] is None for line in rows):
+    if not any(line.n > 1 and line["worst_minus_bp"] for line in rows):
         return text
     differing = ", ".join(
         f"{display_name(line.rule)} {points(line['worst_minus_bp'].mean)}"

@@ -189,6 +189,11 @@ def compared(section: Section, tier: str) -> list[dict[str, Any]]:
             statistics.summarize([100 * share for share in shares.values()]),
             row.value,
             noise=1e4 * statistics.binomial_variance(mean, images),
+            others=[
+                other.value
+                for other in section.published
+                if (other.attack, other.eps, other.group) == (row.attack, row.eps, row.group)
+            ],
             other_scale=row.scale(tier),
             published_n=row.n,
             least=READ,

@@ -275,7 +275,7 @@ def _masking(rows: Sequence[Line]) -> str:
         )
     if undecided := by_word.get("undecided"):
         parts.append(f"Not decided by these nets: {_names(undecided)}.")
-    if not parts:
+    if not parts and any(not is_baseline(row.rule) for row in by_word.get("faithful", ())):
         return "No rule is masked: attacks by the own gradient tell how robust these nets are."
     return " ".join(parts)
 
@@ -307,7 +307,7 @@ def _worst(rows: Sequence[Line]) -> str:
         return ""
     left = percent(baseline["worst"].mean)
     start = f"In the worst case over everything tried, backprop keeps {left} %"
-    if baseline.n < 2:
+    if baseline.n < 2 or all(row.n < 2 for row in others):
         best = max(others, key=lambda row: row["worst"].mean)
         return (
             f"{start}, {display_name(best.rule)} {percent(best['worst'].mean)} %, the most of the "
@@ -319,9 +319,11 @@ def _worst(rows: Sequence[Line]) -> str:
         for row in others
         if row.differs and (gap := row["against_bp"])
     )
+    single = ", ".join(display_name(row.rule) for row in others if row.n < 2)
+    end = f" Not compared, a single net each: {single}." * bool(single)
     if not each:
-        return f"{start}; no rule differs significantly from it {tested}."
-    return f"{start}. Significantly different from it {tested}: {each}."
+        return f"{start}; no rule differs significantly from it {tested}.{end}"
+    return f"{start}. Significantly different from it {tested}: {each}.{end}"
 
 
 def _names(rows: Sequence[Line]) -> str:

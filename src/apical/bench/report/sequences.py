@@ -7,7 +7,8 @@ and one with a regulariser against the same learner without.
 from statistics import median
 
 from apical.bench.report import gained
-from apical.bench.report.read import Row, Run, Study, learner_of, percent_of
+from apical.bench.report.names import learner_of
+from apical.bench.report.read import Row, Run, Study, percent_of
 from apical.bench.report.table import (
     Column,
     Shown,
@@ -60,13 +61,15 @@ def over_plain(study: Study, row: Row) -> statistics.Summary | None:
     """Test accuracy minus that of the same learner without a regulariser, where it has one."""
     own = learner_of(row.runs[0].experiment) if row.runs else {}
     bare = {key: value for key, value in own.items() if key not in REGULARISER}
-    others = {
-        run.seed: 100 * run.final["test_acc"]
+    others = [
+        run
         for other in study.rows_of(row.setting)
         for run in other.runs
         if learner_of(run.experiment) == bare != own
-    }
-    return statistics.paired_difference(row.sample(TEST), others)
+    ]
+    noise = gained.share_noise(row.runs) + gained.share_noise(others)
+    values = {run.seed: 100 * run.final["test_acc"] for run in others}
+    return statistics.paired_difference(row.sample(TEST), values, noise=noise)
 
 
 def reached(row: Row) -> Shown:
@@ -97,7 +100,8 @@ def learners(study: Study) -> Table:
                style="soft"),
         Column("best validation %", lambda row: mean(row.summary(best))),
         *gained.columns(gained.gains(study)),
-        Column("minus unregularised", lambda row: estimate(over_plain(study, row), signed)),
+        Column("minus unregularised",
+               lambda row: estimate(over_plain(study, row), signed, of=row.n)),
         Column("signal at", reached, page="Signal at steps"),
         Column("solved", lambda row: solved(study, row) if asked else "", page="", left=True),
         Column("iterations", lambda row: iterations(row) if asked else "", page=""),
@@ -183,5 +187,5 @@ def _at_length(length: int, row: Row) -> Shown:
     ours = row.summary(percent_of(f"test_{length}_acc"))
     if ours is None or ours.n < row.n:
         return Shown("")
-    between = f" ({share(ours)})" if ours.low is not None else ""
+    between = share(ours) and f" ({share(ours)})"
     return plain(ours.mean, lambda value: f"{value:.1f}{between}")

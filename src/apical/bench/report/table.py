@@ -114,7 +114,8 @@ class Column:
             return Shown(shown) if isinstance(shown, str) else shown
         value = value_at(row, self.show)
         if hasattr(value, "mean"):
-            return estimate(value, self.text or percent, strong=self.strong)
+            of = value_at(row, "n") or 0
+            return estimate(value, self.text or percent, strong=self.strong, of=of)
         return plain(value, self.text or str, strong=self.strong)
 
 
@@ -271,14 +272,20 @@ def mean(interval: Interval, text: Callable[[float | None], str] = number) -> Sh
 
 
 def estimate(
-    interval: Any, text: Callable[[float | None], str] = percent, *, strong: bool = False
+    interval: Any,
+    text: Callable[[float | None], str] = percent,
+    *,
+    strong: bool = False,
+    of: int = 0,
 ) -> Shown:
-    """The mean with its interval; ‡ marks an interval over the images of a single net."""
+    """The mean with its interval; ‡ marks an interval over the images of a single net. of: runs of
+    the row; where not all of them count, as in a difference on the seeds of both, how many do."""
     if interval is None:
         return Shown("")
     mark = " ‡" if getattr(interval, "over", "") == "images" else ""
     between = span(interval, text)
-    return Shown(text(interval.mean), interval.mean, between and between + mark, strong)
+    fewer = f" (n = {interval.n})" * (interval.n < of)
+    return Shown(text(interval.mean) + fewer, interval.mean, between and between + mark, strong)
 
 
 def count(n: int, planned: int) -> Shown:

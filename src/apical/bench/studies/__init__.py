@@ -4,12 +4,13 @@ import inspect
 from collections.abc import Callable
 
 from apical.bench.studies import biotorch, robustness
-from apical.bench.studies.base import TIERS, Curve, Entry, Published, Search, Study
+from apical.bench.studies.base import TIERS, Entry, Search, Study
 from apical.bench.studies.char_lm import char_lm
 from apical.bench.studies.credit import credit
 from apical.bench.studies.low_dim_error import low_dim_accuracy, low_dim_error
 from apical.bench.studies.lra_rnn import lra_rnn
 from apical.bench.studies.mnm import mnm
+from apical.bench.studies.published import Curve, Published
 from apical.bench.studies.rules_overview import rules_overview
 from apical.bench.studies.sign_symmetry_finetune import sign_symmetry_finetune
 from apical.bench.studies.sign_symmetry_hashing import sign_symmetry_hashing

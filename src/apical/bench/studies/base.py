@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from apical import rules
 from apical.bench.evaluate import robustness
 from apical.bench.evaluate.evaluation import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies import selection
+from apical.bench.report import names
+from apical.bench.studies import published, selection
+from apical.bench.studies.published import Curve, Published, PublishedRobustness
 from apical.names import unknown
 
 Tier = Literal["smoke", "short", "full"]
@@ -68,73 +71,20 @@ def entries(
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published value, of ``n`` runs; ``other_scale`` says why it cannot be compared."""
-
-    setting: str
-    rule: str
-    value: float
-    source: str
-    metric: str = "test_error"
-    unit: str = "%"
-    n: int = 1
-    other_scale: str = ""
-
-
-@dataclass(frozen=True)
-class PublishedRobustness:
-    """A published accuracy under attack, of ``n`` runs; ``other_scale`` as in ``Published``.
-
-    Args: attack, group: which rows of an evaluation it is compared with.     eps: their radius; of
-        the group ``pixels`` the number of pixels.     value: in ``unit``.
-    """
-
-    setting: str
-    rule: str
-    attack: str
-    eps: float
-    value: float
-    source: str
-    group: str = "own"
-    metric: str = "robust_accuracy"
-    unit: str = "fraction"
-    n: int = 1
-    other_scale: str = ""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A published course of training, compared with runs at the epochs it is given for.
-
-    Args: metric: of the records: ``test_acc``, ``angle_deg``, ``gradient_angle_deg``.
-        values: by epoch (>= 1); degrees, accuracies in %.     layer: of the angles.
-        allowance: difference, in the unit of the values, up to which ours agree.
-        n: runs behind the values.
-    """
-
-    setting: str
-    rule: str
-    metric: Literal["test_acc", "angle_deg", "gradient_angle_deg"]
-    values: Mapping[int, float]
-    source: str
-    allowance: float
-    layer: str = ""
-    n: int = 1
-
-
-@dataclass(frozen=True)
 class Search:
     """How learning rates are chosen: see `selection`.
 
     Every row has the same budget: each value with each seed, on a part of the training split,
     judged on the rest of it. The test split is not read.
 
-    Args: values: learning rates tried, in half decades.     epochs: of each try.     schedule: of
-        each try.     validation: examples held out (>= 1).
+    Args: values: learning rates tried, in half decades.     epochs: of each try (>= 1).
+        schedule: of each try.     validation: examples held out (>= 1).
         seeds: of the tries; none of those reported.
         extensions: half decades (>= 0) by which the grid of a row grows at most, if its choice lies
-            at an edge.     chance: validation error of a guess, which a diverged try counts as.
-    Raises: ValueError for fewer than 3 seeds, or values that are not distinct half decades.
+            at an edge.     chance: validation error of a guess in (0, 1], which a diverged try
+            counts as.
+    Raises: ValueError for fewer than 3 seeds, a value out of range, or rates that are not distinct
+        half decades.
     """
 
     values: tuple[float, ...]
@@ -156,6 +106,11 @@ class Search:
             )
         if len(set(self.seeds)) < LEAST_SEEDS:
             raise ValueError(f"search: seeds={self.seeds}: needs at least {LEAST_SEEDS} seeds")
+        for name, least in (("epochs", 1), ("validation", 1), ("extensions", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"search: {name}={getattr(self, name)}: must be at least {least}")
+        if not 0 < self.chance <= 1:
+            raise ValueError(f"search: chance={self.chance}: an error above 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -178,8 +133,9 @@ class Overview:
 class Study:
     """The experiments of a table. With a ``search`` their learning rates are still to be chosen.
 
-    Args: search: one for all settings, or by setting; settings without one keep their rates.
-        evaluations: by setting, how its trained nets are attacked.     surrogate: the rule whose
+    Args: tier: one of `TIERS`, or the name of the study.
+        search: one for all settings, or by setting; settings without one keep their rates.
+        evaluations: by setting, how its trained nets are attacked.     surrogate: the row whose
         net of the same setting and seed attacks are transferred from; "": none.
         crossed: rules by whose backward pass the nets of the surrogate are attacked as well.
         follows: rows without a search of their own, and the rows whose learning rate they take, to
@@ -187,8 +143,9 @@ class Study:
         fixed: rows that keep the rate of their experiment, such as published ones.
         solved: share of right validation answers, in (0, 1], from which on a task counts as
         solved; the report then shows the steps until it is reached.
-    Raises: ValueError for two runs of one row and seed, published values of a row without runs, a
-        row that follows one without runs, or seeds of a search that are reported.
+    Raises: ValueError for two runs of one row and seed, a label that names another rule than its
+        runs have, two published values of one row, values out of range, a setting or row that the
+        study does not have, or seeds of a search that are reported.
     """
 
     name: str
@@ -214,14 +171,18 @@ class Study:
             if (run := (entry.cell, entry.experiment.seed)) in seen:
                 raise ValueError(f"study {self.name}: two runs are {entry.label}")
             seen.add(run)
-        rows: tuple[Published | Curve | PublishedRobustness, ...]
-        rows = (*self.published, *self.curves, *self.robust_published)
-        for row in rows:
-            if (row.setting, row.rule) not in cells:
+            experiment = vars(entry.experiment) | {"start": vars(entry.experiment.start)}
+            if names.mislabelled(entry.rule, experiment):
                 raise ValueError(
-                    f"study {self.name}: a published value is of {row.setting}, {row.rule}, "
-                    f"of which there is no run; there are {'; '.join(map(', '.join, cells))}"
+                    f"study {self.name}: {entry.label} is trained by "
+                    f"{names.rule_name(experiment)}: give the row another label"
                 )
+        if self.tier not in (*TIERS, self.name):
+            raise unknown(f"tier of study {self.name}", self.tier, [*TIERS, self.name])
+        if self.solved is not None and not 0 < self.solved <= 1:
+            raise ValueError(f"study {self.name}: solved={self.solved}: a share above 0, at most 1")
+        self._check_names({setting for setting, _ in cells}, {rule for _, rule in cells})
+        published.check(self.name, cells, [*self.published, *self.curves, *self.robust_published])
         for setting, rule in cells:
             if rule in self.follows and (setting, self.follows[rule]) not in cells:
                 raise ValueError(
@@ -234,6 +195,30 @@ class Study:
                     f"study {self.name}: seeds {sorted(both)} of its runs are also those of the "
                     "search; choose others for the search, such as 1000, 1001, 1002"
                 )
+
+    def _check_names(self, settings: set[str], rows: set[str]) -> None:
+        """Names that are no setting or row of the study would have no effect."""
+        shown = self.overview
+        searches = self.search if isinstance(self.search, Mapping) else {}
+        given = {
+            "setting in search": (searches, settings),
+            "setting in evaluations": (self.evaluations, settings),
+            "setting in overview.detail": ([shown.detail] if shown else (), settings),
+            "row in overview.facts": (rows if shown else (), shown.facts if shown else ()),
+            "row in fixed": (self.fixed, rows),
+            "row in follows": (self.follows, rows),
+            "row in surrogate": ([self.surrogate] * bool(self.surrogate), rows),
+            "rule in crossed": (self.crossed, rules.RULES),
+        }
+        for place, (written, allowed) in given.items():
+            for name in written:
+                if name not in allowed:
+                    raise unknown(f"{place} of study {self.name}", name, allowed)
+        if self.crossed and not (self.surrogate and self.evaluations):
+            raise ValueError(
+                f"study {self.name}: crossed={self.crossed} has no effect without a surrogate and "
+                "evaluations"
+            )
 
     @property
     def cells(self) -> list[Choice]:
@@ -265,9 +250,20 @@ class Study:
         kept = fnmatch.filter(settings, pattern)
         if not kept:
             raise unknown(f"setting of {self.name}", pattern, settings)
+        entries = tuple(entry for entry in self.entries if entry.setting in kept)
+        rows = {entry.rule for entry in entries}
+        search, overview = self.search, self.overview
+        if isinstance(search, Mapping):
+            search = {name: search[name] for name in kept if name in search}
+        if overview and overview.detail not in kept:
+            overview = dataclasses.replace(overview, detail=kept[0])
         return dataclasses.replace(
             self,
-            entries=tuple(entry for entry in self.entries if entry.setting in kept),
+            entries=entries,
+            search=search,
+            overview=overview,
+            fixed=tuple(row for row in self.fixed if row in rows),
+            follows={row: other for row, other in self.follows.items() if row in rows},
             published=tuple(row for row in self.published if row.setting in kept),
             curves=tuple(row for row in self.curves if row.setting in kept),
             evaluations={name: self.evaluations[name] for name in kept if name in self.evaluations},

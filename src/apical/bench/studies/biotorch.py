@@ -13,7 +13,8 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import CONTROLS, RULES, Entry, Published, Search, Study
+from apical.bench.studies.base import CONTROLS, RULES, Entry, Search, Study
+from apical.bench.studies.published import Published
 
 SOURCE = "BioTorch, Benchmarks.md (2021)"
 LABELS = ("bp", "fa", "dfa", "usf", "brsf", "frsf")

@@ -81,8 +81,5 @@ def searches(tier: str) -> dict[str, Search]:
     """The same values for every rule of a net; that of the demonstration on its net."""
     falling = Schedule("cosine")
     epochs, images = (5, 2_000) if tier == "short" else (10, 5_000)
-    return {
-        DIGITS: smoke.SEARCH,
-        MNIST: Search((0.003, 0.01, 0.03, 0.1), epochs, falling, images),
-        LENET: Search((0.003, 0.01, 0.03, 0.1), epochs, falling, images),
-    }
+    mnist = Search((0.003, 0.01, 0.03, 0.1), epochs, falling, images)
+    return {name: smoke.SEARCH if name == DIGITS else mnist for name in settings(tier)}

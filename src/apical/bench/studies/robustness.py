@@ -21,11 +21,11 @@ from apical.bench.studies.base import (
     CONTROLS,
     RULES,
     Entry,
-    PublishedRobustness,
     Search,
     Study,
     entries,
 )
+from apical.bench.studies.published import PublishedRobustness
 
 SOURCE = "BioTorch, notebooks (2021)"
 DIGITS, MNIST = "digits MLP", "MNIST LeNet"

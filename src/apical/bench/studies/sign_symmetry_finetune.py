@@ -114,7 +114,7 @@ def sign_symmetry_finetune(tier: str, seeds: int) -> Study:
         surrogate=SURROGATE,
         crossed=TRIED,
         follows={AT_RATE: "usf"},
-        fixed=(START,),
+        fixed=(START,) * any(setting.own_head for setting in chosen.values()),
     )
 
 

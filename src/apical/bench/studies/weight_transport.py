@@ -10,7 +10,8 @@ from typing import Any
 
 from apical import rules
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.studies.base import FROZEN, REDRAWN, Curve, Entry, Published, Study
+from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Study
+from apical.bench.studies.published import Curve, Published
 from apical.rules.mirror import RELEASED
 
 SETTING = "MNIST 784-500-10"
