@@ -88,6 +88,8 @@ def trained_by(experiment: Record) -> set[str]:
     rule, learner = experiment.get("rule") or "net", learner_of(experiment)["learner"]
     if learner != "backprop":
         return {FROZEN[0] if learner == "readout" else str(learner)}
-    each = [*rule.values()] if isinstance(rule, Mapping) and "rule" not in rule else [rule]
-    names = {rule_label(one) for one in each}
+    rules: list[Any] = [rule]
+    if isinstance(rule, Mapping) and "rule" not in rule:
+        rules = [*rule.values()]
+    names = set(map(rule_label, rules))
     return {name.rpartition(":")[2].lower() for name in names - {"bp"} or names}
