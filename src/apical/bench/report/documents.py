@@ -66,7 +66,7 @@ def table_markdown(folder: Pathlike) -> str:
     A study of robustness has its table of robust accuracies instead, one of hash nets that of mAP.
     """
     study = read_study(Path(folder))
-    text = finding(study)
+    text = finding(study).replace("\n", " ")
     start = f"**{for_markdown(text)}**\n\n" if text else ""
     template = next(name for name, shows in DOCUMENTS.items() if shows(study))
     return start + document(template, study=study, folder=Path(folder))
@@ -86,7 +86,8 @@ DOCUMENTS: dict[str, Callable[[Study], Any]] = {
 
 
 def finding(study: Study) -> str:
-    """What the study shows, from its numbers alone; "" where there is nothing to compare yet."""
+    """What the study shows, from its numbers alone, a line for each setting; "" where there is
+    nothing to compare yet."""
     if credit.concerns(study):
         return credit.finding(study)
     if spikes.concerns(study):
@@ -118,7 +119,7 @@ def _joined(parts: dict[str, str]) -> str:
     texts = {heading: text for heading, text in parts.items() if text}
     if len(parts) == 1:
         return "".join(texts.values())
-    return " ".join(f"{heading}: {text}" for heading, text in texts.items())
+    return "\n".join(f"{heading}: {text}" for heading, text in texts.items())
 
 
 def angles_markdown(folder: Pathlike) -> str:

@@ -228,7 +228,7 @@ def _interval(cell: Cell) -> Shown:
 
 
 def finding(rows: Sequence[Cell]) -> str:
-    """What the table shows, in a sentence for each setting: the best rule, which rules it does not
+    """What the table shows, in a line for each setting: the best rule, which rules it does not
     differ from, which differ from backprop where the letters of all pairs do not show it, which are
     not shown to learn, which have a single run, and which lack runs; "" without two rules to
     compare."""
@@ -279,7 +279,7 @@ def finding(rows: Sequence[Cell]) -> str:
             text += f"; {word} runs, which are not counted: {joined(counts)}" * bool(counts)
         where = f"{setting}: " if len(settings) > 1 else ""
         sentences.append(f"{where}{text if where or text.startswith(name) else f'N{text[1:]}'}.")
-    return " ".join(sentences)
+    return "\n".join(sentences)
 
 
 def _names(rows: Sequence[Cell], among: str) -> str:
