@@ -503,7 +503,7 @@ def test_study_and_report(tiny: None, capsys: Any) -> None:
 def test_a_study_with_a_failed_run_ends_with_its_status(tiny: None, capsys: Any) -> None:
     def fails(tier: str, seeds: int) -> Study:
         study = tiny_build(tier, seeds)
-        broken = dataclasses.replace(study.entries[0].experiment, lr=1e30, epochs=3)
+        broken = dataclasses.replace(study.entries[0].experiment, rule="fa", lr=1e30, epochs=3)
         entries = (*study.entries, Entry("digits", "fa", broken))
         return dataclasses.replace(study, entries=entries)
 
