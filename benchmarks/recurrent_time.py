@@ -72,12 +72,14 @@ def page(tables: Sequence[dict[str, Any]]) -> str:
         ratios = " | ".join(f"{table['rules'][rule]['cpu_ratio']:.2f}" for rule in RULES)
         lines.append(f"| {table['layer']} | {size} | {ratios} |")
     off = max((table["control_off"] for table in kept), default=0.0)
+    noisy = "; ".join(f"{t['layer']} with {t['units']} units" for t in tables if t["rejected"])
+    left_out = f" Left out, as theirs was off by more: {noisy}." if noisy else ""
     return "\n".join(
         [
             *lines,
             "",
             f"CPU time over that of the plain layer, a second copy of which is off by at most "
-            f"{100 * off:.1f} %. Regenerate: `python benchmarks/recurrent_time.py --out "
+            f"{100 * off:.1f} %.{left_out} Regenerate: `python benchmarks/recurrent_time.py --out "
             "results/recurrent_time.json`.",
             "",
         ]

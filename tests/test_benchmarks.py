@@ -175,8 +175,8 @@ def test_recurrent_time_and_its_page(monkeypatch, capsys):
     table |= {"rejected": False, "rules": {"fa": {"cpu_ratio": 3.0}, "usf": {"cpu_ratio": 2.0}}}
     bad = table | {"layer": "GRU", "rejected": True, "control_off": 0.2}
     text = recurrent_time.page([table, bad])
-    assert "| LSTM | 8, 2, 3 | 3.00 | 2.00 |" in text and "GRU" not in text
-    assert "at most 1.2 %" in text
+    assert "| LSTM | 8, 2, 3 | 3.00 | 2.00 |" in text and "| GRU" not in text
+    assert "at most 1.2 %. Left out, as theirs was off by more: GRU with 8 units." in text
 
 
 def test_lif_time_compares_the_same_spikes(monkeypatch, capsys):
