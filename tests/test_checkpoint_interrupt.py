@@ -19,10 +19,15 @@ class _Interrupting:
 
 
 def test_ctrl_c_inside_the_writer_comes_after_a_whole_file(tmp_path: Path) -> None:
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     path = tmp_path / "checkpoint.pt"
     state = {"first": torch.ones(3), "value": _Interrupting(), "last": torch.zeros(3)}
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(path, state, belongs_to={})
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(path, state, belongs_to={})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert list(tmp_path.iterdir()) == [path]
     assert torch.equal(torch.load(path)["state"]["last"], torch.zeros(3))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
