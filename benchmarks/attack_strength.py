@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import sys
 import tempfile
 import time
@@ -48,7 +47,6 @@ from apical.bench.studies.sign_symmetry_finetune import DIGESTS, RESNET18
 from apical.bench.training import loop
 from apical.nets.pretrained import Start
 
-PAGE = re.compile(r"(<!-- attack-strength -->\n).*?(<!-- end -->)", flags=re.S)
 RULES: dict[str, Any] = {"bp": "bp", "fa": "fa", "dfa": "dfa", "usf": "usf"}
 ADVERSARIAL = "bp, adversarial"
 MOMENTUM = {"momentum": 0.9}
@@ -248,8 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if options.page:
         rows = json.loads((ROOT.parent / "results" / "attack_strength.json").read_text())["tables"]
-        text = options.page.read_text()
-        options.page.write_text(PAGE.sub(lambda m: f"{m[1]}{table(rows)}{m[2]}", text))
+        recorded.write_page(options.page, "attack-strength", table(rows))
         return
     for name in options.data:
         if missing := set(options.norm or ()) - set(RADII[name]):

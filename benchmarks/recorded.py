@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ def write(path: Path | None, tables: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     made = {"environment": environment(ROOT), "tables": list(tables)}
     path.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def write_page(document: Path, marker: str, text: str) -> None:
+    """Put a text into a document, between `<!-- marker -->` and the next `<!-- end -->`."""
+    place = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.S)
+    document.write_text(place.sub(lambda m: f"{m[1]}{text}{m[2]}", document.read_text()))
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

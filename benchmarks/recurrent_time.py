@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +37,6 @@ RULES = ("fa", "usf")
 LAYERS: dict[str, Callable[..., nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 SIZES = ((64, 32, 28), (512, 64, 50))
 """Inputs and hidden units, samples, steps."""
-PAGE = re.compile(r"(<!-- recurrent-times -->\n).*?(<!-- end -->)", re.S)
 
 
 def measure(name: str, size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
@@ -92,9 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = made.parse_args(arguments)
     if options.page:
         path = recorded.ROOT / "results" / "recurrent_time.json"
-        rows = json.loads(path.read_text())["tables"]
-        text = options.page.read_text()
-        options.page.write_text(PAGE.sub(lambda m: f"{m[1]}{page(rows)}{m[2]}", text))
+        tables = json.loads(path.read_text())["tables"]
+        recorded.write_page(options.page, "recurrent-times", page(tables))
         return
     torch.set_num_threads(1)
     tables = []

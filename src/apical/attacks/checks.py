@@ -186,12 +186,12 @@ def check_steady(model: nn.Module, x: Tensor, scores: Tensor) -> None:
     room = max(MAGNIFIED, tolerance(model, x)) * scores.abs().amax()
     generator = torch.Generator().manual_seed(0)
 
-    def differ(a: Tensor, b: Tensor) -> bool:
+    def apart(a: Tensor, b: Tensor) -> bool:
         return bool(((a - b).abs() > room).any())
 
     with exact_gradients(model), torch.enable_grad():
         recorded = model(x[:FEW].clone().requires_grad_()).detach()
-    if differ(recorded, scores[:FEW]):
+    if apart(recorded, scores[:FEW]):
         raise ValueError(
             "the model's scores depend on whether gradients are recorded (requires_grad of the"
             " input, or torch.is_grad_enabled): an attack would follow the gradient of another"
@@ -202,10 +202,10 @@ def check_steady(model: nn.Module, x: Tensor, scores: Tensor) -> None:
         rows = torch.randperm(len(x), generator=generator)[:size].to(x.device)
         with torch.no_grad():
             check_scores(found := model(x[rows]), len(rows))  # of one example too
-            if not differ(found, scores[rows]):
+            if not apart(found, scores[rows]):
                 continue
             again = model(x[rows])
-        if differ(found, again):
+        if apart(found, again):
             raise ValueError(RANDOM)
         raise ValueError(
             f"{DEPENDENT} in a batch of {size}, in another order, against one of"

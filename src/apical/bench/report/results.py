@@ -253,8 +253,10 @@ def finding(rows: Sequence[Cell]) -> str:
         if best is bp:
             same = [row for row in same if row not in only_alone]
         alone = [row for row in others if best.ties and not row.ties]
+        where = f"{setting}: " if len(settings) > 1 else ""
         if best.ties and same == others:
-            text = f"no test error differs significantly from the lowest, {name}'s {lowest}"
+            text = "no" if where else "No"
+            text += f" test error differs significantly from the lowest, {name}'s {lowest}"
         else:
             text = f"{name} has the lowest test error, {lowest}"
             text += "" if best.ties else ", in a single run"
@@ -277,8 +279,7 @@ def finding(rows: Sequence[Cell]) -> str:
             lost = {row.rule: (getattr(row.row, word), row.row.planned) for row in of_setting}
             counts = [f"{display_name(rule)} {n} of {of}" for rule, (n, of) in lost.items() if n]
             text += f"; {word} runs, which are not counted: {joined(counts)}" * bool(counts)
-        where = f"{setting}: " if len(settings) > 1 else ""
-        sentences.append(f"{where}{text if where or text.startswith(name) else f'N{text[1:]}'}.")
+        sentences.append(f"{where}{text}.")
     return "\n".join(sentences)
 
 
