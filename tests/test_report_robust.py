@@ -204,6 +204,23 @@ def test_evaluations_that_did_not_finish_are_listed_with_the_reason(tmp_path):
     assert (row.rule, row.n, row.planned) == ("fa", 1, 3)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("images", 100), ("norm", "l2"), ("samples", 5), ("substitute", 3), ("protocol", "other")],
+)
+def test_evaluations_that_differ_in_any_compared_field_are_not_averaged(field, value, tmp_path):
+    folder = tmp_path / "rob"
+    make_study(folder, rules=("bp",), epochs=1, layers=(), published=False)
+    add_robustness(folder)
+    path = min(folder.glob("s0-*")) / "robustness" / "linf-0a1b2c" / "setting.json"
+    described = records.read_json(path)
+    described["setting"][field] = value
+    records.write_json(path, described)
+    found = sections.sections(read.read_study(folder).robustness)
+    assert sorted(len(each.evaluations) for each in found) == [1, 2]
+    assert sum(f"{field} {value}" in each.heading for each in found) == 1
+
+
 def test_protocols_that_differ_are_not_averaged(tmp_path):
     folder = tmp_path / "rob"
     make_study(folder, rules=("bp",), epochs=1, layers=(), published=False)
