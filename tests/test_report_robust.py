@@ -9,7 +9,7 @@ import pytest
 from apical.bench.report import read, robustness, sections
 from apical.bench.report import robustness_tables as words
 from apical.bench.storage import records
-from apical.measure import robustness_verdict
+from apical.measure import robustness_verdict, statistics
 from fake_robust import add_robustness
 from fake_study import make_study
 
@@ -353,6 +353,21 @@ def test_published_values_meet_the_same_attack_and_radius_only(section):
     assert verdicts == [fa["verdict"].word]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)
     assert len(robustness.compared(replace(section, published=rounded), "full")) == 3
+
+
+def test_a_verdict_is_given_beside_other_rules_values_of_the_same_attack(section, monkeypatch):
+    given = []
+    judge = statistics.verdict
+
+    def verdict(ours, published, *, others, **rest):
+        given.append(sorted(others))
+        return judge(ours, published, others=others, **rest)
+
+    monkeypatch.setattr(statistics, "verdict", verdict)
+    values = sorted(row.value for row in section.published)
+    elsewhere = replace(section.published[0], attack="FGSM ce", value=1.0)
+    robustness.compared(replace(section, published=(*section.published, elsewhere)), "full")
+    assert values in given and not any(1.0 in others and len(others) > 1 for others in given)
 
 
 def test_few_pixel_attacks_count_pixels_and_stand_apart(section):
