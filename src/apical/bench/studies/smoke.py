@@ -1,5 +1,6 @@
-"""The smoke study: rules and controls on real data, in less than two minutes on two cores."""
+"""The smoke study: rules and controls on real data, in about two minutes on two cores."""
 
+from dataclasses import replace
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
@@ -16,6 +17,10 @@ ROWS: dict[str, str | dict[str, Any]] = {
     "kp": {"rule": "kp", "decay": 2e-3},  # the library's default is for longer runs
     **CONTROLS,
 }
+SEARCH_SEEDS = tuple(range(1000, 1010))
+"""By three seeds another search chose another rate for six of the nine rows, in 11 to 58 % of
+searches, and so did another CPU: DFA's test error moved by 2 points."""
+
 BASE = Experiment(
     data="digits",
     net="mlp",
@@ -38,4 +43,5 @@ NOTES = (
 def smoke(tier: str, seeds: int) -> Study:
     """Rules and controls on scikit-learn's digits, one small net, tuned alike."""
     runs = tuple(entries(SETTING, BASE, ROWS, seeds))
-    return Study("smoke", TITLE, tier, runs, notes=NOTES, search=SEARCH)
+    search = replace(SEARCH, seeds=SEARCH_SEEDS)
+    return Study("smoke", TITLE, tier, runs, notes=NOTES, search=search)
