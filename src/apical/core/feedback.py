@@ -44,6 +44,7 @@ class History:
             them without the other.
         missed_steps: steps of optimizers that train the weight but not its trained feedback.
         optimizers_checked: whether the rule was asked for its objection to the optimizers.
+        compared: steps that trained weight and memory alike, until one had other gradients.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,7 @@ class History:
         self.stepped: set[str] = set()
         self.missed_steps = 0
         self.optimizers_checked = False
+        self.compared = 0
         self._optimizer: ref[Optimizer] | None = None
         self._versions: tuple[int, ...] | None = None
 
