@@ -289,11 +289,11 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
 
 @torch.no_grad()
 def _warn_of_gradients(slots: Iterable[Slot], stepped: Set[int]) -> None:
-    """Warn, once for each layer, where something changed the gradient of the weight between the
-    backward pass and the step, but not that of the feedback that is to follow it. Compared at the
-    steps 1, 2, 4, 8 and so on, so that in the long run it costs next to nothing.
+    """Warn, once for each layer, where the weight's gradient was scaled (clipped), or changed by a
+    hook, but not that of the feedback that is to follow it. Compared at the steps 1, 2, 4, 8 and so
+    on, so that in the long run it costs next to nothing.
 
-    Opacus adds noise of its own to each parameter, which is meant to be.
+    What adds to the gradient, a penalty or a pass inside `exact_gradients`, is meant to.
     """
     differing = []
     for _, feedback, _, weight, *_ in slots:
@@ -301,7 +301,7 @@ def _warn_of_gradients(slots: Iterable[Slot], stepped: Set[int]) -> None:
         if not (isinstance(rule, Follower) and feedback.trained) or history.compared < 0:
             continue
         following = rule.following(*memory)
-        if not {id(weight), id(following)} <= stepped or hasattr(weight, "grad_sample"):
+        if not {id(weight), id(following)} <= stepped:
             continue
         history.compared += 1
         if history.compared & (history.compared - 1):
@@ -309,16 +309,19 @@ def _warn_of_gradients(slots: Iterable[Slot], stepped: Set[int]) -> None:
         of_weight, given = weight.grad, following.grad
         if not type(of_weight) is type(given) is Tensor:  # sharded
             continue
-        difference = torch.linalg.vector_norm(rule.image(of_weight, *memory) - given)
-        if difference > _TOLERANCE * max(map(torch.linalg.vector_norm, (of_weight, given))):
+        expected = rule.image(of_weight, *memory)
+        factor = 1.0 if weight._backward_hooks else (expected * given).sum() / given.square().sum()
+        apart, unlike = (torch.linalg.vector_norm(expected - f * given) for f in (1.0, factor))
+        limit = _TOLERANCE * torch.maximum(*map(torch.linalg.vector_norm, (of_weight, given)))
+        if apart > limit and (weight._backward_hooks or unlike < limit):
             history.compared = -1
             differing.append(feedback.layer)
     if differing:
         warnings.warn(
             f"{', '.join(differing)}: what the optimizer was given as the gradient of the weight is"
-            " not that of its feedback, which so does not follow it. What changes gradients (a hook"
-            " of the weight, clip_grad_norm_), or adds to that of the weight alone (a penalty in"
-            " the loss), must do so for both: model.parameters() has the feedback too",
+            " not that of its feedback, which so does not follow it. What scales or changes"
+            " gradients (clip_grad_norm_, a hook of the weight) must do so for both:"
+            " model.parameters() has the feedback too",
             stacklevel=4,
         )
 
