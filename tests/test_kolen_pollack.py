@@ -202,6 +202,69 @@ def test_a_right_optimizer_gives_no_warning() -> None:
         _train(model, torch.optim.AdamW(model.parameters(), LR))
 
 
+def name_of(model: Any) -> str:
+    return next(name for name, _ in model[3].feedback.named_parameters())
+
+
+def penalty(model: Any) -> None:
+    model[3].weight.square().sum().backward()
+
+
+def noise(model: Any) -> None:
+    """As for differential privacy, of every parameter's own."""
+    for parameter in model.parameters():
+        parameter.grad.add_(torch.randn_like(parameter))
+
+
+def exact_pass(model: Any) -> None:
+    with apical.exact_gradients(model):
+        model(torch.ones(2, 2, 6, 6, dtype=torch.float64)).square().sum().backward()
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "clipped alone": lambda m: nn.utils.clip_grad_norm_(list(apical.forward_parameters(m)), 1e-3),
+    "one clipped": lambda m: nn.utils.clip_grad_norm_(m[3].weight, 1e-5),
+    "by hand": lambda m: m[3].weight.grad.mul_(0.5),
+    "feedback alone": lambda m: m[3].feedback.get_parameter(name_of(m)).grad.mul_(3),
+}
+HOOKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled": lambda g: 2 * g,
+    "signs": torch.sign,
+    "masked": lambda g: g.triu(),
+}
+
+
+@pytest.mark.parametrize("rule", ["kp", "pfa", "ldfa"])
+def test_gradients_of_the_weight_alone_that_are_changed_are_warned_of_once(rule: str) -> None:
+    text = (
+        r"3.*: what the optimizer was given as the gradient of the weight is not that of its feed"
+    )
+    for change in (*CHANGES.values(), None):
+        for hook in HOOKS.values() if change is None else [None]:
+            model = apical.convert(_net(), rule)
+            if hook is not None:
+                model[3].weight.register_hook(hook)
+            between = (lambda: change(model)) if change is not None else (lambda: None)  # noqa: B023
+            with pytest.warns(UserWarning, match=text) as given:
+                _train(model, torch.optim.SGD(model.parameters(), LR), between=between)
+            assert len(given) == 1
+
+
+@pytest.mark.parametrize("rule", ["kp", "pfa", "ldfa", "quantised(kp)", "sparse(kp)"])
+def test_gradients_that_are_changed_alike_or_added_to_give_no_warning(rule: str) -> None:
+    for change in (
+        lambda m: nn.utils.clip_grad_norm_(m.parameters(), 1e-3),
+        lambda m: [p.grad.mul_(0.1) for p in m.parameters() if p.grad is not None],
+        lambda m: None,
+        penalty,
+        noise,
+        exact_pass,
+    ):
+        model = apical.convert(_net().float(), rule).double()
+        between = lambda: change(model)  # noqa: B023, E731
+        _train(model, torch.optim.SGD(model.parameters(), LR, weight_decay=0.1), between=between)
+
+
 def test_the_law_holds_in_autocast() -> None:
     model = apical.convert(_net().float(), KolenPollack(decay=0))
     start = _gaps(model)

@@ -203,6 +203,151 @@ def test_products_with_changed_copies_of_a_detached_weight_are_refused() -> None
                 apical.convert(Net(use), "dfa", example=x)
 
 
+class Product(torch.autograd.Function):
+    """As a library's own kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(h, weight)
+        return h @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        h, weight = ctx.saved_tensors
+        return grads[0] @ weight, grads[0].T @ h if ctx.needs_input_grad[1] else None
+
+
+def filtered(h: Tensor, kernel: Tensor) -> Tensor:
+    return torch.fft.irfft(torch.fft.rfft(h) * torch.fft.rfft(kernel), n=5)
+
+
+def row_by_row(weight: Tensor) -> Tensor:
+    matrix = torch.zeros(5, 5)
+    for row, values in zip(matrix, weight, strict=True):
+        row.copy_(values.exp())
+    return matrix
+
+
+UNKNOWN: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "function": lambda h, layer: Product.apply(h, layer.weight),
+    "function, detached": lambda h, layer: Product.apply(h, layer.weight.detach()),
+    "function, moved": lambda h, layer: Product.apply(h, 0.5 * layer.weight + 1),
+    "function, a copy": lambda h, layer: Product.apply(h, 2 * layer.weight.detach()),
+    "function, checkpointed": lambda h, layer: checkpoint(
+        Product.apply, h, layer.weight.detach(), use_reentrant=False
+    ),
+    "frequencies": lambda h, layer: filtered(h, layer.weight[0]),
+    "frequencies of each sample": lambda h, layer: filtered(h, layer.weight[torch.arange(6) % 5]),
+}
+"""Products that are no operation of torch's."""
+
+FOLLOWED: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "joined": lambda h, w: F.linear(h, torch.cat([w, w]))[:, :5],
+    "stacked": lambda h, w: F.linear(h, torch.stack([w, -3 * w]).mean(0)),
+    "of two layers": lambda h, w: F.linear(h, torch.cat([torch.randn(5, 5), w]))[:, :5],
+    "multiplied": lambda h, w: h @ (w @ w.T),
+    "times a constant": lambda h, w: h @ (torch.randn(5, 5) @ w),
+    "exponential": lambda h, w: h @ torch.exp(30 * w),
+    "rows and columns scaled": lambda h, w: h @ (torch.randn(5, 1) * w * torch.randn(1, 5)),
+    "row by row": lambda h, w: h @ row_by_row(w),
+    "in place": lambda h, w: h @ torch.zeros(5, 5).add_(w.sin()).square_(),
+    "a convolution": lambda h, w: F.conv1d(h[..., None], torch.cat([w, w])[..., None])[:, :5, 0],
+    "mapped": lambda h, w: torch.vmap(lambda row: w.exp() @ row)(h),
+    "frequencies": lambda h, w: filtered(h, w[0]),
+    "function": lambda h, w: Product.apply(h, torch.cat([w, w])[3:8]),
+    "checkpointed": lambda h, w: checkpoint(lambda h: h @ w.exp(), h, use_reentrant=False),
+    "recomputed": lambda h, w: checkpoint(lambda h: h @ w.exp(), h, use_reentrant=True),
+    "compiled": torch.compile(lambda h, w: F.linear(h, w), backend="aot_eager"),
+}
+"""Products with what is computed from a detached weight: seen with an example."""
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa"])
+def test_products_that_are_no_operation_of_torch_are_refused(rule: str) -> None:
+    for use in UNKNOWN.values():
+        with pytest.raises(ValueError, match="b: the model multiplies its weight itself"):
+            train(apical.convert(Net(use), rule))
+        with pytest.raises(ValueError, match="b: the model multiplies its weight itself"):
+            apical.convert(Net(use), rule, example=torch.randn(6, 4))
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_an_example_shows_all_that_is_computed_from_detached_weights(name: str) -> None:
+    use = FOLLOWED[name]
+    warnings.simplefilter("ignore")  # of dynamo, of checkpoints that no gradient passes
+    for rule in ("fa", "usf", "dfa"):
+        model = Net(lambda h, layer: use(h, layer.weight.detach()))
+        with pytest.raises(ValueError, match="b: the model multiplies its weight itself"):
+            apical.convert(model, rule, example=torch.randn(6, 4))
+        assert type(model.b) is nn.Linear
+        model = Net(lambda h, layer: layer(h) + use(h.detach(), layer.weight.detach()))
+        apical.convert(model, rule, example=torch.randn(6, 4))  # no gradient passes there
+        apical.convert(Net(lambda h, layer: use(h, matrix)), rule, example=torch.randn(6, 4))
+
+
+matrix = torch.randn(5, 5)
+
+
+class Rounds(torch.autograd.Function):
+    """As in training for quantisation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class Scales(torch.autograd.Function):
+    """As fused norms."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gain)
+        return x * gain
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, gain = ctx.saved_tensors
+        return grads[0] * gain, (grads[0] * x).sum(0)
+
+
+def keep(m: Any, args: tuple[Tensor]) -> Tensor:
+    m.given = args[0]
+    return args[0].clone()  # the layers are given another tensor
+
+
+def averaged(m: Any) -> Any:
+    """A teacher that follows in the forward pass, as in contrastive learning."""
+    with torch.no_grad():
+        for slow, fast in zip(m.teacher.parameters(), m.b.parameters(), strict=True):
+            slow.lerp_(fast, 0.1)
+    return m.teacher
+
+
+def test_what_an_example_shows_is_not_refused_where_it_is_no_product_with_a_weight() -> None:
+    uses: list[Callable[[Any, Tensor], Tensor]] = [
+        lambda m, h: m.b(h) / (m.b.weight.detach().norm(dim=1) + 1).sum(),
+        lambda m, h: (m.b(h) / m.b.weight.detach().norm(dim=1)).cumsum(-1),
+        lambda m, h: (m.b(h) / m.b.weight.detach().norm(dim=1)).sum(-1, keepdim=True).expand(6, 5),
+        lambda m, h: Rounds.apply(m.b(Rounds.apply(h))),
+        lambda m, h: Scales.apply(m.b(h), torch.ones(5) * m.scale),
+        lambda m, h: filtered(m.b(h), torch.randn(5)),
+        lambda m, h: averaged(m)(h),
+        lambda m, h: h @ m.b(matrix[None])[0].detach().exp(),
+        lambda m, h: F.dropout(m.b(h)) - m.b.weight.detach().exp().mean(0),
+        lambda m, h: (m.b(h) @ (h.detach() @ m.b.weight.detach()).T)[:, :5],
+        lambda m, h: (m.b(h) @ (m.given @ m.a.weight.detach().T).T)[:, :5],
+    ]
+    for use in uses:
+        for rule in ("fa", "usf"):
+            model = Own(use, None)
+            model.register_forward_pre_hook(keep)
+            train(apical.convert(model, {"teacher": "bp", "*": rule}, example=torch.randn(6, 4)))
+
+
 class Own(Net):
     """Weights with the values of `b`, and others, that are no copies made in the forward pass."""
 

@@ -18,7 +18,7 @@ from apical.core.feedback import Feedback, TransportFeedback, check_checkpoint
 from apical.core.kinds import mixin_for, parts
 from apical.core.layers import converted_class
 from apical.core.outputs import OutputKey
-from apical.core.plan import Assignment, Row, plan
+from apical.core.plan import UNNAMED, Assignment, Row, plan
 from apical.core.taps import BroadcastFeedback
 from apical.rules import BroadcastRule, Rule, TransportRule
 
@@ -68,8 +68,8 @@ def convert(
     Raises: ValueError with all problems at once, before anything is changed. The converted model
         raises it in the training calls 1, 2, 4, 8 and so on if it multiplies a converted layer's
         weight, or a parameter kept for its shape or name, outside of the converted layers, where
-        the gradient is backpropagation's; under "keep" it warns once. docs/your_model.md says what
-        cannot be seen.
+        the gradient is backpropagation's; and in the next if it has got layers since. Under "keep"
+        it warns once. docs/your_model.md says what cannot be seen.
 
     >>> model = convert(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), "fa")
     >>> [name for name, _ in model.named_buffers()]
@@ -231,6 +231,7 @@ def _guard(rows: Iterable[Row], *, raises: bool) -> outside.Guard:
     """What finds weights that are used outside their layers. A weight that another layer shares
     which the user keeps on its exact gradient may be used anywhere."""
     exempt: set[int] = set()
+    exact: set[str] = set()
     layers = {}
     kept = []
     for row in rows:
@@ -240,13 +241,14 @@ def _guard(rows: Iterable[Row], *, raises: bool) -> outside.Guard:
             held = list(obstacles.further_parameters(row.module).items())
         elif not row.by_kind:
             exempt.update(id(parameter) for _, parameter in held)
+            exact.add("" if row.why == UNNAMED else row.layer)
             continue
         kept += [(parameter, search.Kept(row.layer, row.kind, name)) for name, parameter in held]
     for row in rows:
         if row.layer in layers and not exempt.isdisjoint(map(id, row.weights())):
             del layers[row.layer]
     places = [place for parameter, place in kept if id(parameter) not in exempt]
-    return outside.Guard(layers, places, raises=raises)
+    return outside.Guard(layers, exact, places, raises=raises)
 
 
 def _handle_unused(

@@ -17,7 +17,7 @@ from apical.core.broadcast import Broadcast
 from apical.core.converted import broadcasts, converted_layers, feedback_modules, forked_rng
 from apical.core.kinds import parts as weights_of
 from apical.core.outside import Guard
-from apical.core.search import Found, Search
+from apical.core.search import Following, Found, Search, parameters_of
 from apical.core.taps import BroadcastFeedback, Tap
 from apical.rules.base import BroadcastRule, Rule
 
@@ -44,10 +44,15 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
     for name, layer in converted_layers(twin):
         layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
     needs_labels = any(getattr(feedback.rule, "needs_labels", False) for feedback in sized)
-    with forked_rng(model), torch.set_grad_enabled(not needs_labels):
+    named = ((name, layer) for name, layer in converted_layers(twin) if name in guard.layers)
+    following = Following((name, p) for name, layer in named for p in parameters_of(layer))
+    following.mark(example)
+    for feedback in sized:
+        feedback.listeners.append(following.mark)
+    with forked_rng(model), torch.set_grad_enabled(not needs_labels), following:
         output = call_with(twin, example)
         found: Found = {}
-        search = Search(twin, guard.layers, guard.kept, found.update)
+        search = Search(twin, guard.layers, guard.kept, found.update, following)
         found |= search.run(output)
         if search.defers:
             for feedback in sized:

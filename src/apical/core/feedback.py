@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from apical import rules
 from apical.rules.base import Rule, TransportRule
@@ -42,6 +44,7 @@ class History:
             them without the other.
         missed_steps: steps of optimizers that train the weight but not its trained feedback.
         optimizers_checked: whether the rule was asked for its objection to the optimizers.
+        compared: steps that trained weight and memory alike, until one had other gradients.
     """
 
     def __init__(self) -> None:
@@ -53,6 +56,7 @@ class History:
         self.stepped: set[str] = set()
         self.missed_steps = 0
         self.optimizers_checked = False
+        self.compared = 0
         self._optimizer: ref[Optimizer] | None = None
         self._versions: tuple[int, ...] | None = None
 
@@ -102,6 +106,7 @@ class Feedback(nn.Module):
         rule: the rule; layer: the layer's full name at conversion; seed: of the conversion;
         exact: above 0 inside `exact_gradients`; exact_blocks: how many of these there were;
         history: which updates of the weight count for the rule;
+        emptied: version counters of the tensors without values, since `to_empty` or on meta;
         listeners: functions called with input and output of each operation, while measuring.
     """
 
@@ -115,13 +120,15 @@ class Feedback(nn.Module):
         self.exact = 0
         self.exact_blocks = 0
         self.history = History()
+        self.emptied: dict[str, float] = {}
         self.count_updates(0)
         self.memory_names: tuple[str, ...] | None = None
         self.note_names: tuple[str, ...] = ()
         self.listeners: list[Callable[[Tensor, Tensor], None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "exact": 0, "listeners": []}  # of the block it is copied in
+        unwritten = dict.fromkeys(self._unwritten(), math.inf)  # counters of a copy start anywhere
+        return {**self.__dict__, "exact": 0, "listeners": [], "emptied": unwritten}
 
     def extra_repr(self) -> str:
         return rules.spell(self.rule)
@@ -166,6 +173,8 @@ class Feedback(nn.Module):
 
     def takes_part(self, x: Tensor, weight: Tensor) -> bool:
         """Whether the rule acts in the backward pass of this input; if so, the update counts."""
+        if self.emptied and not x.is_meta:
+            self._refuse_if_emptied()
         if self.history.weight_replaced:
             self.adopt(weight)
         if self.rule.changes_weight:
@@ -194,6 +203,33 @@ class Feedback(nn.Module):
         node = weight.grad_fn if base is None else base.grad_fn
         if node is not None and type(node).__name__ != "BroadcastBackward":
             raise ValueError(f"{self.layer}: {computed_weight(self.rule)}")
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Feedback:
+        """As of every module that is moved or cast; notes what `to_empty` leaves without values."""
+        self.emptied = self._unwritten()
+        with _Emptying() as mode:
+            super()._apply(fn, *args, **kwargs)
+        for name, tensor in (*self._parameters.items(), *self._buffers.items()):
+            if tensor is not None and (mode.seen or tensor.is_meta or name in self.emptied):
+                self.emptied[name] = tensor._version
+        return self
+
+    def _unwritten(self) -> dict[str, float]:
+        """Those of `emptied` that were not written in place since, by hand."""
+        if torch.compiler.is_compiling():  # it reads no version counter
+            return self.emptied
+        kept = ((name, getattr(self, name), at) for name, at in self.emptied.items())
+        return {name: at for name, t, at in kept if t.is_meta or t._version <= at}
+
+    def _refuse_if_emptied(self) -> None:
+        self.emptied = self._unwritten()
+        if self.emptied:
+            raise ValueError(
+                f"{self.layer}: its feedback ({', '.join(self.emptied)}) has no values since the"
+                " model was moved to the meta device or by to_empty. Load a state_dict of the"
+                " converted model; or, when the weights have their values, apical.revert(model) and"
+                " convert again"
+            )
 
     def count_updates(self, count: int) -> None:
         """Set the number of updates that counted."""
@@ -254,6 +290,21 @@ class Feedback(nn.Module):
         if prefix + "updates" in state_dict and self.rule.acts_after_update:
             self.count_updates(int(state_dict.pop(prefix + "updates")))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for name in [key.removeprefix(prefix) for key in saved]:
+            if name in self.emptied and not getattr(self, name).is_meta:  # meta keeps nothing
+                del self.emptied[name]
+
+
+class _Emptying(TorchFunctionMode):
+    """Notes whether tensors are made without values within the block, as `to_empty` makes them."""
+
+    seen = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.seen = self.seen or function is torch.empty_like
+        return function(*args, **(kwargs or {}))
 
 
 class TransportFeedback(Feedback):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from apical.core.autograd import OWN
@@ -140,10 +141,11 @@ class Graph:
         return {node for _, node in self.nodes} - self.activations
 
     def products(self) -> Iterator[tuple[Node, list[Factor]]]:
-        """All products and differences, of activations or not."""
+        """All products and differences, of activations or not, and what may be some."""
         for name, node in self.nodes:
-            if name in PLACES:
-                edges = (node.next_functions[place] for place in PLACES[name])
+            if name in PLACES or is_custom(node):
+                places = PLACES.get(name, range(len(node.next_functions)))
+                edges = (node.next_functions[place] for place in places)
                 yield node, [Factor((n, at), origin((n, at))) for n, at in edges if n is not None]
 
     def mixes(
@@ -153,13 +155,15 @@ class Graph:
         rows. If not, it scales the activations or moves them.
 
         An elementwise product is one if an activation meets several entries of the weight, so that
-        its gradient is a sum over them, or if a sum follows.
+        its gradient is a sum over them, if a sum follows, or if it is one of frequencies.
 
         Args: shape: of the weight as it enters; data: the activations among the factors; computed:
             whether the weight was not only rearranged before. Its norms, say, scale.
         """
         name = product.name()
-        if name in FACTORS:
+        if name in FACTORS or is_custom(product):
+            return True
+        if name in ELEMENTWISE and product._input_metadata[0].dtype.is_complex:
             return True
         axes = sum(size > 1 for size in shape)
         if axes < (1 if name in ELEMENTWISE and not computed else 2):
@@ -229,11 +233,20 @@ def saved(node: Node) -> Iterator[Any]:
         kept = getattr(node, key)
         if hasattr(kept, "data"):  # not a list of them
             yield kept
+        elif is_custom(node):
+            yield from kept
 
 
 def constants(node: Node) -> Iterator[Tensor]:
     """The tensors that a node keeps as they are."""
     return (kept.data for kept in saved(node) if isinstance(kept.data, Tensor))
+
+
+def is_custom(node: Node) -> bool:
+    """Whether a node is of an autograd Function that neither torch nor Apical wrote; one that is
+    given activations and a weight is taken for a product."""
+    own = getattr(type(node), "_forward_cls", Node).__module__.startswith(("apical.", "torch."))
+    return isinstance(node, BackwardCFunction) and not own
 
 
 def shape_of(edge: Edge) -> Sequence[int]:

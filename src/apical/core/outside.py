@@ -1,22 +1,28 @@
-"""Weights that a model multiplies outside the forward of their layers, where no rule can act.
+"""Weights that a model multiplies outside the forward of converted layers, where no rule can act.
 
 `F.linear(x, layer.weight)` passes the exact gradient to what is below, whatever the layer's rule
 is. The graph of a training call shows it: a product with the weight that is not the layer's own. It
 is examined at the calls 1, 2, 4, 8 and so on, so that in the long run it costs next to nothing.
+
+So does a layer that the model got after the conversion, as a new head. Layers are compared with
+those of the conversion in the same calls, and in the first after any module got a child.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from apical.core import updates
 from apical.core.converted import broadcasts, feedback_modules, is_converted
+from apical.core.kinds import mixin_for
 from apical.core.search import Found, Kept, Search, address, module_named, parameters_of
 
 
@@ -27,21 +33,39 @@ class Guard:
 
     Attributes:
         layers: by name of a converted layer, the class of its rule;
+        exact: names of layers that the user keeps exact; "" if all that have no name here are;
         kept: parameters that should be no factors of products;
         raises: whether it raises ValueError; else it warns, once of each;
-        calls: training calls so far.
+        calls: training calls so far;
+        changes: of all models of the process, how often a module got a child.
     """
 
-    def __init__(self, layers: dict[str, str], kept: list[Kept], *, raises: bool) -> None:
+    changes: ClassVar[int] = 0
+
+    def __init__(
+        self, layers: dict[str, str], exact: set[str], kept: list[Kept], *, raises: bool
+    ) -> None:
         self.layers = layers
+        self.exact = exact
         self.kept = kept
         self.raises = raises
         self.calls = 0
         self._reported: set[str] = set()
         self._exact_blocks = 0
+        self._compared: int | None = None  # `changes` when layers were last compared
+        self._modules: WeakSet[nn.Module] = WeakSet()  # of the model when it was converted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_modules": list(self._modules)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _compared=None, _modules=WeakSet(state["_modules"]))
+        _count_changes()
 
     def attach(self, model: nn.Module) -> None:
         """Register the hooks."""
+        _count_changes()
+        self._modules.update(model.modules())
         model.register_forward_pre_hook(self.before)
         model.register_forward_hook(self.after)
 
@@ -49,6 +73,7 @@ class Guard:
         """The user accepts these uses, keys of what a search found."""
         for place in found:
             self.layers.pop(place, None)
+            self.exact.add(place)
         self.kept = [kept for kept in self.kept if f"{kept.layer}.{kept.parameter}" not in found]
 
     def before(self, model: nn.Module, args: Any) -> None:
@@ -61,21 +86,26 @@ class Guard:
                     " use it cannot record the backward pass of a rule; trace for inference, inside"
                     " torch.no_grad(), and train the model itself or torch.compile(model)"
                 )
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and self._is_due():
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and self._examines():
             self._exact_blocks = _exact_blocks(model)
 
     def after(self, model: nn.Module, args: Any, output: Any) -> None:
         """Forward hook. Raises: ValueError, or warns, naming all uses that it found."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        if self._is_due():
+        if self._examines():
             if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
                 return  # not counted: the next call is due
             exact = any(feedback.exact for feedback in feedback_modules(model))
             if exact or self._exact_blocks != _exact_blocks(model):
                 return  # all of it, or a part, ran inside `exact_gradients`
-            search = Search(model, self.layers, self.kept, partial(self._report, model))
-            self._report(model, search.run(output) | self._changed_ties(model))
+            changes = Guard.changes
+            found = {} if hasattr(model, "_is_replica") else dict(self._new_layers(model))
+            if self._is_due():
+                search = Search(model, self.layers, self.kept, partial(self._report, model))
+                found |= search.run(output) | self._changed_ties(model)
+            self._report(model, found)
+            self._compared = changes
         self.calls += 1
 
     def _report(self, model: nn.Module, found: Found) -> None:
@@ -117,8 +147,51 @@ class Guard:
                     found[name] = _of_tie(name, other, rule, "now shares its weight with")
         return found
 
+    def _new_layers(self, module: nn.Module, within: str = "") -> Iterator[tuple[str, str]]:
+        """Layers that a rule could convert and that the model got since the conversion.
+
+        A module that is no container and directly holds a converted layer is an adapter around it,
+        whose own layers are meant to be exact. Frozen layers count where they replace others.
+        """
+        for key, child in module.named_children():
+            name = f"{within}{key}"
+            if is_converted(child):
+                continue
+            if child in self._modules or mixin_for(child) is None:
+                adapts = child not in self._modules and not isinstance(child, _CONTAINERS)
+                if not (adapts and any(map(is_converted, child.children()))):
+                    yield from self._new_layers(child, f"{name}.")
+            elif not self._is_exact(name) and (
+                name in self.layers or any(p.requires_grad for p in child.parameters())
+            ):
+                yield name, _of_new(name, type(child).__name__)
+
+    def _is_exact(self, name: str) -> bool:
+        """Whether the user keeps exact what is in this place of the model."""
+        while name and name not in self.layers and name not in self.exact:
+            name = name.rpartition(".")[0]
+        return name in self.exact
+
+    def _examines(self) -> bool:
+        """Whether this call is examined: all uses of weights, or new layers at least."""
+        return self._is_due() or self._compared != Guard.changes
+
     def _is_due(self) -> bool:
         return not self.calls & (self.calls + 1)
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_HOOKS: list[Any] = []
+
+
+def _count_changes() -> None:
+    """Count, from now on, how often a module got a child."""
+    if not _HOOKS:
+        _HOOKS.append(register_module_module_registration_hook(_note_change))
+
+
+def _note_change(module: nn.Module, name: str, child: nn.Module) -> None:
+    Guard.changes += 1
 
 
 def release(module: nn.Module) -> None:
@@ -130,9 +203,18 @@ def release(module: nn.Module) -> None:
 
 
 def report(texts: Iterable[str]) -> str:
-    """All uses that were found, in one message."""
-    return "a weight is used outside its layer's own forward:" + "".join(
+    """All that was found, in one message."""
+    return "a gradient would be that of backpropagation, not of the rule:" + "".join(
         f"\n  - {text}" for text in texts
+    )
+
+
+def _of_new(layer: str, kind: str) -> str:
+    return (
+        f"{layer} ({kind}): is new in the model since apical.convert, and no rule acts on it."
+        " apical.switch(model, rule, optimizer=optimizer) converts it, and leaves the feedback of"
+        " the other layers as it is; or keep its exact gradient by name:"
+        f" apical.switch(model, {{{layer!r}: 'bp', '*': rule}}, optimizer=optimizer)"
     )
 
 

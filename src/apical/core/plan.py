@@ -21,6 +21,9 @@ from apical.core.obstacles import Action
 from apical.core.outputs import OutputKey
 from apical.rules import BP, BroadcastRule, Rule, TransportRule
 
+UNNAMED = "no pattern names it: exact gradient"
+"""Why a layer is kept."""
+
 Predicate = Callable[[str, nn.Module], bool]
 Assignment = Rule | str | Mapping[Any, Any]
 
@@ -216,12 +219,11 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
     for choice in matching:
         choice.matched.append(name)
     first = matching[0] if matching else None
-    unnamed = "no pattern names it: exact gradient"
     if mixin_for(module) is None:
         action, why = obstacles.without_rule(name, module)
         by_kind = action == "keep" and first is not None
         if action == "refuse" and first is None:
-            action, why = "keep", unnamed
+            action, why = "keep", UNNAMED
         elif (
             first is not None
             and isinstance(first.rule, BP)
@@ -231,7 +233,7 @@ def _decide(name: str, module: nn.Module, choices: list[_Choice]) -> Row:
             action, why, by_kind = "keep", "rule BP: exact gradient", False
         return Row(name, kind, action, None, why, module, by_kind=by_kind)
     if first is None:
-        return Row(name, kind, "keep", None, unnamed, module)
+        return Row(name, kind, "keep", None, UNNAMED, module)
     first.used = True
     rule = first.rule
     if isinstance(rule, BP) and not rule.constrain_weights:

@@ -4,7 +4,7 @@ The rule: wherever a gradient reaches activations through a product with a matri
 neither a converted layer's weight nor, in the same forward pass, computed from it without data. A
 copy of earlier values, as a teacher's weights or a buffer, is a weight of its own. Edges of the
 graph show what a factor is computed from; where they are cut (`detach`, frozen weights), its place
-in memory does, or its values.
+in memory does, and what `Following` saw, or its values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from apical.core import outputs, updates
 from apical.core.converted import is_converted
@@ -32,6 +35,7 @@ from apical.core.graph import (
     Graph,
     computed_from,
     constants,
+    is_custom,
     looked_up,
     origin,
     saved,
@@ -63,16 +67,22 @@ class Search:
         layers: by name of a converted layer, the class of its rule;
         kept: parameters that should be no factors of products;
         later: called with what is found in a backward pass, in which activation checkpointing
-            computes again what it left out.
+            computes again what it left out;
+        following: what was seen in the pass; without it, copies of weights are found by values.
 
     Attributes: defers: whether there is something to find in the backward pass.
     """
 
     def __init__(
-        self, model: nn.Module, layers: dict[str, str], kept: list[Kept], later: Later
+        self,
+        model: nn.Module,
+        layers: dict[str, str],
+        kept: list[Kept],
+        later: Later,
+        following: Following | None = None,
     ) -> None:
         self.defers = False
-        self._given = model, layers, kept, later
+        self._given = model, layers, kept, later, following
         self._found: Found = {}
         self._weights: dict[Edge, str] = {}
         self._by_feedback: dict[str, str] = {}
@@ -126,8 +136,10 @@ class Search:
         weights, is_matrix_product = self._weights, node.name() in FACTORS
         data = [f for f in factors if f.origin not in weights and f.origin[0] not in graph.cut]
         active = [f for f in data if f.origin[0] in graph.activations]
-        if active and len(factors) < len(PLACES[node.name()]):  # another has no gradient
-            self._note(node, (t for t in constants(node) if graph.mixes(node, t.shape, active)))
+        if active and (is_custom(node) or len(factors) < len(PLACES[node.name()])):
+            kept = ((t, self._at(t) is None) for t in constants(node))  # another has no gradient
+            mixed = (t for t, new in kept if graph.mixes(node, t.shape, active, computed=new))
+            self._note(node, mixed)
         for factor in factors:
             is_weight = factor.origin in weights
             if factor.origin[0] in graph.activations and not is_weight:
@@ -157,7 +169,7 @@ class Search:
         a product are, or are computed from; where checkpointing left out the product's, later."""
         for tensor in factors:
             self._add(self._layer_of(tensor), _operation(node))
-        for kept in saved(node) if node.name() in FACTORS else ():
+        for kept in saved(node) if node.name() in FACTORS or is_custom(node) else ():
             hook = kept.unpack_hook
             names = getattr(getattr(hook, "__code__", None), "co_freevars", ())
             if "frame" in names:  # of torch.utils.checkpoint, not reentrant
@@ -180,7 +192,7 @@ class Search:
             tensor = frame().recomputed[task].get(handle) if handle else None
             if tensor is not None:
                 self._add(self._layer_of(tensor), operation)
-                self._given[-1](self._found)
+                self._given[3](self._found)
 
     def _search_recomputed(self, node: Any) -> None:
         """Search what reentrant checkpointing computes in the backward pass."""
@@ -189,7 +201,7 @@ class Search:
 
         def searched(*args: Any) -> Any:
             returned = run(*args)
-            given[-1](Search(*given).run(returned))
+            given[3](Search(*given).run(returned))
             return returned
 
         node.run_function = searched
@@ -197,17 +209,61 @@ class Search:
     def _layer_of(self, tensor: Tensor) -> str | None:
         """The layer in whose weight a tensor without gradient lies, or whose weight it is a changed
         copy of; None for other parameters, of any model, and for buffers of this one."""
-        start = address(tensor)
-        if not start or not tensor.is_floating_point():
+        held, following = self._at(tensor), self._given[4]
+        if held is not None:
+            return held[2]
+        if following is not None:
+            return following.layer_of(tensor)
+        if not address(tensor) or not tensor.is_floating_point():
             return None
-        at = bisect.bisect(self._memory, start, key=itemgetter(0)) - 1
-        if at >= 0 and start < self._memory[at][1]:
-            return self._memory[at][2]
         if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             return None
         entries = math.prod(n for n, s in zip(tensor.shape, tensor.stride(), strict=True) if s)
         alike = ((name, w) for name, w in self._named if w.numel() == entries and address(w))
         return next((name for name, weight in alike if _is_copy(tensor, weight)), None)
+
+    def _at(self, tensor: Tensor) -> tuple[int, int, str | None] | None:
+        """In whose memory a tensor lies: its begin, its end, and the layer if it is a weight's."""
+        start = address(tensor)
+        at = bisect.bisect(self._memory, start, key=itemgetter(0)) - 1
+        return self._memory[at] if at >= 0 and start < self._memory[at][1] else None
+
+
+class Following(TorchDispatchMode):
+    """Within the block it notes which memory holds what is computed from weights without data: from
+    other parameters, buffers, constants and random numbers alone.
+
+    Args: weights: with the names of their layers.
+    """
+
+    def __init__(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        super().__init__()
+        # by place, which the reference keeps from being used again; None: of data
+        self._layers: dict[StorageWeakRef, str | None] = {}
+        for name, weight in weights:
+            self._layers.update(dict.fromkeys(_places(weight), name))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = [self._layers[at] for at in _places((args, kwargs)) if at in self._layers]
+        if found:
+            layer = None if None in found else found[0]
+            self._layers.update(dict.fromkeys(_places(result), layer))
+        return result
+
+    def mark(self, *data: Any) -> None:
+        """Note as data: what a model is given, and what a converted layer computes."""
+        self._layers.update(dict.fromkeys(_places(data)))
+
+    def layer_of(self, tensor: Tensor) -> str | None:
+        """The layer from whose weight a tensor is computed."""
+        return next((self._layers.get(at) for at in _places(tensor)), None)
+
+
+def _places(given: Any) -> list[StorageWeakRef]:
+    """The memory of the tensors in a value, but of those that have none of their own."""
+    tensors = (t for t in tree_leaves(given) if type(t) in (Tensor, nn.Parameter))
+    return [StorageWeakRef(t.untyped_storage()) for t in tensors if t.layout == torch.strided]
 
 
 def _is_copy(tensor: Tensor, weight: Tensor) -> bool:

@@ -22,9 +22,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from apical.core.feedback import Feedback, TransportFeedback, computed_weight
 from apical.rules.base import Update
 from apical.rules.ops import Op
+from apical.rules.tracking import Follower
 
 PATIENCE = 3
 """Steps after which feedback that no optimizer trains is worth a warning."""
+
+_TOLERANCE = 0.1
+"""Between gradients of weight and feedback, of their norm: rounding to bfloat16 changes an entry by
+1/256 of it at most, and where something else changes one of them by less, it does little harm."""
 
 _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
 _UNCALLED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # so far; gradients at first
@@ -142,6 +147,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     layers = [layer for layer in _WATCHED if not stepped.isdisjoint(map(id, _parameters(layer)))]
     candidates = list(_distinct(layers))
     _warn_of_optimizer(candidates, optimizer, stepped)
+    _warn_of_gradients(candidates, stepped)
     _act([slot for slot in candidates if _completes(slot, stepped)], by_hand=False)
 
 
@@ -279,6 +285,45 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
         )
     for text, layers in objections.items():
         warnings.warn(f"{', '.join(dict.fromkeys(layers))}: {text}", stacklevel=4)
+
+
+@torch.no_grad()
+def _warn_of_gradients(slots: Iterable[Slot], stepped: Set[int]) -> None:
+    """Warn, once for each layer, where the weight's gradient was scaled (clipped), or changed by a
+    hook, but not that of the feedback that is to follow it. Compared at the steps 1, 2, 4, 8 and so
+    on, so that in the long run it costs next to nothing.
+
+    What adds to the gradient, a penalty or a pass inside `exact_gradients`, is meant to.
+    """
+    differing = []
+    for _, feedback, _, weight, *_ in slots:
+        rule, history, memory = feedback.rule, feedback.history, feedback.memory()
+        if not (isinstance(rule, Follower) and feedback.trained) or history.compared < 0:
+            continue
+        following = rule.following(*memory)
+        if not {id(weight), id(following)} <= stepped:
+            continue
+        history.compared += 1
+        if history.compared & (history.compared - 1):
+            continue
+        of_weight, given = weight.grad, following.grad
+        if not type(of_weight) is type(given) is Tensor:  # sharded
+            continue
+        expected = rule.image(of_weight, *memory)
+        factor = 1.0 if weight._backward_hooks else (expected * given).sum() / given.square().sum()
+        apart, unlike = (torch.linalg.vector_norm(expected - f * given) for f in (1.0, factor))
+        limit = _TOLERANCE * torch.maximum(*map(torch.linalg.vector_norm, (of_weight, given)))
+        if apart > limit and (weight._backward_hooks or unlike < limit):
+            history.compared = -1
+            differing.append(feedback.layer)
+    if differing:
+        warnings.warn(
+            f"{', '.join(differing)}: what the optimizer was given as the gradient of the weight is"
+            " not that of its feedback, which so does not follow it. What scales or changes"
+            " gradients (clip_grad_norm_, a hook of the weight) must do so for both:"
+            " model.parameters() has the feedback too",
+            stacklevel=4,
+        )
 
 
 def _is_due(optimizer: Optimizer) -> bool:

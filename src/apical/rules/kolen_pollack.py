@@ -76,6 +76,9 @@ class KolenPollack(Follower):
     def following(self, *memory: Tensor) -> Tensor:
         return memory[0]
 
+    def image(self, gradient: Tensor, *memory: Tensor) -> Tensor:
+        return gradient
+
     def objection(self, optimizer: Optimizer, weight_group: Group, memory_group: Group) -> str:
         apart = trained_apart(weight_group, memory_group)
         if apart:

@@ -150,6 +150,9 @@ class LowDimensional(Follower):
     def following(self, *memory: Tensor) -> Tensor:
         return memory[1]
 
+    def image(self, gradient: Tensor, *memory: Tensor) -> Tensor:
+        return factors.through(memory[0], gradient)
+
     def adopt(self, weight: Tensor, *memory: Tensor) -> None:
         if self.follows == "update":
             memory[2].copy_(factors.through(memory[0], weight))

@@ -76,6 +76,9 @@ class ProductFeedback(Follower):
     def following(self, *memory: Tensor) -> Tensor:
         return memory[1]
 
+    def image(self, gradient: Tensor, *memory: Tensor) -> Tensor:
+        return factors.through(memory[0].t(), gradient)
+
     def objection(self, optimizer: Optimizer, weight_group: Group, memory_group: Group) -> str:
         apart = trained_apart(weight_group, memory_group)
         return apart or not_linear(optimizer, "use SGD, or KolenPollack")

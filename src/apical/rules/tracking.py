@@ -53,6 +53,10 @@ class Follower(TransportRule, abc.ABC):
     def following(self, *memory: Tensor) -> Tensor:
         """The tensor of the memory that gets the updates, or their image."""
 
+    @abc.abstractmethod
+    def image(self, gradient: Tensor, *memory: Tensor) -> Tensor:
+        """The gradient of `following` that goes with a gradient of the weight."""
+
 
 def trained_apart(weight_group: Group, memory_group: Group) -> str:
     """The objection to options in which the groups of weight and feedback differ, or empty."""
