@@ -1,6 +1,7 @@
 """The gradient audit: right verdicts for honest, misled, vanishing and random gradients."""
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -89,6 +90,23 @@ def test_a_wrong_gradient_of_a_model_made_elsewhere_is_masked() -> None:
     found = attacks.audit(model.eval(), X, Y)
     assert found.verdict == "masked"
     assert found.cosine == pytest.approx(1) and found.agreement < 0.3
+
+
+@pytest.mark.parametrize("change", [torch.zeros_like, lambda gradient: gradient.roll(1, 3)])
+def test_a_gradient_that_is_wrong_for_few_examples_is_not_faithful(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    """Nine of 100: a mean over examples, or the share of zero gradients, would pass."""
+    x, y, model, inner = digits()[0][1300:1400], digits()[1][1300:1400], Wrapped(), net("bp")
+    wrong = torch.arange(100)[:, None, None, None] < 9
+    model.forward = lambda x: inner(_hooked(x, lambda g: g.where(~wrong[: len(g)], change(g))))
+    assert attacks.audit(model.eval(), x, y, limits=Limits(apart=0.1)).passed
+    found = attacks.audit(model, x, y)
+    assert found.zero < 0.1 and found.agreement > 0.95
+    assert found.verdict == "undecided" and not found.passed
+    count = round(found.apart * found.derived)  # at a kink of the net there is no derivative
+    assert 7 <= count <= 9 and found.derived > 90
+    assert f"the gradient of {count} ({found.apart:.0%}) disagrees" in found.reasons[0]
 
 
 def test_a_model_need_not_be_defined_outside_the_range() -> None:

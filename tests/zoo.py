@@ -360,7 +360,7 @@ def judged(kept: Kept) -> RobustReport | str:
             surrogates={} if kept.dtype == torch.float64 else {"bp": other.eval()},
         )
     except ValueError as error:
-        refusals = ("depend on the other examples", "inputs differ", "depend on whether gradients")
+        refusals = ("scores depend on", "scores of an example depend", "inputs differ")
         if any(each in str(error) for each in refusals):
             return "refused"
         raise

@@ -30,6 +30,7 @@ from apical.core.convert import feedback_modules
 from apical.measure import statistics
 from apical.names import checked_count
 
+CHANGED = "the scores of the clean inputs after the attacks differ from those before"
 AUDITED = 128
 """Most examples on which the gradient is audited."""
 
@@ -165,7 +166,7 @@ def robust_report(
     model = Expectation(model, samples) if samples > 1 else model
     if norm == "flips":
         check_binary("robust_report", x, bounds)
-    clean, classes = _clean(model, x, y, bounds, random_allowed=samples > 1)
+    clean, classes, scores = _clean(model, x, y, bounds, random_allowed=samples > 1)
     setting = Setting(
         norm,
         bounds,
@@ -202,6 +203,8 @@ def robust_report(
             if trial.group == "exact" and trial.on == "all" and _counts(trial)
         ]
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
+    if samples == 1 and not input_checks.lasting(model, x, scores):
+        found = replace(found, verdict="random", passed=False, reasons=(CHANGED, *found.reasons))
     return _concluded(tuple(clean.tolist()), trials, budgets, found, setting)
 
 
@@ -260,8 +263,9 @@ def _clean(
     bounds: tuple[float, float],
     *,
     random_allowed: bool,
-) -> tuple[Tensor, int]:
-    """Which examples are correct, on the CPU, and the number of classes; after all checks."""
+) -> tuple[Tensor, int, Tensor]:
+    """Which examples are correct, on the CPU, the number of classes, and the scores; after all
+    checks."""
     with undisturbed(model), torch.no_grad():
         input_checks.check_mode(model, random_allowed=random_allowed)
         input_checks.check_inputs(x, Ball(0.0, "linf", *bounds))
@@ -287,7 +291,7 @@ def _clean(
             " rounding where they are close to 0 or 1; give the scores before the softmax",
             stacklevel=3,
         )
-    return clean, classes
+    return clean, classes, scores
 
 
 def _budgets(eps: object, norm: Threat, bounds: tuple[float, float]) -> list[float]:
