@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import apical
+import zoo
 from apical import attacks
 from apical.attacks.audit import Limits
 from unusual_nets import Detached, Noisy, Quantised, Rounded, Scaled, Stepped, Wrapped
@@ -129,6 +130,14 @@ def test_of_a_coarsely_quantised_net_attacks_decide() -> None:
     model.forward = lambda x: inner(x + ((x * 3).round() / 3 - x).detach())
     found = attacks.audit(model.eval(), X, Y)
     assert found.agreement < 0.5 and found.rising > 0.75
+    assert found.verdict == "undecided" and not found.passed
+
+
+def test_a_backward_pass_that_skips_a_purifier_is_not_faithful() -> None:
+    """Its loss has jumps, but longer steps agree no better, as they would on a quantised net."""
+    model = zoo.Function(net("bp"), zoo.purified)
+    found = attacks.audit(model.eval(), X, Y)
+    assert 0.5 < found.agreement < 0.9 and found.rising > 0.9
     assert found.verdict == "undecided" and not found.passed
 
 

@@ -42,11 +42,11 @@ class Limits:
     rising: smallest share of examples whose loss a step along the gradient increases (chance: 1/2).
     cosine: median cosine to the exact gradient below which it is masked; alike: from which attacks
     by it are equally strong. In between attacks decide. agreement: smallest mean cosine to finite
-    differences; coarse: the same where these differ between the two smallest steps, as of quantised
-    and spiking nets, or the gradient is a mean over random passes. apart: largest share of examples
-    below `agreement`, if the loss has a derivative: more must be significant (binomial, 5 %).
-    zero: largest share of examples without a gradient. repeat: smallest cosine between two
-    gradients of the same inputs; averaged: the same for a mean over random passes.
+    differences; coarse: the same where the loss has no derivative and longer steps agree better, as
+    of quantised and spiking nets, or the gradient is a mean over random passes. apart: largest
+    share of examples below `agreement`, if the loss has a derivative: more must be significant
+    (binomial, 5 %). zero: largest share of examples without a gradient. repeat: smallest cosine
+    between two gradients of the same inputs; averaged: the same for a mean over random passes.
     """
 
     rising: float = 0.75
@@ -179,7 +179,7 @@ def audit(
     measured["cosine"] = alike.median().item() if both.any() else None
     measured["exact_vanished"] = _zero(exact[_varies(answer.scores, y, name)])
     verdict, passed, reasons = _verdict(measured, limits)
-    del measured["steady"], measured["vanished"], measured["exact_vanished"], measured["smooth"]
+    del measured["steady"], measured["vanished"], measured["exact_vanished"], measured["coarse"]
     measured["misleading"] = isinstance(r := measured["rising"], float) and r < limits.rising
     return Audit(verdict, reasons, passed=passed, **measured)  # type: ignore[arg-type]
 
@@ -211,7 +211,7 @@ def _measured(
         "rising_high": high,
         "slope_ratio": found.ratio.nanmedian().item() if count else None,
         "agreement": found.agreement,
-        "smooth": found.smooth,
+        "coarse": found.coarse,
         "derived": len(found.derived),
         "apart": (found.derived < limits.agreement).double().mean().item()
         if len(found.derived)
@@ -250,7 +250,7 @@ def _verdict(found: dict[str, object], limits: Limits) -> tuple[Word, bool, tupl
             f"its cosine to the exact gradient of the same weights is {found['cosine']:.2f}:"
             " attacks by it are weaker than they could be"
         )
-    if below("agreement", limits.agreement if found["smooth"] else limits.coarse):
+    if below("agreement", limits.coarse if found["coarse"] else limits.agreement):
         # Its loss rises all the same, and of a coarsely quantised net it is always low.
         reasons["masked" if reasons["masked"] else "undecided"].append(
             f"its cosine to finite differences of the loss is {found['agreement']:.2f}, so another"
