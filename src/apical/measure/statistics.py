@@ -162,7 +162,7 @@ def above(successes: int, trials: int, share: float) -> float:
     """p-value for a share of at most `share`, exact binomial.
 
     >>> round(above(8, 128, 0.03), 3)
-    0.042
+    0.04
     """
     from scipy.stats import binomtest
 
