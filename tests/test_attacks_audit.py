@@ -1,6 +1,7 @@
 """The gradient audit: right verdicts for honest, misled, vanishing and random gradients."""
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import apical
+import zoo
 from apical import attacks
 from apical.attacks.audit import Limits
 from unusual_nets import Detached, Noisy, Quantised, Rounded, Scaled, Stepped, Wrapped
@@ -91,6 +93,23 @@ def test_a_wrong_gradient_of_a_model_made_elsewhere_is_masked() -> None:
     assert found.cosine == pytest.approx(1) and found.agreement < 0.3
 
 
+@pytest.mark.parametrize("change", [torch.zeros_like, lambda gradient: gradient.roll(1, 3)])
+def test_a_gradient_that_is_wrong_for_few_examples_is_not_faithful(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    """Nine of 100: a mean over examples, or the share of zero gradients, would pass."""
+    x, y, model, inner = digits()[0][1300:1400], digits()[1][1300:1400], Wrapped(), net("bp")
+    wrong = torch.arange(100)[:, None, None, None] < 9
+    model.forward = lambda x: inner(_hooked(x, lambda g: g.where(~wrong[: len(g)], change(g))))
+    assert attacks.audit(model.eval(), x, y, limits=Limits(apart=0.1)).passed
+    found = attacks.audit(model, x, y)
+    assert found.zero < 0.1 and found.agreement > 0.95
+    assert found.verdict == "undecided" and not found.passed
+    count = round(found.apart * found.derived)  # at a kink of the net there is no derivative
+    assert 7 <= count <= 9 and found.derived > 90
+    assert f"the gradient of {count} ({found.apart:.0%}) disagrees" in found.reasons[0]
+
+
 def test_a_model_need_not_be_defined_outside_the_range() -> None:
     model, inner = Wrapped(), net("bp")
     model.forward = lambda x: inner(torch.where((x < 0) | (x > 1), torch.nan, x))
@@ -111,6 +130,14 @@ def test_of_a_coarsely_quantised_net_attacks_decide() -> None:
     model.forward = lambda x: inner(x + ((x * 3).round() / 3 - x).detach())
     found = attacks.audit(model.eval(), X, Y)
     assert found.agreement < 0.5 and found.rising > 0.75
+    assert found.verdict == "undecided" and not found.passed
+
+
+def test_a_backward_pass_that_skips_a_purifier_is_not_faithful() -> None:
+    """Its loss has jumps, but longer steps agree no better, as they would on a quantised net."""
+    model = zoo.Function(net("bp"), zoo.purified)
+    found = attacks.audit(model.eval(), X, Y)
+    assert 0.5 < found.agreement < 0.9 and found.rising > 0.9
     assert found.verdict == "undecided" and not found.passed
 
 

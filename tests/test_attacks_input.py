@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import apical
 from apical import attacks
+from apical.attacks.checks import check_steady
 from victims import convolutional, digits
 
 X, Y = digits()[0][:4], digits()[1][:4]
@@ -294,6 +295,54 @@ def test_scores_that_depend_on_the_batch_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="depend on the other examples"):
             attacks.PGD(0.1)(net.eval(), X, Y)
+
+
+class Otherwise(nn.Module):
+    """Turns its input where a condition holds that is no property of the values."""
+
+    def __init__(self, turned: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.turned = turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        return NET(x.flip(3) if self.turned(x) else x)
+
+
+@pytest.mark.parametrize(
+    ("turned", "what"),
+    [
+        (lambda x: x.requires_grad, "gradients are recorded"),
+        (lambda x: not x.is_leaf, "gradients are recorded"),
+        (lambda x: torch.is_grad_enabled() and not x.requires_grad, "gradients are recorded"),
+        (lambda x: x.is_inference(), "torch.inference_mode"),
+        (lambda x: not x.is_contiguous(), "the strides of the input"),
+    ],
+)
+def test_a_report_refuses_scores_that_depend_on_the_way_of_a_pass(
+    turned: Callable[[Tensor], bool], what: str
+) -> None:
+    with pytest.raises(ValueError, match=f"scores depend on .*{what}"):
+        attacks.robust_report(Otherwise(turned).eval(), X, Y, eps=0.1)
+
+
+def test_a_model_that_takes_gradients_and_views_is_not_refused() -> None:
+    """Inference mode and other strides would be errors of torch."""
+
+    def inside(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            moved = x if x.requires_grad else x.detach().requires_grad_()
+            energy = NET(moved.view(len(x), 64).view_as(moved)).logsumexp(1).sum()
+            return torch.autograd.grad(energy, moved, create_graph=True)[0]
+
+    class Inside(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return NET(x + inside(x))
+
+    model = Inside().eval()
+    for mode, x in ((torch.inference_mode(), X), (torch.no_grad(), X.mT.contiguous().mT)):
+        with mode, pytest.raises(RuntimeError):
+            model(x)
+    check_steady(model, X, model(X).detach())
 
 
 def test_a_report_refuses_scores_of_another_shape_for_one_example() -> None:

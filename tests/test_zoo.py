@@ -15,11 +15,11 @@ TRUTHS = {
     "honest": "honest",
     "misaligned": "gradient of a feedback rule",
     "wrong": "wrong or shattered gradient",
-    "partial": "gradient of a part of the net",
+    "partial": "gradient of a part of the net, or wrong for some images",
     "absent": "no gradient",
     "random": "random",
     "batch": "scores depend on the batch",
-    "switch": "scores depend on the recording of gradients",
+    "switch": "scores depend on how a pass is made",
 }
 WORDS = ("faithful", "masked", "suspect", "vanishing", "random", "undecided", "refused")
 ALLOWED = {

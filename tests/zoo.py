@@ -22,8 +22,9 @@ Truth = Literal["honest", "misaligned", "wrong", "partial", "absent", "random", 
 broken (k winners take all, switching): of the images left there, Square with 2,000 queries, APGD
 with 100 steps and a transfer from the plain net broke one of 14 at most. misaligned: that of a
 feedback rule. wrong: of another function, or of one that is shattered. partial: of a part of the
-net, so that another gradient finds more. absent: zero. random: it, or the scores, change. batch:
-the scores of an example depend on the others. switch: other scores while gradients are recorded."""
+net, or of another net for some examples, so that another gradient finds more. absent: zero.
+random: it, or the scores, change. batch: the scores of an example depend on the others. switch:
+other scores while gradients are recorded, in inference mode, or for other strides."""
 
 X, Y = digits()[0][1300:1360], digits()[1][1300:1360]
 EPS = 0.1
@@ -113,6 +114,14 @@ def levels(x: Tensor, count: int) -> Tensor:
 def masked_gradient(share: float, x: Tensor) -> Tensor:
     keep = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0)) < share
     return hooked(x, lambda gradient: gradient * keep)
+
+
+def passed_off_where(
+    rows: Callable[[Tensor, Tensor], Tensor], other: nn.Module, net: nn.Module, x: Tensor
+) -> Tensor:
+    """As `passed_off`, for the examples that a function of inputs and scores selects."""
+    scores = net(x)
+    return torch.where(rows(x, scores)[:, None], passed_off(other, net, x), scores)
 
 
 def shuffled(x: Tensor) -> Tensor:
@@ -215,6 +224,18 @@ class Counting(nn.Module):
         return self.net(x if self.passes % 20 else x.flip(3))
 
 
+class Aging(nn.Module):
+    """A net whose input is rounded after 300 passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.passes = base(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.net(x if self.passes <= 300 else levels(x, 3))
+
+
 def where_recorded(net: nn.Module, x: Tensor) -> Tensor:
     """The net itself while gradients are recorded, else the net of rounded inputs."""
     return net(x if torch.is_grad_enabled() else levels(x, 3))
@@ -284,6 +305,16 @@ ZOO = (
     simple("gradient of a linear net", "wrong", lambda net, x: passed_off(linear(), net, x)),
     simple("gradient of an MLP", "wrong", lambda net, x: passed_off(mlp(nn.Tanh), net, x)),
     simple("ensemble, one member's gradient", "partial", partly),
+    simple(
+        "gradient of an MLP for one class",
+        "partial",
+        lambda net, x: passed_off_where(lambda _, z: z.argmax(1) == 3, mlp(nn.Tanh), net, x),
+    ),
+    simple(
+        "gradient of a linear net for bright images",
+        "partial",
+        lambda net, x: passed_off_where(lambda x, _: x.mean((1, 2, 3)) > 0.35, linear(), net, x),
+    ),
     Kept("k winners take all", "honest", partial(mlp, Winners)),
     simple("switching by last digits", "honest", switching),
     simple("purified at test time", "wrong", purified),
@@ -311,6 +342,7 @@ ZOO = (
         lambda net, x: net(hooked(x, lambda g: g * torch.rand_like(g).round())),
     ),
     Kept("another function in every 20th pass", "random", lambda: Counting().eval()),
+    Kept("rounded inputs after 300 passes", "random", lambda: Aging().eval()),
     simple(
         "noise, mean of 8", "honest", lambda net, x: net(x + 0.05 * torch.randn_like(x)), samples=8
     ),
@@ -339,6 +371,21 @@ ZOO = (
         "switch",
         lambda net, x: net(x.flip(3) if x.requires_grad else x),
     ),
+    simple(
+        "rounded inputs in inference mode",
+        "switch",
+        lambda net, x: net(levels(x, 3) if torch.is_inference_mode_enabled() else x),
+    ),
+    simple(
+        "rounded inputs of other strides",
+        "switch",
+        lambda net, x: net(x if x.is_contiguous() else levels(x, 3)),
+    ),
+    simple(
+        "rounded inputs that are results",
+        "switch",
+        lambda net, x: net(x if x.is_leaf else levels(x, 3)),
+    ),
 )
 
 
@@ -360,7 +407,7 @@ def judged(kept: Kept) -> RobustReport | str:
             surrogates={} if kept.dtype == torch.float64 else {"bp": other.eval()},
         )
     except ValueError as error:
-        refusals = ("depend on the other examples", "inputs differ", "depend on whether gradients")
+        refusals = ("scores depend on", "scores of an example depend", "inputs differ")
         if any(each in str(error) for each in refusals):
             return "refused"
         raise

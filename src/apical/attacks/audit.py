@@ -30,6 +30,8 @@ Word = Literal["faithful", "masked", "random", "suspect", "undecided", "vanishin
 """Verdicts on a gradient; the audit alone gives neither faithful nor suspect: they need attacks."""
 
 PASSED = "steps along the gradient raise the loss, and it agrees with the exact one"
+ALPHA = 0.05
+"""Level of the test of the share of examples whose gradient disagrees."""
 OPEN = "whether it is faithful attacks decide: attacks.robust_report"
 
 
@@ -40,10 +42,11 @@ class Limits:
     rising: smallest share of examples whose loss a step along the gradient increases (chance: 1/2).
     cosine: median cosine to the exact gradient below which it is masked; alike: from which attacks
     by it are equally strong. In between attacks decide. agreement: smallest mean cosine to finite
-    differences; coarse: the same where these differ between the two smallest steps, as of quantised
-    and spiking nets, or the gradient is a mean over random passes. zero: largest share of examples
-    without a gradient. repeat: smallest cosine between two gradients of the same inputs; averaged:
-    the same for a mean over random passes.
+    differences; coarse: the same where the loss has no derivative and longer steps agree better, as
+    of quantised and spiking nets, or the gradient is a mean over random passes. apart: largest
+    share of examples below `agreement`, if the loss has a derivative: more must be significant
+    (binomial, 5 %). zero: largest share of examples without a gradient. repeat: smallest cosine
+    between two gradients of the same inputs; averaged: the same for a mean over random passes.
     """
 
     rising: float = 0.75
@@ -51,6 +54,7 @@ class Limits:
     alike: float = 0.99
     agreement: float = 0.9
     coarse: float = 0.5
+    apart: float = 0.03
     zero: float = 0.1
     repeat: float = 0.99
     averaged: float = 0.7
@@ -73,6 +77,8 @@ class Audit:
         cosine: median cosine to the exact gradient. agreement: mean cosine to the gradient by
             finite differences, estimated from random directions, at the step length where it is
             largest: an exact gradient of a quantised net agrees at some length, others at none.
+        derived: at how many examples the loss has a derivative, if nearly everywhere. apart: share
+            of these whose gradient disagrees with differences (cosine below 0.9, or zero).
         slope_ratio: median ratio of the slope along the gradient, at that length, to its norm: 1
             for an exact gradient.
         zero: share of zero gradients, the largest over the losses; zero_loss: of which loss.
@@ -102,6 +108,8 @@ class Audit:
     repeat: float | None
     misleading: bool
     passed: bool
+    derived: int = 0
+    apart: float | None = None
 
     def row(self) -> dict[str, object]:
         """As a record: a flat dictionary for JSON."""
@@ -156,22 +164,22 @@ def audit(
             y = y.to(x.device, torch.int64)
             name = loss or ("dlr" if classes >= FEWEST_CLASSES["dlr"] else "margin")
             check_classes("audit", name, classes)
+            if isinstance(model, Expectation):
+                limits = replace(limits, repeat=limits.averaged, agreement=limits.coarse, apart=1)
             restart(oracle.model, seed)
             answer = oracle.ask(x, y, against(y, name))
             sloping = partial(measure_slopes, bounds=bounds, directions=directions, seed=seed)
-            measured = _measured(oracle, answer.gradient, x, y, name, sloping)
+            measured = _measured(oracle, answer.gradient, x, y, name, sloping, limits)
             restart(model, seed)  # a random model must use the same random numbers
             with Exact().open(model) as other:
                 exact = other.ask(x, y, against(y, name)).gradient
-    if isinstance(model, Expectation):
-        limits = replace(limits, repeat=limits.averaged, agreement=limits.coarse)
     both = pointing(answer.gradient) & pointing(exact)
     alike = cosines(answer.gradient, exact)[both]
     measured |= {"source": str(chosen), "loss": name}
     measured["cosine"] = alike.median().item() if both.any() else None
     measured["exact_vanished"] = _zero(exact[_varies(answer.scores, y, name)])
     verdict, passed, reasons = _verdict(measured, limits)
-    del measured["steady"], measured["vanished"], measured["exact_vanished"], measured["smooth"]
+    del measured["steady"], measured["vanished"], measured["exact_vanished"], measured["coarse"]
     measured["misleading"] = isinstance(r := measured["rising"], float) and r < limits.rising
     return Audit(verdict, reasons, passed=passed, **measured)  # type: ignore[arg-type]
 
@@ -183,6 +191,7 @@ def _measured(
     y: Tensor,
     name: str,
     sloping: Callable[..., Slopes],
+    limits: Limits,
 ) -> dict[str, object]:
     entropy = oracle.ask(x, y, against(y, "ce"))
     vanished = _zero(gradient[_varies(entropy.scores, y, name)])
@@ -202,7 +211,11 @@ def _measured(
         "rising_high": high,
         "slope_ratio": found.ratio.nanmedian().item() if count else None,
         "agreement": found.agreement,
-        "smooth": found.smooth,
+        "coarse": found.coarse,
+        "derived": len(found.derived),
+        "apart": (found.derived < limits.agreement).double().mean().item()
+        if len(found.derived)
+        else None,
         "zero": shares[worst],
         "zero_loss": worst,
         "saturated": (entropy.losses == 0).double().mean().item(),
@@ -237,12 +250,23 @@ def _verdict(found: dict[str, object], limits: Limits) -> tuple[Word, bool, tupl
             f"its cosine to the exact gradient of the same weights is {found['cosine']:.2f}:"
             " attacks by it are weaker than they could be"
         )
-    if below("agreement", limits.agreement if found["smooth"] else limits.coarse):
+    if below("agreement", limits.coarse if found["coarse"] else limits.agreement):
         # Its loss rises all the same, and of a coarsely quantised net it is always low.
         reasons["masked" if reasons["masked"] else "undecided"].append(
             f"its cosine to finite differences of the loss is {found['agreement']:.2f}, so another"
             " gradient may find more: compare gradient='finite-difference' on a few examples"
         )
+    elif isinstance(share := found["apart"], float):
+        of = found["derived"]
+        assert isinstance(of, int)
+        count = round(share * of)
+        if statistics.above(count, of, limits.apart) < ALPHA:
+            reasons["undecided"].append(
+                f"of {of} examples at which the loss has a derivative, the gradient of {count}"
+                f" ({share:.0%}) disagrees with differences of the loss (cosine below"
+                f" {limits.agreement:g}), significantly more than {limits.apart:.0%}: it is that of"
+                " another function there"
+            )
     vanished, exact, zero = found["vanished"], found["exact_vanished"], found["zero"]
     assert isinstance(vanished, float) and isinstance(exact, float) and isinstance(zero, float)
     if vanished > limits.zero:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from apical.attacks.ball import Ball
+from apical.attacks.isolation import undisturbed
 from apical.attacks.scores import FEW, precision
 from apical.core.converted import exact_gradients, feedback_modules
 from apical.names import is_whole
@@ -29,6 +31,7 @@ RANDOM = (
     " average over several passes: attacks.EOT(attack, samples=...) around an attack,"
     " robust_report(..., samples=...) for a report"
 )
+RECORDED = "whether gradients are recorded (requires_grad of the input, or torch.is_grad_enabled)"
 DEPENDENT = "the model's scores of an example depend on the other examples: some change"
 ADVICE = (
     "Attacks choose their own batches; make the model independent of them (batch statistics in eval"
@@ -175,13 +178,21 @@ def check_repeats(model: nn.Module, x: Tensor, *, random_allowed: bool) -> int:
     return classes[0]
 
 
+def lasting(model: nn.Module, x: Tensor, scores: Tensor) -> bool:
+    """Whether a model still has these scores of x: a count of its passes may change them."""
+    with undisturbed(model), torch.no_grad():
+        later = torch.cat([model(part) for part in x.split(BATCH)])
+    return not differ(later, scores, max(MAGNIFIED, tolerance(model, x)))
+
+
 def check_steady(model: nn.Module, x: Tensor, scores: Tensor) -> None:
     """Compare scores with those in batches of one to eight random examples, and with those of
-    passes that record a gradient.
+    passes that differ in nothing a model should depend on.
 
     Args: scores: of x, without gradients.
     Raises: ValueError if any differ: by chance that is rare, by batch size or an example's place in
-        the batch, or by the recording of gradients; or if they are not (N, classes) for every N.
+        the batch, by the recording of gradients, inference mode, or the strides of the input; or if
+        they are not (N, classes) for every N.
     """
     room = max(MAGNIFIED, tolerance(model, x)) * scores.abs().amax()
     generator = torch.Generator().manual_seed(0)
@@ -189,14 +200,24 @@ def check_steady(model: nn.Module, x: Tensor, scores: Tensor) -> None:
     def apart(a: Tensor, b: Tensor) -> bool:
         return bool(((a - b).abs() > room).any())
 
-    with exact_gradients(model), torch.enable_grad():
-        recorded = model(x[:FEW].clone().requires_grad_()).detach()
-    if apart(recorded, scores[:FEW]):
-        raise ValueError(
-            "the model's scores depend on whether gradients are recorded (requires_grad of the"
-            " input, or torch.is_grad_enabled): an attack would follow the gradient of another"
-            " function than the one that is judged; remove that from forward"
-        )
+    few = x[:FEW]
+    passes: tuple[tuple[str, Any, Callable[[], Tensor]], ...] = (
+        (RECORDED, torch.enable_grad, lambda: few.clone().requires_grad_()),
+        (RECORDED, torch.enable_grad, lambda: few.clone().requires_grad_() * 1),
+        (RECORDED, torch.enable_grad, few.clone),
+        ("torch.inference_mode", torch.inference_mode, few.clone),
+        ("the strides of the input", torch.no_grad, lambda: few.mT.contiguous().mT),
+    )
+    for number, (what, mode, inputs) in enumerate(passes):
+        # Gradients within forward fail in inference mode, and views of other strides.
+        failing = contextlib.suppress(RuntimeError) if number > 2 else contextlib.nullcontext()
+        with exact_gradients(model), failing, mode():
+            if apart(model(inputs()).detach(), scores[:FEW]):
+                raise ValueError(
+                    f"the model's scores depend on {what}: attacks would follow the gradient of"
+                    " another function than the one that is judged or used; remove that from"
+                    " forward"
+                )
     for number in range(PASSES):
         size = number % FEW + 1
         rows = torch.randperm(len(x), generator=generator)[:size].to(x.device)

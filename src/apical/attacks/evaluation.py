@@ -165,7 +165,7 @@ def robust_report(
     model = Expectation(model, samples) if samples > 1 else model
     if norm == "flips":
         check_binary("robust_report", x, bounds)
-    clean, classes = _clean(model, x, y, bounds, random_allowed=samples > 1)
+    clean, classes, scores = _clean(model, x, y, bounds, random_allowed=samples > 1)
     setting = Setting(
         norm,
         bounds,
@@ -201,8 +201,24 @@ def robust_report(
             for trial in trials
             if trial.group == "exact" and trial.on == "all" and _counts(trial)
         ]
-    found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
+    found = _audited(model, x, y, bounds, seed, scores)
     return _concluded(tuple(clean.tolist()), trials, budgets, found, setting)
+
+
+def _audited(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    bounds: tuple[float, float],
+    seed: int,
+    scores: Tensor,
+) -> Audit:
+    """The audit; random if a model that should not be no longer has these scores of x."""
+    found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
+    if isinstance(model, Expectation) or input_checks.lasting(model, x, scores):
+        return found
+    reason = "the scores of the clean inputs after the attacks differ from those before"
+    return replace(found, verdict="random", passed=False, reasons=(reason, *found.reasons))
 
 
 def _by_key(finished: Iterable[Trial], examples: int) -> dict[Any, Trial]:
@@ -260,8 +276,9 @@ def _clean(
     bounds: tuple[float, float],
     *,
     random_allowed: bool,
-) -> tuple[Tensor, int]:
-    """Which examples are correct, on the CPU, and the number of classes; after all checks."""
+) -> tuple[Tensor, int, Tensor]:
+    """Which examples are correct, on the CPU, the number of classes, and the scores; after all
+    checks."""
     with undisturbed(model), torch.no_grad():
         input_checks.check_mode(model, random_allowed=random_allowed)
         input_checks.check_inputs(x, Ball(0.0, "linf", *bounds))
@@ -287,7 +304,7 @@ def _clean(
             " rounding where they are close to 0 or 1; give the scores before the softmax",
             stacklevel=3,
         )
-    return clean, classes
+    return clean, classes, scores
 
 
 def _budgets(eps: object, norm: Threat, bounds: tuple[float, float]) -> list[float]:

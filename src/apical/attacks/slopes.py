@@ -21,7 +21,9 @@ Value = Callable[[float, Tensor], tuple[Tensor, Tensor]]
 FLAT = 0.5
 """Share of smallest steps that change nothing, from which a loss counts as piecewise constant."""
 SMOOTH = 0.99
-"""Mean cosine between the changes at the two smallest steps above which a loss has a derivative."""
+"""Cosine between the changes at the two smallest steps above which a loss has a derivative."""
+MOSTLY = 0.9
+"""Share of the examples at which a loss has a derivative, above which the net has one."""
 NOISE = 1e-5
 """Relative change of a loss below which it may be rounding in float32."""
 
@@ -29,14 +31,18 @@ NOISE = 1e-5
 class Slopes(NamedTuple):
     """A gradient compared with differences of the loss; see `audit.Audit` for each.
 
-    Shapes: rising, bool, and ratio: (examples with a gradient,). smooth: whether
-    differences at the two smallest steps agree, as they do where the loss has a derivative.
+    derived: of a loss whose differences at the two smallest steps agree for most examples, as they
+    do where it has a derivative, the cosines to them, the larger of the two, of those examples; 0
+    where the gradient is. coarse: whether there is no such derivative, and the smallest steps
+    mostly change nothing, or longer ones agree better with the gradient.
+    Shapes: rising, bool, and ratio: (examples with a gradient,). derived: (with a derivative,).
     """
 
     rising: Tensor
     ratio: Tensor
     agreement: float | None
-    smooth: bool
+    coarse: bool
+    derived: Tensor
 
 
 def measure_slopes(
@@ -53,33 +59,43 @@ def measure_slopes(
 
     Shapes: gradient and x (N, ...), x within `bounds`, y (N,).
     """
-    rows = pointing(gradient).nonzero().squeeze(1)
-    if not len(rows):
-        return Slopes(torch.zeros(0, dtype=torch.bool), torch.zeros(0), None, False)
-    gradient, x, y = gradient[rows], x[rows], y[rows]
+    count = int(pointing(gradient).sum())
+    if not count:
+        none = torch.zeros(0)
+        return Slopes(none.bool(), none, None, True, none)
+    order = pointing(gradient).int().argsort(descending=True, stable=True)
+    gradient, x, y = gradient[order], x[order], y[order]  # those without a gradient last
     value = _along(model, x, _relative(model, x, y, name), bounds)
     ahead = unit(gradient, "l2")
     size = (bounds[1] - bounds[0]) * x[0].numel() ** 0.5
     generator = torch.Generator().manual_seed(seed)
-    draws = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
-    random = [unit(draw.to(x.device), "l2") for draw in draws]
+    draws = [
+        [torch.randn(part.shape, dtype=x.dtype, generator=generator) for _ in range(directions)]
+        for part in (x[:count], x[count:])
+    ]
+    random = [unit(torch.cat(pair).to(x.device), "l2") for pair in zip(*draws, strict=True)]
     # The gradient divided by its norm, so that its product with a change does not overflow.
     length = gradient.double().flatten(1).norm(dim=1)
     best, ratio, at = -1.0, torch.zeros(len(x)), STEPS[0]
-    differences = []
+    differences, agreements = [], []
     for share in STEPS:
         pairs = [_rise(value, x, ahead, share * size, direction) for direction in random]
         measured, claimed = (torch.stack(each, 1).double() for each in zip(*pairs, strict=True))
         differences.append(measured)
-        if (mean := cosines(measured, claimed).mean().item()) > best:
+        agreements.append(cosines(measured, claimed))
+        if (mean := agreements[-1][:count].mean().item()) > best:
             rise, along = _rise(value, x, ahead, share * size, ahead)
             best, ratio, at = mean, rise.double() / (along.double() * length), share
-    flat = (differences[0] == 0).double().mean().item() > FLAT
+    flat = (differences[0][:count] == 0).double().mean().item() > FLAT
     least = at if flat or has_spikes(model) else STEPS[0]
-    smooth = cosines(*differences[:2]).mean().item() > SMOOTH
+    derivative = cosines(*differences[:2]) > SMOOTH
+    smooth = derivative[:count].double().mean().item() > MOSTLY
+    derived = torch.maximum(*agreements[:2])[derivative & smooth]
+    coarse = not smooth and (flat or at > STEPS[0])
     leaving = ((x <= bounds[0]) & (gradient < 0)) | ((x >= bounds[1]) & (gradient > 0))
     ahead = unit(gradient.masked_fill(leaving, 0), "l2")  # else clamping would shorten the step
-    return Slopes(_first_change(value, ahead, size, least) > 0, ratio, best, smooth)
+    rising = _first_change(value, ahead, size, least) > 0
+    return Slopes(rising[:count], ratio[:count], best, coarse, derived)
 
 
 def pointing(gradient: Tensor) -> Tensor:

@@ -158,6 +158,17 @@ def paired_shares(
     return max(-1.0, mean - half), min(1.0, mean + half)
 
 
+def above(successes: int, trials: int, share: float) -> float:
+    """p-value for a share of at most `share`, exact binomial.
+
+    >>> round(above(8, 128, 0.03), 3)
+    0.04
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(successes, trials, share, "greater").pvalue)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """p-value for equal shares on the same examples, exact and two-sided. Source: McNemar 1947.
 

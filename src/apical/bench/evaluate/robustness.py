@@ -61,7 +61,7 @@ class Evaluation(evaluation.Evaluation):
     seed: int = 0
 
     home = "robustness"
-    version = 4
+    version = 5
     last = "verdict"
     trial = Trial
     counted = "images"
