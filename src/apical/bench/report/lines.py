@@ -10,6 +10,7 @@ from apical.bench.report.colours import SOFT, Look, line_style
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Record, Run
 from apical.bench.report.render import Group
+from apical.bench.storage.records import grouped
 
 MOST_LAYERS = 12
 CLOSE = 100
@@ -48,11 +49,8 @@ def series(
 def _by_epoch(
     rows: Iterable[Record], key: str, scale: Callable[[float], float]
 ) -> dict[int, float]:
-    values: dict[int, list[float]] = {}
-    for row in rows:
-        if key in row:
-            values.setdefault(row["epoch"], []).append(scale(row[key]))
-    return {epoch: fmean(of_epoch) for epoch, of_epoch in values.items()}
+    epochs = grouped((row for row in rows if key in row), lambda row: row["epoch"])
+    return {epoch: fmean(scale(row[key]) for row in same) for epoch, same in epochs.items()}
 
 
 def shared(per_run: Iterable[Mapping[int, float]]) -> dict[int, list[float]]:

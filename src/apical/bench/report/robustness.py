@@ -10,7 +10,8 @@ from typing import Any
 from apical.bench.report.colours import INK, LOOKS, SOFT, SPARE, line_style
 from apical.bench.report.evaluations import Record, Robustness
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.read import Published, Study
+from apical.bench.report.published import Published
+from apical.bench.report.read import Study
 from apical.bench.report.render import Group, Panel
 from apical.bench.report.sections import Line, Section, Value, of_study
 from apical.measure import robustness_verdict, statistics

@@ -8,7 +8,7 @@ from typing import Any
 from apical.attacks.sanity import MEANINGS
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.names import display_name, is_baseline, is_control
-from apical.bench.report.read import Published
+from apical.bench.report.published import Published
 from apical.bench.report.results import published, verdict
 from apical.bench.report.robustness import Heat
 from apical.bench.report.sections import Line, Section
@@ -24,6 +24,7 @@ from apical.bench.report.table import (
     ratio,
     span,
 )
+from apical.bench.storage.records import grouped
 from apical.measure import robustness_verdict
 from apical.measure.robustness_verdict import RuleVerdict, radius
 
@@ -261,9 +262,7 @@ def conclusion(rows: Sequence[Line]) -> list[str]:
 
 
 def _masking(rows: Sequence[Line]) -> str:
-    by_word: dict[str, list[Line]] = {}
-    for row in (row for row in rows if not is_control(row.rule)):
-        by_word.setdefault(row.word, []).append(row)
+    by_word = grouped((r for r in rows if not is_control(r.rule)), lambda row: row.word)
     parts = [_masked(by_word["masked"])] if "masked" in by_word else []
     if useless := [*by_word.get("vanishing", ()), *by_word.get("random", ())]:
         shown = ", ".join(f"{display_name(row.rule)} ({row.word})" for row in useless)

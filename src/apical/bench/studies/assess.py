@@ -1,6 +1,5 @@
 """Attacks on the trained nets of a study, each in the folder of its run."""
 
-import dataclasses
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from apical.bench.evaluate.trained_net import digest_of_run, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.storage import records, run_folder
 from apical.bench.studies.base import Choice, Entry, Study
+from apical.bench.studies.published import published_rows
 from apical.measure import robustness_verdict
 
 HOMES = (retrieval.Evaluation.home, robustness.Evaluation.home)
@@ -114,21 +114,10 @@ def described(
     """What study.json says of the evaluations; nothing for a study without any."""
     value: dict[str, Any] = {each.home: [] for each in study.evaluations.values()}
     for entry, job in found:
-        value[job.evaluation.home].append(
-            {
-                "folder": entry.experiment.name,
-                "setting": entry.setting,
-                "rule": entry.rule,
-                "seed": entry.experiment.seed,
-                "evaluation": str(job.folder.relative_to(job.run)),
-            }
-        )
+        place = str(job.folder.relative_to(job.run))
+        value[job.evaluation.home].append(entry.described | {"evaluation": place})
     if robustness.Evaluation.home in value:
-        published = [
-            dataclasses.replace(row, other_scale=row.other_scale or "; ".join(data_notes))
-            for row in study.robust_published
-        ]
-        value["robust_published"] = [dataclasses.asdict(row) for row in published]
+        value["robust_published"] = published_rows(study.robust_published, data_notes)
     return value
 
 

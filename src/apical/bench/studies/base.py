@@ -58,16 +58,34 @@ class Entry:
         """What distinguishes it from the other runs, for a line of progress."""
         return f"{self.setting}, {self.rule}, seed={self.experiment.seed}"
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """As study.json holds it."""
+        experiment = self.experiment
+        place = {"folder": experiment.name, "setting": self.setting, "rule": self.rule}
+        return place | {"seed": experiment.seed}
+
+
+def with_rules(
+    base: Experiment, rules: Mapping[str, str | dict[str, Any]]
+) -> dict[str, Experiment]:
+    """An experiment under each of these rules, by label."""
+    return {label: dataclasses.replace(base, rule=rule) for label, rule in rules.items()}
+
 
 def entries(
-    setting: str, base: Experiment, rules: Mapping[str, str | dict[str, Any]], seeds: int
+    setting: str, rows: Mapping[str, Experiment], seeds: int, *, seed_by_seed: bool = False
 ) -> list[Entry]:
-    """The runs of some rows of a setting: for each rule, by its label, all seeds from 0."""
-    return [
-        Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
-        for label, rule in rules.items()
+    """The runs of some rows of a setting, by label, with all seeds from 0.
+
+    Args: seed_by_seed: the first seed of every row comes first: a table early on.
+    """
+    runs = [
+        Entry(setting, label, dataclasses.replace(experiment, seed=seed))
+        for label, experiment in rows.items()
         for seed in range(seeds)
     ]
+    return sorted(runs, key=lambda run: run.experiment.seed) if seed_by_seed else runs
 
 
 @dataclass(frozen=True)

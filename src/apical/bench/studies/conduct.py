@@ -12,6 +12,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.storage import packing, records, run_folder
 from apical.bench.studies import assess, selection
 from apical.bench.studies.base import Choice, Entry, Search, Study
+from apical.bench.studies.published import published_rows
 from apical.bench.sweep import sweep, workers
 from apical.bench.training import pretraining
 
@@ -248,25 +249,13 @@ def described(
     study: Study, command: str, found: Sequence[Mapping[str, Any]], data_notes: Sequence[str]
 ) -> dict[str, Any]:
     """The content of study.json: all a report needs to know beside the run folders."""
-    published = [
-        dataclasses.replace(row, other_scale=row.other_scale or "; ".join(data_notes))
-        for row in study.published
-    ]
     value: dict[str, Any] = {
         "name": study.name,
         "title": study.title,
         "tier": study.tier,
         "command": command,
-        "runs": [
-            {
-                "folder": entry.experiment.name,
-                "setting": entry.setting,
-                "rule": entry.rule,
-                "seed": entry.experiment.seed,
-            }
-            for entry in study.entries
-        ],
-        "published": [dataclasses.asdict(row) for row in published],
+        "runs": [entry.described for entry in study.entries],
+        "published": published_rows(study.published, data_notes),
         "notes": [*study.notes, *(f"{note}." for note in data_notes)],
     }
     if study.curves:

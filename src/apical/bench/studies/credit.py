@@ -10,7 +10,7 @@ from typing import Any
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies import smoke
-from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries
+from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries, with_rules
 from apical.nets.pretrained import Start
 
 TITLE = "What the learning of each layer is worth"
@@ -37,14 +37,14 @@ def credit(tier: str, seeds: int) -> Study:
     runs: list[Entry] = []
     follows = {}
     for setting, base in settings(tier).items():
-        runs += entries(setting, base, ROWS, seeds)
-        for label, rule in ROWS.items():
+        rows = with_rules(base, ROWS)
+        for label, experiment in with_rules(base, ROWS).items():
             for layer in LAYERS[setting]:
                 name = f"{label}, without {layer}"
                 follows[name] = label
-                without = dataclasses.replace(base, start=Start(freeze=(f"{layer}.*",)))
-                runs += entries(setting, without, {name: rule}, seeds)
-        runs += entries(setting, base, CONTROLS, seeds)
+                start = Start(freeze=(f"{layer}.*",))
+                rows[name] = dataclasses.replace(experiment, start=start)
+        runs += entries(setting, rows | with_rules(base, CONTROLS), seeds)
     notes = [*NOTES]
     if tier == "short":
         notes.append(f"MNIST: {IMAGES:,} training images, all test images.")

@@ -11,7 +11,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries
+from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries, with_rules
 
 TITLE = "Low-dimensional error feedback: ranks below, at and above the number of classes"
 ACCURACY_TITLE = "Low-dimensional error feedback: accuracy at the rank of the task"
@@ -56,12 +56,9 @@ OUTPUT = {"mlp": "fc5", "vgg": "fc", "vit": "head"}
 
 def low_dim_error(tier: str, seeds: int) -> Study:
     """Backprop, FA, Kolen-Pollack, low-dimensional rules and both controls on four nets: angles."""
-    runs = [
-        Entry(setting, label, dataclasses.replace(experiment, seed=seed))
-        for setting, base in settings(tier).items()
-        for label, experiment in rows(base, tier).items()
-        for seed in range(seeds)
-    ]
+    runs: list[Entry] = []
+    for setting, base in settings(tier).items():
+        runs += entries(setting, rows(base, tier), seeds)
     notes = (*NOTES, ANGLES_NOTE, *([] if tier == "full" else [SHORT_NOTE]))
     return Study("low-dim-error", TITLE, tier, tuple(runs), notes=notes)
 
@@ -70,7 +67,7 @@ def low_dim_accuracy(tier: str, seeds: int) -> Study:
     """Accuracies on all training images, for tasks of ten and five classes; every row tuned."""
     runs, searches = [], {}
     for setting, base in trained_nets(tier).items():
-        runs += entries(setting, base, trained_rows(base), seeds)
+        runs += entries(setting, with_rules(base, trained_rows(base)), seeds)
         if tier != "smoke":
             searches[setting] = Search(
                 RATES,
@@ -136,9 +133,7 @@ def trained_rows(base: Experiment) -> dict[str, str | dict[str, Any]]:
 def rows(base: Experiment, tier: str) -> dict[str, Experiment]:
     """What is compared in a setting, by label."""
     decay = 1e-4 if tier == "full" else 2e-3  # alignment takes some 5 / decay steps
-    table = {
-        label: dataclasses.replace(base, rule=rule) for label, rule in rules(base, decay).items()
-    }
+    table = with_rules(base, rules(base, decay))
     if tier == "full" or base.net == "mlp":
         table |= controls(base, decay)
     return table
@@ -147,7 +142,7 @@ def rows(base: Experiment, tier: str) -> dict[str, Experiment]:
 def controls(base: Experiment, decay: float) -> dict[str, Experiment]:
     """Backprop and FA with the decay of the others, and feedback of one norm, learned and fixed."""
     decaying = losing(base, decay)
-    made = {f"{rule} decay": dataclasses.replace(decaying, rule=rule) for rule in ("bp", "fa")}
+    made = with_rules(decaying, {"bp decay": "bp", "fa decay": "fa"})
     for projection, label in PROJECTIONS.items():
         rule = {**factored(base, CLASSES, projection, decay), "scale": "norm"}
         made[f"r={CLASSES} {label}, |B| = |W|"] = dataclasses.replace(base, rule=rule)

@@ -4,7 +4,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import CONTROLS, RULES, Search, Study, entries
+from apical.bench.studies.base import CONTROLS, RULES, Search, Study, entries, with_rules
 
 TITLE = "Learning rules on 8x8 handwritten digits"
 SETTING = "digits MLP"
@@ -37,5 +37,5 @@ NOTES = (
 
 def smoke(tier: str, seeds: int) -> Study:
     """Rules and controls on scikit-learn's digits, one small net, tuned alike."""
-    runs = tuple(entries(SETTING, BASE, ROWS, seeds))
+    runs = tuple(entries(SETTING, with_rules(BASE, ROWS), seeds))
     return Study("smoke", TITLE, tier, runs, notes=NOTES, search=SEARCH)
