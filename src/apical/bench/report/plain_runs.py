@@ -70,13 +70,10 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
     A run stands at its net and data, with every setting in which runs of that net on these data
     differ, and at its rule, likewise. Runs that are the same experiment count once.
     """
-    every = [
-        dataclasses.replace(
-            one_run(packing.open_folder(path.parent), path.name),
-            folder=path.relative_to(folder).as_posix(),
-        )
-        for path in runs
-    ]
+    every = []
+    for path in runs:
+        run = one_run(packing.open_folder(path.parent), path.name)
+        every.append(dataclasses.replace(run, folder=path.relative_to(folder).as_posix()))
     by_place: dict[tuple[str, str, int], Run] = {}
     for setting, members in grouped(every, lambda run: run.setting).items():
         settings = [_settings(run.experiment) for run in members]

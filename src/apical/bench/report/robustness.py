@@ -137,11 +137,8 @@ def published_in(rows: Sequence[Line]) -> list[Published]:
 
 def verdict(section: Section, rule: str) -> RuleVerdict:
     """The verdict on a rule, from all radii."""
-    gaps = {eps: section.rows(rule, "gap", eps=eps) for eps in section.radii}
-    words = [row["verdict"] for row in section.of_kind(rule, "verdict")]
-    return robustness_verdict.verdict(
-        {eps: rows for eps, rows in gaps.items() if rows}, section.of_kind(rule, "audit"), words
-    )
+    nets = {seed: net.rows for seed, net in section.of(rule).items()}
+    return robustness_verdict.verdict_of(nets)
 
 
 def lines(section: Section, rule: str) -> Lines:

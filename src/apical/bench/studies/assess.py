@@ -131,18 +131,7 @@ def verdicts(
             continue
         if rows := job.evaluation.rows(job.folder):
             by_cell.setdefault(entry.cell, {})[entry.experiment.seed] = rows
-    return {cell: _verdict(seeds) for cell, seeds in by_cell.items()}
-
-
-def _verdict(seeds: Mapping[int, list[dict[str, Any]]]) -> robustness_verdict.RuleVerdict:
-    gaps: dict[float, dict[int, dict[str, Any]]] = {}
-    for seed, rows in seeds.items():
-        for row in rows:
-            if row["kind"] == "gap":
-                gaps.setdefault(row["eps"], {})[seed] = row
-    audits = [row for rows in seeds.values() for row in rows if row["kind"] == "audit"]
-    words = [row["verdict"] for rows in seeds.values() for row in rows if row["kind"] == "verdict"]
-    return robustness_verdict.verdict(gaps, audits, words)
+    return {cell: robustness_verdict.verdict_of(nets) for cell, nets in by_cell.items()}
 
 
 def _surrogates(study: Study, entry: Entry, done: Sequence[Entry]) -> dict[str, str]:

@@ -49,6 +49,16 @@ TRAINED_NOTE = (
     "dimensions: rank 5 should do for them what rank 10 does for ten classes."
 )
 
+VGG: dict[str, dict[str, Any]] = {
+    "smoke": {"widths": [32, 32, 32, 32]},
+    "short": {"widths": [32, 64, 64, 64]},
+    "full": {"widths": [64, 128, 256, 512], "dropout": 0.4},
+}
+VIT: dict[str, dict[str, Any]] = {
+    "smoke": {"dim": 32, "depth": 1},
+    "short": {"dim": 64, "depth": 2, "mlp_ratio": 2},
+    "full": {"dim": 128, "depth": 4},
+}
 PROJECTIONS = {"oja": "learned", "fixed": "fixed"}
 OUTPUT = {"mlp": "fc5", "vgg": "fc", "vit": "head"}
 """The output layer of each net."""
@@ -87,8 +97,8 @@ def settings(tier: str) -> dict[str, Experiment]:
     sgd: dict[str, Any] = {"lr": 0.01, "optimizer_options": {"momentum": 0.9}}
     adamw: dict[str, Any] = {"lr": 1e-3, "optimizer": "adamw"}
     mlp: dict[str, Any] = {"net": "mlp", "net_options": {"hidden": [512] * 4}, **sgd}
-    vgg: dict[str, Any] = {"net": "vgg", "net_options": _vgg(tier), "channels_last": True, **sgd}
-    vit: dict[str, Any] = {"net": "vit", "net_options": _vit(tier), **adamw}
+    vgg: dict[str, Any] = {"net": "vgg", "net_options": VGG[tier], "channels_last": True, **sgd}
+    vit: dict[str, Any] = {"net": "vit", "net_options": VIT[tier], **adamw}
     nets = {
         "MNIST MLP": ("mnist", mlp, 20_000, 64, 5),
         "CIFAR-10 MLP": ("cifar10", mlp, 15_000, 64, 6),
@@ -107,7 +117,7 @@ def trained_nets(tier: str) -> dict[str, Experiment]:
         data="cifar10",
         train_images=320 if tier == "smoke" else None,
         net="vgg",
-        net_options=_vgg(tier),
+        net_options=VGG[tier],
         channels_last=True,
         batch_size=64,
         optimizer_options={"momentum": 0.9},
@@ -197,15 +207,3 @@ def _sized(base: Experiment, tier: str, images: int, epochs: int) -> Experiment:
     return dataclasses.replace(
         base, epochs=100, augment=augment, schedule=schedule, probe_every=5, batch_size=128
     )
-
-
-def _vgg(tier: str) -> dict[str, Any]:
-    if tier == "full":
-        return {"widths": [64, 128, 256, 512], "dropout": 0.4}
-    return {"widths": [32, 64, 64, 64] if tier == "short" else [32, 32, 32, 32]}
-
-
-def _vit(tier: str) -> dict[str, Any]:
-    if tier == "full":
-        return {"dim": 128, "depth": 4}
-    return {"dim": 64, "depth": 2, "mlp_ratio": 2} if tier == "short" else {"dim": 32, "depth": 1}
