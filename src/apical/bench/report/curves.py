@@ -5,15 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from apical.bench.report.lines import (
-    Lines,
-    Looks,
-    Series,
-    band,
-    draw_published,
-    over_time,
-    series,
-)
+from apical.bench.report import lines
+from apical.bench.report.lines import Lines, Looks, Series
 from apical.bench.report.names import display_name
 from apical.bench.report.published import Curve
 from apical.bench.report.read import Study
@@ -33,7 +26,7 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Point:
-    """What we measured where something was published."""
+    """What we measured where something was published; difference: ours minus published."""
 
     curve: Curve
     setting: str
@@ -41,15 +34,8 @@ class Point:
     quantity: str
     epoch: int
     ours: statistics.Summary
-
-    @property
-    def published(self) -> float:
-        return self.curve.values[self.epoch]
-
-    @property
-    def difference(self) -> float:
-        """Ours minus published."""
-        return self.ours.mean - self.published
+    published: float
+    difference: float
 
     @property
     def word(self) -> str:
@@ -75,8 +61,10 @@ def points(study: Study) -> list[Point]:
     for curve in study.curves:
         ours = _ours(study, curve, [curve.rule]).get(curve.rule, {})
         about = (curve, curve.setting, display_name(curve.rule), quantity(curve))
-        measured = [epoch for epoch in curve.values if epoch in ours]
-        made += [Point(*about, epoch, statistics.summarize(ours[epoch])) for epoch in measured]
+        for epoch, value in curve.values.items():
+            if epoch in ours:
+                mean = statistics.summarize(ours[epoch])
+                made.append(Point(*about, epoch, mean, value, mean.mean - value))
     return made
 
 
@@ -85,7 +73,7 @@ def _ours(study: Study, like: Curve, rules: Iterable[str]) -> Series:
     runs = {rule: study.row(like.setting, rule).runs for rule in rules}
     factor = 100 if like.metric.endswith("_acc") else 1
     kind, layer = QUANTITIES[like.metric][0], like.layer or None
-    values = series(runs, kind, like.metric, layer, scale=lambda value: factor * float(value))
+    values = lines.series(runs, kind, like.metric, layer, scale=lambda value: factor * float(value))
     return {rule: {at: vs for at, vs in epochs.items() if at} for rule, epochs in values.items()}
 
 
@@ -140,14 +128,14 @@ def groups(study: Study, setting: str, looks: Looks) -> list[Group]:
         values = _ours(study, same[0], study.rules)
         panels.append(Lines(quantity(same[0]), values, looks, further=further))
     caption = (
-        f"{band(study.by_rule(setting))}Open diamonds: published values, in the colour of their "
-        "rule."
+        f"{lines.band(study.by_rule(setting))}Open diamonds: published values, in the colour of "
+        "their rule."
     )
     heading = "Against a published course of training"
-    return over_time(Group("published-curves", heading, caption), panels, looks)
+    return lines.over_time(Group("published-curves", heading, caption), panels, looks)
 
 
 def draw(axes: Any, *, published: Iterable[Curve], looks: Looks) -> None:
     """The published points of a quantity."""
     for curve in published:
-        draw_published(axes, curve.values, curve.values.values(), looks[curve.rule].light, 30)
+        lines.draw_published(axes, curve.values, curve.values.values(), looks[curve.rule].light, 30)

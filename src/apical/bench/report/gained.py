@@ -18,7 +18,7 @@ from apical.bench.report.names import (
     rule_name,
     trained_by,
 )
-from apical.bench.report.read import ERROR, Row, Run, Study, percent_of
+from apical.bench.report.read import ERROR, Run, Study, percent_of
 from apical.bench.report.table import Column, Shown, estimate, signed
 from apical.measure import rate_choice, statistics
 from apical.measure.robustness_verdict import radius
@@ -86,17 +86,15 @@ def gains(study: Study, metric: str = ERROR) -> Gains:
     found: dict[tuple[str, str], Gain] = {}
     value = percent_of(metric)
     for setting in study.settings:
-        by_rule: dict[str, Gain] = {}
         rows = {row.rule: row for row in study.rows_of(setting) if row.sample(value)}
-        frozen = rows.pop(control(study, setting), Row(setting, ""))
+        frozen = rows.pop(control(study, setting), None)
+        if frozen is None:
+            continue
+        by_rule: dict[str, Gain] = {}
         for rule, row in rows.items():
-            corrected_level = 1 - (1 - statistics.LEVEL) / len(rows)
-            summary, corrected = (
-                row.minus(frozen, value, metric, level=level)
-                for level in (statistics.LEVEL, corrected_level)
-            )
-            if frozen.runs:
-                by_rule[rule] = Gain(summary, corrected, runs=row.n)
+            level = 1 - (1 - statistics.LEVEL) / len(rows)
+            corrected = row.minus(frozen, value, metric, level=level)
+            by_rule[rule] = Gain(row.minus(frozen, value, metric), corrected, runs=row.n)
         learning = [g.summary for g in by_rule.values() if g.summary and g.learns]
         most = max((summary.mean for summary in learning), default=None)
         found |= {(setting, rule): replace(gain, most=most) for rule, gain in by_rule.items()}

@@ -96,9 +96,11 @@ class Section:
         examples = images or self.clean.get("examples", 0)
         return robustness_verdict.estimate(self.shares(rule, value), examples, bounds)
 
-    def difference(self, rule: str, other: str, value: Value) -> Estimate | None:
-        """Of two rules on the same seeds, in points."""
-        ours, theirs = self.shares(rule, value), self.shares(other, value)
+    def difference(
+        self, rule: str, other: str, value: Value, others: Value | None = None
+    ) -> Estimate | None:
+        """Of two rules on the same seeds, in points.     Args: others: value of the other one."""
+        ours, theirs = self.shares(rule, value), self.shares(other, others or value)
         noise = self.noise(ours) + self.noise(theirs)
         return robustness_verdict.difference(ours, theirs, noise)
 

@@ -132,12 +132,8 @@ def trained_nets(tier: str) -> dict[str, Experiment]:
 def trained_rows(base: Experiment) -> dict[str, str | dict[str, Any]]:
     """What is compared at full training, by label."""
     outputs = 5 if base.data == "cifar10_first5" else CLASSES
-    made: dict[str, str | dict[str, Any]] = {"bp": "bp", "fa": "fa"}
-    for rank in (CLASSES // 2, CLASSES):
-        for projection, label in PROJECTIONS.items():
-            rule = factored(base, rank, projection, TRAINED_DECAY)
-            made[f"r={rank} {label}"] = _up_to(outputs, rule, OUTPUT[base.net])
-    return {**made, **CONTROLS}
+    ranks = low_dimensional(base, (CLASSES // 2, CLASSES), TRAINED_DECAY, outputs)
+    return {"bp": "bp", "fa": "fa", **ranks, **CONTROLS}
 
 
 def rows(base: Experiment, tier: str) -> dict[str, Experiment]:
@@ -171,16 +167,24 @@ def losing(base: Experiment, decay: float) -> Experiment:
 
 def rules(base: Experiment, decay: float) -> dict[str, str | dict[str, Any]]:
     """The rules of a setting by their labels."""
-    table: dict[str, str | dict[str, Any]] = {
-        "bp": {"rule": "bp"},
-        "fa": "fa",
-        "kp": {"rule": "kp", "decay": decay},
-    }
-    for rank in RANKS:
+    kp = {"rule": "kp", "decay": decay}
+    ranks = low_dimensional(base, RANKS, decay, CLASSES)
+    return {"bp": {"rule": "bp"}, "fa": "fa", "kp": kp, **ranks, **CONTROLS}
+
+
+def low_dimensional(
+    base: Experiment, ranks: tuple[int, ...], decay: float, outputs: int
+) -> dict[str, dict[str, Any]]:
+    """A learned and a fixed projection of each rank, by label; of the output layer the rank is at
+    most the number of outputs."""
+    made = {}
+    for rank in ranks:
         for projection, label in PROJECTIONS.items():
             rule = factored(base, rank, projection, decay)
-            table[f"r={rank} {label}"] = _up_to(CLASSES, rule, OUTPUT[base.net])
-    return {**table, **CONTROLS}
+            if rank > outputs:
+                rule = {OUTPUT[base.net]: {**rule, "rank": outputs}, "*": rule}
+            made[f"r={rank} {label}"] = rule
+    return made
 
 
 def factored(base: Experiment, rank: int, projection: str, decay: float) -> dict[str, Any]:
@@ -188,13 +192,6 @@ def factored(base: Experiment, rank: int, projection: str, decay: float) -> dict
     rule = {"rule": "ldfa", "decay": decay, "rank": rank, "projection": projection}
     # the gradient's law holds under SGD alone
     return rule if base.optimizer == "sgd" else {**rule, "follows": "update"}
-
-
-def _up_to(limit: int, rule: dict[str, Any], output: str) -> dict[str, Any]:
-    """The rule, with a lower rank for an output layer that has fewer outputs."""
-    if rule["rank"] <= limit:
-        return rule
-    return {output: {**rule, "rank": limit}, "*": rule}
 
 
 def _sized(base: Experiment, tier: str, images: int, epochs: int) -> Experiment:
