@@ -95,6 +95,17 @@ def test_where_runs_of_the_whole_net_diverged_nothing_is_tested(tmp_path: Path) 
     assert credit.layers(read_study(folder))["MNIST LeNet SGD", "bp"]["fc1"].word == "undecided"
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_rows_without_a_finished_run_are_undecided(whole: bool, tmp_path: Path) -> None:
+    folder = make(tmp_path / "credit")
+    for run in records.read_json(folder / "study.json")["runs"]:
+        if run["rule"] == ("bp" if whole else "bp, without fc1"):
+            rewrite(folder / run["folder"], [])
+    found = credit.layers(read_study(folder))["MNIST LeNet SGD", "bp"]["fc1"]
+    assert (found.word, found.worth) == ("undecided", None)
+    assert "| undecided" in table_markdown(folder)
+
+
 def test_two_seeds_decide_nothing(tmp_path: Path) -> None:
     folder = make(tmp_path / "credit")
     value = records.read_json(folder / "study.json")

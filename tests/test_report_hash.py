@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from apical.bench.report import pictures, retrieval, sections, table_markdown, write
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
-from fake_study import make_study
+from fake_study import make_study, rewrite
 
 CLEAN = {"bp": 0.98, "usf": 0.97, "fa": 0.9}
 LEFT = {"bp": (0.4, 0.4), "usf": (0.7, 0.41), "fa": (0.88, 0.61)}
@@ -135,6 +136,23 @@ def test_words(study: Path) -> None:
     assert "10000 queries of digits" in write(study).read_text()
     plain = [line for line in retrieval.lines(section, 0.1) if line.rule == "bp"]
     assert "no rule's own gradient leaves over 5 points" in retrieval.conclusion(plain)
+
+
+def test_a_gap_is_masked_after_the_correction_over_radii(study: Path) -> None:
+    """One net whose gap has a p-value of 0.04 at each of two radii: 0.08 after Holm."""
+    for p, word in ((0.04, "undecided"), (0.02, "masked")):
+        for place in study.glob("*/retrieval/abc/records.jsonl"):
+            found = [
+                row | {"mean": 0.08, "low": 0.002, "high": 0.158, "p": p}
+                if row["kind"] == "gap"
+                else row
+                for row in records.read(place)
+            ]
+            rewrite(place.parent, found)
+        section = section_of(study)
+        first = tuple(net for net in section.evaluations if net.seed == 1)
+        alone = replace(section, evaluations=first)
+        assert {line.word for line in retrieval.lines(alone, 0.1)} == {word}
 
 
 def test_one_net_has_an_interval_over_queries(study: Path) -> None:

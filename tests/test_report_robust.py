@@ -9,7 +9,7 @@ import pytest
 from apical.bench.report import read, robustness, sections
 from apical.bench.report import robustness_tables as words
 from apical.bench.storage import records
-from apical.measure import robustness_verdict
+from apical.measure import robustness_verdict, statistics
 from fake_robust import add_robustness
 from fake_study import make_study
 
@@ -204,6 +204,23 @@ def test_evaluations_that_did_not_finish_are_listed_with_the_reason(tmp_path):
     assert (row.rule, row.n, row.planned) == ("fa", 1, 3)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("images", 100), ("norm", "l2"), ("samples", 5), ("substitute", 3), ("protocol", "other")],
+)
+def test_evaluations_that_differ_in_any_compared_field_are_not_averaged(field, value, tmp_path):
+    folder = tmp_path / "rob"
+    make_study(folder, rules=("bp",), epochs=1, layers=(), published=False)
+    add_robustness(folder)
+    path = min(folder.glob("s0-*")) / "robustness" / "linf-0a1b2c" / "setting.json"
+    described = records.read_json(path)
+    described["setting"][field] = value
+    records.write_json(path, described)
+    found = sections.sections(read.read_study(folder).robustness)
+    assert sorted(len(each.evaluations) for each in found) == [1, 2]
+    assert sum(f"{field} {value}" in each.heading for each in found) == 1
+
+
 def test_protocols_that_differ_are_not_averaged(tmp_path):
     folder = tmp_path / "rob"
     make_study(folder, rules=("bp",), epochs=1, layers=(), published=False)
@@ -336,6 +353,21 @@ def test_published_values_meet_the_same_attack_and_radius_only(section):
     assert verdicts == [fa["verdict"].word]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)
     assert len(robustness.compared(replace(section, published=rounded), "full")) == 3
+
+
+def test_a_verdict_is_given_beside_other_rules_values_of_the_same_attack(section, monkeypatch):
+    given = []
+    judge = statistics.verdict
+
+    def verdict(ours, published, *, others, **rest):
+        given.append(sorted(others))
+        return judge(ours, published, others=others, **rest)
+
+    monkeypatch.setattr(statistics, "verdict", verdict)
+    values = sorted(row.value for row in section.published)
+    elsewhere = replace(section.published[0], attack="FGSM ce", value=1.0)
+    robustness.compared(replace(section, published=(*section.published, elsewhere)), "full")
+    assert values in given and not any(1.0 in others and len(others) > 1 for others in given)
 
 
 def test_few_pixel_attacks_count_pixels_and_stand_apart(section):

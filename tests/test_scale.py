@@ -145,7 +145,8 @@ def test_studies_and_plain_runs_of_a_folder_share_an_index() -> None:
 
 
 def test_to_pandas_and_duckdb() -> None:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     finished(Path("runs/train"), 0.7, rule="fa", lr=0.5)
     path = finished(Path("runs/mine"), 0.6, rule="bp")
     value = {"name": "mine", "title": "Mine", "tier": "short", "command": "", "published": [],
@@ -159,9 +160,13 @@ def test_to_pandas_and_duckdb() -> None:
     assert dict(zip(frame["rule"], frame["experiment.lr"], strict=True))["fa"] == 0.5
     assert to_pandas("kept/mine", "epoch")["train_loss"].tolist() == [2.0]
     assert to_pandas(path)["test_acc"].tolist() == [0.6]
+    records.append(path / "records.jsonl", {"kind": "robustness", "rule": "usf", "seed": 7})
+    attacked = to_pandas(path, "robustness").iloc[0]  # its own names do not replace the run's
+    assert [attacked[name] for name in ("rule", "record.rule", "record.seed")] == ["bp", "usf", 7]
     with pytest.raises(ValueError, match="no run in"):
         to_pandas("kept/mine/" + path.name + "/none")
-    duckdb = pytest.importorskip("duckdb")
+    import duckdb
+
     query = (
         "SELECT json_extract_string(r.experiment, '$.rule') AS rule, p.test_acc "
         "FROM 'kept/mine/records.parquet' p JOIN read_json('kept/mine/runs.jsonl', "

@@ -185,3 +185,13 @@ def test_the_command_line_and_the_table_of_all(
     assert not refresh(document, tmp_path)  # no record: the same
     assert main(["verify", str(folder), "--minutes", "0"]) == 1
     assert "minutes=0.0: the budget must be above 0" in capsys.readouterr().err
+
+
+def test_a_budget_that_fits_no_run_is_an_error_and_keeps_earlier_reruns(
+    loose: Path, tmp_path: Path
+) -> None:
+    folder = changed(loose, tmp_path, lambda run: rewritten(run, "final", seconds=90.0))
+    (tmp_path / "verified.json").write_text('{"tiny": {"runs": [1]}}')
+    with pytest.raises(ValueError, match="no run fits into 1 minutes, the cheapest takes 1.5"):
+        verify.verify(folder, minutes=1, data_root=None, say=print)
+    assert json.loads((tmp_path / "verified.json").read_text()) == {"tiny": {"runs": [1]}}

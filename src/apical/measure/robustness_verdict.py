@@ -123,6 +123,15 @@ def gap_p(rows: Mapping[int, Mapping[str, Any]]) -> float:
     return 1.0 if found is None else found
 
 
+def certain(gaps: Mapping[float, Mapping[int, Mapping[str, Any]]]) -> set[float]:
+    """The radii at which a rule has a gap that is not by chance, Holm-corrected over radii.
+
+    Args: gaps: radius -> seed -> row of kind gap.
+    """
+    corrected = statistics.holm([gap_p(rows) for rows in gaps.values()])
+    return {eps for eps, p in zip(gaps, corrected, strict=True) if p < ALPHA}
+
+
 def _gap_noise(rows: Mapping[int, Mapping[str, Any]]) -> float:
     """Variance of one net's gap over its images."""
     half = [(row["high"] - row["low"]) / 2 for row in rows.values()]
@@ -152,9 +161,8 @@ def verdict(
     known = {eps: each for eps, each in sorted(found.items()) if each is not None}
     if not known or not audits:
         raise ValueError("verdict: needs the gap rows and the audit row of at least one net")
-    corrected = statistics.holm([gap_p(gaps[eps]) for eps in known])
-    certain = {eps for eps, p in zip(known, corrected, strict=True) if p < ALPHA}
-    large = {eps: each for eps, each in known.items() if each.masked and eps in certain}
+    sure = certain({eps: gaps[eps] for eps in known})
+    large = {eps: each for eps, each in known.items() if each.masked and eps in sure}
     masked = [_largest(large, gaps)] if large else []
     misled = [row for row in audits if row["misleading"]]
     if 2 * len(misled) > len(audits):
@@ -171,7 +179,7 @@ def verdict(
             reason = such[0]["reasons"][0]
             return RuleVerdict(word, (f"{reason}{_in_nets(len(such), len(audits))}",))
     for eps, each in known.items():
-        if each.mean < -MASKED and eps in certain:
+        if each.mean < -MASKED and eps in sure:
             reason = f"at radius {radius(eps)} own gradients are stronger than exact ones"
             return RuleVerdict("suspect", (f"{reason} ({-each.mean:.1f} points)",))
     if 2 * words.count("suspect") > len(words):

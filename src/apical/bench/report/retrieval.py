@@ -38,14 +38,17 @@ def lines(section: Section, eps: float) -> list[Line]:
     """The rules at one radius; those without evaluations at it are left out.
 
     The values are those of `COLUMNS`, clean, gap (own minus exact, whichever attack is the
-    strongest, query by query), clean_minus_bp and worst_minus_bp (on the same seeds).
+    strongest, query by query; "masked" after Holm's correction over radii), clean_minus_bp and
+    worst_minus_bp (on the same seeds).
     """
     worst = partial(_map, name="worst", eps=eps)
     rules = [r for r in section.rules if any(eps in net.radii for net in section.of(r).values())]
     differing = section.differing(rules, worst)
     made = []
     for rule in rules:
-        gap = robustness_verdict.gap(section.rows(rule, "gap", attack="any", eps=eps))
+        at_radii = {e: section.rows(rule, "gap", attack="any", eps=e) for e in section.radii}
+        gaps = {e: rows for e, rows in at_radii.items() if rows}
+        gap = robustness_verdict.gap(at_radii[eps])
         values = {name: _estimate(section, rule, name, eps) for name in ("clean", *COLUMNS)}
         if gap is None or values["clean"] is None:
             continue
@@ -54,7 +57,8 @@ def lines(section: Section, eps: float) -> list[Line]:
             "clean_minus_bp": section.minus_baseline(rule, partial(_map, name="clean", eps=eps)),
             "worst_minus_bp": section.minus_baseline(rule, worst),
         }
-        word = "masked" if gap.masked else "faithful" if gap.inside else "undecided"
+        masked = gap.masked and eps in robustness_verdict.certain(gaps)
+        word = "masked" if masked else "faithful" if gap.inside else "undecided"
         made.append(Line(section, rule, eps, values, rule in differing, word))
     return made
 

@@ -54,8 +54,6 @@ class Line:
         if not self.record:
             least, most = min(self.seconds) / 60, max(self.seconds) / 60
             return f"not verified, a run takes {least:.1f} to {most:.1f} min"
-        if rules and not self.runs:
-            return f"all: a run takes {min(rules.values()):g} to {max(rules.values()):g} min"
         return "; ".join(f"{display_name(rule)} {least:g} min" for rule, least in rules.items())
 
 

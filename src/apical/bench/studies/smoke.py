@@ -1,5 +1,6 @@
-"""The smoke study: rules and controls on real data, in less than two minutes on two cores."""
+"""The smoke study: rules and controls on real data, in about two minutes on two cores."""
 
+from dataclasses import replace
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
@@ -27,7 +28,12 @@ BASE = Experiment(
     schedule=SCHEDULE,
     probe_every=5,
 )
-"""What is trained, without a rule."""
+"""What is trained, without a rule; other studies on digits are as long, with the same search."""
+LONGER = 15
+"""Epochs of this study. After ten, other seeds or another CPU often chose other rates: by three
+seeds, an AMD CPU took 0.01 for DFA and an Intel CPU 0.03, test errors 2 points apart."""
+SEEDS = tuple(range(1000, 1006))
+"""Of the search."""
 NOTES = (
     "1,437 images train and 360 test: one image of the test split is 0.28 points.",
     "Hidden layers of 32 units: so narrow that a net of random hidden layers (frozen) errs far more"
@@ -37,5 +43,6 @@ NOTES = (
 
 def smoke(tier: str, seeds: int) -> Study:
     """Rules and controls on scikit-learn's digits, one small net, tuned alike."""
-    runs = tuple(entries(SETTING, with_rules(BASE, ROWS), seeds))
-    return Study("smoke", TITLE, tier, runs, notes=NOTES, search=SEARCH)
+    runs = tuple(entries(SETTING, with_rules(replace(BASE, epochs=LONGER), ROWS), seeds))
+    search = replace(SEARCH, epochs=LONGER, seeds=SEEDS)
+    return Study("smoke", TITLE, tier, runs, notes=NOTES, search=search)

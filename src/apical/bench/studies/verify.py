@@ -49,7 +49,7 @@ def verify(
     Returns: the record, also kept in ``verified.json`` beside the folder: ``runs``, see
         `rerun`, ``left_out``, minutes of the cheapest run by rule where no run fits the budget,
         and the ``environment`` of the reruns.
-    Raises: ValueError if there is no study, no finished run, or the budget is not above 0.
+    Raises: ValueError if there is no study, no finished run, or no run fits the budget.
     """
     if not minutes > 0:
         raise ValueError(f"minutes={minutes}: the budget must be above 0")
@@ -58,6 +58,12 @@ def verify(
     if not finished:
         raise ValueError(f"{folder}: no run of the study has finished")
     chosen, left_out = sample(finished, source, 60 * minutes, trust)
+    if not chosen:
+        least = min(left_out.values())
+        raise ValueError(
+            f"{folder}: no run fits into {minutes:g} minutes, the cheapest takes {least:g}: give "
+            "more with --minutes; earlier reruns are kept"
+        )
     say(
         f"{study.title}: {len(chosen)} of {len(finished)} runs again, "
         f"{sum(run.final['seconds'] for run in chosen) / 60:.1f} minutes as recorded"
