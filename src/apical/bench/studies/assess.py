@@ -94,17 +94,19 @@ def reuse(study: Study, root: Path) -> int:
 def assessments(study: Study, folder: Path) -> list[tuple[Entry, Assessment]]:
     """What there is to be evaluated, of the runs that are finished so far."""
     attacked = [entry for entry in study.entries if entry.setting in study.evaluations]
-    runs = {entry.experiment.name: folder / entry.experiment.name for entry in attacked}
-    done = [entry for entry in attacked if _whole(runs[entry.experiment.name])]
-    digests = {entry.experiment.name: _digest(runs[entry.experiment.name], entry) for entry in done}
+    done = [entry for entry in attacked if _whole(folder / entry.experiment.name)]
+    runs = {(*entry.cell, entry.experiment.seed): folder / entry.experiment.name for entry in done}
+    digests = {run: _digest(run, entry) for run, entry in zip(runs.values(), done, strict=True)}
     found = []
-    for entry in done:
-        run, others = runs[entry.experiment.name], _surrogates(study, entry, done)
+    for (setting, rule, seed), entry in zip(runs, done, strict=True):
+        run, of_surrogate = runs[setting, rule, seed], runs.get((setting, study.surrogate, seed))
+        others = {}  # to transfer from, unless that is the net itself
+        if of_surrogate is not None and rule != study.surrogate:
+            others[study.surrogate] = of_surrogate
         evaluation = study.evaluation_of(entry)
-        known = {label: digests[name] for label, name in others.items()}
-        place = evaluation.place(run, digests[entry.experiment.name], known)
-        surrogates = {label: runs[name] for label, name in others.items()}
-        found.append((entry, Assessment(run, evaluation, surrogates, place, entry.label)))
+        known = {label: digests[other] for label, other in others.items()}
+        place = evaluation.place(run, digests[run], known)
+        found.append((entry, Assessment(run, evaluation, others, place, entry.label)))
     return found
 
 
@@ -132,14 +134,6 @@ def verdicts(
         if rows := job.evaluation.rows(job.folder):
             by_cell.setdefault(entry.cell, {})[entry.experiment.seed] = rows
     return {cell: robustness_verdict.verdict_of(nets) for cell, nets in by_cell.items()}
-
-
-def _surrogates(study: Study, entry: Entry, done: Sequence[Entry]) -> dict[str, str]:
-    """The run to transfer from: of the same setting and seed, unless that is the net itself."""
-    if entry.rule == study.surrogate:
-        return {}
-    wanted = (entry.setting, study.surrogate, entry.experiment.seed)
-    return {e.rule: e.experiment.name for e in done if (*e.cell, e.experiment.seed) == wanted}
 
 
 def _readable(run: Path, entry: Entry) -> bool:
