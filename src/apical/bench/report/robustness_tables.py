@@ -52,13 +52,10 @@ MEASURES = {
 
 
 def headline(
-    rows: Sequence[Line],
-    eps: float | None = None,
-    several: bool = False,
-    gains: gained.Gains = gained.NONE,
+    rows: Sequence[Line], *, several: bool = False, gains: gained.Gains = gained.NONE
 ) -> Table:
     """Robust accuracies of each rule. several: whether it names the setting."""
-    label = f"Robust accuracy at radius {radius(eps)}" if eps is not None else ""
+    label = f"Robust accuracy at radius {radius(rows[0].eps)}" if rows else ""
     columns = [
         *gained.opening(several, gains),
         Column("noise", "values.noise", page="Random noise", brief=True),
