@@ -199,6 +199,22 @@ def verdict(
     )
 
 
+def verdict_of(nets: Mapping[int, Sequence[Mapping[str, Any]]]) -> RuleVerdict:
+    """The verdict on a rule from the rows of one evaluation of each of its nets, by seed.
+
+    Raises: as `verdict`.
+    """
+    gaps: dict[float, dict[int, Mapping[str, Any]]] = {}
+    audits, words = [], []
+    for seed, rows in nets.items():
+        for row in rows:
+            if row["kind"] == "gap":
+                gaps.setdefault(row["eps"], {})[seed] = row
+        audits += [row for row in rows if row["kind"] == "audit"]
+        words += [row["verdict"] for row in rows if row["kind"] == "verdict"]
+    return verdict(gaps, audits, words)
+
+
 def radius(eps: float) -> str:
     """A radius as papers write it: "0.1", "8/255".
 

@@ -8,6 +8,7 @@ from apical.bench.report.names import display_name
 from apical.bench.report.read import Row, Run, Study, test_error
 from apical.bench.report.results import seeds_sentence
 from apical.bench.report.table import Column, Shown, Table, each, estimate, mean, signed
+from apical.bench.storage.records import grouped
 from apical.measure import statistics
 
 MARGIN = 1.0
@@ -72,11 +73,9 @@ def layers(study: Study) -> Layers:
             if row.failed:
                 of_rule[name] = Layer(name, None, DIVERGED, row.failed, row.planned)
                 continue
-            noise = gained.share_noise(row.runs) + gained.share_noise(full.runs)
             samples = row.sample(test_error), full.sample(test_error)
-            p = statistics.difference_p(*samples, noise=noise)
-            worth = statistics.paired_difference(*samples, noise=noise)
-            of_rule[name] = Layer(name, worth, UNDECIDED)
+            p = statistics.difference_p(*samples, noise=row.noise() + full.noise())
+            of_rule[name] = Layer(name, row.minus(full, test_error), UNDECIDED)
             if not full.failed:  # else those that are left are no fair sample either
                 tested.append((of_rule, of_rule[name], 1.0 if p is None else p))
     corrected = statistics.holm([p for *_, p in tested])
@@ -125,19 +124,19 @@ def table(study: Study) -> Table:
 def finding(study: Study) -> str:
     """What the table shows, in a sentence for each setting."""
     by_row = layers(study)
-    settings = dict.fromkeys(setting for setting, _ in by_row)
+    by_setting = grouped(by_row.items(), lambda item: item[0][0])
     sentences = []
-    for setting in settings:
-        rules: dict[str, dict[str, list[str]]] = {}  # by layer, then by word
-        for (where, rule), of_rule in by_row.items():
-            for name, layer in of_rule.items() if where == setting else ():
-                rules.setdefault(name, {}).setdefault(layer.word, []).append(display_name(rule))
+    for setting, rows in by_setting.items():
+        found = [(display_name(rule), layer) for (_, rule), e in rows for layer in e.values()]
         parts = []
-        for name, by_word in rules.items():
-            verbs = [(verb, by_word[word]) for word, verb in VERBS.items() if word in by_word]
-            words = ", ".join(f"{verb} under {', '.join(names)}" for verb, names in verbs)
-            parts.append(f"of {name} {words}")
-        start = f"{setting}: the" if len(settings) > 1 else "The"
+        for name, of_layer in grouped(found, lambda pair: pair[1].name).items():
+            rules = {
+                verb: [rule for rule, layer in of_layer if layer.word == word]
+                for word, verb in VERBS.items()
+            }
+            words = [f"{verb} under {', '.join(names)}" for verb, names in rules.items() if names]
+            parts.append(f"of {name} {', '.join(words)}")
+        start = f"{setting}: the" if len(by_setting) > 1 else "The"
         sentences.append(f"{start} learning {'; '.join(parts)}.")
     return " ".join(sentences)
 
@@ -145,5 +144,5 @@ def finding(study: Study) -> str:
 def widest(study: Study) -> str:
     """`seeds_sentence` of the errors with all layers learning, by rule."""
     rows = [study.row(*cell) for cell in layers(study)]
-    errors = ((row.rule, row.summary(test_error, gained.share_noise(row.runs))) for row in rows)
-    return seeds_sentence({display_name(rule): error for rule, error in errors if error})
+    errors = {display_name(row.rule): row.summary(test_error, row.noise()) for row in rows}
+    return seeds_sentence({rule: error for rule, error in errors.items() if error})

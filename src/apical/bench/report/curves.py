@@ -1,24 +1,19 @@
 """Published courses of training compared with ours: one point per rule, quantity and epoch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from apical.bench.report.lines import (
-    Lines,
-    Looks,
-    Series,
-    band,
-    draw_published,
-    over_time,
-    series,
-)
+from apical.bench.report import lines
+from apical.bench.report.lines import Lines, Looks, Series
 from apical.bench.report.names import display_name
-from apical.bench.report.read import Curve, Study
+from apical.bench.report.published import Curve
+from apical.bench.report.read import Study
 from apical.bench.report.render import Group
 from apical.bench.report.results import judged
 from apical.bench.report.table import Column, Shown, Table, each, number, plain, signed, span
+from apical.bench.storage.records import grouped
 from apical.measure import statistics
 
 QUANTITIES = {
@@ -64,13 +59,12 @@ def points(study: Study) -> list[Point]:
     """Every published value at an epoch that all finished runs of its rule have measured."""
     made = []
     for curve in study.curves:
-        name, named = display_name(curve.rule), quantity(curve)
         ours = _ours(study, curve, [curve.rule]).get(curve.rule, {})
+        about = (curve, curve.setting, display_name(curve.rule), quantity(curve))
         for epoch, value in curve.values.items():
             if epoch in ours:
                 mean = statistics.summarize(ours[epoch])
-                place = (curve, curve.setting, name, named, epoch)
-                made.append(Point(*place, mean, value, mean.mean - value))
+                made.append(Point(*about, epoch, mean, value, mean.mean - value))
     return made
 
 
@@ -79,7 +73,7 @@ def _ours(study: Study, like: Curve, rules: Iterable[str]) -> Series:
     runs = {rule: study.row(like.setting, rule).runs for rule in rules}
     factor = 100 if like.metric.endswith("_acc") else 1
     kind, layer = QUANTITIES[like.metric][0], like.layer or None
-    values = series(runs, kind, like.metric, layer, scale=lambda value: factor * float(value))
+    values = lines.series(runs, kind, like.metric, layer, scale=lambda value: factor * float(value))
     return {rule: {at: vs for at, vs in epochs.items() if at} for rule, epochs in values.items()}
 
 
@@ -107,43 +101,41 @@ def table(study: Study) -> Table:
 
 def by_epoch(study: Study) -> Table:
     """One line for each course of training, a column for each epoch, for documents."""
-    rows: dict[tuple[str, str, str], dict[int, Point]] = {}
-    for point in points(study):
-        rows.setdefault((point.setting, point.name, point.quantity), {})[point.epoch] = point
+    every = points(study)
+    rows = grouped(every, lambda point: (point.setting, point.name, point.quantity))
 
-    def both(epoch: int, row: tuple[str, str, str]) -> str:
-        point = rows[row].get(epoch)
+    def both(epoch: int, row: Sequence[Point]) -> str:
+        point = next((point for point in row if point.epoch == epoch), None)
         if point is None:
             return ""
         mark = " †" if point.word == "differs" else ""
         return f"{number(point.ours.mean)} ({number(point.published)}){mark}"
 
     columns = [
-        Column("rule", lambda row: row[1], left=True),
-        Column("quantity", lambda row: row[2], left=True),
-        *each(sorted({epoch for row in rows.values() for epoch in row}), both, "epoch {}"),
+        Column("rule", lambda row: row[0].name, left=True),
+        Column("quantity", lambda row: row[0].quantity, left=True),
+        *each(sorted({point.epoch for point in every}), both, "epoch {}"),
     ]
-    return Table(columns, list(rows))
+    return Table(columns, list(rows.values()))
 
 
 def groups(study: Study, setting: str, looks: Looks) -> list[Group]:
     """One figure: a panel per quantity, ours as lines and the published values on them."""
     curves = [curve for curve in study.curves if curve.setting == setting]
     panels: list[Lines] = []
-    for key in dict.fromkeys((curve.metric, curve.layer) for curve in curves):
-        same = [curve for curve in curves if (curve.metric, curve.layer) == key]
+    for same in grouped(curves, quantity).values():
         further = partial(draw, published=same, looks=looks)
         values = _ours(study, same[0], study.rules)
         panels.append(Lines(quantity(same[0]), values, looks, further=further))
     caption = (
-        f"{band(study.by_rule(setting))}Open diamonds: published values, in the colour of their "
-        "rule."
+        f"{lines.band(study.by_rule(setting))}Open diamonds: published values, in the colour of "
+        "their rule."
     )
     heading = "Against a published course of training"
-    return over_time(Group("published-curves", heading, caption), panels, looks)
+    return lines.over_time(Group("published-curves", heading, caption), panels, looks)
 
 
 def draw(axes: Any, *, published: Iterable[Curve], looks: Looks) -> None:
     """The published points of a quantity."""
     for curve in published:
-        draw_published(axes, curve.values, curve.values.values(), looks[curve.rule].light, 30)
+        lines.draw_published(axes, curve.values, curve.values.values(), looks[curve.rule].light, 30)

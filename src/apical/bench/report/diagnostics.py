@@ -22,6 +22,7 @@ from apical.bench.report.lines import (
 from apical.bench.report.read import Row, Run, Study
 from apical.bench.report.render import Group
 from apical.bench.report.table import Column, Shown, Table, percent, plain, points
+from apical.bench.storage.records import grouped
 from apical.measure import statistics
 from apical.measure.alignment_phases import Phase, phases
 
@@ -87,12 +88,12 @@ def diagnose(study: Study, setting: str, looks: Looks) -> dict[str, Any] | None:
     """
     finished, rows = study.by_rule(setting), study.rows_of(setting)
     layers = [aligned for row in rows for aligned in _by_layer(row)]
-    by_rule: dict[str, list[Phase | str]] = {}
-    for layer in layers:
-        by_rule.setdefault(layer.rule, []).extend(layer.outcomes)
     value: dict[str, Any] = {
         "groups": [*_deltas(finished, layers, looks), *_ranks(finished, looks)],
-        "rules": [Aligned(rule, "", tuple(outcomes)) for rule, outcomes in by_rule.items()],
+        "rules": [
+            Aligned(rule, "", tuple(outcome for layer in of_rule for outcome in layer.outcomes))
+            for rule, of_rule in grouped(layers, lambda layer: layer.rule).items()
+        ],
         "alarms": [alarm for row in rows for alarm in _alarms(row.rule, row.every)],
         "readouts": readouts(finished),
     }
@@ -105,19 +106,22 @@ def diagnose(study: Study, setting: str, looks: Looks) -> dict[str, Any] | None:
 
 def _by_layer(row: Row) -> list[Aligned]:
     """Each layer but those whose update was backprop's from the start."""
-    by_name: dict[str, list[Phase | str]] = {}
-    for run in row.runs:
-        for layer, phase in phases(run.rows).items():
-            by_name.setdefault(layer, []).append(phase)
-    layers = [Aligned(row.rule, layer, tuple(each)) for layer, each in by_name.items()]
+    every = [each for run in row.runs for each in phases(run.rows).items()]
+    by_name = grouped(every, lambda each: each[0])
+    layers = [Aligned(row.rule, n, tuple(e for _, e in each)) for n, each in by_name.items()]
     start = "aligned from the start"
     return [e for e in layers if e.phases or not all(why.startswith(start) for why in e.reasons)]
 
 
 def _alarms(rule: str, runs: Sequence[Run]) -> list[Alarm]:
-    by_kind: dict[str, list[Record]] = {}
-    for row in (row for run in runs for row in run.of_kind("warning")):
-        by_kind.setdefault(row["finding"], []).append(row)
+    def severity(row: Record) -> float:
+        """How far beyond its threshold, in either direction."""
+        value, threshold = row["value"], row["threshold"]
+        if value >= threshold:
+            return float(value / threshold)
+        return float(threshold / value) if value else float("inf")
+
+    warnings = [row for run in runs for row in run.of_kind("warning")]
     return [
         Alarm(
             rule,
@@ -126,18 +130,10 @@ def _alarms(rule: str, runs: Sequence[Run]) -> list[Alarm]:
             runs=sum(any(r["finding"] == kind for r in run.of_kind("warning")) for run in runs),
             of=len(runs),
             epoch=min(row["epoch"] for row in rows),
-            message=max(rows, key=_severity)["message"],
+            message=max(rows, key=severity)["message"],
         )
-        for kind, rows in by_kind.items()
+        for kind, rows in grouped(warnings, lambda row: row["finding"]).items()
     ]
-
-
-def _severity(row: Record) -> float:
-    """How far beyond its threshold, in either direction."""
-    value, threshold = row["value"], row["threshold"]
-    if value >= threshold:
-        return float(value / threshold)
-    return float(threshold / value) if value else float("inf")
 
 
 def table(rows: Sequence[Aligned]) -> Table:

@@ -29,6 +29,7 @@ from apical.bench.report import (
     overview,
     pictures,
     protocol,
+    read,
     render,
     results,
     retrieval,
@@ -41,7 +42,8 @@ from apical.bench.report import (
 )
 from apical.bench.report.colours import css_variables
 from apical.bench.report.names import display_name
-from apical.bench.report.read import FULL_TIER, Study, is_study, read_study
+from apical.bench.report.published import FULL_TIER
+from apical.bench.report.read import Study, is_study, read_study
 from apical.bench.report.table import ABSENT, for_markdown, number
 from apical.bench.storage.records import write_bytes
 from apical.measure.robustness_verdict import radius
@@ -53,7 +55,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 MODULES = (
     angles, credit, curves, diagnostics, figures, fine_tuning, gained, lines, names, overview,
-    pictures, protocol, render, results, retrieval, robustness, robustness_tables, sections,
+    pictures, protocol, read, render, results, retrieval, robustness, robustness_tables, sections,
     sequences, spikes, verified,
 )  # fmt: skip
 """What templates call by name."""
@@ -245,4 +247,5 @@ def _environment(finalize: Any = None) -> jinja2.Environment:
     environment.filters["display"] = display_name
     environment.filters["markdown"] = lambda table: Markup(table.markdown())
     environment.filters["code"] = lambda text: Markup(f"`{text.replace('`', '')}`")
+    environment.globals["words"] = environment.get_template("words.j2").module
     return environment

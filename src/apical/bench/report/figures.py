@@ -5,28 +5,9 @@ from functools import partial
 from statistics import fmean, median
 from typing import Any
 
-from apical.bench.report import curves
+from apical.bench.report import curves, lines
 from apical.bench.report.colours import INK, LINE, SOFT, line_style
-from apical.bench.report.lines import (
-    Lines,
-    Looks,
-    Runs,
-    Series,
-    band,
-    by_layer,
-    degrees,
-    draw_line,
-    draw_published,
-    every,
-    filled,
-    log_ticks,
-    of_layers,
-    over_time,
-    series,
-    shared,
-    switched,
-    switches,
-)
+from apical.bench.report.lines import Lines, Looks, Runs, Series
 from apical.bench.report.names import display_name
 from apical.bench.report.read import Run, Study, test_error
 from apical.bench.report.render import Group, Panel
@@ -80,17 +61,18 @@ def learning(runs: Runs, looks: Looks) -> list[Group]:
 
     panels = []
     for key, title in CURVES:
-        values = series(runs, "epoch", key, scale=error if key.endswith("_acc") else float)
-        panels.append(Lines(title, values, looks, log=True, marks=switches(runs)))
-    caption = f"{band(runs)}Logarithmic; a value of 0 is drawn at the lower edge.{switched(runs)}"
-    groups = over_time(Group("curves", "Learning curves", caption), panels, looks)
+        values = lines.series(runs, "epoch", key, scale=error if key.endswith("_acc") else float)
+        panels.append(Lines(title, values, looks, log=True, marks=lines.switches(runs)))
+    caption = f"{lines.band(runs)}Logarithmic; a value of 0 is drawn at the lower edge."
+    caption += lines.switched(runs)
+    groups = lines.over_time(Group("curves", "Learning curves", caption), panels, looks)
     for key, heading, meaning in ALIGNMENT:
         angle = key.endswith("angle_deg")
         reference = "Dashed: 90°, unrelated." if angle else "Dashed: 1, equal length."
         caption = f"{heading} {meaning}; one panel per layer, from input to output. {reference}"
         group = Group(key.removesuffix("_deg").replace("_", "-"), heading, caption)
-        axis = degrees if angle else _ratios
-        groups += of_layers(group, key, by_layer(runs, key), runs, looks, axis=axis)
+        axis = lines.degrees if angle else _ratios
+        groups += lines.of_layers(group, key, lines.by_layer(runs, key), runs, looks, axis=axis)
     return groups
 
 
@@ -110,7 +92,7 @@ def rates(study: Study, setting: str, looks: Looks) -> list[Group]:
     )
     panel = Panel("Validation error, %", partial(draw_rates, choices=choices, looks=looks))
     group = Group("learning-rates", "Choice of learning rates", caption)
-    return filled(group, [panel] * bool(choices), [row["rule"] for row in choices], looks)
+    return lines.filled(group, [panel] * bool(choices), [row["rule"] for row in choices], looks)
 
 
 def draw_rates(axes: Any, *, choices: Sequence[Mapping[str, Any]], looks: Looks) -> None:
@@ -123,12 +105,12 @@ def draw_rates(axes: Any, *, choices: Sequence[Mapping[str, Any]], looks: Looks)
             for tried in sorted(choice["tries"], key=lambda tried: tried["lr"])
             if "val_acc" in tried
         }
-        draw_line(axes, look, list(errors), list(errors.values()))
+        lines.draw_line(axes, look, list(errors), list(errors.values()))
         if choice["lr"] in errors:
             marker = {"marker": look.marker, "markersize": 5, "color": look.light}
             axes.plot([choice["lr"]], [fmean(errors[choice["lr"]])], **marker)
     axes.set_xscale("log")
-    log_ticks(axes.xaxis)
+    lines.log_ticks(axes.xaxis)
     axes.set_xlabel("learning rate", labelpad=2)
 
 
@@ -143,16 +125,16 @@ def over_steps(runs: Runs, looks: Looks) -> list[Group]:
     caption = (
         "Norm of the learning signal at each step of the sequence, and of the step's share in the "
         "gradient of the recurrent weight; the first step is on the left. "
-        f"{band(runs, 'median')}Logarithmic; exact zeros, and what is more than {DECADES} decades "
-        "below the largest, lie on the lower edge."
+        f"{lines.band(runs, 'median')}Logarithmic; exact zeros, and what is more than {DECADES} "
+        "decades below the largest, lie on the lower edge."
     )
     group = Group("gradient-flow", "Gradient over time steps", caption, size=(2.5, 1.9))
-    return over_time(group, panels, looks)
+    return lines.over_time(group, panels, looks)
 
 
 def _of_steps(title: str, values: Series, looks: Looks) -> Lines:
     """One line per rule over the steps."""
-    positive = [v for v in every(values) if v > 0]
+    positive = [v for v in lines.every(values) if v > 0]
     floor = max(0.5 * min(positive, default=1.0), 10.0**-DECADES * max(positive, default=1.0))
     return Lines(
         title,
@@ -168,7 +150,7 @@ def _of_steps(title: str, values: Series, looks: Looks) -> Lines:
 
 def steps(runs: Sequence[Run], quantity: str, last: bool) -> dict[int, list[float]]:
     """Values of the first measurement, or of the last; a step counts when every run has it."""
-    values = shared(
+    values = lines.shared(
         {row["t"]: float(row[quantity]) for row in run.measured("step", quantity, last=last)}
         for run in runs
     )
@@ -180,14 +162,14 @@ def steps(runs: Sequence[Run], quantity: str, last: bool) -> dict[int, list[floa
 def memory(runs: Runs, looks: Looks) -> list[Group]:
     """What a memory did while its net learned: how much was written, and how well recalled."""
     caption = (
-        f"Means over the steps of the measured sequences. {band(runs)}An error near 0 on a task "
-        "that is not solved is a collapsed memory."
+        f"Means over the steps of the measured sequences. {lines.band(runs)}An error near 0 on a "
+        "task that is not solved is a collapsed memory."
     )
     panels = [
-        Lines(title, series(runs, "step", key), looks, log=key == "meta_loss")
+        Lines(title, lines.series(runs, "step", key), looks, log=key == "meta_loss")
         for key, title in MEMORY.items()
     ]
-    return over_time(Group("memory", "The memory", caption), panels, looks)
+    return lines.over_time(Group("memory", "The memory", caption), panels, looks)
 
 
 def _errors(shown: Sequence[Cell], looks: Looks) -> list[Group]:
@@ -202,7 +184,7 @@ def _errors(shown: Sequence[Cell], looks: Looks) -> list[Group]:
             axes.scatter(seeds, below, s=7, color=colour, alpha=0.7, linewidths=0)
             axes.scatter([ours.mean], [place], s=34, color=colour, zorder=3, linewidths=0)
             if cell.published:
-                draw_published(axes, [cell.published.value], [place], INK, 46)
+                lines.draw_published(axes, [cell.published.value], [place], INK, 46)
         axes.set_yticks(range(len(shown)), [display_name(cell.rule) for cell in shown])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(axis="y", visible=False)
@@ -248,7 +230,7 @@ def _costs(shown: Sequence[Cell], looks: Looks) -> list[Group]:
         "the speed benchmark measures rules side by side."
     )
     rules = [cell.rule for cell in shown]
-    return filled(Group("cost", "What a rule costs", caption), panels, rules, looks)
+    return lines.filled(Group("cost", "What a rule costs", caption), panels, rules, looks)
 
 
 def retrieval(runs: Runs, looks: Looks) -> list[Group]:
@@ -274,7 +256,7 @@ def retrieval(runs: Runs, looks: Looks) -> list[Group]:
         " a query that finds nothing counts as precision 0."
     )
     group = Group("precision-recall", "Precision and recall", caption)
-    return filled(group, panels if courses else [], courses, looks)
+    return lines.filled(group, panels if courses else [], courses, looks)
 
 
 def _precision(runs: Sequence[Run]) -> list[dict[str, float]]:

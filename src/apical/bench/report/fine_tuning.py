@@ -12,7 +12,7 @@ from typing import Any
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.evaluations import Record
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.read import Row, Study, percent_of
+from apical.bench.report.read import ERROR, MAP, Row, Study
 from apical.bench.report.sections import Section
 from apical.bench.report.table import (
     Column,
@@ -26,6 +26,7 @@ from apical.bench.report.table import (
     ratio,
     share,
 )
+from apical.bench.storage.records import grouped
 from apical.measure import statistics
 from apical.measure.robustness_verdict import radius
 
@@ -70,7 +71,7 @@ class Line:
 
     @property
     def measure(self) -> str:
-        return "mAP" if self.metric == gained.MAP else "accuracy"
+        return "mAP" if self.metric == MAP else "accuracy"
 
     @property
     def changes(self) -> list[float]:
@@ -101,13 +102,12 @@ def lines(study: Study) -> list[Line]:
     by_setting = {section.setting: section for section in sections.sections(study.robustness)}
     made = []
     for row in (row for setting in study.settings for row in study.rows_of(setting)):
-        layers: dict[str, list[Record]] = {}
-        for tuned in (tuned for run in row.runs for tuned in run.of_kind("tuned")):
-            layers.setdefault(tuned["layer"], []).append(tuned)
+        tuned = [tuned for run in row.runs for tuned in run.of_kind("tuned")]
+        layers = grouped(tuned, lambda tuned: tuned["layer"])
         if not layers:
             continue
-        metric = gained.MAP if all(gained.MAP in run.final for run in row.runs) else gained.ERROR
-        accuracy = row.summary(percent_of(metric), gained.share_noise(row.runs, metric))
+        metric = MAP if all(MAP in run.final for run in row.runs) else ERROR
+        accuracy = row.share(metric)
         assert accuracy is not None  # it has finished runs
         attacked = _attacked(by_setting.get(row.setting), row.rule, _at_rate(study, row))
         each_layer = tuple(_layer(name, rows) for name, rows in layers.items())
@@ -200,8 +200,8 @@ def table(study: Study, rows: Sequence[Line]) -> Table:
 
 def layers(rows: Sequence[Line]) -> list[tuple[str, Table]]:
     """By setting every layer, a column for each rule; their CSV file is that of `layers_csv`."""
-    settings = dict.fromkeys(line.setting for line in rows)
-    return [(name, _layers([line for line in rows if line.setting == name])) for name in settings]
+    by_setting = grouped(rows, lambda line: line.setting)
+    return [(setting, _layers(of_setting)) for setting, of_setting in by_setting.items()]
 
 
 def _layers(rows: Sequence[Line]) -> Table:

@@ -3,6 +3,7 @@ is worth over the control whose hidden layers keep their initial weights; and wh
 the learning rates is stable."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,13 +18,10 @@ from apical.bench.report.names import (
     rule_name,
     trained_by,
 )
-from apical.bench.report.read import Row, Run, Study, percent_of
+from apical.bench.report.read import ERROR, Run, Study, percent_of
 from apical.bench.report.table import Column, Shown, estimate, signed
 from apical.measure import rate_choice, statistics
 from apical.measure.robustness_verdict import radius
-
-ERROR, MAP = "test_acc", "test_map"
-"""The share that is compared; of hash nets the mean average precision."""
 
 
 @dataclass(frozen=True)
@@ -88,34 +86,19 @@ def gains(study: Study, metric: str = ERROR) -> Gains:
     found: dict[tuple[str, str], Gain] = {}
     value = percent_of(metric)
     for setting in study.settings:
-        by_rule: dict[str, Gain] = {}
         rows = {row.rule: row for row in study.rows_of(setting) if row.sample(value)}
-        frozen = rows.pop(control(study, setting), Row(setting, ""))
+        frozen = rows.pop(control(study, setting), None)
+        if frozen is None:
+            continue
+        by_rule: dict[str, Gain] = {}
         for rule, row in rows.items():
-            noise = share_noise(row.runs, metric) + share_noise(frozen.runs, metric)
-            corrected_level = 1 - (1 - statistics.LEVEL) / len(rows)
-            summary, corrected = (
-                statistics.paired_difference(
-                    row.sample(value), frozen.sample(value), level=level, noise=noise
-                )
-                for level in (statistics.LEVEL, corrected_level)
-            )
-            if frozen.runs:
-                by_rule[rule] = Gain(summary, corrected, runs=row.n)
+            level = 1 - (1 - statistics.LEVEL) / len(rows)
+            corrected = row.minus(frozen, value, metric, level=level)
+            by_rule[rule] = Gain(row.minus(frozen, value, metric), corrected, runs=row.n)
         learning = [g.summary for g in by_rule.values() if g.summary and g.learns]
         most = max((summary.mean for summary in learning), default=None)
         found |= {(setting, rule): replace(gain, most=most) for rule, gain in by_rule.items()}
     return found
-
-
-def share_noise(runs: Sequence[Run], metric: str = ERROR) -> float:
-    """Variance, in %^2, that the share of one run has for its test set alone; 0 if unknown. Of a
-    mean of average precisions, which lie in [0, 1] too, it is an upper bound."""
-    runs = [run for run in runs if metric in run.final]
-    if not runs or any("test_count" not in run.final for run in runs):
-        return 0.0
-    mean = sum(run.final[metric] for run in runs) / len(runs)
-    return 1e4 * statistics.binomial_variance(mean, runs[0].final["test_count"])
 
 
 def columns(gains: Gains) -> list[Column]:
@@ -188,7 +171,7 @@ def missing(study: Study) -> str:
             "layers learn."
         )
     if wrong := [row for row in study.rows if row.mislabelled]:
-        names = {_named(study, row): row.every[0].experiment for row in wrong}
+        names = {study.named(row): row.every[0].experiment for row in wrong}
         rules = joined([f"{name} (trained by {rule_name(each)})" for name, each in names.items()])
         sentences.append(f"Rows that are not what their label says: {rules}.")
     if unlike := _unlike(study):
@@ -202,15 +185,11 @@ def missing(study: Study) -> str:
 def lost(study: Study) -> str:
     """Runs that no number counts, in a sentence, for tables without rows for them; "" for none."""
     counts = [
-        f"{_named(study, row)} {row.planned - row.n} of {row.planned}"
+        f"{study.named(row)} {row.planned - row.n} of {row.planned}"
         for row in study.rows
         if row.n < row.planned
     ]
     return f"Runs that have not finished, and are not counted: {joined(counts)}." * bool(counts)
-
-
-def _named(study: Study, row: Row) -> str:
-    return f"{row.setting} " * study.several + display_name(row.rule)
 
 
 OF_A_ROW = {
@@ -253,7 +232,7 @@ def _unlike(study: Study) -> list[str]:
                     fields |= {"net"}
             if fields:
                 names = ", ".join(sorted(fields))
-                found.append(f"{_named(study, study.row(setting, rule))} ({names})")
+                found.append(f"{study.named(study.row(setting, rule))} ({names})")
     return found
 
 
@@ -268,10 +247,10 @@ def _budget(run: Record) -> list[str]:
 
 def _usual(runs: Sequence[Record]) -> Record:
     """Of every field in which rows are alike the value that most runs have."""
-    by_key: dict[str, list[Any]] = {}
+    by_key = defaultdict[str, list[Any]](list)
     for run in runs:
         for key in _budget(run):
-            by_key.setdefault(key, []).append(run[key])
+            by_key[key].append(run[key])
     return {key: max(values, key=values.count) for key, values in by_key.items()}
 
 
@@ -298,31 +277,31 @@ def rates(study: Study) -> dict[str, list[str]]:
     """Rows whose choice is unstable, was made by one seed, or lies at the edge of the grid; and
     those trained at a rate that the search did not choose, for them or a row of their rule, unless
     their label says so."""
-    several = len({choice["setting"] for choice in study.search}) > 1
+    settings = {choice["setting"] for choice in study.search}
+
+    def named(setting: str, rule: str) -> str:
+        return f"{setting} " * (len(settings) > 1) + display_name(rule)
+
     rows: dict[str, list[str]] = {"unstable": [], "one seed": [], "edge": [], "not chosen": []}
     for choice in study.search:
-        name = f"{choice['setting']} " * several + display_name(choice["rule"])
+        name = named(choice["setting"], choice["rule"])
         word, _, other = stability(choice).partition(": ")
         if word:
             rows[word].append(f"{name} ({other})" if other else name)
         if choice.get("at_edge"):
             rows["edge"].append(f"{name} ({choice['lr']:g})")
-    by_rule: dict[str, dict[str, set[float]]] = {}  # chosen rates, by setting, then label and rule
+    chosen = defaultdict[tuple[str, str], set[float]](set)  # by setting, and by label or rule
     for choice in study.search:
-        chosen = by_rule.setdefault(choice["setting"], {})
         trained = study.row(choice["setting"], choice["rule"]).every
-        for key in [choice["rule"], *{_trained(run) for run in trained}]:
-            chosen.setdefault(key, set()).add(choice["lr"])
-    for row in (row for row in study.rows if row.setting in by_rule):
-        chosen = by_rule[row.setting]
+        for key in [choice["rule"], *map(_trained, trained)]:
+            chosen[choice["setting"], key].add(choice["lr"])
+    for row in study.rows:
         given = {run.experiment["lr"] for run in row.every if _learns(run)}
         for run in row.every:
-            given -= chosen.get(row.rule) or chosen.get(_trained(run)) or set()
-        if given and not row.rule.endswith("rate"):
+            given -= chosen[row.setting, row.rule] or chosen[row.setting, _trained(run)]
+        if given and row.setting in settings and not row.rule.endswith("rate"):
             shown = ", ".join(f"{rate:g}" for rate in sorted(given))
-            rows["not chosen"].append(
-                f"{f'{row.setting} ' * several}{display_name(row.rule)} ({shown})"
-            )
+            rows["not chosen"].append(f"{named(row.setting, row.rule)} ({shown})")
     return rows
 
 

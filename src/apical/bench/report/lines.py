@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from apical.bench.report.colours import SOFT, Look, line_style
 from apical.bench.report.names import display_name
-from apical.bench.report.read import Record, Run
+from apical.bench.report.read import Run
 from apical.bench.report.render import Group
+from apical.bench.storage.records import grouped
 
 MOST_LAYERS = 12
 CLOSE = 100
@@ -35,24 +36,17 @@ def series(
     Runs of a version that did not record the quantity yet are left out where others have it. Of
     several rows of an epoch, as of the steps of a sequence, the mean. scale: to the unit shown.
     """
+
+    def by_epoch(run: Run) -> dict[int, float]:
+        rows = [row for row in run.of_kind(kind, layer) if key in row]
+        epochs = grouped(rows, lambda row: row["epoch"])
+        return {epoch: fmean(scale(row[key]) for row in same) for epoch, same in epochs.items()}
+
     values = {
-        rule: shared(
-            _by_epoch(run.of_kind(kind, layer), key, scale)
-            for run in _recording(of_rule, kind, key, layer)
-        )
+        rule: shared(map(by_epoch, _recording(of_rule, kind, key, layer)))
         for rule, of_rule in runs.items()
     }
-    return {rule: by_epoch for rule, by_epoch in values.items() if by_epoch}
-
-
-def _by_epoch(
-    rows: Iterable[Record], key: str, scale: Callable[[float], float]
-) -> dict[int, float]:
-    values: dict[int, list[float]] = {}
-    for row in rows:
-        if key in row:
-            values.setdefault(row["epoch"], []).append(scale(row[key]))
-    return {epoch: fmean(of_epoch) for epoch, of_epoch in values.items()}
+    return {rule: epochs for rule, epochs in values.items() if epochs}
 
 
 def shared(per_run: Iterable[Mapping[int, float]]) -> dict[int, list[float]]:

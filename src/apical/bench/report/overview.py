@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from apical.bench.report import gained
 from apical.bench.report.names import is_baseline
-from apical.bench.report.read import Study, percent_of
+from apical.bench.report.read import Study
 from apical.bench.report.table import Column, Table, each, number, plain
 from apical.bench.report.table import share as within
 from apical.bench.storage import records
@@ -76,7 +76,7 @@ def _of_setting(study: Study, setting: str) -> list[Column]:
     def accuracy(rule: str) -> str:
         row = study.row(setting, rule)
         fewer = f"{row.n} of {row.planned} runs" if row.n < row.planned else ""
-        share = row.summary(percent_of("test_acc"), gained.share_noise(row.runs))
+        share = row.share()
         if share is None:
             return fewer
         half = f" ± {share.high - share.mean:.1f}" if share.high and within(share) else ""

@@ -50,7 +50,7 @@ def write(
     studies = {name or OTHER_RUNS: study for name, study in studies.items()}
     for name, study in studies.items():
         _write_study(study, target / name, png, say)
-    return _write_html(_made(target), "index", studies=studies)
+    return _write_html(target, "index", studies=studies)
 
 
 def _write_study(study: Study, out: Path, png: bool, say: Say, template: str = "study") -> Path:
@@ -58,7 +58,7 @@ def _write_study(study: Study, out: Path, png: bool, say: Say, template: str = "
     written where the page links to them."""
     say(f"{study.title}: tables of {len(study.runs)} runs")
     return _write_html(
-        _made(out),
+        out,
         template,
         study=study,
         finding=documents.finding(study),
@@ -69,13 +69,9 @@ def _write_study(study: Study, out: Path, png: bool, say: Say, template: str = "
 
 
 def _write_html(out: Path, template: str, **values: Any) -> Path:
-    write_bytes(out / "index.html", documents.page(template, **values).encode())
-    return out / "index.html"
-
-
-def _made(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make the folder {out}: {error.strerror}") from error
-    return out
+    write_bytes(out / "index.html", documents.page(template, **values).encode())
+    return out / "index.html"

@@ -24,6 +24,7 @@ from apical.bench.report.read import (
 )
 from apical.bench.report.table import flatten
 from apical.bench.storage import packing
+from apical.bench.storage.records import grouped
 from apical.names import unknown
 
 if TYPE_CHECKING:
@@ -69,19 +70,18 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
     A run stands at its net and data, with every setting in which runs of that net on these data
     differ, and at its rule, likewise. Runs that are the same experiment count once.
     """
-    groups: dict[str, list[Run]] = {}
+    every = []
     for path in runs:
         run = one_run(packing.open_folder(path.parent), path.name)
-        run = dataclasses.replace(run, folder=path.relative_to(folder).as_posix())
-        groups.setdefault(run.setting, []).append(run)
+        every.append(dataclasses.replace(run, folder=path.relative_to(folder).as_posix()))
     by_place: dict[tuple[str, str, int], Run] = {}
-    for setting, members in groups.items():
+    for setting, members in grouped(every, lambda run: run.setting).items():
         settings = [_settings(run.experiment) for run in members]
-        options: dict[str, list[dict[str, str]]] = {}  # by the name of the rule
-        for run in members:
-            options.setdefault(rule_name(run.experiment), []).append(_options(run.experiment))
         varied = _varied(settings)
-        varied_of = {name: _varied(of_rule) for name, of_rule in options.items()}
+        varied_of = {
+            name: _varied([_options(run.experiment) for run in of_rule])
+            for name, of_rule in grouped(members, lambda r: rule_name(r.experiment)).items()
+        }
         for run, values in zip(members, settings, strict=True):
             name = rule_name(run.experiment)
             rule = ", ".join([name, *_named(_options(run.experiment), varied_of[name])])

@@ -11,6 +11,7 @@ from apical.bench.report.names import display_name, is_control
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import Cell
 from apical.bench.report.table import Column, Shown, Table, each, flatten, number, plain, text
+from apical.bench.storage.records import grouped
 from apical.nets.pretrained.start import WITHOUT_SOURCE
 
 PER_RUN = ("key", "seed")
@@ -104,11 +105,8 @@ def _named(kind: str, value: Any) -> str:
 
 def search(study: Study) -> dict[str, Table]:
     """By setting how learning rates were chosen: validation error in % of every try, by rule."""
-    settings = dict.fromkeys(choice["setting"] for choice in study.search)
-    return {
-        setting: _tries([choice for choice in study.search if choice["setting"] == setting])
-        for setting in settings
-    }
+    by_setting = grouped(study.search, lambda choice: choice["setting"])
+    return {setting: _tries(choices) for setting, choices in by_setting.items()}
 
 
 def _tries(choices: list[Record]) -> Table:

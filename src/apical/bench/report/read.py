@@ -26,8 +26,7 @@ A run folder alone, as apical train leaves it, is read as a study of this one ru
 experiment.json: {key, versions, experiment}; the last is the experiment with all its fields.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,16 +35,13 @@ from typing import Any
 from apical.bench.experiment.own_code import GIVEN
 from apical.bench.report.evaluations import Record, Retrieval, Robustness, Status
 from apical.bench.report.names import display_name, mislabelled, rule_name
+from apical.bench.report.published import ERRORS, ROBUSTNESS, Curve, Published, read_published
 from apical.bench.storage import packing
+from apical.bench.storage.records import grouped
 from apical.measure import statistics
 
-FULL_TIER = "full"
-"""The tier of a published protocol; every other one is on another scale."""
-
-ERRORS = ("test_error", "test_accuracy")
-ROBUSTNESS = ("robust_accuracy", "attack_success")
-"""Metrics of published values: the one that is kept, and what it lacks to 100 %. The success of an
-attack is the share of all examples that it leaves misclassified."""
+ERROR, MAP = "test_acc", "test_map"
+"""The share of a final row that is compared; of hash nets the mean average precision."""
 
 GIVEN_DIGITS = 6
 """Digits of the digest that a table shows of a net or data that were given as objects."""
@@ -139,11 +135,32 @@ class Row:
         values = {run.seed: value(run) for run in self.runs}
         return {seed: known for seed, known in values.items() if known is not None}
 
+    def minus(
+        self, other: "Row", value: Value, metric: str = ERROR, *, level: float = statistics.LEVEL
+    ) -> statistics.Summary | None:
+        """Of a value that is an affine function of a metric, on the seeds of both."""
+        noise = self.noise(metric) + other.noise(metric)
+        samples = self.sample(value), other.sample(value)
+        return statistics.paired_difference(*samples, level=level, noise=noise)
+
     def summary(self, value: Value, noise: float = 0.0) -> statistics.Summary | None:
         """noise: variance of a value for the test set alone, for the interval of equal values."""
         values = list(self.sample(value).values())
         noise *= len(set(values)) == 1
         return statistics.summarize(values, noise=noise) if values else None
+
+    def share(self, metric: str = ERROR) -> statistics.Summary | None:
+        """Of a share of the final row, in %."""
+        return self.summary(percent_of(metric), self.noise(metric))
+
+    def noise(self, metric: str = ERROR) -> float:
+        """Variance, in %^2, that the share of one run has for its test set alone; 0 if unknown. Of
+        a mean of average precisions, which lie in [0, 1] too, it is an upper bound."""
+        finals = [run.final for run in self.runs if metric in run.final]
+        if not finals or any("test_count" not in final for final in finals):
+            return 0.0
+        mean = sum(final[metric] for final in finals) / len(finals)
+        return 1e4 * statistics.binomial_variance(mean, finals[0]["test_count"])
 
 
 def percent_of(key: str) -> Value:
@@ -154,42 +171,6 @@ def percent_of(key: str) -> Value:
 def test_error(run: Run) -> float:
     """Test error in % of a finished run."""
     return float(100 * (1 - run.final["test_acc"]))
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published test error in %, or robust accuracy under the attack whose rows carry this label,
-    with the number of runs behind it."""
-
-    setting: str
-    rule: str
-    value: float
-    source: str
-    n: int = 1
-    other_scale: str = ""
-    attack: str = ""
-    eps: float = 0.0
-    group: str = "own"
-
-    def scale(self, tier: str) -> str:
-        """Why it cannot be compared with runs of a tier; "" where it can."""
-        if self.other_scale or tier == FULL_TIER:
-            return self.other_scale
-        return f"tier {tier}, not the published protocol"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Published values by epoch, in % or degrees; `layer` is "" where there is none."""
-
-    setting: str
-    rule: str
-    metric: str
-    layer: str
-    values: Mapping[int, float]
-    source: str
-    allowance: float
-    n: int = 1
 
 
 @dataclass(frozen=True)
@@ -225,10 +206,8 @@ class Study:
     @cached_property
     def rows(self) -> list[Row]:
         """Every setting and rule with runs, in the order of study.json."""
-        runs: dict[tuple[str, str], list[Run]] = {}
-        for run in self.runs:
-            runs.setdefault((run.setting, run.rule), []).append(run)
-        return [Row(*names, tuple(of_row)) for names, of_row in runs.items()]
+        by_names = grouped(self.runs, lambda run: (run.setting, run.rule))
+        return [Row(*names, tuple(of_row)) for names, of_row in by_names.items()]
 
     def row(self, setting: str, rule: str) -> Row:
         """That of a rule in a setting; one without runs where there is none."""
@@ -239,6 +218,10 @@ class Study:
         """Those of a setting, in the order of the rules of the study."""
         rows = [row for row in self.rows if row.setting == setting]
         return sorted(rows, key=lambda row: self.rules.index(row.rule))
+
+    def named(self, row: Any) -> str:
+        """A row, or what has its setting and rule, in sentences."""
+        return f"{row.setting} " * self.several + display_name(row.rule)
 
     @property
     def changed_trees(self) -> int:
@@ -331,30 +314,6 @@ def read_study(folder: Path) -> Study:
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'study.json'}: missing or misshapen entry {error}") from error
-
-
-def read_published(entry: Record, metrics: Sequence[str]) -> Published:
-    """An entry of `published` with `ERRORS`, of `robust_published` with `ROBUSTNESS`.
-
-    Raises: ValueError for another metric, a unit other than "%" and "fraction", a value that is no
-        percentage in it, or n below 1.
-    """
-    kept, complement = metrics
-    factor = {"%": 1.0, "fraction": 100.0}
-    if entry["metric"] not in metrics or entry["unit"] not in factor:
-        raise ValueError(
-            f"published value of {entry['rule']!r}: metric {entry['metric']!r} in "
-            f"{entry['unit']!r}; allowed are {kept} and {complement} in '%' or 'fraction'"
-        )
-    percent = entry["value"] * factor[entry["unit"]]
-    if not (0 <= percent <= 100 and entry.get("n", 1) >= 1):
-        raise ValueError(
-            f"published value of {entry['rule']!r}: {entry['value']:g} in {entry['unit']!r} of "
-            f"n={entry.get('n', 1)} runs; it must lie in 0 to 100 %, and n be at least 1"
-        )
-    value = 100 - percent if entry["metric"] == complement else percent
-    names = {each.name for each in dataclasses.fields(Published)}
-    return Published(**{**{k: entry[k] for k in names & entry.keys()}, "value": value})
 
 
 def _curve(entry: Record) -> Curve:

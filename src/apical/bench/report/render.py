@@ -203,8 +203,7 @@ def _inline(figure: Any, title: str) -> str:
     figure.savefig(out, format="svg", transparent=True, metadata=empty)
     svg = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.S)
     head = re.search(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", svg)
-    if head is None:
-        raise AssertionError("matplotlib's SVG starts without a viewBox")
+    assert head is not None, "matplotlib's SVG starts without a viewBox"
     opening = f'<svg xmlns:xlink="{XLINK}" {head[1]} role="img" aria-label="{escape(title)}">'
     body = re.sub(r' d="([^"]*)"', _short, svg[head.end() :], flags=re.S)
     body = re.sub(r">\n\s*<", "><", body)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from apical.bench.report import gained
 from apical.bench.report.names import display_name, is_baseline, joined
-from apical.bench.report.read import Published, Row, Study, test_error
+from apical.bench.report.published import Published
+from apical.bench.report.read import Row, Study, test_error
 from apical.bench.report.table import (
     Column,
     Shown,
@@ -19,6 +20,7 @@ from apical.bench.report.table import (
     share,
     signed,
 )
+from apical.bench.storage.records import grouped
 from apical.measure import statistics
 
 MOST_NAMES = 6
@@ -97,7 +99,7 @@ def cells(study: Study) -> list[Cell]:
 def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
     rows = {row.rule: row for row in study.rows_of(setting)}
     errors = {rule: row.sample(test_error) for rule, row in rows.items()}
-    noise = {rule: gained.share_noise(row.runs) for rule, row in rows.items()}
+    noise = {rule: row.noise() for rule, row in rows.items()}
     letters = statistics.tie_groups(errors, noise=noise)
     bp = next(filter(is_baseline, rows), "")
     differing = statistics.differing_from(bp, errors, noise=noise) if bp else set()
@@ -119,9 +121,7 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
             if row.failed and verdict.word in ("equivalent", "agrees"):
                 why = f"{row.failed} of {row.planned} runs failed: the others are no fair sample"
                 verdict = replace(verdict, word="compatible, uninformative", why=why)
-        base = {} if is_baseline(rule) else errors.get(bp, {})
-        both = noise[rule] + noise.get(bp, 0.0)
-        gap = statistics.paired_difference(errors[rule], base, noise=both)
+        gap = row.minus(rows[bp], test_error) if bp and not is_baseline(rule) else None
         leaves_out_0 = gap and gap.low and gap.high and gap.low * gap.high > 0
         contradicts = bool(leaves_out_0 and {*letters[rule]} & {*letters[bp]})
         gain, ties, differs = gains.get((setting, rule)), letters[rule], rule in differing
@@ -236,10 +236,9 @@ def finding(rows: Sequence[Cell]) -> str:
     def error(row: Cell) -> float:
         return row.summary.mean if row.summary else 0.0
 
-    settings = dict.fromkeys(row.setting for row in rows)
+    settings = grouped(rows, lambda row: row.setting)
     sentences = []
-    for setting in settings:
-        of_setting = [row for row in rows if row.setting == setting]
+    for setting, of_setting in settings.items():
         ranked = sorted((row for row in of_setting if row.summary), key=error)
         if len(ranked) < 2:
             continue
@@ -292,13 +291,7 @@ def _names(rows: Sequence[Cell], among: str) -> str:
 
 def widest(study: Study, rows: Sequence[Cell]) -> str:
     """`seeds_sentence` of these rows."""
-    return seeds_sentence(
-        {
-            f"{cell.setting} " * study.several + display_name(cell.rule): cell.summary
-            for cell in rows
-            if cell.summary
-        }
-    )
+    return seeds_sentence({study.named(cell): cell.summary for cell in rows if cell.summary})
 
 
 def seeds_sentence(summaries: Mapping[str, statistics.Summary]) -> str:
@@ -326,10 +319,9 @@ def orders(rows: Sequence[Cell]) -> list[str]:
     from scipy.stats import kendalltau
 
     compared = [row for row in rows if row.summary and row.published]
-    settings = dict.fromkeys(row.setting for row in compared)
+    settings = grouped(compared, lambda row: row.setting)
     sentences = []
-    for setting in settings:
-        here = [row for row in compared if row.setting == setting]
+    for setting, here in settings.items():
         if len(here) < FEWEST:
             continue
         ours = {row.rule: row.summary.mean for row in here if row.summary}

@@ -10,7 +10,8 @@ from typing import Any
 from apical.bench.report.colours import INK, LOOKS, SOFT, SPARE, line_style
 from apical.bench.report.evaluations import Record, Robustness
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.read import Published, Study
+from apical.bench.report.published import Published
+from apical.bench.report.read import Study
 from apical.bench.report.render import Group, Panel
 from apical.bench.report.sections import Line, Section, Value, of_study
 from apical.measure import robustness_verdict, statistics
@@ -136,11 +137,8 @@ def published_in(rows: Sequence[Line]) -> list[Published]:
 
 def verdict(section: Section, rule: str) -> RuleVerdict:
     """The verdict on a rule, from all radii."""
-    gaps = {eps: section.rows(rule, "gap", eps=eps) for eps in section.radii}
-    words = [row["verdict"] for row in section.of_kind(rule, "verdict")]
-    return robustness_verdict.verdict(
-        {eps: rows for eps, rows in gaps.items() if rows}, section.of_kind(rule, "audit"), words
-    )
+    nets = {seed: net.rows for seed, net in section.of(rule).items()}
+    return robustness_verdict.verdict_of(nets)
 
 
 def lines(section: Section, rule: str) -> Lines:

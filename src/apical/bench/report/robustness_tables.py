@@ -8,7 +8,6 @@ from typing import Any
 from apical.attacks.sanity import MEANINGS
 from apical.bench.report import gained, robustness, sections
 from apical.bench.report.names import display_name, is_baseline, is_control
-from apical.bench.report.read import Published
 from apical.bench.report.results import published, verdict
 from apical.bench.report.robustness import Heat
 from apical.bench.report.sections import Line, Section
@@ -24,6 +23,7 @@ from apical.bench.report.table import (
     ratio,
     span,
 )
+from apical.bench.storage.records import grouped
 from apical.measure import robustness_verdict
 from apical.measure.robustness_verdict import RuleVerdict, radius
 
@@ -52,13 +52,10 @@ MEASURES = {
 
 
 def headline(
-    rows: Sequence[Line],
-    eps: float | None = None,
-    several: bool = False,
-    gains: gained.Gains = gained.NONE,
+    rows: Sequence[Line], *, several: bool = False, gains: gained.Gains = gained.NONE
 ) -> Table:
     """Robust accuracies of each rule. several: whether it names the setting."""
-    label = f"Robust accuracy at radius {radius(eps)}" if eps is not None else ""
+    label = f"Robust accuracy at radius {radius(rows[0].eps)}" if rows else ""
     columns = [
         *gained.opening(several, gains),
         Column("noise", "values.noise", page="Random noise", brief=True),
@@ -82,12 +79,18 @@ def word(judged: RuleVerdict) -> Shown:
 
 def compared(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Published values and ours, under the same attack."""
+
+    def place(row: Mapping[str, Any]) -> Shown:
+        """The radius, or how many pixels may change."""
+        eps = row["published"].eps
+        return Shown(f"{eps:g} px" if row["published"].group == "pixels" else radius(eps), eps)
+
     columns = [
         Column.rule(),
         Column("attack", "published.attack", page="", left=True),
         Column("", lambda row: ", ".join([row["published"].attack, row["published"].group]),
                page="Attack", left=True),
-        Column("radius", lambda row: Shown(_place(row["published"]), row["published"].eps)),
+        Column("radius", place),
         Column("n", "ours.n", page="Nets n"),
         Column("own gradient", "ours", page="Ours"),
         Column("published", lambda row: published(row["published"], percent)),
@@ -96,11 +99,6 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> Table:
         Column("exact gradient", "exact", page="Ours, exact gradient", brief=True),
     ]  # fmt: skip
     return Table(columns, rows, "Published robust accuracies")
-
-
-def _place(row: Published) -> str:
-    """Its radius, or how many pixels may change."""
-    return f"{row.eps:g} px" if row.group == "pixels" else radius(row.eps)
 
 
 def heat(table: Heat) -> Table:
@@ -261,9 +259,7 @@ def conclusion(rows: Sequence[Line]) -> list[str]:
 
 
 def _masking(rows: Sequence[Line]) -> str:
-    by_word: dict[str, list[Line]] = {}
-    for row in (row for row in rows if not is_control(row.rule)):
-        by_word.setdefault(row.word, []).append(row)
+    by_word = grouped((r for r in rows if not is_control(r.rule)), lambda row: row.word)
     parts = [_masked(by_word["masked"])] if "masked" in by_word else []
     if useless := [*by_word.get("vanishing", ()), *by_word.get("random", ())]:
         shown = ", ".join(f"{display_name(row.rule)} ({row.word})" for row in useless)
@@ -282,20 +278,18 @@ def _masking(rows: Sequence[Line]) -> str:
 
 def _masked(rows: Sequence[Line]) -> str:
     most = max(rows, key=lambda row: row["gap"].mean)
-    start = "is masked: attacked by its own gradient, as in earlier papers, it looks more robust"
-    end = "than it is"
+    be, own, looks, they_are = "is", "its", "it looks", "it is"
     if len(rows) > 1:
-        start = "are masked: attacked by their own gradient, as in earlier papers, they look more"
-        start, end = f"{start} robust", "than they are"
+        be, own, looks, they_are = "are", "their", "they look", "they are"
+    text = f"{_names(rows)} {be} masked: attacked by {own} own gradient, as in earlier papers, "
+    text += f"{looks} more robust than {they_are}"
     if not most["gap"].masked:
-        return (
-            f"{_names(rows)} {start} {end}, at other radii than the {radius(most.eps)} shown here."
-        )
+        return f"{text}, at other radii than the {radius(most.eps)} shown here."
     noise = most["noise"]
     mere = f" ({percent(noise.mean)} % under mere noise)" if noise else ""
     return (
-        f"{_names(rows)} {start} {end}. At radius {radius(most.eps)}, {display_name(most.rule)} "
-        f"keeps {percent(most['own'].mean)} % under its own gradient{mere} and "
+        f"{text}. At radius {radius(most.eps)}, {display_name(most.rule)} keeps "
+        f"{percent(most['own'].mean)} % under its own gradient{mere} and "
         f"{percent(most['exact'].mean)} % under the exact gradient of the same weights."
     )
 

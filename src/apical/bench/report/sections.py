@@ -6,8 +6,10 @@ from typing import Any
 
 from apical.bench.report.evaluations import Evaluated, Record
 from apical.bench.report.names import display_name, is_baseline
-from apical.bench.report.read import Published, Study
+from apical.bench.report.published import Published
+from apical.bench.report.read import Study
 from apical.bench.report.table import flatten, text
+from apical.bench.storage.records import grouped
 from apical.measure import robustness_verdict, statistics
 from apical.measure.robustness_verdict import Estimate
 
@@ -94,9 +96,11 @@ class Section:
         examples = images or self.clean.get("examples", 0)
         return robustness_verdict.estimate(self.shares(rule, value), examples, bounds)
 
-    def difference(self, rule: str, other: str, value: Value) -> Estimate | None:
-        """Of two rules on the same seeds, in points."""
-        ours, theirs = self.shares(rule, value), self.shares(other, value)
+    def difference(
+        self, rule: str, other: str, value: Value, others: Value | None = None
+    ) -> Estimate | None:
+        """Of two rules on the same seeds, in points.     Args: others: value of the other one."""
+        ours, theirs = self.shares(rule, value), self.shares(other, others or value)
         noise = self.noise(ours) + self.noise(theirs)
         return robustness_verdict.difference(ours, theirs, noise)
 
@@ -209,14 +213,13 @@ def unfinished(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
 def missing(evaluations: Sequence[Evaluated]) -> list[str]:
     """What has not finished, a line for each rule, status and reason: "digits, FA, seeds 1, 2:
     unfinished · 3 attacks done"."""
-    groups: dict[tuple[str, str, str, str], list[str]] = {}
-    for net in unfinished(evaluations):
-        key = (net.setting, net.rule, net.status, net.reason)
-        groups.setdefault(key, []).append(str(net.seed))
+    groups = grouped(
+        unfinished(evaluations), lambda net: (net.setting, net.rule, net.status, net.reason)
+    )
     return [
-        f"{setting}, {display_name(rule)}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: "
-        f"{status}{' · ' * bool(reason)}{reason}"
-        for (setting, rule, status, reason), seeds in groups.items()
+        f"{setting}, {display_name(rule)}, seed{'s' * (len(nets) > 1)} "
+        f"{', '.join(str(net.seed) for net in nets)}: {status}{' · ' * bool(reason)}{reason}"
+        for (setting, rule, status, reason), nets in groups.items()
     ]
 
 

@@ -67,9 +67,7 @@ def over_plain(study: Study, row: Row) -> statistics.Summary | None:
         for run in other.runs
         if learner_of(run.experiment) == bare != own
     ]
-    noise = gained.share_noise(row.runs) + gained.share_noise(others)
-    values = {run.seed: 100 * run.final["test_acc"] for run in others}
-    return statistics.paired_difference(row.sample(TEST), values, noise=noise)
+    return row.minus(Row(row.setting, "", tuple(others)), TEST)
 
 
 def reached(row: Row) -> Shown:
@@ -96,8 +94,7 @@ def learners(study: Study) -> Table:
         Column.rule(head="learner"),
         Column.runs(),
         Column("test accuracy %", lambda row: mean(row.summary(TEST)), style="strong"),
-        Column("95 % interval", lambda row: share(row.summary(TEST, gained.share_noise(row.runs))),
-               style="soft"),
+        Column("95 % interval", lambda row: share(row.share()), style="soft"),
         Column("best validation %", lambda row: mean(row.summary(best))),
         *gained.columns(gained.gains(study)),
         Column("minus unregularised",

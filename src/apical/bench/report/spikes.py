@@ -21,7 +21,7 @@ from apical.bench.report.render import FONT, new_figure, save_png
 from apical.bench.report.sections import Line, Section, Value
 from apical.bench.report.table import Column, Table, percent, points
 from apical.bench.storage.evaluation_folder import read_examples
-from apical.measure.robustness_verdict import difference, radius
+from apical.measure.robustness_verdict import radius
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "noise": ("noise",),
@@ -73,10 +73,8 @@ def _line(section: Section, rule: str, eps: float) -> Line:
     tried = any(row["group"] == "own" for net in section.of(rule).values() for row in net.trials)
     gaps = {}
     for name in COMPARED:
-        own, other = (section.shares(rule, left[part]) for part in ("own", name))
-        noise = section.noise(own) + section.noise(other)
-        compared = tried or name == "transfer"
-        gaps[f"minus {name}"] = difference(own, other, noise) if compared else None
+        gap = section.difference(rule, rule, left["own"], left[name])
+        gaps[f"minus {name}"] = gap if tried or name == "transfer" else None
     every: dict[str, Value] = {"clean": robustness.clean, "worst": robustness.worst(eps), **left}
     values = {name: section.estimate(rule, value) for name, value in every.items()}
     return Line(section, rule, eps, values | gaps)

@@ -18,15 +18,16 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from apical.bench.storage import schema
 
 Row = Mapping[str, Any]
 Pathlike = str | os.PathLike[str]
-
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 DIGEST = "sha256"
 """Key of a row under which its own digest is stored."""
@@ -94,6 +95,14 @@ def read(path: Pathlike, *, warn: bool = True) -> list[dict[str, Any]]:
     if torn and warn:
         warnings.warn(f"{path}: dropped a torn last line ({torn} bytes)", stacklevel=2)
     return rows
+
+
+def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Rows by a key, in the order in which the keys appear."""
+    groups: dict[K, list[T]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def digest(path: Pathlike, rows: int) -> str | None:

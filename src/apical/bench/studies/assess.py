@@ -1,6 +1,5 @@
 """Attacks on the trained nets of a study, each in the folder of its run."""
 
-import dataclasses
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from apical.bench.evaluate.trained_net import digest_of_run, from_run
 from apical.bench.experiment.execution import Execution
 from apical.bench.storage import records, run_folder
 from apical.bench.studies.base import Choice, Entry, Study
+from apical.bench.studies.published import published_rows
 from apical.measure import robustness_verdict
 
 HOMES = (retrieval.Evaluation.home, robustness.Evaluation.home)
@@ -94,17 +94,19 @@ def reuse(study: Study, root: Path) -> int:
 def assessments(study: Study, folder: Path) -> list[tuple[Entry, Assessment]]:
     """What there is to be evaluated, of the runs that are finished so far."""
     attacked = [entry for entry in study.entries if entry.setting in study.evaluations]
-    runs = {entry.experiment.name: folder / entry.experiment.name for entry in attacked}
-    done = [entry for entry in attacked if _whole(runs[entry.experiment.name])]
-    digests = {entry.experiment.name: _digest(runs[entry.experiment.name], entry) for entry in done}
+    done = [entry for entry in attacked if _whole(folder / entry.experiment.name)]
+    runs = {(*entry.cell, entry.experiment.seed): folder / entry.experiment.name for entry in done}
+    digests = {run: _digest(run, entry) for run, entry in zip(runs.values(), done, strict=True)}
     found = []
-    for entry in done:
-        run, others = runs[entry.experiment.name], _surrogates(study, entry, done)
+    for (setting, rule, seed), entry in zip(runs, done, strict=True):
+        run, of_surrogate = runs[setting, rule, seed], runs.get((setting, study.surrogate, seed))
+        others = {}  # to transfer from, unless that is the net itself
+        if of_surrogate is not None and rule != study.surrogate:
+            others[study.surrogate] = of_surrogate
         evaluation = study.evaluation_of(entry)
-        known = {label: digests[name] for label, name in others.items()}
-        place = evaluation.place(run, digests[entry.experiment.name], known)
-        surrogates = {label: runs[name] for label, name in others.items()}
-        found.append((entry, Assessment(run, evaluation, surrogates, place, entry.label)))
+        known = {label: digests[other] for label, other in others.items()}
+        place = evaluation.place(run, digests[run], known)
+        found.append((entry, Assessment(run, evaluation, others, place, entry.label)))
     return found
 
 
@@ -114,21 +116,10 @@ def described(
     """What study.json says of the evaluations; nothing for a study without any."""
     value: dict[str, Any] = {each.home: [] for each in study.evaluations.values()}
     for entry, job in found:
-        value[job.evaluation.home].append(
-            {
-                "folder": entry.experiment.name,
-                "setting": entry.setting,
-                "rule": entry.rule,
-                "seed": entry.experiment.seed,
-                "evaluation": str(job.folder.relative_to(job.run)),
-            }
-        )
+        place = str(job.folder.relative_to(job.run))
+        value[job.evaluation.home].append(entry.described | {"evaluation": place})
     if robustness.Evaluation.home in value:
-        published = [
-            dataclasses.replace(row, other_scale=row.other_scale or "; ".join(data_notes))
-            for row in study.robust_published
-        ]
-        value["robust_published"] = [dataclasses.asdict(row) for row in published]
+        value["robust_published"] = published_rows(study.robust_published, data_notes)
     return value
 
 
@@ -142,26 +133,7 @@ def verdicts(
             continue
         if rows := job.evaluation.rows(job.folder):
             by_cell.setdefault(entry.cell, {})[entry.experiment.seed] = rows
-    return {cell: _verdict(seeds) for cell, seeds in by_cell.items()}
-
-
-def _verdict(seeds: Mapping[int, list[dict[str, Any]]]) -> robustness_verdict.RuleVerdict:
-    gaps: dict[float, dict[int, dict[str, Any]]] = {}
-    for seed, rows in seeds.items():
-        for row in rows:
-            if row["kind"] == "gap":
-                gaps.setdefault(row["eps"], {})[seed] = row
-    audits = [row for rows in seeds.values() for row in rows if row["kind"] == "audit"]
-    words = [row["verdict"] for rows in seeds.values() for row in rows if row["kind"] == "verdict"]
-    return robustness_verdict.verdict(gaps, audits, words)
-
-
-def _surrogates(study: Study, entry: Entry, done: Sequence[Entry]) -> dict[str, str]:
-    """The run to transfer from: of the same setting and seed, unless that is the net itself."""
-    if entry.rule == study.surrogate:
-        return {}
-    wanted = (entry.setting, study.surrogate, entry.experiment.seed)
-    return {e.rule: e.experiment.name for e in done if (*e.cell, e.experiment.seed) == wanted}
+    return {cell: robustness_verdict.verdict_of(nets) for cell, nets in by_cell.items()}
 
 
 def _readable(run: Path, entry: Entry) -> bool:

@@ -42,7 +42,7 @@ def most(study: Study, folder: Path, execution: Execution) -> Cost:
     """
     jobs = {entry.experiment.name: job for entry, job in assessments(study, folder)}
     seconds_of: dict[Choice, float] = {}
-    parts: dict[str, tuple[int, float]] = {}
+    work: list[tuple[str, float]] = []
     for entry in study.entries:
         job = jobs.get(entry.experiment.name)
         if entry.setting not in study.evaluations or (job and job.ended()):
@@ -50,10 +50,8 @@ def most(study: Study, folder: Path, execution: Execution) -> Cost:
         if entry.cell not in seconds_of:
             with warnings.catch_warnings(action="ignore"):  # of untrained nets: the runs will say
                 seconds_of[entry.cell] = _seconds(study, entry, execution)
-        runs, seconds = parts.get(entry.setting, (0, 0.0))
-        parts[entry.setting] = (runs + 1, seconds + seconds_of[entry.cell])
-    rows = tuple((f"{name} attacked", n, seconds) for name, (n, seconds) in parts.items())
-    return Cost(sum(seconds for _, _, seconds in rows), rows)
+        work.append((f"{entry.setting} attacked", seconds_of[entry.cell]))
+    return Cost.of(work)
 
 
 def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
@@ -65,18 +63,16 @@ def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
     with loop.settings(execution):
         model = build.build_model(experiment, images).to(execution.device).eval()
         if isinstance(evaluation, OfRetrieval):
-            each = _of_one_query(model, images, evaluation, min(count, QUERIES), execution.device)
-        else:
-            each = _pass_seconds(model, images, min(count, BATCH), execution.device)
-    forward, gradient = each
-    if isinstance(evaluation, OfRetrieval):
-        searched = build.database(experiment, images, torch.device(execution.device))
-        assert searched is not None
-        others = [study.surrogate] if study.surrogate not in ("", entry.rule) else []
-        feedback = any(True for _ in feedback_modules(model))
-        tried = list(evaluation.steps_of(feedback=feedback, surrogates=others))
-        steps = sum(step.attack != NOISE for step in tried) * evaluation.steps
-        return forward * (len(searched.split) + count * len(tried)) + gradient * count * steps
+            queries = min(count, QUERIES)
+            forward, gradient = _of_one_query(model, images, evaluation, queries, execution.device)
+            searched = build.database(experiment, images, torch.device(execution.device))
+            assert searched is not None
+            others = [study.surrogate] if study.surrogate not in ("", entry.rule) else []
+            feedback = any(True for _ in feedback_modules(model))
+            tried = list(evaluation.steps_of(feedback=feedback, surrogates=others))
+            steps = sum(step.attack != NOISE for step in tried) * evaluation.steps
+            return forward * (len(searched.split) + count * len(tried)) + gradient * count * steps
+        forward, gradient = _pass_seconds(model, images, min(count, BATCH), execution.device)
     assert isinstance(evaluation, robustness.Evaluation)
     total = 0.0
     for step in _planned(model, evaluation, images, study.surrogate):

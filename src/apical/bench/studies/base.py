@@ -58,16 +58,34 @@ class Entry:
         """What distinguishes it from the other runs, for a line of progress."""
         return f"{self.setting}, {self.rule}, seed={self.experiment.seed}"
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """As study.json holds it."""
+        experiment = self.experiment
+        place = {"folder": experiment.name, "setting": self.setting, "rule": self.rule}
+        return place | {"seed": experiment.seed}
+
+
+def with_rules(
+    base: Experiment, rules: Mapping[str, str | dict[str, Any]]
+) -> dict[str, Experiment]:
+    """An experiment under each of these rules, by label."""
+    return {label: dataclasses.replace(base, rule=rule) for label, rule in rules.items()}
+
 
 def entries(
-    setting: str, base: Experiment, rules: Mapping[str, str | dict[str, Any]], seeds: int
+    setting: str, rows: Mapping[str, Experiment], seeds: int, *, seed_by_seed: bool = False
 ) -> list[Entry]:
-    """The runs of some rows of a setting: for each rule, by its label, all seeds from 0."""
-    return [
-        Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
-        for label, rule in rules.items()
+    """The runs of some rows of a setting, by label, with all seeds from 0.
+
+    Args: seed_by_seed: the first seed of every row comes first: a table early on.
+    """
+    runs = [
+        Entry(setting, label, dataclasses.replace(experiment, seed=seed))
+        for label, experiment in rows.items()
         for seed in range(seeds)
     ]
+    return sorted(runs, key=lambda run: run.experiment.seed) if seed_by_seed else runs
 
 
 @dataclass(frozen=True)
@@ -279,19 +297,35 @@ class Study:
             return self.search
         return self.search.get(setting)
 
+    @property
+    def searches(self) -> dict[Choice, Search]:
+        """How learning rates are chosen, by cell; of those that are neither fixed nor another's."""
+        found = {cell: self.search_of(cell) for cell in self.cells}
+        return {cell: search for cell, search in found.items() if search is not None}
+
     def tries(self, cell: Choice, rate: float) -> list[Experiment]:
         """The tries of a learning rate, one for each seed of the search of the cell."""
         search = self.search_of(cell)
         assert search is not None
         base = next(entry.experiment for entry in self.entries if entry.cell == cell)
-        return [_try(base, search, rate, seed) for seed in search.seeds]
+        tried = dataclasses.replace(
+            base,
+            lr=rate,
+            epochs=search.epochs,
+            schedule=search.schedule,
+            validation=search.validation,
+            test=False,
+            test_at=(),
+            test_lengths=(),
+            probe_every=0,
+        )
+        return [dataclasses.replace(tried, seed=seed) for seed in search.seeds]
 
     def candidates(self) -> dict[Choice, dict[float, list[Experiment]]]:
         """The tries of the grids without extensions, by cell and learning rate."""
         return {
             cell: {rate: self.tries(cell, rate) for rate in search.values}
-            for cell in self.cells
-            if (search := self.search_of(cell)) is not None
+            for cell, search in self.searches.items()
         }
 
     def chosen(self, rates: Mapping[Choice, float]) -> "Study":
@@ -307,18 +341,3 @@ class Study:
 
         entries = tuple(map(filled, self.entries))
         return dataclasses.replace(self, entries=entries, search=None)
-
-
-def _try(experiment: Experiment, search: Search, rate: float, seed: int) -> Experiment:
-    return dataclasses.replace(
-        experiment,
-        lr=rate,
-        epochs=search.epochs,
-        schedule=search.schedule,
-        validation=search.validation,
-        seed=seed,
-        test=False,
-        test_at=(),
-        test_lengths=(),
-        probe_every=0,
-    )

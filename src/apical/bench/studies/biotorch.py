@@ -8,16 +8,16 @@ once.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import CONTROLS, RULES, Entry, Search, Study
+from apical.bench.studies.base import CONTROLS, RULES, Search, Study, entries, with_rules
 from apical.bench.studies.published import Published
 
 SOURCE = "BioTorch, Benchmarks.md (2021)"
-LABELS = ("bp", "fa", "dfa", "usf", "brsf", "frsf")
+LABELS = tuple(RULES)
 TUNED: dict[str, str | dict[str, Any]] = {
     **RULES,
     "kp": {"rule": "kp", "decay": 1e-4},
@@ -67,7 +67,7 @@ def cifar10(tier: str, seeds: int) -> Study:
     """
     epochs = {"smoke": 1, "short": 20, "full": 250}[tier]
     schedule = _steps(epochs, 250, (100, 150, 200))
-    entries, published, searches = [], [], {}
+    runs, published, searches = [], [], {}
     for setting, rates in CIFAR10_RATES.items():
         net, optimizer = setting.split()
         adam = optimizer == "Adam"
@@ -83,12 +83,16 @@ def cifar10(tier: str, seeds: int) -> Study:
             augment="flip_crop",
             channels_last=True,
         )
-        fixed = _entries(setting, base, seeds, rates)
-        entries += [dataclasses.replace(e, rule=e.rule + PUBLISHED_RATE) for e in fixed]
+        fixed = {
+            label + PUBLISHED_RATE: dataclasses.replace(base, rule=RULES[label], lr=rate)
+            for label, rate in zip(LABELS, rates, strict=True)
+        }
+        runs += entries(setting, fixed, seeds, seed_by_seed=True)
         published += _published(setting, CIFAR10[setting], PUBLISHED_RATE)
         if tier == "smoke":
             continue
-        entries += _tuned(setting, base, seeds, TUNED if tier == "full" else CONTROLS)
+        tuned = with_rules(base, TUNED if tier == "full" else CONTROLS)
+        runs += entries(setting, tuned, seeds, seed_by_seed=True)
         tried = {"short": 3, "full": 20}[tier]
         searches[setting] = Search(RATES[base.optimizer], tried, Schedule("cosine"), 5000)
     notes = (
@@ -105,7 +109,7 @@ def cifar10(tier: str, seeds: int) -> Study:
         "biotorch-cifar10",
         title,
         tier,
-        tuple(entries),
+        tuple(runs),
         tuple(published),
         notes,
         searches,
@@ -131,19 +135,16 @@ def imagenet(tier: str, seeds: int) -> Study:
         probe_images=32,
     )
     adam: dict[str, Any] = {"optimizer": "adam", "optimizer_options": {"weight_decay": 1e-4}}
-    entries = [
-        dataclasses.replace(e, experiment=dataclasses.replace(e.experiment, lr=0.001, **adam))
-        if e.rule == "dfa"
-        else e
-        for e in _entries("ResNet-18", base, seeds, (0.1,) * 6)
-    ]
+    rows = with_rules(base, RULES)
+    rows["dfa"] = dataclasses.replace(rows["dfa"], lr=0.001, **adam)
+    runs = entries("ResNet-18", rows, seeds, seed_by_seed=True)
     notes = (
         "DFA is trained with Adam at 0.001, as in the source, the others with SGD at 0.1.",
         *_tier_note(tier, epochs, 75),
     )
     title = "ImageNet: ResNet-18"
     published = tuple(_published("ResNet-18", IMAGENET))
-    return Study("biotorch-imagenet", title, tier, tuple(entries), published, notes)
+    return Study("biotorch-imagenet", title, tier, tuple(runs), published, notes)
 
 
 def _mnist_like(data: str, title: str, values: tuple[float, ...], tier: str, seeds: int) -> Study:
@@ -181,37 +182,13 @@ def _mnist_like(data: str, title: str, values: tuple[float, ...], tier: str, see
         f"{title}: LeNet",
         tier,
         (
-            *_entries(setting, base, seeds, (base.lr,) * 6),
-            *_tuned(setting, base, seeds, CONTROLS),
+            *entries(setting, with_rules(base, RULES), seeds, seed_by_seed=True),
+            *entries(setting, with_rules(base, CONTROLS), seeds, seed_by_seed=True),
         ),
         tuple(_published(setting, values)),
         notes,
         search,
     )
-
-
-def _entries(setting: str, base: Experiment, seeds: int, rates: Iterable[float]) -> list[Entry]:
-    by_rule = dict(zip(LABELS, rates, strict=True))
-    return [
-        Entry(
-            setting,
-            label,
-            dataclasses.replace(base, rule=RULES[label], lr=by_rule[label], seed=seed),
-        )
-        for seed in range(seeds)  # the first seed of every rule comes first: a table early on
-        for label in LABELS
-    ]
-
-
-def _tuned(
-    setting: str, base: Experiment, seeds: int, rows: Mapping[str, str | dict[str, Any]]
-) -> list[Entry]:
-    """Rows without a published rate."""
-    return [
-        Entry(setting, label, dataclasses.replace(base, rule=rule, seed=seed))
-        for seed in range(seeds)
-        for label, rule in rows.items()
-    ]
 
 
 def _published(setting: str, values: Iterable[float], mark: str = "") -> list[Published]:

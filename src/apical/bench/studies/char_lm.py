@@ -9,7 +9,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import CONTROLS, Search, Study, entries
+from apical.bench.studies.base import CONTROLS, Search, Study, entries, with_rules
 
 TITLE = "A character language model without backpropagation"
 ROWS: dict[str, str | dict[str, Any]] = {
@@ -39,7 +39,7 @@ NOTES = (
 def char_lm(tier: str, seeds: int) -> Study:
     """BP, FA, KP, uSF, DFA and both controls on a character language model."""
     setting, base = base_of(tier)
-    runs = tuple(entries(setting, base, ROWS, seeds))
+    runs = tuple(entries(setting, with_rules(base, ROWS), seeds))
     search = Search(RATES, base.epochs, SCHEDULE, 1_000, chance=CHANCE)
     text = (
         f"{STEPS[tier]:,} steps of AdamW on batches of {base.batch_size} windows of {base.length}"

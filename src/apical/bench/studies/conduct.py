@@ -12,6 +12,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.storage import packing, records, run_folder
 from apical.bench.studies import assess, selection
 from apical.bench.studies.base import Choice, Entry, Search, Study
+from apical.bench.studies.published import published_rows
 from apical.bench.sweep import sweep, workers
 from apical.bench.training import pretraining
 
@@ -135,10 +136,7 @@ def searched(study: Study, folder: Path) -> tuple[list[dict[str, Any]], list[swe
     Raises: ValueError if no try of a cell came to its end.
     """
     found, left = [], []
-    for cell in study.cells:
-        search = study.search_of(cell)
-        if search is None:
-            continue
+    for cell, search in study.searches.items():
         grid = list(search.values)
         extended: list[float] = []
         while True:
@@ -153,16 +151,10 @@ def searched(study: Study, folder: Path) -> tuple[list[dict[str, Any]], list[swe
             if further is None or len(extended) == search.extensions:
                 if all(row["diverged"] == len(search.seeds) for row in rows):
                     raise ValueError(f"{', '.join(cell)}: every learning rate tried diverged")
-                found.append(
-                    {
-                        "setting": cell[0],
-                        "rule": cell[1],
-                        "lr": lr,
-                        "at_edge": further is not None,
-                        "extended": extended,
-                        "tries": sorted(rows, key=lambda row: row["lr"]),
-                    }
-                )
+                choice = {"setting": cell[0], "rule": cell[1], "lr": lr}
+                tries = sorted(rows, key=lambda row: row["lr"])
+                edge = {"at_edge": further is not None, "extended": extended}
+                found.append(choice | edge | {"tries": tries})
                 break
             grid.append(further)
             extended.append(further)
@@ -185,11 +177,8 @@ def left(
     if table:
         tasks = start_tasks(study, folder) + tasks + table_tasks(study.chosen(decided), folder)
     extensions: list[sweep.Task] = []
-    for cell in study.cells:
-        search = study.search_of(cell)
-        if search is None or cell in decided:
-            continue
-        for step in range(1, search.extensions + 1):
+    for cell, search in study.searches.items():
+        for step in range(1, search.extensions + 1) if cell not in decided else ():
             further = selection.half_decade(max(search.values), step)
             extensions += [t for t in _try_tasks(study, cell, further, folder) if t.ended() is None]
     return tasks, extensions
@@ -201,34 +190,32 @@ def outline(study: Study, folder: Path, *, table: bool = True) -> list[str]:
     Args: table: as of `left`.
     """
     lines = []
-    ended = 0
-    for setting in dict.fromkeys(entry.setting for entry in study.entries):
-        entries = [entry for entry in study.entries if entry.setting == setting]
+    for setting, entries in records.grouped(study.entries, lambda entry: entry.setting).items():
         cells = list(dict.fromkeys(entry.cell for entry in entries))
         text = f"  {setting}: {', '.join(rule for _, rule in cells)}"
         if table:
             seeds = sorted({entry.experiment.seed for entry in entries})
             text += f"; {len(seeds)} seeds, from {seeds[0]}"
-        searches = [search for cell in cells if (search := study.search_of(cell)) is not None]
-        if searches:
-            values = ", ".join(f"{rate:g}" for rate in searches[0].values)
-            epochs = searches[0].epochs
+        if search := next(filter(None, map(study.search_of, cells)), None):
+            values = ", ".join(f"{rate:g}" for rate in search.values)
+            epochs = search.epochs
             text += f"; learning rates {values}, each tried for {epochs} epoch{'s' * (epochs != 1)}"
-            text += f" with seeds {', '.join(map(str, searches[0].seeds))}"
+            text += f" with seeds {', '.join(map(str, search.seeds))}"
         if setting in study.evaluations:
             text += "; trained nets attacked"
         lines.append(text)
     tasks, _ = left(study, folder, table=table)  # of the tries those that have not ended
-    for cell in study.cells:
-        search = study.search_of(cell)
-        for rate in search.values if search is not None else ():
-            tries = _try_tasks(study, cell, rate, folder)
-            ended += sum(task.ended() is not None for task in tries)
-    total = len(tasks) + ended
-    ended += sum(task.ended() is not None for task in tasks)
+    tasks += [
+        task
+        for cell, search in study.searches.items()
+        for rate in search.values
+        for task in _try_tasks(study, cell, rate, folder)
+        if task.ended() is not None
+    ]
+    ended = sum(task.ended() is not None for task in tasks)
     what = "runs" if table else "tries of learning rates"
     more = ", tries of learning rates included" if table and study.search is not None else ""
-    return [*lines, f"  {total} {what}{more}, {ended} finished"]
+    return [*lines, f"  {len(tasks)} {what}{more}, {ended} finished"]
 
 
 def rates(found: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
@@ -248,25 +235,13 @@ def described(
     study: Study, command: str, found: Sequence[Mapping[str, Any]], data_notes: Sequence[str]
 ) -> dict[str, Any]:
     """The content of study.json: all a report needs to know beside the run folders."""
-    published = [
-        dataclasses.replace(row, other_scale=row.other_scale or "; ".join(data_notes))
-        for row in study.published
-    ]
     value: dict[str, Any] = {
         "name": study.name,
         "title": study.title,
         "tier": study.tier,
         "command": command,
-        "runs": [
-            {
-                "folder": entry.experiment.name,
-                "setting": entry.setting,
-                "rule": entry.rule,
-                "seed": entry.experiment.seed,
-            }
-            for entry in study.entries
-        ],
-        "published": [dataclasses.asdict(row) for row in published],
+        "runs": [entry.described for entry in study.entries],
+        "published": published_rows(study.published, data_notes),
         "notes": [*study.notes, *(f"{note}." for note in data_notes)],
     }
     if study.curves:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -14,6 +14,7 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.experiment.training_settings import Schedule
 from apical.bench.storage import run_folder
+from apical.bench.storage.records import grouped
 from apical.bench.sweep.sweep import Task
 from apical.bench.training import batch_step, build, loop, resume
 from apical.core.converted import learn
@@ -35,6 +36,13 @@ class Cost:
     seconds: float
     parts: tuple[tuple[str, int, float], ...]
     extensions: float = 0.0
+
+    @classmethod
+    def of(cls, work: Iterable[tuple[str, float]], extensions: float = 0.0) -> "Cost":
+        """Args: work: what each run is, and its seconds."""
+        kinds = grouped(work, lambda run: run[0]).items()
+        parts = tuple((kind, len(runs), sum(s for _, s in runs)) for kind, runs in kinds)
+        return cls(sum(s for *_, s in parts), parts, extensions)
 
     def text(self, jobs: int) -> str:
         """One paragraph for the terminal."""
@@ -68,7 +76,11 @@ def estimate(tasks: Sequence[Task], execution: Execution, extensions: Sequence[T
     step_seconds: dict[str, tuple[float, int]] = {}
 
     def seconds_of(task: Task) -> float:
-        epochs = _epochs_left(task)
+        if run_folder.end(task.folder) is not None:
+            return 0.0
+        rows = run_folder.rows(task.folder)
+        done = max((row["epoch"] for row in rows if row.get("kind") == "epoch"), default=0)
+        epochs = task.experiment.epochs - done
         if not epochs:
             return 0.0
         alike = _alike(task.experiment)
@@ -77,13 +89,8 @@ def estimate(tasks: Sequence[Task], execution: Execution, extensions: Sequence[T
         each, steps = step_seconds[alike]
         return RUN_SECONDS + epochs * steps * each * OVERHEAD
 
-    parts: dict[str, tuple[int, float]] = {}
-    for task in tasks:
-        if seconds := seconds_of(task):
-            runs, before = parts.get(kind := _kind(task.experiment), (0, 0.0))
-            parts[kind] = (runs + 1, before + seconds)
-    rows = tuple((kind, runs, seconds) for kind, (runs, seconds) in parts.items())
-    return Cost(sum(s for _, _, s in rows), rows, sum(map(seconds_of, extensions)))
+    work = [(_kind(t.experiment), seconds) for t in tasks if (seconds := seconds_of(t))]
+    return Cost.of(work, sum(map(seconds_of, extensions)))
 
 
 def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
@@ -113,14 +120,6 @@ def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begin)
     return median(seconds[WARM_STEPS:] or seconds), len(parts.train)
-
-
-def _epochs_left(task: Task) -> int:
-    if run_folder.end(task.folder) is not None:
-        return 0
-    rows = run_folder.rows(task.folder)
-    done = [row["epoch"] for row in rows if row.get("kind") == "epoch"]
-    return task.experiment.epochs - max(done, default=0)
 
 
 def _alike(experiment: Experiment) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
 from apical.bench.studies import smoke
-from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries
+from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries, with_rules
+from apical.bench.studies.rules_overview import IMAGES, PARTS_NOTE
 from apical.nets.pretrained import Start
 
 TITLE = "What the learning of each layer is worth"
@@ -24,8 +25,6 @@ LAYERS = {
 ROWS: dict[str, str | dict[str, Any]] = {
     name: smoke.ROWS[name] for name in ("bp", "fa", "dfa", "usf", "kp")
 }
-IMAGES = 10_000
-"""Of the training split of MNIST, below tier full."""
 NOTES = (
     "A row without the learning of a layer has the learning rate that was chosen for its rule with "
     "all layers learning, and is trained from the same initial weights, as long.",
@@ -37,23 +36,20 @@ def credit(tier: str, seeds: int) -> Study:
     runs: list[Entry] = []
     follows = {}
     for setting, base in settings(tier).items():
-        runs += entries(setting, base, ROWS, seeds)
-        for label, rule in ROWS.items():
+        rows = with_rules(base, ROWS)
+        for label, experiment in with_rules(base, ROWS).items():
             for layer in LAYERS[setting]:
                 name = f"{label}, without {layer}"
                 follows[name] = label
-                without = dataclasses.replace(base, start=Start(freeze=(f"{layer}.*",)))
-                runs += entries(setting, without, {name: rule}, seeds)
-        runs += entries(setting, base, CONTROLS, seeds)
-    notes = [*NOTES]
-    if tier == "short":
-        notes.append(f"MNIST: {IMAGES:,} training images, all test images.")
+                start = Start(freeze=(f"{layer}.*",))
+                rows[name] = dataclasses.replace(experiment, start=start)
+        runs += entries(setting, rows | with_rules(base, CONTROLS), seeds)
     return Study(
         "credit",
         TITLE,
         tier,
         tuple(runs),
-        notes=tuple(notes),
+        notes=(*NOTES, *[PARTS_NOTE] * (tier == "short")),
         search=searches(tier),
         follows=follows,
     )
@@ -61,20 +57,14 @@ def credit(tier: str, seeds: int) -> Study:
 
 def settings(tier: str) -> dict[str, Experiment]:
     """What is trained on what, without a rule."""
-    digits = smoke.BASE
-    mlp = dataclasses.replace(digits, data="mnist", batch_size=64, probe_every=0)
-    lenet = dataclasses.replace(mlp, net="lenet", net_options={}, size=32, channels_last=True)
     if tier == "smoke":
-        return {DIGITS: digits}
-    epochs = 20
+        return {DIGITS: smoke.BASE}
+    size: dict[str, Any] = {"epochs": 20}
     if tier == "short":
-        epochs = 5
-        mlp, lenet = (dataclasses.replace(e, train_images=IMAGES) for e in (mlp, lenet))
-    return {
-        DIGITS: digits,
-        MNIST: dataclasses.replace(mlp, epochs=epochs),
-        LENET: dataclasses.replace(lenet, epochs=epochs),
-    }
+        size = {"epochs": 5, "train_images": IMAGES}
+    mlp = dataclasses.replace(smoke.BASE, data="mnist", batch_size=64, probe_every=0, **size)
+    lenet = dataclasses.replace(mlp, net="lenet", net_options={}, size=32, channels_last=True)
+    return {DIGITS: smoke.BASE, MNIST: mlp, LENET: lenet}
 
 
 def searches(tier: str) -> dict[str, Search]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries
+from apical.bench.studies.base import CONTROLS, Entry, Search, Study, entries, with_rules
 
 TITLE = "Low-dimensional error feedback: ranks below, at and above the number of classes"
 ACCURACY_TITLE = "Low-dimensional error feedback: accuracy at the rank of the task"
@@ -49,6 +49,16 @@ TRAINED_NOTE = (
     "dimensions: rank 5 should do for them what rank 10 does for ten classes."
 )
 
+VGG: dict[str, dict[str, Any]] = {
+    "smoke": {"widths": [32, 32, 32, 32]},
+    "short": {"widths": [32, 64, 64, 64]},
+    "full": {"widths": [64, 128, 256, 512], "dropout": 0.4},
+}
+VIT: dict[str, dict[str, Any]] = {
+    "smoke": {"dim": 32, "depth": 1},
+    "short": {"dim": 64, "depth": 2, "mlp_ratio": 2},
+    "full": {"dim": 128, "depth": 4},
+}
 PROJECTIONS = {"oja": "learned", "fixed": "fixed"}
 OUTPUT = {"mlp": "fc5", "vgg": "fc", "vit": "head"}
 """The output layer of each net."""
@@ -56,12 +66,9 @@ OUTPUT = {"mlp": "fc5", "vgg": "fc", "vit": "head"}
 
 def low_dim_error(tier: str, seeds: int) -> Study:
     """Backprop, FA, Kolen-Pollack, low-dimensional rules and both controls on four nets: angles."""
-    runs = [
-        Entry(setting, label, dataclasses.replace(experiment, seed=seed))
-        for setting, base in settings(tier).items()
-        for label, experiment in rows(base, tier).items()
-        for seed in range(seeds)
-    ]
+    runs: list[Entry] = []
+    for setting, base in settings(tier).items():
+        runs += entries(setting, rows(base, tier), seeds)
     notes = (*NOTES, ANGLES_NOTE, *([] if tier == "full" else [SHORT_NOTE]))
     return Study("low-dim-error", TITLE, tier, tuple(runs), notes=notes)
 
@@ -70,7 +77,7 @@ def low_dim_accuracy(tier: str, seeds: int) -> Study:
     """Accuracies on all training images, for tasks of ten and five classes; every row tuned."""
     runs, searches = [], {}
     for setting, base in trained_nets(tier).items():
-        runs += entries(setting, base, trained_rows(base), seeds)
+        runs += entries(setting, with_rules(base, trained_rows(base)), seeds)
         if tier != "smoke":
             searches[setting] = Search(
                 RATES,
@@ -90,8 +97,8 @@ def settings(tier: str) -> dict[str, Experiment]:
     sgd: dict[str, Any] = {"lr": 0.01, "optimizer_options": {"momentum": 0.9}}
     adamw: dict[str, Any] = {"lr": 1e-3, "optimizer": "adamw"}
     mlp: dict[str, Any] = {"net": "mlp", "net_options": {"hidden": [512] * 4}, **sgd}
-    vgg: dict[str, Any] = {"net": "vgg", "net_options": _vgg(tier), "channels_last": True, **sgd}
-    vit: dict[str, Any] = {"net": "vit", "net_options": _vit(tier), **adamw}
+    vgg: dict[str, Any] = {"net": "vgg", "net_options": VGG[tier], "channels_last": True, **sgd}
+    vit: dict[str, Any] = {"net": "vit", "net_options": VIT[tier], **adamw}
     nets = {
         "MNIST MLP": ("mnist", mlp, 20_000, 64, 5),
         "CIFAR-10 MLP": ("cifar10", mlp, 15_000, 64, 6),
@@ -110,7 +117,7 @@ def trained_nets(tier: str) -> dict[str, Experiment]:
         data="cifar10",
         train_images=320 if tier == "smoke" else None,
         net="vgg",
-        net_options=_vgg(tier),
+        net_options=VGG[tier],
         channels_last=True,
         batch_size=64,
         optimizer_options={"momentum": 0.9},
@@ -125,20 +132,14 @@ def trained_nets(tier: str) -> dict[str, Experiment]:
 def trained_rows(base: Experiment) -> dict[str, str | dict[str, Any]]:
     """What is compared at full training, by label."""
     outputs = 5 if base.data == "cifar10_first5" else CLASSES
-    made: dict[str, str | dict[str, Any]] = {"bp": "bp", "fa": "fa"}
-    for rank in (CLASSES // 2, CLASSES):
-        for projection, label in PROJECTIONS.items():
-            rule = factored(base, rank, projection, TRAINED_DECAY)
-            made[f"r={rank} {label}"] = _up_to(outputs, rule, OUTPUT[base.net])
-    return {**made, **CONTROLS}
+    ranks = low_dimensional(base, (CLASSES // 2, CLASSES), TRAINED_DECAY, outputs)
+    return {"bp": "bp", "fa": "fa", **ranks, **CONTROLS}
 
 
 def rows(base: Experiment, tier: str) -> dict[str, Experiment]:
     """What is compared in a setting, by label."""
     decay = 1e-4 if tier == "full" else 2e-3  # alignment takes some 5 / decay steps
-    table = {
-        label: dataclasses.replace(base, rule=rule) for label, rule in rules(base, decay).items()
-    }
+    table = with_rules(base, rules(base, decay))
     if tier == "full" or base.net == "mlp":
         table |= controls(base, decay)
     return table
@@ -147,7 +148,7 @@ def rows(base: Experiment, tier: str) -> dict[str, Experiment]:
 def controls(base: Experiment, decay: float) -> dict[str, Experiment]:
     """Backprop and FA with the decay of the others, and feedback of one norm, learned and fixed."""
     decaying = losing(base, decay)
-    made = {f"{rule} decay": dataclasses.replace(decaying, rule=rule) for rule in ("bp", "fa")}
+    made = with_rules(decaying, {"bp decay": "bp", "fa decay": "fa"})
     for projection, label in PROJECTIONS.items():
         rule = {**factored(base, CLASSES, projection, decay), "scale": "norm"}
         made[f"r={CLASSES} {label}, |B| = |W|"] = dataclasses.replace(base, rule=rule)
@@ -166,16 +167,24 @@ def losing(base: Experiment, decay: float) -> Experiment:
 
 def rules(base: Experiment, decay: float) -> dict[str, str | dict[str, Any]]:
     """The rules of a setting by their labels."""
-    table: dict[str, str | dict[str, Any]] = {
-        "bp": {"rule": "bp"},
-        "fa": "fa",
-        "kp": {"rule": "kp", "decay": decay},
-    }
-    for rank in RANKS:
+    kp = {"rule": "kp", "decay": decay}
+    ranks = low_dimensional(base, RANKS, decay, CLASSES)
+    return {"bp": {"rule": "bp"}, "fa": "fa", "kp": kp, **ranks, **CONTROLS}
+
+
+def low_dimensional(
+    base: Experiment, ranks: tuple[int, ...], decay: float, outputs: int
+) -> dict[str, dict[str, Any]]:
+    """A learned and a fixed projection of each rank, by label; of the output layer the rank is at
+    most the number of outputs."""
+    made = {}
+    for rank in ranks:
         for projection, label in PROJECTIONS.items():
             rule = factored(base, rank, projection, decay)
-            table[f"r={rank} {label}"] = _up_to(CLASSES, rule, OUTPUT[base.net])
-    return {**table, **CONTROLS}
+            if rank > outputs:
+                rule = {OUTPUT[base.net]: {**rule, "rank": outputs}, "*": rule}
+            made[f"r={rank} {label}"] = rule
+    return made
 
 
 def factored(base: Experiment, rank: int, projection: str, decay: float) -> dict[str, Any]:
@@ -183,13 +192,6 @@ def factored(base: Experiment, rank: int, projection: str, decay: float) -> dict
     rule = {"rule": "ldfa", "decay": decay, "rank": rank, "projection": projection}
     # the gradient's law holds under SGD alone
     return rule if base.optimizer == "sgd" else {**rule, "follows": "update"}
-
-
-def _up_to(limit: int, rule: dict[str, Any], output: str) -> dict[str, Any]:
-    """The rule, with a lower rank for an output layer that has fewer outputs."""
-    if rule["rank"] <= limit:
-        return rule
-    return {output: {**rule, "rank": limit}, "*": rule}
 
 
 def _sized(base: Experiment, tier: str, images: int, epochs: int) -> Experiment:
@@ -202,15 +204,3 @@ def _sized(base: Experiment, tier: str, images: int, epochs: int) -> Experiment:
     return dataclasses.replace(
         base, epochs=100, augment=augment, schedule=schedule, probe_every=5, batch_size=128
     )
-
-
-def _vgg(tier: str) -> dict[str, Any]:
-    if tier == "full":
-        return {"widths": [64, 128, 256, 512], "dropout": 0.4}
-    return {"widths": [32, 64, 64, 64] if tier == "short" else [32, 32, 32, 32]}
-
-
-def _vit(tier: str) -> dict[str, Any]:
-    if tier == "full":
-        return {"dim": 128, "depth": 4}
-    return {"dim": 64, "depth": 2, "mlp_ratio": 2} if tier == "short" else {"dim": 32, "depth": 1}

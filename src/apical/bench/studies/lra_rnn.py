@@ -12,7 +12,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
+from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study, entries
 from apical.data import sequences
 
 TITLE = "Learning through time by local targets"
@@ -87,22 +87,16 @@ NOTES = (
 
 def lra_rnn(tier: str, seeds: int) -> Study:
     """Local representation alignment through time, with and without its regulariser."""
-    entries = [
-        Entry(_setting(kind, length), label, dataclasses.replace(experiment, seed=seed))
-        for kind, length in SETTINGS[tier]
-        for seed in range(seeds)
-        for label, experiment in arms(tier, kind, length).items()
-    ]
+    runs: list[Entry] = []
     searches = {}
     for kind, length in SETTINGS[tier]:
-        base = base_of(tier, kind, length)
-        searches[_setting(kind, length)] = Search(
+        setting, base = _setting(kind, length), base_of(tier, kind, length)
+        runs += entries(setting, arms(tier, kind, length), seeds, seed_by_seed=True)
+        searches[setting] = Search(
             RATES, base.epochs, Schedule(), base.validation, chance=CHANCE[kind]
         )
     notes = (*NOTES, _sizes(tier))
-    return Study(
-        "lra-rnn", TITLE, tier, tuple(entries), notes=notes, search=searches, solved=SOLVED
-    )
+    return Study("lra-rnn", TITLE, tier, tuple(runs), notes=notes, search=searches, solved=SOLVED)
 
 
 def arms(tier: str, kind: str, length: int) -> dict[str, Experiment]:

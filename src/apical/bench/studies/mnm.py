@@ -5,12 +5,11 @@ what could: these are small forms of them, and directions are compared, not numb
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import CONTROLS, FROZEN, REDRAWN, Entry, Search, Study
+from apical.bench.studies.base import CONTROLS, FROZEN, REDRAWN, Entry, Search, Study, entries
 
 Arms = dict[str, tuple[str, dict[str, Any]]]
 """Net and its options, by label; the label of a control is its rule as well."""
@@ -112,50 +111,36 @@ BABI_NOTES = (
 def mnm(tier: str, seeds: int) -> Study:
     """Metalearned memory: dictionary inference, against LSTM and without writing. Short: with four
     pairs, and bAbI. Full: also double copy and priority sort."""
+    runs: list[Entry] = []
+    notes: tuple[str, ...] = NOTES
     if tier == "smoke":
-        entries = list(_entries("dictionary, 2 pairs", DICTIONARY, _MAIN, tier, seeds))
-        return Study(
-            "mnm", TITLE, tier, tuple(entries), notes=NOTES, search=_searches(entries),
-            solved=SOLVED,
-        )  # fmt: skip
-    entries = [
-        *_entries(BABI_SETTING, BABI, BABI_ARMS, tier, min(seeds, BABI_SEEDS)),
-        *_entries("dictionary, 4 pairs", FOUR, ARMS, tier, seeds),
-    ]
+        runs += _entries("dictionary, 2 pairs", DICTIONARY, _MAIN, tier, seeds)
+    else:
+        runs += _entries(BABI_SETTING, BABI, BABI_ARMS, tier, min(seeds, BABI_SEEDS))
+        runs += _entries("dictionary, 4 pairs", FOUR, ARMS, tier, seeds)
+        notes += BABI_NOTES
     if tier == "full":
-        entries += _entries("double copy, 3 symbols", COPY, _MAIN, tier, seeds)
-        entries += _entries("priority sort, 4 symbols", SORT, _MAIN, tier, seeds)
-    return Study(
-        "mnm",
-        TITLE,
-        tier,
-        tuple(entries),
-        notes=(*NOTES, *BABI_NOTES),
-        search=_searches(entries),
-        solved=SOLVED,
-    )
-
-
-def _searches(entries: Iterable[Entry]) -> dict[str, Search]:
-    """By setting; an error of 1, that of no right answer, stands for a try that diverged."""
-    return {
-        entry.setting: Search(
-            RATES, entry.experiment.epochs, Schedule(), entry.experiment.validation, chance=1.0
+        runs += _entries("double copy, 3 symbols", COPY, _MAIN, tier, seeds)
+        runs += _entries("priority sort, 4 symbols", SORT, _MAIN, tier, seeds)
+    searches = {  # an error of 1, that of no right answer, stands for a try that diverged
+        run.setting: Search(
+            RATES, run.experiment.epochs, Schedule(), run.experiment.validation, chance=1.0
         )
-        for entry in entries
-        if entry.setting != BABI_SETTING
+        for run in runs
+        if run.setting != BABI_SETTING
     }
+    return Study("mnm", TITLE, tier, tuple(runs), notes=notes, search=searches, solved=SOLVED)
 
 
-def _entries(setting: str, base: Experiment, arms: Arms, tier: str, seeds: int) -> Iterable[Entry]:
-    for seed in range(seeds):
-        for label, (net, options) in arms.items():
-            experiment = dataclasses.replace(
-                base,
-                net=net,
-                net_options=options,
-                rule=label if label in CONTROLS else "bp",
-                epochs=LONGER[tier] * base.epochs,
-                seed=seed,
-            )
-            yield Entry(setting, label, experiment)
+def _entries(setting: str, base: Experiment, arms: Arms, tier: str, seeds: int) -> list[Entry]:
+    rows = {
+        label: dataclasses.replace(
+            base,
+            net=net,
+            net_options=options,
+            rule=label if label in CONTROLS else "bp",
+            epochs=LONGER[tier] * base.epochs,
+        )
+        for label, (net, options) in arms.items()
+    }
+    return entries(setting, rows, seeds, seed_by_seed=True)

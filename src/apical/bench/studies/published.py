@@ -1,11 +1,11 @@
 """What was published of the rows of a study: values, robust accuracies, courses of training."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-from apical.bench.report import read
+from apical.bench.report.published import ERRORS, ROBUSTNESS, Curve, read_published
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,12 @@ class PublishedRobustness:
     other_scale: str = ""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A published course of training, compared with runs at the epochs it is given for.
-
-    Args: metric: of the records: ``test_acc``, ``angle_deg``, ``gradient_angle_deg``.
-        values: by epoch (>= 1); degrees, accuracies in %.     layer: of the angles.
-        allowance: difference, in the unit of the values, up to which ours agree.
-        n: runs behind the values.
-    """
-
-    setting: str
-    rule: str
-    metric: Literal["test_acc", "angle_deg", "gradient_angle_deg"]
-    values: Mapping[int, float]
-    source: str
-    allowance: float
-    layer: str = ""
-    n: int = 1
+def published_rows(
+    rows: Sequence[Published | PublishedRobustness], data_notes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """As study.json holds them: what is noted of the data is why they cannot be compared."""
+    notes = "; ".join(data_notes)
+    return [dataclasses.asdict(row) | {"other_scale": row.other_scale or notes} for row in rows]
 
 
 def check(
@@ -83,9 +71,9 @@ def check(
             place = (*place, row.metric, row.layer)
         elif isinstance(row, PublishedRobustness):
             place = (*place, row.attack, row.eps, row.group)
-            read.read_published(dataclasses.asdict(row), read.ROBUSTNESS)
+            read_published(dataclasses.asdict(row), ROBUSTNESS)
         else:
-            read.read_published(dataclasses.asdict(row), read.ERRORS)
+            read_published(dataclasses.asdict(row), ERRORS)
         if place in listed:
             names = ", ".join(map(str, place))
             raise ValueError(f"study {study}: two published values are of {names}")

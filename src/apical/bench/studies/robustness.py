@@ -24,6 +24,7 @@ from apical.bench.studies.base import (
     Search,
     Study,
     entries,
+    with_rules,
 )
 from apical.bench.studies.published import PublishedRobustness
 
@@ -169,10 +170,11 @@ def _nets(tier: str, seeds: int) -> tuple[list[Entry], dict[str, Search]]:
     """The nets of other studies, and how their rates are chosen: digits as in smoke; in short MNIST
     as in rules-overview; in full MNIST and CIFAR-10 as in BioTorch."""
     rows = {**RULES, **CONTROLS}
-    found = entries(DIGITS, smoke.BASE, rows, seeds)
+    found = entries(DIGITS, with_rules(smoke.BASE, rows), seeds)
     searches = {DIGITS: smoke.SEARCH}
     if tier == "short":
-        found += entries(MNIST, rules_overview.settings(tier)[MNIST], rows, seeds)
+        base = rules_overview.settings(tier)[MNIST]
+        found += entries(MNIST, with_rules(base, rows), seeds)
         searches[MNIST] = rules_overview.searches(tier)[MNIST]
     if tier == "full":
         cifar10 = biotorch.cifar10("full", seeds).restricted("* SGD")

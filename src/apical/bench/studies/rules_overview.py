@@ -62,17 +62,13 @@ def rules_overview(tier: str, seeds: int) -> Study:
         for setting, base in nets.items()
         for label, rule in every_rule(tier).items()
     ]
-    notes = list(NOTES)
-    if tier != "full":
-        notes.append(SHORT_NOTE)
-    if tier == "short":
-        notes.append(PARTS_NOTE)
+    more = {"smoke": (SHORT_NOTE,), "short": (SHORT_NOTE, PARTS_NOTE), "full": ()}
     return Study(
         "rules-overview",
         TITLE,
         tier,
         tuple(entries),
-        notes=tuple(notes),
+        notes=NOTES + more[tier],
         search=searches(tier),
         overview=Overview(
             facts={label: facts(rule) for label, rule in every_rule(tier).items()},
@@ -103,29 +99,27 @@ def facts(rule: str | dict[str, Any]) -> dict[str, str]:
 
 def settings(tier: str) -> dict[str, Experiment]:
     """What is trained on what, without a rule."""
-    base = Experiment(init="xavier", lr=0.015, optimizer_options={"momentum": 0.9}, batch_size=64)
-    lenet = dataclasses.replace(base, net="lenet", channels_last=True)
-    mnist = dataclasses.replace(lenet, data="mnist", size=32)
-    cifar10 = dataclasses.replace(lenet, data="cifar10")
+    base = Experiment(
+        init="xavier", lr=0.015, optimizer_options={"momentum": 0.9}, batch_size=64,
+        schedule=Schedule("cosine"),
+    )  # fmt: skip
     # tanh, as DRTP wants it; narrow, so that hidden layers that do not learn are seen
     narrow: dict[str, Any] = {"hidden": [32, 32], "activation": "tanh"}
-    falling = Schedule("cosine")
     digits = dataclasses.replace(
-        base, net="mlp", net_options=narrow, epochs=15, batch_size=32, schedule=falling,
-        probe_every=5,
-    )  # fmt: skip
+        base, net="mlp", net_options=narrow, epochs=15, batch_size=32, probe_every=5
+    )
+    lenet = dataclasses.replace(base, net="lenet", channels_last=True)
+    mnist = dataclasses.replace(lenet, data="mnist", size=32)
     if tier == "smoke":
         return {DIGITS: digits}
     if tier == "short":
-        part = dataclasses.replace(mnist, epochs=5, schedule=falling, train_images=IMAGES)
+        part = dataclasses.replace(mnist, epochs=5, train_images=IMAGES)
         return {DIGITS: digits, MNIST: part}
-    return {
-        DIGITS: digits,
-        MNIST: dataclasses.replace(mnist, epochs=20, schedule=falling, probe_every=5),
-        CIFAR10: dataclasses.replace(
-            cifar10, epochs=60, schedule=falling, augment="flip_crop", probe_every=10
-        ),
-    }
+    cifar10 = dataclasses.replace(
+        lenet, data="cifar10", epochs=60, augment="flip_crop", probe_every=10
+    )
+    mnist = dataclasses.replace(mnist, epochs=20, probe_every=5)
+    return {DIGITS: digits, MNIST: mnist, CIFAR10: cifar10}
 
 
 def searches(tier: str) -> dict[str, Search]:

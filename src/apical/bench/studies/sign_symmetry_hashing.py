@@ -104,22 +104,11 @@ def _tuned(
 
     Args: before: epochs of the classifier. size: of the images of both.
     """
-    small = source == "digits"
-    common: dict[str, Any] = {
-        **net,
-        "size": size,
-        "batch_size": 64 if small else 128,
-        "optimizer_options": MOMENTUM,
-        "lr": 0.05,
-    }
     schedule = Schedule("cosine")
-    start = {
-        **common,
-        "data": first,
-        "epochs": before,
-        "schedule": dataclasses.asdict(schedule),
-        "probe_every": 0,
-    }
+    common = {**net, "size": size, "batch_size": 64 if source == "digits" else 128}
+    common |= {"optimizer_options": MOMENTUM, "lr": 0.05}
+    start = {**common, "data": first, "epochs": before, "probe_every": 0}
+    start |= {"schedule": dataclasses.asdict(schedule)}
     return Experiment(data=source, epochs=epochs, schedule=schedule, start=Start(start), **common)
 
 

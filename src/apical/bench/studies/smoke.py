@@ -5,7 +5,7 @@ from typing import Any
 
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import CONTROLS, RULES, Search, Study, entries
+from apical.bench.studies.base import CONTROLS, RULES, Search, Study, entries, with_rules
 
 TITLE = "Learning rules on 8x8 handwritten digits"
 SETTING = "digits MLP"
@@ -43,6 +43,6 @@ NOTES = (
 
 def smoke(tier: str, seeds: int) -> Study:
     """Rules and controls on scikit-learn's digits, one small net, tuned alike."""
-    runs = tuple(entries(SETTING, replace(BASE, epochs=LONGER), ROWS, seeds))
+    runs = tuple(entries(SETTING, with_rules(replace(BASE, epochs=LONGER), ROWS), seeds))
     search = replace(SEARCH, epochs=LONGER, seeds=SEEDS)
     return Study("smoke", TITLE, tier, runs, notes=NOTES, search=search)

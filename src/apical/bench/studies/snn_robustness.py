@@ -9,7 +9,7 @@ a direction, by two sources, each alone and both together. Non-spiking nets stan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from apical.attacks import Effort
 from apical.bench.evaluate.robustness import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
-from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study
+from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Search, Study, entries, with_rules
 
 TITLE = "Spiking nets by local and global trainings, under attack"
 DIGITS, DIGITS_MLP = "digits SNN", "digits MLP"
@@ -57,22 +57,17 @@ EVENT_NOTE = (
 
 def snn_robustness(tier: str, seeds: int) -> Study:
     """Spiking nets, trained globally or locally, attacked by own, exact, transferred gradients."""
-    nets = settings(tier)
-    entries = [
-        Entry(setting, label, replace(experiment, seed=seed))
-        for setting, base in nets.items()
-        for label, experiment in _trainings(base)
-        for seed in range(seeds)
-    ]
+    runs: list[Entry] = []
     searches = {}
-    for setting, base in nets.items():
+    for setting, base in settings(tier).items():
+        runs += entries(setting, _trainings(base), seeds)
         held_out = 300 if base.data in ("digits", "drifting_bars") else 1000
         searches[setting] = Search(RATES, base.epochs, Schedule(), held_out)
     return Study(
         "snn-robustness",
         TITLE,
         tier,
-        tuple(entries),
+        tuple(runs),
         notes=(*NOTES, EVENT_NOTE, *[SHORT_NOTE] * (tier == "short")),
         evaluations=evaluations(tier),
         surrogate="bp",
@@ -153,12 +148,11 @@ def evaluations(tier: str) -> dict[str, Evaluation]:
     return found
 
 
-def _trainings(base: Experiment) -> Iterator[tuple[str, Experiment]]:
+def _trainings(base: Experiment) -> dict[str, Experiment]:
     spiking, first = base.net != "mlp", "conv1" if base.net == "spiking_conv" else "fc1"
-    for label, rule in trainings(spiking=spiking, first=first).items():
-        yield label, replace(base, rule=rule)
-    if base.net == "spiking_mlp":
-        for label, (form, output) in LOCAL.items():
-            learner = {"learner": "local_classifiers", "form": form}
-            options = {**base.net_options, "output": output}
-            yield label, replace(base, learner=learner, net_options=options)
+    rows = with_rules(base, trainings(spiking=spiking, first=first))
+    for label, (form, output) in LOCAL.items() if base.net == "spiking_mlp" else ():
+        learner = {"learner": "local_classifiers", "form": form}
+        options = {**base.net_options, "output": output}
+        rows[label] = replace(base, learner=learner, net_options=options)
+    return rows

@@ -99,9 +99,8 @@ def sample(
 
     Returns: the runs, and the minutes of the cheapest run of each rule that has none among them.
     """
-    rules: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.final["seconds"], run.folder)):
-        rules.setdefault(run.rule, []).append(run)
+    cheapest = sorted(runs, key=lambda run: (run.final["seconds"], run.folder))
+    rules = records.grouped(cheapest, lambda run: run.rule)
     chosen: list[Run] = []
     starts: set[str] = set()
     spent = 0.0
@@ -145,10 +144,7 @@ def rerun(
         ``environment``: name -> [recorded, of the rerun] where they differ.
     """
     named: dict[str, Any] = {
-        "folder": run.folder,
-        "setting": run.setting,
-        "rule": run.rule,
-        "seed": run.seed,
+        name: getattr(run, name) for name in ("folder", "setting", "rule", "seed")
     }
     key = source.read_json(f"{run.folder}/experiment.json").get("key")
     experiment: Experiment = from_dict(
@@ -171,9 +167,8 @@ def rerun(
     if end["kind"] != "final":
         why = f"diverged in epoch {end['epoch']}"
         return named | {"outcome": DIFFERS, "why": why, **_environment(run, place)}
-    return (
-        named | compared(run.rows, records.read(place / "records.jsonl")) | _environment(run, place)
-    )
+    again = records.read(place / "records.jsonl")
+    return named | compared(run.rows, again) | _environment(run, place)
 
 
 def _environment(run: Run, place: Path) -> dict[str, Any]:

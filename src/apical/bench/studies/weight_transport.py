@@ -10,7 +10,7 @@ from typing import Any
 
 from apical import rules
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.studies.base import FROZEN, REDRAWN, Entry, Study
+from apical.bench.studies.base import FROZEN, REDRAWN, Study, entries
 from apical.bench.studies.published import Curve, Published
 from apical.rules.mirror import RELEASED
 
@@ -80,12 +80,11 @@ def weight_transport(tier: str, seeds: int) -> Study:
         probe_every=1 if epochs <= 10 else 10,
         probe_images=1,
     )
-    entries = [
-        Entry(SETTING, label, dataclasses.replace(base, rule=rule, lr=lr, seed=seed))
-        for seed in range(seeds)
+    rows = {
+        label: dataclasses.replace(base, rule=rule, lr=lr)
         for label, (rule, lr) in RULES.items()
         if not (tier == "full" and label == EARLY)
-    ]
+    }
     published = [
         Published(SETTING, rule, values[-1], SOURCE, metric="test_accuracy")
         for rule, values in ACCURACY.items()
@@ -94,7 +93,7 @@ def weight_transport(tier: str, seeds: int) -> Study:
         "weight-transport",
         "Learning without weight transport",
         tier,
-        tuple(entries),
+        tuple(entries(SETTING, rows, seeds, seed_by_seed=True)),
         tuple(published) if tier == "full" else (),
         _notes(epochs),
         curves=tuple(_curves(base.test_at)),
