@@ -200,14 +200,14 @@ def test_nets_and_searches_are_those_of_the_other_studies() -> None:
     """So that finished ones are taken over, and that the controls have rates of their own."""
     rows = {*RULES, *CONTROLS}
     for tier, others in {
-        "short": ("smoke", "rules-overview/MNIST *"),
-        "full": ("smoke", "biotorch-mnist", "biotorch-cifar10/* SGD"),
+        "short": ("credit", "rules-overview/MNIST *"),
+        "full": ("credit", "biotorch-mnist", "biotorch-cifar10/* SGD"),
     }.items():
         study = studies.build("biotorch-robustness", tier=tier, seeds=1)
         expected = {}
         for name in others:
             name, _, pattern = name.partition("/")
-            other = studies.build(name, tier=tier if name != "smoke" else None, seeds=1)
+            other = studies.build(name, tier=tier if name != "credit" else None, seeds=1)
             for entry in other.restricted(pattern or None).entries:
                 if entry.rule in rows and (tier == "full" or entry.rule not in ("fa", "dfa")):
                     expected[entry.experiment.name] = other.search_of(entry.cell)
