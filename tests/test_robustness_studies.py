@@ -200,8 +200,8 @@ def test_nets_and_searches_are_those_of_the_other_studies() -> None:
     """So that finished ones are taken over, and that the controls have rates of their own."""
     rows = {*RULES, *CONTROLS}
     for tier, others in {
-        "short": ("credit", "rules-overview/MNIST *"),
-        "full": ("credit", "biotorch-mnist", "biotorch-cifar10/* SGD"),
+        "short": ("credit/digits MLP", "rules-overview/MNIST *"),
+        "full": ("credit/digits MLP", "biotorch-mnist", "biotorch-cifar10/* SGD"),
     }.items():
         study = studies.build("biotorch-robustness", tier=tier, seeds=1)
         expected = {}
