@@ -235,7 +235,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(capsys: Any) -> None:
     assert cli.main(["study", "smoke", "--only", "digits*", "--dry-run", "--seeds", "2"]) == 0
     text = capsys.readouterr().out
     assert "digits MLP: bp, fa," in text and "frozen, redrawn; 2 seeds, from 0; learning" in text
-    assert "126 runs, tries of learning rates included, 0 finished" in text
+    assert "234 runs, tries of learning rates included, 0 finished" in text
     assert "estimate" in text and text.endswith("nothing was started (--dry-run)\n")
     words = ["tune", "--rule", "fa,{rule: kp, decay: 1e-3}", *SMALL, "--rates", "0.01,0.03"]
     assert cli.main([*words, "--dry-run"]) == 0
