@@ -283,7 +283,8 @@ def test_penalties_and_exact_passes_that_are_parallel_to_the_gradient_give_no_wa
                 with apical.exact_gradients(model):
                     F.mse_loss(model(x), target).backward()
             else:
-                sum(0.02 * m.weight.square().sum() for m in model[::2]).backward()
+                penalties = [m.weight.square().sum() for m in model[::2]]
+                (0.02 * torch.stack(penalties).sum()).backward()
             optimizer.step()
 
 
