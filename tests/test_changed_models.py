@@ -113,6 +113,15 @@ def test_moving_casting_and_sharing_keep_values() -> None:
         train(torch.load(_saved(model), weights_only=False))
 
 
+def test_values_given_to_an_emptied_model_or_written_at_once_are_values() -> None:
+    for rule in ("fa", "kp", "dfa"):
+        model = net(rule)
+        for empty in (copy.deepcopy(model).to("meta"), copy.deepcopy(model.to("meta"))):
+            given = {**dict(net(rule).named_parameters()), **dict(net(rule).named_buffers())}
+            torch.func.functional_call(empty, given, (X,)).sum().backward()
+        train(net(rule)._apply(lambda t: torch.empty_like(t).copy_(t)))
+
+
 def _saved(model: nn.Module) -> io.BytesIO:
     buffer = io.BytesIO()
     torch.save(model, buffer)
@@ -289,6 +298,7 @@ HONEST: dict[str, tuple[Any, Any]] = {
     ),
     "unnamed": ({"block.*": "fa"}, lambda m: setattr(m, "head", nn.Linear(8, 3))),
     "elsewhere": ("fa", lambda m: Parts()),
+    "discriminator": ("fa", lambda m: setattr(m, "discriminator", nn.Linear(3, 1))),
     "loaded": ("fa", lambda m: m.load_state_dict(copy.deepcopy(m.state_dict()))),
 }
 

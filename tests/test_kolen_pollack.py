@@ -265,6 +265,29 @@ def test_gradients_that_are_changed_alike_or_added_to_give_no_warning(rule: str)
         _train(model, torch.optim.SGD(model.parameters(), LR, weight_decay=0.1), between=between)
 
 
+def test_penalties_and_exact_passes_that_are_parallel_to_the_gradient_give_no_warning() -> None:
+    torch.manual_seed(0)
+    x, target = torch.randn(6, 4), torch.randn(6, 1)
+    for case in ("one entry", "logged", "balanced", "exact"):
+        width = 1 if case == "one entry" else 8
+        layers = (nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
+        model: Any = apical.convert(nn.Sequential(*layers), "kp")
+        if case == "logged":  # by a hook of every parameter
+            for parameter in model.parameters():
+                parameter.register_hook(lambda gradient: None)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(1030 if case == "balanced" else 8):
+            optimizer.zero_grad()
+            F.mse_loss(model(x), target).backward()
+            if case == "exact":
+                with apical.exact_gradients(model):
+                    F.mse_loss(model(x), target).backward()
+            else:
+                penalties = [m.weight.square().sum() for m in model[::2]]
+                (0.02 * torch.stack(penalties).sum()).backward()
+            optimizer.step()
+
+
 def test_the_law_holds_in_autocast() -> None:
     model = apical.convert(_net().float(), KolenPollack(decay=0))
     start = _gaps(model)

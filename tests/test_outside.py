@@ -771,6 +771,43 @@ def test_the_remedy_of_an_adapter() -> None:
     assert type(model[2]).__name__ == "FeedbackRow"
 
 
+class ScaledBy(torch.autograd.Function):
+    """A Function that is given activations, and numbers that are computed from a weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient * ctx.saved_tensors[0], None
+
+
+def test_scales_and_shapes_that_come_from_a_weight_are_no_products_with_it() -> None:
+    uses: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda h, w: ScaledBy.apply(h, w.norm(dim=1)),
+        lambda h, w: ScaledBy.apply(h, w.detach().norm(dim=1)),
+        lambda h, w: ScaledBy.apply(h, w.square().sum()),
+        lambda h, w: h @ w.new_ones(5, 5).tril(),
+        lambda h, w: h @ torch.ones_like(w.detach()),
+    ]
+
+    class Scaled(nn.Module):
+        def __init__(self, use: Any) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+            self.use = use
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.b(torch.tanh(self.a(x)))
+            return self.c(self.use(h, self.b.weight))
+
+    for use in uses:
+        train(apical.convert(Scaled(use), "fa"))
+        train(apical.convert(Scaled(use), "fa", example=torch.randn(6, 4)))
+
+
 class LearnedQuery(nn.Module):
     """Attention whose query is a projected parameter, as in Perceiver and in pooling heads."""
 

@@ -44,7 +44,8 @@ class History:
             them without the other.
         missed_steps: steps of optimizers that train the weight but not its trained feedback.
         optimizers_checked: whether the rule was asked for its objection to the optimizers.
-        compared: steps that trained weight and memory alike, until one had other gradients.
+        compared: steps that trained weight and memory alike, until one had other gradients;
+        exact_blocks: those of the feedback at the last of these steps.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class History:
         self.missed_steps = 0
         self.optimizers_checked = False
         self.compared = 0
+        self.exact_blocks = 0
         self._optimizer: ref[Optimizer] | None = None
         self._versions: tuple[int, ...] | None = None
 
@@ -106,7 +108,8 @@ class Feedback(nn.Module):
         rule: the rule; layer: the layer's full name at conversion; seed: of the conversion;
         exact: above 0 inside `exact_gradients`; exact_blocks: how many of these there were;
         history: which updates of the weight count for the rule;
-        emptied: version counters of the tensors without values, since `to_empty` or on meta;
+        emptied: version counters of the tensors without values, since `to_empty`; -1 on meta, where
+            a tensor that is not on meta has replaced it later (`torch.func.functional_call`);
         listeners: functions called with input and output of each operation, while measuring.
     """
 
@@ -127,7 +130,8 @@ class Feedback(nn.Module):
         self.listeners: list[Callable[[Tensor, Tensor], None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        unwritten = dict.fromkeys(self._unwritten(), math.inf)  # counters of a copy start anywhere
+        # counters of a copy start anywhere
+        unwritten = {name: math.inf if at >= 0 else at for name, at in self._unwritten().items()}
         return {**self.__dict__, "exact": 0, "listeners": [], "emptied": unwritten}
 
     def extra_repr(self) -> str:
@@ -211,7 +215,7 @@ class Feedback(nn.Module):
             super()._apply(fn, *args, **kwargs)
         for name, tensor in (*self._parameters.items(), *self._buffers.items()):
             if tensor is not None and (mode.seen or tensor.is_meta or name in self.emptied):
-                self.emptied[name] = tensor._version
+                self.emptied[name] = -1 if tensor.is_meta else tensor._version
         return self
 
     def _unwritten(self) -> dict[str, float]:
@@ -303,7 +307,8 @@ class _Emptying(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        self.seen = self.seen or function is torch.empty_like
+        if function in (torch.empty_like, Tensor.copy_):
+            self.seen = function is torch.empty_like
         return function(*args, **(kwargs or {}))
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from apical.core import updates
+from apical.core import outputs, updates
 from apical.core.converted import broadcasts, feedback_modules, is_converted
+from apical.core.graph import Graph
 from apical.core.kinds import mixin_for
 from apical.core.search import Found, Kept, Search, address, module_named, parameters_of
 
@@ -101,6 +102,8 @@ class Guard:
                 return  # all of it, or a part, ran inside `exact_gradients`
             changes = Guard.changes
             found = {} if hasattr(model, "_is_replica") else dict(self._new_layers(model))
+            if found:
+                found = self._used(model, output, found)
             if self._is_due():
                 search = Search(model, self.layers, self.kept, partial(self._report, model))
                 found |= search.run(output) | self._changed_ties(model)
@@ -166,6 +169,21 @@ class Guard:
             ):
                 yield name, _of_new(name, type(child).__name__)
 
+    def _used(self, model: nn.Module, output: Any, new: Found) -> Found:
+        """New layers but for those that the output does not depend on, as a discriminator's or a
+        loss's, which the call of the model leaves out."""
+        nodes = Graph(outputs.tensors(output)).nodes
+        if any(name.startswith(_HIDES) for name, _ in nodes):
+            return new  # checkpointed or compiled, which hides parameters
+        seen = {id(getattr(node, "variable", None)) for _, node in nodes}
+        used = {}
+        for name, text in new.items():
+            parameters = list(model.get_submodule(name).parameters())
+            plain = all(type(p) is nn.Parameter for p in parameters)  # not sharded
+            if name in self.layers or not plain or not seen.isdisjoint(map(id, parameters)):
+                used[name] = text
+        return used
+
     def _is_exact(self, name: str) -> bool:
         """Whether the user keeps exact what is in this place of the model."""
         while name and name not in self.layers and name not in self.exact:
@@ -180,6 +198,7 @@ class Guard:
         return not self.calls & (self.calls + 1)
 
 
+_HIDES = ("CheckpointFunction", "CompiledFunction")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _HOOKS: list[Any] = []
 

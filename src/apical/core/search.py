@@ -50,6 +50,9 @@ Later = Callable[[Found], None]
 _CORRELATION = 0.75  # at least; of normal entries with their signs it is 0.8
 _DEVIATIONS = 5.0  # by Fisher's z, since small matrices correlate by chance
 
+_MADE = ("new_", *(f"{kind}_like" for kind in "empty full ones rand randint randn zeros".split()))
+"""How the names of operations begin that read the shape and the dtype of a tensor, no values."""
+
 
 class Kept(NamedTuple):
     """A parameter that keeps its exact gradient since it seems to scale activations, or to be added
@@ -245,6 +248,8 @@ class Following(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func.__name__.startswith(_MADE):
+            return result
         found = [self._layers[at] for at in _places((args, kwargs)) if at in self._layers]
         if found:
             layer = None if None in found else found[0]

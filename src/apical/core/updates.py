@@ -31,6 +31,9 @@ _TOLERANCE = 0.1
 """Between gradients of weight and feedback, of their norm: rounding to bfloat16 changes an entry by
 1/256 of it at most, and where something else changes one of them by less, it does little harm."""
 
+_ROUNDING = 0.01
+"""Of the norm of a gradient that was only scaled: that to bfloat16 is 1/256 of an entry."""
+
 _WATCHED: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()  # in order of conversion
 _UNCALLED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # so far; gradients at first
 _STEPS: WeakKeyDictionary[Optimizer, tuple[int, int]] = WeakKeyDictionary()  # since; the next due
@@ -303,17 +306,22 @@ def _warn_of_gradients(slots: Iterable[Slot], stepped: Set[int]) -> None:
         following = rule.following(*memory)
         if not {id(weight), id(following)} <= stepped:
             continue
+        exact = history.exact_blocks != feedback.exact_blocks
+        history.exact_blocks = feedback.exact_blocks
         history.compared += 1
-        if history.compared & (history.compared - 1):
+        if exact or history.compared & (history.compared - 1):
             continue
         of_weight, given = weight.grad, following.grad
         if not type(of_weight) is type(given) is Tensor:  # sharded
             continue
         expected = rule.image(of_weight, *memory)
-        factor = 1.0 if weight._backward_hooks else (expected * given).sum() / given.square().sum()
+        hooked = weight._backward_hooks and not following._backward_hooks
+        factor = 1.0 if hooked else (expected * given).sum() / given.square().sum()
         apart, unlike = (torch.linalg.vector_norm(expected - f * given) for f in (1.0, factor))
         limit = _TOLERANCE * torch.maximum(*map(torch.linalg.vector_norm, (of_weight, given)))
-        if apart > limit and (weight._backward_hooks or unlike < limit):
+        # A penalty balances the gradient in the end: what is left of both is compared.
+        scaled = given.numel() > 1 and unlike < _ROUNDING * torch.linalg.vector_norm(expected)
+        if apart > limit and (hooked or scaled):
             history.compared = -1
             differing.append(feedback.layer)
     if differing:
