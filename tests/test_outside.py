@@ -715,6 +715,21 @@ class Kept(nn.Module):
         return self.c(self.use(torch.tanh(self.a(x)), getattr(self.part, self.name)))
 
 
+def test_an_example_may_pass_operators_into_which_nothing_is_followed() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.cond(x.sum() > 0, torch.sin, torch.cos, (self.a(x),)))
+
+    model, x = Branches(), torch.randn(5, 4)
+    apical.convert(model, "dfa", example=x)
+    model(x).sum().backward()
+    assert model.a.weight.grad is not None
+
+
 def test_parameters_kept_by_their_shape_or_name_are_no_factors_of_products() -> None:
     x, tokens = torch.randn(6, 4), torch.randint(7, (6, 3))
     products: list[tuple[str, Tensor, Callable[[Tensor, Any], Tensor]]] = [

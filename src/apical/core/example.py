@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -35,6 +37,18 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
     Returns: the names of the converted layers that were called, and what the guard found: nothing
         where a rule learns from labels, which the example does not have.
     """
+    with suppress(Exception):  # a model's own error comes again below
+        return _size_feedback(model, example, guard, follow=True)
+    if "torch._dynamo" in sys.modules:  # which remembers that nothing is followed into `torch.cond`
+        torch.compiler.reset()
+    return _size_feedback(model, example, guard, follow=False)
+
+
+def _size_feedback(
+    model: nn.Module, example: Any, guard: Guard, *, follow: bool
+) -> tuple[set[str], dict[str, str]]:
+    """Args: follow: whether all that is computed from detached weights is followed; else copies of
+    weights are found by their values."""
     twin = _copy(model)
     called: set[str] = set()
     sized = list(feedback_modules(twin))
@@ -45,13 +59,15 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
         layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
     needs_labels = any(getattr(feedback.rule, "needs_labels", False) for feedback in sized)
     named = ((name, layer) for name, layer in converted_layers(twin) if name in guard.layers)
-    following = Following((name, p) for name, layer in named for p in parameters_of(layer))
-    following.mark(example)
-    for feedback in sized:
-        feedback.listeners.append(following.mark)
-    with forked_rng(model), torch.set_grad_enabled(not needs_labels), following:
+    following = None
+    if follow:
+        following = Following((name, p) for name, layer in named for p in parameters_of(layer))
+        following.mark(example)
+        for feedback in sized:
+            feedback.listeners.append(following.mark)
+    found: Found = {}
+    with forked_rng(model), torch.set_grad_enabled(not needs_labels), following or nullcontext():
         output = call_with(twin, example)
-        found: Found = {}
         search = Search(twin, guard.layers, guard.kept, found.update, following)
         found |= search.run(output)
         if search.defers:
