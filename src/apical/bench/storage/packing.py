@@ -233,7 +233,7 @@ def pack(study: str | Path, out: str | Path, *, search: bool = False) -> None:
     for name, each in data.items():
         records.write_bytes(out / name, each)
     # Last: until it is there, a reader finds other digests and says so.
-    records.write_json(out / STUDY, {**described, "packed": packed})
+    records.write_json(out / STUDY, {**described, "packed": packed}, indent=0)
 
 
 def unpack(packed: str | Path, study: str | Path) -> list[str]:

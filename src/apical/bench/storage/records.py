@@ -138,13 +138,13 @@ def truncate(path: Pathlike, rows: int) -> None:
         raise _storage_error(path, error, "nothing was cut") from error
 
 
-def write_json(path: Pathlike, value: Any) -> None:
-    """Write a JSON file as a whole or not at all; keys keep their order, two spaces of indent.
+def write_json(path: Pathlike, value: Any, *, indent: int = 2) -> None:
+    """Write a JSON file as a whole or not at all; keys keep their order, a line for each value.
 
     Raises: ValueError for values JSON cannot hold; StorageError, the old file then stays as it was.
     """
     try:
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     write_bytes(path, (text + "\n").encode())

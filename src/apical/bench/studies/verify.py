@@ -86,7 +86,7 @@ def verify(
     }
     results = folder.resolve().parent
     found = verified.read(results) | {value["study"]: value}
-    records.write_json(results / verified.FILE, dict(sorted(found.items())))
+    records.write_json(results / verified.FILE, dict(sorted(found.items())), indent=0)
     return value
 
 
