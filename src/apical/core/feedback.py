@@ -44,7 +44,7 @@ class History:
             them without the other.
         missed_steps: steps of optimizers that train the weight but not its trained feedback.
         optimizers_checked: whether the rule was asked for its objection to the optimizers.
-        compared: steps that trained weight and memory alike, until one had other gradients;
+        compared: steps of optimizers of weight or memory, until these had other gradients;
         exact_blocks: those of the feedback at the last of these steps.
     """
 

@@ -300,16 +300,17 @@ def _warn_of_gradients(slots: Iterable[Slot], stepped: Set[int]) -> None:
     """
     differing = []
     for _, feedback, _, weight, *_ in slots:
-        rule, history, memory = feedback.rule, feedback.history, feedback.memory()
-        if not (isinstance(rule, Follower) and feedback.trained) or history.compared < 0:
-            continue
-        following = rule.following(*memory)
-        if not {id(weight), id(following)} <= stepped:
+        rule, history = feedback.rule, feedback.history
+        if history.compared < 0 or not isinstance(rule, Follower):
             continue
         exact = history.exact_blocks != feedback.exact_blocks
         history.exact_blocks = feedback.exact_blocks
         history.compared += 1
         if exact or history.compared & (history.compared - 1):
+            continue
+        memory = feedback.memory()
+        following = rule.following(*memory)
+        if not (feedback.trained and {id(weight), id(following)} <= stepped):
             continue
         of_weight, given = weight.grad, following.grad
         if not type(of_weight) is type(given) is Tensor:  # sharded
