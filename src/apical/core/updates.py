@@ -293,10 +293,8 @@ def _warn_of_optimizer(slots: Iterable[Slot], optimizer: Optimizer, stepped: Set
 @torch.no_grad()
 def _warn_of_gradients(slots: Iterable[Slot], stepped: Set[int]) -> None:
     """Warn, once for each layer, where the weight's gradient was scaled (clipped), or changed by a
-    hook, but not that of the feedback that is to follow it. Compared at the steps 1, 2, 4, 8 and so
-    on, so that in the long run it costs next to nothing.
-
-    What adds to the gradient, a penalty or a pass inside `exact_gradients`, is meant to.
+    hook, but not that of the feedback that is to follow it: compared at the steps 1, 2, 4, 8 and so
+    on. What adds to the gradient, a penalty or a pass inside `exact_gradients`, is meant to.
     """
     differing = []
     for _, feedback, _, weight, *_ in slots:
