@@ -9,7 +9,8 @@ in L1, which it does not know). All follow the exact gradient.
     python benchmarks/attack_strength.py --out results/attack_strength.json
     python benchmarks/attack_strength.py --page docs/robustness.md
 
-The first adds its rows to those of the file; the second writes them into a document, between
+The first adds its rows to those of the file, which keep the environment that they were measured in
+where it is not that of the file; the second writes them into a document, between
 `<!-- attack-strength -->` and `<!-- end -->`.
 """
 
@@ -253,7 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--data {name}: RADII has no radius in {', '.join(sorted(missing))}")
     rows = []
     if options.out and options.out.exists():
-        rows = json.loads(options.out.read_text())["tables"]
+        kept = json.loads(options.out.read_text())  # of other machines, perhaps
+        rows = [{"environment": kept["environment"], **row} for row in kept["tables"]]
     for name in options.data:
         for rule in options.rule or (["bp"] if name == PACKAGED else [*RULES, ADVERSARIAL]):
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -213,27 +213,15 @@ def simple(name: str, truth: Truth, function: Any, **options: Any) -> Kept:
 
 
 class Counting(nn.Module):
-    """A net that turns its input in each twentieth of its passes."""
+    """A net whose input is changed by a function that is given the number of the pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, change: Callable[[int, Tensor], Tensor]) -> None:
         super().__init__()
-        self.net, self.passes = base(), 0
+        self.net, self.passes, self.change = base(), 0, change
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes += 1
-        return self.net(x if self.passes % 20 else x.flip(3))
-
-
-class Aging(nn.Module):
-    """A net whose input is rounded after 300 passes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.passes = base(), 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
-        return self.net(x if self.passes <= 300 else levels(x, 3))
+        return self.net(self.change(self.passes, x))
 
 
 def where_recorded(net: nn.Module, x: Tensor) -> Tensor:
@@ -341,8 +329,16 @@ ZOO = (
         "random",
         lambda net, x: net(hooked(x, lambda g: g * torch.rand_like(g).round())),
     ),
-    Kept("another function in every 20th pass", "random", lambda: Counting().eval()),
-    Kept("rounded inputs after 300 passes", "random", lambda: Aging().eval()),
+    Kept(
+        "another function in every 20th pass",
+        "random",
+        lambda: Counting(lambda n, x: x if n % 20 else x.flip(3)).eval(),
+    ),
+    Kept(
+        "rounded inputs after 300 passes",
+        "random",
+        lambda: Counting(lambda n, x: x if n <= 300 else levels(x, 3)).eval(),
+    ),
     simple(
         "noise, mean of 8", "honest", lambda net, x: net(x + 0.05 * torch.randn_like(x)), samples=8
     ),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -37,10 +36,12 @@ def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str
     Returns: the names of the converted layers that were called, and what the guard found: nothing
         where a rule learns from labels, which the example does not have.
     """
-    with suppress(Exception):  # a model's own error comes again below
+    try:
         return _size_feedback(model, example, guard, follow=True)
-    if "torch._dynamo" in sys.modules:  # which remembers that nothing is followed into `torch.cond`
-        torch.compiler.reset()
+    except NotImplementedError as error:
+        if "HigherOrderOperator" not in str(error):
+            raise
+    torch.compiler.reset()  # it remembers that nothing could be followed into `torch.cond`
     return _size_feedback(model, example, guard, follow=False)
 
 

@@ -161,12 +161,14 @@ class Graph:
             whether the weight was not only rearranged before. Its norms, say, scale.
         """
         name = product.name()
-        axes = sum(size > 1 for size in shape)
-        if name in FACTORS or (is_custom(product) and (axes > 1 or not computed)):
+        if name in FACTORS:
             return True
+        axes = sum(size > 1 for size in shape)
+        if is_custom(product):
+            return axes > 1 or not computed
         if name in ELEMENTWISE and product._input_metadata[0].dtype.is_complex:
             return True
-        if is_custom(product) or axes < (1 if name in ELEMENTWISE and not computed else 2):
+        if axes < (1 if name in ELEMENTWISE and not computed else 2):
             return False
         sizes = (math.prod(shape_of(edge)) for factor in data for edge in factor)
         if min(sizes) < math.prod(product._input_metadata[0].shape):

@@ -86,6 +86,7 @@ class Search:
     ) -> None:
         self.defers = False
         self._given = model, layers, kept, later, following
+        self._later, self._following = later, following
         self._found: Found = {}
         self._weights: dict[Edge, str] = {}
         self._by_feedback: dict[str, str] = {}
@@ -195,16 +196,16 @@ class Search:
             tensor = frame().recomputed[task].get(handle) if handle else None
             if tensor is not None:
                 self._add(self._layer_of(tensor), operation)
-                self._given[3](self._found)
+                self._later(self._found)
 
     def _search_recomputed(self, node: Any) -> None:
         """Search what reentrant checkpointing computes in the backward pass."""
         self.defers = True
-        run, given = node.run_function, self._given
+        run, given, later = node.run_function, self._given, self._later
 
         def searched(*args: Any) -> Any:
             returned = run(*args)
-            given[3](Search(*given).run(returned))
+            later(Search(*given).run(returned))
             return returned
 
         node.run_function = searched
@@ -212,7 +213,7 @@ class Search:
     def _layer_of(self, tensor: Tensor) -> str | None:
         """The layer in whose weight a tensor without gradient lies, or whose weight it is a changed
         copy of; None for other parameters, of any model, and for buffers of this one."""
-        held, following = self._at(tensor), self._given[4]
+        held, following = self._at(tensor), self._following
         if held is not None:
             return held[2]
         if following is not None:
