@@ -168,7 +168,7 @@ def _mnist(data: str, images: int | None, epochs: int) -> Setting:
 
 
 def _cifar10() -> Setting:
-    """What two processor cores can do: 1,000 images twice, 100 attacked."""
+    """What two processor cores can do: 1,000 images twice, 24 attacked."""
     experiment = Experiment(
         data="cifar10_unseen", pixels="unit", train_images=1000, test_images=1000,
         net="pyautoattack.examples.resnet:ResNet18",
@@ -178,7 +178,7 @@ def _cifar10() -> Setting:
     )  # fmt: skip
     search = Search((0.003, 0.01, 0.03), 1, Schedule("cosine"), 1000)
     effort = Effort(steps=10, adaptive_steps=10, queries=50)
-    evaluation = Evaluation((2 / 255,), images=100, effort=effort)
+    evaluation = Evaluation((2 / 255,), images=24, effort=effort)
     return Setting(experiment, "linear.*", search, evaluation, own_head=True)
 
 
