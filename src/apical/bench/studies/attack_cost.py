@@ -28,6 +28,8 @@ from apical.core.convert import feedback_modules
 from apical.core.converted import labels
 
 PASSES, BATCH, TIMES = 4, 256, 3
+LONG = 1.0
+"""Seconds of timed calls that are enough: what a first call prepares is little beside them."""
 BESIDE = 0.6
 """The least seconds of a query over those of a gradient: through a small net the proposals of
 Square cost as much as its forward passes."""
@@ -137,15 +139,15 @@ def _of_one_query(
 
 
 def _timed(call: Callable[[], Any], device: str) -> float:
-    """Seconds of one call, the median of a few after a first one that does not count."""
-    seconds = []
-    for _ in range(1 + TIMES):
+    """Seconds of one call: the first where it is long, or the median of a few after it."""
+    seconds: list[float] = []
+    while len(seconds) < 1 + TIMES and sum(seconds) < LONG:
         begin = time.perf_counter()
         call()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    return median(seconds[1:])
+    return median(seconds[1:] or seconds)
 
 
 def _random(images: data.ImageData, count: int, device: str) -> tuple[Tensor, Tensor]:
