@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from apical.testing import check_rule
     from apical.testing.adapters import check_adapter
 
-__version__ = "0.3.5"
+__version__ = "0.3.6"
 
 __all__ = [
     "adapters",
