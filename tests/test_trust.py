@@ -488,7 +488,7 @@ def test_a_defect_is_one_line_a_file_and_status_70(
     def broken(words: list[str]) -> int:
         raise KeyError("no such thing")
 
-    monkeypatch.setattr("apical.bench.cli.listing.show", broken)
+    monkeypatch.setattr("apical.bench.cli.verbs.show", broken)
     assert main(["list"]) == 70
     (line,) = capsys.readouterr().err.splitlines()
     path = Path(line.partition("traceback is in ")[2].partition(";")[0])

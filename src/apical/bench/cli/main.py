@@ -39,14 +39,14 @@ INTERRUPTED = 130
 VERBS = {
     "check": "apical.bench.cli.verbs:check",
     "export": "apical.bench.cli.verbs:export",
-    "list": "apical.bench.cli.listing:show",
+    "list": "apical.bench.cli.verbs:show",
     "report": "apical.bench.cli.verbs:report",
     "resume": "apical.bench.cli.train:resume",
     "robustness": "apical.bench.cli.robustness:robustness",
     "study": "apical.bench.cli.study:study",
     "sweep": "apical.bench.cli.sweep:sweep",
     "train": "apical.bench.cli.train:train",
-    "tune": "apical.bench.cli.tune:tune",
+    "tune": "apical.bench.cli.study:tune",
     "verify": "apical.bench.cli.verbs:verify",
 }
 """What does each verb: a function of the words after it that returns the exit status."""

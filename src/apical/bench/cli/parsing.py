@@ -308,8 +308,11 @@ QUEUED = 100
 """Runs that wait in the queue of a cluster at once."""
 
 
-def add_keep_memory(parser: Any) -> None:
-    """The option of every verb that trains or attacks."""
+def add_execution(parser: Any, skip: Sequence[str] = ()) -> None:
+    """The options of every verb that trains or attacks: where and how."""
+    from apical.bench.experiment.execution import Execution
+
+    parser.add_class_arguments(Execution, None, skip=set(skip))
     parser.add_argument("--keep_memory", default=False, action="store_true",
                         help="keep freed memory (glibc); measure whether it is faster")  # fmt: skip
 

@@ -4,14 +4,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apical.bench.cli.parsing import (
-    UsageError,
-    add_keep_memory,
-    add_trust,
-    execution_of,
-    make_parser,
-    parse,
-)
+from apical.bench.cli import parsing
+from apical.bench.cli.parsing import UsageError
 from apical.bench.cli.robustness_tables import print_audits, print_retrieval, print_rows
 
 if TYPE_CHECKING:
@@ -58,8 +52,8 @@ def robustness(words: list[str]) -> int:
     from apical.bench.evaluate.trained_net import HashNet
     from apical.bench.storage import claims, records
 
-    values = parse(_options(), words)
-    execution = execution_of(values)
+    values = parsing.parse(_options(), words)
+    execution = parsing.execution_of(values)
     evaluation: Evaluation = _of_scores(values)
     if values["claimed"] and not values["robustbench"]:
         raise UsageError("--claimed has no effect without --robustbench FILE")
@@ -96,9 +90,8 @@ def robustness(words: list[str]) -> int:
 
 def _options() -> Any:
     from apical import attacks
-    from apical.bench.experiment.execution import Execution
 
-    parser = make_parser(
+    parser = parsing.make_parser(
         "robustness",
         "Attack a trained net by every source of gradients, and print a verdict. The headline "
         "is the worst case per example. Of a hash net the retrieval is attacked. If it is killed, "
@@ -120,9 +113,8 @@ def _options() -> Any:
     parser.add_argument("--audit_only", default=False, action="store_true", help=about)
     for name, default, kind, about in _OF_A_MODEL:
         parser.add_argument(f"--{name}", default=default, type=kind, help=about)
-    parser.add_class_arguments(Execution, None, skip={"checkpoint_steps"})
-    add_keep_memory(parser)
-    add_trust(parser)
+    parsing.add_execution(parser, skip=("checkpoint_steps",))
+    parsing.add_trust(parser)
     return parser
 
 

@@ -7,34 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from apical.bench.cli.parsing import (
-    UsageError,
-    add_estimate,
-    add_executor,
-    add_experiment,
-    add_keep_memory,
-    add_trust,
-    check_config,
-    closed,
-    execution_of,
-    experiment_of,
-    jobs_of,
-    make_parser,
-    parse,
-    say,
-    underscored,
-)
+from apical.bench.cli import parsing
+from apical.bench.cli.parsing import UsageError
 
 OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"
 
 
 def sweep(words: list[str]) -> int:
     """Do all runs of the options; returns the exit status."""
-    from apical.bench.experiment.execution import Execution
     from apical.bench.studies import cost
     from apical.bench.sweep import sweep as sweeps
 
-    parser = make_parser(
+    parser = parsing.make_parser(
         "sweep",
         "Train once for every combination of values: --lr 0.1,0.01 --rule fa,kp --seeds 3. Any "
         "setting of an experiment takes several values between commas; lists and mappings stand in "
@@ -48,15 +32,14 @@ def sweep(words: list[str]) -> int:
                         help="runs of each combination, with seeds from 0")  # fmt: skip
     parser.add_argument("--folder", default=None, type=str,
                         help="folder of the runs (default: runs/sweep/DATA-NET)")  # fmt: skip
-    add_estimate(parser)
-    add_executor(parser)
-    add_experiment(parser)
-    parser.add_class_arguments(Execution, None)
-    add_keep_memory(parser)
-    add_trust(parser)
+    parsing.add_estimate(parser)
+    parsing.add_executor(parser)
+    parsing.add_experiment(parser)
+    parsing.add_execution(parser)
+    parsing.add_trust(parser)
     several, others = split(words)
-    values = parse(parser, others)
-    execution = execution_of(values)
+    values = parsing.parse(parser, others)
+    execution = parsing.execution_of(values)
     if values["seeds"] is not None:
         if "seed" in several or values["seeds"] < 1:
             raise UsageError("--seeds N stands for --seed 0,1,..., N at least 1: give one of them")
@@ -64,7 +47,7 @@ def sweep(words: list[str]) -> int:
     experiments, labels = {}, {}
     for combination in itertools.product(*several.values()):
         options = [f"--{name}={text}" for name, text in zip(several, combination, strict=True)]
-        experiment = experiment_of(parse(parser, [*others, *options]))
+        experiment = parsing.experiment_of(parsing.parse(parser, [*others, *options]))
         experiments[experiment.key] = experiment
         pairs = zip(several.items(), combination, strict=True)
         varied = [f"{name}={text}" for (name, texts), text in pairs if len(texts) > 1]
@@ -74,7 +57,7 @@ def sweep(words: list[str]) -> int:
     tasks = [
         sweeps.Task(each, folder / each.name, labels[key]) for key, each in experiments.items()
     ]
-    jobs = jobs_of(values)
+    jobs = parsing.jobs_of(values)
     print(f"{len(tasks)} runs in {folder}", flush=True)
     if values["dry_run"]:
         for task in tasks:
@@ -91,9 +74,9 @@ def sweep(words: list[str]) -> int:
         executor=values["executor"],
         options=values["executor_options"],
         jobs=jobs,
-        say=say,
+        say=parsing.say,
     )
-    return closed(outcome, folder)
+    return parsing.closed(outcome, folder)
 
 
 def split(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -107,7 +90,7 @@ def split(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     others: list[str] = []
     rest = iter(words)
     for word in rest:
-        name, equals, text = underscored(word).partition("=")
+        name, equals, text = parsing.underscored(word).partition("=")
         setting = name.removeprefix("--")
         if name == "--config":
             from_file, more = _from_file(text if equals else next(rest, ""), "--trust" in words)
@@ -154,7 +137,7 @@ def _from_file(path: str, trust: bool) -> tuple[dict[str, list[str]], list[str]]
     from apical.bench.experiment.settings import default_of
     from apical.bench.experiment.yaml_values import read_yaml
 
-    check_config(path)
+    parsing.check_config(path)
     content = read_yaml(Path(path).read_text(encoding="utf-8"))
     several: dict[str, list[str]] = {}
     others: list[str] = []

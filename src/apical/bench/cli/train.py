@@ -5,19 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apical.bench.cli.parsing import (
-    UsageError,
-    add_experiment,
-    add_keep_memory,
-    add_trust,
-    as_flags,
-    execution_of,
-    experiment_of,
-    make_parser,
-    parse,
-    parse_settings,
-    underscored,
-)
+from apical.bench.cli import parsing
 
 if TYPE_CHECKING:
     from apical.bench.experiment.execution import Execution
@@ -32,10 +20,10 @@ def train(words: list[str]) -> int:
     """Train one net and print its scores; returns 1 if its loss became non-finite, else 0."""
     try:
         values = _parsed(words)
-        execution, experiment = execution_of(values), experiment_of(values)
+        execution, experiment = parsing.execution_of(values), parsing.experiment_of(values)
     except ValueError as error:
         if several := [word for word in words if _is_of_sweep(word)]:
-            raise UsageError(
+            raise parsing.UsageError(
                 f"{error}. apical sweep takes {several[0]}, and trains once for every combination "
                 "of values"
             ) from error
@@ -48,49 +36,44 @@ def _is_of_sweep(word: str) -> bool:
     """Whether it is several values between commas, or an option that only ``apical sweep`` has."""
     name, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
     value = re.sub(r"\[.*\]|\{.*\}|\(.*\)", "", value)
-    return "," in value or underscored(name or value) in ("--seeds", "--jobs", "--executor")
+    return "," in value or parsing.underscored(name or value) in ("--seeds", "--jobs", "--executor")
 
 
 def _parsed(words: list[str]) -> dict[str, Any]:
-    from apical.bench.experiment.execution import Execution
-
     about = "Train one net. If it is killed, the same command resumes it."
-    parser = make_parser("train", about, essential=ESSENTIAL)
+    parser = parsing.make_parser("train", about, essential=ESSENTIAL)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     (printing,) = (action for action in parser._actions if action.dest == "print_config")
     printing.help = "print all settings as a YAML file for --config, and train nothing"
     printing.metavar = ""
-    add_experiment(parser)
-    parser.add_class_arguments(Execution, None)
+    parsing.add_experiment(parser)
+    parsing.add_execution(parser)
     parser.add_argument("--runs", default="runs", help="folder that holds all runs")
     parser.add_argument("--folder", default=None, type=str,
                         help="folder of this run (default: RUNS/train/NAME-KEY)")  # fmt: skip
     about = "if it is finished, remove its results and train once more"
     parser.add_argument("--again", default=False, action="store_true", help=about)
-    add_keep_memory(parser)
-    add_trust(parser)
-    return parse_settings(parser, words)
+    parsing.add_trust(parser)
+    return parsing.parse_settings(parser, words)
 
 
 def resume(words: list[str]) -> int:
     """Go on with a run of which only the folder is at hand; prints and returns as `train`."""
     from apical.bench.evaluate import trained_net
-    from apical.bench.experiment.execution import Execution
 
     about = (
         "Go on with a run that was killed, from its last checkpoint: the result has the same bits "
         "as that of an undisturbed run. Sweeps and studies resume by the command that started them."
     )
     essential = ("run", "device", "data_root", "checkpoint_steps", "track", "trust")
-    parser = make_parser("resume", about, "RUN", essential=essential)
+    parser = parsing.make_parser("resume", about, "RUN", essential=essential)
     parser.add_argument("run", help="folder of the run")
-    parser.add_class_arguments(Execution, None)
-    add_keep_memory(parser)
-    add_trust(parser)
-    values = parse(parser, words)
+    parsing.add_execution(parser)
+    parsing.add_trust(parser)
+    values = parsing.parse(parser, words)
     folder = Path(values["run"])
     experiment = trained_net.experiment_of(folder, trust=values["trust"])
-    return _run(experiment, folder, execution_of(values))
+    return _run(experiment, folder, parsing.execution_of(values))
 
 
 def _run(
@@ -112,7 +95,7 @@ def _run(
     except claims.Held as held:
         raise ValueError(str(held)) from held
     except ValueError as error:
-        raise ValueError(as_flags(str(error))) from error
+        raise ValueError(parsing.as_flags(str(error))) from error
     if not row:  # another process of the group reports
         return 0
     if row["kind"] == "stopped":
