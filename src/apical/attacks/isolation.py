@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from apical.core.converted import feedback_modules
+from apical.core.example import modes_kept
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def undisturbed(*models: nn.Module, seed: int = 0) -> Iterator[None]:
         for model in models:
             stack.enter_context(_buffers(model))
             stack.enter_context(_frozen(model))
-            stack.enter_context(_modes(model))
+            stack.enter_context(modes_kept(model))
         yield
 
 
@@ -54,16 +55,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _modes(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

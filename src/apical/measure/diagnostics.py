@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -229,16 +229,11 @@ def _activations(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    handles = [
-        module.register_forward_hook(note(name, SHARES[type(module)]))
-        for name, module in model.named_modules()
-        if type(module) in SHARES
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if share := SHARES.get(type(module)):
+                hooks.enter_context(module.register_forward_hook(note(name, share)))
         yield shares
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _silent(y: Tensor) -> Tensor:

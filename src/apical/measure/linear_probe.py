@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from apical.core import outputs
 from apical.core.converted import modules
-from apical.core.example import call_with
+from apical.core.example import call_with, modes_kept
 from apical.core.kinds import mixin_for
 from apical.measure import signals
 from apical.names import unknown
@@ -125,7 +126,8 @@ def _activations(
     """What each layer reads of both parts, reduced: (N, at most `features`) in float64."""
     first = next(model.parameters(), next(iter(_parts(parts[0]).values())))
     found: dict[str, list[list[Tensor]]] = {}
-    with signals.unchanged(model), _evaluating(model):
+    with signals.unchanged(model), modes_kept(model):
+        model.eval()
         for number, inputs in enumerate(parts):
             pieces = {k: part.to(first.device).split(BATCH) for k, part in _parts(inputs).items()}
             for at in range(len(next(iter(pieces.values())))):
@@ -147,36 +149,19 @@ def _read(model: nn.Module, layers: dict[str, nn.Module], x: Inputs) -> Activati
     """The input of each layer in the last call of it, in the order of the calls; "" the output."""
     read: Activations = {}
 
-    def keep(name: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def keep(name: str, _: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = next((t for t in (*inputs, *named.values()) if isinstance(t, Tensor)), None)
         if given is not None:
             read[name] = given.clone()  # an in-place activation may change it later
 
-    handles = [
-        layer.register_forward_pre_hook(
-            lambda _, inputs, named, name=name: keep(name, inputs, named), with_kwargs=True
-        )
-        for name, layer in layers.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(partial(keep, name), with_kwargs=True)
+            hooks.enter_context(hook)
         output = call_with(model, x)
-    finally:
-        for handle in handles:
-            handle.remove()
     with suppress(ValueError):  # several could be meant
         read[""] = outputs.find(output, None)
     return read
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _reduced(read: Tensor, count: int, features: int, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ and global random numbers are left as they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -222,16 +222,12 @@ def _growing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     found: dict[str, Tensor] = {}
     names = [name.split(".") for name, _ in converted_layers(model)]
     watched = {".".join(parts[:depth]) for parts in names for depth in range(1, len(parts) + 1)}
-    handles = [
-        module.register_forward_hook(partial(_note_growth, found, name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if name and name in watched
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name and name in watched:
+                note = partial(_note_growth, found, name)
+                hooks.enter_context(module.register_forward_hook(note, with_kwargs=True))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What a run measures of its model as a whole: accuracy, memory, where numbers went wrong."""
 
 import resource
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -87,12 +88,9 @@ def first_nonfinite(model: nn.Module, x: Tensor) -> str:
         if isinstance(output, Tensor) and not output.isfinite().all():
             found.append(f"output of layer {names[module]}")
 
-    handles = []
-    for module in model.modules():
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_pre_hook(before))
+            hooks.enter_context(module.register_forward_hook(after))
         model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[0] if found else "the loss"

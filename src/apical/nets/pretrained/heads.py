@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from apical.core.converted import converted_layers
-from apical.core.example import call_with
+from apical.core.example import call_with, modes_kept
 from apical.nets.initial import initialise
 
 NAMES = ("classifier", "fc", "head", "heads", "last_linear", "logits", "output")
@@ -161,23 +163,15 @@ def _by_name(model: nn.Module, prefix: str = "") -> list[str]:
 
 def _by_running(model: nn.Module, example: Any) -> list[str]:
     last: list[tuple[str, Tensor]] = []
-    handles = []
-    modes = {module: module.training for module in model.modules()}
-    for name, layer in _layers(model):
-        if _can_end(layer) and name:
 
-            def note(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
-                last.append((name, output.detach()))
+    def note(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        last.append((name, output.detach()))
 
-            handles.append(layer.register_forward_hook(note))
-    try:
-        with torch.no_grad():
-            given = call_with(model.eval(), example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    with ExitStack() as hooks, modes_kept(model), torch.no_grad():
+        for name, layer in _layers(model):
+            if _can_end(layer) and name:
+                hooks.enter_context(layer.register_forward_hook(partial(note, name)))
+        given = call_with(model.eval(), example)
     if not isinstance(given, Tensor):
         raise ValueError(
             f"the model gives a {type(given).__name__}, not one tensor: say head='...'"

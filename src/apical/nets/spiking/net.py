@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -107,22 +108,16 @@ def spikes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, steps: int, output: Tensor) -> None:
-        found[name] = over_steps(name, output.detach(), steps)
+    def keep(name: str, neurons: LIF | OverTime, inputs: object, output: Tensor) -> None:
+        found[name] = over_steps(name, output.detach(), neurons.steps)
 
-    handles = [
-        module.register_forward_hook(lambda m, i, o, name=name: keep(name, m.steps, o))
-        for name, module in model.named_modules()
-        if isinstance(module, LIF | OverTime)
-    ]
-    if not handles:
+    if not has_spikes(model):
         raise ValueError(f"{type(model).__name__} has no spiking neurons (spiking.LIF, OverTime)")
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, LIF | OverTime):
+                hooks.enter_context(module.register_forward_hook(partial(keep, name)))
+        model(x)
     return found
 
 
