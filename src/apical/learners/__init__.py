@@ -18,13 +18,12 @@ from dataclasses import fields
 from typing import Any
 
 from apical.learners.backprop import Backprop, alignment
-from apical.learners.base import Batch, Info, Learner
+from apical.learners.base import Batch, Info, Learner, attach, detach
 from apical.learners.eprop import EProp
 from apical.learners.local_classifiers import LocalClassifiers
 from apical.learners.lra import LRA
 from apical.learners.lra_e import LRAE
 from apical.learners.many import Many
-from apical.learners.memory import attach, detach
 from apical.learners.readout import ReadOut
 from apical.learners.targets import TargetLearner
 from apical.learners.tptt import TPTT

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.learners import spiking_eprop
-from apical.learners.base import Batch, Info
-from apical.learners.memory import memory_of
+from apical.learners.base import Batch, Info, memory_of
 from apical.learners.unrolled import (
     Gradients,
     Run,

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.learners.base import Batch, Info, Learner
-from apical.learners.memory import memory_of
+from apical.learners.base import Batch, Info, Learner, memory_of
 from apical.learners.spiking_steps import (
     Doubly,
     Fixed,

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.core.converted import is_converted
-from apical.learners.base import Batch, Info, Learner, add_gradients
-from apical.learners.memory import memory_of
+from apical.learners.base import Batch, Info, Learner, add_gradients, memory_of
 
 ACTIVATIONS = (nn.Tanh, nn.Sigmoid, nn.ReLU, nn.Identity)
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.learners.base import Batch, Info, Learner, add_gradients
-from apical.learners.memory import memory_of
+from apical.learners.base import Batch, Info, Learner, add_gradients, memory_of
 from apical.nets.spiking import LIF, SURROGATES, Membrane, SpikingNet
 from apical.nets.spiking.neurons import over_steps
 from apical.rules.base import uniform

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from apical.learners.base import Batch, Info
-from apical.learners.memory import Memory, memory_of
+from apical.learners.base import Batch, Info, Memory, memory_of
 from apical.learners.targets import Pairs, TargetLearner, local_gradients
 from apical.learners.unrolled import (
     Gradients,

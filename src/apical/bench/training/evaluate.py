@@ -12,7 +12,7 @@ from apical.core.converted import forward_parameters
 from apical.core.describe import describe
 from apical.data import Batches
 from apical.data.sequences import Stream
-from apical.learners.memory import Memory
+from apical.learners.base import Memory
 
 
 @torch.no_grad()
