@@ -43,7 +43,7 @@ def find(output: Any, key: Name | None) -> Tensor:
         if key is not None:
             raise ValueError(f"the model returns one tensor; output={key!r} names nothing in it")
         return output
-    parts = _parts(output)
+    parts = {name: part for name, part in _items(output) if isinstance(part, Tensor)}
     if not parts:
         raise ValueError(
             f"the model returns {type(output).__name__}, in which no tensor can be found; a rule"
@@ -68,7 +68,8 @@ def find(output: Any, key: Name | None) -> Tensor:
                 " several"
             )
         key = named[0]
-    key = _place(output, key)
+    fields = getattr(output, "_fields", ()) if isinstance(output, tuple) else ()
+    key = fields.index(key) if key in fields else key  # a field of a namedtuple, by its place
     if key not in parts:
         raise ValueError(f"output={key!r} is not in the model's output: {_listed(output, parts)}")
     return parts[key]
@@ -199,19 +200,9 @@ def targets_by_position(labels: Tensor, axis: int, expected: tuple[int, ...], la
     return targets(flat.clamp_min(0), flat.numel(), (classes,)) * (flat >= 0).unsqueeze(1)
 
 
-def _place(output: Any, key: Name | None) -> Name | None:
-    """The place of a field of a namedtuple; other keys as they are."""
-    fields = getattr(output, "_fields", ()) if isinstance(output, tuple) else ()
-    return fields.index(key) if key in fields else key
-
-
 def _shown(output: Any, key: Name) -> Name:
     """The field of a namedtuple at this place; other keys as they are."""
     return output._fields[key] if isinstance(output, tuple) and hasattr(output, "_fields") else key
-
-
-def _parts(output: Any) -> dict[Name, Tensor]:
-    return {name: part for name, part in _items(output) if isinstance(part, Tensor)}
 
 
 def _items(output: Any) -> list[tuple[Name, Any]]:

@@ -285,11 +285,16 @@ def drawn(law: Law, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     "normal" is N(0, 1 / (fan_in + fan_out)), as the code published with Akrout et al. 2019 draws
     weights, feedback and biases; the others are U(-a, a) with the a of `bound`.
     """
-    fan_in, fan_out = fans(shape)
-    if law != "normal":
-        return uniform(shape, bound(law, fan_in, fan_out), generator)
-    matrix = torch.empty(tuple(shape), dtype=torch.float64)
-    return matrix.normal_(0, (fan_in + fan_out) ** -0.5, generator=generator)
+    return redraw(torch.empty(tuple(shape), dtype=torch.float64), law, generator)
+
+
+def redraw(matrix: Tensor, law: Law, generator: torch.Generator) -> Tensor:
+    """The same in place, in the dtype and on the device of the matrix."""
+    fan_in, fan_out = fans(matrix.shape)
+    if law == "normal":
+        return matrix.normal_(0, (fan_in + fan_out) ** -0.5, generator=generator)
+    half_width = bound(law, fan_in, fan_out)
+    return matrix.uniform_(-half_width, half_width, generator=generator)
 
 
 def with_norm_of(matrix: Tensor, weight: Tensor) -> Tensor:

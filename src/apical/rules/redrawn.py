@@ -8,17 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apical.rules.base import (
-    Law,
-    Needs,
-    Scale,
-    TransportRule,
-    Update,
-    bound,
-    drawn,
-    fans,
-    with_norm_of,
-)
+from apical.rules.base import Law, Needs, Scale, TransportRule, Update, drawn, redraw, with_norm_of
 from apical.rules.fa import FA
 
 
@@ -52,9 +42,4 @@ class Redrawn(TransportRule):
         return matrix if self.scale == "init" else with_norm_of(matrix, weight)
 
     def after_update(self, update: Update, matrix: Tensor) -> None:
-        fan_in, fan_out = fans(matrix.shape)
-        if self.init == "normal":
-            matrix.normal_(0, (fan_in + fan_out) ** -0.5, generator=update.generator())
-            return
-        half_width = bound(self.init, fan_in, fan_out)
-        matrix.uniform_(-half_width, half_width, generator=update.generator())
+        redraw(matrix, self.init, update.generator())

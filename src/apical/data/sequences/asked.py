@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.data.sequences.base import Task, whole
+from apical.data.sequences.base import Task
 
 NOTHING = -100
 """Target of steps without a question; it is the `ignore_index` of PyTorch's losses."""
@@ -106,7 +106,7 @@ class DoubleCopy(SymbolTask):
     why = "what is shown is asked for twice"
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        symbols = whole(self.symbols, (count, self.shown), generator)
+        symbols = torch.randint(self.symbols, (count, self.shown), generator=generator)
         x, y = self.show(symbols)
         y[:, self.shown :] = symbols.repeat(1, 2)
         return x, y
@@ -128,7 +128,7 @@ class PrioritySort(SymbolTask):
     further = 2
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        symbols = whole(self.symbols, (count, self.shown), generator)
+        symbols = torch.randint(self.symbols, (count, self.shown), generator=generator)
         priorities = 2 * torch.rand(count, self.shown, generator=generator) - 1
         x, y = self.show(symbols)
         x[:, : self.shown, -2] = priorities
@@ -181,7 +181,7 @@ class Dictionary(AskedTask):
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         pairs, bits = self.pairs, self.key_bits
         keys = torch.rand(count, 2**bits, generator=generator).argsort(1)[:, :pairs]
-        values = whole(self.values, (count, pairs), generator)
+        values = torch.randint(self.values, (count, pairs), generator=generator)
         order = torch.rand(count, pairs, generator=generator).argsort(1)
         both = torch.cat([keys, keys.gather(1, order)], 1)
         x = torch.zeros(count, 2 * pairs, self.inputs)

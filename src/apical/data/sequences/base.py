@@ -176,8 +176,3 @@ class Stream:
     def weights(self, targets: Tensor) -> Tensor:
         """As of the task."""
         return self.task.weights(targets)
-
-
-def whole(below: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Whole numbers from 0 to below - 1, uniformly distributed."""
-    return torch.randint(below, shape, generator=generator)

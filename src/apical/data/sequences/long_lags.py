@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.data.sequences.base import Task, whole
+from apical.data.sequences.base import Task
 
 CLOSE = 0.04  # squared error up to which a sequence of the addition task counts as solved
 ORDER_SYMBOLS = 6  # two that matter, four that do not
@@ -36,8 +36,8 @@ class Addition(Task):
         rows = torch.arange(count)
         x = torch.zeros(count, self.length, 2)
         x[:, :, 1] = torch.rand(count, self.length, generator=generator)
-        first = whole(self.part(0.1), (count,), generator)
-        second = self.part(0.1) + whole(self.part(0.4), (count,), generator)
+        first = torch.randint(self.part(0.1), (count,), generator=generator)
+        second = self.part(0.1) + torch.randint(self.part(0.4), (count,), generator=generator)
         x[rows, first, 0] = x[rows, second, 0] = 1.0
         return x, ((x[rows, first, 1] + x[rows, second, 1]) / 2)[:, None]
 
@@ -100,8 +100,8 @@ class RandomPermutation(Task):
     shortest: ClassVar[int] = 2
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        symbols = 2 + whole(PERMUTED_SYMBOLS - 2, (count, self.length), generator)
-        symbols[:, 0] = whole(2, (count,), generator)
+        symbols = 2 + torch.randint(PERMUTED_SYMBOLS - 2, (count, self.length), generator=generator)
+        symbols[:, 0] = torch.randint(2, (count,), generator=generator)
         return F.one_hot(symbols, PERMUTED_SYMBOLS).float(), symbols[:, 0].clone()
 
 
@@ -110,11 +110,11 @@ def _sequences(
 ) -> tuple[Tensor, Tensor]:
     """A symbol 0 or 1 in the tenth of the length that starts at each beginning. They are the binary
     digits of the class, the first one the lowest."""
-    symbols = 2 + whole(ORDER_SYMBOLS - 2, (count, task.length), generator)
+    symbols = 2 + torch.randint(ORDER_SYMBOLS - 2, (count, task.length), generator=generator)
     classes = torch.zeros(count, dtype=torch.int64)
     for digit, share in enumerate(beginnings):
-        positions = task.part(share) + whole(task.part(0.1), (count,), generator)
-        values = whole(2, (count,), generator)
+        positions = task.part(share) + torch.randint(task.part(0.1), (count,), generator=generator)
+        values = torch.randint(2, (count,), generator=generator)
         symbols[torch.arange(count), positions] = values
         classes += values << digit
     return F.one_hot(symbols, ORDER_SYMBOLS).float(), classes
