@@ -18,8 +18,8 @@ import apical
 from apical import learners, nets, retrieval
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.storage import records
-from apical.bench.training import apply_start, loop, monitor
 from apical.bench.training import build as prepare
+from apical.bench.training import loop, monitor, starts
 from apical.measure import diagnostics, probes
 from apical.measure.linear_probe import RIDGES, _ridge
 from apical.nets.pretrained import Start
@@ -213,7 +213,7 @@ def test_fine_tuning_learns_by_the_head(head_by: str, tmp_path: Path) -> None:
     model, x, _ = made("mlp")
     torch.save(model.state_dict(), tmp_path / "start.pt")
     start = Start(str(tmp_path / "start.pt"), new_head=True, head="fc3", head_by=head_by)
-    apical.convert(model, apply_start.assigned(model, start, apical.rules.build("frozen")))
+    apical.convert(model, starts.assigned(model, start, apical.rules.build("frozen")))
     before = values(model)
     train(model, x)
     assert_only_moved(model, before, "fc3")
@@ -222,7 +222,7 @@ def test_fine_tuning_learns_by_the_head(head_by: str, tmp_path: Path) -> None:
 def test_a_rule_for_the_head_beside_its_exact_gradient_is_refused() -> None:
     start = Start("start.pt", digest="abc", new_head=True, head="fc3", head_by="bp")
     with pytest.raises(ValueError, match="a rule for the layer 'fc3', which is the head"):
-        apply_start.assigned(made("mlp")[0], start, {"fc3": apical.rules.FA(), "*": "usf"})
+        starts.assigned(made("mlp")[0], start, {"fc3": apical.rules.FA(), "*": "usf"})
 
 
 def test_a_net_with_a_loss_of_its_own_is_refused() -> None:

@@ -21,7 +21,7 @@ from apical.bench.experiment.experiment import Experiment, to_dict
 from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_assignment
 from apical.bench.storage import checkpoint, records, run_folder, schema
-from apical.bench.training import build, pretraining, splits
+from apical.bench.training import build, splits, starts
 from apical.core.convert import convert, feedback_modules
 from apical.names import from_path
 from apical.nets import pretrained
@@ -234,7 +234,7 @@ def export(
     folder = _folder(Path(run))
     experiment = experiment_of(folder, trust=trust)
     _check_finished(folder)
-    weights = pretraining.plain(_weights_of_run(folder, experiment))
+    weights = starts.plain(_weights_of_run(folder, experiment))
     state = {key: value.contiguous().clone() for key, value in weights.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")

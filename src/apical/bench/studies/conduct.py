@@ -14,7 +14,7 @@ from apical.bench.studies import assess, selection
 from apical.bench.studies.base import Choice, Entry, Search, Study
 from apical.bench.studies.published import published_rows
 from apical.bench.sweep import sweep, workers
-from apical.bench.training import pretraining
+from apical.bench.training import starts
 
 
 def conduct(
@@ -81,7 +81,7 @@ def _write(
 def start_tasks(study: Study, folder: Path) -> list[sweep.Task]:
     """The runs that train what others start from, each once."""
     before = {first.key: first for e in study.entries if (first := e.experiment.before)}
-    place = folder / pretraining.FOLDER
+    place = folder / starts.FOLDER
     return [sweep.Task(first, place / first.name) for first in before.values()]
 
 

@@ -26,7 +26,7 @@ from apical.bench.report.verified import CLOSE, DIFFERS, NOT_COMPARABLE, SAME
 from apical.bench.storage import claims, packing, records
 from apical.bench.storage.environment import environment
 from apical.bench.sweep.sweep import Say
-from apical.bench.training import loop, pretraining
+from apical.bench.training import loop, starts
 from apical.measure import statistics
 
 TRAINING = ("epoch", "test", "final")
@@ -128,7 +128,7 @@ def _start(run: Run, source: packing.Folder, trust: bool) -> dict[str, float]:
     if not isinstance(start, dict):
         return {}
     name = from_dict(start, trust=trust).name
-    rows = source.rows(f"{pretraining.FOLDER}/{name}/records.jsonl")
+    rows = source.rows(f"{starts.FOLDER}/{name}/records.jsonl")
     return {name: rows[-1]["seconds"] if rows and "seconds" in rows[-1] else 0.0}
 
 

@@ -12,8 +12,8 @@ from apical.bench.experiment import learner_settings, optimizers, task_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_label
-from apical.bench.training import apply_start, objectives, sharding, splits
-from apical.bench.training.group import Group, join_group
+from apical.bench.training import objectives, sharding, splits, starts
+from apical.bench.training.sharding import Group, join_group
 from apical.bench.training.splits import EVALUATION_BATCH
 from apical.core.convert import convert, feedback_modules
 from apical.core.switch import check, switch
@@ -180,7 +180,7 @@ def build_model(
     if experiment.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if experiment.start.source:
-        apply_start.begin(model, experiment.start, weights)
+        starts.begin(model, experiment.start, weights)
     rule = _assignment(experiment, model, epoch)
     example = _example(source, torch.device("cpu"))
     model = convert(model, rule, example=example, seed=experiment.seed)
@@ -238,7 +238,7 @@ def database(experiment: Experiment, source: Source, device: torch.device) -> da
 
 def _assignment(experiment: Experiment, model: nn.Module, epoch: int) -> Any:
     """What ``convert`` takes for this net after so many epochs."""
-    return apply_start.assigned(model, experiment.start, experiment.assignment(epoch))
+    return starts.assigned(model, experiment.start, experiment.assignment(epoch))
 
 
 def follow_switch(experiment: Experiment, parts: Parts, epoch: int) -> bool:

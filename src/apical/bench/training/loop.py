@@ -16,15 +16,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.storage import checkpoint, claims, records, run_folder
-from apical.bench.training import (
-    batch_step,
-    build,
-    evaluate,
-    pretraining,
-    progress,
-    resume,
-    tracking,
-)
+from apical.bench.training import batch_step, build, evaluate, progress, resume, starts, tracking
 from apical.bench.training.build import Split
 from apical.bench.training.monitor import Monitor
 
@@ -57,7 +49,7 @@ def run(
         return ended
     build.check_device(execution.device, experiment)
     tracking.check(execution.track)
-    weights = pretraining.weights(experiment, folder, lambda e, place: run(e, place, execution))
+    weights = starts.weights(experiment, folder, lambda e, place: run(e, place, execution))
     with settings(execution):
         parts = build.build(
             experiment,

@@ -14,7 +14,7 @@ from torch import nn
 from apical import data, learners, nets
 from apical.bench.experiment import learner_settings
 from apical.bench.experiment.experiment import Experiment
-from apical.bench.training import apply_start, splits
+from apical.bench.training import splits, starts
 from apical.bench.training.build import Parts
 from apical.data import sequences
 from apical.measure import fine_tuning, gradient_over_time
@@ -68,7 +68,7 @@ class Monitor:
         start = experiment.start
         if start.source and not parts.group.rank:
             known = start.new_head or start.head_by == "bp"
-            head = apply_start.head_name(parts.model, start) if known else ""
+            head = starts.head_name(parts.model, start) if known else ""
             self.before = fine_tuning.Before(parts.model, head)
         self.linear_count = 0 if self.probe is None else _linear_count(experiment, parts)
         self.warned: set[str] = set()

@@ -15,7 +15,7 @@ from apical import data, retrieval
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.loss_settings import Hashing
 from apical.bench.training import evaluate
-from apical.bench.training.losses import LOSSES, Loss
+from apical.bench.training.evaluate import LOSSES, Loss
 from apical.data import sequences
 from apical.retrieval.ranking import check_k
 
