@@ -109,13 +109,7 @@ class Attack(abc.ABC):
         return points.to(x.dtype)
 
     def made(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        source: Source,
-        *,
-        classes: int | None = None,
+        self, model: nn.Module, x: Tensor, y: Tensor, source: Source, *, classes: int | None = None
     ) -> Tensor:
         """The points, for a model from float32 inputs to scores.
 

@@ -206,12 +206,7 @@ def robust_report(
 
 
 def _audited(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    bounds: tuple[float, float],
-    seed: int,
-    scores: Tensor,
+    model: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float], seed: int, scores: Tensor
 ) -> Audit:
     """The audit; random if a model that should not be no longer has these scores of x."""
     found = audit(model, x[:AUDITED], y[:AUDITED], bounds=bounds, seed=seed)
@@ -270,12 +265,7 @@ def _allowed(step: Step, norm: Threat, bounds: tuple[float, float]) -> Ball | Fe
 
 
 def _clean(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    bounds: tuple[float, float],
-    *,
-    random_allowed: bool,
+    model: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float], *, random_allowed: bool
 ) -> tuple[Tensor, int, Tensor]:
     """Which examples are correct, on the CPU, the number of classes, and the scores; after all
     checks."""

@@ -132,9 +132,7 @@ def checks(
         _few_more(BLACK_BOX, black_box, n, allowed),
         _transferred(trials, clean, exact, allowed),
         _compared(
-            NOISE,
-            [(e, exact[e], a) for e in budgets for a in accuracy("noise", e)],
-            allowed,
+            NOISE, [(e, exact[e], a) for e in budgets for a in accuracy("noise", e)], allowed
         ),
         Check(
             STRAYS,

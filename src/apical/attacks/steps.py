@@ -11,15 +11,7 @@ from torch import Tensor
 
 from apical.attacks.ball import Ball, Norm, unit
 from apical.attacks.base import Attack
-from apical.attacks.losses import (
-    LOSSES,
-    Loss,
-    LossName,
-    against,
-    broken,
-    check_classes,
-    divergence,
-)
+from apical.attacks.losses import LOSSES, Loss, LossName, against, broken, check_classes, divergence
 from apical.attacks.sources import Oracle
 from apical.names import check_at_least
 

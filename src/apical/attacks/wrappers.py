@@ -116,13 +116,7 @@ class Transfer(_Wrapper):
         return self.attack.label
 
     def made(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        source: Source,
-        *,
-        classes: int | None = None,
+        self, model: nn.Module, x: Tensor, y: Tensor, source: Source, *, classes: int | None = None
     ) -> Tensor:
         """As of every attack. Raises: ValueError if the numbers of classes differ."""
         other = adapted(self.model, x)[0]

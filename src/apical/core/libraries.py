@@ -145,10 +145,7 @@ LIBRARIES: dict[str, Adapter] = {
     ),
     "transformers.models.llama4.modeling_llama4.Llama4Router": Adapter({"weight": Weight("x W^T")}),
     "transformers.models.llama4.modeling_llama4.Llama4TextExperts": Adapter(
-        {
-            "gate_up_proj": Weight("x W", stacked=True),
-            "down_proj": Weight("x W", stacked=True),
-        },
+        {"gate_up_proj": Weight("x W", stacked=True), "down_proj": Weight("x W", stacked=True)},
         llama_experts,
     ),
     "transformers.models.*Experts": Adapter(weights_of_experts, experts),

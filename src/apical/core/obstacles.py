@@ -19,12 +19,7 @@ from apical.rules import Rule, TransportRule
 
 Action = Literal["convert", "keep", "refuse"]
 
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _LISTS = (nn.ParameterList, nn.ParameterDict)
 

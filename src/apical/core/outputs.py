@@ -109,9 +109,7 @@ def error(parts: Sequence[Tensor], axis: int, key: OutputKey) -> Tensor:
 
 
 def mapped(
-    output: Any,
-    change: Callable[[tuple[Name, ...], Tensor], Tensor],
-    path: tuple[Name, ...] = (),
+    output: Any, change: Callable[[tuple[Name, ...], Tensor], Tensor], path: tuple[Name, ...] = ()
 ) -> Any:
     """The output with `change(path, tensor)` in place of each of its tensors, those in nested
     containers included: a shallow copy of each container that changes, else the container itself.

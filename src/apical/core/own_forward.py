@@ -25,9 +25,7 @@ _SAME = {
 """What returns the weight itself, perhaps in another dtype."""
 
 _TRANSPOSED = {torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__}  # type: ignore[attr-defined]
-_MATRIX_PRODUCTS = {
-    *(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, Tensor.__matmul__),
-}
+_MATRIX_PRODUCTS = {*(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, Tensor.__matmul__)}
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 REMEDY = (

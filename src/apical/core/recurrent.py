@@ -145,12 +145,7 @@ def _first_states(
 
 
 def _run(
-    layer: Any,
-    product: Product,
-    x: Tensor,
-    sizes: Sequence[int] | None,
-    state: State,
-    suffix: str,
+    layer: Any, product: Product, x: Tensor, sizes: Sequence[int] | None, state: State, suffix: str
 ) -> tuple[Tensor, State]:
     """One layer in one direction.
 

@@ -10,12 +10,7 @@ from collections.abc import Callable
 
 from apical.data.batches import AUGMENTS, Batches
 from apical.data.bundled import load_digits, load_drifting_bars, load_letters
-from apical.data.cifar import (
-    load_cifar10,
-    load_cifar10_first5,
-    load_cifar10_unseen,
-    load_cifar100,
-)
+from apical.data.cifar import load_cifar10, load_cifar10_first5, load_cifar10_unseen, load_cifar100
 from apical.data.events import load_event_mnist, load_nmnist
 from apical.data.folder import load_folder, load_imagenet
 from apical.data.images import ImageData, Images, Split, split_validation

@@ -264,10 +264,7 @@ def differing_from(
 
 
 def tie_groups(
-    samples: Mapping[str, Sample],
-    *,
-    alpha: float = 0.05,
-    noise: Mapping[str, float] | None = None,
+    samples: Mapping[str, Sample], *, alpha: float = 0.05, noise: Mapping[str, float] | None = None
 ) -> dict[str, str]:
     """Letters per label; two labels that share a letter do not differ significantly.
 

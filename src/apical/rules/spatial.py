@@ -48,10 +48,8 @@ def _tables(
     rows = _reached(op, axis, length, kernel)
     patterns = list(dict.fromkeys(rows))
     index = [patterns.index(row) for row in rows]
-    return (
-        torch.tensor(patterns, dtype=dtype, device=device),
-        torch.tensor(index, device=device),
-    )
+    table = torch.tensor(patterns, dtype=dtype, device=device)
+    return table, torch.tensor(index, device=device)
 
 
 def _reached(op: ConvOp, axis: int, length: int, kernel: int) -> list[tuple[int, ...]]:

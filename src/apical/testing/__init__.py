@@ -76,10 +76,7 @@ def check_rule(rule: Rule | str, *, alternatives: Mapping[str, Any] | None = Non
     'fa'
     """
     rule = rules.build(rule)
-    table: dict[str, Check] = {
-        **CHECKS,
-        **fields.checks(rule, alternatives or {}),
-    }
+    table: dict[str, Check] = {**CHECKS, **fields.checks(rule, alternatives or {})}
     # within a device context every call of torch takes longer
     away = torch.get_default_device().type != "cpu"
     with torch.random.fork_rng(devices=[]), torch.device("cpu") if away else nullcontext():
