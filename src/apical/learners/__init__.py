@@ -11,8 +11,6 @@
 (torch.Size([30, 30]), torch.Size([20]))
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any

@@ -1,8 +1,6 @@
 """Backpropagation, through time where the net has steps, and how far other learners' gradients are
 from it."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ A learner is a frozen dataclass, and its fields are its configuration. What it r
 net (an inverse, random feedback) is made by `create` and kept by the net, see `attach`.
 """
 
-from __future__ import annotations
-
 import abc
 import hashlib
 from collections.abc import Callable, Mapping

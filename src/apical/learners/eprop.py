@@ -1,7 +1,5 @@
 """e-prop: learning signals from the outputs times eligibility traces that run forward in time."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

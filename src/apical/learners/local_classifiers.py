@@ -1,7 +1,5 @@
 """Every spiking layer has a classifier of its own, and receives nothing but its errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -124,7 +122,7 @@ class LocalClassifiers(Learner):
         self.objective.value(x.new_zeros(len(x), classes), y)  # raises for labels that do not fit
         return y if self.loss == "squared_error" else F.one_hot(y, classes).to(x.dtype)
 
-    def _places(self, model: nn.Module) -> list[_Place]:
+    def _places(self, model: nn.Module) -> "list[_Place]":
         """The hidden layers with their classifiers, new for each batch."""
         *hidden, (_, last) = self._synapses(model)
         fire, reach = neurons(model), REACH[self.form]

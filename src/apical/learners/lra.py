@@ -1,7 +1,5 @@
 """Local representation alignment along time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """LRA-E: local representation alignment of feed-forward nets, by error weights that learn."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Many small nets in one: seeds of one architecture, trained in the same operations."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

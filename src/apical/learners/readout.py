@@ -1,7 +1,5 @@
 """Training the readout alone: what a random recurrent net can do without learning in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

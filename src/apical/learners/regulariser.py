@@ -6,8 +6,6 @@ Shapes: ... any leading axes, such as steps; N samples, O and I sizes above and 
 (O, I) as in `nn.Linear`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, NamedTuple
 

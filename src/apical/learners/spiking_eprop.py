@@ -1,7 +1,5 @@
 """e-prop in spiking nets: the error of the whole trial times eligibility traces of the synapses."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

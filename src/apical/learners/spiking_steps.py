@@ -4,8 +4,6 @@ What is kept from one step to the next has no graph (but where errors go through
 update in between invalidates nothing.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F

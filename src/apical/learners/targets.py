@@ -6,8 +6,6 @@ of step t. A learner says how the last target comes from the loss and an earlier
 Shapes as in `unrolled`.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Target propagation through time: targets through a learned inverse of the net's step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -5,8 +5,6 @@ Shapes: T steps, N samples, H hidden units, I inputs, O outputs; step t of the e
 t - 1, and row 0 of `before` is the zero state. Weights lie as in `nn.Linear`: (out, in).
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ fit the data after that (Refinetti, d'Ascoli, Ohana, Goldt 2021). A pure functio
 so that it can be asked of any record.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

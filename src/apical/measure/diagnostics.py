@@ -13,8 +13,6 @@ For a loop of one's own:
 `apical train` and the studies do the same, and write rows and findings into their records.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -4,8 +4,6 @@ A pure function of rows as a run records them (`diagnostics.measure` gives the s
 a loop, a runner and a reader of old records judge alike.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Equal accuracy says little by itself: a net whose head alone was tuned may reach it, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

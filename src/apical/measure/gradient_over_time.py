@@ -4,8 +4,6 @@ A pure function of rows of kind ``step``, as a run records them: at each measure
 every step ``t``, from 1, with the norm of its ``signal`` and, for some learners, more.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """How much of the classes a linear readout finds in what each layer reads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial

@@ -1,7 +1,5 @@
 """Measurements of a converted model: functions from a model to numbers per layer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,8 +1,6 @@
 """Which learning rate a row of a table gets, from the validation errors of a few seeds, and whether
 that choice is stable."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +22,7 @@ class Tried:
     diverged: tuple[bool, ...] = ()
 
     @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> Tried:
+    def of_row(cls, row: Mapping[str, Any]) -> "Tried":
         """From an entry of ``tries`` of study.json, where seeds that diverged have no loss."""
         losses = row["losses"] if row.get("diverged") else ()
         diverged = tuple(loss is None for loss in losses)

@@ -6,8 +6,6 @@ and the error at the model's output all come from these two passes. Parameters' 
 and global random numbers are left as they were.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial

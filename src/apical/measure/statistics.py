@@ -7,8 +7,6 @@ matched, a mapping from seed to value. All intervals are two-sided.
 the least that the variance of runs is taken to be, also where they happen to lie closer together.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
@@ -40,7 +38,7 @@ class Summary:
         few = {1: "one run: no interval", 2: "two runs: the interval is too wide to say much"}
         return few.get(self.n, "")
 
-    def within(self, low: float, high: float) -> Summary:
+    def within(self, low: float, high: float) -> "Summary":
         """The same, its interval cut off where the quantity ends: a share at 0 and 100 %."""
         if self.low is None or self.high is None:
             return self

@@ -3,8 +3,6 @@
 Code that trains or measures checks for the interface, never for the class of a net.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 

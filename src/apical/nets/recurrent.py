@@ -6,8 +6,6 @@ called at every step; with `apical.convert` a transport rule (FA, sign symmetry,
 propagates errors through `recurrent`, that is through time. States start at zero.
 """
 
-from __future__ import annotations
-
 import abc
 from typing import ClassVar, Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """The contract of every rule, as tests that its author can run."""
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping

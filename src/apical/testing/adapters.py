@@ -1,7 +1,5 @@
 """Whether an adapter computes what its layer computes."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any

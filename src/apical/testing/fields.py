@@ -1,7 +1,5 @@
 """Checks that every field of a rule does something: no option is accepted and ignored."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """Checks of what a rule does to gradients, and of what it leaves alone."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The small nets on which rules are tested, and comparisons that say what was seen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Checks of what a rule remembers: saved, copied, reverted, drawn when and from where."""
 
-from __future__ import annotations
-
 import copy
 import io
 import pickle

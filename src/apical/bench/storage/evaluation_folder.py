@@ -1,7 +1,5 @@
 """The files of an evaluation of a trained net, whatever is evaluated."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -17,8 +17,6 @@ Checkpoints and pictures (examples.npz) are not packed, nor by default the tries
 results study.json has. Packed files are read only if their SHA-256 is the one in study.json.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

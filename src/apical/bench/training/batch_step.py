@@ -1,7 +1,5 @@
 """From a batch to gradients: the forward pass, the loss, and what the learner makes of them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a run measures of its layers while it trains: when, what, and what it warns of."""
 
-from __future__ import annotations
-
 import copy
 import math
 import warnings

@@ -1,7 +1,5 @@
 """What a run descends and what it counts as right: of scores, or of hash codes."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass

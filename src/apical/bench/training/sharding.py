@@ -6,8 +6,6 @@ brought up to date before it is measured, evaluated or saved, so that checkpoint
 process.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Iterator

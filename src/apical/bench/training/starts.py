@@ -1,7 +1,5 @@
 """The weights that a run starts from, read or trained by another run; what they do to a net."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ The records in the run folder are authoritative. A run that is resumed is tracke
 on, as a new run of the tracker (TensorBoard: in the place of the old one).
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

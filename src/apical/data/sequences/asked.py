@@ -1,7 +1,5 @@
 """Tasks with a question at several steps of a sequence."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -6,8 +6,6 @@ are read: the published one, a file for each of the 20 tasks and split
 (`all_shuffled_train.txt`), which does not say to which task a story belongs.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -169,7 +167,7 @@ class Babi(AskedTask):
     from_files: ClassVar[bool] = True
 
     @cached_property
-    def stories(self) -> Encoded:
+    def stories(self) -> "Encoded":
         """All stories, read at the first access."""
         return Encoded(load(self.root))
 

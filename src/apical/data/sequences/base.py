@@ -1,7 +1,5 @@
 """What a task of sequences is, and its batches without end and in epochs."""
 
-from __future__ import annotations
-
 import abc
 import hashlib
 import warnings

@@ -1,7 +1,5 @@
 """Tasks with long time lags (Hochreiter, Schmidhuber 1997), answered after the last step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

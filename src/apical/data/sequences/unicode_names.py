@@ -1,7 +1,5 @@
 """Text that is part of every Python: the names of the characters of Unicode."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 import unicodedata

@@ -7,8 +7,6 @@ them: they are out of place, batched over samples, the gradient of MNM-g written
 Shapes: N samples, H heads, D width. Weights are (N, D, D) for each layer, keys (N, H, D).
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

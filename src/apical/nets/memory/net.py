@@ -1,7 +1,5 @@
 """A net whose controller writes to and reads from a memory at every step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple

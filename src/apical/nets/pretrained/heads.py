@@ -1,7 +1,5 @@
 """The last layer of a net: finding and replacing it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial

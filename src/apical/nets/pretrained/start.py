@@ -1,7 +1,5 @@
 """The weights that a run starts from, and which of them learn, as a value."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any, Literal

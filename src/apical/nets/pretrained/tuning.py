@@ -1,7 +1,5 @@
 """Which parameters of a net with trained weights learn, how fast, and how far they moved."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -149,7 +147,7 @@ def _set_frozen(model: nn.Module, frozen: set[str]) -> list[str]:
 class _Frozen(_BatchNorm):
     """A batch norm that is in eval mode always."""
 
-    def train(self, mode: bool = True) -> _Frozen:
+    def train(self, mode: bool = True) -> "_Frozen":
         return super().train(False)
 
 

@@ -1,7 +1,5 @@
 """Reading trained weights from any source as a plain state dict, and loading them into a net."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import os

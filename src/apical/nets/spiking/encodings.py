@@ -4,8 +4,6 @@ Shapes: T steps, N samples; images (N, C, H, W) -> (T * N, ..., H, W). Each enco
 gradient to the image, which attacks need.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

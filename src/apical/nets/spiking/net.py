@@ -1,7 +1,5 @@
 """Spiking nets as sequences of layers: readouts, and measurements of their spikes."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Spiking nets, fully connected and convolutional: ordinary layers with spiking neurons between."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

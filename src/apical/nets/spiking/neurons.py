@@ -9,8 +9,6 @@ as a function of v, the membrane potential minus the threshold. It returns gradi
 order of operations of snnTorch where it has the same surrogate: gradients are bitwise equal.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
