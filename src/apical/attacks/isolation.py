@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical.core.converted import feedback_modules
-from apical.core.example import modes_kept
+from apical.core.converted import feedback_modules, modes_kept
 
 
 @contextmanager

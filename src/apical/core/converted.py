@@ -77,6 +77,17 @@ def forked_rng(model: nn.Module) -> AbstractContextManager[None]:
 
 
 @contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """After the block `training` of every module is as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def exact_gradients(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block every converted layer backpropagates exactly; weights are not copied.
 

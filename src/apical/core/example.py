@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -28,17 +28,6 @@ def call_with(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """After the block `training` of every module is as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str], dict[str, str]]:
