@@ -60,15 +60,13 @@ def _squared_error(scores: Tensor, targets: Tensor) -> Tensor:
     return (scores - targets).square().sum(-1).mean()
 
 
-def _squared_error_error(scores: Tensor, targets: Tensor) -> Tensor:
-    return 2 * (scores - targets)
-
-
 OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": Objective(
         _cross_entropy, _cross_entropy_error, lambda scores: torch.softmax(scores, -1)
     ),
-    "squared_error": Objective(_squared_error, _squared_error_error, lambda scores: 2 * scores),
+    "squared_error": Objective(
+        _squared_error, lambda scores, targets: 2 * (scores - targets), lambda scores: 2 * scores
+    ),
 }
 
 
