@@ -1,7 +1,5 @@
 """Auto-PGD: projected gradient ascent with an adaptive step size."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -180,7 +178,7 @@ class APGD(Attack):
         return (found, done, reached), state.best_point
 
     @staticmethod
-    def _record(state: _State, found: Tensor, done: Tensor) -> None:
+    def _record(state: "_State", found: Tensor, done: Tensor) -> None:
         rows = state.row[state.hits]
         found[rows], done[rows] = state.point[state.hits], True
 
@@ -211,7 +209,7 @@ class _State:
     losses: Tensor  # (N, steps), 0 where not reached
     changed: Tensor  # values that differed at the best point of the last checkpoint, at first start
 
-    def kept(self, mask: Tensor) -> _State:
+    def kept(self, mask: Tensor) -> "_State":
         return _State(**{f.name: getattr(self, f.name)[mask] for f in fields(self)})
 
     def move(self, ball: Ball, share: float) -> None:

@@ -4,8 +4,6 @@ Attacks by a gradient that is not zero but points in another direction fail, and
 robust. Checks for zero gradients or random scores do not detect that; differences of the loss do.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace

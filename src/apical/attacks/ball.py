@@ -1,7 +1,5 @@
 """The sets of allowed points: a ball around the input, within the input range, and others."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The base class of attacks: values that make adversarial examples for any model."""
 
-from __future__ import annotations
-
 import abc
 import math
 from collections.abc import Mapping

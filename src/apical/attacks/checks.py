@@ -1,7 +1,5 @@
 """Checks of the arguments of attacks."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import reprlib

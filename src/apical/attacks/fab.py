@@ -1,7 +1,5 @@
 """FAB: the nearest misclassified point, by steps to the linearised decision boundary."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Attacks on binary events, which add or remove a number of events."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Attacks without side effects: parameters, buffers and random generators are restored."""
 
-from __future__ import annotations
-
 import random
 import sys
 from collections.abc import Iterator

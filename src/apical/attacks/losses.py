@@ -4,8 +4,6 @@ Notation: z the scores (logits) of one example, y its label, z_(1) >= z_(2) >= .
 larger the worse the scores. Shapes: scores (N, classes), labels (N,) -> (N,).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """A few images and their adversarial versions, for pages that show them."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any

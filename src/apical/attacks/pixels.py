@@ -1,7 +1,5 @@
 """Few-pixel attack: differential evolution over places and values of some pixels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,7 +78,7 @@ class FewPixel(Attack):
                 break
         return result
 
-    def draws(self) -> Draws:
+    def draws(self) -> "Draws":
         """The random numbers of one attack."""
         return Draws(self.generator())
 

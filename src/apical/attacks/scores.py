@@ -1,7 +1,5 @@
 """Models as attacks call them: from float32 inputs to scores, and with their normalisation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real

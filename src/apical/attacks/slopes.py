@@ -1,7 +1,5 @@
 """A gradient compared with differences of the loss along it and along random directions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

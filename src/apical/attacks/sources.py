@@ -4,8 +4,6 @@ A source opens on the attacked model and returns an oracle. Scores, and so what 
 are those of the attacked model with every source; only the gradient differs.
 """
 
-from __future__ import annotations
-
 import abc
 import re
 import warnings

@@ -1,8 +1,6 @@
 """Square attack: random search with square patches, by scores only; with random groups of values
 where inputs are no images."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Attacks that take steps of a given length along a gradient, and random noise as their control."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal

@@ -1,7 +1,5 @@
 """Copies of a model that share its parameters, for another backward pass."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Attacks that use other attacks, attacks of other libraries, and substitute models."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ would change nothing. A converted attention computes the projections itself, and
 for each: `q`, `k`, `v` and `out`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -9,8 +9,6 @@
 * `Bridge`: in the one forward pass that shows which axis counts samples, in the place of `detach`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -8,8 +8,6 @@ These are hooks, not a class for the model: its type and name, which other libra
 dispatch on, stay what they were, and a replica or a copy of the model broadcasts its own error.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import warnings

@@ -1,7 +1,5 @@
 """A converted model: its layers and feedback, exact gradients, labels, updates by hand, sources."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 

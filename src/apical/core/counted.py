@@ -1,7 +1,5 @@
 """What is known of a tapped layer once the error is: samples, targets, the cost of feedback."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """What a model is made of: which layer learns by which rule, and what its feedback costs."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a converted layer remembers: its rule, the rule's memory, and a history of its updates."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import warnings
@@ -208,7 +206,7 @@ class Feedback(nn.Module):
         if node is not None and type(node).__name__ != "BroadcastBackward":
             raise ValueError(f"{self.layer}: {computed_weight(self.rule)}")
 
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Feedback:
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "Feedback":
         """As of every module that is moved or cast; notes what `to_empty` leaves without values."""
         self.emptied = self._unwritten()
         with _Emptying() as mode:

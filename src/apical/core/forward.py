@@ -1,7 +1,5 @@
 """Applying the operation of a converted layer with the backward pass of its rule."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -6,8 +6,6 @@ operation's inputs, in their order: a parameter is a node too (AccumulateGrad), 
 gradient is None.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple

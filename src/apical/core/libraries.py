@@ -1,8 +1,6 @@
 """How layers of other libraries use their parameters; none of these libraries is imported before a
 layer of it is converted."""
 
-from __future__ import annotations
-
 from fnmatch import fnmatchcase
 from typing import Any
 

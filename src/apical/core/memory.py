@@ -1,7 +1,5 @@
 """What feedback costs before it exists: its bytes, and the limit above which it is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which tensor of a model's output carries the error."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

@@ -5,8 +5,6 @@ that torch's operations make with a registered weight are replaced. A use of the
 such call is an error, never silently exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +35,7 @@ REMEDY = (
 class OwnForward(TorchFunctionMode):
     """Replaces the products with the weights of one layer while its own forward runs."""
 
-    def __init__(self, uses: Uses) -> None:
+    def __init__(self, uses: "Uses") -> None:
         super().__init__()
         self.uses = uses
 

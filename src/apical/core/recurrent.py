@@ -5,8 +5,6 @@ The plain layers compute all steps in one operation, whose backward pass takes a
 Here the input's product is formed for all steps at once, the state's step by step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

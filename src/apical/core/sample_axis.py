@@ -7,8 +7,6 @@ samples silently. What proves it is the network: an output depends on the inputs
 sample, and on no others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 

@@ -7,8 +7,6 @@ graph show what a factor is computed from; where they are cut (`detach`, frozen 
 in memory does, and what `Following` saw, or its values.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -82,7 +80,7 @@ class Search:
         layers: dict[str, str],
         kept: list[Kept],
         later: Later,
-        following: Following | None = None,
+        following: "Following | None" = None,
     ) -> None:
         self.defers = False
         self._given = model, layers, kept, later, following

@@ -1,7 +1,5 @@
 """Switching the rule of a model that is being trained: weights and optimizer state stay."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """What a broadcast rule keeps for a layer, and the taps of a forward pass under way."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import operator
@@ -121,7 +119,7 @@ class Tap(NamedTuple):
     differentiated: bool
     positions: tuple[int, ...] | None = None
 
-    def by_rows(self, positions: tuple[int, ...] | None = None) -> Tap:
+    def by_rows(self, positions: tuple[int, ...] | None = None) -> "Tap":
         """The tap of a rule to which every position is a sample, with the positions as rows.
 
         Args: positions: of the output; None before it is known.
@@ -189,7 +187,7 @@ class OpenCalls(threading.local):
     def __init__(self) -> None:
         self.calls: list[Call] = []
 
-    def __reduce__(self) -> tuple[type[OpenCalls], tuple[()]]:
+    def __reduce__(self) -> "tuple[type[OpenCalls], tuple[()]]":
         return OpenCalls, ()  # in a copy of the model no call is open
 
 

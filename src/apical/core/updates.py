@@ -6,8 +6,6 @@ too. Code that updates weights without an optimizer calls `apical.learn(model)`.
 which feedback does not learn as its rule says is warned of once.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial

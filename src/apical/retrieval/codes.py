@@ -1,7 +1,5 @@
 """Hash codes: one bit for each output, packed eight to a byte; and their differentiable form."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass
@@ -45,7 +43,7 @@ class Codes:
     def __len__(self) -> int:
         return len(self.packed)
 
-    def __getitem__(self, rows: Tensor | slice) -> Codes:
+    def __getitem__(self, rows: Tensor | slice) -> "Codes":
         return Codes(self.packed[rows], self.bits)
 
     def signs(self) -> Tensor:
@@ -53,7 +51,7 @@ class Codes:
         ones = np.unpackbits(self.packed.numpy(), axis=1, count=self.bits, bitorder="little")
         return torch.from_numpy(ones.astype(np.int8) * 2 - 1)
 
-    def inverted(self) -> Codes:
+    def inverted(self) -> "Codes":
         """All bits inverted: an approximate bound on the effect of attacks on the query."""
         return pack(-self.signs())
 

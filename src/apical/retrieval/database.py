@@ -1,7 +1,5 @@
 """The database that is searched, and which of its items are relevant."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

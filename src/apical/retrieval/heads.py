@@ -1,7 +1,5 @@
 """From a classifier to a hash net: K outputs in place of the class scores."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

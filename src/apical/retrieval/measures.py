@@ -1,7 +1,5 @@
 """Measures of retrieval. An attacked query keeps its true labels; the database is clean."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal

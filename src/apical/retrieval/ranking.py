@@ -4,8 +4,6 @@ Sizes: Q queries, N codes in the database, K bits. NumPy counts bits by the proc
 instruction and sorts small whole numbers by counting; torch has neither.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The learning rules, and the table of their names."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any

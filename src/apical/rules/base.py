@@ -4,8 +4,6 @@ A rule is a frozen dataclass, and its fields are its configuration. What it reme
 layer (its *memory*: feedback matrices, magnitudes) is made by `create` and kept by the layer.
 """
 
-from __future__ import annotations
-
 import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +96,7 @@ class Rule(abc.ABC):
         """Whether the layer's input is detached: below it gradients are absent, not zero."""
         return False
 
-    def after_update(self, update: Update, *memory: Tensor) -> None:
+    def after_update(self, update: "Update", *memory: Tensor) -> None:
         """Change the memory in place; called once after each update of the weight that counts.
 
         A rule with notes receives them after its memory.

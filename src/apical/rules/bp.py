@@ -1,7 +1,5 @@
 """Backpropagation, the exact gradient: what every other rule is measured against."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Direct feedback alignment: each layer receives the output error through a random matrix."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -187,7 +185,7 @@ class DFA(BroadcastRule):
         return 0 if self.by_position else self.sample_axis
 
     @property
-    def _at_one_step(self) -> DFA:
+    def _at_one_step(self) -> "DFA":
         return replace(self, sample_axis=0)
 
 

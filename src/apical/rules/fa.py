@@ -1,7 +1,5 @@
 """Feedback alignment: a fixed random matrix carries the error downwards."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -5,8 +5,6 @@ makes of the signal, L^T delta, serves the message F^T (L^T delta) and the gradi
 (L^T delta) x^T, so it is computed once in a backward pass.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -30,7 +28,7 @@ class Sizes(NamedTuple):
     convolution: bool
 
     @classmethod
-    def of(cls, local: Local) -> Sizes:
+    def of(cls, local: Local) -> "Sizes":
         outputs = len(local.weight)
         samples = local.grad.numel() // outputs
         return cls(samples, outputs, local.weight[0].numel(), isinstance(local.op, ConvOp))

@@ -1,7 +1,5 @@
 """The first control: the layer below receives nothing, so hidden layers keep their weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

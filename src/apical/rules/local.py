@@ -1,7 +1,5 @@
 """Local errors: every layer has a classifier of its own, and learns from what that gets wrong."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Product feedback: two populations in a row carry the error, neither symmetric to the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """The second control: feedback that changes at every update, so no weight can align with it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

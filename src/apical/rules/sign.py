@@ -1,7 +1,5 @@
 """Sign symmetry: the feedback matrix shares the signs of the weight, not its magnitudes."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -1,8 +1,6 @@
 """What rules share whose feedback gets the updates of its weight: the decay, its bounds, and what
 breaks them."""
 
-from __future__ import annotations
-
 import abc
 import sys
 from typing import ClassVar

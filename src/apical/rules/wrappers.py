@@ -1,7 +1,5 @@
 """Rules around another transport rule: its matrix made sparse, or rounded to few levels."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, field

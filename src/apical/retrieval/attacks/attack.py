@@ -1,7 +1,5 @@
 """Attacks on retrieval, which move the code of a query by steps of its input; HAG."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

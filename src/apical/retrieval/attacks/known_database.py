@@ -1,8 +1,6 @@
 """Attacks that know codes of the database: the query's code is moved away from those that should be
 found, or towards those of target labels."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
