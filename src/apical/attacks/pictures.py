@@ -15,29 +15,23 @@ from apical.attacks.square import Square
 from apical.attacks.steps import PGD, Noise
 from apical.nets.spiking import has_spikes, spikes
 
-STEPS, QUERIES = 20, 200
+IMAGES, STEPS, QUERIES = 6, 20, 200
 
 
 def pictures(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    norm: Threat,
-    count: int = 6,
-    seed: int = 0,
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: Threat, seed: int = 0
 ) -> dict[str, Any]:
-    """Attacks on images that the model classifies correctly, of as many classes as possible.
+    """Attacks on `IMAGES` images, at most, that the model classifies correctly, of as many classes
+    as possible.
 
-    Args: eps: radius. count: largest number of images. seed: of the attacks.
+    Args: eps: radius. seed: of the attacks.
     Returns: arrays: x (k, C, H, W), labels (k,), predictions_clean (k,), adv (s, k, C, H, W),
         predictions_adv (s, k), names (s,) as "attack / source", eps. Empty if no image is correct.
         Frames of events, ON before OFF, are arranged as one picture in colours: see `laid_out`.
         For a spiking net also raster_<layer> (1 + s, T, units), the spikes on the first image:
         first on the clean image, then on its adversarial versions.
     """
-    rows = _chosen(model, x, y, count)
+    rows = _chosen(model, x, y)
     if not len(rows):
         return {}
     x, y = x[rows], y[rows]
@@ -107,7 +101,7 @@ def _points(
     return found
 
 
-def _chosen(model: nn.Module, x: Tensor, y: Tensor, count: int) -> Tensor:
+def _chosen(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Positions of correct images: the first one of each class, then others."""
     right = (_predicted(model, x) == y.cpu()).nonzero().squeeze(1).tolist()
     first: dict[int, int] = {}
@@ -115,7 +109,7 @@ def _chosen(model: nn.Module, x: Tensor, y: Tensor, count: int) -> Tensor:
         first.setdefault(int(y[place]), place)
     chosen = list(first.values())
     chosen += [place for place in right if first[int(y[place])] != place]
-    return torch.tensor(sorted(chosen[:count]), dtype=torch.int64)
+    return torch.tensor(sorted(chosen[:IMAGES]), dtype=torch.int64)
 
 
 def _predicted(model: nn.Module, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apical.attacks.ball import Ball, Norm, unit
 from apical.attacks.base import Attack
-from apical.attacks.losses import LOSSES, Loss, LossName, against, broken, check_classes, divergence
+from apical.attacks.losses import LOSSES, LossName, against, broken, check_classes, divergence
 from apical.attacks.sources import Oracle
 from apical.names import check_at_least
 
@@ -115,7 +115,10 @@ class PGD(Attack):
         step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         point = ball.start(x, generator) if self.random_start else x.clone()
         if not self.stop_when_broken:
-            return _ascend(oracle, point, x, y, against(y, self.loss), ball, step, self.steps)
+            loss = against(y, self.loss)
+            for _ in range(self.steps):
+                point = ball.advance(point, x, oracle.ask(point, y, loss).gradient, step)
+            return point
         result, rows = point.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             answer = oracle.ask(point, y, against(y, self.loss))
@@ -166,22 +169,9 @@ class TPGD(Attack):
             point = point.clamp(*self.bounds)
         loss = partial(divergence, reference=oracle.scores(x))
         ball = Ball(self.eps, "linf", *self.bounds)
-        return _ascend(oracle, point, x, y, loss, ball, self.step_size, self.steps)
-
-
-def _ascend(
-    oracle: Oracle,
-    point: Tensor,
-    x: Tensor,
-    y: Tensor,
-    loss: Loss,
-    ball: Ball,
-    step: float,
-    steps: int,
-) -> Tensor:
-    for _ in range(steps):
-        point = ball.advance(point, x, oracle.ask(point, y, loss).gradient, step)
-    return point
+        for _ in range(self.steps):
+            point = ball.advance(point, x, oracle.ask(point, y, loss).gradient, self.step_size)
+        return point
 
 
 @dataclass(frozen=True)
