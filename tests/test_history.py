@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import apical
 from apical.core import forward
-from apical.core.kinds import parts
+from apical.core.adapters import parts
 from apical.rules import (
     FA,
     AlignmentLoss,

@@ -18,8 +18,9 @@ from torch.nn.utils import parametrize
 from apical.core import updates
 from apical.core.feedback import NO_TENSOR_PARALLELISM, Feedback
 from apical.core.forward import apply
+from apical.core.products import convolution, transposed_convolution
 from apical.core.updates import Part, only_part
-from apical.rules.ops import ConvOp, LinearOp
+from apical.rules.ops import LinearOp
 
 
 class LinearMixin:
@@ -65,32 +66,6 @@ class ConvTransposeMixin:
         op = transposed_convolution(self)._replace(output_padding=tuple(output_padding))
         output = apply(self.feedback, op, x, self.weight, self.bias)
         return output if batched else output.squeeze(0)
-
-
-def convolution(layer: Any) -> ConvOp:
-    """What a convolution computes, with its settings of this moment."""
-    zeros = (0,) * len(layer.stride)
-    pad: tuple[int, ...] = ()
-    padding, mode = layer.padding, "constant"
-    if layer.padding_mode != "zeros":
-        mode = layer.padding_mode
-        pad, padding = tuple(layer._reversed_padding_repeated_twice), zeros
-    elif padding == "valid":
-        padding = zeros
-    elif padding == "same":
-        sizes = zip(layer.dilation, layer.kernel_size, strict=True)
-        total = [d * (k - 1) for d, k in sizes]
-        padding = tuple(t // 2 for t in total)
-        uneven = [side for t in reversed(total) for side in (0, t % 2)]
-        pad = tuple(uneven) if any(uneven) else ()
-    return ConvOp(layer.stride, padding, layer.dilation, False, zeros, layer.groups, pad, mode)
-
-
-def transposed_convolution(layer: Any) -> ConvOp:
-    """What a transposed convolution computes where no output size is asked for."""
-    return ConvOp(
-        layer.stride, layer.padding, layer.dilation, True, layer.output_padding, layer.groups
-    )
 
 
 @cache

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from apical.core import autograd
 from apical.core.feedback import Feedback
 from apical.core.forward import apply
-from apical.core.layers import convolution, transposed_convolution
 from apical.core.updates import Part
 from apical.names import check_literals
 from apical.rules.ops import ConvOp, LinearOp, Op
@@ -57,6 +56,32 @@ class Weight:
         if self.computes == "transposed convolution":
             return transposed_convolution(layer)
         return LinearOp()
+
+
+def convolution(layer: Any) -> ConvOp:
+    """What a convolution computes, with its settings of this moment."""
+    zeros = (0,) * len(layer.stride)
+    pad: tuple[int, ...] = ()
+    padding, mode = layer.padding, "constant"
+    if layer.padding_mode != "zeros":
+        mode = layer.padding_mode
+        pad, padding = tuple(layer._reversed_padding_repeated_twice), zeros
+    elif padding == "valid":
+        padding = zeros
+    elif padding == "same":
+        sizes = zip(layer.dilation, layer.kernel_size, strict=True)
+        total = [d * (k - 1) for d, k in sizes]
+        padding = tuple(t // 2 for t in total)
+        uneven = [side for t in reversed(total) for side in (0, t % 2)]
+        pad = tuple(uneven) if any(uneven) else ()
+    return ConvOp(layer.stride, padding, layer.dilation, False, zeros, layer.groups, pad, mode)
+
+
+def transposed_convolution(layer: Any) -> ConvOp:
+    """What a transposed convolution computes where no output size is asked for."""
+    return ConvOp(
+        layer.stride, layer.padding, layer.dilation, True, layer.output_padding, layer.groups
+    )
 
 
 Weights = dict[str, Weight]

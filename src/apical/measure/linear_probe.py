@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical.core import outputs
+from apical.core.adapters import mixin_for
 from apical.core.converted import modules
 from apical.core.example import call_with
-from apical.core.kinds import mixin_for
 from apical.measure import signals
 from apical.names import unknown
 
