@@ -51,7 +51,7 @@ class Fit:
 
     def report(self) -> Path:
         """Write the page of the run. Returns: the HTML file."""
-        from apical.bench.report import write
+        from apical.bench.report.page import write
 
         return write(self.folder)
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from apical import data, nets
-from apical.attacks import PGD, Normalised, source
+from apical.attacks.scores import Normalised
+from apical.attacks.sources import source
+from apical.attacks.steps import PGD
 from apical.bench.experiment import learner_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Adversarial
