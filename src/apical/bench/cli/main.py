@@ -46,7 +46,7 @@ VERBS = {
     "study": "apical.bench.cli.study:study",
     "sweep": "apical.bench.cli.sweep:sweep",
     "train": "apical.bench.cli.train:train",
-    "tune": "apical.bench.cli.tune:tune",
+    "tune": "apical.bench.cli.study:tune",
     "verify": "apical.bench.cli.verbs:verify",
 }
 """What does each verb: a function of the words after it that returns the exit status."""

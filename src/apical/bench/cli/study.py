@@ -1,24 +1,38 @@
-"""The verb ``apical study``; and what studies and searches of learning rates print beforehand."""
+"""The verbs ``apical study`` and ``apical tune``, and what both print beforehand."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apical.bench.cli.parsing import (
+    UsageError,
     add_estimate,
     add_executor,
+    add_experiment,
     add_keep_memory,
+    as_flags,
     closed,
     execution_of,
+    experiment_of,
     jobs_of,
     make_parser,
     parse,
     say,
 )
+from apical.bench.cli.sweep import at_commas
+from apical.bench.experiment.rule_settings import rule_label
+from apical.bench.experiment.yaml_values import read_yaml
 
 if TYPE_CHECKING:
     from apical.bench.experiment.execution import Execution
     from apical.bench.studies import Study
+
+ESSENTIAL = ("dry_run", "data", "net", "rule", "rates", "tries", "epochs", "validation",
+             "optimizer", "batch_size", "jobs", "runs")  # fmt: skip
+"""Options that ``apical tune --help`` shows."""
+WIDTH = 40
+"""Characters of the longest bar of a curve."""
 
 
 def study(words: list[str]) -> int:
@@ -71,6 +85,58 @@ def study(words: list[str]) -> int:
     return closed(outcome, folder)
 
 
+def tune(words: list[str]) -> int:
+    """Choose a learning rate for each rule, and print what every rate gave."""
+    from apical.bench.experiment.execution import Execution
+    from apical.bench.studies import tuning
+
+    parser = make_parser(
+        "tune",
+        "Choose a learning rate for each rule, all by one procedure. Every rate of --rates trains "
+        "the net --tries times, each with another seed, on the training split less --validation "
+        "examples; its error is the mean over the seeds on those examples. Of the rates within one "
+        "standard error of the lowest error the smallest is chosen; where it is the smallest or "
+        "largest of --rates, up to two further half decades are tried. The test split is not read. "
+        "Prints the error of every rate, and for each rule the command that trains at its rate. "
+        "The same command resumes an interrupted search.",
+        essential=ESSENTIAL,
+    )
+    add_experiment(parser, skip=("rule", "lr", "seed", "test", "validation"))
+    about = "examples held out of the training split to compare rates on (0: a fifth, "
+    about += "at most 5000; of a task 1000 sequences)"
+    parser.add_argument("--validation", default=0, type=int, help=about)
+    parser.add_argument("--rule", default="bp", type=str,
+                        help="rules, as fa,bp, or one as '{rule: fa, init: xavier}'")  # fmt: skip
+    parser.add_argument("--rates", default="0.001,0.003,0.01,0.03,0.1", type=str,
+                        help="learning rates, in half decades without a gap")  # fmt: skip
+    parser.add_argument("--tries", default=3, type=int, help="seeds of each rate (>= 3)")
+    parser.add_argument("--jobs", default=1, type=int, help="tries at once, one process each")
+    parser.add_argument("--runs", default="runs", help="folder that holds all runs")
+    add_estimate(parser)
+    parser.add_class_arguments(Execution, None)
+    add_keep_memory(parser)
+    values = parse(parser, words)
+    execution, jobs = execution_of(values), jobs_of(values)
+    words_of = _rules(values.pop("rule"))
+    rules = {label: _rule(word) for label, word in words_of.items()}
+    experiment, rates = experiment_of(values), _rates(values["rates"])
+    folder = Path(values["runs"]) / "tune"
+    try:
+        study = tuning.search(experiment, rules, rates, values["tries"], execution)
+        if preview(study, folder, execution, values, jobs, table=False):
+            return 0
+        choices = tuning.choose(study, folder, execution, jobs, say=say)
+    except ValueError as error:
+        raise ValueError(as_flags(str(error))) from error
+    rest = _without(words, ("rule", "rates", "tries", "jobs", "validation", "estimate"))
+    for label, choice in choices.items():
+        print()
+        print(curve(label, choice))
+        chosen = words_of[label]
+        print(shlex.join(["apical", "train", *rest, "--rule", chosen, "--lr", f"{choice['lr']:g}"]))
+    return 0
+
+
 def preview(
     study: "Study",
     folder: Path,
@@ -101,6 +167,26 @@ def preview(
     return values["dry_run"]
 
 
+def curve(label: str, choice: Mapping[str, Any]) -> str:
+    """Validation error over learning rate, as text."""
+    most = max(each["error"] for each in choice["tries"]) or 1.0
+    lines = [f"{label}: learning rate {choice['lr']:g}"]
+    if choice["at_edge"]:
+        lines[0] += ", at the edge of what was tried: give further --rates"
+    for each in choice["tries"]:
+        text = f"  {each['lr']:<8g} {each['error']:7.2%} +- {each['se']:.2%}  "
+        text += "#" * max(1, round(WIDTH * each["error"] / most))
+        if each["diverged"]:
+            text += f"  {each['diverged']} of {len(each['errors'])} diverged"
+        if each["lr"] == choice["lr"]:
+            text += "  <- chosen"
+        lines.append(text)
+    seeds = len(choice["tries"][0]["errors"])
+    lines.append(f"  rate     validation error, mean of {seeds} seeds +- standard error")
+    lines.append("  chosen: the smallest rate within one standard error of the lowest")
+    return "\n".join(lines)
+
+
 def _command(values: dict[str, Any]) -> str:
     """The command that regenerates a study, without options of this machine."""
     words = ["apical", "study", values["name"]]
@@ -108,3 +194,40 @@ def _command(values: dict[str, Any]) -> str:
         if values[option] is not None:
             words += [f"--{option}", str(values[option])]
     return shlex.join(words)
+
+
+def _rules(text: str) -> dict[str, str]:
+    """The words of a list of rules by their labels."""
+    words: dict[str, str] = {}
+    for word in at_commas(text):
+        label = rule_label(_rule(word))
+        if not word or label in words:
+            raise UsageError(
+                f"--rule {text!r}: give rules with commas between, as fa,bp, each once"
+            )
+        words[label] = word
+    return words
+
+
+def _rule(word: str) -> Any:
+    """A rule in the form that an `Experiment` takes."""
+    return read_yaml(word) if word.startswith("{") else word
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(sorted(float(word) for word in text.split(",")))
+    except ValueError:
+        raise UsageError(f"--rates {text}: expected numbers, as 0.01,0.03,0.1") from None
+
+
+def _without(words: list[str], names: tuple[str, ...]) -> list[str]:
+    """The options of a command, without some of them and their values."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if word.startswith("--"):
+            skip = word[2:].partition("=")[0].replace("-", "_") in names
+        if not skip:
+            kept.append(word)
+    return kept

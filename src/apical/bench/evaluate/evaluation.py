@@ -29,7 +29,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import KEY_DIGITS, versions
 from apical.bench.experiment.settings import differing
 from apical.bench.storage import claims, evaluation_folder, records
-from apical.bench.training import loop, progress
+from apical.bench.training import group, progress
 from apical.names import check_literals
 
 Row = dict[str, Any]
@@ -175,7 +175,7 @@ def evaluate(
     if found := evaluation.rows(folder):
         claims.clear(folder)  # a kill after the last row leaves one
         return found
-    with loop.settings(execution), claims.hold(folder) as claim:
+    with group.settings(execution), claims.hold(folder) as claim:
         if found := evaluation.rows(folder):
             return found
         examples = net.examples(getattr(evaluation, evaluation.counted), execution.device)

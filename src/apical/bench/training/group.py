@@ -1,9 +1,13 @@
-"""The processes that train one net together."""
+"""The processes that train one net together, and the threads and random numbers of each."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
+from apical.bench.experiment.execution import Execution
 
 
 @dataclass
@@ -41,3 +45,18 @@ def join_group(device: torch.device) -> Group:
     if opened:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), opened)
+
+
+@contextlib.contextmanager
+def settings(execution: Execution) -> Iterator[None]:
+    """Threads, determinism and random numbers of a run; afterwards those of the caller."""
+    threads = torch.get_num_threads()
+    device = torch.device(execution.device)
+    devices = [device] if device.type == "cuda" else []
+    try:
+        torch.set_num_threads(execution.threads)
+        with torch.random.fork_rng(devices):
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                yield
+    finally:
+        torch.set_num_threads(threads)
