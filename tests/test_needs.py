@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.core.adapters import parts
-from apical.core.converted import converted_layers
+from apical.core.layers import converted_layers
 from apical.rules import (
     DRTP,
     RULES,

@@ -25,7 +25,7 @@ from apical.attacks.sanity import Check, Gap, verdict
 from apical.attacks.schedule import Effort, Protocol, Setting
 from apical.attacks.scores import Expectation, adapted, detached
 from apical.attacks.trials import Step, Trial, run
-from apical.core.convert import feedback_modules
+from apical.core.layers import feedback_modules
 from apical.measure import statistics
 from apical.names import checked_count
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical.core.converted import feedback_modules
+from apical.core.layers import feedback_modules
 
 
 @contextmanager

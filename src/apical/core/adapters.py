@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from apical.core import libraries
 from apical.core.attention import AttentionMixin
 from apical.core.feedback import Feedback
-from apical.core.forward import serves_plain
 from apical.core.layers import ConvMixin, ConvTransposeMixin, LinearMixin, converted_class
 from apical.core.own_forward import OwnForward, Uses
-from apical.core.products import Adapter, Product, Weight
+from apical.core.products import Adapter, Product, Weight, serves_plain
 from apical.core.recurrent import ONE_STEP, STEPS
 from apical.core.updates import Part
 

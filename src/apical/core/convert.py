@@ -13,10 +13,9 @@ from torch.nn.parameter import UninitializedParameter
 from apical.core import memory, obstacles, outputs, outside, search, updates
 from apical.core.adapters import mixin_for, parts
 from apical.core.broadcast import Broadcast
-from apical.core.converted import converted_layers, feedback_modules, modules
 from apical.core.example import size_feedback
 from apical.core.feedback import Feedback, TransportFeedback, check_checkpoint
-from apical.core.layers import converted_class
+from apical.core.layers import converted_class, converted_layers, feedback_modules, modules
 from apical.core.outputs import OutputKey
 from apical.core.plan import UNNAMED, Assignment, Row, plan
 from apical.core.taps import BroadcastFeedback

@@ -16,7 +16,8 @@ from apical.core import counted, outputs, updates
 from apical.core.adapters import adapter_of
 from apical.core.adapters import parts as weights_of
 from apical.core.broadcast import Broadcast
-from apical.core.converted import broadcasts, converted_layers, feedback_modules, forked_rng
+from apical.core.converted import broadcasts, forked_rng
+from apical.core.layers import converted_layers, feedback_modules
 from apical.core.search import Following, Found, Kept, Search, parameters_of
 from apical.core.taps import BroadcastFeedback, Tap
 from apical.rules.base import BroadcastRule, Rule

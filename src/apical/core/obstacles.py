@@ -11,8 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from apical.core.adapters import adapter_of, kind_of, parts
-from apical.core.converted import is_converted
 from apical.core.feedback import computed_weight
+from apical.core.layers import is_converted
 from apical.core.updates import Part
 from apical.rules import Rule, TransportRule
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apical.core.converted import is_converted
+from apical.core.layers import is_converted
 from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.learners.memory import memory_of
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from apical.core import outputs
 from apical.core.adapters import mixin_for
-from apical.core.converted import modules
 from apical.core.example import call_with
+from apical.core.layers import modules
 from apical.measure import signals
 from apical.names import unknown
 

@@ -22,7 +22,8 @@ from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_assignment
 from apical.bench.storage import checkpoint, records, run_folder, schema
 from apical.bench.training import build, pretraining, splits
-from apical.core.convert import convert, feedback_modules
+from apical.core.convert import convert
+from apical.core.layers import feedback_modules
 from apical.names import from_path
 from apical.nets import pretrained
 from apical.retrieval.codes import Codes, ConstantBitWarning, encode

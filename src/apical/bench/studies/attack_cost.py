@@ -24,8 +24,8 @@ from apical.bench.studies.assess import assessments
 from apical.bench.studies.base import Choice, Entry, Study
 from apical.bench.studies.cost import Cost
 from apical.bench.training import build, group
-from apical.core.convert import feedback_modules
 from apical.core.converted import labels
+from apical.core.layers import feedback_modules
 
 PASSES, BATCH, TIMES = 4, 256, 3
 LONG = 1.0

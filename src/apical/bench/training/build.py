@@ -15,7 +15,8 @@ from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.training import apply_start, objectives, sharding, splits
 from apical.bench.training.group import Group, join_group
 from apical.bench.training.splits import EVALUATION_BATCH
-from apical.core.convert import convert, feedback_modules
+from apical.core.convert import convert
+from apical.core.layers import feedback_modules
 from apical.core.switch import check, switch
 from apical.data import sequences
 from apical.nets import memory, pretrained

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.bench.experiment.experiment import Experiment
-from apical.core.converted import feedback_modules
+from apical.core.layers import feedback_modules
 from apical.rules import WeightMirror
 
 State = dict[str, Any]
