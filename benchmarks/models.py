@@ -41,7 +41,7 @@ import torch
 from model_definitions import SUBJECTS, Subject, loss
 from sweep_check import Finding, Trace, check, train
 
-from apical.core.kinds import mixin_for
+from apical.core.adapters import mixin_for
 from apical.rules import DFA, FA, BroadcastRule, KolenPollack, Rule, SignSymmetric, spell
 from torchvision_ops import import_torchvision
 

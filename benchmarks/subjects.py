@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import apical
 from apical import nets
-from apical.core.converted import feedback_modules, labels
+from apical.core.converted import labels
+from apical.core.layers import feedback_modules
 from apical.rules import BP, DFA, RULES, BroadcastRule, Rule, SignSymmetric
 
 CONTROL = "bp (control)"

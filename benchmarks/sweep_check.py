@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import apical
-from apical.core.adapters import adapter_of
-from apical.core.converted import converted_layers, is_converted
+from apical.core.adapters import adapter_of, mixin_for
 from apical.core.example import call_with
 from apical.core.feedback import Feedback
-from apical.core.kinds import mixin_for
+from apical.core.layers import converted_layers, is_converted
 from apical.core.plan import Assignment
 
 RATE = 1e-3

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import apical
 from apical.core import adapters, updates
 from apical.core.adapters import Weight
-from apical.core.converted import converted_layers
+from apical.core.layers import converted_layers
 from apical.rules import FA, RULES, KolenPollack
 
 X = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

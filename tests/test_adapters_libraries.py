@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.core import updates
-from apical.core.converted import converted_layers
+from apical.core.layers import converted_layers
 from apical.rules import FA
 
 IDS = torch.randint(0, 50, (4, 12), generator=torch.Generator().manual_seed(0))

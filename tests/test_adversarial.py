@@ -13,7 +13,7 @@ from apical.bench.experiment.experiment import Experiment, from_dict, to_dict
 from apical.bench.experiment.loss_settings import Hashing
 from apical.bench.experiment.training_settings import Adversarial
 from apical.bench.storage import checkpoint
-from apical.bench.training import batch_step, build, loop, resume
+from apical.bench.training import batch_step, build, loop
 
 BASE = Experiment(net_options={"hidden": [16]}, epochs=2, batch_size=256, probe_every=0)
 HARM = Adversarial(eps=0.1, steps=3)
@@ -25,11 +25,9 @@ def test_the_net_learns_from_attacked_images() -> None:
             harm = dataclasses.replace(HARM, gradient=gradient, norm=norm, eps=eps)
             plain = dataclasses.replace(BASE, rule="fa", accumulate=accumulate)
             parts = build.build(dataclasses.replace(plain, adversarial=harm))
-            at = resume.Position()
-            at.step = 7
             x, y = next(iter(parts.train.epoch(0)))
             learn = batch_step.function(
-                dataclasses.replace(plain, adversarial=harm), parts, at, list
+                dataclasses.replace(plain, adversarial=harm), parts, lambda: 7, list
             )
             loss, _ = learn(x, y)
             grads = [p.grad.clone() for p in parts.model.parameters()]
@@ -42,7 +40,8 @@ def test_the_net_learns_from_attacked_images() -> None:
                 whole, pixels.clamp(0, 1), y, gradient=gradient
             )
             parts.model.train().zero_grad()
-            wanted, _ = batch_step.function(plain, parts, at, list)((points - mean[0]) / std[0], y)
+            learn = batch_step.function(plain, parts, lambda: 7, list)
+            wanted, _ = learn((points - mean[0]) / std[0], y)
             torch.testing.assert_close(loss, wanted)
             for grad, parameter in zip(grads, parts.model.parameters(), strict=True):
                 torch.testing.assert_close(grad, parameter.grad)

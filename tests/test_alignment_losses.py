@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.core.kinds import parts
+from apical.core.adapters import parts
 from apical.rules import AlignmentLoss
 from apical.rules.ops import LinearOp, Local, Op
 

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from apical import attacks
 from apical.attacks import Audit, evaluation, sanity, schedule
-from apical.attacks.sanity import BLACK_BOX, DOUBLED, STRAYS, TRANSFER, Check, Gap
+from apical.attacks.sanity import BLACK_BOX, DOUBLED, STRAYS, TRANSFER, Check, Gap, verdict
 from apical.attacks.schedule import MOST_STEPS
 from apical.attacks.sources import Exact, NoGradient
 from apical.attacks.trials import Step, Trial
-from apical.attacks.verdict import verdict
 from victims import digits
 from victims import trained as training
 

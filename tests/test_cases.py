@@ -24,7 +24,7 @@ from apical.bench.cli import main as cli
 from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.bench.storage import records
 from apical.bench.training import loop
-from apical.core.converted import converted_layers
+from apical.core.layers import converted_layers
 from apical.measure import probes
 from apical.rules import BP, DFA, FA, SignSymmetric, build
 

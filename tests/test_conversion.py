@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from torch.testing import assert_close
 
 import apical
-from apical.core.converted import converted_layers, is_converted
+from apical.core.layers import converted_layers, is_converted
 from apical.rules import BP, DFA, FA, SignSymmetric
 
 HIDDEN = ("brsf", "dfa", "fa", "frsf", "kp", "usf")

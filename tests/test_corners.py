@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import apical
-from apical.core.converted import converted_layers, is_converted
+from apical.core.layers import converted_layers, is_converted
 from apical.rules import DFA, RULES, TransportRule, build
 
 TRAINED = ("brsf", "dfa", "fa", "frsf", "kp", "usf")

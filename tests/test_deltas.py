@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import apical
-from apical.core.convert import feedback_modules
+from apical.core.layers import feedback_modules
 from apical.measure import probes, signals
 from apical.rules import DFA, RULES
 

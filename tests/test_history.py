@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical.core import forward
-from apical.core.kinds import parts
+from apical.core import products
+from apical.core.adapters import parts
 from apical.rules import (
     FA,
     AlignmentLoss,
@@ -175,7 +175,7 @@ def test_a_pass_of_a_data_parallel_replica_counts_for_its_original() -> None:
     replica = model[2].feedback._replicate_for_data_parallel()
     weight = model[2].weight
     x = torch.ones(1, 5).double().requires_grad_()
-    forward.apply(replica, parts(model[2])[""].op, x, weight, None)
+    products.apply(replica, parts(model[2])[""].op, x, weight, None)
     assert model[2].feedback.history.took_part
 
 

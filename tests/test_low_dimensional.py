@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical.core.kinds import parts
+from apical.core.adapters import parts
 from apical.rules import KolenPollack, LowDimensional, Sparse, oja
 from apical.rules.ops import Local
 

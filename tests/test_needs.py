@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.core.converted import converted_layers
-from apical.core.kinds import parts
+from apical.core.adapters import parts
+from apical.core.layers import converted_layers
 from apical.rules import (
     DRTP,
     RULES,

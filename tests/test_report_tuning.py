@@ -41,7 +41,7 @@ def fine_tuned(folder: Path) -> Path:
     return place
 
 
-def tuned(rule: str, seed: int) -> list[records.Row]:
+def tuned(rule: str, seed: int) -> list[records.Record]:
     found = []
     for layer, (change, cosine) in LAYERS.items():
         frozen = rule == "head only" and layer != "fc"

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical.core.converted import feedback_parameters, is_converted
+from apical.core.converted import feedback_parameters
+from apical.core.layers import is_converted
 from apical.rules import DFA, FA, RULES, KolenPollack, SignSymmetric
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(3)).double()

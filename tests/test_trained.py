@@ -19,7 +19,7 @@ from apical.bench.storage import records
 from apical.bench.training import build as prepare
 from apical.bench.training import loop
 from apical.bench.training import loop as training
-from apical.core.convert import feedback_modules
+from apical.core.layers import feedback_modules
 
 MODULE = """
 import torch

@@ -24,7 +24,7 @@ from apical.bench.experiment.training_settings import Schedule
 from apical.bench.storage import records, run_folder
 from apical.bench.training import build, loop, progress
 from apical.bench.training import evaluate as observe
-from apical.core.convert import feedback_modules
+from apical.core.layers import feedback_modules
 from apical.data import Batches
 
 BASE = Experiment(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from apical.names import __version__ as __version__
 from apical.names import import_on_use
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from apical.measure import diagnostics, probes
     from apical.testing import check_rule
     from apical.testing.adapters import check_adapter
-
-__version__ = "0.3.6"
 
 __all__ = [
     "adapters",

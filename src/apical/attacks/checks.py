@@ -15,7 +15,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from apical.attacks.ball import Ball
 from apical.attacks.isolation import undisturbed
 from apical.attacks.scores import FEW, precision
-from apical.core.converted import exact_gradients, feedback_modules
+from apical.core.converted import exact_gradients
+from apical.core.layers import feedback_modules
 from apical.names import is_whole
 
 BATCH = 256  # examples that are passed together where scores are compared

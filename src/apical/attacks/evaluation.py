@@ -15,18 +15,17 @@ from torch import Tensor, nn
 
 from apical.attacks import checks as input_checks
 from apical.attacks import sanity, schedule, twins
-from apical.attacks.audit import Audit, audit
+from apical.attacks.audit import Audit, Word, audit
 from apical.attacks.ball import Ball, FewFlips, FewPixels, Threat, check_norm, standard_norm
 from apical.attacks.base import Attack
 from apical.attacks.flips import check_binary
 from apical.attacks.isolation import undisturbed
 from apical.attacks.losses import broken
-from apical.attacks.sanity import Check, Gap
+from apical.attacks.sanity import Check, Gap, verdict
 from apical.attacks.schedule import Effort, Protocol, Setting
 from apical.attacks.scores import Expectation, adapted, detached
 from apical.attacks.trials import Step, Trial, run
-from apical.attacks.verdict import Word, verdict
-from apical.core.convert import feedback_modules
+from apical.core.layers import feedback_modules
 from apical.measure import statistics
 from apical.names import checked_count
 
@@ -54,8 +53,8 @@ class RobustReport:
     """The results of `robust_report`. Accuracies are shares of all examples, including those that
     are misclassified without an attack.
 
-    Attributes: verdict: one word for the own gradient, as defined in `attacks.verdict`; the audit
-        has the same one. reasons: the evidence.
+    Attributes: verdict: one word for the own gradient, as defined in `attacks.sanity.verdict`; the
+        audit has the same one. reasons: the evidence.
     """
 
     norm: Threat

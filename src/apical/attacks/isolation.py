@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical.core.converted import feedback_modules, modes_kept
+from apical.core.layers import feedback_modules, modes_kept
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from apical.attacks.base import Attack
 from apical.attacks.fab import FAB
 from apical.attacks.flips import Flips, GreedyFlips, RandomFlips
 from apical.attacks.pixels import FewPixel
-from apical.attacks.sanity import allowance
 from apical.attacks.sources import (
     Exact,
     From,
@@ -29,7 +28,7 @@ from apical.attacks.sources import (
 )
 from apical.attacks.square import Square
 from apical.attacks.steps import FGSM, PGD, TPGD, Noise
-from apical.attacks.trials import Group, Step, Trial
+from apical.attacks.trials import Group, Step, Trial, allowance
 from apical.attacks.wrappers import Transfer
 from apical.names import check_at_least, check_literals, unknown
 

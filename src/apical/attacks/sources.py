@@ -20,7 +20,8 @@ from apical.attacks import twins
 from apical.attacks.ball import per_example
 from apical.attacks.losses import Loss
 from apical.attacks.scores import Scores, parameter_type
-from apical.core.converted import exact_gradients, feedback_modules, labels
+from apical.core.converted import exact_gradients, labels
+from apical.core.layers import feedback_modules
 from apical.names import check_at_least, check_literals, unknown
 
 SMALL = 2.0**-10
@@ -337,13 +338,11 @@ def source(name: str | Source) -> Source:
 
 def _differentiation(model: nn.Module) -> Callable[[Tensor, Tensor, Loss], Answer]:
     """The answers of the model's ordinary backward pass, as a function of (x, y, loss)."""
-    learns_from_labels = any(
-        getattr(feedback.rule, "needs_labels", False) for feedback in feedback_modules(model)
-    )
+    uses_labels = any(getattr(f.rule, "needs_labels", False) for f in feedback_modules(model))
 
     def answer(x: Tensor, y: Tensor, loss: Loss) -> Answer:
         x = x.detach().requires_grad_()
-        with labels(model, y) if learns_from_labels else nullcontext():
+        with labels(model, y) if uses_labels else nullcontext():
             scores = model(x)
             outputs = scores.detach().requires_grad_()
             losses = loss(outputs)

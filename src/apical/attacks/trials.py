@@ -24,6 +24,9 @@ group "pixels" `eps` counts pixels: another threat model, not part of the worst 
 Role = Literal["doubled", "large", "published", "single step", "usual"]
 """Attacks of an earlier study, with its settings, have the role "published"."""
 
+ALLOWANCE = 0.01
+"""Difference in accuracy that a check tolerates; at least one example."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -94,6 +97,11 @@ class Trial:
         known = {f.name: row[f.name] for f in fields(cls)}
         masks = {k: unpacked(row[k], row["examples"]) for k in ("attacked", "broken")}
         return cls(**known | masks)
+
+
+def allowance(examples: int) -> float:
+    """The difference in accuracy that checks tolerate."""
+    return max(ALLOWANCE, 1 / examples) + 1e-12
 
 
 def run(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from apical.core import updates
-from apical.core.convert import convert, feedback_modules, revert
-from apical.core.converted import converted_layers
+from apical.core.convert import convert, revert
+from apical.core.layers import converted_layers, feedback_modules
 from apical.rules import Redrawn, SignSymmetric, build, spell
 from apical.rules.base import Update
 

@@ -1,4 +1,4 @@
-"""Adapters: layers that are no `nn.Linear` and no convolution of torch's own, by what they compute.
+"""The kinds of layers that can be converted: torch's own by their mixins, others by adapters.
 
 `apical.adapters` is this file.
 """
@@ -12,22 +12,28 @@ from typing import Any
 from torch import Tensor, nn
 
 from apical.core import libraries
+from apical.core.attention import AttentionMixin
 from apical.core.feedback import Feedback
-from apical.core.forward import serves_plain
-from apical.core.layers import converted_class
+from apical.core.layers import ConvMixin, ConvTransposeMixin, LinearMixin, converted_class
 from apical.core.own_forward import OwnForward, Uses
-from apical.core.products import Adapter, Product, Weight
+from apical.core.products import Adapter, Product, Weight, serves_plain
 from apical.core.recurrent import ONE_STEP, STEPS
 from apical.core.updates import Part
 
 __all__ = ["Adapter", "Product", "Weight", "adapter_of", "register"]
 
-
-CONVERTED_BY_ITSELF = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-"""Classes that need no adapter (`apical.core.kinds`)."""
+KINDS: dict[type[nn.Module], type] = {
+    nn.Conv1d: ConvMixin,
+    nn.Conv2d: ConvMixin,
+    nn.Conv3d: ConvMixin,
+    nn.ConvTranspose1d: ConvTransposeMixin,
+    nn.ConvTranspose2d: ConvTransposeMixin,
+    nn.ConvTranspose3d: ConvTransposeMixin,
+    nn.Linear: LinearMixin,
+    nn.MultiheadAttention: AttentionMixin,
+}
+"""Torch's own layers and what converts them; subclasses must keep the forward. Others have an
+adapter."""
 
 
 def register(
@@ -70,7 +76,7 @@ def register(
                 f"adapters.register: {kind!r} is neither a class of modules nor the name of one,"
                 " 'package.module.Class'"
             )
-    if kind in CONVERTED_BY_ITSELF:
+    if kind in KINDS:
         raise ValueError(
             f"adapters.register: {kind.__name__} is converted as it is; register a subclass whose"
             " forward differs"
@@ -105,6 +111,26 @@ def find(layer: nn.Module) -> tuple[type[nn.Module] | None, Adapter | None]:
 def adapter_of(layer: nn.Module) -> Adapter | None:
     """The adapter of a layer, or None."""
     return find(layer)[1]
+
+
+def kind_of(layer: nn.Module) -> type[nn.Module] | None:
+    """The class that says how this layer is converted, or None."""
+    adapted = find(layer)[0]
+    return adapted or next((kind for kind in KINDS if isinstance(layer, kind)), None)
+
+
+def mixin_for(layer: nn.Module) -> type | None:
+    """The mixin that converts this kind of layer, or None."""
+    kind = kind_of(layer)
+    return None if kind is None else KINDS.get(kind, AdapterMixin)
+
+
+def parts(layer: nn.Module) -> dict[str, Part]:
+    """The weights of a layer of these kinds, converted or plain, by the names of their feedback."""
+    adapter = adapter_of(layer)
+    if adapter is not None:
+        return adapter.parts(layer)
+    return mixin_for(layer)._apical_parts(layer)  # type: ignore[union-attr]
 
 
 @cache

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.core.forward import apply, serves_plain
+from apical.core.products import apply, serves_plain
 from apical.core.updates import Part
 from apical.rules.ops import LinearOp
 

@@ -21,6 +21,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import Function, forward_ad
 
 from apical.core.feedback import Feedback
+from apical.core.sample_axis import Probe
 from apical.rules.base import BroadcastRule, TransportRule
 from apical.rules.ops import Geometry, Local, Op
 
@@ -85,12 +86,6 @@ def refuse_forward_mode(feedback: Feedback) -> None:
         nested = sum(level.key() == TransformType.Grad for level in levels) > 1
     if nested or forward_ad._current_level >= 0:
         raise _differentiated_twice(feedback)
-
-
-class Probe:
-    """Whether gradients pass the bridges of a forward pass: only while dependences are measured."""
-
-    passes = False
 
 
 def bridge(x: Tensor, probe: Probe) -> Tensor:

@@ -11,12 +11,11 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from apical.core import memory, obstacles, outputs, outside, search, updates
+from apical.core.adapters import mixin_for, parts
 from apical.core.broadcast import Broadcast
-from apical.core.converted import converted_layers, feedback_modules, modules
 from apical.core.example import size_feedback
 from apical.core.feedback import Feedback, TransportFeedback, check_checkpoint
-from apical.core.kinds import mixin_for, parts
-from apical.core.layers import converted_class
+from apical.core.layers import converted_class, converted_layers, feedback_modules, modules
 from apical.core.outputs import OutputKey
 from apical.core.plan import UNNAMED, Assignment, Row, plan
 from apical.core.taps import BroadcastFeedback
@@ -106,7 +105,8 @@ def convert(
     guard = _guard(planned.rows, raises=on_unsupported == "error")
     if example is not None:
         try:
-            _handle_unused(rows, guard, *size_feedback(model, example, guard))
+            sized = size_feedback(model, example, guard.layers, guard.kept)
+            _handle_unused(rows, guard, *sized)
         except BaseException as error:
             for row in rows:  # not the whole model: parts may have been converted before
                 revert(row.module)

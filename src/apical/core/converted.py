@@ -1,4 +1,4 @@
-"""A converted model: its layers and feedback, exact gradients, labels, updates by hand, sources."""
+"""A converted model: its parameters, exact gradients, labels, updates by hand, sources."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,41 +9,8 @@ from torch.nn import Parameter
 
 from apical.core import updates
 from apical.core.broadcast import Broadcast
-from apical.core.feedback import Feedback
+from apical.core.layers import converted_layers, feedback_modules
 from apical.core.taps import BroadcastFeedback
-
-
-def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of all modules of a model, each module once.
-
-    Raises: ValueError if it is no model.
-    """
-    if isinstance(model, type):
-        raise ValueError(
-            f"{model.__name__} is a class; a model is an instance of one: {model.__name__}(...)"
-        )
-    if not isinstance(model, nn.Module):
-        given = repr(model)
-        shown = given if len(given) <= 40 else f"a {type(model).__name__}"
-        raise ValueError(f"the model is a torch.nn.Module, not {shown}")
-    return model.named_modules()
-
-
-def is_converted(layer: nn.Module) -> bool:
-    """Whether `apical.convert` has converted this layer."""
-    return "feedback" in layer._modules and hasattr(type(layer), "plain_class")
-
-
-def converted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every converted layer, each module once."""
-    for name, module in modules(model):
-        if is_converted(module):
-            yield name, module
-
-
-def feedback_modules(model: nn.Module) -> Iterator[Feedback]:
-    """Every feedback module of the model, once."""
-    return (module for _, module in modules(model) if isinstance(module, Feedback))
 
 
 def broadcasts(model: nn.Module) -> list[Broadcast]:
@@ -72,17 +39,6 @@ def forked_rng(model: nn.Module) -> AbstractContextManager[None]:
     the global generators are as before."""
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     return torch.random.fork_rng(devices=list(devices))
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """After the block `training` of every module is as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

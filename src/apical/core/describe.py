@@ -12,14 +12,9 @@ from torch import Tensor, nn
 
 from apical import rules
 from apical.core import outputs, updates
-from apical.core.converted import (
-    broadcasts,
-    converted_layers,
-    feedback_modules,
-    forked_rng,
-    is_converted,
-)
+from apical.core.converted import broadcasts, forked_rng
 from apical.core.example import call_with
+from apical.core.layers import converted_layers, feedback_modules, is_converted
 from apical.core.plan import plan, table
 from apical.core.taps import BroadcastFeedback
 

@@ -14,11 +14,11 @@ from torch.nn.parameter import is_lazy
 
 from apical.core import counted, outputs, updates
 from apical.core.adapters import adapter_of
+from apical.core.adapters import parts as weights_of
 from apical.core.broadcast import Broadcast
-from apical.core.converted import broadcasts, converted_layers, feedback_modules, forked_rng
-from apical.core.kinds import parts as weights_of
-from apical.core.outside import Guard
-from apical.core.search import Following, Found, Search, parameters_of
+from apical.core.converted import broadcasts, forked_rng
+from apical.core.layers import converted_layers, feedback_modules
+from apical.core.search import Following, Found, Kept, Search, parameters_of
 from apical.core.taps import BroadcastFeedback, Tap
 from apical.rules.base import BroadcastRule, Rule
 
@@ -30,24 +30,27 @@ def call_with(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple) else model(example)
 
 
-def size_feedback(model: nn.Module, example: Any, guard: Guard) -> tuple[set[str], dict[str, str]]:
+def size_feedback(
+    model: nn.Module, example: Any, layers: dict[str, str], kept: list[Kept]
+) -> tuple[set[str], Found]:
     """Run a copy of the model on the example; the model receives the feedback that this sized.
 
-    Returns: the names of the converted layers that were called, and what the guard found: nothing
+    Args: layers, kept: as of `search.Search`.
+    Returns: the names of the converted layers that were called, and what the search found: nothing
         where a rule learns from labels, which the example does not have.
     """
     try:
-        return _size_feedback(model, example, guard, follow=True)
+        return _size_feedback(model, example, layers, kept, follow=True)
     except NotImplementedError as error:
         if "HigherOrderOperator" not in str(error):
             raise
     torch.compiler.reset()  # it remembers that nothing could be followed into `torch.cond`
-    return _size_feedback(model, example, guard, follow=False)
+    return _size_feedback(model, example, layers, kept, follow=False)
 
 
 def _size_feedback(
-    model: nn.Module, example: Any, guard: Guard, *, follow: bool
-) -> tuple[set[str], dict[str, str]]:
+    model: nn.Module, example: Any, layers: dict[str, str], kept: list[Kept], *, follow: bool
+) -> tuple[set[str], Found]:
     """Args: follow: whether all that is computed from detached weights is followed; else copies of
     weights are found by their values."""
     twin = _copy(model)
@@ -59,7 +62,7 @@ def _size_feedback(
     for name, layer in converted_layers(twin):
         layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
     needs_labels = any(getattr(feedback.rule, "needs_labels", False) for feedback in sized)
-    named = ((name, layer) for name, layer in converted_layers(twin) if name in guard.layers)
+    named = ((name, layer) for name, layer in converted_layers(twin) if name in layers)
     following = None
     if follow:
         following = Following((name, p) for name, layer in named for p in parameters_of(layer))
@@ -69,7 +72,7 @@ def _size_feedback(
     found: Found = {}
     with forked_rng(model), torch.set_grad_enabled(not needs_labels), following or nullcontext():
         output = call_with(twin, example)
-        search = Search(twin, guard.layers, guard.kept, found.update, following)
+        search = Search(twin, layers, kept, found.update, following)
         found |= search.run(output)
         if search.defers:
             for feedback in sized:

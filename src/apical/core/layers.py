@@ -1,5 +1,5 @@
 """The classes of converted layers: each a subclass of the layer's own class that computes the same
-output, with the backward pass of the rule.
+output, with the backward pass of the rule; and finding such layers in a model.
 
 Conversion assigns `layer.__class__`. Parameters, hooks, names and `isinstance` stay as they are;
 the only addition is the child module `feedback`.
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -17,9 +19,9 @@ from torch.nn.utils import parametrize
 
 from apical.core import updates
 from apical.core.feedback import NO_TENSOR_PARALLELISM, Feedback
-from apical.core.forward import apply
+from apical.core.products import apply, convolution, transposed_convolution
 from apical.core.updates import Part, only_part
-from apical.rules.ops import ConvOp, LinearOp
+from apical.rules.ops import LinearOp
 
 
 class LinearMixin:
@@ -67,32 +69,6 @@ class ConvTransposeMixin:
         return output if batched else output.squeeze(0)
 
 
-def convolution(layer: Any) -> ConvOp:
-    """What a convolution computes, with its settings of this moment."""
-    zeros = (0,) * len(layer.stride)
-    pad: tuple[int, ...] = ()
-    padding, mode = layer.padding, "constant"
-    if layer.padding_mode != "zeros":
-        mode = layer.padding_mode
-        pad, padding = tuple(layer._reversed_padding_repeated_twice), zeros
-    elif padding == "valid":
-        padding = zeros
-    elif padding == "same":
-        sizes = zip(layer.dilation, layer.kernel_size, strict=True)
-        total = [d * (k - 1) for d, k in sizes]
-        padding = tuple(t // 2 for t in total)
-        uneven = [side for t in reversed(total) for side in (0, t % 2)]
-        pad = tuple(uneven) if any(uneven) else ()
-    return ConvOp(layer.stride, padding, layer.dilation, False, zeros, layer.groups, pad, mode)
-
-
-def transposed_convolution(layer: Any) -> ConvOp:
-    """What a transposed convolution computes where no output size is asked for."""
-    return ConvOp(
-        layer.stride, layer.padding, layer.dilation, True, layer.output_padding, layer.groups
-    )
-
-
 @cache
 def converted_class(mixin: type, plain: type) -> type:
     """The class of a converted layer: `Feedback<Name>`, a subclass of its plain class.
@@ -110,6 +86,50 @@ def converted_class(mixin: type, plain: type) -> type:
     if not hasattr(plain, "__deepcopy__"):
         names["__deepcopy__"] = property(_copier)
     return type(f"Feedback{plain.__name__}", (mixin, plain), names)
+
+
+def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of all modules of a model, each module once.
+
+    Raises: ValueError if it is no model.
+    """
+    if isinstance(model, type):
+        raise ValueError(
+            f"{model.__name__} is a class; a model is an instance of one: {model.__name__}(...)"
+        )
+    if not isinstance(model, nn.Module):
+        given = repr(model)
+        shown = given if len(given) <= 40 else f"a {type(model).__name__}"
+        raise ValueError(f"the model is a torch.nn.Module, not {shown}")
+    return model.named_modules()
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """After the block `training` of every module is as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def is_converted(layer: nn.Module) -> bool:
+    """Whether `apical.convert` has converted this layer."""
+    return "feedback" in layer._modules and hasattr(type(layer), "plain_class")
+
+
+def converted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every converted layer, each module once."""
+    for name, module in modules(model):
+        if is_converted(module):
+            yield name, module
+
+
+def feedback_modules(model: nn.Module) -> Iterator[Feedback]:
+    """Every feedback module of the model, once."""
+    return (module for _, module in modules(model) if isinstance(module, Feedback))
 
 
 def _no_qconfig(layer: Any) -> None:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from apical.core.adapters import adapter_of
-from apical.core.converted import is_converted
+from apical.core.adapters import adapter_of, kind_of, parts
 from apical.core.feedback import computed_weight
-from apical.core.kinds import kind_of, parts
+from apical.core.layers import is_converted
 from apical.core.updates import Part
 from apical.rules import Rule, TransportRule
 

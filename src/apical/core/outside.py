@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from apical.core import outputs, updates
-from apical.core.converted import broadcasts, feedback_modules, is_converted
+from apical.core.adapters import mixin_for
+from apical.core.converted import broadcasts
 from apical.core.graph import Graph
-from apical.core.kinds import mixin_for
+from apical.core.layers import feedback_modules, is_converted
 from apical.core.search import Found, Kept, Search, address, module_named, parameters_of
 
 

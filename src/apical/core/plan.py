@@ -13,10 +13,9 @@ from torch.nn.utils import parametrize
 
 from apical import rules
 from apical.core import memory, obstacles
-from apical.core.adapters import adapter_of
-from apical.core.converted import is_converted, modules
+from apical.core.adapters import adapter_of, mixin_for, parts
 from apical.core.example import broadcast_bytes
-from apical.core.kinds import mixin_for, parts
+from apical.core.layers import is_converted, modules
 from apical.core.obstacles import Action
 from apical.core.outputs import OutputKey
 from apical.rules import BP, BroadcastRule, Rule, TransportRule

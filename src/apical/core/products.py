@@ -1,22 +1,69 @@
-"""What layers compute with their weights, as values: for classes that are no `nn.Linear` and no
-convolution of torch's own."""
+"""Operations with the backward pass of a rule; and what layers compute with their weights, as
+values, for classes that are no `nn.Linear` and no convolution of torch's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from apical.core import autograd
 from apical.core.feedback import Feedback
-from apical.core.forward import apply
-from apical.core.layers import convolution, transposed_convolution
+from apical.core.taps import BroadcastFeedback
 from apical.core.updates import Part
 from apical.names import check_literals
 from apical.rules.ops import ConvOp, LinearOp, Op
+
+
+def apply(feedback: Feedback, op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`op(x, weight) + bias` with the backward pass of the rule.
+
+    Where nothing is differentiated, and inside `exact_gradients`, it is the plain operation.
+    Shapes: as `F.linear` or the convolution of `op`.
+    Raises: RuntimeError in forward-mode differentiation.
+    """
+    exact = bool(feedback.exact)
+    if not exact:
+        autograd.refuse_forward_mode(feedback)
+    acts = False
+    if torch.is_grad_enabled():
+        feedback.history.called = True
+        acts = not exact and feedback.takes_part(x, weight)
+    if isinstance(feedback, BroadcastFeedback) and not exact:
+        cut = feedback.broadcast.cut(feedback, op, x, weight)
+        output = autograd.exact(op, op.prepare(cut), weight, bias)
+    elif acts:
+        if feedback.rule.sends_nothing:
+            x = x.detach()
+        output = autograd.transport(op, op.prepare(x), weight, bias, feedback)
+    else:
+        output = autograd.exact(op, op.prepare(x), weight, bias)
+    for listener in feedback.listeners:
+        listener(x, output)
+    return output
+
+
+def serves_plain(parts: Iterable[Feedback]) -> bool:
+    """Whether the plain layer's own forward computes all that is wanted of these parts: nothing is
+    differentiated or all of it exactly, no feedback waits for shapes, and nothing is measured.
+
+    Raises: RuntimeError in forward-mode differentiation.
+    """
+    differentiated = torch.is_grad_enabled()
+    for feedback in parts:
+        if differentiated:
+            feedback.history.called = True
+        if feedback.listeners:
+            return False
+        if not feedback.exact:
+            autograd.refuse_forward_mode(feedback)
+            if differentiated or feedback.pending:
+                return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -57,6 +104,32 @@ class Weight:
         if self.computes == "transposed convolution":
             return transposed_convolution(layer)
         return LinearOp()
+
+
+def convolution(layer: Any) -> ConvOp:
+    """What a convolution computes, with its settings of this moment."""
+    zeros = (0,) * len(layer.stride)
+    pad: tuple[int, ...] = ()
+    padding, mode = layer.padding, "constant"
+    if layer.padding_mode != "zeros":
+        mode = layer.padding_mode
+        pad, padding = tuple(layer._reversed_padding_repeated_twice), zeros
+    elif padding == "valid":
+        padding = zeros
+    elif padding == "same":
+        sizes = zip(layer.dilation, layer.kernel_size, strict=True)
+        total = [d * (k - 1) for d, k in sizes]
+        padding = tuple(t // 2 for t in total)
+        uneven = [side for t in reversed(total) for side in (0, t % 2)]
+        pad = tuple(uneven) if any(uneven) else ()
+    return ConvOp(layer.stride, padding, layer.dilation, False, zeros, layer.groups, pad, mode)
+
+
+def transposed_convolution(layer: Any) -> ConvOp:
+    """What a transposed convolution computes where no output size is asked for."""
+    return ConvOp(
+        layer.stride, layer.padding, layer.dilation, True, layer.output_padding, layer.groups
+    )
 
 
 Weights = dict[str, Weight]

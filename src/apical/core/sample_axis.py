@@ -19,6 +19,12 @@ Axis = int | Literal["folded", "steps"]
 Dependence = Literal["own", "other", "spread", "none"]
 
 
+class Probe:
+    """Whether gradients pass the bridges of a forward pass: only while dependences are measured."""
+
+    passes = False
+
+
 class Reading(NamedTuple):
     """A layer's input, and the axis of it that its rule takes for the samples (as `DFA` names
     them); None where no layer below receives its signal. `by_position`: every position counts as

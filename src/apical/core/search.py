@@ -24,7 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from apical.core import outputs, updates
-from apical.core.converted import is_converted
 from apical.core.graph import (
     FACTORS,
     PLACES,
@@ -39,6 +38,7 @@ from apical.core.graph import (
     saved,
     shape_of,
 )
+from apical.core.layers import is_converted
 
 Found = dict[str, str]
 """By layer, or by layer and parameter, what is wrong and the remedy."""

@@ -11,8 +11,9 @@ from torch.optim import LBFGS, SGD, Optimizer
 
 from apical.core import updates
 from apical.core.convert import convert, revert
-from apical.core.converted import converted_layers, feedback_modules, feedback_parameters
+from apical.core.converted import feedback_parameters
 from apical.core.feedback import Feedback
+from apical.core.layers import converted_layers, feedback_modules
 from apical.core.outputs import OutputKey
 from apical.core.plan import Assignment
 from apical.core.taps import BroadcastFeedback

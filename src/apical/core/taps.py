@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.core import autograd
 from apical.core.feedback import Feedback
+from apical.core.sample_axis import Probe
 from apical.rules.base import BroadcastRule
 from apical.rules.ops import ConvOp, Geometry, LinearOp, Op, as_rows
 
@@ -161,7 +161,7 @@ class Call:
         self.late: list[Tap] = []
         self.verifies = False
         self.bridged: list[tuple[Tap, Tensor]] = []
-        self.probe = autograd.Probe()
+        self.probe = Probe()
         self.part: dict[str, str] = {}
         self._caller = caller
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apical.core.converted import is_converted
+from apical.core.layers import is_converted
 from apical.learners.base import Batch, Info, Learner, add_gradients, memory_of
 
 ACTIVATIONS = (nn.Tanh, nn.Sigmoid, nn.ReLU, nn.Identity)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from apical.core.converted import converted_layers
+from apical.core.layers import converted_layers
 from apical.learners.base import Batch, Learner, add_gradients
 
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.core.converted import is_converted
+from apical.core.layers import is_converted
 from apical.learners.base import Learner
 from apical.nets.spiking import LIF, DoubleExponential, OverTime, SpikingNet
 from apical.nets.spiking.neurons import fired, over_steps

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.core.converted import converted_layers, is_converted
+from apical.core.layers import converted_layers, is_converted
 from apical.learners.base import Batch, Info, Learner, add_gradients
 from apical.nets.recurrent import SRN, Recurrent
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical.core import outputs
-from apical.core.converted import modes_kept, modules
+from apical.core.adapters import mixin_for
 from apical.core.example import call_with
-from apical.core.kinds import mixin_for
+from apical.core.layers import modes_kept, modules
 from apical.measure import signals
 from apical.names import unknown
 

@@ -16,15 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from apical.core import outputs, updates
-from apical.core.converted import (
-    broadcasts,
-    converted_layers,
-    exact_gradients,
-    feedback_modules,
-    labels,
-)
+from apical.core.converted import broadcasts, exact_gradients, labels
 from apical.core.example import call_with
 from apical.core.feedback import Feedback
+from apical.core.layers import converted_layers, feedback_modules
 from apical.rules.ops import ConvOp
 
 Pair = tuple[Tensor, Tensor]

@@ -7,11 +7,23 @@ attack differentiates is u = tanh(alpha h).
 from typing import TYPE_CHECKING
 
 from apical.names import import_on_use
-from apical.retrieval.centres import CSQ, DPN, CentreLoss
 from apical.retrieval.codes import Codes, ConstantBitWarning, Continuation, encode, pack, relax
 from apical.retrieval.database import Database, relevant
 from apical.retrieval.heads import hash_head
-from apical.retrieval.losses import DPH, DPSH, DSH, Bank, HashLoss, HashNet, Memory, PairLoss
+from apical.retrieval.losses import (
+    CSQ,
+    DPH,
+    DPN,
+    DPSH,
+    DSH,
+    LOSSES,
+    Bank,
+    CentreLoss,
+    HashLoss,
+    HashNet,
+    Memory,
+    PairLoss,
+)
 from apical.retrieval.measures import (
     PrecisionRecall,
     average_precision,
@@ -63,15 +75,6 @@ __all__ = [
     "relax",
     "relevant",
 ]
-
-LOSSES: dict[str, type[HashLoss]] = {
-    "csq": CSQ,
-    "dph": DPH,
-    "dpn": DPN,
-    "dpsh": DPSH,
-    "dsh": DSH,
-    "hashnet": HashNet,
-}
 
 import_on_use(  # attacks are imported when they are first used
     __name__,

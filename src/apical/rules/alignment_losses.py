@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.rules.base import Group, Law, Needs, TransportRule, drawn
-from apical.rules.mirror import mean_product
-from apical.rules.ops import ConvOp, Local, Op
+from apical.rules.ops import ConvOp, Local, Op, mean_product
 from apical.rules.tracking import loss_scale
 
 Kind = Literal["symmetric", "activation", "information", "mirror"]

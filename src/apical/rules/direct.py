@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from apical.rules import oja
 from apical.rules.base import BroadcastRule, Geometry, Needs, Update
 from apical.rules.dfa import DFA, counted
-from apical.rules.low_dimensional import LowDimensional
 from apical.rules.oja import Rank
 
 
@@ -212,7 +211,7 @@ class DirectLowDimensional(_Direct):
     rate: float = 0.1
 
     name: ClassVar[str] = "dldfa"
-    reference: ClassVar[str] = LowDimensional.reference
+    reference: ClassVar[str] = oja.HANUT_2025
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.rules.base import Group, Law, drawn
+from apical.rules.mirror import WeightMirror
 from apical.rules.ops import Local
 from apical.rules.tracking import Follower, trained_apart
 
@@ -55,12 +56,7 @@ class KolenPollack(Follower):
     init: Law = "xavier"
 
     name: ClassVar[str] = "kp"
-    reference: ClassVar[str] = """@inproceedings{akrout2019,
-  title = {Deep Learning without Weight Transport},
-  author = {Akrout, Mohamed and Wilson, Collin and Humphreys, Peter and Lillicrap, Timothy and
-            Tweed, Douglas B.},
-  booktitle = {Advances in Neural Information Processing Systems}, year = {2019}
-}"""
+    reference: ClassVar[str] = WeightMirror.reference
 
     def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": nn.Parameter(drawn(self.init, weight.shape, generator))}

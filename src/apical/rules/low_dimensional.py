@@ -67,11 +67,7 @@ class LowDimensional(Follower):
     scale: Scale = "init"
 
     name: ClassVar[str] = "ldfa"
-    reference: ClassVar[str] = """@article{hanut2025,
-  title = {Training Large Neural Networks With Low-Dimensional Error Feedback},
-  author = {Hanut, Maher and Kadmon, Jonathan},
-  journal = {arXiv preprint arXiv:2502.20580}, year = {2025}
-}"""
+    reference: ClassVar[str] = oja.HANUT_2025
 
     def __post_init__(self) -> None:
         super().__post_init__()

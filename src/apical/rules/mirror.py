@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from apical.rules.base import Law, Needs, TransportRule, Update, drawn
-from apical.rules.kolen_pollack import KolenPollack
-from apical.rules.ops import ConvOp, LinearOp, Op
+from apical.rules.ops import LinearOp, Op, mean_product
 
 Activation = Literal["none", "sigmoid", "tanh", "relu"]
 """"none", or the name of a function of torch."""
@@ -74,7 +73,12 @@ class WeightMirror(TransportRule):
     name: ClassVar[str] = "wm"
     needs: ClassVar[Needs] = Needs("nothing", "layers above", phase=True)
     acts_after_update: ClassVar[bool] = True
-    reference: ClassVar[str] = KolenPollack.reference
+    reference: ClassVar[str] = """@inproceedings{akrout2019,
+  title = {Deep Learning without Weight Transport},
+  author = {Akrout, Mohamed and Wilson, Collin and Humphreys, Peter and Lillicrap, Timothy and
+            Tweed, Douglas B.},
+  booktitle = {Advances in Neural Information Processing Systems}, year = {2019}
+}"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,20 +178,6 @@ def mirrored(
     if activation != "none":
         y = getattr(torch, activation)(y)
     return mean_product(op, y, x, weight)
-
-
-def mean_product(op: Op, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The weight's gradient for the signal y and the input x, as a mean over samples and positions.
-
-    Shapes: y as the output of `op`, x as its input, result as `weight`.
-    """
-    total = op.backward(y, x, weight, (False, True, False))[1]
-    assert total is not None
-    if isinstance(op, ConvOp):
-        # a convolution reads one window per output position, its transpose writes one per input's
-        images = x if op.transposed else y
-        return total / max(images.numel() // images.shape[1], 1)
-    return total / max(x.numel() // x.shape[-1], 1)  # an expert may get no token
 
 
 def unpadded(op: Op) -> Op:

@@ -7,6 +7,13 @@ from torch import Tensor
 
 Rank = int | float
 
+HANUT_2025 = """@article{hanut2025,
+  title = {Training Large Neural Networks With Low-Dimensional Error Feedback},
+  author = {Hanut, Maher and Kadmon, Jonathan},
+  journal = {arXiv preprint arXiv:2502.20580}, year = {2025}
+}"""
+"""The source of the rules that turn a projection of the error so."""
+
 
 def check_rank(rule: str, rank: Rank) -> None:
     """Raises: ValueError unless the rank is a number of dimensions or a fraction of them."""

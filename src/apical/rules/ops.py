@@ -92,6 +92,20 @@ class ConvOp(NamedTuple):
 Op = LinearOp | ConvOp
 
 
+def mean_product(op: Op, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The weight's gradient for the signal y and the input x, as a mean over samples and positions.
+
+    Shapes: y as the output of `op`, x as its input, result as `weight`.
+    """
+    total = op.backward(y, x, weight, (False, True, False))[1]
+    assert total is not None
+    if isinstance(op, ConvOp):
+        # a convolution reads one window per output position, its transpose writes one per input's
+        images = x if op.transposed else y
+        return total / max(images.numel() // images.shape[1], 1)
+    return total / max(x.numel() // x.shape[-1], 1)  # an expert may get no token
+
+
 def as_rows(tensor: Tensor) -> Tensor:
     """All positions as rows, (positions, features), also of no features."""
     return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])

@@ -12,8 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from apical.rules.base import Geometry
-from apical.rules.ops import ConvOp, padded_from
+from apical.rules.ops import ConvOp, Geometry, padded_from
 
 
 def spread(error: Tensor, matrix: Tensor, geometry: Geometry) -> Tensor:

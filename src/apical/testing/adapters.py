@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from apical.core import outputs, updates
 from apical.core.convert import convert
-from apical.core.converted import converted_layers, forked_rng
+from apical.core.converted import forked_rng
+from apical.core.layers import converted_layers
 from apical.rules import FA
 
 TOLERANCE = 1e-10

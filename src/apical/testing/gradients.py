@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.core.convert import convert, feedback_modules
+from apical.core.convert import convert
 from apical.core.converted import exact_gradients, labels
+from apical.core.layers import feedback_modules
 from apical.rules import Rule, TransportRule
 from apical.testing.specimen import (
     LAST,

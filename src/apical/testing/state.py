@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical import rules
-from apical.core.convert import convert, feedback_modules, revert
-from apical.core.converted import converted_layers, learn
+from apical.core.convert import convert, revert
+from apical.core.converted import learn
+from apical.core.layers import converted_layers, feedback_modules
 from apical.rules import Rule
 from apical.testing.specimen import (
     Broken,

@@ -26,10 +26,10 @@ from apical.attacks.ball import check_norm, standard_norm
 from apical.attacks.checks import check_eps
 from apical.bench.evaluate.trained_net import Trained
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import KEY_DIGITS
+from apical.bench.experiment.experiment import KEY_DIGITS, versions
 from apical.bench.experiment.settings import differing
 from apical.bench.storage import claims, evaluation_folder, records
-from apical.bench.training import loop, progress
+from apical.bench.training import group, progress
 from apical.names import check_literals
 
 Row = dict[str, Any]
@@ -175,7 +175,7 @@ def evaluate(
     if found := evaluation.rows(folder):
         claims.clear(folder)  # a kill after the last row leaves one
         return found
-    with loop.settings(execution), claims.hold(folder) as claim:
+    with group.settings(execution), claims.hold(folder) as claim:
         if found := evaluation.rows(folder):
             return found
         examples = net.examples(getattr(evaluation, evaluation.counted), execution.device)
@@ -186,8 +186,8 @@ def evaluate(
         }
         setting |= json.loads(json.dumps(dataclasses.asdict(evaluation)))  # type: ignore[call-overload]
         setting |= {evaluation.counted: len(examples[0]), "surrogates": list(others)}
-        version = {evaluation.home: evaluation.version}
-        evaluation_folder.describe(folder, key, net.digest, setting, execution, **version)
+        of_all = {**versions(), evaluation.home: evaluation.version}
+        evaluation_folder.describe(folder, key, net.digest, setting, execution, of_all)
         path = folder / "trials.jsonl"
         finished = evaluation_folder.trials(folder, evaluation.trial.read)
         known, begin = {trial.key for trial in finished}, time.perf_counter()

@@ -20,7 +20,7 @@ from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.storage import records
 from apical.bench.training import loop
 from apical.bench.training.build import Given
-from apical.core.convert import feedback_modules
+from apical.core.layers import feedback_modules
 from apical.names import takes, unknown
 from apical.nets import pretrained
 
@@ -51,7 +51,7 @@ class Fit:
 
     def report(self) -> Path:
         """Write the page of the run. Returns: the HTML file."""
-        from apical.bench.report import write
+        from apical.bench.report.page import write
 
         return write(self.folder)
 

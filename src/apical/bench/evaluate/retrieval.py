@@ -9,8 +9,9 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from apical import attacks, retrieval
+from apical import retrieval
 from apical.attacks.ball import Norm
+from apical.attacks.steps import Noise
 from apical.bench.evaluate import evaluation
 from apical.bench.evaluate.evaluation import Nets, OnTrial, Outcome, Row
 from apical.bench.evaluate.trained_net import HashNet, Trained
@@ -220,7 +221,7 @@ def points(
     """The attacked queries."""
     common: dict[str, Any] = {"eps": step.eps, "norm": evaluation.norm}
     if step.attack == NOISE:
-        noise = attacks.Noise(**common, seed=evaluation.seed)
+        noise = Noise(**common, seed=evaluation.seed)
         return noise(net.model, asked.x, torch.zeros_like(asked.y))  # it asks for no labels
     common |= {"steps": evaluation.steps, "sharpness": TANHS[step.tanh]}
     kind, _, name = step.source.partition(":")

@@ -10,18 +10,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apical import attacks, nets, rules
-from apical.attacks import Audit, Effort, audit, robust_report
+from apical import nets, rules
+from apical.attacks.audit import Audit, audit
 from apical.attacks.ball import Threat
-from apical.attacks.evaluation import AUDITED
+from apical.attacks.evaluation import AUDITED, robust_report
 from apical.attacks.pictures import pictures
+from apical.attacks.schedule import Effort, Protocol, protocol
+from apical.attacks.scores import Normalised
 from apical.attacks.trials import Trial
+from apical.attacks.wrappers import imitate
 from apical.bench.evaluate import evaluation
 from apical.bench.evaluate.evaluation import Nets, OnTrial, Outcome, Row
 from apical.bench.evaluate.trained_net import HashNet, Trained
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.settings import differing
-from apical.bench.training import loop
+from apical.bench.training import group
 
 SUBSTITUTE_IMAGES = 2000
 """Training images that a substitute learns from, at most."""
@@ -86,11 +89,11 @@ class Evaluation(evaluation.Evaluation):
             )
 
     @property
-    def published_attacks(self) -> attacks.Protocol | None:
+    def published_attacks(self) -> Protocol | None:
         """The protocol, with the numbers of pixels that are asked for."""
         if not self.protocol:
             return None
-        found = attacks.protocol(self.protocol)
+        found = protocol(self.protocol)
         return dataclasses.replace(found, pixels=self.pixels, pixel_images=self.pixel_images)
 
     def check_net(self, net: Trained) -> None:
@@ -142,8 +145,8 @@ def substitute(net: Trained, device: torch.device, seed: int) -> nn.Module:
     small = nets.build(
         "vgg", in_shape=images.shape, num_classes=images.num_classes, seed=seed, widths=[16, 32, 64]
     )
-    whole = attacks.Normalised(small, images.mean, images.std).to(device)
-    return attacks.imitate(net.model, whole, x, seed=seed)
+    whole = Normalised(small, images.mean, images.std).to(device)
+    return imitate(net.model, whole, x, seed=seed)
 
 
 def audits(net: Trained, asked: Evaluation, execution: Execution | None = None) -> list[Audit]:
@@ -152,5 +155,5 @@ def audits(net: Trained, asked: Evaluation, execution: Execution | None = None) 
     asked.check_net(net)
     x, y = net.examples(min(asked.images, AUDITED), execution.device)
     sources: Any = ["own", "exact", *(f"rule:{rule}" for rule in asked.rules)]
-    with loop.settings(execution):
+    with group.settings(execution):
         return [audit(net.model, x, y, gradient=s, seed=asked.seed) for s in sources]

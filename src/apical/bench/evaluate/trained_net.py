@@ -15,16 +15,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical import data, nets, retrieval, rules
-from apical.attacks import Normalised
+from apical import data, nets, rules
+from apical.attacks.scores import Normalised
 from apical.bench.experiment.experiment import Experiment, to_dict
 from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_assignment
 from apical.bench.storage import checkpoint, records, run_folder, schema
 from apical.bench.training import build, splits, starts
-from apical.core.convert import convert, feedback_modules
+from apical.core.convert import convert
+from apical.core.layers import feedback_modules
 from apical.names import from_path
 from apical.nets import pretrained
+from apical.retrieval.codes import Codes, ConstantBitWarning, encode
+from apical.retrieval.database import Database
 from apical.retrieval.ranking import check_k
 
 GIVEN_FILE = "given.json"
@@ -77,21 +80,21 @@ class HashNet(Trained):
     k: int | None
 
     @cached_property
-    def database(self) -> retrieval.Database:
+    def database(self) -> Database:
         """The codes of the images. Of bits that never change whoever trained the net was warned.
 
         Raises: ValueError for codes that hold NaN, or a k that the database does not hold.
         """
         check_k(self.k, len(self.searched.split))
-        codes = [retrieval.encode(self.model, x).packed for x, _ in self.searched.epoch(0)]
-        return _silent(retrieval.Codes(torch.cat(codes), self.bits), self.searched.split.labels)
+        codes = [encode(self.model, x).packed for x, _ in self.searched.epoch(0)]
+        return _silent(Codes(torch.cat(codes), self.bits), self.searched.split.labels)
 
     @property
     def feedback(self) -> bool:
         """Whether the net has a gradient of its own, other than the exact one."""
         return any(True for _ in feedback_modules(self.model))
 
-    def known(self, count: int) -> retrieval.Database:
+    def known(self, count: int) -> Database:
         """A random part of the database with something of every class, the same for every net of
         these data.
 
@@ -379,7 +382,7 @@ def _built(model: str, images: data.ImageData, options: dict[str, Any]) -> nn.Mo
     return nets.build(model, in_shape=images.shape, num_classes=images.num_classes, **options)
 
 
-def _silent(codes: retrieval.Codes, labels: torch.Tensor) -> retrieval.Database:
+def _silent(codes: Codes, labels: torch.Tensor) -> Database:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", retrieval.ConstantBitWarning)
-        return retrieval.Database(codes, labels)
+        warnings.simplefilter("ignore", ConstantBitWarning)
+        return Database(codes, labels)

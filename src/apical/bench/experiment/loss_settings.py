@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from apical.bench.experiment.settings import Settings, setting
 from apical.names import unknown
-from apical.retrieval import LOSSES, CentreLoss, Continuation, HashLoss
+from apical.retrieval.codes import Continuation
+from apical.retrieval.losses import LOSSES, CentreLoss, HashLoss
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from statistics import fmean, median
 from typing import Any
 
 from apical.bench.report import angles
-from apical.bench.report.evaluations import Record
 from apical.bench.report.lines import (
     Looks,
     Runs,
@@ -22,7 +21,7 @@ from apical.bench.report.lines import (
 from apical.bench.report.read import Row, Run, Study
 from apical.bench.report.render import Group
 from apical.bench.report.table import Column, Shown, Table, percent, plain, points
-from apical.bench.storage.records import grouped
+from apical.bench.storage.records import Record, grouped
 from apical.measure import statistics
 from apical.measure.alignment_phases import Phase, phases
 

@@ -16,17 +16,15 @@ retrieval of the kinds clean, attack, map, gap, targeted and, last, end.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from apical.bench.storage import packing
+from apical.bench.storage.records import Record
 
 Status = Literal["finished", "unfinished", "failed", "not started"]
-Record = Mapping[str, Any]
-"""A row of a file of records."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from statistics import mean, median
 from typing import Any
 
 from apical.bench.report import gained, robustness, sections
-from apical.bench.report.evaluations import Record
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.read import ERROR, MAP, Row, Study
 from apical.bench.report.sections import Section
@@ -26,7 +25,7 @@ from apical.bench.report.table import (
     ratio,
     share,
 )
-from apical.bench.storage.records import grouped
+from apical.bench.storage.records import Record, grouped
 from apical.measure import statistics
 from apical.measure.robustness_verdict import radius
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apical.bench.report.evaluations import Record
 from apical.bench.report.names import (
     FROZEN,
     display_name,
@@ -20,6 +19,7 @@ from apical.bench.report.names import (
 )
 from apical.bench.report.read import ERROR, Run, Study, percent_of
 from apical.bench.report.table import Column, Shown, estimate, signed
+from apical.bench.storage.records import Record
 from apical.measure import rate_choice, statistics
 from apical.measure.robustness_verdict import radius
 

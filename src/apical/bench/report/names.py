@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apical.bench.experiment.rule_settings import rule_label
-from apical.bench.report.evaluations import Record
+from apical.bench.storage.records import Record
 from apical.rules import RULES
 
 CAPITALS = "aa bp dfa dkp dldfa drtp fa ia kp ldfa le pfa sa wm"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apical.bench.experiment.experiment import Experiment, to_dict
-from apical.bench.report.evaluations import Record, Robustness
+from apical.bench.report.evaluations import Robustness
 from apical.bench.report.names import rule_name
 from apical.bench.report.read import (
     Run,
@@ -24,7 +24,7 @@ from apical.bench.report.read import (
 )
 from apical.bench.report.table import flatten
 from apical.bench.storage import packing
-from apical.bench.storage.records import grouped
+from apical.bench.storage.records import Record, grouped
 from apical.names import unknown
 
 if TYPE_CHECKING:

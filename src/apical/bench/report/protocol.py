@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from apical.bench.report import gained
-from apical.bench.report.evaluations import Record
 from apical.bench.report.names import display_name, is_control
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import Cell
 from apical.bench.report.table import Column, Shown, Table, each, flatten, number, plain, text
-from apical.bench.storage.records import grouped
+from apical.bench.storage.records import Record, grouped
 from apical.nets.pretrained.start import WITHOUT_SOURCE
 
 PER_RUN = ("key", "seed")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from apical.bench.report.evaluations import Record
+from apical.bench.storage.records import Record
 
 FULL_TIER = "full"
 """The tier of a published protocol; every other one is on another scale."""

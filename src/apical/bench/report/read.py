@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment.own_code import GIVEN
-from apical.bench.report.evaluations import Record, Retrieval, Robustness, Status
+from apical.bench.report.evaluations import Retrieval, Robustness, Status
 from apical.bench.report.names import display_name, mislabelled, rule_name
 from apical.bench.report.published import ERRORS, ROBUSTNESS, Curve, Published, read_published
 from apical.bench.storage import packing
-from apical.bench.storage.records import grouped
+from apical.bench.storage.records import Record, grouped
 from apical.measure import statistics
 
 ERROR, MAP = "test_acc", "test_map"

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from apical.bench.report import gained, sections
-from apical.bench.report.evaluations import Record, Retrieval
+from apical.bench.report.evaluations import Retrieval
 from apical.bench.report.names import display_name
 from apical.bench.report.sections import Line, Section
 from apical.bench.report.table import Column, Shown, Table, in_percent, percent, plain, points
+from apical.bench.storage.records import Record
 from apical.measure import robustness_verdict
 from apical.measure.robustness_verdict import MASKED, Estimate, radius
 

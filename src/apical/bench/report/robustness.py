@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from apical.bench.report.colours import INK, LOOKS, SOFT, SPARE, line_style
-from apical.bench.report.evaluations import Record, Robustness
+from apical.bench.report.evaluations import Robustness
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.published import Published
 from apical.bench.report.read import Study
 from apical.bench.report.render import Group, Panel
 from apical.bench.report.sections import Line, Section, Value, of_study
+from apical.bench.storage.records import Record
 from apical.measure import robustness_verdict, statistics
 from apical.measure.robustness_verdict import MASKED, Estimate, RuleVerdict, radius
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from apical.bench.report.evaluations import Evaluated, Record
+from apical.bench.report.evaluations import Evaluated
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.published import Published
 from apical.bench.report.read import Study
 from apical.bench.report.table import flatten, text
-from apical.bench.storage.records import grouped
+from apical.bench.storage.records import Record, grouped
 from apical.measure import robustness_verdict, statistics
 from apical.measure.robustness_verdict import Estimate
 

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from apical.names import __version__
+
 PACKAGES = ("torch", "numpy", "scipy", "torchvision", "timm")
 INSTALLED = Path(__file__).resolve().parent
 """The folder of this package."""
@@ -29,12 +31,10 @@ def environment(project: str | os.PathLike[str] | None = None) -> dict[str, Any]
     """
     import torch  # here, so that reading records never loads torch
 
-    from apical import __version__  # of the code that runs; an installation's metadata may be older
-
     header: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "apical": __version__,
+        "apical": __version__,  # of the code that runs; metadata may be of an older installation
     }
     header |= {name: version for name in PACKAGES if (version := _version(name))}
     header["torch"] = torch.__version__

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from apical.bench.experiment.execution import Execution
-from apical.bench.experiment.experiment import versions
 from apical.bench.storage import records
 from apical.bench.storage.environment import environment
 
@@ -54,16 +53,16 @@ def describe(
     checkpoint: str,
     setting: Mapping[str, Any],
     execution: Execution,
-    **version: int,
+    versions: Mapping[str, int],
 ) -> None:
     """Write what is evaluated, by what, and where.
 
-    Args: checkpoint: digest of the net. version: of the kind of evaluation, by its name.
+    Args: checkpoint: digest of the net. versions: of all that decides what is found, by name.
     """
     records.remove_parts(folder)
     described = {
         "key": key,
-        "versions": {**versions(), **version},
+        "versions": dict(versions),
         "checkpoint": checkpoint,
         "setting": dict(setting),
     }

@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from apical.bench.storage import evaluation_folder, records, run_folder, schema
+from apical.bench.storage import evaluation_folder, records, schema
 
 FORMAT = 1
 """Raised when files packed before can no longer be read."""
@@ -247,7 +247,7 @@ def unpack(packed: str | Path, study: str | Path) -> list[str]:
     source, written = PackedFolder(Path(packed)), []
     for name in source.folders("."):
         run, rows = Path(study) / name, source.rows(f"{name}/records.jsonl")
-        ended = bool(rows) and rows[-1].get("kind") in run_folder.ENDS
+        ended = bool(rows) and rows[-1].get("kind") in schema.ENDS
         if not ended or source.folders(name) or run.exists():
             continue
         part = run.with_name(f".{name}.part")

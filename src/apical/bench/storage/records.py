@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 
 from apical.bench.storage import schema
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
+"""A row of a file of records."""
 Pathlike = str | os.PathLike[str]
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -48,7 +49,7 @@ class StorageError(OSError):
     """A result could not be written: disk full, folder missing or not writable."""
 
 
-def append(path: Pathlike, *rows: Row, digest: bool = False) -> None:
+def append(path: Pathlike, *rows: Record, digest: bool = False) -> None:
     """Add rows at the end of a JSON lines file and wait until they are on disk.
 
     Rows that belong together (one epoch: its losses and one row per layer) go into one call: after
@@ -216,7 +217,7 @@ def write_bytes(path: Pathlike, data: bytes) -> None:
         raise _storage_error(path, error, "what was there before is unchanged") from error
 
 
-def _line(row: Row) -> bytes:
+def _line(row: Record) -> bytes:
     try:
         return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
@@ -227,7 +228,7 @@ def _line(row: Row) -> bytes:
         ) from error
 
 
-def _row_digest(row: Row) -> str:
+def _row_digest(row: Record) -> str:
     text = json.dumps({k: v for k, v in row.items() if k != DIGEST}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -11,9 +11,6 @@ from apical.bench.experiment.experiment import Experiment, from_dict, to_dict, v
 from apical.bench.storage import checkpoint, claims, records, schema
 from apical.bench.storage.environment import environment
 
-ENDS = ("final", "stopped")
-"""Kinds of the row that closes a run: trained to the end, or ended by a non-finite loss."""
-
 
 def check(folder: Path, experiment: Experiment) -> None:
     """Refuse a folder that holds anything but this experiment.
@@ -137,7 +134,7 @@ def finished_on(folder: Path) -> str:
 def end(folder: Path) -> dict[str, Any] | None:
     """The row that closes the run, None if it is not there yet."""
     found = rows(folder)
-    return found[-1] if found and found[-1].get("kind") in ENDS else None
+    return found[-1] if found and found[-1].get("kind") in schema.ENDS else None
 
 
 def state(folder: Path) -> str:

@@ -32,6 +32,9 @@ WORDS: Mapping[Any, str] = {
 }
 """How errors call the shapes."""
 
+ENDS = ("final", "stopped")
+"""Kinds of the row that closes a run: trained to the end, or ended by a non-finite loss."""
+
 EXPERIMENT_FILE: Shape = {
     "experiment": dict,
     "key?": str,

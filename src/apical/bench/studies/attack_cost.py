@@ -23,9 +23,9 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.studies.assess import assessments
 from apical.bench.studies.base import Choice, Entry, Study
 from apical.bench.studies.cost import Cost
-from apical.bench.training import build, loop
-from apical.core.convert import feedback_modules
+from apical.bench.training import build, group
 from apical.core.converted import labels
+from apical.core.layers import feedback_modules
 
 PASSES, BATCH, TIMES = 4, 256, 3
 LONG = 1.0
@@ -62,7 +62,7 @@ def _seconds(study: Study, entry: Entry, execution: Execution) -> float:
     load = partial(data.load, root=execution.data_root, download=execution.download)
     images = load(experiment.data, size=experiment.size)
     count = min(getattr(evaluation, evaluation.counted), len(images.test))
-    with loop.settings(execution):
+    with group.settings(execution):
         model = build.build_model(experiment, images).to(execution.device).eval()
         if isinstance(evaluation, OfRetrieval):
             queries = min(count, QUERIES)

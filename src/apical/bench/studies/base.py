@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from apical import rules
-from apical.bench.evaluate import robustness
 from apical.bench.evaluate.evaluation import Evaluation
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
@@ -247,8 +246,7 @@ class Study:
         """How the net of an entry is attacked."""
         evaluation = self.evaluations[entry.setting]
         if self.crossed and entry.rule == self.surrogate:
-            assert isinstance(evaluation, robustness.Evaluation)
-            return dataclasses.replace(evaluation, rules=self.crossed)
+            return dataclasses.replace(evaluation, rules=self.crossed)  # type: ignore[type-var]
         return evaluation
 
     @property

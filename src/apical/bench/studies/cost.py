@@ -16,7 +16,7 @@ from apical.bench.experiment.training_settings import Schedule
 from apical.bench.storage import run_folder
 from apical.bench.storage.records import grouped
 from apical.bench.sweep.sweep import Task
-from apical.bench.training import batch_step, build, loop, resume
+from apical.bench.training import batch_step, build, group
 from apical.core.converted import learn
 
 WARM_STEPS, TIMED_STEPS = 2, 5
@@ -96,7 +96,7 @@ def estimate(tasks: Sequence[Task], execution: Execution, extensions: Sequence[T
 def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
     """Seconds of a step, steps of an epoch."""
     plain = dataclasses.replace(experiment, compile=False, probe_every=0)
-    with loop.settings(execution):
+    with group.settings(execution):
         parts = build.build(
             plain,
             device=execution.device,
@@ -108,7 +108,7 @@ def _measure(experiment: Experiment, execution: Execution) -> tuple[float, int]:
             parts.optimizer.step()
             parts.optimizer.zero_grad()
 
-        gradients = batch_step.function(plain, parts, resume.Position(), update)
+        gradients = batch_step.function(plain, parts, lambda: 0, update)
         seconds = []
         batches = parts.train.epoch(0)
         for _, (x, y) in zip(range(WARM_STEPS + TIMED_STEPS), batches, strict=False):

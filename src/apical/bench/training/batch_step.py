@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from apical import data, nets
-from apical.attacks import PGD, Normalised, source
+from apical.attacks.scores import Normalised
+from apical.attacks.sources import source
+from apical.attacks.steps import PGD
 from apical.bench.experiment import learner_settings
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Adversarial
 from apical.bench.training.build import Parts
-from apical.bench.training.resume import Position
 from apical.bench.training.splits import normalisation
 from apical.core.converted import labels
 
@@ -23,19 +24,19 @@ Gradients = Callable[..., tuple[Tensor, Tensor]]
 
 
 def function(
-    experiment: Experiment, parts: Parts, at: Position, update: Callable[[], object]
+    experiment: Experiment, parts: Parts, step: Callable[[], int], update: Callable[[], object]
 ) -> Gradients:
     """What adds the gradients of a batch, or of a part of it, to ``.grad`` of the net.
 
     Args:
-        at: where the run stands, kept up to date: a loss may change with the step.
+        step: optimizer steps done so far: a loss may change with them.
         update: an optimizer step that empties ``.grad``, for learners that make several a batch.
     """
     if experiment.adversarial is not None:
         plain = dataclasses.replace(experiment, adversarial=None)
-        return _attacked(experiment, parts, at, function(plain, parts, at, update))
+        return _attacked(experiment, parts, step, function(plain, parts, step, update))
     if learner_settings.is_default(experiment.learner):
-        return _backward(experiment, parts, at)
+        return _backward(experiment, parts, step)
     learner = experiment.build_learner()
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -46,7 +47,9 @@ def function(
     return gradients
 
 
-def _attacked(experiment: Experiment, parts: Parts, at: Position, learn: Gradients) -> Gradients:
+def _attacked(
+    experiment: Experiment, parts: Parts, step: Callable[[], int], learn: Gradients
+) -> Gradients:
     """The same for what an attack makes of the batch; its random start is that of the step."""
     options = experiment.adversarial
     assert isinstance(options, Adversarial) and isinstance(parts.source, data.ImageData)
@@ -67,7 +70,7 @@ def _attacked(experiment: Experiment, parts: Parts, at: Position, learn: Gradien
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         model.eval()
         pixels = (x * std + mean).clamp(0, 1)
-        seeded = dataclasses.replace(attack, seed=at.step)
+        seeded = dataclasses.replace(attack, seed=step())
         points = seeded.made(model, pixels, y, gradient, classes=classes)
         parts.net.train()
         return learn((points - mean) / std, y, share)
@@ -75,9 +78,9 @@ def _attacked(experiment: Experiment, parts: Parts, at: Position, learn: Gradien
     return gradients
 
 
-def _backward(experiment: Experiment, parts: Parts, at: Position) -> Gradients:
+def _backward(experiment: Experiment, parts: Parts, step: Callable[[], int]) -> Gradients:
     autocast = autocasting(experiment, parts.device)
-    loss_fn = parts.objective.training(lambda: at.step)
+    loss_fn = parts.objective.training(step)
     own_loss = isinstance(parts.model, nets.OwnLoss) and parts.model.has_own_loss
 
     def gradients(x: Tensor, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:

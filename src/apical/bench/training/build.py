@@ -13,9 +13,10 @@ from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.training import objectives, sharding, splits, starts
-from apical.bench.training.sharding import Group, join_group
+from apical.bench.training.group import Group, join_group
 from apical.bench.training.splits import EVALUATION_BATCH
-from apical.core.convert import convert, feedback_modules
+from apical.core.convert import convert
+from apical.core.layers import feedback_modules
 from apical.core.switch import check, switch
 from apical.data import sequences
 from apical.nets import memory, pretrained

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from apical.bench.experiment.rule_settings import rule_label
 from apical.bench.storage import checkpoint, claims, records, run_folder
 from apical.bench.training import batch_step, build, evaluate, progress, resume, starts, tracking
 from apical.bench.training.build import Split
+from apical.bench.training.group import settings
 from apical.bench.training.monitor import Monitor
 
 CHECK_STEPS = 50
@@ -172,7 +173,9 @@ def _train_epoch(
     group, device = parts.group, parts.device
     per_epoch = len(parts.train)
     check = 1 if device.type == "cpu" and group.size == 1 else CHECK_STEPS
-    gradients = batch_step.function(experiment, parts, at, lambda: _update(experiment, parts))
+    gradients = batch_step.function(
+        experiment, parts, lambda: at.step, lambda: _update(experiment, parts)
+    )
     net: Any = parts.net
     net.train()
     distributed = isinstance(net, torch.nn.parallel.DistributedDataParallel)
@@ -330,18 +333,3 @@ class _Clock:
     def stop(self) -> None:
         self.at.epoch_seconds += time.perf_counter() - self.wall
         self.at.epoch_cpu_seconds += time.process_time() - self.cpu
-
-
-@contextlib.contextmanager
-def settings(execution: Execution) -> Iterator[None]:
-    """Threads, determinism and random numbers of a run; afterwards those of the caller."""
-    threads = torch.get_num_threads()
-    device = torch.device(execution.device)
-    devices = [device] if device.type == "cuda" else []
-    try:
-        torch.set_num_threads(execution.threads)
-        with torch.random.fork_rng(devices):
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-                yield
-    finally:
-        torch.set_num_threads(threads)

@@ -9,12 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from apical import data, retrieval
+from apical import data
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.loss_settings import Hashing
 from apical.bench.training import evaluate
 from apical.bench.training.evaluate import LOSSES, Loss
 from apical.data import sequences
+from apical.retrieval.codes import Codes, ConstantBitWarning, pack, relax
+from apical.retrieval.database import Database
+from apical.retrieval.losses import CentreLoss, HashLoss
+from apical.retrieval.measures import mean_average_precision, precision_recall, precision_within
 from apical.retrieval.ranking import check_k
 
 Split = data.Batches | sequences.Stream
@@ -63,7 +67,7 @@ class OfCodes:
     precision are in [0, 1], too."""
 
     options: Hashing
-    learned: retrieval.HashLoss
+    learned: HashLoss
     database: data.Batches
 
     @property
@@ -86,12 +90,12 @@ class OfCodes:
     def scores(self, model: nn.Module, split: Split, autocast: Any) -> dict[str, float]:
         loss, queries, labels = self._encoded(model, split, autocast)
         database = self._database(model, autocast)
-        mean = partial(retrieval.mean_average_precision, queries, labels, database, ties="expected")
+        mean = partial(mean_average_precision, queries, labels, database, ties="expected")
         return {
             "loss": loss,
             "acc": mean(k=1),
             "map": mean(k=self.options.k),
-            "precision2": retrieval.precision_within(
+            "precision2": precision_within(
                 queries, labels, database, min(RADIUS, self.options.bits)
             ),
             "constant_bits": len(database.codes.constant_bits()),
@@ -105,18 +109,18 @@ class OfCodes:
         _, queries, labels = self._encoded(model, split, autocast)
         database = self._database(model, autocast)
         idle = set(database.codes.constant_bits())
-        if isinstance(self.learned, retrieval.CentreLoss):  # some bits are alike in all its centres
-            centres = retrieval.pack(self.learned.centres(self.options.bits))
+        if isinstance(self.learned, CentreLoss):  # some bits are alike in all its centres
+            centres = pack(self.learned.centres(self.options.bits))
             idle -= set(centres.constant_bits())
         if idle:
             warnings.warn(
                 f"{len(idle)} of {self.options.bits} bits are the same in all {len(database)} codes"
                 f" of the database ({', '.join(map(str, sorted(idle)))}), so they find nothing: a"
                 " smaller learning rate or balanced pair weights may help",
-                retrieval.ConstantBitWarning,
+                ConstantBitWarning,
                 stacklevel=2,
             )
-        found = retrieval.precision_recall(queries, labels, database)
+        found = precision_recall(queries, labels, database)
         pairs = zip(found.precision.tolist(), found.recall.tolist(), strict=True)
         return [{"radius": r, "precision": p, "recall": c} for r, (p, c) in enumerate(pairs)]
 
@@ -129,19 +133,19 @@ class OfCodes:
         reduction: Literal["mean", "sum"] = "mean",
     ) -> Tensor:
         # pairs are a mean over a batch: summed over batches it counts each by its images
-        mean: Tensor = self.learned(retrieval.relax(outputs.float(), sharpness), targets)
+        mean: Tensor = self.learned(relax(outputs.float(), sharpness), targets)
         return mean if reduction == "mean" else mean * len(targets)
 
-    def _database(self, model: nn.Module, autocast: Any) -> retrieval.Database:
+    def _database(self, model: nn.Module, autocast: Any) -> Database:
         _, codes, labels = self._encoded(model, self.database, autocast)
         with warnings.catch_warnings():  # said at the end of a run, of what the loss did not ask
-            warnings.simplefilter("ignore", retrieval.ConstantBitWarning)
-            return retrieval.Database(codes, labels)
+            warnings.simplefilter("ignore", ConstantBitWarning)
+            return Database(codes, labels)
 
     @torch.no_grad()
     def _encoded(
         self, model: nn.Module, split: Split, autocast: Any
-    ) -> tuple[float, retrieval.Codes, Tensor]:
+    ) -> tuple[float, Codes, Tensor]:
         """Loss, codes and labels of a split, in eval mode."""
         training = model.training
         model.eval()
@@ -156,7 +160,7 @@ class OfCodes:
         if not labels:
             raise ValueError("a split without images cannot be evaluated")
         targets = torch.cat(labels)
-        return loss / len(targets), retrieval.pack(torch.cat(outputs)), targets
+        return loss / len(targets), pack(torch.cat(outputs)), targets
 
 
 Objective = OfScores | OfCodes

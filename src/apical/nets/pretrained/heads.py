@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from apical.core.converted import converted_layers, modes_kept
 from apical.core.example import call_with
+from apical.core.layers import converted_layers, modes_kept
 from apical.nets.initial import initialise
 
 NAMES = ("classifier", "fc", "head", "heads", "last_linear", "logits", "output")
