@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import apical
 from apical.bench.storage import records
-from apical.bench.storage.environment import _installed_commit, environment
+from apical.bench.storage.environment import INSTALLED, _installed_commit, environment
 
 ROWS = [{"kind": "epoch", "epoch": e, "train_loss": 1 / e} for e in (1, 2, 3)]
 
@@ -246,6 +247,7 @@ def test_the_commit_is_that_of_the_package_wherever_it_is_used(tmp_path, monkeyp
     monkeypatch.chdir(foreign)
     assert environment() == here
     assert here.get("git") != environment(foreign)["git"]
+    assert Path(apical.__file__).resolve().parent == INSTALLED
 
 
 def test_a_package_inside_a_foreign_work_tree_has_the_commit_that_pip_recorded(

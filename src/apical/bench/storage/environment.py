@@ -12,8 +12,8 @@ from typing import Any
 from apical.names import __version__
 
 PACKAGES = ("torch", "numpy", "scipy", "torchvision", "timm")
-INSTALLED = Path(__file__).resolve().parent
-"""The folder of this package."""
+INSTALLED = Path(__file__).resolve().parents[2]
+"""The folder of the package `apical`."""
 
 
 def environment(project: str | os.PathLike[str] | None = None) -> dict[str, Any]:
