@@ -1,7 +1,5 @@
 """The robustness of a net: worst case per example, sanity checks, masking gap, verdict."""
 
-from __future__ import annotations
-
 import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness"; Athalye et al. 2018.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The attacks of a robustness report, in their order, and those of earlier studies."""
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -149,7 +147,7 @@ class Effort:
             check_at_least("Effort", least, **{name: getattr(self, name) for name in names})
 
     @classmethod
-    def high(cls) -> Effort:
+    def high(cls) -> "Effort":
         """The budgets of AutoAttack's standard version, and attacks that it does not run."""
         return cls(steps=40, restarts=5, adaptive_steps=100, boundary_steps=100, queries=5000)
 

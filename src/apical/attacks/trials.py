@@ -1,7 +1,5 @@
 """One attack by one gradient source at one radius, example by example."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -92,7 +90,7 @@ class Trial:
         return row | masks | {"examples": len(self.attacked)}
 
     @classmethod
-    def read(cls, row: Mapping[str, Any]) -> Trial:
+    def read(cls, row: Mapping[str, Any]) -> "Trial":
         """The trial of a row; other entries of the row are ignored."""
         known = {f.name: row[f.name] for f in fields(cls)}
         masks = {k: unpacked(row[k], row["examples"]) for k in ("attacked", "broken")}

@@ -3,8 +3,6 @@
 `apical.adapters` is this file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Converting a model to another learning rule, and reverting it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any, Literal

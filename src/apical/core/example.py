@@ -1,7 +1,5 @@
 """Running a model on an example of its input: sizes feedback, shows what layers are given."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -5,8 +5,6 @@ Conversion assigns `layer.__class__`. Parameters, hooks, names and `isinstance` 
 the only addition is the child module `feedback`.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Iterator

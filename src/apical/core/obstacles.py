@@ -1,8 +1,6 @@
 """Why a layer cannot be converted, with the remedy; and what happens to modules that no rule
 concerns."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

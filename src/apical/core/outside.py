@@ -8,8 +8,6 @@ So does a layer that the model got after the conversion, as a new head. Layers a
 those of the conversion in the same calls, and in the first after any module got a child.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Deciding, layer by layer, what a conversion does, and saying why."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace

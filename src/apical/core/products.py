@@ -1,8 +1,6 @@
 """Operations with the backward pass of a rule; and what layers compute with their weights, as
 values, for classes that are no `nn.Linear` and no convolution of torch's own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter

@@ -6,8 +6,6 @@ the N examples that u is compared with; S_ij = 1 if i and j share a label, else 
 number, the mean over its terms.
 """
 
-from __future__ import annotations
-
 import abc
 import functools
 import math

@@ -1,7 +1,5 @@
 """Alignment losses: feedback that learns by gradient descent on a loss of its own layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -4,8 +4,6 @@ All send `s B_l` to the taps of `DFA`, whose layouts and sample axes they share.
 signal s (the error, its signs, the labels) and in what becomes of B_l.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass

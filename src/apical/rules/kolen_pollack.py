@@ -1,7 +1,5 @@
 """Kolen-Pollack: feedback that receives the weight's own updates, and forgets where it began."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

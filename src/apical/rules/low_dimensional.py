@@ -1,7 +1,5 @@
 """Low-dimensional feedback alignment: the error passes a bottleneck on its way down."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -1,7 +1,5 @@
 """Weight mirror: feedback learns from the responses of its layer to noise, between updates."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -1,7 +1,5 @@
 """Oja's subspace rule: orthonormal rows that turn to where a signal is large."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Operations of layers as values, and what a rule is given of a layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

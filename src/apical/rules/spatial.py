@@ -5,8 +5,6 @@ on which kernel elements reach it from a valid output position: away from the bo
 them, near a border some. So there are few distinct results, one per pattern and axis.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

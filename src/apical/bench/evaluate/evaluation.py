@@ -9,8 +9,6 @@ scores) or "retrieval" (of hash codes):
     examples.npz      a few examples and what attacks made of them
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """Evaluating the retrieval of a hash net: what attacks leave of it, and by which gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple, cast
@@ -74,7 +72,7 @@ class Trial:
         return asdict(self) | {"precision": list(self.precision)}
 
     @classmethod
-    def read(cls, row: Mapping[str, Any]) -> Trial:
+    def read(cls, row: Mapping[str, Any]) -> "Trial":
         """A trial from its record."""
         values = {name: row[name] for name in cls.__dataclass_fields__}
         return cls(**values | {"precision": tuple(row["precision"])})

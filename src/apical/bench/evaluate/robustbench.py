@@ -1,7 +1,5 @@
 """The rows of an evaluation as RobustBench has its entries: claimed and re-measured values."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluating the robustness of a classifier: by every gradient source, with a verdict."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Settings of the learner, and the learner that they describe."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Settings of the loss; of hash codes for retrieval, with the loss that they describe."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

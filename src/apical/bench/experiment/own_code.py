@@ -10,8 +10,6 @@ Importing what a path names runs that code. Settings that were read from a file 
 such paths only where the caller says that the file is trusted.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.util

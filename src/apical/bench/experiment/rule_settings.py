@@ -1,7 +1,5 @@
 """Settings of the learning rule: by name, with options, or by patterns of layers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar

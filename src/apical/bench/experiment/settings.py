@@ -5,8 +5,6 @@ and what it cannot be combined with; the docstring of its class says what it mea
 YAML and keys follow from the field.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping

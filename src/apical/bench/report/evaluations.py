@@ -13,8 +13,6 @@ robustness are of the kinds clean, attack, worst, gap, check, audit and, last, v
 retrieval of the kinds clean, attack, map, gap, targeted and, last, end.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property

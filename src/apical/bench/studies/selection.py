@@ -7,8 +7,6 @@ diverged is chosen only where every rate has one, and then where the fewest did,
 table would be lost there. A choice at an edge of the grid extends the grid in that direction.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

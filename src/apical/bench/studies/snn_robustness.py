@@ -7,8 +7,6 @@ read: what they transfer from is not known, no number of theirs is here, and the
 a direction, by two sources, each alone and both together. Non-spiking nets stand beside.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

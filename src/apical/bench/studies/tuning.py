@@ -1,7 +1,5 @@
 """The search of a learning rate for one's own experiment: the procedure of the studies."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -9,8 +9,6 @@ the settings, or cannot train them here, and the record says why. Attacks on tra
 repeated.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import tempfile

@@ -1,7 +1,5 @@
 """Runs as tasks of a Ray cluster (``pip install apical[ray]``)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
