@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,44 @@ def test_own_code_runs_by_flags_and_runs_again_after_an_edit(here: Path, capsys:
     options = ["--rule", "my_code:Mine", "--net", "my_code:Net", "--folder", first[-2]]
     assert main([*TRAIN, *options]) == 1
     assert "holds another experiment (the source of my_code:Mine" in capsys.readouterr().err
+
+
+NOTEBOOK = """
+from dataclasses import dataclass
+from apical.rules import FA
+
+SIGN = 1.0
+
+def signed(matrix):
+    return SIGN * matrix
+
+class Base(FA):
+    def matrix(self, weight, matrix):
+        return signed(matrix)
+
+@dataclass(frozen=True)
+class Mine(Base):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("SIGN = 1.0", "SIGN = 2.0"),
+        ("return SIGN * matrix", "return -SIGN * matrix"),
+        ("return signed(matrix)", "return signed(-matrix)"),
+    ],
+)
+def test_code_of_a_notebook_is_all_that_its_rule_uses(old: str, new: str, monkeypatch: Any) -> None:
+    def key(source: str) -> str:
+        main = types.ModuleType("__main__")
+        exec(source, vars(main))
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        monkeypatch.setattr(own_code, "_known", {})
+        return Experiment(rule="__main__:Mine").key
+
+    assert key(NOTEBOOK) == key(NOTEBOOK + "unused = 3") != key(NOTEBOOK.replace(old, new))
 
 
 def test_again_repeats_a_finished_run(here: Path, capsys: Any) -> None:

@@ -17,7 +17,7 @@ from apical.bench.training.group import Group, join_group
 from apical.bench.training.splits import EVALUATION_BATCH
 from apical.core.convert import convert, feedback_modules
 from apical.core.switch import check, switch
-from apical.data import sequences
+from apical.data import generators, sequences
 from apical.nets import memory, pretrained
 from apical.nets.external import check_scores
 
@@ -108,7 +108,8 @@ def build(
         made = _streams(experiment, source, where)
     (train, validation, test), probe = made
     objective = objectives.build(experiment, train, database(experiment, source, where))
-    torch.manual_seed(experiment.seed)
+    torch.manual_seed(experiment.seed)  # of CUDA, too
+    generators.seed(experiment.seed)
     model = build_model(experiment, source, weights=weights, given=given).to(where)
     sharded = parallel == "fsdp"
     if sharded:
@@ -124,7 +125,9 @@ def build(
     _check_switches(experiment, model, optimizer, _example(source, where))
     _check_learner(experiment, model, train)
     _check_own_loss(experiment, model)
-    torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
+    apart = experiment.seed + 1 + group.rank  # dropout and the like, apart per process
+    torch.manual_seed(apart)
+    generators.seed(apart)
     net = trained if sharded else _as_called(experiment, model, group)
     if sharded and group.rank:
         model.cpu()  # where nothing is measured

@@ -27,6 +27,7 @@ from apical.bench.training import (
 )
 from apical.bench.training.build import Split
 from apical.bench.training.monitor import Monitor
+from apical.data import generators
 
 CHECK_STEPS = 50
 """Steps between two checks of the loss where each check waits for a GPU or other processes."""
@@ -348,7 +349,7 @@ def settings(execution: Execution) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     try:
         torch.set_num_threads(execution.threads)
-        with torch.random.fork_rng(devices):
+        with generators.kept(), torch.random.fork_rng(devices):
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
                 yield
     finally:

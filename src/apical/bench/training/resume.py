@@ -13,6 +13,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, versions
 from apical.bench.storage import checkpoint, records, schema
 from apical.bench.training import build, sharding
+from apical.data import generators
 
 GROUPING = ("processes", "parallel")
 """What a checkpoint belongs to that decides on roundings alone."""
@@ -109,7 +110,7 @@ def _load(parts: build.Parts, state: dict[str, Any]) -> None:
     parts.scaler.load_state_dict(state["scaler"])
 
 
-def _take_up(processes: list[dict[str, Tensor]], parts: build.Parts, sums: Tensor) -> None:
+def _take_up(processes: list[dict[str, Any]], parts: build.Parts, sums: Tensor) -> None:
     """The sums and random states of the process; of another number of processes, all sums go to
     the first, and processes that are new keep the random states of their rank."""
     rank = parts.group.rank
@@ -118,7 +119,7 @@ def _take_up(processes: list[dict[str, Tensor]], parts: build.Parts, sums: Tenso
     elif rank == 0:
         sums.copy_(torch.stack([mine["sums"] for mine in processes]).sum(0))
     if rank < len(processes):
-        torch.set_rng_state(processes[rank]["random"])
+        generators.restore(processes[rank])
         if "cuda_random" in processes[rank]:
             torch.cuda.set_rng_state(processes[rank]["cuda_random"], parts.device)
 
@@ -150,9 +151,9 @@ def belongs_to(experiment: Experiment, parts: build.Parts, execution: Execution)
     }
 
 
-def _process_states(parts: build.Parts, sums: Tensor) -> list[dict[str, Tensor]]:
+def _process_states(parts: build.Parts, sums: Tensor) -> list[dict[str, Any]]:
     """What differs between processes: random generators and sums, one entry each."""
-    mine = {"sums": sums.cpu(), "random": torch.get_rng_state()}
+    mine = {"sums": sums.cpu(), **generators.state()}
     if parts.device.type == "cuda":
         mine["cuda_random"] = torch.cuda.get_rng_state(parts.device)
     if parts.group.size == 1:
