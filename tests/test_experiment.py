@@ -197,6 +197,11 @@ def test_values_out_of_range() -> None:
         ({"test_at": (1,), "test": False, "validation": 9}, "cannot be combined with test=False"),
         ({"switch": {0: "fa"}}, "switch at 0: must be a whole number of epochs, at least 1"),
         ({"switch": {10: "fa"}}, "switch at 10: must be below epochs=10"),
+        (
+            {"schedule": Schedule("multistep", (5, 10, 15))},
+            r"milestones \[10, 15\] must be below epochs=10",
+        ),
+        ({"schedule": Schedule("cosine", warmup=10)}, "cosine after warmup=10 needs more epochs"),
         ({"switch": {"x": "fa"}}, "switch at 'x': must be a whole number"),
         ({"switch": {2: "faa", 3: "fb"}}, "epoch 2: unknown rule 'faa'.*epoch 3: unknown rule"),
     ):
@@ -219,6 +224,7 @@ def test_unknown_keys(values: dict[str, Any], told: str) -> None:
 def test_schedule_refuses() -> None:
     for values, told in (
         ({"milestones": (3,)}, "milestones have no effect with kind='constant'"),
+        ({"gamma": 0.5}, "gamma=0.5 has no effect with kind='constant'"),
         ({"kind": "multistep"}, "needs milestones"),
         ({"kind": "multistep", "milestones": (5, 3)}, "must rise"),
         ({"kind": "multistep", "milestones": (0,)}, "each at least 1"),
