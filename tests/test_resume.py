@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from apical import data
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
@@ -233,6 +234,25 @@ def test_a_checkpoint_of_another_run_is_refused(begun: Path, tmp_path_factory: A
     (begun / "checkpoint.pt").write_bytes((other / "checkpoint.pt").read_bytes())
     with pytest.raises(ValueError, match="belongs to another run .experiment: "):
         loop.run(BASE, begun)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("what", ["labels", "images"])
+def test_other_data_are_refused(
+    what: str, part: str, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where APICAL_DATA names another folder, or a file changed that the user's code reads."""
+    before = (begun / "checkpoint.pt").read_bytes()
+    found = data.load("digits")
+    split = getattr(found, part)
+    changed = getattr(split, what).clone()
+    changed[0] = (changed[0] + 1) % 10
+    split = dataclasses.replace(split, **{what: changed})
+    other = dataclasses.replace(found, **{part: split})
+    monkeypatch.setattr(data, "load", lambda name, **options: other)
+    with pytest.raises(ValueError, match="no longer those that the run began with"):
+        loop.run(BASE, begun)
+    assert (begun / "checkpoint.pt").read_bytes() == before
 
 
 def test_other_threads_are_refused(begun: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,6 +69,11 @@ class Parts:
     def trained(self) -> nn.Module:
         """Holds the parameters that the optimizer steps."""
         return self.net if self.sharded else self.model
+
+    @cached_property
+    def content(self) -> str:
+        """`splits.content` of its splits."""
+        return splits.content(self.train, self.validation, self.test)
 
     def gather(self) -> None:
         """Bring ``model`` up to date on the first process. Every process must call."""

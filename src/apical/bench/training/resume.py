@@ -54,7 +54,8 @@ def restore(
     Args: regroup: as of ``Execution``.
     Returns: the position; sums of loss, hits and images of the epoch under way; number of valid
         rows.
-    Raises: ValueError if the checkpoint is damaged or differs from ``belongs_to``.
+    Raises: ValueError if the checkpoint is damaged, differs from ``belongs_to``, or was made with
+        other data.
     """
     at, rows = Position(), 0
     sums = torch.zeros(3, dtype=torch.float64, device=parts.device)
@@ -65,6 +66,12 @@ def restore(
         schema.check(state["position"], _POSITION, f"{path}, position")
         at = Position(**{name: state["position"][name] for name in _POSITION})
         rows = state["rows"]
+        if state.get("data", parts.content) != parts.content:
+            raise ValueError(
+                f"{path}: the images or labels are no longer those that the run began with, so it "
+                "cannot go on. Restore them (--data-root and APICAL_DATA say where data sets lie), "
+                "or train anew in another folder"
+            )
         if parts.group.rank == 0:
             _check_records(folder, rows, state.get("records"))
         for epoch in range(1, at.epoch + 1):
@@ -135,6 +142,7 @@ def state(parts: build.Parts, at: Position, sums: Tensor, rows: int) -> dict[str
         "position": dataclasses.asdict(at),
         "processes": _process_states(parts, sums),
         "rows": rows,
+        "data": parts.content,
     }
 
 
