@@ -1,5 +1,6 @@
 """What is read from files is checked: damage, code that a file names, code that was edited."""
 
+import dataclasses
 import io
 import json
 import os
@@ -148,6 +149,15 @@ def test_changed_rows_of_an_interrupted_run_are_found(run: Path) -> None:
     path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7', 1))
     with pytest.raises(ValueError, match=r"records\.jsonl is damaged.* first \d rows"):
         loop.run(SMALL, run, QUIET)
+
+
+def test_records_of_another_run_beside_the_weights_are_found(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    loop.run(dataclasses.replace(SMALL, lr=0.3), other, QUIET)
+    assert load_run(run).records[-1]["kind"] == "final"
+    shutil.copy(other / "records.jsonl", run)
+    with pytest.raises(ValueError, match="are not those that the checkpoint was made with"):
+        load_run(run)
 
 
 def test_a_damaged_row_with_a_digest_is_named_with_its_line(tmp_path: Path) -> None:

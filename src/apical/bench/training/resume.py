@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def restore(
                 "or train anew in another folder"
             )
         if parts.group.rank == 0:
-            _check_records(folder, rows, state.get("records"))
+            check_records(folder, state)
         for epoch in range(1, at.epoch + 1):
             build.follow_switch(experiment, parts, epoch)
         try:
@@ -90,9 +91,9 @@ def restore(
     return at, sums, rows
 
 
-def _check_records(folder: Path, rows: int, digest: str | None) -> None:
+def check_records(folder: Path, state: Mapping[str, Any]) -> None:
     """Raises: ValueError if the rows that a checkpoint counts are not those it was made with."""
-    path = folder / "records.jsonl"
+    path, rows, digest = folder / "records.jsonl", state.get("rows", 0), state.get("records")
     # fewer rows have no digest, and are refused where the rest is cut off
     if digest is not None and records.digest(path, rows) not in (digest, None):
         raise ValueError(
