@@ -120,7 +120,8 @@ def _options() -> Any:
     parser.add_argument("--audit_only", default=False, action="store_true", help=about)
     for name, default, kind, about in _OF_A_MODEL:
         parser.add_argument(f"--{name}", default=default, type=kind, help=about)
-    parser.add_class_arguments(Execution, None, skip={"checkpoint_steps"})
+    of_training = {"checkpoint_steps", "parallel", "regroup", "track"}
+    parser.add_class_arguments(Execution, None, skip=of_training)
     add_keep_memory(parser)
     add_trust(parser)
     return parser

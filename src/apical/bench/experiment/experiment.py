@@ -95,12 +95,6 @@ class Experiment(
         for epoch in self.switch:
             if isinstance(epoch, int) and epoch >= self.epochs:
                 found.append(f"switch at {epoch}: must be below epochs={self.epochs}")
-        late = [m for m in self.schedule.milestones if m >= self.epochs]
-        if late:
-            found.append(f"schedule: milestones {late} must be below epochs={self.epochs}")
-        if self.schedule.kind == "cosine" and self.schedule.warmup >= self.epochs:
-            warmup = self.schedule.warmup
-            found.append(f"schedule: cosine after warmup={warmup} needs more epochs than that")
         return found
 
     def _sequence_problems(self) -> list[str]:
