@@ -56,6 +56,14 @@ def test_headline_verdict_and_records(runs: dict[str, Path], capsys: Any) -> Non
     assert (folder / "records.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("words", [["--track", "wandb"], ["--parallel", "fsdp"]])
+def test_settings_of_training_are_no_options(
+    words: list[str], runs: dict[str, Path], capsys: Any
+) -> None:
+    assert cli.main(["robustness", str(runs["bp"]), *QUICK, *words]) == 2
+    assert words[0] in capsys.readouterr().err
+
+
 def test_a_checkpoint_instead_of_its_folder(runs: dict[str, Path], capsys: Any) -> None:
     assert cli.main(["robustness", str(runs["bp"] / "checkpoint.pt"), *QUICK]) == 0
     out = capsys.readouterr().out

@@ -219,6 +219,7 @@ def test_unknown_keys(values: dict[str, Any], told: str) -> None:
 def test_schedule_refuses() -> None:
     for values, told in (
         ({"milestones": (3,)}, "milestones have no effect with kind='constant'"),
+        ({"gamma": 0.5}, "gamma=0.5 has no effect with kind='constant'"),
         ({"kind": "multistep"}, "needs milestones"),
         ({"kind": "multistep", "milestones": (5, 3)}, "must rise"),
         ({"kind": "multistep", "milestones": (0,)}, "each at least 1"),

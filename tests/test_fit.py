@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,74 @@ def test_what_did_not_change_is_not_done_again(monkeypatch: pytest.MonkeyPatch) 
     assert changed.experiment.batch_size == 64
 
 
+class Squashed(nn.Module):
+    """A net whose representation does not show what it computes."""
+
+    def __init__(self, factor: float = 1.0, squash: Any = torch.relu) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.factor, self.squash = factor, squash
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return squashed(self, x)
+
+
+def squashed(net: Any, x: torch.Tensor) -> torch.Tensor:
+    return net.second(net.squash(net.factor * net.first(x)))
+
+
+class Inherited(Squashed):
+    pass
+
+
+def bent(rate: float) -> Any:
+    return lambda x: torch.where(x > 0, x, rate * x)
+
+
+def kept_first() -> nn.Module:
+    net = Squashed()
+    net.first.requires_grad_(False)
+    return net
+
+
+def hooked() -> nn.Module:
+    net = Squashed()
+    net.first.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    return net
+
+
+def tied(really: bool) -> nn.Module:
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2))
+    net[1].load_state_dict(net[0].state_dict())
+    net[1].weight = net[0].weight if really else net[1].weight
+    return net
+
+
+def test_a_net_that_computes_something_else_is_trained_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = [
+        Squashed,
+        Inherited,
+        kept_first,
+        hooked,
+        lambda: Squashed(factor=-3.0),
+        lambda: Squashed(squash=torch.tanh),
+        lambda: Squashed(squash=bent(0.1)),
+        lambda: Squashed(squash=bent(0.2)),
+        lambda: Squashed(squash=partial(torch.clamp, min=0.0)),
+        lambda: Squashed(squash=partial(torch.clamp, min=0.1)),
+        lambda: tied(True),
+        lambda: tied(False),
+    ]
+    options: dict[str, Any] = {"epochs": 1, "execution": QUIET}
+    first = {fit(net, TRAIN, TEST, **options).folder for net in made}
+    assert first == {fit(net, TRAIN, TEST, **options).folder for net in made}
+    assert len(first) == len(made)
+    monkeypatch.setitem(globals(), "squashed", lambda net, x: net.second(net.first(x)))
+    assert fit(Inherited, TRAIN, TEST, **options).folder not in first  # its base calls another
+
+
 def test_a_loader_names_its_batches() -> None:
     loader = DataLoader(TensorDataset(*TRAIN), batch_size=32, shuffle=True, drop_last=True)
     done = fit(make, loader, DataLoader(TensorDataset(*TEST)), epochs=2, execution=QUIET)
@@ -95,6 +164,9 @@ def test_a_function_gives_initial_weights_by_the_seed() -> None:
     )
     assert torch.equal(before, torch.get_rng_state())
     assert one.folder == same.folder != other.folder
+    assert one.experiment.net == other.experiment.net  # seeds of one row of a report
+    assert one.model is not None and other.model is not None
+    assert not torch.equal(one.model(X), other.model(X))
     named = fit("mlp", TRAIN, TEST, epochs=1, net_options={"hidden": [5]}, execution=QUIET)
     assert load_run(named.folder).model[1].weight.shape == (5, 6)
 

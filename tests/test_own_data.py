@@ -1,6 +1,7 @@
 """Data of one's own: what a function may return, and what is refused."""
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -177,6 +178,27 @@ def test_a_function_in_the_current_folder_is_a_data_set(tmp_path, monkeypatch) -
             data.load(name)
     with pytest.raises(ValueError, match="not resized"):
         data.load("my_vectors:make", size=3)
+
+
+def test_a_split_at_random_is_the_same_for_every_run(tmp_path, monkeypatch) -> None:
+    """Else a resumed run trains on images that it is tested on."""
+    (tmp_path / "split_at_random.py").write_text(
+        "import random, numpy, torch\n"
+        "x = torch.tensor(numpy.random.permutation(50)).float()[:, None]\n"  # once for a process
+        "def make():\n"
+        "    p = numpy.random.permutation(50) + torch.randperm(50).numpy()\n"
+        "    order = sorted(range(50), key=lambda i: (p[i], random.random()))\n"
+        "    return (x[order[:40]], p[:40] % 2), (x[order[40:]], p[40:] % 2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_rng_state(), random.getstate()
+    splits = []
+    for _ in range(2):
+        found = data.load("split_at_random:make")
+        splits.append(torch.cat([found.train.inputs, found.test.inputs]))
+        sys.modules.pop("split_at_random")
+    assert torch.equal(*splits) and len(splits[0].unique()) == 50
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
 
 
 def test_an_error_in_a_function_of_data_names_its_line(tmp_path, monkeypatch) -> None:

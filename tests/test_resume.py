@@ -2,13 +2,16 @@
 
 import dataclasses
 import pickle
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from apical import data
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
@@ -135,22 +138,46 @@ def test_rows_beyond_the_checkpoint_are_repeated_once(
     assert rows[-1]["kind"] == "final"
 
 
-def test_dropout_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = dataclasses.replace(BASE, net="test_resume:with_dropout", net_options={})
+@pytest.mark.parametrize("library", ["torch", "numpy", "python"])
+def test_dropout_resumes_to_the_same_bits(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"library": library}
+    experiment = dataclasses.replace(BASE, net="test_resume:with_dropout", net_options=options)
+    before = random.getstate(), np.random.get_state()[1]
     loop.run(experiment, tmp_path / "whole")
+    assert random.getstate() == before[0] and (np.random.get_state()[1] == before[1]).all()
     with monkeypatch.context() as patch:
         interrupted_at(2, patch, after=True)
         with pytest.raises(Killed):
             loop.run(experiment, tmp_path / "killed")
-    torch.rand(7)  # the caller's random numbers are not the run's
+    # the caller's random numbers are not the run's
+    print(torch.rand(7), np.random.rand(7), random.random())
     loop.run(experiment, tmp_path / "killed")
     assert kill_test.differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
-def with_dropout(in_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
-    return torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Dropout(), torch.nn.Linear(16, 10)
-    )
+DROPOUTS = {
+    "torch": lambda x: torch.dropout(x, 0.5, True),
+    "numpy": lambda x: x * float(np.random.rand() < 0.5),
+    "python": lambda x: x * float(random.random() < 0.5),
+}
+
+
+class Dropout(torch.nn.Module):
+    """Random numbers of one library."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        self.library = library
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return DROPOUTS[self.library](x) if self.training else x
+
+
+def with_dropout(in_shape: Any, num_classes: int, library: str) -> torch.nn.Module:
+    layers = torch.nn.Linear(64, 16), Dropout(library), torch.nn.Linear(16, 10)
+    return torch.nn.Sequential(torch.nn.Flatten(), *layers)
 
 
 def test_random_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +234,25 @@ def test_a_checkpoint_of_another_run_is_refused(begun: Path, tmp_path_factory: A
     (begun / "checkpoint.pt").write_bytes((other / "checkpoint.pt").read_bytes())
     with pytest.raises(ValueError, match="belongs to another run .experiment: "):
         loop.run(BASE, begun)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("what", ["labels", "images"])
+def test_other_data_are_refused(
+    what: str, part: str, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where APICAL_DATA names another folder, or a file changed that the user's code reads."""
+    before = (begun / "checkpoint.pt").read_bytes()
+    found = data.load("digits")
+    split = getattr(found, part)
+    changed = getattr(split, what).clone()
+    changed[0] = (changed[0] + 1) % 10
+    split = dataclasses.replace(split, **{what: changed})
+    other = dataclasses.replace(found, **{part: split})
+    monkeypatch.setattr(data, "load", lambda name, **options: other)
+    with pytest.raises(ValueError, match="no longer those that the run began with"):
+        loop.run(BASE, begun)
+    assert (begun / "checkpoint.pt").read_bytes() == before
 
 
 def test_other_threads_are_refused(begun: Path) -> None:

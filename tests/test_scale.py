@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import yaml
 from apical.bench import Execution, Experiment, report, run, to_pandas
 from apical.bench.cli import main as cli
 from apical.bench.cli.sweep import at_commas, split
+from apical.bench.experiment import own_code
 from apical.bench.experiment.experiment import to_dict
 from apical.bench.report import plain_runs
 from apical.bench.storage import packing, records, run_folder
@@ -128,6 +131,53 @@ def test_a_report_over_plain_runs() -> None:
     page = report(Path("runs")).read_text()
     assert "tier" not in page.partition("<main>")[0]
     assert "repeat an experiment" in page
+
+
+def test_runs_of_edited_code_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And they stay in the setting of the rules that they are compared with."""
+
+    def rows(**changes: Any) -> set[tuple[str, ...]]:
+        shutil.rmtree("runs", ignore_errors=True)
+        finished(Path("runs"), rule="bp")
+        for sign in ("1", "-1"):
+            monkeypatch.setattr(own_code, "_known", {})
+            Path("edited_code.py").write_text(MY_CODE.format(sign))
+            finished(Path("runs"), **changes)
+        study = plain_runs.read_runs(Path("runs"), plain_runs.find(Path("runs"))[1])
+        assert len(study.runs) == 3 and study.notes == ()
+        names = {(run.setting, run.rule) for run in study.runs}
+        return {tuple(re.sub("[0-9a-f]{16}", "X", name) for name in each) for each in names}
+
+    monkeypatch.syspath_prepend(".")
+    here = "mlp on digits"
+    assert rows(rule="edited_code:Mine") == {
+        (here, "bp"),
+        (here, "edited_code:Mine, code.edited_code:Mine X"),
+    }
+    of_net = "edited_code:net on digits, code.edited_code:net X"
+    assert rows(net="edited_code:net") == {(here, "bp"), (of_net, "bp")}
+    finished(Path("runs"), learner="edited_code:Learns", rule="bp")
+    finished(Path("runs"), learner="edited_code:Learns", rule="fa")
+    found = plain_runs.read_runs(Path("runs"), plain_runs.find(Path("runs"))[1]).runs
+    names = {run.rule for run in found if "Learns" in run.rule}
+    assert names == {"edited_code:Learns, rule bp", "edited_code:Learns, rule fa"}
+
+
+MY_CODE = """
+from dataclasses import dataclass
+from apical.learners.backprop import Backprop
+from apical.rules import FA
+SIGN = {}
+net = None
+
+@dataclass(frozen=True)
+class Mine(FA):
+    pass
+
+@dataclass(frozen=True)
+class Learns(Backprop):
+    pass
+"""
 
 
 def test_studies_and_plain_runs_of_a_folder_share_an_index() -> None:

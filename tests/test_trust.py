@@ -1,5 +1,6 @@
 """What is read from files is checked: damage, code that a file names, code that was edited."""
 
+import dataclasses
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import random
 import shutil
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,15 @@ def test_changed_rows_of_an_interrupted_run_are_found(run: Path) -> None:
     path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7', 1))
     with pytest.raises(ValueError, match=r"records\.jsonl is damaged.* first \d rows"):
         loop.run(SMALL, run, QUIET)
+
+
+def test_records_of_another_run_beside_the_weights_are_found(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    loop.run(dataclasses.replace(SMALL, lr=0.3), other, QUIET)
+    assert load_run(run).records[-1]["kind"] == "final"
+    shutil.copy(other / "records.jsonl", run)
+    with pytest.raises(ValueError, match="are not those that the checkpoint was made with"):
+        load_run(run)
 
 
 def test_a_damaged_row_with_a_digest_is_named_with_its_line(tmp_path: Path) -> None:
@@ -312,6 +323,44 @@ def test_own_code_runs_by_flags_and_runs_again_after_an_edit(here: Path, capsys:
     options = ["--rule", "my_code:Mine", "--net", "my_code:Net", "--folder", first[-2]]
     assert main([*TRAIN, *options]) == 1
     assert "holds another experiment (the source of my_code:Mine" in capsys.readouterr().err
+
+
+NOTEBOOK = """
+from dataclasses import dataclass
+from apical.rules import FA
+
+SIGN = 1.0
+
+def signed(matrix):
+    return SIGN * matrix
+
+class Base(FA):
+    def matrix(self, weight, matrix):
+        return signed(matrix)
+
+@dataclass(frozen=True)
+class Mine(Base):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("SIGN = 1.0", "SIGN = 2.0"),
+        ("return SIGN * matrix", "return -SIGN * matrix"),
+        ("return signed(matrix)", "return signed(-matrix)"),
+    ],
+)
+def test_code_of_a_notebook_is_all_that_its_rule_uses(old: str, new: str, monkeypatch: Any) -> None:
+    def key(source: str) -> str:
+        main = types.ModuleType("__main__")
+        exec(source, vars(main))
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        monkeypatch.setattr(own_code, "_known", {})
+        return Experiment(rule="__main__:Mine").key
+
+    assert key(NOTEBOOK) == key(NOTEBOOK + "unused = 3") != key(NOTEBOOK.replace(old, new))
 
 
 def test_again_repeats_a_finished_run(here: Path, capsys: Any) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from apical.data import generators
 from apical.data.images import ImageData, Split
 from apical.data.own_splits import DatasetSplit, Seeded, TensorSplit, checked_labels
 from apical.names import from_path
@@ -31,10 +32,19 @@ CONTRACT = (
 def load_own(path: str) -> ImageData:
     """The data set that a function of the user returns.
 
+    What is random in it, as a split, is the same in every run: the global generators of torch,
+    NumPy and Python are seeded for it, always alike.
+
     Args: path: ``package.module:function``, called without arguments; it returns ``(train, test)``,
         each as `from_splits` takes it, or an `ImageData`.
     Raises: ValueError naming what does not fit the contract.
     """
+    with generators.kept():
+        generators.seed(0)
+        return _load_own(path)
+
+
+def _load_own(path: str) -> ImageData:
     make = from_path(path, "data")
     if not callable(make):
         raise ValueError(f"data {path!r} is a {type(make).__name__}, not a function")

@@ -1,15 +1,15 @@
 """Splits of the user's data: tensors in memory, and items of a dataset."""
 
 import hashlib
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from apical.data import generators
 
 MOST_CLASSES = 1_000_000
 """More are taken for a mistake: the net has an output for each."""
@@ -120,16 +120,9 @@ class Seeded(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> Any:
         index, seed = item
-        states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        try:
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
+        with generators.kept():
+            generators.seed(seed)
             return self.dataset[index]
-        finally:
-            torch.set_rng_state(states[0])
-            random.setstate(states[1])
-            np.random.set_state(states[2])
 
 
 def checked_labels(labels: Any, part: str) -> Tensor:

@@ -113,7 +113,8 @@ def _options() -> Any:
     parser.add_argument("--audit_only", default=False, action="store_true", help=about)
     for name, default, kind, about in _OF_A_MODEL:
         parser.add_argument(f"--{name}", default=default, type=kind, help=about)
-    parsing.add_execution(parser, skip=("checkpoint_steps",))
+    of_training = ("checkpoint_steps", "parallel", "regroup", "track")
+    parsing.add_execution(parser, skip=of_training)
     parsing.add_trust(parser)
     return parser
 

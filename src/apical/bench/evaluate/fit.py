@@ -1,18 +1,16 @@
 """Train a model of one's own on data of one's own, without a loop and without names."""
 
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from apical import data
 from apical.bench.evaluate import trained_net
-from apical.bench.experiment import rates
+from apical.bench.experiment import own_code, rates
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.own_code import GIVEN
@@ -21,8 +19,8 @@ from apical.bench.storage import records
 from apical.bench.training import loop
 from apical.bench.training.build import Given
 from apical.core.layers import feedback_modules
+from apical.data import generators
 from apical.names import takes, unknown
-from apical.nets import pretrained
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +125,11 @@ def fit(
 
 
 def _net(model: Any, seed: int) -> tuple[nn.Module | None, str]:
-    """The net as an object, None for one that goes by its name, and its name in the experiment."""
+    """The net as an object, None for one that goes by its name, and its name in the experiment:
+    one for all seeds of a function, so that reports compare them."""
     if isinstance(model, str):
         return None, model
+    named = model
     if not isinstance(model, nn.Module):
         if not callable(model):
             raise ValueError(
@@ -141,8 +141,10 @@ def _net(model: Any, seed: int) -> tuple[nn.Module | None, str]:
                 f"fit: {getattr(model, '__name__', 'model')}() needs arguments: give the module "
                 "that it makes, or a function without arguments that calls it"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with generators.kept():
+            generators.seed(0)
+            named = model()
+            generators.seed(seed)
             model = model()
         if not isinstance(model, nn.Module):
             raise ValueError(f"fit: model() returned a {type(model).__name__}, no torch.nn.Module")
@@ -151,17 +153,4 @@ def _net(model: Any, seed: int) -> tuple[nn.Module | None, str]:
             "fit: the model is converted already: give the plain one (apical.revert(model)) and "
             "name the rule, rule='fa'"
         )
-    kinds = sorted({type(m) for m in model.modules()}, key=lambda kind: kind.__qualname__)
-    described = "\n".join([repr(model), *map(_source, kinds)])
-    return model, GIVEN + pretrained.digest(model.state_dict(), told=described)
-
-
-def _source(kind: type) -> str:
-    """What a class of layers does, where torch does not ship it: an edited one is another net."""
-    if kind.__module__.startswith("torch."):
-        return ""
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # made in a session without files
-        functions = [value for value in vars(kind).values() if inspect.isfunction(value)]
-        return " ".join(f.__code__.co_code.hex() + repr(f.__code__.co_names) for f in functions)
+    return model, GIVEN + own_code.digest_of(named)

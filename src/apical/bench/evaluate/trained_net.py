@@ -21,7 +21,7 @@ from apical.bench.experiment.experiment import Experiment, to_dict
 from apical.bench.experiment.own_code import GIVEN
 from apical.bench.experiment.rule_settings import rule_assignment
 from apical.bench.storage import checkpoint, records, run_folder, schema
-from apical.bench.training import build, splits, starts
+from apical.bench.training import build, resume, splits, starts
 from apical.core.convert import convert
 from apical.core.layers import feedback_modules
 from apical.names import from_path
@@ -368,6 +368,7 @@ def _weights_of_run(folder: Path, experiment: Experiment) -> dict[str, Tensor]:
             f"describes {experiment.key}"
         )
     schema.check(state, {"model": {str: Tensor}}, str(path))
+    resume.check_records(folder, state)
     return state["model"]
 
 

@@ -11,20 +11,27 @@ such paths only where the caller says that the file is trusted.
 """
 
 import ast
+import dis
+import functools
 import hashlib
 import importlib.util
-import inspect
+import itertools
 import os
+import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+import numpy as np
+import torch
 
 from apical.bench.experiment.optimizers import OPTIMIZERS
 from apical.names import from_path
+from apical.nets import pretrained
 
 FOLDER = "folder:"
 LIBRARIES = ("timm", "torchvision")
@@ -40,6 +47,15 @@ FILES_OF_TIMM = (
 """Options by which timm unpickles files or downloads them from anywhere."""
 
 DIGITS = 16
+
+LOOKUPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+"""Instructions of Python that read a variable of a module."""
+
+NO_CODE = (
+    *("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__"),
+    *("__annotations__", "__annotations_cache__", "__annotate__", "__annotate_func__"),
+)
+"""Attributes of classes that do nothing; some appear once something reads them."""
 
 
 def paths(experiment: Mapping[str, Any]) -> dict[str, str]:
@@ -177,8 +193,7 @@ def _digest_of_files(name: str, module: ModuleType | None, named: str, what: str
     installed packages, and for a module that is nowhere, which is an error when it is used."""
     file = _file_of(name) if module is None else getattr(module, "__file__", None)
     if file is None and module is not None and name == "__main__":  # a notebook, an interpreter
-        source = inspect.getsource(from_path(named, what))
-        return hashlib.sha256(source.encode()).hexdigest()[:DIGITS]
+        return digest_of(from_path(named, what))
     if file is None or not Path(file).is_file():
         return ""
     path = Path(file).absolute()  # not resolved: a linked module imports from beside the link
@@ -278,3 +293,95 @@ def _listing_digest(folder: Path) -> str:
                 total.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
                 count += 1
     return total.hexdigest()[:DIGITS] if count else ""
+
+
+def digest_of(value: Any) -> str:
+    """Of an object of the user, as a net: its tensors and other attributes, and the code of its own
+    functions and classes with all that these use. Code of installed packages counts by its name."""
+    total = hashlib.sha256()
+    for text in _described(value, {}):
+        total.update(text.encode() + b"\0")
+    return total.hexdigest()[:DIGITS]
+
+
+def _described(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[str]:
+    """Args: seen: by id, the number of each object so far, and the object, so that its id stays."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        yield repr(value)
+        return
+    if id(value) in seen:
+        yield f"the same as {seen[id(value)][0]}"
+        return
+    kind = type(value)
+    if kind is not tuple:  # equal ones may be one object or two
+        seen[id(value)] = len(seen), value
+    yield f"{kind.__module__}.{kind.__qualname__}"
+    for part in _parts(value, kind):
+        yield from _described(part, seen)
+
+
+def _parts(value: Any, kind: type) -> Iterable[Any]:
+    """What an object consists of."""
+    if isinstance(value, torch.Tensor):
+        return pretrained.digest({"": value}), value.requires_grad
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, Mapping):
+        return itertools.chain.from_iterable(value.items())
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, torch.nn.Module):  # the keys of hooks are numbers of the session
+        given = {name: each for name, each in vars(value).items() if name != "training"}
+        hooks = {name: [*given.pop(name).values()] for name in [*given] if name.endswith("_hooks")}
+        return kind, given, hooks
+    if isinstance(value, functools.partial):
+        return value.func, value.args, value.keywords
+    if isinstance(value, MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, staticmethod | classmethod):
+        return (value.__func__,)
+    if isinstance(value, property):
+        return value.fget, value.fset
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, value.co_consts
+    if isinstance(value, type | FunctionType | ModuleType):
+        return _parts_of_code(value)
+    if hasattr(value, "__wrapped__"):
+        return (value.__wrapped__,)
+    if hasattr(value, "__dict__") and not _is_installed(kind):
+        return kind, vars(value)
+    return (re.sub(r" at 0x[0-9a-f]+", "", repr(value)),)
+
+
+def _parts_of_code(value: Any) -> Iterable[Any]:
+    if isinstance(value, ModuleType) or _is_installed(value):
+        name = value.__name__ if isinstance(value, ModuleType) else value.__qualname__
+        digest = "" if _is_installed(value) else _digest_of_files(name, value, name, "module")
+        return getattr(value, "__module__", None), name, digest
+    if isinstance(value, type):
+        kept = {n: v for n, v in vars(value).items() if n not in NO_CODE}
+        return value.__bases__, kept
+    used = {name: value.__globals__[name] for name in _globals_of(value.__code__)
+            if name in value.__globals__}  # fmt: skip
+    cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+    return value.__code__, value.__defaults__, value.__kwdefaults__, cells, used
+
+
+def _globals_of(code: CodeType) -> list[str]:
+    """Names that code looks up in its module, sorted; those of functions inside it too."""
+    found = {i.argval for i in dis.get_instructions(code) if i.opname in LOOKUPS}
+    for each in code.co_consts:
+        found |= {*_globals_of(each)} if isinstance(each, CodeType) else set()
+    return sorted(found)
+
+
+def _is_installed(value: Any) -> bool:
+    """Whether a class, function or module belongs to Python, an installed package or Apical."""
+    name = value.__name__ if isinstance(value, ModuleType) else value.__module__
+    module = sys.modules.get(name)
+    if module is None or name == "__main__":
+        return False
+    file = getattr(module, "__file__", None)
+    return file is None or _installed(Path(file))

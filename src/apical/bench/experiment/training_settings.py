@@ -30,6 +30,8 @@ class Schedule(Settings):
         found = super().problems()
         if self.kind != "multistep" and self.milestones:
             found.append(f"milestones have no effect with kind={self.kind!r}; use multistep")
+        if self.kind != "multistep" and self.gamma != type(self).gamma:
+            found.append(f"gamma={self.gamma} has no effect with kind={self.kind!r}; use multistep")
         if self.kind == "multistep" and not self.milestones:
             found.append("kind='multistep' needs milestones, for example (50, 75)")
         rising = list(self.milestones) == sorted(set(self.milestones))

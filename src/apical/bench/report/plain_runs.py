@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apical.bench.experiment.experiment import Experiment, to_dict
 from apical.bench.report.evaluations import Robustness
-from apical.bench.report.names import rule_name
+from apical.bench.report.names import learner_of, rule_name
 from apical.bench.report.read import (
     Run,
     Study,
@@ -76,15 +76,15 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
         every.append(dataclasses.replace(run, folder=path.relative_to(folder).as_posix()))
     by_place: dict[tuple[str, str, int], Run] = {}
     for setting, members in grouped(every, lambda run: run.setting).items():
-        settings = [_settings(run.experiment) for run in members]
+        settings = [_settings(run) for run in members]
         varied = _varied(settings)
         varied_of = {
-            name: _varied([_options(run.experiment) for run in of_rule])
+            name: _varied([_options(run) for run in of_rule])
             for name, of_rule in grouped(members, lambda r: rule_name(r.experiment)).items()
         }
         for run, values in zip(members, settings, strict=True):
             name = rule_name(run.experiment)
-            rule = ", ".join([name, *_named(_options(run.experiment), varied_of[name])])
+            rule = ", ".join([name, *_named(_options(run), varied_of[name])])
             place = (", ".join([setting, *_named(values, varied)]), rule, run.seed)
             if place not in by_place or by_place[place].status != "finished":
                 by_place[place] = dataclasses.replace(run, setting=place[0], rule=rule)
@@ -108,21 +108,31 @@ def _named(values: Record, keys: list[str]) -> list[str]:
     return [f"{key} {values[key]}" for key in keys if key in values]
 
 
-def _settings(experiment: Record) -> dict[str, str]:
-    """Settings other than the seed, the rule, the net and the data."""
+def _settings(run: Run) -> dict[str, str]:
+    """Settings other than the seed, the rule, the net and the data; the versions of what computes
+    the run, and the digests of the user's code, but for that of the rule."""
     named = ("seed", "rule", "learner", "net", "data", "task", "length")
-    every = {**DEFAULTS, **experiment}
+    every = {**DEFAULTS, **run.experiment, "versions": run.versions}
+    every["code"] = {name: digest for name, digest in run.code.items() if not _of_rule(name, run)}
     return _as_text({key: value for key, value in every.items() if key not in named})
 
 
-def _options(experiment: Record) -> dict[str, str]:
-    """Of the rule and of the learner."""
-    options: dict[str, str] = {}
-    for part in ("rule", "learner"):
-        value = experiment.get(part)
-        if isinstance(value, Mapping):
-            options |= _as_text({key: option for key, option in value.items() if key != part})
-    return options
+def _options(run: Run) -> dict[str, str]:
+    """Of the rule; or of the learner, where that is another than backprop, with its rule. And the
+    digests of their code."""
+    code = {name: digest for name, digest in run.code.items() if _of_rule(name, run)}
+    rule, learner = run.experiment.get("rule"), learner_of(run.experiment)
+    if learner["learner"] != "backprop":
+        others = {key: option for key, option in learner.items() if key != "learner"}
+        return _as_text({"rule": rule, **others, "code": code})
+    options = rule if isinstance(rule, Mapping) else {}
+    named = {key: option for key, option in options.items() if key != "rule"}
+    return _as_text({**named, "code": code})
+
+
+def _of_rule(name: str, run: Run) -> bool:
+    """Whether code of the user is that of the rule or learner, not that of what all rules share."""
+    return name not in {run.experiment.get(key) for key in ("net", "data", "optimizer")}
 
 
 def _as_text(values: Record) -> dict[str, str]:

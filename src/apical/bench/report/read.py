@@ -59,6 +59,7 @@ class Run:
     reason: str = ""
     command: str = ""
     experiment: Record = field(default_factory=dict)
+    code: Record = field(default_factory=dict)
     versions: Record = field(default_factory=dict)
     environment: Record = field(default_factory=dict)
     rows: tuple[Record, ...] = ()
@@ -335,7 +336,8 @@ def _read_run(source: packing.Folder, entry: Record) -> Run:
         reason = str(error).replace(f"{source.path}/", "")
         return Run(**common, status="failed", reason=f"unreadable: {reason}")
     status, reason = _status(rows, experiment)
-    common |= {"versions": described.get("versions", {}), "environment": environment}
+    common |= {key: described.get(key, {}) for key in ("code", "versions")}
+    common["environment"] = environment
     return Run(**common, status=status, reason=reason, experiment=experiment, rows=rows)
 
 

@@ -24,6 +24,7 @@ SHAPE = {
     "processes": [{"sums": torch.Tensor, "random": torch.Tensor}],
     "rows": schema.COUNT,
     "records?": str,
+    "data?": str,
 }
 """What the state of a run consists of."""
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from apical.bench.training.splits import EVALUATION_BATCH
 from apical.core.convert import convert
 from apical.core.layers import feedback_modules
 from apical.core.switch import check, switch
-from apical.data import sequences
+from apical.data import generators, sequences
 from apical.nets import memory, pretrained
 from apical.nets.external import check_scores
 
@@ -70,6 +71,11 @@ class Parts:
         """Holds the parameters that the optimizer steps."""
         return self.net if self.sharded else self.model
 
+    @cached_property
+    def content(self) -> str:
+        """`splits.content` of its splits."""
+        return splits.content(self.train, self.validation, self.test)
+
     def gather(self) -> None:
         """Bring ``model`` up to date on the first process. Every process must call."""
         if self.sharded:
@@ -109,7 +115,8 @@ def build(
         made = _streams(experiment, source, where)
     (train, validation, test), probe = made
     objective = objectives.build(experiment, train, database(experiment, source, where))
-    torch.manual_seed(experiment.seed)
+    torch.manual_seed(experiment.seed)  # of CUDA, too
+    generators.seed(experiment.seed)
     model = build_model(experiment, source, weights=weights, given=given).to(where)
     sharded = parallel == "fsdp"
     if sharded:
@@ -125,7 +132,9 @@ def build(
     _check_switches(experiment, model, optimizer, _example(source, where))
     _check_learner(experiment, model, train)
     _check_own_loss(experiment, model)
-    torch.manual_seed(experiment.seed + 1 + group.rank)  # dropout and the like, apart per process
+    apart = experiment.seed + 1 + group.rank  # dropout and the like, apart per process
+    torch.manual_seed(apart)
+    generators.seed(apart)
     net = trained if sharded else _as_called(experiment, model, group)
     if sharded and group.rank:
         model.cpu()  # where nothing is measured

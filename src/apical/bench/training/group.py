@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from apical.bench.experiment.execution import Execution
+from apical.data import generators
 
 
 @dataclass
@@ -55,7 +56,7 @@ def settings(execution: Execution) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     try:
         torch.set_num_threads(execution.threads)
-        with torch.random.fork_rng(devices):
+        with generators.kept(), torch.random.fork_rng(devices):
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
                 yield
     finally:

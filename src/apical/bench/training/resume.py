@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment, versions
 from apical.bench.storage import checkpoint, records, schema
 from apical.bench.training import build, sharding
+from apical.data import generators
 
 GROUPING = ("processes", "parallel")
 """What a checkpoint belongs to that decides on roundings alone."""
@@ -53,7 +55,8 @@ def restore(
     Args: regroup: as of ``Execution``.
     Returns: the position; sums of loss, hits and images of the epoch under way; number of valid
         rows.
-    Raises: ValueError if the checkpoint is damaged or differs from ``belongs_to``.
+    Raises: ValueError if the checkpoint is damaged, differs from ``belongs_to``, or was made with
+        other data.
     """
     at, rows = Position(), 0
     sums = torch.zeros(3, dtype=torch.float64, device=parts.device)
@@ -64,8 +67,14 @@ def restore(
         schema.check(state["position"], _POSITION, f"{path}, position")
         at = Position(**{name: state["position"][name] for name in _POSITION})
         rows = state["rows"]
+        if state.get("data", parts.content) != parts.content:
+            raise ValueError(
+                f"{path}: the images or labels are no longer those that the run began with, so it "
+                "cannot go on. Restore them (--data-root and APICAL_DATA say where data sets lie), "
+                "or train anew in another folder"
+            )
         if parts.group.rank == 0:
-            _check_records(folder, rows, state.get("records"))
+            check_records(folder, state)
         for epoch in range(1, at.epoch + 1):
             build.follow_switch(experiment, parts, epoch)
         try:
@@ -82,9 +91,9 @@ def restore(
     return at, sums, rows
 
 
-def _check_records(folder: Path, rows: int, digest: str | None) -> None:
+def check_records(folder: Path, state: Mapping[str, Any]) -> None:
     """Raises: ValueError if the rows that a checkpoint counts are not those it was made with."""
-    path = folder / "records.jsonl"
+    path, rows, digest = folder / "records.jsonl", state.get("rows", 0), state.get("records")
     # fewer rows have no digest, and are refused where the rest is cut off
     if digest is not None and records.digest(path, rows) not in (digest, None):
         raise ValueError(
@@ -109,7 +118,7 @@ def _load(parts: build.Parts, state: dict[str, Any]) -> None:
     parts.scaler.load_state_dict(state["scaler"])
 
 
-def _take_up(processes: list[dict[str, Tensor]], parts: build.Parts, sums: Tensor) -> None:
+def _take_up(processes: list[dict[str, Any]], parts: build.Parts, sums: Tensor) -> None:
     """The sums and random states of the process; of another number of processes, all sums go to
     the first, and processes that are new keep the random states of their rank."""
     rank = parts.group.rank
@@ -118,7 +127,7 @@ def _take_up(processes: list[dict[str, Tensor]], parts: build.Parts, sums: Tenso
     elif rank == 0:
         sums.copy_(torch.stack([mine["sums"] for mine in processes]).sum(0))
     if rank < len(processes):
-        torch.set_rng_state(processes[rank]["random"])
+        generators.restore(processes[rank])
         if "cuda_random" in processes[rank]:
             torch.cuda.set_rng_state(processes[rank]["cuda_random"], parts.device)
 
@@ -134,6 +143,7 @@ def state(parts: build.Parts, at: Position, sums: Tensor, rows: int) -> dict[str
         "position": dataclasses.asdict(at),
         "processes": _process_states(parts, sums),
         "rows": rows,
+        "data": parts.content,
     }
 
 
@@ -150,9 +160,9 @@ def belongs_to(experiment: Experiment, parts: build.Parts, execution: Execution)
     }
 
 
-def _process_states(parts: build.Parts, sums: Tensor) -> list[dict[str, Tensor]]:
+def _process_states(parts: build.Parts, sums: Tensor) -> list[dict[str, Any]]:
     """What differs between processes: random generators and sums, one entry each."""
-    mine = {"sums": sums.cpu(), "random": torch.get_rng_state()}
+    mine = {"sums": sums.cpu(), **generators.state()}
     if parts.device.type == "cuda":
         mine["cuda_random"] = torch.cuda.get_rng_state(parts.device)
     if parts.group.size == 1:

@@ -1,5 +1,6 @@
 """The splits of a data set as an experiment uses them: training, validation, test."""
 
+import hashlib
 from typing import Any
 
 import torch
@@ -53,6 +54,18 @@ def of_images(
     count = min(experiment.probe_images, len(split))
     measured = data.Batches(split.take(torch.arange(count)), count, **shared)
     return batches, next(iter(measured.epoch(0)))
+
+
+def content(*splits: Any) -> str:
+    """Digest of the images and labels of splits; of images on disk, of their labels alone, and of
+    tasks, whose sequences follow from the settings, of nothing."""
+    total = hashlib.sha256()
+    for split in (batches.split for batches in splits if isinstance(batches, data.Batches)):
+        for value in vars(split).values():
+            if isinstance(value, Tensor):
+                flat = value.cpu().contiguous().view(-1).view(torch.uint8)
+                total.update(flat.numpy().data)
+    return total.hexdigest()
 
 
 def normalisation(
