@@ -311,7 +311,9 @@ def _packed_rows(rows: list[tuple[str, str, Row]]) -> bytes:
         columns.append(pyarrow.array(column, fields[-1].type))
     buffer = io.BytesIO()
     table = pyarrow.Table.from_arrays(columns, schema=pyarrow.schema(fields))
-    pyarrow.parquet.write_table(table, buffer, compression="zstd", compression_level=19)
+    pyarrow.parquet.write_table(  # measured values hardly repeat: dictionaries make them larger
+        table, buffer, compression="zstd", compression_level=19, use_dictionary=list(ORIGIN)
+    )
     return buffer.getvalue()
 
 
