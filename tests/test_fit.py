@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import apical
 from apical.bench import Execution, fit, load_run
+from apical.bench.experiment.own_code import digest_of
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(200, 6, generator=GENERATOR)
@@ -102,6 +104,16 @@ class Inherited(Squashed):
     pass
 
 
+class Noisy:
+    """A generator of NumPy shows its address, not its state."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = np.random.default_rng(seed)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_numpy(self.generator.normal(size=x.shape)).to(x)
+
+
 def bent(rate: float) -> Any:
     return lambda x: torch.where(x > 0, x, rate * x)
 
@@ -125,6 +137,12 @@ def tied(really: bool) -> nn.Module:
     return net
 
 
+def test_a_compiled_net_is_named_by_what_is_compiled() -> None:
+    warnings.simplefilter("ignore", DeprecationWarning)  # of dynamo, about its own call of torch
+    net = Squashed()
+    assert digest_of(torch.compile(net)) == digest_of(torch.compile(net)) != digest_of(net)
+
+
 def test_a_net_that_computes_something_else_is_trained_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -139,6 +157,8 @@ def test_a_net_that_computes_something_else_is_trained_anew(
         lambda: Squashed(squash=bent(0.2)),
         lambda: Squashed(squash=partial(torch.clamp, min=0.0)),
         lambda: Squashed(squash=partial(torch.clamp, min=0.1)),
+        lambda: Squashed(squash=Noisy(3)),
+        lambda: Squashed(squash=Noisy(4)),
         lambda: tied(True),
         lambda: tied(False),
     ]

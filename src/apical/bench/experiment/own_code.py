@@ -54,6 +54,7 @@ LOOKUPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 NO_CODE = (
     *("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__"),
     *("__annotations__", "__annotations_cache__", "__annotate__", "__annotate_func__"),
+    "__slotnames__",
 )
 """Attributes of classes that do nothing; some appear once something reads them."""
 
@@ -332,6 +333,8 @@ def _parts(value: Any, kind: type) -> Iterable[Any]:
         return value
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
+    if isinstance(value, torch.nn.Module) and "_orig_mod" in value._modules:
+        return "compiled", value._orig_mod  # without the state of torch's compiler
     if isinstance(value, torch.nn.Module):  # the keys of hooks are numbers of the session
         given = {name: each for name, each in vars(value).items() if name != "training"}
         hooks = {name: [*given.pop(name).values()] for name in [*given] if name.endswith("_hooks")}
@@ -352,7 +355,13 @@ def _parts(value: Any, kind: type) -> Iterable[Any]:
         return (value.__wrapped__,)
     if hasattr(value, "__dict__") and not _is_installed(kind):
         return kind, vars(value)
-    return (re.sub(r" at 0x[0-9a-f]+", "", repr(value)),)
+    try:  # as pickle takes it apart: the state of a generator of random numbers, an enum's value
+        reduced = value.__reduce_ex__(2)
+    except Exception:
+        return (re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)),)
+    if isinstance(reduced, str):
+        return (reduced,)
+    return *reduced[:3], *(list(items) for items in reduced[3:5] if items is not None)
 
 
 def _parts_of_code(value: Any) -> Iterable[Any]:
