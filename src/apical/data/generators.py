@@ -18,7 +18,7 @@ def seed(number: int) -> None:
 
 
 def state() -> dict[str, Any]:
-    """Where they stand, as a tensor and plain values."""
+    """Their states, as a tensor and plain values."""
     of_numpy: Any = np.random.get_state()
     kind, keys, *rest = of_numpy
     return {
@@ -29,7 +29,7 @@ def state() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Take up what `state` returned; a generator that it lacks stays as it is."""
+    """Set the states that `state` returned; a generator without one is left as it is."""
     torch.set_rng_state(state["random"])
     if "python" in state:
         random.setstate(state["python"])
@@ -39,7 +39,7 @@ def restore(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Leave them afterwards as they were."""
+    """Restore their states after the block."""
     before = state()
     try:
         yield

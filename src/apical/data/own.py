@@ -32,8 +32,8 @@ CONTRACT = (
 def load_own(path: str) -> ImageData:
     """The data set that a function of the user returns.
 
-    What is random in it, as a split, is the same in every run: the global generators of torch,
-    NumPy and Python are seeded for it, always alike.
+    Random steps in it, such as a split, are the same in every run: the global generators of torch,
+    NumPy and Python are seeded with 0 before the call.
 
     Args: path: ``package.module:function``, called without arguments; it returns ``(train, test)``,
         each as `from_splits` takes it, or an `ImageData`.

@@ -297,8 +297,8 @@ def _listing_digest(folder: Path) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Of an object of the user, as a net: its tensors and other attributes, and the code of its own
-    functions and classes with all that these use. Code of installed packages counts by its name."""
+    """Digest of an object of the user, such as a net: of its tensors and other attributes, and the
+    code of its functions and classes with all that these use; of installed code, only its name."""
     total = hashlib.sha256()
     for text in _described(value, {}):
         total.update(text.encode() + b"\0")
@@ -355,7 +355,7 @@ def _parts(value: Any, kind: type) -> Iterable[Any]:
         return (value.__wrapped__,)
     if hasattr(value, "__dict__") and not _is_installed(kind):
         return kind, vars(value)
-    try:  # as pickle takes it apart: the state of a generator of random numbers, an enum's value
+    try:  # pickle's description: the state of a generator of random numbers, an enum's value
         reduced = value.__reduce_ex__(2)
     except Exception:
         return (re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)),)

@@ -29,7 +29,7 @@ from apical.core.layers import feedback_modules
 
 PASSES, BATCH, TIMES = 4, 256, 3
 LONG = 1.0
-"""Seconds of timed calls that are enough: what a first call prepares is little beside them."""
+"""Total seconds after which no further call is timed: the overhead of the first is then small."""
 BESIDE = 0.6
 """The least seconds of a query over those of a gradient: through a small net the proposals of
 Square cost as much as its forward passes."""

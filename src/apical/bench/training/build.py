@@ -132,9 +132,9 @@ def build(
     _check_switches(experiment, model, optimizer, _example(source, where))
     _check_learner(experiment, model, train)
     _check_own_loss(experiment, model)
-    apart = experiment.seed + 1 + group.rank  # dropout and the like, apart per process
-    torch.manual_seed(apart)
-    generators.seed(apart)
+    process_seed = experiment.seed + 1 + group.rank  # of dropout and the like
+    torch.manual_seed(process_seed)
+    generators.seed(process_seed)
     net = trained if sharded else _as_called(experiment, model, group)
     if sharded and group.rank:
         model.cpu()  # where nothing is measured
