@@ -126,7 +126,8 @@ def _verdict(ratio: float, limit: float) -> str:
 def _beside_biotorch(table: Mapping[str, Any], name: str) -> tuple[str, str]:
     """BioTorch's ratio to ordinary backprop; and our step over BioTorch's, from that ratio and
     from the time of ordinary backprop (contiguous, default SGD) measured here."""
-    known = None if table["small"] else biotorch(table["net"], name)
+    alike = not (table["small"] or table["compiled"]) and table["threads"] == 1  # as it was timed
+    known = biotorch(table["net"], name) if alike else None
     if known is None:
         return "", ""
     low, high = known

@@ -399,11 +399,19 @@ def test_the_order_of_rules_stands_beside_the_published_one():
     rows = [_cell("bp", 1.0, 2.0), _cell("usf", 1.5, 2.0), _cell("fa", 4.0, 3.0)]
     rows += [_cell("dfa", 3.0, 9.0)]
     assert results.orders(rows) == [
-        "Best first: BP, uSF, DFA, FA; published: BP = uSF, FA, DFA (Kendall's tau 0.55)."
+        "Means, best first: BP, uSF, DFA, FA. In the source: BP = uSF, FA, DFA "
+        "(Kendall's tau 0.55)."
     ]
     assert results.orders(rows[:2]) == []
     both = [*rows, *(_cell(rule, 1.0, 2.0, "t") for rule in ("bp", "usf", "fa"))]
-    assert results.orders(both)[1] == "t, best first: BP = uSF = FA; published: BP = uSF = FA."
+    assert results.orders(both)[1] == (
+        "t, means, best first: BP = uSF = FA. In the source: BP = uSF = FA."
+    )
+    named = [_cell(f"{rule}, published rate", *values) for rule, *values in
+             (("bp", 1.0, 2.0), ("usf", 1.5, 2.0), ("fa", 4.0, 3.0))]  # fmt: skip
+    assert (
+        "BP, published rate; uSF, published rate; FA, published rate." in results.orders(named)[0]
+    )
 
 
 def test_curves_use_epochs_that_every_seed_has():

@@ -65,6 +65,19 @@ def test_one_net_has_wilsons_interval_over_images_and_says_so():
     assert robustness_verdict.estimate({}, 100) is None
 
 
+def test_equal_nets_have_the_interval_of_their_images():
+    found = robustness_verdict.estimate({1: 0.0, 2: 0.0, 3: 0.0}, 24)
+    variance = 1 / 26 * 25 / 26 / 24  # none of 24 counts as one of 26
+    assert [found.low, found.high] == pytest.approx([0, 100 * T2 * (variance / 3) ** 0.5])
+
+
+def test_a_difference_varies_at_least_as_over_its_images():
+    first, second = {1: 0.5, 2: 0.51, 3: 0.53}, {1: 0.4, 2: 0.41, 3: 0.42}  # 10, 10, 11 points
+    found = robustness_verdict.difference(first, second, noise=0.05**2)
+    half, mean = T2 * 5 / 3**0.5, 31 / 3
+    assert [found.mean, found.low, found.high] == pytest.approx([mean, mean - half, mean + half])
+
+
 def test_own_minus_exact_is_paired_on_the_seeds():
     rows = {1: gap(0.9, 0.3), 2: gap(0.8, 0.1), 3: gap(0.85, 0.2)}
     found = robustness_verdict.gap(rows)
@@ -73,6 +86,8 @@ def test_own_minus_exact_is_paired_on_the_seeds():
     # 0.05 / 1.96 = 2.551 points of a net over its images, times 4.3027 / sqrt(3)
     equal = robustness_verdict.gap({seed: gap(0.9, 0.3, 0.55, 0.65) for seed in (1, 2, 3)})
     assert (equal.mean, equal.low) == (pytest.approx(60), pytest.approx(60 - 6.337, abs=1e-3))
+    one_gradient = robustness_verdict.gap({seed: gap(0.3, 0.3, -0.05, 0.05) for seed in (1, 2, 3)})
+    assert (one_gradient.low, one_gradient.high) == (0, 0)
     single = robustness_verdict.gap({1: gap(0.9, 0.3, 0.55, 0.65)})
     assert single.over == "images"
     assert [single.low, single.high] == pytest.approx([55, 65])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from apical.bench.report import (
+    documents,
     evaluations,
     pictures,
     read,
@@ -155,6 +156,21 @@ def test_radii_are_written_as_in_papers(eps, text):
 def test_zero_has_no_sign_and_minus_is_one():
     assert [points(x) for x in (-0.04, 0.04, -1.25, 3)] == ["0.0", "0.0", "−1.2", "+3.0"]
     assert percent(-0.01) == "0.0"
+
+
+def test_one_sentence_says_whose_gradient_it_is_in_all_settings(tmp_path):
+    folder = make_study(
+        tmp_path / "two",
+        rules=("bp", "fa"),
+        settings=("MNIST LeNet SGD", "MNIST LeNet Adam"),
+        epochs=1,
+        layers=(),
+        published=False,
+    )
+    add_robustness(folder, rules_tried=("fa",))
+    found = documents.finding(read.read_study(folder))
+    assert found.count("belongs to the attacker's gradient") == 1 and "\n" not in found
+    assert "gradient (MNIST LeNet SGD); " in found and "(MNIST LeNet Adam): that" in found
 
 
 def test_text_from_files_is_escaped(tmp_path):

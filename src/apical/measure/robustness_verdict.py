@@ -4,7 +4,6 @@ Robust accuracies are in % of all test images, differences in percentage points;
 sample. With one net the images are, and every interval says which of the two it is.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,14 +64,18 @@ def estimate(
 ) -> Estimate | None:
     """Mean and interval of robust accuracies given as fractions by seed; None without any.
 
-    Args: images: number of test images behind each of them, for the interval of a single net.
-        bounds: that interval where it is known, fractions.
+    Args: images: number of test images behind each of them, for the interval of a single net and
+        of nets with equal values. bounds: that of a single net where it is known, fractions.
     >>> estimate({0: 0.5}, 100)
     Estimate(n=1, mean=50.0, low=40.3..., high=59.6..., over='images')
     """
     if not shares:
         return None
-    found = statistics.summarize([100 * share for share in shares.values()]).within(0, 100)
+    values = [100 * share for share in shares.values()]
+    noise = 0.0
+    if images and len({*values}) == 1:  # equal nets are no certainty
+        noise = 1e4 * statistics.binomial_variance(values[0] / 100, images)
+    found = statistics.summarize(values, noise=noise).within(0, 100)
     if found.low is None:
         low, high = bounds or statistics.wilson(found.mean / 100 * images, images)
         return Estimate(1, found.mean, 100 * low, 100 * high, "images")
@@ -84,15 +87,11 @@ def difference(
 ) -> Estimate | None:
     """First minus second on the seeds both have, fractions in, points out; None without any.
 
-    Args: noise: variance of a difference over its images, which the interval takes where all are
-        equal and not 0: that is no certainty.
+    Args: noise: least variance of a difference: that over its images.
     """
-    found = statistics.paired_difference(first, second)
+    found = statistics.paired_difference(first, second, noise=noise)
     if found is None:
         return None
-    if found.low and found.high and math.isclose(found.low, found.high):
-        found = statistics.paired_difference(first, second, noise=noise)
-        assert found is not None
     low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
     return Estimate(found.n, 100 * found.mean, low, high)
 
@@ -133,7 +132,10 @@ def certain(gaps: Mapping[float, Mapping[int, Mapping[str, Any]]]) -> set[float]
 
 
 def _gap_noise(rows: Mapping[int, Mapping[str, Any]]) -> float:
-    """Variance of one net's gap over its images."""
+    """Variance of one net's gap over its images; 0 where both gradients leave the same on all
+    nets, as they do by construction where a net has one gradient."""
+    if all(row["own"] == row["exact"] for row in rows.values()):
+        return 0.0
     half = [(row["high"] - row["low"]) / 2 for row in rows.values()]
     return sum((each / 1.96) ** 2 for each in half) / len(half)
 

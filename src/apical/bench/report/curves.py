@@ -99,6 +99,16 @@ def table(study: Study) -> Table:
     return Table(columns, points(study), "Table of published courses of training")
 
 
+def allowances(study: Study) -> str:
+    """ "0.6 points, 3 degrees"."""
+    return ", ".join(
+        dict.fromkeys(
+            f"{curve.allowance:g} {'points' if curve.metric.endswith('_acc') else 'degrees'}"
+            for curve in study.curves
+        )
+    )
+
+
 def by_epoch(study: Study) -> Table:
     """One line for each course of training, a column for each epoch, for documents."""
     every = points(study)

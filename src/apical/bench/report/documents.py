@@ -95,19 +95,27 @@ def finding(study: Study) -> str:
     if spikes.concerns(study):
         return spikes.seen(spikes.of_study(study))
     if study.robustness:
-        return _joined({each.heading: _robust(each) for each in sections.of_study(study)})
+        return _robust(sections.of_study(study))
     if study.retrieval:
-        return _joined({each.heading: _hashed(each) for each in sections.sections(study.retrieval)})
+        parts = sections.sections(study.retrieval)
+        return _joined({each.heading: _hashed(each) for each in parts}, len(parts) > 1)
     return results.finding(results.cells(study))
 
 
-def _robust(section: sections.Section) -> str:
-    """Whose gradient the robustness is, where gradients of other rules were tried; else how robust
-    rules are in the worst case."""
-    eps = robustness.headline_radius(section)
-    crossed = (heat.conclusion for heat in robustness.heats(section, eps))
-    worst = robustness_tables.conclusion(robustness.headlines(section, eps))
-    return next(filter(None, [*crossed, *worst]), "")
+def _robust(parts: list[sections.Section]) -> str:
+    """Whose gradient the robustness is, where gradients of other rules were tried, in one sentence;
+    of other settings how robust rules are in the worst case."""
+    crossed, others = [], {}
+    for each in parts:
+        eps = robustness.headline_radius(each)
+        shown = next(filter(None, (heat.shown for heat in robustness.heats(each, eps))), "")
+        if shown:
+            crossed.append(f"{shown} ({each.heading})" if len(parts) > 1 else shown)
+        else:
+            worst = robustness_tables.conclusion(robustness.headlines(each, eps))
+            others[each.heading] = next(filter(None, worst), "")
+    sentence = [robustness.whose(crossed)] if crossed else []
+    return "\n".join([*sentence, *filter(None, [_joined(others, len(parts) > 1)])])
 
 
 def _hashed(section: sections.Section) -> str:
@@ -117,11 +125,9 @@ def _hashed(section: sections.Section) -> str:
     return retrieval.conclusion(next(masked, every[0])) if every else ""
 
 
-def _joined(parts: dict[str, str]) -> str:
+def _joined(parts: dict[str, str], several: bool) -> str:
     texts = {heading: text for heading, text in parts.items() if text}
-    if len(parts) == 1:
-        return "".join(texts.values())
-    return "\n".join(f"{heading}: {text}" for heading, text in texts.items())
+    return "\n".join(f"{heading}: {text}" if several else text for heading, text in texts.items())
 
 
 def angles_markdown(folder: Pathlike) -> str:

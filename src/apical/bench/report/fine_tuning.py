@@ -125,7 +125,7 @@ def _layer(name: str, rows: Sequence[Record]) -> Layer:
 
 
 def _at_rate(study: Study, row: Row) -> str | None:
-    """The row tuned by backprop, all layers, at the learning rate of a row."""
+    """The row tuned by backprop, all layers, at the learning rate of a row; None of such a row."""
 
     def described(row: Row) -> tuple[Any, Any, bool]:
         experiment = row.runs[0].experiment
@@ -134,8 +134,8 @@ def _at_rate(study: Study, row: Row) -> str | None:
         return experiment.get("rule"), experiment.get("lr"), partly
 
     wanted = ("bp", described(row)[1], False)
-    others = (o for o in study.rows_of(row.setting) if o.runs and o.rule != row.rule)
-    return next((other.rule for other in others if described(other) == wanted), None)
+    others = (o for o in study.rows_of(row.setting) if o.runs and described(o) == wanted)
+    return None if described(row) == wanted else next((other.rule for other in others), None)
 
 
 def _attacked(section: Section | None, rule: str, base: str | None) -> dict[str, Any] | None:

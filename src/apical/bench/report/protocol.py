@@ -1,12 +1,12 @@
 """What was run, in words and lists: state of the runs, settings, environments."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from apical.bench.report import gained
-from apical.bench.report.names import display_name, is_control
+from apical.bench.report.names import display_name
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import Cell
 from apical.bench.report.table import Column, Shown, Table, each, flatten, number, plain, text
@@ -176,17 +176,6 @@ def _error(tried: Record | None) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-def counted(rules: Sequence[str]) -> str:
-    """How many rules there are, and how many controls.
-
-    >>> counted(["bp", "fa", "frozen"]), counted(["bp"])
-    ('2 rules, 1 control', '1 rule')
-    """
-    controls = sum(map(is_control, rules))
-    counts = ((len(rules) - controls, "rule"), (controls, "control"))
-    return ", ".join(plural(count, noun) for count, noun in counts if count)
 
 
 def training_time(study: Study) -> str:

@@ -313,8 +313,8 @@ def seeds_sentence(summaries: Mapping[str, statistics.Summary]) -> str:
 
 
 def orders(rows: Sequence[Cell]) -> list[str]:
-    """A sentence for each setting: rules from the best on, in our order and the published one, and
-    Kendall's tau-b. Orders of means: the ties of the table show which neighbours differ.
+    """A sentence for each setting: rules from the best on by their means, in our order and the
+    published one, and Kendall's tau-b. The ties of the table show which neighbours differ.
     """
     from scipy.stats import kendalltau
 
@@ -328,16 +328,14 @@ def orders(rows: Sequence[Cell]) -> list[str]:
         theirs = {row.rule: row.published.value for row in here if row.published}
         tau = float(kendalltau(list(ours.values()), list(theirs.values())).statistic)
         agreement = "" if math.isnan(tau) else f" (Kendall's tau {tau:.2f})"
-        where = f"{setting}, best" if len(settings) > 1 else "Best"
-        sentences.append(f"{where} first: {_order(ours)}; published: {_order(theirs)}{agreement}.")
+        where = f"{setting}, means" if len(settings) > 1 else "Means"
+        orders = f"{_order(ours)}. In the source: {_order(theirs)}{agreement}."
+        sentences.append(f"{where}, best first: {orders}")
     return sentences
 
 
 def _order(errors: Mapping[str, float]) -> str:
     """Names by their errors, "=" between those that are printed alike."""
     ranked = sorted(errors, key=lambda rule: errors[rule])
-    text = display_name(ranked[0])
-    for before, rule in itertools.pairwise(ranked):
-        same = number(errors[before]) == number(errors[rule])
-        text += f" = {display_name(rule)}" if same else f", {display_name(rule)}"
-    return text
+    alike = itertools.groupby(ranked, lambda rule: number(errors[rule]))
+    return joined([" = ".join(map(display_name, rules)) for _, rules in alike])

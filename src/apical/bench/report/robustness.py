@@ -2,7 +2,7 @@
 figures of it."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -233,9 +233,16 @@ class Heat:
         return is_baseline(self.rows[0])
 
     @property
-    def conclusion(self) -> str:
-        """What the row of backprop's weights shows; "" where it is missing, or its gap is small or
-        by its intervals may be chance."""
+    def nets(self) -> str:
+        """How many there are of a rule: "5", or "4 to 5"."""
+        counts = sorted({cell.n for cell in self.cells.values()})
+        return " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+
+    @property
+    def shown(self) -> str:
+        """What backprop's weights keep along the backward pass of the rule that leaves most, and
+        along the exact gradient; "" where either is missing, or their difference is small or by the
+        intervals may be chance."""
         row = self.rows[0]
         cells = {c: self.cells[row, c] for c in self.columns if (row, c) in self.cells}
         exact = cells.pop(self.columns[0], None)
@@ -246,14 +253,26 @@ class Heat:
         if highest.mean - exact.mean <= MASKED or low is None or high is None or low <= high:
             return ""
         return (
-            f"Weights that backprop trained keep {highest.mean:.1f} % when the attack follows "
-            f"{display_name(rule)}'s backward pass, and {exact.mean:.1f} % under the exact "
-            "gradient: that robustness belongs to the attacker's gradient, not to the weights."
+            f"{highest.mean:.1f} % when the attack follows {display_name(rule)}'s backward pass, "
+            f"and {exact.mean:.1f} % under the exact gradient"
         )
+
+    @property
+    def conclusion(self) -> str:
+        """What the row of backprop's weights shows; "" for nothing."""
+        return whose([self.shown]) if self.shown else ""
 
     def title(self, column: str) -> str:
         """A rule as the head of its column."""
         return display_name(column) + " (exact)" * (column == self.columns[0])
+
+
+def whose(shown: Iterable[str]) -> str:
+    """What `Heat.shown` of each setting shows."""
+    return (
+        f"Weights that backprop trained keep {'; '.join(shown)}: that robustness belongs to the "
+        "attacker's gradient, not to the weights."
+    )
 
 
 def heats(section: Section, eps: float) -> list[Heat]:

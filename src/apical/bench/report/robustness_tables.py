@@ -7,7 +7,7 @@ from typing import Any
 
 from apical.attacks.sanity import MEANINGS
 from apical.bench.report import gained, robustness, sections
-from apical.bench.report.names import display_name, is_baseline, is_control
+from apical.bench.report.names import display_name, is_baseline, is_control, joined
 from apical.bench.report.results import published, verdict
 from apical.bench.report.robustness import Heat
 from apical.bench.report.sections import Line, Section
@@ -323,4 +323,4 @@ def _worst(rows: Sequence[Line]) -> str:
 def _names(rows: Sequence[Line]) -> str:
     """ "FA", "FA and DFA", "FA, DFA and uSF"."""
     words = [display_name(row.rule) for row in rows]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return words[0] if len(words) == 1 else f"{joined(words[:-1])} and {words[-1]}"

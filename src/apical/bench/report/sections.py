@@ -93,7 +93,7 @@ class Section:
         Args: images: how many the values are over, None for all. bounds: the interval of a single
             net where it is known.
         """
-        examples = images or self.clean.get("examples", 0)
+        examples = images or self.clean.get("examples", self.clean.get("queries", 0))
         return robustness_verdict.estimate(self.shares(rule, value), examples, bounds)
 
     def difference(

@@ -52,8 +52,8 @@ NOTES = (
     "norm of the weights. Seeds draw the head, the order of the images and the feedback.",
     "Frozen: only the new head learns.",
     "Learning rates are chosen for every row with the same budget on held-out training images: the "
-    "smallest rate within one standard error of the best. Robustness depends on the rate as well: "
-    f"the row '{AT_RATE}' is backprop at the rate that was chosen for uSF.",
+    "smallest rate within one standard error of the best. Robustness may depend on the rate: the "
+    f"row '{AT_RATE}' is backprop at the rate that was chosen for uSF.",
 )
 CIFAR_NOTE = (
     "The packaged CIFAR-10 ResNet-18 was trained on the whole training split. It is tuned, and its "
