@@ -529,6 +529,16 @@ def test_environments_that_differ_are_counted(tmp_path):
     assert "2.13.0 (2 of 3 runs) ; 2.6.0 (1 of 3 runs)" in _plain(write(folder).read_text())
 
 
+def test_rows_that_were_trained_on_another_cpu_are_named(tmp_path):
+    folder = make_study(tmp_path / "s", rules=("bp", "fa"), epochs=1, layers=())
+    assert "Trained on" not in table_markdown(folder)
+    for run in folder.glob("s0-*"):
+        header = records.read_json(run / "environment.json")
+        cpu = "B" if "fa" in run.name else "A"
+        records.write_json(run / "environment.json", header | {"cpu": cpu})
+    assert "Trained on A, but 3 runs of FA on B: " in table_markdown(folder)
+
+
 def test_file_names_from_settings_do_not_clash():
     names = ["A b", "A/b", "../..", "ß"]
     slugs = ["a-b-", "a-b-2-", "setting-", "setting-2-"]

@@ -17,7 +17,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
-__version__ = "0.3.6"
+__version__ = "0.3.7"
 
 LISTED = 60  # names up to which all are listed
 NEAR = 0.5  # likeness (difflib ratio) from which a name is suggested

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apical.bench.report import gained
-from apical.bench.report.names import display_name
+from apical.bench.report.names import display_name, joined
 from apical.bench.report.read import Run, Study
 from apical.bench.report.results import Cell
 from apical.bench.report.table import Column, Shown, Table, each, flatten, number, plain, text
@@ -157,6 +157,27 @@ def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
         for key, value in flatten(run.environment).items():
             seen.setdefault(key, Counter())[text(value)] += 1
     return {key: values.most_common() for key, values in seen.items()}
+
+
+def processors(study: Study) -> str:
+    """Which rows were trained on which CPU; "" where all were on one."""
+    rows: dict[str, dict[str, int]] = {}
+    for row in study.rows:
+        for run in row.runs:
+            counts = rows.setdefault(run.environment.get("cpu", "an unknown CPU"), {})
+            counts[study.named(row)] = counts.get(study.named(row), 0) + 1
+    if len(rows) < 2:
+        return ""
+    most = max(rows, key=lambda cpu: sum(rows[cpu].values()))
+    others = [
+        f"{plural(sum(counts.values()), 'run')} of {joined(list(counts))} on {cpu}"
+        for cpu, counts in rows.items()
+        if cpu != most
+    ]
+    return (
+        f"Trained on {most}, but {'; '.join(others)}: runs of one seed share data and initial "
+        "weights, not rounding."
+    )
 
 
 def _error(tried: Record | None) -> str:
