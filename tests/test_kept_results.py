@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from apical.bench.experiment import rates
 from apical.bench.experiment.experiment import from_dict
 from apical.bench.report.read import read_study
 
@@ -40,3 +41,11 @@ def test_the_example_of_the_results_runs(
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "results" / "README.md").read_text(), re.S)
     exec(code, {})
     assert re.match(r"\d+ final rows", capsys.readouterr().out)
+
+
+def test_the_rates_to_begin_with_are_the_smaller_ones_of_the_kept_searches() -> None:
+    chosen: dict[str, list[float]] = {}
+    for study in ("smoke", "biotorch-mnist"):
+        for search in read_study(ROOT / "results" / study).search:
+            chosen.setdefault(search["rule"], []).append(search["lr"])
+    assert {rule: min(lrs) for rule, lrs in chosen.items()} == rates.MOMENTUM

@@ -14,7 +14,8 @@ from apical.bench.experiment.rule_settings import rules_of
 ADAM = 0.001
 SGD = 0.05
 MOMENTUM = {
-    "bp": 0.01, "brsf": 0.01, "dfa": 0.0001, "fa": 0.003, "frsf": 0.03, "kp": 0.03, "usf": 0.03
+    "bp": 0.01, "brsf": 0.01, "dfa": 0.0001, "fa": 0.003, "frozen": 0.1, "frsf": 0.01, "kp": 0.03,
+    "redrawn": 0.001, "usf": 0.01,
 }  # fmt: skip
 
 
