@@ -347,6 +347,13 @@ def test_one_clear_message(capsys: Any) -> None:
         (["train", "--epoch", "3"], "unknown option '--epoch'; did you mean '--epochs'", 2),
         (["train", "--schedule.knd", "x"], "did you mean '--schedule.kind'", 2),
         (["train", "--lr", "x"], "--lr x: expected a number", 2),
+        (
+            ["train", "--schedule", "cosine"],
+            "--schedule stands for several settings; give one by its name: --schedule.kind, ",
+            2,
+        ),
+        (["train", "--start", "net.pt"], "give one by its name: --start.source, ", 2),
+        (["train", "--hashing", "x"], "--hashing x: expected a mapping, as ", 2),
         (["train", "--size", "x"], "--size x: expected a whole number; leave the option out", 2),
         (["train", "--test_at", "x"], "--test_at x: expected a list", 2),
         (["train", "--foo", "1"], "train --help-all lists all options", 2),
