@@ -133,7 +133,7 @@ def test_no_warning_is_said_only_by_those_who_looked(tmp_path: Path) -> None:
         rows = records.read(path)
         path.unlink()
         records.append(path, *(r for r in rows if r["kind"] != "probe" or r["epoch"] in (0, 1, 8)))
-    assert "need 3 measurements after the first epoch in a row, and these runs have 2" in (
+    assert "need 3 measurements in a row after the first epoch, and these runs have 2" in (
         write(quiet).read_text()
     )
     old = make_study(tmp_path / "old", rules=("fa",), epochs=8, layers=("conv",))
