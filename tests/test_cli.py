@@ -249,7 +249,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(capsys: Any) -> None:
         assert "--jobs 0: must be at least 1" in capsys.readouterr().err
     assert cli.main(["sweep", "--rule", "fa,bp", *SMALL, "--folder", "here", "--jobs", "1"]) == 0
     text = capsys.readouterr().out
-    assert "[1/2] rule=fa: test " in text and "[2/2] rule=bp: test " in text
+    assert "[1/2] rule=fa: test accuracy " in text and "[2/2] rule=bp: test accuracy " in text
     assert cli.main(["sweep", "--rule", "fa,bp,kp", *SMALL, "--folder", "here", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("(finished)") == 2
     assert cli.main(["sweep", "--rule", "fa,bp", *SMALL, "--folder", "here", "--dry-run"]) == 0
@@ -268,7 +268,7 @@ def test_train_on_sequences_by_a_learner(capsys: Any) -> None:
 def test_train_and_again(capsys: Any) -> None:
     assert cli.main(["train", "--rule", "fa", "--seed", "3", *SMALL]) == 0
     out = capsys.readouterr().out
-    assert "test accuracy" in out
+    assert re.search(r"^test accuracy \d+\.\d\d% \(n = 360\), loss", out, re.M)
     (folder,) = Path("runs/train").iterdir()
     assert folder.name.startswith("digits-mlp-fa-s3-")
     assert str(folder) in out
@@ -347,6 +347,13 @@ def test_one_clear_message(capsys: Any) -> None:
         (["train", "--epoch", "3"], "unknown option '--epoch'; did you mean '--epochs'", 2),
         (["train", "--schedule.knd", "x"], "did you mean '--schedule.kind'", 2),
         (["train", "--lr", "x"], "--lr x: expected a number", 2),
+        (
+            ["train", "--schedule", "cosine"],
+            "--schedule stands for several settings; give one by its name: --schedule.kind, ",
+            2,
+        ),
+        (["train", "--start", "net.pt"], "give one by its name: --start.source, ", 2),
+        (["train", "--hashing", "x"], "--hashing x: expected a mapping, as ", 2),
         (["train", "--size", "x"], "--size x: expected a whole number; leave the option out", 2),
         (["train", "--test_at", "x"], "--test_at x: expected a list", 2),
         (["train", "--foo", "1"], "train --help-all lists all options", 2),

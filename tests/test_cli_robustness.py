@@ -45,7 +45,7 @@ def test_headline_verdict_and_records(runs: dict[str, Path], capsys: Any) -> Non
     assert headline < next(i for i, line in enumerate(lines) if "PGD-2 ce / own" in line)
     for text in (
         "eps 0.03137", "40 images, linf", "PGD-2 ce / exact", "rule:usf", f"/ {runs['bp'].name}",
-        "verdict: MASKED", "sanity checks: ", "clean",
+        "worst case per example (95 % interval)", "verdict: MASKED", "sanity checks: ", "clean",
     ):  # fmt: skip
         assert text in out, text
     folder = Path(lines[-1])

@@ -210,6 +210,14 @@ class Uncited(Sound):
 
 
 @dataclass(frozen=True)
+class NoReference(TransportRule):
+    """Not even the attribute."""
+
+    create = Sound.create
+    matrix = Sound.matrix
+
+
+@dataclass(frozen=True)
 class IgnoresScale(BroadcastRule):
     """Sends signs: the loss's scale is lost."""
 
@@ -261,8 +269,9 @@ class Redraws(Sound):
         (Silent(), "every kind of layer", "Linear: below.weight got nothing"),
         (ChangesWeights(), "forward unchanged", "weights unchanged"),
         (Steep(), "a loss falls", "lr 0.1"),
-        (Wide(), "every kind of layer", "RuntimeError"),
+        (Wide(), "every kind of layer", "B has the shape of the weight"),
         (Uncited(), "describes itself", "BibTeX"),
+        (NoReference(), "describes itself", "BibTeX"),
         (IgnoresScale(), "scales with the loss", "differs by"),
         (KeepsError(), "scales with the loss", "differs by"),
         (Redraws(), "global generator untouched", "three training steps"),
@@ -281,6 +290,35 @@ def test_a_broken_rule_is_named_with_what_was_seen(
     assert failed, str(raised.value)
     assert "expected: " in failed[0] and "; seen: " in failed[0]
     assert text in failed[0]
+
+
+class BareTensor(Sound):
+    def create(self, weight: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return super().create(weight, generator)["matrix"]  # type: ignore[return-value]
+
+
+class Turned(Sound):
+    def matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix.mT
+
+
+class OwnInit(Sound):
+    def __init__(self, gain: float = 2.0) -> None:
+        object.__setattr__(self, "gain", gain)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (BareTensor, "^0: BareTensor.create returned a Tensor; it returns a dictionary of named"),
+        (Turned, r"^2: Turned.matrix returned the shape \(3, 2\); .* the weight, \(2, 3\)$"),
+        (OwnInit, "^OwnInit has an __init__ of its own; a rule is a frozen dataclass"),
+    ],
+)
+def test_a_rule_of_another_form_is_an_error_that_says_the_form(rule: type[Rule], text: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=text):
+        apical.convert(model, rule())(torch.ones(5, 4)).sum().backward()
 
 
 def test_every_failed_check_is_named_at_once() -> None:

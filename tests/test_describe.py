@@ -78,6 +78,9 @@ def test_memory_that_layers_share_counts_once() -> None:
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
     described = apical.describe(apical.convert(tied, "fa"))
+    assert [row.why for row in described.rows] == ["", "shares weight and feedback with 0"]
+    rows = apical.describe(apical.switch(tied, "usf")).rows
+    assert [row.why for row in rows] == ["", "shares weight with 0"]
     assert [row.feedback_bytes for row in described.rows] == [36, 0]
     assert described.feedback_bytes == 36
 

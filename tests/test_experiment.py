@@ -171,6 +171,10 @@ def test_values_out_of_range() -> None:
         ({"lr": math.nan}, "lr=nan: must be above 0 and finite"),
         ({"lr": "fast"}, "lr='fast': must be a number"),
         ({"epochs": 1.5}, "epochs=1.5: must be a whole number"),
+        (
+            {"schedule": "cosine"},
+            r"schedule='cosine': must be Schedule\(...\), or in a file a mapp",
+        ),
         ({"epochs": None}, "epochs=None: must be a whole number"),
         ({"rule": "faa"}, "rule: unknown rule 'faa'; did you mean"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0: must lie in \[0, 1\)"),

@@ -45,7 +45,7 @@ def test_a_copy_of_the_model_is_trained_and_recorded() -> None:
     assert (scores == TEST[1]).double().mean().item() == pytest.approx(done.accuracy)
     assert [row["kind"] for row in done.records].count("epoch") == 20
     text = repr(done)
-    assert len(text) < 200 and f"test accuracy {done.accuracy:.2%}" in text
+    assert len(text) < 200 and f"test accuracy {done.accuracy:.2%} (n = {len(TEST[1])})" in text
     assert str(done.folder) in text and done.folder.parts[:2] == ("runs", "fit")
     assert re.fullmatch(r"Sequential-fa-s0-[0-9a-f]{10}", done.folder.name)
     page = done.report().read_text()

@@ -258,7 +258,7 @@ def test_what_each_layer_added_by_hand() -> None:
     assert conv.added is not None and conv.added.mean == pytest.approx(25)
     assert output.added is None
     cells = diagnostics.readout_table([fc]).markdown().splitlines()[2]
-    assert cells.startswith("| FA | fc | 2 | 65.0 | 75.0 | +10.0 [")
+    assert cells.startswith("| FA | fc | 2 | 100 | 65.0 | 75.0 | +10.0 [")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -270,7 +270,7 @@ def test_the_page_shows_what_layers_added(tmp_path: Path) -> None:
         rewrite(run, [*epochs, *rows, final])
     assert "What each layer added" in write(folder).read_text()
     lines = (folder / "report" / "linear-probes.csv").read_text().splitlines()
-    assert lines[0].startswith("rule,layer,n,untrained,trained,change") and len(lines) == 1 + 15
+    assert lines[0].startswith("rule,layer,n,images,untrained,trained") and len(lines) == 1 + 15
 
 
 FA = {"rule": "fa", "init": "xavier"}

@@ -133,6 +133,14 @@ def test_a_report_over_plain_runs() -> None:
     assert "repeat an experiment" in page
 
 
+def test_settings_of_plain_runs_are_in_the_order_of_their_numbers() -> None:
+    for lr in (0.3, 10.0, 1e-05, 2.0, 0.1):
+        finished(Path("runs"), lr=lr)
+    study = plain_runs.read_runs(Path("runs"), plain_runs.find(Path("runs"))[1])
+    rates = ("1e-05", "0.1", "0.3", "2.0", "10.0")
+    assert list(study.settings) == [f"mlp on digits, lr {rate}" for rate in rates]
+
+
 def test_runs_of_edited_code_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """And they stay in the setting of the rules that they are compared with."""
 

@@ -192,6 +192,10 @@ class Whole(nn.Module):
 def test_what_is_no_start_is_said(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         starts.read(tmp_path / "none.pt")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").touch()
+    with pytest.raises(ValueError, match=r"run is a folder, give .*run/checkpoint\.pt\. A start"):
+        starts.read(tmp_path / "run")
     torch.save(Whole(), tmp_path / "whole.pt")
     with pytest.raises(ValueError, match="cannot be read as tensors"):
         starts.read(tmp_path / "whole.pt")

@@ -312,5 +312,6 @@ def _evidence(
 
 def _points(gap: Gap) -> str:
     return (
-        f"{100 * gap.mean:.1f} points apart, interval {100 * gap.low:.1f} to {100 * gap.high:.1f}"
+        f"{100 * gap.mean:.1f} points apart, 95 % interval {100 * gap.low:.1f} to "
+        f"{100 * gap.high:.1f}"
     )

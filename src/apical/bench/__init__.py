@@ -9,6 +9,7 @@ Needs ``pip install apical[bench]``.
     run       train an experiment in a folder, or continue a run that was killed
     load_run  experiment, records and trained net of a finished run
     Study, Entry   the experiments behind one table, and one of them with its place there
+    Search    how a study chooses the learning rate of each row
     tune      choose a learning rate for each rule
     sweep     do many runs, each once, by however many processes
     report    write the page of a study or a run, or of any folder of them
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from apical.bench.experiment.training_settings import Schedule
     from apical.bench.report import write as report
     from apical.bench.report.plain_runs import to_pandas
-    from apical.bench.studies import Entry, Study
+    from apical.bench.studies import Entry, Search, Study
     from apical.bench.studies.tuning import tune
     from apical.bench.sweep.sweep import sweep
     from apical.bench.training.loop import run
@@ -44,6 +45,7 @@ __all__ = [
     "Experiment",
     "Hashing",
     "Schedule",
+    "Search",
     "Start",
     "Study",
     "export",
@@ -64,6 +66,7 @@ import_on_use(
         "Experiment": "apical.bench.experiment.experiment:Experiment",
         "Hashing": "apical.bench.experiment.loss_settings:Hashing",
         "Schedule": "apical.bench.experiment.training_settings:Schedule",
+        "Search": "apical.bench.studies:Search",
         "Start": "apical.nets.pretrained:Start",
         "Study": "apical.bench.studies:Study",
         "export": "apical.bench.evaluate.trained_net:export",

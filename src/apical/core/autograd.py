@@ -173,6 +173,11 @@ class Transport(Function):
             message = rule.send(local, *memory) if needs_x else None
             forms_matrix = needs_x and message is None
             matrix = rule.matrix(weight, *memory).to(x.dtype) if forms_matrix else weight
+            if matrix.shape != weight.shape:
+                raise ValueError(
+                    f"{feedback.layer}: {type(rule).__name__}.matrix returned the shape"
+                    f" {tuple(matrix.shape)}; B has the shape of the weight, {tuple(weight.shape)}"
+                )
             needs = (forms_matrix, needs_weight or trains_memory, needs_bias)
             grad_x, grad_weight, grad_bias = op.backward(grad, x, matrix, needs)
             local = local._replace(grad_weight=grad_weight)

@@ -81,6 +81,7 @@ def describe(model: nn.Module, *, example: Any = None) -> Description:
 def _rows(model: nn.Module) -> Iterator[tuple[str, str, str, str, str, int]]:
     plain = {row.layer: row for row in plan(model, "bp", on_unsupported="keep").rows}
     counted: set[int] = set()
+    first: dict[Any, str] = {}  # the layer that a weight is met at first
     for name, row in plain.items():
         if not is_converted(row.module):
             why = "not converted: exact gradient" if "rule BP" in row.why else row.why
@@ -93,10 +94,13 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, str, str, str, str, int]]:
             listed = ", ".join(f"{n} {tuple(getattr(feedback, n).shape)}" for n in names or ())
             storages = {t.data_ptr(): t for t in map(Tensor.untyped_storage, feedback.memory())}
             size = sum(storages[place].nbytes() for place in storages.keys() - counted)
+            at = first.setdefault((slot.name, *map(id, slot.parameters)), full)
+            shared = "weight and feedback" if storages and storages.keys() <= counted else "weight"
+            why = "" if at == full else f"shares {shared} with {at}"
             counted |= storages.keys()
             kind = type(row.module).plain_class.__name__  # type: ignore[attr-defined]
             state = "pending" if names is None else listed
-            yield full, kind, rules.spell(feedback.rule), "", state, size
+            yield full, kind, rules.spell(feedback.rule), why, state, size
 
 
 def _observe(model: nn.Module, example: Any) -> dict[str, tuple[int, int, bool]]:

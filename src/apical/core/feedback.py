@@ -264,6 +264,12 @@ class Feedback(nn.Module):
     def store(self, memory: dict[str, Tensor], weight: Tensor) -> None:
         """Keep what the rule created, in the dtype, on the device and, where shapes are equal, in
         the memory layout of the weight; and the rule's notes."""
+        if not isinstance(memory, dict):
+            raise ValueError(
+                f"{self.layer}: {type(self.rule).__name__}.create returned a"
+                f" {type(memory).__name__}; it returns a dictionary of named tensors, as"
+                ' {"matrix": tensor}'
+            )
         for name, tensor in memory.items():
             self.register_tensor(name, _placed(tensor, weight))
         self.memory_names = tuple(memory)

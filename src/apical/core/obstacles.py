@@ -196,10 +196,14 @@ def _replaced_forward(module: nn.Module) -> str:
             )
         overrides = getattr(kind, method, None) is not getattr(plain, method, None)
         if overrides and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
+            product = "x W^T" if plain is nn.Linear else "convolution"
+            uses = f"{{'weight': apical.adapters.Weight({product!r})}}"
+            if plain not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+                uses = "..."
             return (
                 f"overrides {method} of {plain.__name__}, so it may compute something else; use"
                 f" the plain {plain.__name__}, say what it computes with"
-                f" apical.adapters.register({kind.__name__}, ...), or keep it with"
+                f" apical.adapters.register({kind.__name__}, {uses}), or keep it with"
                 " on_unsupported='keep'"
             )
     return ""

@@ -27,8 +27,9 @@ _MATRIX_PRODUCTS = {*(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, Tensor._
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 REMEDY = (
-    "declare what it computes: apical.adapters.register(..., forward=...), or keep the layer's"
-    " exact gradient"
+    "declare what it computes: apical.adapters.register(..., forward), with Weight(..., value=...)"
+    " where the layer computes the weight itself (docs/adapters.md), or keep the layer's exact"
+    " gradient"
 )
 
 

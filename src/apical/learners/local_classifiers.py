@@ -27,7 +27,7 @@ REACH: dict[str, Reach] = {"bell": "time", "decolle": "traces", "ell": "step", "
 
 @dataclass(frozen=True)
 class LocalClassifiers(Learner):
-    """Each hidden layer learns from the error of a classifier of its spikes, at every step.
+    """ELL, FELL, BELL, DECOLLE: each hidden layer learns from a classifier of its own spikes.
 
     | form | classifiers | loss of a step | what errors meet | updates |
     |---|---|---|---|---|

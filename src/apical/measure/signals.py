@@ -112,7 +112,11 @@ def slots(model: nn.Module) -> Iterator[tuple[str, updates.Slot]]:
     """Full name of every weight that has feedback: its layer's, and the part's in attention."""
     for name, layer in converted_layers(model):
         for slot in updates.slots(layer):
-            yield ".".join(part for part in (name, slot.name) if part), slot
+            yield full_name(name, slot), slot
+
+
+def full_name(layer: str, slot: updates.Slot) -> str:
+    return ".".join(part for part in (layer, slot.name) if part)
 
 
 def units_last(delta: Tensor, slot: updates.Slot) -> Tensor:
@@ -190,23 +194,34 @@ def _listening(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
     A place in the graph, not a tensor: an in-place activation behind the layer may change that.
     """
     calls: dict[str, list[_Call]] = {}
-    observed: dict[int, Feedback] = {}
-    try:
-        for name, slot in slots(model):
-            feedback = slot.feedback
-            if id(feedback) in observed:  # tied layers share it: their calls count as its own
-                continue
-            observed[id(feedback)] = feedback
-            feedback.listeners.append(partial(_note, calls.setdefault(name, [])))
+    running: dict[Feedback, str] = {}  # by feedback, which tied layers share
+    with ExitStack() as stack:
+        for layer_name, layer in converted_layers(model):
+            for slot in updates.slots(layer):
+                feedback, name = slot.feedback, full_name(layer_name, slot)
+                calls[name] = []
+                if feedback not in running:
+                    running[feedback] = name
+                    feedback.listeners.append(partial(_note, calls, running, feedback))
+                    stack.callback(feedback.listeners.pop)
+                enter = partial(_enter, running, feedback, name)
+                stack.enter_context(layer.register_forward_pre_hook(enter))
         yield calls
-    finally:
-        for feedback in observed.values():
-            feedback.listeners.pop()
 
 
-def _note(calls: list[_Call], x: Tensor, output: Tensor) -> None:
+def _enter(running: dict[Feedback, str], feedback: Feedback, name: str, *call: Any) -> None:
+    running[feedback] = name
+
+
+def _note(
+    calls: dict[str, list[_Call]],
+    running: dict[Feedback, str],
+    feedback: Feedback,
+    x: Tensor,
+    output: Tensor,
+) -> None:
     place = get_gradient_edge(output) if output.requires_grad else None
-    calls.append(_Call(place, x.requires_grad))
+    calls[running[feedback]].append(_Call(place, x.requires_grad))
 
 
 @contextmanager

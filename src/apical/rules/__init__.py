@@ -98,6 +98,12 @@ def build(rule: str | Rule | Mapping[str, Any], **options: Any) -> Rule:
         raise ValueError(f"{rule.__name__} is a class; a rule is an instance: {rule.__name__}()")
     if not isinstance(rule, Rule):
         raise ValueError(f"a rule is a name or a Rule object, not {rule!r}")
+    kind = type(rule)
+    if "__init__" in vars(kind) and "__dataclass_params__" not in vars(kind):
+        raise ValueError(
+            f"{kind.__name__} has an __init__ of its own; a rule is a frozen dataclass: write its"
+            " options as fields, `noise: float = 1.0`, under @dataclass(frozen=True)"
+        )
     known = [field.name for field in fields(rule)]
     for option in options:
         if option not in known:

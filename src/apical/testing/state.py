@@ -32,8 +32,9 @@ def describes_itself(rule: Rule) -> None:
     hash(rule)
     if not (type(rule).__doc__ or "").strip():
         raise Broken("a docstring", "none")
-    if not str(rule.reference).lstrip().startswith("@"):
-        raise Broken("a BibTeX entry in `reference`", repr(rule.reference))
+    reference = getattr(rule, "reference", "")
+    if not str(reference).lstrip().startswith("@"):
+        raise Broken("a class attribute `reference`, a BibTeX entry", repr(reference))
     again = rules.from_dict(rules.to_dict(rule))
     if again != rule:
         raise Broken("the same rule from its dictionary form", f"{again!r} instead of {rule!r}")

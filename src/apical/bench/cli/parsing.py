@@ -378,8 +378,11 @@ def _explained(message: str, names: list[str]) -> str:
     message = " ".join(message.split())
     if found := re.search(r'Parser key "(\S+)":.*? Given value: (.*)', message):
         kinds = dict.fromkeys(re.findall(r"- Expected an? <class '(\w+)'>", message))
-        text = " or ".join(KINDS.get(kind, kind) for kind in kinds if kind != "NoneType")
+        text = " or ".join(KINDS.get(k, k) for k in kinds if k != "NoneType") or KINDS["dict"]
         return f"--{found[1]} {found[2]}: expected {text}; leave the option out for its default"
+    if found := re.search(r'Parser key "(\S+)": Unable to load config', message):
+        parts = ", ".join(name for name in known if name.startswith(f"--{found[1]}."))
+        return f"--{found[1]} stands for several settings; give one by its name: {parts}"
     if found := re.search(r'Parser key "(\S+)": Expected an? (.*)\. Got value: (.*)', message):
         kind = re.sub(r"<class '(\w+)'>", r"\1", found[2])
         kind = re.sub(r"typing.Literal\[(.*)\]", r"one of \1", kind)

@@ -22,7 +22,7 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
         ["attack", *(f"eps {eps:.4g}" for eps in worst)],
     )
     shown = (f"[bold]{_share(row['accuracy'])}[/bold] {_bounds(row)}" for row in worst.values())
-    table.add_row("[bold]worst case per example[/bold]", *shown)
+    table.add_row("[bold]worst case per example[/bold] (95 % interval)", *shown)
     for name in ("own", "exact"):
         shares = (_share(gaps[eps][name]) for eps in worst)
         table.add_row(f"  the same attacks, {name} gradient", *shares)
@@ -52,7 +52,8 @@ def print_retrieval(title: str, rows: Sequence[Row]) -> None:
     """The rows of a hash net: mAP in %, with 95 % intervals over queries."""
     clean = rows[0]
     worst = {row["eps"]: row for row in rows if row.get("source") == "worst"}
-    about = f"{title}: mAP in %, {clean['queries']} queries, {clean['bits']} bits, {clean['norm']}"
+    about = f"{title}: mAP in %, {clean['queries']} queries, 95 % intervals, {clean['bits']} bits, "
+    about += clean["norm"]
     table = _table(about, ["attack", *(f"eps {eps:.4g}" for eps in worst)])
 
     def add(name: str, found: Sequence[Row]) -> None:
@@ -77,7 +78,7 @@ def print_retrieval(title: str, rows: Sequence[Row]) -> None:
     for gap in (row for row in _of(rows, "gap") if row["attack"] == "any"):
         print(
             f"own minus exact at eps {gap['eps']:.4g}: {100 * gap['mean']:+.1f} points "
-            f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+            f"(95 % interval {100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
         )
 
 

@@ -113,7 +113,8 @@ def _run(
             if f"{split}_map" in row:
                 nearest = f"nearest item right {row[f'{split}_acc']:.2%}"
                 scores = f"mAP {row[f'{split}_map']:.2%}, {nearest}"
-            print(f"{split} {scores}, loss {row[f'{split}_loss']:.4f}")
+            n = f" (n = {row[f'{split}_count']:,})" if f"{split}_count" in row else ""
+            print(f"{split} {scores}{n}, loss {row[f'{split}_loss']:.4f}")
     print(f"{row['seconds']:.1f} s, {row['step_ms']:.2f} ms a step")
     print(folder)
     print(f"apical report {folder} --open    shows its curves; also: apical robustness, export")

@@ -59,7 +59,7 @@ class Fit:
         if self.model is None:
             text += f": diverged in epoch {self.end['epoch']}, a smaller lr may help"
         elif self.accuracy is not None:
-            text += f": test accuracy {self.accuracy:.2%}"
+            text += f": test accuracy {self.accuracy:.2%} (n = {self.end['test_count']:,})"
         return f"Fit({text}; {self.folder})"
 
 

@@ -122,7 +122,11 @@ class Settings:
             value = getattr(self, option.name)
             absent = value is None and NoneType in option.members
             if option.groups and not absent and not isinstance(value, option.groups):
-                found.append(f"{self._shown(option.name)}: must be a mapping of its settings")
+                groups = " or ".join(f"{group.__name__}(...)" for group in option.groups)
+                found.append(
+                    f"{self._shown(option.name)}: must be {groups}, or in a file a mapping of its"
+                    " settings"
+                )
             elif option.mapping:
                 text = str in option.members and type(value) is str
                 if not isinstance(value, Mapping) and not text:

@@ -24,6 +24,9 @@ from apical.bench.report.table import Column, Shown, Table, percent, plain, poin
 from apical.bench.storage.records import Record, grouped
 from apical.measure import statistics
 from apical.measure.alignment_phases import Phase, phases
+from apical.measure.findings import Thresholds
+
+PATIENCE = Thresholds.patience
 
 NAMED_LAYERS = 3
 """Layers of a warning that are named; more are counted."""
@@ -83,7 +86,7 @@ def diagnose(study: Study, setting: str, looks: Looks) -> dict[str, Any] | None:
     ones to learn from.
     Returns: setting, groups of figures, rules and layers as `Aligned`, last as `angles.Line`,
         readouts, alarms; watched: whether the runs checked for the causes of warnings, as older
-        ones did not.
+        ones did not; judged: how many measurements of a run may have led to one.
     """
     finished, rows = study.by_rule(setting), study.rows_of(setting)
     layers = [aligned for row in rows for aligned in _by_layer(row)]
@@ -98,8 +101,9 @@ def diagnose(study: Study, setting: str, looks: Looks) -> dict[str, Any] | None:
     }
     if not any(value.values()):
         return None
-    watched = any(run.of_kind("probe") for row in rows for run in row.every)
-    value |= {"setting": setting, "layers": layers, "watched": watched}
+    measured = [run.of_kind("probe") for row in rows for run in row.every]
+    judged = max(sum(r["epoch"] >= 1 and "step" not in r for r in run) for run in measured)
+    value |= {"setting": setting, "layers": layers, "watched": any(measured), "judged": judged}
     return value | {"last": angles.lines(finished)}
 
 
@@ -236,11 +240,12 @@ class Readout:
 
     Attributes: untrained, trained: of what the layer reads. change: trained minus untrained. added:
         by the layer itself, in the trained net: what the next layer reads minus what it reads; None
-        for the output.
+        for the output. images: held out, on which each is measured.
     """
 
     rule: str
     layer: str
+    images: int
     untrained: statistics.Summary
     trained: statistics.Summary
     change: statistics.Summary
@@ -264,7 +269,8 @@ def readouts(runs: Runs) -> list[Readout]:
             change = statistics.paired_difference(end[layer], start[layer])
             assert change is not None
             added = statistics.paired_difference(end.get(above, {}), end[layer]) if layer else None
-            lines.append(Readout(rule, layer or OUTPUT, untrained, trained, change, added))
+            images = min(row["images"] for run in of_rule for row in run.of_kind("linear", layer))
+            lines.append(Readout(rule, layer or OUTPUT, images, untrained, trained, change, added))
     return lines
 
 
@@ -284,6 +290,7 @@ def readout_table(rows: Sequence[Readout]) -> Table:
         Column.rule("rule"),
         Column("layer", "layer", "layer", left=True),
         Column("n", "change.n", "n=change.n", page="Runs n"),
+        Column("images", "images", "images", page="Images held out"),
         Column("untrained", "untrained.mean", "untrained=untrained.mean", text=percent),
         Column("trained", "trained.mean", "trained=trained.mean", text=percent),
         Column("change", "change",

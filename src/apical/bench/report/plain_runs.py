@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,14 @@ def read_runs(folder: Path, runs: list[Path]) -> Study:
     if any((path / Robustness.home).is_dir() for path in runs):
         notes.append("Evaluations of robustness are shown on the page of each run.")
     name = folder.resolve().name
-    return Study(name, f"Runs in {name}", tuple(by_place.values()), notes=tuple(notes))
+    ordered = sorted(by_place.values(), key=lambda run: _natural(run.setting))
+    return Study(name, f"Runs in {name}", tuple(ordered), notes=tuple(notes))
+
+
+def _natural(text: str) -> list[str | float]:
+    """An order by the numbers in a text: lr 0.03, lr 0.1, lr 0.3; folders are named by digests."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _varied(peers: list[dict[str, str]]) -> list[str]:

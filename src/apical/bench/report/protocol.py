@@ -103,7 +103,7 @@ def _named(kind: str, value: Any) -> str:
 
 
 def search(study: Study) -> dict[str, Table]:
-    """By setting how learning rates were chosen: validation error in % of every try, by rule."""
+    """By setting how learning rates were chosen: validation error in %, mean over seeds."""
     by_setting = grouped(study.search, lambda choice: choice["setting"])
     return {setting: _tries(choices) for setting, choices in by_setting.items()}
 
@@ -120,8 +120,12 @@ def _tries(choices: list[Record]) -> Table:
         at_edge = "at the edge of what was tried" if choice.get("at_edge") else ""
         return "; ".join(filter(None, [gained.stability(choice), at_edge]))
 
+    def seeds(choice: Record) -> str:
+        return str(max(len(tried.get("errors", [None])) for tried in choice["tries"]))
+
     columns = [
         Column.rule(),
+        Column("n", seeds, page="Seeds n"),
         *each(rates, show, "{:g}"),
         Column("choice", edge, left=True, style="soft", keep=any(map(edge, choices))),
     ]

@@ -72,7 +72,8 @@ class Task:
         return loop.run(self.experiment, self.folder, execution)
 
     def summary(self, row: dict[str, Any]) -> str:
-        names = {"test_acc": "test", "val_acc": "validation", "test_map": "mAP", "val_map": "mAP"}
+        names = {"test_acc": "test accuracy", "val_acc": "validation accuracy"}
+        names |= {"test_map": "mAP", "val_map": "mAP"}
         scores = [f"{name} {row[key]:.2%}" for key, name in names.items() if key in row]
         return f"{', '.join(scores)} ({row['seconds']:.0f} s)"
 

@@ -107,8 +107,12 @@ def _found(source: str | os.PathLike[str] | Mapping[str, Any]) -> Any:
 
 def _file(path: Path) -> Any:
     if not path.is_file():
+        inside = path / "checkpoint.pt"
+        what = (
+            f"{path} is a folder, give {inside}" if inside.exists() else f"there is no file {path}"
+        )
         raise ValueError(
-            f"there is no file {path}. A start is a file, 'package:DISTRIBUTION/PATH',"
+            f"{what}. A start is a file, 'package:DISTRIBUTION/PATH',"
             " 'torchvision:NAME' or 'timm:NAME'"
         )
     if path.suffix == ".safetensors":
