@@ -15,6 +15,7 @@ from apical import data
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
+from apical.bench.report.plain_runs import read_below
 from apical.bench.storage import checkpoint, records
 from apical.bench.training import loop
 from apical.rules import RULES
@@ -205,6 +206,23 @@ def test_a_finished_run_is_not_touched(tmp_path: Path) -> None:
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert loop.run(BASE, tmp_path) == row
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_finished_runs_whose_records_were_exchanged_are_refused_and_in_no_table(
+    tmp_path: Path,
+) -> None:
+    seeds = [dataclasses.replace(BASE, epochs=1, seed=seed) for seed in (0, 1)]
+    folders = [tmp_path / each.name for each in seeds]
+    for experiment, folder in zip(seeds, folders, strict=True):
+        loop.run(experiment, folder)
+    one, other = (folder / "records.jsonl" for folder in folders)
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+    with pytest.raises(ValueError, match="not those that the run was finished with"):
+        loop.run(seeds[0], folders[0])
+    for run in read_below(tmp_path)[""].runs:
+        assert run.status == "failed" and "is damaged, or was changed" in run.reason
 
 
 # refusals

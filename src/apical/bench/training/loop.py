@@ -116,7 +116,7 @@ def classification(
     def end(*new: dict[str, Any]) -> None:
         """The last rows; no checkpoint follows."""
         still_mine()
-        records.append(folder / "records.jsonl", *new)
+        records.close(folder / "records.jsonl", *new)
         checkpoint.previous(folder / "checkpoint.pt").unlink(missing_ok=True)
         tracked([*new])
 
