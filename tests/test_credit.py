@@ -1,6 +1,7 @@
 """What the learning of each layer is worth: the study, its words, and layers that do not learn."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,13 @@ def test_where_runs_of_the_whole_net_diverged_nothing_is_tested(tmp_path: Path) 
     value = records.read_json(folder / "study.json")
     bp = [run for run in value["runs"] if run["rule"].startswith("bp")]
     # a fourth seed, so that three are left
-    value["runs"] += [run | {"seed": 4} for run in bp if run["seed"] == 1]
+    for run in (run for run in bp if run["seed"] == 1):
+        fourth = run["folder"].removesuffix("1") + "4"
+        shutil.copytree(folder / run["folder"], folder / fourth)
+        described = records.read_json(folder / fourth / "experiment.json")
+        described["experiment"]["seed"] = 4
+        records.write_json(folder / fourth / "experiment.json", described)
+        value["runs"].append(run | {"folder": fourth, "seed": 4})
     records.write_json(folder / "study.json", value)
     assert credit.layers(read_study(folder))["MNIST LeNet SGD", "bp"]["fc1"].word == "helps"
     rewrite(folder / bp[1]["folder"], [{"kind": "stopped", "reason": "non-finite loss"}])

@@ -395,6 +395,28 @@ def test_two_runs_of_one_row_and_seed_are_refused(tmp_path: Path) -> None:
         read_study(folder)
 
 
+@pytest.mark.parametrize("what", ["listed twice", "shorter", "ended twice"])
+def test_runs_that_are_not_those_of_their_row_are_not_counted(what: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "s")
+    value = records.read_json(folder / "study.json")
+    one, other, *_ = [run for run in value["runs"] if run["rule"] == "fa"]
+    rows = records.read(folder / one["folder"] / "records.jsonl")
+    if what == "listed twice":  # one run stands for two seeds
+        other["folder"] = one["folder"]
+        records.write_json(folder / "study.json", value)
+        reason = "listed with seed 2, its experiment has seed 1"
+    elif what == "shorter":  # the records of a run of other length
+        rewrite(folder / other["folder"], [{**row, "epoch": 7} for row in rows])
+        reason = "its final row is of epoch 7, its experiment has 1"
+    else:
+        rewrite(folder / other["folder"], [*rows, *rows])
+        reason = "its records have 2 final rows"
+    row = read_study(folder).row("MNIST LeNet SGD", "fa")
+    assert [run.seed for run in row.runs] == [1, 3] and row.failed == 1
+    assert reason in write(folder).read_text()
+    assert "failed runs, which are not counted: FA 1 of 3" in table_markdown(folder)
+
+
 def test_numbers_of_a_table_stay_within_what_they_count(tmp_path: Path) -> None:
     """Bands of errors end at 100; a gain over the frozen row is counted among the other rows; equal
     runs on a test set of unknown size have no interval, whatever their last digits."""

@@ -335,24 +335,31 @@ def _read_run(source: packing.Folder, entry: Record) -> Run:
         # Pages are published: no absolute paths.
         reason = str(error).replace(f"{source.path}/", "")
         return Run(**common, status="failed", reason=f"unreadable: {reason}")
-    status, reason = _status(rows, experiment)
+    status, reason = _status(rows, experiment, entry["seed"])
     common |= {key: described.get(key, {}) for key in ("code", "versions")}
     common["environment"] = environment
     return Run(**common, status=status, reason=reason, experiment=experiment, rows=rows)
 
 
-def _status(rows: tuple[Record, ...], experiment: Record) -> tuple[Status, str]:
-    kinds = [row.get("kind") for row in rows]
-    if "final" in kinds:
-        whole = rows[kinds.index("final")].get("test_acc") is not None
+def _status(rows: tuple[Record, ...], experiment: Record, seed: int) -> tuple[Status, str]:
+    """Args: seed: that the run is listed under."""
+    if (own := experiment.get("seed", seed)) != seed:
+        return "failed", f"listed with seed {seed}, its experiment has seed {own}"
+    ends = [row for row in rows if row.get("kind") == "final"]
+    if ends:
+        if len(ends) > 1:
+            return "failed", f"its records have {len(ends)} final rows"
+        epoch = ends[0]["epoch"]
+        if (epochs := experiment.get("epochs", epoch)) != epoch:
+            return "failed", f"its final row is of epoch {epoch}, its experiment has {epochs}"
+        whole = ends[0].get("test_acc") is not None
         return ("finished", "") if whole else ("failed", "its final row has no test_acc")
-    if kinds and kinds[-1] == "stopped":
-        stop = rows[-1]
+    last = rows[-1] if rows else {}
+    if last.get("kind") == "stopped":
         named = {"epoch": "epoch", "step": "step", "where": "at"}
-        places = [f"{name} {stop[key]}" for key, name in named.items() if key in stop]
+        places = [f"{name} {last[key]}" for key, name in named.items() if key in last]
         where = f" ({', '.join(places)})" if places else ""
-        return "failed", f"{stop.get('reason', 'no reason given')}{where}"
-    epochs = [row["epoch"] for row in rows if row.get("kind") == "epoch"]
-    if epochs:
-        return "unfinished", f"epoch {epochs[-1]} of {experiment.get('epochs', '?')}"
+        return "failed", f"{last.get('reason', 'no reason given')}{where}"
+    if begun := [row["epoch"] for row in rows if row.get("kind") == "epoch"]:
+        return "unfinished", f"epoch {begun[-1]} of {experiment.get('epochs', '?')}"
     return "not started", "no epoch recorded"
