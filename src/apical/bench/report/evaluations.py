@@ -84,7 +84,8 @@ class Evaluated:
     def of_entry(cls, study: packing.Folder, entry: Record) -> Self:
         """One entry of study.json: {folder, setting, rule, seed, evaluation}."""
         place = f"{entry['folder']}/{entry['evaluation']}"
-        return cls._read(study, place, place, entry["setting"], entry["rule"], entry["seed"])
+        about = (entry["setting"], entry["rule"], entry["seed"])
+        return cls._read(study, place, place, *about, listed=True)
 
     @classmethod
     def of_run(cls, run: Path, setting: str, rule: str, seed: int) -> list[Self]:
@@ -97,12 +98,17 @@ class Evaluated:
 
     @classmethod
     def _read(
-        cls, source: packing.Folder, place: str, shown: str, setting: str, rule: str, seed: int
-    ) -> Self:
+        cls, source: packing.Folder, place: str, shown: str, setting: str, rule: str, seed: int,
+        *, listed: bool = False,
+    ) -> Self:  # fmt: skip
+        """Args: listed: whether a study names the folder, which then ends in the key."""
         about = (source, place, shown, setting, rule, seed)
         try:
             name = f"{place}/setting.json"
-            described = source.read_json(name)["setting"] if source.has(name) else {}
+            whole = source.read_json(name) if source.has(name) else {"setting": {}}
+            described, key = whole["setting"], whole.get("key", "")
+            if listed and not place.endswith(key):
+                raise ValueError(f"setting.json is that of another evaluation, {key}")
             rows = tuple(map(cls.current, quietly(source, f"{place}/records.jsonl")))
             status, reason = cls._status(source, place, rows, described)
         except (ValueError, OSError, KeyError) as error:
