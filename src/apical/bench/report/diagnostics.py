@@ -105,7 +105,11 @@ def diagnose(study: Study, setting: str, looks: Looks) -> dict[str, Any] | None:
 
 def _by_layer(row: Row) -> list[Aligned]:
     """Each layer but those whose update was backprop's from the start."""
-    every = [each for run in row.runs for each in phases(run.rows).items()]
+    every = [
+        each
+        for run in row.runs
+        for each in phases(e for e in run.rows if not run.no_angle(e)).items()
+    ]
     by_name = grouped(every, lambda each: each[0])
     layers = [Aligned(row.rule, n, tuple(e for _, e in each)) for n, each in by_name.items()]
     start = "aligned from the start"

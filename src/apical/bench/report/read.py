@@ -39,6 +39,7 @@ from apical.bench.report.published import ERRORS, ROBUSTNESS, Curve, Published, 
 from apical.bench.storage import packing
 from apical.bench.storage.records import Record, grouped
 from apical.measure import statistics
+from apical.measure.probes import no_angle_reason
 
 ERROR, MAP = "test_acc", "test_map"
 """The share of a final row that is compared; of hash nets the mean average precision."""
@@ -74,6 +75,19 @@ class Run:
         rows = [row for row in self.of_kind(kind) if key in row]
         epoch = (max if last else min)((row["epoch"] for row in rows), default=None)
         return [row for row in rows if row["epoch"] == epoch]
+
+    def no_angle(self, row: Record) -> str:
+        """Why the angle of a layer's update in a row says nothing; "" where it does."""
+        return no_angle_reason(row, self._largest.get((row.get("epoch"), row.get("step")), 0.0))
+
+    @cached_property
+    def _largest(self) -> dict[Any, float]:
+        """The largest norm of a reference gradient in each measurement."""
+        largest: dict[Any, float] = {}
+        for row in self.of_kind("layer"):
+            at, norm = (row["epoch"], row.get("step")), row.get("gradient_reference_norm", 0.0)
+            largest[at] = max(norm, largest.get(at, 0.0))
+        return largest
 
     @property
     def layers(self) -> list[str]:
