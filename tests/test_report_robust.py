@@ -325,6 +325,24 @@ def test_a_rule_differs_by_a_corrected_paired_test_only(section):
     )
 
 
+def test_nets_that_keep_the_same_are_no_certainty(section):
+    """24 images, all broken: 1 of 26 is 3.926 points of a net, times T2 / sqrt(3)."""
+
+    def broken(net):
+        new = {"worst": {"accuracy": 0.0}, "clean": {"examples": 24}}
+        return replace(net, rows=tuple(row | new.get(row["kind"], {}) for row in net.rows))
+
+    moved = replace(section, evaluations=tuple(map(broken, section.evaluations)))
+    (row,) = [row for row in robustness.headlines(moved, 0.1) if row.rule == "fa"]
+    assert (row["worst"].low, row["worst"].high) == (0, pytest.approx(9.752, abs=1e-3))
+    assert row["against_bp"].mean == 0
+    assert row["against_bp"].low == pytest.approx(-(2**0.5) * 9.752, abs=2e-3)
+    same = tuple(replace(n, place=f"s{n.seed}/{n.place}") for n in moved.evaluations)
+    assert robustness.headlines(replace(moved, evaluations=same), 0.1)[1]["against_bp"].low == 0
+    exact = {seed: gap(0.3, 0.3, -0.05, 0.05) for seed in (1, 2, 3)}  # of a plain net
+    assert robustness_verdict.gap(exact).low == robustness_verdict.gap(exact).high == 0
+
+
 def test_the_strongest_transfer_counts_and_noise_has_its_line(section):
     found = robustness.lines(section, "fa")
     assert list(found) == ["own", "exact", "transfer", "black box", "noise", "worst"]

@@ -65,14 +65,19 @@ def estimate(
 ) -> Estimate | None:
     """Mean and interval of robust accuracies given as fractions by seed; None without any.
 
-    Args: images: number of test images behind each of them, for the interval of a single net.
-        bounds: that interval where it is known, fractions.
+    Args: images: number of test images behind each of them, for the interval of a single net, and
+        of equal ones, whose spread is no certainty. bounds: of a single net, where they are known,
+        fractions.
     >>> estimate({0: 0.5}, 100)
     Estimate(n=1, mean=50.0, low=40.3..., high=59.6..., over='images')
     """
     if not shares:
         return None
-    found = statistics.summarize([100 * share for share in shares.values()]).within(0, 100)
+    values = [100 * share for share in shares.values()]
+    noise = 0.0
+    if len(set(values)) == 1 and images:
+        noise = 1e4 * statistics.binomial_variance(values[0] / 100, images)
+    found = statistics.summarize(values, noise=noise).within(0, 100)
     if found.low is None:
         low, high = bounds or statistics.wilson(found.mean / 100 * images, images)
         return Estimate(1, found.mean, 100 * low, 100 * high, "images")
@@ -85,12 +90,12 @@ def difference(
     """First minus second on the seeds both have, fractions in, points out; None without any.
 
     Args: noise: variance of a difference over its images, which the interval takes where all are
-        equal and not 0: that is no certainty.
+        equal: that is no certainty.
     """
     found = statistics.paired_difference(first, second)
     if found is None:
         return None
-    if found.low and found.high and math.isclose(found.low, found.high):
+    if found.low is not None and found.high is not None and math.isclose(found.low, found.high):
         found = statistics.paired_difference(first, second, noise=noise)
         assert found is not None
     low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
@@ -106,7 +111,8 @@ def gap(rows: Mapping[int, Mapping[str, Any]]) -> Estimate | None:
         (row,) = rows.values()
         return Estimate(1, 100 * row["mean"], 100 * row["low"], 100 * row["high"], "images")
     own, exact = ({seed: row[key] for seed, row in rows.items()} for key in ("own", "exact"))
-    return difference(own, exact, _gap_noise(rows))
+    # none where all are equal: of a plain net the own gradient is the exact one
+    return difference(own, exact, _gap_noise(rows) if own != exact else 0.0)
 
 
 def gap_p(rows: Mapping[int, Mapping[str, Any]]) -> float:

@@ -101,7 +101,13 @@ class Section:
     ) -> Estimate | None:
         """Of two rules on the same seeds, in points.     Args: others: value of the other one."""
         ours, theirs = self.shares(rule, value), self.shares(other, others or value)
+        runs, others_runs = (
+            {net.place.partition("/")[0] for net in self.of(each).values()}
+            for each in (rule, other)
+        )
         noise = self.noise(ours) + self.noise(theirs)
+        if runs == others_runs and ours == theirs:  # of the same nets there is no chance
+            noise = 0.0
         return robustness_verdict.difference(ours, theirs, noise)
 
     def minus_baseline(self, rule: str, value: Value) -> Estimate | None:
