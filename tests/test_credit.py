@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,21 @@ def test_each_word_and_the_table(tmp_path: Path) -> None:
     page = write(folder).read_text()
     assert finding in page and "What the learning of each layer is worth" in page
     assert "start.freeze" in page  # among what differs by rule
+
+
+@pytest.mark.parametrize("other", [{"learner": {"learner": "lra"}}, {"lr": 0.5}])
+def test_a_layer_is_compared_with_the_net_of_the_same_learner_and_rate(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "credit")
+    for run in records.read_json(folder / "study.json")["runs"]:
+        if run["rule"].startswith("fa"):  # as if they were backprop's, but for one setting
+            described = records.read_json(folder / run["folder"] / "experiment.json")
+            described["experiment"] |= {"rule": "bp", **other}
+            records.write_json(folder / run["folder"] / "experiment.json", described)
+    found = credit.layers(read_study(folder))
+    words = {(rule, name): e.word for (_, rule), of in found.items() for name, e in of.items()}
+    assert words == WORDS
 
 
 def test_where_runs_diverged_nothing_is_tested(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ FINDING = (
     "harms."
 )
 
+UNIT = {"unit": "%", "source": "S"}
+
 ERRORS = {
     "bp": (2.0, 2.2, 2.1),
     "fa": (4.0, 4.4, 4.1),
@@ -356,12 +358,24 @@ def test_numbers_over_fewer_runs_than_the_row_say_so(tmp_path: Path) -> None:
     assert "counted: FA 4 of 5." in table_markdown(folder)
 
 
+def test_the_band_of_no_error_at_all_is_none(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", {"bp": (0.0, 0.0, 0.0)})
+    value = records.read_json(folder / "study.json")
+    row = {"setting": "MNIST LeNet SGD", "rule": "bp", "metric": "test_error", "value": 0.0}
+    records.write_json(folder / "study.json", value | {"published": [row | UNIT]})
+    for run in folder.glob("s0-*"):
+        *epochs, final = records.read(run / "records.jsonl")
+        del final["test_count"]
+        rewrite(run, [*epochs, final])
+    assert "| 0.00 to 0.00 | compatible, uninformative |" in table_markdown(folder)
+
+
 def test_what_is_left_of_a_row_agrees_with_nothing(tmp_path: Path) -> None:
     errors = {"bp": (2.0, 2.02, 1.98, 2.0), "fa": (2.1, 2.1, 2.1, 2.2)}
     folder = make(tmp_path / "s", errors)
     value = records.read_json(folder / "study.json")
     row = {"setting": "MNIST LeNet SGD", "rule": "bp", "metric": "test_error", "value": 2.0}
-    value["published"] = [row | {"unit": "%", "source": "S"}]
+    value["published"] = [row | UNIT]
     records.write_json(folder / "study.json", value)
     for run in folder.glob("s0-*"):
         *epochs, final = records.read(run / "records.jsonl")

@@ -325,6 +325,27 @@ def test_a_rule_differs_by_a_corrected_paired_test_only(section):
     )
 
 
+def test_rules_that_share_no_seeds_with_backprop_are_not_called_equal(section):
+    """FA keeps far more, on seeds of its own: no paired test says so."""
+
+    def worst(net):
+        share = {"bp": 0.4, "fa": 0.9, "usf": 0.41}[net.rule] + 0.01 * net.seed
+        new = {"worst": {"accuracy": share}}
+        rows = tuple(row | new.get(row["kind"], {}) for row in net.rows)
+        return replace(net, rows=rows, seed=net.seed + 10 * (net.rule == "fa"))
+
+    moved = replace(section, evaluations=tuple(map(worst, section.evaluations)))
+    start = "In the worst case over everything tried, backprop keeps 42.0 %"
+    end = " Not compared, fewer than two seeds in common with BP: FA."
+    rows = robustness.headlines(moved, 0.1)
+    assert not any(row.differs for row in rows)
+    assert words.conclusion(rows)[1] == (
+        f"{start}; no rule differs significantly from it (3 seeds, paired, Holm-corrected).{end}"
+    )
+    two = [row for row in rows if row.rule != "usf"]
+    assert words.conclusion(two)[1] == f"{start}.{end}"
+
+
 def test_nets_that_keep_the_same_are_no_certainty(section):
     """24 images, all broken: 1 of 26 is 3.926 points of a net, times T2 / sqrt(3)."""
 

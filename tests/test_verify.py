@@ -178,6 +178,10 @@ def test_the_command_line_and_the_table_of_all(
     (tmp_path / "verified.json").write_text(json.dumps(found))
     assert refresh(document, tmp_path)
     assert "Of 3 runs trained again: 3 differs" in document.read_text()
+    found["tiny"]["runs"][1]["recorded"] -= 1  # the study was run again and kept since
+    (tmp_path / "verified.json").write_text(json.dumps(found))
+    assert refresh(document, tmp_path)
+    assert "Of 2 runs trained again: 2 differs" in document.read_text()
     for run in found["tiny"]["runs"]:
         run["folder"] = "another"
     (tmp_path / "verified.json").write_text(json.dumps(found))

@@ -293,19 +293,19 @@ def rates(study: Study) -> dict[str, list[str]]:
     chosen = defaultdict[tuple[str, str], set[float]](set)  # by setting, and by label or rule
     for choice in study.search:
         trained = study.row(choice["setting"], choice["rule"]).every
-        for key in [choice["rule"], *map(_trained, trained)]:
+        for key in [choice["rule"], *map(trained_as, trained)]:
             chosen[choice["setting"], key].add(choice["lr"])
     for row in study.rows:
         given = {run.experiment["lr"] for run in row.every if _learns(run)}
         for run in row.every:
-            given -= chosen[row.setting, row.rule] or chosen[row.setting, _trained(run)]
+            given -= chosen[row.setting, row.rule] or chosen[row.setting, trained_as(run)]
         if given and row.setting in settings and not row.rule.endswith("rate"):
             shown = ", ".join(f"{rate:g}" for rate in sorted(given))
             rows["not chosen"].append(f"{named(row.setting, row.rule)} ({shown})")
     return rows
 
 
-def _trained(run: Run) -> str:
+def trained_as(run: Run) -> str:
     """What chooses of rates are made for: rule and learner with their options."""
     return repr([run.experiment.get("rule"), run.experiment.get("learner")])
 

@@ -192,9 +192,9 @@ def judged(word: str, why: str = "") -> Shown:
 def _band(cell: Cell) -> Shown:
     """Where the published value would have to lie."""
     result = cell.verdict
-    if result is None or result.low is None:
+    if result is None or result.low is None or result.high is None:
         return Shown("")
-    low, high = max(0.0, result.low), min(100.0, result.high or 100.0)
+    low, high = max(0.0, result.low), min(100.0, result.high)
     return Shown(f"{number(low)} to {number(high)}", low)
 
 

@@ -117,10 +117,15 @@ class Section:
         return self.difference(rule, self.baseline, value)
 
     def differing(self, rules: Iterable[str], value: Value) -> set[str]:
-        """The rules that differ from backprop by a paired t test, Holm-corrected, 5 %."""
+        """The rules that differ from backprop by a paired t test, Holm-corrected, 5 %; those that
+        share fewer than two seeds with it are not tested."""
         if self.baseline is None:
             return set()
         samples = {rule: self.shares(rule, value) for rule in {*rules, self.baseline}}
+        seeds = samples[self.baseline].keys()
+        samples = {rule: own for rule, own in samples.items() if len(own.keys() & seeds) > 1}
+        if self.baseline not in samples:
+            return set()
         noise = {rule: self.noise(shares) for rule, shares in samples.items()}
         return statistics.differing_from(self.baseline, samples, noise=noise)
 
@@ -227,6 +232,20 @@ def missing(evaluations: Sequence[Evaluated]) -> list[str]:
         f"{', '.join(str(net.seed) for net in nets)}: {status}{' · ' * bool(reason)}{reason}"
         for (setting, rule, status, reason), nets in groups.items()
     ]
+
+
+def uncompared(rows: Iterable[Line], difference: str) -> str:
+    """Rules that share fewer than two seeds with backprop, in a sentence; "" for none.
+
+    Args: difference: to backprop, as the rows call it.
+    """
+    rules = [
+        display_name(row.rule)
+        for row in rows
+        if not is_baseline(row.rule) and (row[difference] is None or row[difference].n < 2)
+    ]
+    start = " Not compared, fewer than two seeds in common with BP: "
+    return f"{start}{', '.join(rules)}." * bool(rules)
 
 
 def means(rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> dict[str, float | None]:
