@@ -339,6 +339,10 @@ def test_rates_that_the_search_did_not_choose_and_other_searches_are_named(tmp_p
     value["search"][1] |= {"lr": 0.1, "tries": tries[:1]}
     records.write_json(folder / "study.json", value)
     assert "Not trained alike: FA (search)." in table_markdown(folder)
+    fewer = [row | {"examples": 5} for row in tries]  # judged on a smaller part of the split
+    value["search"][1] |= {"lr": 0.1, "tries": fewer}
+    records.write_json(folder / "study.json", value)
+    assert "Not trained alike: FA (search)." in table_markdown(folder)
     assert "Not trained alike: FA (augment, search)" in table_markdown(
         change(change(change(folder, "fa", augment="flip"), "bp", augment=""), "idle", augment="")
     )

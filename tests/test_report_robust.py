@@ -394,6 +394,16 @@ def test_published_values_meet_the_same_attack_and_radius_only(section):
     assert len(robustness.compared(replace(section, published=rounded), "full")) == 3
 
 
+def test_what_is_left_of_nets_that_failed_agrees_with_nothing(section, monkeypatch):
+    monkeypatch.setattr(statistics, "verdict", lambda *a, **k: statistics.Verdict("agrees", ""))
+    runs = [read.Run("", "", "fa", seed, "finished") for seed in (1, 2, 3)]
+    lost = replace(runs[0], seed=4, status="failed")
+    rows = {"fa": read.Row("", "fa", (*runs, lost)), "bp": read.Row("", "bp", tuple(runs))}
+    found = robustness.compared(replace(section, trained=rows), "full")
+    words = {row["rule"]: row["verdict"].word for row in found}
+    assert words == {"bp": "agrees", "fa": "compatible, uninformative", "usf": "agrees"}
+
+
 def test_a_verdict_is_given_beside_other_rules_values_of_the_same_attack(section, monkeypatch):
     given = []
     judge = statistics.verdict

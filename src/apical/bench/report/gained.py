@@ -211,6 +211,7 @@ def _unlike(study: Study) -> list[str]:
         (choice["setting"], choice["rule"]): [
             sorted({tried["lr"] for tried in choice["tries"]} - {*choice.get("extended", ())}),
             len(choice["tries"][0].get("errors", [0])),
+            choice["tries"][0].get("examples"),
         ]
         for choice in study.search
     }

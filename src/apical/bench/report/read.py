@@ -15,7 +15,7 @@ study.json:
     search      optional: list of {setting, rule, lr, at_edge, tries}, how a learning rate was
                 chosen; tries is a list of {lr, val_acc}, of hash nets with val_map, or, where it
                 diverged, {lr, reason}
-    solved      optional: share of right validation answers, in (0, 1], that counts as solved
+    solved      optional: share of right validation answers, in (0, 1), above which a task is solved
     robustness, retrieval   optional: lists of {folder, setting, rule, seed, evaluation}; the last
                 is a folder within the run folder
     robust_published  optional: list of {setting, rule, attack, eps, metric, value, unit, source}
@@ -27,7 +27,7 @@ experiment.json: {key, versions, experiment}; the last is the experiment with al
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,13 @@ class Row:
         noise = self.noise(metric) + other.noise(metric)
         samples = self.sample(value), other.sample(value)
         return statistics.paired_difference(*samples, level=level, noise=noise)
+
+    def fair(self, verdict: statistics.Verdict) -> statistics.Verdict:
+        """A verdict on what is left of its runs, which agrees with nothing where others failed."""
+        if not self.failed or verdict.word not in ("equivalent", "agrees"):
+            return verdict
+        why = f"{self.failed} of {self.planned} runs failed: the others are no fair sample"
+        return replace(verdict, word="compatible, uninformative", why=why)
 
     def summary(self, value: Value, noise: float = 0.0) -> statistics.Summary | None:
         """noise: variance of a value for the test set alone, for the interval of equal values."""

@@ -110,7 +110,7 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
         summary, theirs = row.summary(test_error, noise[rule]), published.get(rule)
         verdict = None
         if summary and theirs:
-            verdict = statistics.verdict(
+            judged = statistics.verdict(
                 summary,
                 theirs.value,
                 others=values,
@@ -118,9 +118,7 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
                 published_n=theirs.n,
                 noise=noise[rule],
             )
-            if row.failed and verdict.word in ("equivalent", "agrees"):
-                why = f"{row.failed} of {row.planned} runs failed: the others are no fair sample"
-                verdict = replace(verdict, word="compatible, uninformative", why=why)
+            verdict = row.fair(judged)
         gap = row.minus(rows[bp], test_error) if bp and not is_baseline(rule) else None
         leaves_out_0 = gap and gap.low and gap.high and gap.low * gap.high > 0
         contradicts = bool(leaves_out_0 and {*letters[rule]} & {*letters[bp]})

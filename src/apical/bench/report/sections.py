@@ -1,13 +1,13 @@
 """Evaluations under attack that may be compared: those of one setting and protocol."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from apical.bench.report.evaluations import Evaluated
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.published import Published
-from apical.bench.report.read import Study
+from apical.bench.report.read import Row, Study
 from apical.bench.report.table import flatten, text
 from apical.bench.storage.records import Record, grouped
 from apical.measure import robustness_verdict, statistics
@@ -27,13 +27,14 @@ Value = Callable[[Any], float | None]
 @dataclass(frozen=True)
 class Section:
     """Finished evaluations of one setting and protocol, in the order of study.json; `listed` are
-    those that are not finished too."""
+    those that are not finished too, `trained` the rows of the setting by rule, of a study."""
 
     setting: str
     heading: str
     evaluations: tuple[Any, ...]
     listed: tuple[Evaluated, ...]
     published: tuple[Published, ...] = ()
+    trained: Mapping[str, Row] = field(default_factory=dict)
 
     @property
     def rules(self) -> list[str]:
@@ -208,7 +209,10 @@ def sections(
 
 def of_study(study: Study) -> list[Section]:
     """The sections of robustness, with the published values."""
-    return sections(study.robustness, study.robust_published)
+    return [
+        replace(each, trained={row.rule: row for row in study.rows_of(each.setting)})
+        for each in sections(study.robustness, study.robust_published)
+    ]
 
 
 def superseded(evaluations: Sequence[Evaluated]) -> list[Evaluated]:

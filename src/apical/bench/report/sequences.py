@@ -110,8 +110,8 @@ def learners(study: Study) -> Table:
 
 
 def steps(study: Study, row: Row) -> dict[int, int | None]:
-    """By seed the step after which the validation split was first answered as the study asks; None
-    where it never was."""
+    """By seed the step after which a larger share of the validation answers than the study asks for
+    was first right; None where it never was."""
     by_seed = {}
     for run in sorted(row.runs, key=lambda run: run.seed):
         right = (r for r in run.of_kind("epoch") if r.get("val_acc", 0) > (study.solved or 0))
