@@ -120,9 +120,9 @@ def _alarms(rule: str, runs: Sequence[Run]) -> list[Alarm]:
     def severity(row: Record) -> float:
         """How far beyond its threshold, in either direction."""
         value, threshold = row["value"], row["threshold"]
-        if value >= threshold:
-            return float(value / threshold)
-        return float(threshold / value) if value else float("inf")
+        if not (value and threshold):
+            return float("inf")
+        return float(max(value / threshold, threshold / value))
 
     warnings = [row for run in runs for row in run.of_kind("warning")]
     return [
