@@ -206,7 +206,14 @@ def test_evaluations_that_did_not_finish_are_listed_with_the_reason(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("images", 100), ("norm", "l2"), ("samples", 5), ("substitute", 3), ("protocol", "other")],
+    [
+        ("images", 100),
+        ("norm", "l2"),
+        ("samples", 5),
+        ("substitute", 3),
+        ("protocol", "other"),
+        ("version", 4),
+    ],
 )
 def test_evaluations_that_differ_in_any_compared_field_are_not_averaged(field, value, tmp_path):
     folder = tmp_path / "rob"
@@ -214,7 +221,10 @@ def test_evaluations_that_differ_in_any_compared_field_are_not_averaged(field, v
     add_robustness(folder)
     path = min(folder.glob("s0-*")) / "robustness" / "linf-0a1b2c" / "setting.json"
     described = records.read_json(path)
-    described["setting"][field] = value
+    if field == "version":
+        described["versions"] = {"robustness": value}
+    else:
+        described["setting"][field] = value
     records.write_json(path, described)
     found = sections.sections(read.read_study(folder).robustness)
     assert sorted(len(each.evaluations) for each in found) == [1, 2]

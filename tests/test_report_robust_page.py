@@ -80,7 +80,7 @@ def test_of_two_evaluations_of_a_net_the_later_counts_and_the_other_is_named(tmp
     for name in ("a", "b"):
         make_evaluation(tmp_path / "run" / "robustness" / name, "fa", 1)
     page = write(tmp_path / "run").read_text()
-    assert "Not shown, as a later evaluation of the same net and settings is: robustness/a" in page
+    assert "Not shown, as another evaluation of the same net and protocol is: robustness/a" in page
     assert _table(page)["net"][3] == "1"
 
 

@@ -8,7 +8,8 @@ An evaluation is a folder RUN/<home>/<key> (see `evaluation_folder`), loose or p
     examples.npz    a few examples, what attacks made of them, and the answers to both: see
                     `pictures`
 
-The setting has the fields of the evaluation beside the names of net, data and surrogates. Rows of
+The setting has the fields of the evaluation beside the names of net, data and surrogates; the
+version is that of the attacks. Rows of
 robustness are of the kinds clean, attack, worst, gap, check, audit and, last, verdict; rows of
 retrieval of the kinds clean, attack, map, gap, targeted and, last, end.
 """
@@ -106,7 +107,9 @@ class Evaluated:
         try:
             name = f"{place}/setting.json"
             whole = source.read_json(name) if source.has(name) else {"setting": {}}
-            described, key = whole["setting"], whole.get("key", "")
+            described, key = dict(whole["setting"]), whole.get("key", "")
+            if described:
+                described["version"] = whole.get("versions", {}).get(cls.home, "")
             if listed and not place.endswith(key):
                 raise ValueError(f"setting.json is that of another evaluation, {key}")
             rows = tuple(map(cls.current, quietly(source, f"{place}/records.jsonl")))
@@ -151,7 +154,9 @@ class Robustness(Evaluated):
     home = "robustness"
     last = "verdict"
     needed = ("clean", "worst", "gap", "audit")
-    compared = ("data", "images", "norm", "eps", "effort", "protocol", "samples", "substitute")
+    compared = (
+        "data", "images", "norm", "eps", "effort", "protocol", "samples", "substitute", "version"
+    )  # fmt: skip
 
     @property
     def radii(self) -> list[float]:
@@ -164,7 +169,7 @@ class Retrieval(Evaluated):
     home = "retrieval"
     last = "end"
     needed = ("clean", "map", "gap")
-    compared = ("data", "queries", "known", "norm", "eps", "steps")
+    compared = ("data", "queries", "known", "norm", "eps", "steps", "version")
 
     @property
     def radii(self) -> list[float]:

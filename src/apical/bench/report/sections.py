@@ -216,7 +216,7 @@ def of_study(study: Study) -> list[Section]:
 
 
 def superseded(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
-    """Finished evaluations that a later one of the same net and protocol replaces in the tables."""
+    """Finished evaluations in whose place the tables show another of the same net and protocol."""
     shown = {id(net) for section in sections(evaluations) for net in section.evaluations}
     return [net for net in evaluations if net.status == "finished" and id(net) not in shown]
 
