@@ -204,8 +204,8 @@ def _unlike(study: Study) -> list[str]:
     """Rows with the fields in which their runs differ, but for the seed and what they start from,
     or in which they are not like most rows; a control of a net that no other row has.
 
-    Beside the fields: the versions of what computes the runs, the images that they are tested on,
-    and how their learning rate was searched.
+    Beside the fields: the versions of what computes the runs, how many images they are tested on,
+    the digest of all their images and labels, and how their learning rate was searched.
     """
     searches = {
         (choice["setting"], choice["rule"]): [
@@ -238,8 +238,8 @@ def _unlike(study: Study) -> list[str]:
 
 
 def _described(run: Run) -> dict[str, Any]:
-    tested = {"test_count": run.final["test_count"]} if "test_count" in run.final else {}
-    return {**run.experiment, "versions": run.versions, **tested}
+    images = {k: run.final[k] for k in ("test_count", "data_sha256") if k in run.final}
+    return {**run.experiment, "versions": run.versions, **images}
 
 
 def _budget(run: Record) -> list[str]:

@@ -301,6 +301,8 @@ def _final_rows(
         "parameters": evaluate.parameter_count(parts.model),
         "feedback_bytes": evaluate.feedback_bytes(parts.model),
     }
+    if experiment.task is None:
+        row["data_sha256"] = parts.content[:12]
     return [*courses, row]
 
 
