@@ -231,10 +231,10 @@ def test_runs_on_other_images_under_the_same_name_are_not_trained_alike(
 ) -> None:
     source = data.load("digits")
     runs = [dataclasses.replace(BASE, epochs=1, rule=rule) for rule in ("bp", "fa", "frozen")]
+    test = dataclasses.replace(source.test, images=source.test.images.flip(3))
+    other = dataclasses.replace(source, test=test)
     for experiment in runs:
         if experiment.rule == "fa":  # on a machine with another copy of the data
-            test = dataclasses.replace(source.test, images=source.test.images.flip(3))
-            other = dataclasses.replace(source, test=test)
             monkeypatch.setattr(data, "load", lambda *a, **k: other)
         loop.run(experiment, tmp_path / experiment.name)
         monkeypatch.undo()
