@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import re
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
@@ -112,6 +113,19 @@ def test_a_gap_at_another_radius_only_is_said_to_be_there(section):
         "uSF is masked: attacked by its own gradient, as in earlier papers, it looks more robust "
         "than it is, at other radii than the 0.05 shown here."
     ]
+
+
+def test_a_check_that_a_net_lacks_is_not_passed_by_it(section):
+    def without(net):
+        rows = [row for row in net.rows if row["kind"] == "check"]
+        kept = tuple({**row, "passed": None} if row in rows else row for row in net.rows)
+        return replace(net, rows=kept) if (net.rule, net.seed) == ("bp", 1) else net
+
+    fewer = replace(section, evaluations=tuple(map(without, section.evaluations)))
+    for part, said in ((section, "passed, 3 of 3"), (fewer, "passed, 2 of 3")):
+        table = words.checks(part)
+        texts = {column.cell(table.rows[0]).text for column in table.columns[1:2]}
+        assert texts == {said}
 
 
 def test_csv_holds_every_number_in_full_precision(study, html, section):

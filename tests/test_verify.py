@@ -96,6 +96,11 @@ def unbuildable(run: Path) -> None:
     records.write_json(run / "environment.json", value | {"device": "cuda:99"})
 
 
+def elsewhere(run: Path) -> None:
+    """Made on another copy of the data."""
+    rewritten(run, "final", data_sha256="0123456789ab")
+
+
 OUTCOMES = {
     nothing: verified.SAME,
     older: verified.SAME,
@@ -105,6 +110,7 @@ OUTCOMES = {
     far: verified.DIFFERS,
     rekeyed: verified.NOT_COMPARABLE,
     unbuildable: verified.NOT_COMPARABLE,
+    elsewhere: verified.NOT_COMPARABLE,
 }
 
 
@@ -128,6 +134,8 @@ def test_each_outcome(change: Any, loose: Path, tmp_path: Path) -> None:
         assert run["recorded"] == pytest.approx(99) and "final.test_acc" in run["first_difference"]
     if change is rekeyed:
         assert "their key has changed" in run["why"]
+    if change is elsewhere:
+        assert run["why"].startswith("the images or labels here are not those that the run")
     if change is unbuildable:
         assert "cuda:99" in run["why"]
     assert len(said) == 5 and OUTCOMES[change] in said[1]

@@ -139,7 +139,7 @@ def checks(section: Section) -> Table:
         run = [row for row in rows if row.get("passed") is not None]
         if failed := sum(not row["passed"] for row in run):
             return Shown(f"flagged in {failed} of {len(run)}", style="flag")
-        text = "passed" if len(run) == 1 else f"passed, {len(run)} of {len(run)}"
+        text = "passed" if len(rows) == 1 else f"passed, {len(run)} of {len(rows)}"
         return Shown(text if run else "not run", style="soft")
 
     def check(name: str) -> Shown:

@@ -58,16 +58,16 @@ def best(run: Run) -> float | None:
 
 
 def over_plain(study: Study, row: Row) -> statistics.Summary | None:
-    """Test accuracy minus that of the same learner without a regulariser, where it has one."""
+    """Test accuracy minus that of the same learner without a regulariser, where it has one and a
+    single row is trained by that."""
     own = learner_of(row.runs[0].experiment) if row.runs else {}
     bare = {key: value for key, value in own.items() if key not in REGULARISER}
     others = [
-        run
+        other
         for other in study.rows_of(row.setting)
-        for run in other.runs
-        if learner_of(run.experiment) == bare != own
+        if other.runs and learner_of(other.runs[0].experiment) == bare != own
     ]
-    return row.minus(Row(row.setting, "", tuple(others)), TEST)
+    return row.minus(others[0], TEST) if len(others) == 1 else None
 
 
 def reached(row: Row) -> Shown:
