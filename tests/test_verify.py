@@ -200,6 +200,14 @@ def test_the_command_line_and_the_table_of_all(
     assert "minutes=0.0: the budget must be above 0" in capsys.readouterr().err
 
 
+def test_a_study_of_which_nothing_can_be_compared_is_not_verified(
+    loose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed(loose, tmp_path, rekeyed)
+    assert main(["verify", str(folder), "--minutes", "1"]) == 1
+    assert "4 not comparable" in capsys.readouterr().out
+
+
 def test_a_budget_that_fits_no_run_is_an_error_and_keeps_earlier_reruns(
     loose: Path, tmp_path: Path
 ) -> None:
