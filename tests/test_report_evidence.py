@@ -16,6 +16,7 @@ from apical.bench.report import (
 from apical.bench.report.colours import colours
 from apical.bench.report.read import Run, read_study
 from apical.bench.storage import records
+from apical.bench.storage.packing import pack
 from apical.measure import statistics as stats
 from fake_robust import add_robustness
 from fake_study import make_study, rewrite
@@ -433,6 +434,18 @@ def test_runs_that_are_not_those_of_their_row_are_not_counted(what: str, tmp_pat
     assert [run.seed for run in row.runs] == [1, 3] and row.failed == 1
     assert reason in write(folder).read_text()
     assert "failed runs, which are not counted: FA 1 of 3" in table_markdown(folder)
+
+
+def test_runs_that_a_study_leaves_out_are_counted(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s")
+    assert "Not listed" not in table_markdown(folder)
+    value = records.read_json(folder / "study.json")
+    value["runs"] = [run for run in value["runs"] if (run["rule"], run["seed"]) != ("fa", 2)]
+    records.write_json(folder / "study.json", value)
+    said = "Not listed in study.json, and not counted: 1 runs in its folder."
+    assert said in table_markdown(folder) and said in write(folder).read_text()
+    pack(folder, tmp_path / "packed")
+    assert said in table_markdown(tmp_path / "packed")
 
 
 def test_numbers_of_a_table_stay_within_what_they_count(tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def read_study(folder: Path) -> Study:
             **{key: value.get(key) for key in ("overview", "solved")},
             runs=tuple(_read_run(source, entry) for entry in value["runs"]),
             published=tuple(read_published(entry, ERRORS) for entry in value["published"]),
-            notes=tuple(value["notes"]),
+            notes=(*value["notes"], *_unlisted(source, {run["folder"] for run in value["runs"]})),
             search=tuple(value.get("search", ())),
             curves=tuple(_curve(entry) for entry in value.get("curves", ())),
             robustness=tuple(Robustness.of_entry(source, e) for e in value.get("robustness", ())),
@@ -336,6 +336,14 @@ def read_study(folder: Path) -> Study:
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'study.json'}: missing or misshapen entry {error}") from error
+
+
+def _unlisted(source: packing.Folder, listed: set[str]) -> list[str]:
+    """A note on runs in the folder of a study that it does not list: leaving out is a choice."""
+    others = [name for name in source.folders(".") if name not in listed and name[0] != "."]
+    if count := sum(source.has(f"{name}/experiment.json") for name in others):
+        return [f"Not listed in study.json, and not counted: {count} runs in its folder."]
+    return []
 
 
 def _curve(entry: Record) -> Curve:
