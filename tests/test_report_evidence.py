@@ -118,8 +118,9 @@ def test_equal_errors_are_no_certainty(tmp_path: Path) -> None:
     for run in folder.glob("s0-*"):
         *epochs, final = records.read(run / "records.jsonl")
         rewrite(run, [*epochs, {k: v for k, v in final.items() if k != "test_count"}])
-    bp = table_markdown(folder).splitlines()[4]
+    bp, fa = table_markdown(folder).splitlines()[4:6]
     assert bp == "| BP | 3 | 2.00 |  |  | a |"  # of a test set of unknown size
+    assert fa == "| FA | 3 | 4.00 |  | +2.00 | a |"
 
 
 @pytest.mark.usefixtures("no_figures")
