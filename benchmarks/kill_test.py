@@ -33,6 +33,7 @@ from typing import Any
 import torch
 
 from apical.bench.cli import main as cli
+from apical.bench.storage import records
 from apical.bench.training import loop  # noqa: F401  so that the copies need not import it
 
 SETTINGS = (
@@ -102,7 +103,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def comparable(folder: Path) -> dict[str, Any]:
-    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    rows = records.read(folder / "records.jsonl")
     kept = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
     flat = {"records": kept, "rows": state["rows"], "step": state["position"]["step"]}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import apical
-from apical import learners, nets, retrieval
+from apical import data, learners, nets, retrieval
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.storage import records
 from apical.bench.training import build as prepare
@@ -420,6 +420,27 @@ def test_a_run_records_linear_probes_before_and_after_training(tmp_path: Path) -
         r for r in records.read(tmp_path / "frozen" / "records.jsonl") if r["kind"] == "warning"
     ]
     assert warned == []  # that layers do not move is what the control is for
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_labels_that_come_in_turn_are_all_held_out(
+    classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fourth image is held out: of classes in turn these are all of one class."""
+    source, seen = data.load("digits"), []
+
+    def probe(model: nn.Module, *, train: Any, test: Any, features: int) -> dict[str, float]:
+        seen.append([part[1].unique().tolist() for part in (train, test)])
+        return {}
+
+    split = source.train
+    turns = torch.stack([(split.labels == c).nonzero()[:100, 0] for c in range(classes)], 1)
+    some = data.Split(split.images[turns.flatten()], split.labels[turns.flatten()])
+    other = dataclasses.replace(source, train=some, test=some, num_classes=classes)
+    monkeypatch.setattr(data, "load", lambda *a, **k: other)
+    monkeypatch.setattr(monitor, "linear_probe", probe)
+    loop.run(dataclasses.replace(RUN, probe_share=1.0, epochs=80), tmp_path)
+    assert seen == 2 * [[[*range(classes)], [*range(classes)]]]
 
 
 def test_images_of_linear_probes_keep_to_their_share() -> None:

@@ -1,7 +1,9 @@
 """What the learning of each layer is worth: the study, its words, and layers that do not learn."""
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +76,21 @@ def test_each_word_and_the_table(tmp_path: Path) -> None:
     assert "start.freeze" in page  # among what differs by rule
 
 
+@pytest.mark.parametrize("other", [{"learner": {"learner": "lra"}}, {"lr": 0.5}])
+def test_a_layer_is_compared_with_the_net_of_the_same_learner_and_rate(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "credit")
+    for run in records.read_json(folder / "study.json")["runs"]:
+        if run["rule"].startswith("fa"):  # as if they were backprop's, but for one setting
+            described = records.read_json(folder / run["folder"] / "experiment.json")
+            described["experiment"] |= {"rule": "bp", **other}
+            records.write_json(folder / run["folder"] / "experiment.json", described)
+    found = credit.layers(read_study(folder))
+    words = {(rule, name): e.word for (_, rule), of in found.items() for name, e in of.items()}
+    assert words == WORDS
+
+
 def test_where_runs_diverged_nothing_is_tested(tmp_path: Path) -> None:
     folder = make(tmp_path / "credit")
     run = next(r for r in records.read_json(folder / "study.json")["runs"] if "fc1" in r["rule"])
@@ -88,7 +105,13 @@ def test_where_runs_of_the_whole_net_diverged_nothing_is_tested(tmp_path: Path) 
     value = records.read_json(folder / "study.json")
     bp = [run for run in value["runs"] if run["rule"].startswith("bp")]
     # a fourth seed, so that three are left
-    value["runs"] += [run | {"seed": 4} for run in bp if run["seed"] == 1]
+    for run in (run for run in bp if run["seed"] == 1):
+        fourth = run["folder"].removesuffix("1") + "4"
+        shutil.copytree(folder / run["folder"], folder / fourth)
+        described = records.read_json(folder / fourth / "experiment.json")
+        described["experiment"]["seed"] = 4
+        records.write_json(folder / fourth / "experiment.json", described)
+        value["runs"].append(run | {"folder": fourth, "seed": 4})
     records.write_json(folder / "study.json", value)
     assert credit.layers(read_study(folder))["MNIST LeNet SGD", "bp"]["fc1"].word == "helps"
     rewrite(folder / bp[1]["folder"], [{"kind": "stopped", "reason": "non-finite loss"}])

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from apical.measure.diagnostics import Watch
+from apical import convert
+from apical.measure.diagnostics import Watch, check
 from apical.measure.findings import KINDS, Finding, Thresholds, findings
 
 HEALTHY = {
@@ -66,6 +68,19 @@ def test_a_loss_that_diverges_is_said_once() -> None:
         assert str(found[0]).startswith(f"(the model): training diverged: the loss of step {step}")
     watch = Watch(nn.Linear(2, 2))
     assert not [f for loss in (0.02, 1.9, 0.4) for f in watch.loss(loss)]
+
+
+def test_a_net_that_gives_no_numbers_is_not_healthy() -> None:
+    model, x, y = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), torch.ones(4, 2), torch.ones(4)
+    convert(model, "fa")
+    with torch.no_grad():
+        model[0].weight.fill_(torch.nan)
+    (found,) = check(model, F.cross_entropy, x, y.long())
+    assert (found.layer, found.kind) == ("", "diverged")
+    assert "the loss of the measured batch is nan. Try: start again with" in found.message
+    watch = Watch(model)
+    said = [f.kind for _ in range(3) for f in watch.check(F.cross_entropy, x, y.long())]
+    assert said.count("diverged") == 1 and said[0] == "diverged"
 
 
 def test_health_is_no_finding() -> None:

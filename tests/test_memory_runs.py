@@ -211,10 +211,12 @@ def test_the_loop_and_the_gradients_name_no_net() -> None:
 # reports
 
 
-def finished(folder: Path, rows: list[tuple[int, float]], others: dict[int, float]) -> None:
+def finished(
+    folder: Path, seed: int, rows: list[tuple[int, float]], others: dict[int, float]
+) -> None:
     """A run whose validation accuracy took this course."""
     folder.mkdir(parents=True)
-    experiment = to_dict(changed(test_lengths=tuple(others)))
+    experiment = to_dict(changed(test_lengths=tuple(others), seed=seed, epochs=2))
     records.write_json(folder / "experiment.json", {"experiment": experiment})
     records.append(
         folder / "records.jsonl",
@@ -235,7 +237,7 @@ def study(tmp_path: Path) -> Path:
     for rule, of_rule in courses.items():
         for seed, course in enumerate(of_rule):
             name = f"{rule}-{seed}"
-            finished(tmp_path / name, course, {8: 0.25 * (seed + 1)})
+            finished(tmp_path / name, seed, course, {8: 0.25 * (seed + 1)})
             runs.append({"folder": name, "setting": "pairs", "rule": rule, "seed": seed})
     value = {"name": "mnm", "title": "Memory", "tier": "smoke", "command": "apical study mnm"}
     value |= {"runs": runs, "published": [], "notes": [], "solved": 0.995}
@@ -269,7 +271,7 @@ def test_the_memory_is_shown_as_means_over_steps(tmp_path: Path) -> None:
 
 
 def test_the_page_of_a_run_shows_its_memory(tmp_path: Path) -> None:
-    finished(tmp_path / "run", [(50, 0.2), (100, 0.3)], {})
+    finished(tmp_path / "run", 0, [(50, 0.2), (100, 0.3)], {})
     assert "Rate of writing" in write(tmp_path / "run").read_text()
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from apical import data
 from apical.bench.experiment.experiment import Experiment, from_dict
 from apical.bench.storage import packing, records
-from apical.bench.training import loop
+from apical.bench.training import build, loop
 from apical.bench.training.monitor import FIXED_STEPS, Monitor, epochs_to_measure
 from test_resume import Killed, interrupted_at, kill_test
 
@@ -80,6 +81,20 @@ def test_an_epoch_that_was_left_out_is_measured_if_its_last_step_is_named(tmp_pa
     experiment = dataclasses.replace(BASE, epochs=3, probe_every=3, probe_steps=(6,))
     loop.run(experiment, tmp_path)
     assert measured(tmp_path) == [0, 1, 3]
+
+
+def test_images_sorted_by_class_are_not_measured_on_one_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = data.load("digits")
+    first = build.build(BASE).probe[1].tolist()
+    assert first == source.train.labels[:16].tolist()  # evenly spaced only where needed
+    ordered = source.train.take(source.train.labels.argsort(stable=True))
+    other = dataclasses.replace(source, train=ordered)
+    monkeypatch.setattr(data, "load", lambda *a, **k: other)
+    assert len(build.build(BASE).probe[1].unique()) == 10
+    one = dataclasses.replace(BASE, probe_images=1)
+    assert torch.equal(build.build(one).probe[1], ordered.labels[:1])
 
 
 def test_measuring_leaves_no_trace_in_the_net(tmp_path: Path) -> None:

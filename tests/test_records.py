@@ -80,6 +80,54 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path):
         records.read(path)
 
 
+def _finished(folder: Path, loss: float) -> Path:
+    """A finished run, of which the loss tells the rows and the settings."""
+    folder.mkdir()
+    records.write_json(folder / "experiment.json", {"key": "k", "experiment": {"lr": loss}})
+    records.append(folder / "records.jsonl", *ROWS)
+    records.close(folder / "records.jsonl", {"kind": "test"}, {"kind": "final", "loss": loss})
+    return folder / "records.jsonl"
+
+
+def _swapped(one: Path, other: Path) -> None:
+    one.write_bytes(other.read_bytes())
+
+
+def _joined(one: Path, other: Path) -> None:
+    one.write_bytes(one.read_bytes() + other.read_bytes())
+
+
+def _without_a_row(one: Path, other: Path) -> None:
+    one.write_bytes(b"".join(one.read_bytes().splitlines(keepends=True)[1:]))
+
+
+def _edited(one: Path, other: Path) -> None:
+    one.write_text(one.read_text().replace('"loss": 0.5', '"loss": 0.25'))
+
+
+def _resettled(one: Path, other: Path) -> None:
+    records.write_json(one.with_name("experiment.json"), {"key": "k", "experiment": {"lr": 1.0}})
+
+
+def _goes_on(one: Path, other: Path) -> None:
+    records.append(one, {"kind": "final", "loss": 0.1})
+
+
+@pytest.mark.parametrize(
+    "change", [_swapped, _joined, _without_a_row, _edited, _resettled, _goes_on]
+)
+def test_rows_of_a_finished_run_are_those_it_was_finished_with(change, tmp_path):
+    one, other = (_finished(tmp_path / name, loss) for name, loss in (("a", 0.5), ("b", 0.7)))
+    rows = [*ROWS, {"kind": "test"}, {"kind": "final", "loss": 0.5}]
+    assert records.read(one) == rows  # as they were given
+    change(one, other)
+    with pytest.raises(ValueError, match=r"a/records.jsonl is damaged, or was changed"):
+        records.read(one)
+    one.unlink()
+    records.append(one, *rows)  # as versions before wrote them
+    assert records.read(one) == rows
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
 def test_values_json_cannot_hold_are_named_and_nothing_is_written(tmp_path, value):
     path = tmp_path / "records.jsonl"

@@ -102,6 +102,15 @@ def test_headline_counts_the_verdicts(html):
     assert text in html
 
 
+def test_headline_says_how_many_were_not_judged(tmp_path):
+    folder = make_study(tmp_path / "s", rules=("bp", "fa"), epochs=1, layers=())
+    for seed in (1, 2):
+        (run,) = folder.glob(f"*-fa-{seed}")
+        rewrite(run, [{"kind": "stopped", "reason": "non-finite loss"}])
+    said = "0 of 1 published value agrees; 1 compatible, but uninformative: BP; 1 not judged."
+    assert said in write(folder).read_text()
+
+
 def test_csv_holds_the_same_in_full_precision(study, html):
     rows = {row["rule"]: row for row in csv.DictReader(io.StringIO(_csv(study)))}
     cell = next(cell for cell in results.cells(read.read_study(study)) if cell.rule == "fa")

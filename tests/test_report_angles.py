@@ -11,7 +11,7 @@ from apical.bench.report.documents import angles_markdown
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.measure import statistics as stats
-from fake_study import make_study
+from fake_study import make_study, rewrite
 
 SETTING = "MNIST LeNet SGD"
 LAYERS = ("conv", "fc1", "fc2")
@@ -137,6 +137,10 @@ def test_the_table_of_a_document(folder: Path) -> None:
     line = "| FA | 3 | 72.5 | 66.3 to 78.7 | b | 82.0 [77.0 to 87.0] | 63.0 [55.5 to 70.5] |"
     assert line in text and text.endswith("<!-- end -->\nafter\n")
     assert not refresh(readme, folder.parent)
+    (run,) = folder.glob("*-fa-1")
+    rewrite(run, [{"kind": "stopped", "reason": "non-finite loss"}])
+    assert refresh(readme, folder.parent) and "| FA | 2 |" in readme.read_text()
+    assert "Runs that have not finished, and are not counted: FA 1 of 3." in readme.read_text()
 
 
 def test_a_study_without_angles_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from apical.bench.report import curves, figures, lines, read, table_markdown, write
 from apical.bench.report.colours import colours
 from apical.bench.storage import records
-from fake_study import make_study
+from fake_study import make_run, make_study, rewrite
 
 SOURCE = "Somebody 2019, logs"
 
@@ -51,6 +51,16 @@ def test_points_stand_where_both_have_values(study):
     ]
     assert found[0].ours.mean == pytest.approx(92)
     assert found[0].difference == pytest.approx(-2.4)
+
+
+def test_what_is_left_of_runs_that_failed_agrees_with_nothing(study):
+    make_run(study / "fourth", "fa", 4, 3, ("fc2",))
+    rewrite(study / "fourth", [{"kind": "stopped", "reason": "non-finite loss"}])
+    value = records.read_json(study / "study.json")
+    fourth = {"folder": "fourth", "setting": "MNIST LeNet SGD", "rule": "fa", "seed": 4}
+    records.write_json(study / "study.json", value | {"runs": [*value["runs"], fourth]})
+    (word,) = (p.word for p in curves.points(read.read_study(study)) if p.curve.allowance == 4)
+    assert word == "compatible, uninformative"  # "agrees" of the three that are left
 
 
 def test_two_runs_are_not_judged(study):

@@ -125,6 +125,16 @@ def test_one_image_spreads_over_no_directions_and_has_no_figure_of_them(tmp_path
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_a_warning_without_a_threshold_is_shown(tmp_path: Path) -> None:
+    """Values of steps that are not finite are counted; any number is too many."""
+    folder = measured(tmp_path / "study")
+    run = next(folder.glob("*dfa*"))
+    row = {"kind": "warning", "epoch": 1, "layer": "cell", "finding": "not finite", "value": 3}
+    row |= {"threshold": 0.0, "message": "norm is not finite at 3 of 20 steps"}
+    records.append(run / "records.jsonl", row)
+    assert "norm is not finite at 3 of 20 steps" in write(folder).read_text()
+
+
 def test_no_warning_is_said_only_by_those_who_looked(tmp_path: Path) -> None:
     quiet = measured(tmp_path / "quiet", warn=False)
     assert found(quiet)["watched"]

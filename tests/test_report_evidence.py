@@ -16,6 +16,7 @@ from apical.bench.report import (
 from apical.bench.report.colours import colours
 from apical.bench.report.read import Run, read_study
 from apical.bench.storage import records
+from apical.bench.storage.packing import pack
 from apical.measure import statistics as stats
 from fake_robust import add_robustness
 from fake_study import make_study, rewrite
@@ -24,6 +25,8 @@ FINDING = (
     "BP has the lowest test error, 2.10 %; no gain over frozen hidden layers is shown under idle, "
     "harms."
 )
+
+UNIT = {"unit": "%", "source": "S"}
 
 ERRORS = {
     "bp": (2.0, 2.2, 2.1),
@@ -115,8 +118,9 @@ def test_equal_errors_are_no_certainty(tmp_path: Path) -> None:
     for run in folder.glob("s0-*"):
         *epochs, final = records.read(run / "records.jsonl")
         rewrite(run, [*epochs, {k: v for k, v in final.items() if k != "test_count"}])
-    bp = table_markdown(folder).splitlines()[4]
+    bp, fa = table_markdown(folder).splitlines()[4:6]
     assert bp == "| BP | 3 | 2.00 |  |  | a |"  # of a test set of unknown size
+    assert fa == "| FA | 3 | 4.00 |  | +2.00 | a |"
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -337,6 +341,10 @@ def test_rates_that_the_search_did_not_choose_and_other_searches_are_named(tmp_p
     value["search"][1] |= {"lr": 0.1, "tries": tries[:1]}
     records.write_json(folder / "study.json", value)
     assert "Not trained alike: FA (search)." in table_markdown(folder)
+    fewer = [row | {"examples": 5} for row in tries]  # judged on a smaller part of the split
+    value["search"][1] |= {"lr": 0.1, "tries": fewer}
+    records.write_json(folder / "study.json", value)
+    assert "Not trained alike: FA (search)." in table_markdown(folder)
     assert "Not trained alike: FA (augment, search)" in table_markdown(
         change(change(change(folder, "fa", augment="flip"), "bp", augment=""), "idle", augment="")
     )
@@ -356,12 +364,24 @@ def test_numbers_over_fewer_runs_than_the_row_say_so(tmp_path: Path) -> None:
     assert "counted: FA 4 of 5." in table_markdown(folder)
 
 
+def test_the_band_of_no_error_at_all_is_none(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", {"bp": (0.0, 0.0, 0.0)})
+    value = records.read_json(folder / "study.json")
+    row = {"setting": "MNIST LeNet SGD", "rule": "bp", "metric": "test_error", "value": 0.0}
+    records.write_json(folder / "study.json", value | {"published": [row | UNIT]})
+    for run in folder.glob("s0-*"):
+        *epochs, final = records.read(run / "records.jsonl")
+        del final["test_count"]
+        rewrite(run, [*epochs, final])
+    assert "| 0.00 to 0.00 | compatible, uninformative |" in table_markdown(folder)
+
+
 def test_what_is_left_of_a_row_agrees_with_nothing(tmp_path: Path) -> None:
     errors = {"bp": (2.0, 2.02, 1.98, 2.0), "fa": (2.1, 2.1, 2.1, 2.2)}
     folder = make(tmp_path / "s", errors)
     value = records.read_json(folder / "study.json")
     row = {"setting": "MNIST LeNet SGD", "rule": "bp", "metric": "test_error", "value": 2.0}
-    value["published"] = [row | {"unit": "%", "source": "S"}]
+    value["published"] = [row | UNIT]
     records.write_json(folder / "study.json", value)
     for run in folder.glob("s0-*"):
         *epochs, final = records.read(run / "records.jsonl")
@@ -393,6 +413,40 @@ def test_two_runs_of_one_row_and_seed_are_refused(tmp_path: Path) -> None:
     records.write_json(folder / "study.json", value)
     with pytest.raises(ValueError, match=r"study\.json: two runs are MNIST LeNet SGD, fa, seed=1"):
         read_study(folder)
+
+
+@pytest.mark.parametrize("what", ["listed twice", "shorter", "ended twice"])
+def test_runs_that_are_not_those_of_their_row_are_not_counted(what: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "s")
+    value = records.read_json(folder / "study.json")
+    one, other, *_ = [run for run in value["runs"] if run["rule"] == "fa"]
+    rows = records.read(folder / one["folder"] / "records.jsonl")
+    if what == "listed twice":  # one run stands for two seeds
+        other["folder"] = one["folder"]
+        records.write_json(folder / "study.json", value)
+        reason = "listed with seed 2, its experiment has seed 1"
+    elif what == "shorter":  # the records of a run of other length
+        rewrite(folder / other["folder"], [{**row, "epoch": 7} for row in rows])
+        reason = "its final row is of epoch 7, its experiment has 1"
+    else:
+        rewrite(folder / other["folder"], [*rows, *rows])
+        reason = "its records have 2 final rows"
+    row = read_study(folder).row("MNIST LeNet SGD", "fa")
+    assert [run.seed for run in row.runs] == [1, 3] and row.failed == 1
+    assert reason in write(folder).read_text()
+    assert "failed runs, which are not counted: FA 1 of 3" in table_markdown(folder)
+
+
+def test_runs_that_a_study_leaves_out_are_counted(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s")
+    assert "Not listed" not in table_markdown(folder)
+    value = records.read_json(folder / "study.json")
+    value["runs"] = [run for run in value["runs"] if (run["rule"], run["seed"]) != ("fa", 2)]
+    records.write_json(folder / "study.json", value)
+    said = "Not listed in study.json, and not counted: 1 runs in its folder."
+    assert said in table_markdown(folder) and said in write(folder).read_text()
+    pack(folder, tmp_path / "packed")
+    assert said in table_markdown(tmp_path / "packed")
 
 
 def test_numbers_of_a_table_stay_within_what_they_count(tmp_path: Path) -> None:

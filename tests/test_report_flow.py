@@ -1,5 +1,6 @@
 """Learners of sequences in the report: the table, the missing baseline, the gradient along time."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,9 @@ def test_lines_hold_means_and_differences_paired_on_the_seeds(tmp_path: Path) ->
     assert ("order", "readout only") not in gains
     assert sequences.over_plain(study, plain) is None
     assert sequences.over_plain(study, regularised).mean == pytest.approx(10)
+    again = [dataclasses.replace(run, rule="LRA sum, published rate") for run in plain.runs]
+    two = dataclasses.replace(study, runs=(*study.runs, *again))
+    assert sequences.over_plain(two, regularised) is None  # which of both is not known
     reached = [sequences.reached(by_rule[name]).text for name in LEARNERS]
     assert reached == ["", "4 of 4", "3 of 4", "4 of 4"]
 

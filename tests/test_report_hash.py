@@ -134,6 +134,9 @@ def test_words(study: Path) -> None:
     assert "uSF by +29.0, FA by +27.0 points" in told
     assert "against BP (paired, Holm-corrected): FA +21.0 points" in told
     assert "10000 queries of digits" in write(study).read_text()
+    moved = [replace(n, seed=n.seed + 10) if n.rule == "fa" else n for n in section.evaluations]
+    apart = retrieval.conclusion(retrieval.lines(replace(section, evaluations=tuple(moved)), 0.1))
+    assert apart.endswith("Not compared, fewer than two seeds in common with BP: FA.")
     plain = [line for line in retrieval.lines(section, 0.1) if line.rule == "bp"]
     assert "no rule's own gradient leaves over 5 points" in retrieval.conclusion(plain)
 

@@ -221,7 +221,14 @@ def test_evaluations_that_did_not_finish_are_listed_with_the_reason(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("images", 100), ("norm", "l2"), ("samples", 5), ("substitute", 3), ("protocol", "other")],
+    [
+        ("images", 100),
+        ("norm", "l2"),
+        ("samples", 5),
+        ("substitute", 3),
+        ("protocol", "other"),
+        ("version", 4),
+    ],
 )
 def test_evaluations_that_differ_in_any_compared_field_are_not_averaged(field, value, tmp_path):
     folder = tmp_path / "rob"
@@ -229,7 +236,10 @@ def test_evaluations_that_differ_in_any_compared_field_are_not_averaged(field, v
     add_robustness(folder)
     path = min(folder.glob("s0-*")) / "robustness" / "linf-0a1b2c" / "setting.json"
     described = records.read_json(path)
-    described["setting"][field] = value
+    if field == "version":
+        described["versions"] = {"robustness": value}
+    else:
+        described["setting"][field] = value
     records.write_json(path, described)
     found = sections.sections(read.read_study(folder).robustness)
     assert sorted(len(each.evaluations) for each in found) == [1, 2]
@@ -340,6 +350,45 @@ def test_a_rule_differs_by_a_corrected_paired_test_only(section):
     )
 
 
+def test_rules_that_share_no_seeds_with_backprop_are_not_called_equal(section):
+    """FA keeps far more, on seeds of its own: no paired test says so."""
+
+    def worst(net):
+        share = {"bp": 0.4, "fa": 0.9, "usf": 0.41}[net.rule] + 0.01 * net.seed
+        new = {"worst": {"accuracy": share}}
+        rows = tuple(row | new.get(row["kind"], {}) for row in net.rows)
+        return replace(net, rows=rows, seed=net.seed + 10 * (net.rule == "fa"))
+
+    moved = replace(section, evaluations=tuple(map(worst, section.evaluations)))
+    start = "In the worst case over everything tried, backprop keeps 42.0 %"
+    end = " Not compared, fewer than two seeds in common with BP: FA."
+    rows = robustness.headlines(moved, 0.1)
+    assert not any(row.differs for row in rows)
+    assert words.conclusion(rows)[1] == (
+        f"{start}; no rule differs significantly from it (3 seeds, paired, Holm-corrected).{end}"
+    )
+    two = [row for row in rows if row.rule != "usf"]
+    assert words.conclusion(two)[1] == f"{start}.{end}"
+
+
+def test_nets_that_keep_the_same_are_no_certainty(section):
+    """24 images, all broken: 1 of 26 is 3.926 points of a net, times T2 / sqrt(3)."""
+
+    def broken(net):
+        new = {"worst": {"accuracy": 0.0}, "clean": {"examples": 24}}
+        return replace(net, rows=tuple(row | new.get(row["kind"], {}) for row in net.rows))
+
+    moved = replace(section, evaluations=tuple(map(broken, section.evaluations)))
+    (row,) = [row for row in robustness.headlines(moved, 0.1) if row.rule == "fa"]
+    assert (row["worst"].low, row["worst"].high) == (0, pytest.approx(9.752, abs=1e-3))
+    assert row["against_bp"].mean == 0
+    assert row["against_bp"].low == pytest.approx(-(2**0.5) * 9.752, abs=2e-3)
+    same = tuple(replace(n, place=f"s{n.seed}/{n.place}") for n in moved.evaluations)
+    assert robustness.headlines(replace(moved, evaluations=same), 0.1)[1]["against_bp"].low == 0
+    exact = {seed: gap(0.3, 0.3, -0.05, 0.05) for seed in (1, 2, 3)}  # of a plain net
+    assert robustness_verdict.gap(exact).low == robustness_verdict.gap(exact).high == 0
+
+
 def test_the_strongest_transfer_counts_and_noise_has_its_line(section):
     found = robustness.lines(section, "fa")
     assert list(found) == ["own", "exact", "transfer", "black box", "noise", "worst"]
@@ -368,6 +417,16 @@ def test_published_values_meet_the_same_attack_and_radius_only(section):
     assert verdicts == [fa["verdict"].word]
     rounded = tuple(replace(row, eps=0.10005) for row in section.published)
     assert len(robustness.compared(replace(section, published=rounded), "full")) == 3
+
+
+def test_what_is_left_of_nets_that_failed_agrees_with_nothing(section, monkeypatch):
+    monkeypatch.setattr(statistics, "verdict", lambda *a, **k: statistics.Verdict("agrees", ""))
+    runs = [read.Run("", "", "fa", seed, "finished") for seed in (1, 2, 3)]
+    lost = replace(runs[0], seed=4, status="failed")
+    rows = {"fa": read.Row("", "fa", (*runs, lost)), "bp": read.Row("", "bp", tuple(runs))}
+    found = robustness.compared(replace(section, trained=rows), "full")
+    words = {row["rule"]: row["verdict"].word for row in found}
+    assert words == {"bp": "agrees", "fa": "compatible, uninformative", "usf": "agrees"}
 
 
 def test_a_verdict_is_given_beside_other_rules_values_of_the_same_attack(section, monkeypatch):

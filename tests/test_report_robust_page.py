@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import re
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_of_two_evaluations_of_a_net_the_later_counts_and_the_other_is_named(tmp
     for name in ("a", "b"):
         make_evaluation(tmp_path / "run" / "robustness" / name, "fa", 1)
     page = write(tmp_path / "run").read_text()
-    assert "Not shown, as a later evaluation of the same net and settings is: robustness/a" in page
+    assert "Not shown, as another evaluation of the same net and protocol is: robustness/a" in page
     assert _table(page)["net"][3] == "1"
 
 
@@ -113,6 +114,19 @@ def test_a_gap_at_another_radius_only_is_said_to_be_there(section):
         "uSF is masked: attacked by its own gradient, as in earlier papers, it looks more robust "
         "than it is, at other radii than the 0.05 shown here."
     ]
+
+
+def test_a_check_that_a_net_lacks_is_not_passed_by_it(section):
+    def without(net):
+        rows = [row for row in net.rows if row["kind"] == "check"]
+        kept = tuple({**row, "passed": None} if row in rows else row for row in net.rows)
+        return replace(net, rows=kept) if (net.rule, net.seed) == ("bp", 1) else net
+
+    fewer = replace(section, evaluations=tuple(map(without, section.evaluations)))
+    for part, said in ((section, "passed, 3 of 3"), (fewer, "passed, 2 of 3")):
+        table = words.checks(part)
+        texts = {column.cell(table.rows[0]).text for column in table.columns[1:2]}
+        assert texts == {said}
 
 
 def test_csv_holds_every_number_in_full_precision(study, html, section):

@@ -106,3 +106,8 @@ def test_under_attack_backprops_weights_stand_beside_the_rules_own(
     assert "| worst minus BP, same rate |" in head
     assert "weights look as robust under the rule's backward pass" in text
     assert "BP&#39;s weights, this backward" in write(folder).read_text()
+    value = records.read_json(folder / "study.json")
+    value["robustness"] = [e for e in value["robustness"] if (e["rule"], e["seed"]) != ("usf", 3)]
+    records.write_json(folder / "study.json", value)
+    (usf,) = [line for line in table_markdown(folder).splitlines() if line.startswith("| uSF")]
+    assert usf.count("(n = 2)") == 4  # own, exact, worst case, minus BP

@@ -15,6 +15,8 @@ from apical import data
 from apical.bench.experiment.execution import Execution
 from apical.bench.experiment.experiment import Experiment
 from apical.bench.experiment.training_settings import Schedule
+from apical.bench.report import gained
+from apical.bench.report.plain_runs import read_below
 from apical.bench.storage import checkpoint, records
 from apical.bench.training import loop
 from apical.rules import RULES
@@ -205,6 +207,39 @@ def test_a_finished_run_is_not_touched(tmp_path: Path) -> None:
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert loop.run(BASE, tmp_path) == row
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_finished_runs_whose_records_were_exchanged_are_refused_and_in_no_table(
+    tmp_path: Path,
+) -> None:
+    seeds = [dataclasses.replace(BASE, epochs=1, seed=seed) for seed in (0, 1)]
+    folders = [tmp_path / each.name for each in seeds]
+    for experiment, folder in zip(seeds, folders, strict=True):
+        loop.run(experiment, folder)
+    one, other = (folder / "records.jsonl" for folder in folders)
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+    with pytest.raises(ValueError, match="not those that the run was finished with"):
+        loop.run(seeds[0], folders[0])
+    for run in read_below(tmp_path)[""].runs:
+        assert run.status == "failed" and "is damaged, or was changed" in run.reason
+
+
+def test_runs_on_other_images_under_the_same_name_are_not_trained_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = data.load("digits")
+    runs = [dataclasses.replace(BASE, epochs=1, rule=rule) for rule in ("bp", "fa", "frozen")]
+    test = dataclasses.replace(source.test, images=source.test.images.flip(3))
+    other = dataclasses.replace(source, test=test)
+    for experiment in runs:
+        if experiment.rule == "fa":  # on a machine with another copy of the data
+            monkeypatch.setattr(data, "load", lambda *a, **k: other)
+        loop.run(experiment, tmp_path / experiment.name)
+        monkeypatch.undo()
+    study = read_below(tmp_path)[""]
+    assert "Not trained alike: FA (data_sha256)." in gained.missing(study)
 
 
 # refusals

@@ -137,7 +137,25 @@ def test_what_is_unfinished_or_unreadable_elsewhere_is_trained(
         else:
             (target / "records.jsonl").write_text("")
     assert assess.reuse(study, tmp_path) == 0
+    records.append(target / "records.jsonl", {"kind": "final"})  # after the last row
+    assert assess.reuse(study, tmp_path) == 0
     assert not (tmp_path / "other").exists()
+
+
+def test_an_evaluation_of_another_net_is_refused_and_in_no_table(
+    done: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    root, _ = done
+    shutil.copytree(root / "tiny", tmp_path / "tiny")
+    one, other = (job.folder for _, job in assess.assessments(tiny(), tmp_path / "tiny")[:2])
+    shutil.rmtree(one)
+    shutil.copytree(other, one)
+    found = read_study(tmp_path / "tiny").robustness
+    reason = f"unreadable: setting.json is that of another evaluation, {other.name}"
+    assert [net.reason for net in found if net.status != "finished"] == [reason]
+    outcome = conduct.conduct(tiny(), tmp_path, EXECUTION, command="")
+    assert [*outcome.failed] == [one]
+    assert f"holds the evaluation {other.name}, not {one.name}" in outcome.failed[one]
 
 
 def test_nets_that_failed_are_not_attacked(tmp_path: Path) -> None:

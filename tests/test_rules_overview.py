@@ -8,13 +8,14 @@ import pytest
 
 from apical.bench import studies
 from apical.bench.experiment.rule_settings import rule_assignment
-from apical.bench.report import overview, refresh, table_markdown
+from apical.bench.report import figures, lines, overview, refresh, table_markdown
+from apical.bench.report.colours import colours
 from apical.bench.report.read import read_study
 from apical.bench.storage import records
 from apical.bench.studies import conduct
 from apical.bench.studies.rules_overview import DIGITS, MNIST
 from apical.rules import RULES
-from fake_study import make_run
+from fake_study import make_run, rewrite
 
 
 def test_every_rule_of_the_library_has_a_line() -> None:
@@ -108,6 +109,35 @@ def test_the_numbers_are_those_of_the_records(folder: Path) -> None:
     bytes_, parameters = (runs[0].final[key] for key in ("feedback_bytes", "parameters"))
     assert overview.memory(study, "fa") == pytest.approx(bytes_ / (4 * parameters))
     assert shown["step"] == ["1.00", "1.03", ""]
+
+
+def test_angles_that_say_nothing_are_not_shown(folder: Path) -> None:
+    before = read_study(folder)
+    run = before.row("digits MLP", "fa").runs[0]
+    rows = [dict(row) for row in run.rows]
+    last = next(row for row in reversed(rows) if row.get("layer") == "fc1")
+    last |= {"growth": 60.0, "gradient_reference_norm": 1.0}
+    rewrite(folder / run.folder, rows)
+    study = read_study(folder)
+    assert overview.angle(before, "fa") is not None and overview.angle(study, "fa") is None
+    runs = study.by_rule("digits MLP")
+    assert "activations grew" in study.row("digits MLP", "fa").runs[0].no_angle(last)
+    assert list(lines.series(runs, "layer", "gradient_angle_deg", "fc1")["fa"]) == [1]
+    looks = colours(study.rules)
+    captions = {group.name: group.caption for group in figures.learning(runs, looks)}
+    assert "Not shown are 1 of 24 angles, whose reference" in captions["gradient-angle"]
+    assert "Not shown" not in captions["gradient-norm-ratio"]
+    old = figures.learning(before.by_rule("digits MLP"), looks)
+    assert not any("Not shown" in group.caption for group in old)
+
+
+def test_rates_that_differ_without_a_search_are_not_called_the_same(folder: Path) -> None:
+    assert "learning rates the same for all" in table_markdown(folder)
+    run = read_study(folder).row("digits MLP", "fa").runs[0].folder
+    described = records.read_json(folder / run / "experiment.json")
+    described["experiment"]["lr"] = 0.5
+    records.write_json(folder / run / "experiment.json", described)
+    assert "learning rates those of each row" in table_markdown(folder)
 
 
 def test_the_table_in_markdown(folder: Path, tmp_path: Path) -> None:

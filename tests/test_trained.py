@@ -143,8 +143,8 @@ def test_runs_that_cannot_be_attacked(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_run_is_noticed(run: Path, tmp_path: Path) -> None:
-    for name in ("records.jsonl", "checkpoint.pt"):
-        (tmp_path / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
+    records.append(tmp_path / "records.jsonl", *records.read(run / "records.jsonl"))
     other = Experiment(net_options={"hidden": [16]}, rule="brsf", epochs=2, seed=5, probe_every=0)
     described = records.read_json(run / "experiment.json")
     described["experiment"]["seed"] = 5

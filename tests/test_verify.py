@@ -86,6 +86,7 @@ def lost(run: Path) -> None:
 
 
 def rekeyed(run: Path) -> None:
+    rewritten(run, "final")  # as by a version that stored no digest of a run
     value = records.read_json(run / "experiment.json")
     records.write_json(run / "experiment.json", value | {"key": "0123456789"})
 
@@ -93,6 +94,11 @@ def rekeyed(run: Path) -> None:
 def unbuildable(run: Path) -> None:
     value = records.read_json(run / "environment.json")
     records.write_json(run / "environment.json", value | {"device": "cuda:99"})
+
+
+def elsewhere(run: Path) -> None:
+    """Made on another copy of the data."""
+    rewritten(run, "final", data_sha256="0123456789ab")
 
 
 OUTCOMES = {
@@ -104,6 +110,7 @@ OUTCOMES = {
     far: verified.DIFFERS,
     rekeyed: verified.NOT_COMPARABLE,
     unbuildable: verified.NOT_COMPARABLE,
+    elsewhere: verified.NOT_COMPARABLE,
 }
 
 
@@ -127,6 +134,8 @@ def test_each_outcome(change: Any, loose: Path, tmp_path: Path) -> None:
         assert run["recorded"] == pytest.approx(99) and "final.test_acc" in run["first_difference"]
     if change is rekeyed:
         assert "their key has changed" in run["why"]
+    if change is elsewhere:
+        assert run["why"].startswith("the images or labels here are not those that the run")
     if change is unbuildable:
         assert "cuda:99" in run["why"]
     assert len(said) == 5 and OUTCOMES[change] in said[1]
@@ -177,6 +186,10 @@ def test_the_command_line_and_the_table_of_all(
     (tmp_path / "verified.json").write_text(json.dumps(found))
     assert refresh(document, tmp_path)
     assert "Of 3 runs trained again: 3 differs" in document.read_text()
+    found["tiny"]["runs"][1]["recorded"] -= 1  # the study was run again and kept since
+    (tmp_path / "verified.json").write_text(json.dumps(found))
+    assert refresh(document, tmp_path)
+    assert "Of 2 runs trained again: 2 differs" in document.read_text()
     for run in found["tiny"]["runs"]:
         run["folder"] = "another"
     (tmp_path / "verified.json").write_text(json.dumps(found))
@@ -185,6 +198,14 @@ def test_the_command_line_and_the_table_of_all(
     assert not refresh(document, tmp_path)  # no record: the same
     assert main(["verify", str(folder), "--minutes", "0"]) == 1
     assert "minutes=0.0: the budget must be above 0" in capsys.readouterr().err
+
+
+def test_a_study_of_which_nothing_can_be_compared_is_not_verified(
+    loose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed(loose, tmp_path, rekeyed)
+    assert main(["verify", str(folder), "--minutes", "1"]) == 1
+    assert "4 not comparable" in capsys.readouterr().out
 
 
 def test_a_budget_that_fits_no_run_is_an_error_and_keeps_earlier_reruns(

@@ -216,6 +216,11 @@ _KINDS = (
 )
 
 DIVERGED = "diverged"
+REMEDY = (
+    "start again with a smaller learning rate (a tenth), as the best rate of a rule is not that of "
+    "backpropagation; clip the norm of the gradients; or an optimizer that adapts the step to the "
+    "gradient (adam)"
+)
 KINDS = (*dict.fromkeys(kind.name for kind in _KINDS), DIVERGED)
 """The names of all findings."""
 
@@ -227,9 +232,7 @@ def divergence(loss: float, first: float, step: int, thresholds: Thresholds) -> 
         return None
     message = (
         f"training diverged: the loss of step {step} is {loss:.3g}, that of the first was "
-        f"{first:.3g} (threshold {limit:.3g}). Try: start again with a smaller learning rate (a "
-        "tenth), as the best rate of a rule is not that of backpropagation; clip the norm of the "
-        "gradients; or an optimizer that adapts the step to the gradient (adam)"
+        f"{first:.3g} (threshold {limit:.3g}). Try: {REMEDY}"
     )
     return Finding("", DIVERGED, loss, limit, step, message)
 
@@ -239,16 +242,21 @@ def findings(rows: Iterable[Row], thresholds: Thresholds | None = None) -> list[
 
     Args: rows: records of a run, in order; those of kinds `layer` and `activation` count, from
         the end of the first epoch on, but not those of a `step` within an epoch: they follow one
-        another too closely.
+        another too closely. Of kind `probe` a loss that is not finite counts at any time.
     Returns: at most one finding of a kind for each layer, in the order of the layers.
     """
     thresholds = thresholds or Thresholds()
     layers: dict[str, list[Row]] = {}
+    found: dict[tuple[str, str], Finding] = {}
     for row in rows:
+        loss = row.get("loss", 0.0) if row.get("kind") == "probe" else 0.0
+        if not math.isfinite(loss):  # no other measurement of such a net says anything
+            message = f"the loss of the measured batch is {loss}. Try: {REMEDY}"
+            lost = Finding("", DIVERGED, loss, math.inf, row["epoch"], message)
+            found.setdefault(("", DIVERGED), lost)
         of_layer = row.get("kind") in ("layer", "activation")
         if of_layer and row["epoch"] >= 1 and "step" not in row:
             layers.setdefault(row["layer"], []).append(row)
-    found: dict[tuple[str, str], Finding] = {}
     for layer, measured in layers.items():
         for kind in _KINDS:
             patience = 1 if kind.sudden else thresholds.patience

@@ -133,7 +133,8 @@ def report(words: list[str]) -> int:
 
 
 def verify(words: list[str]) -> int:
-    """Train some runs of a kept study again; returns 1 if a rerun differs, else 0."""
+    """Train some runs of a kept study again; returns 1 if a rerun differs, or none could be
+    compared, else 0."""
     parser = parsing.make_parser(
         "verify",
         "Train a sample of a study's runs again and compare them with their records: same bits, "
@@ -164,9 +165,9 @@ def verify(words: list[str]) -> int:
     )
     counts = Counter(run["outcome"] for run in result["runs"])
     outcomes = [f"{counts[each]} {each}" for each in verified.OUTCOMES if counts[each]]
-    print(", ".join(outcomes) or "no run fits the budget: give more --minutes")
+    print(", ".join(outcomes))
     print(folder.resolve().parent / verified.FILE)
-    return 1 if counts[verified.DIFFERS] else 0
+    return int(counts[verified.DIFFERS] > 0 or counts.keys() == {verified.NOT_COMPARABLE})
 
 
 def _table(kind: str) -> dict[str, str]:

@@ -66,8 +66,8 @@ def layers(study: Study) -> Layers:
         if frozen_layer(full.every[0]):
             continue
         for row in study.rows_of(full.setting):
-            name, rule = frozen_layer(row.every[0]), row.every[0].experiment.get("rule")
-            if not name or rule != full.every[0].experiment.get("rule"):
+            name = frozen_layer(row.every[0])
+            if not name or _trained(row) != _trained(full):
                 continue
             of_rule = by_row.setdefault((full.setting, full.rule), {})
             if row.failed:
@@ -82,6 +82,12 @@ def layers(study: Study) -> Layers:
     for (of_rule, layer, _), p in zip(tested, corrected, strict=True):
         of_rule[layer.name] = replace(layer, word=_word(layer.worth, p))
     return by_row
+
+
+def _trained(row: Row) -> tuple[str, float | None]:
+    """Rule and learner with their options, and the learning rate."""
+    run = row.every[0]
+    return gained.trained_as(run), run.experiment.get("lr")
 
 
 def _word(worth: statistics.Summary | None, p: float) -> str:

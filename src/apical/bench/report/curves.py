@@ -36,18 +36,20 @@ class Point:
     ours: statistics.Summary
     published: float
     difference: float
+    failed: int = 0
 
     @property
     def word(self) -> str:
         """Agrees: within the allowance, as our interval is too. Compatible, uninformative: within
-        the allowance or the interval, but the interval is wider than the allowance, or all runs are
-        equal."""
+        the allowance or the interval, but the interval is wider than the allowance, all runs are
+        equal, or others failed."""
         if self.ours.n < statistics.FEWEST:
             return "too few runs"
         half, distance = (self.ours.high or 0.0) - self.ours.mean, abs(self.difference)
         if distance > max(self.curve.allowance, half):
             return "differs"
-        return "agrees" if 0 < half <= self.curve.allowance else "compatible, uninformative"
+        certain = 0 < half <= self.curve.allowance and not self.failed
+        return "agrees" if certain else "compatible, uninformative"
 
 
 def quantity(curve: Curve) -> str:
@@ -60,11 +62,12 @@ def points(study: Study) -> list[Point]:
     made = []
     for curve in study.curves:
         ours = _ours(study, curve, [curve.rule]).get(curve.rule, {})
+        failed = study.row(curve.setting, curve.rule).failed
         about = (curve, curve.setting, display_name(curve.rule), quantity(curve))
         for epoch, value in curve.values.items():
             if epoch in ours:
                 mean = statistics.summarize(ours[epoch])
-                made.append(Point(*about, epoch, mean, value, mean.mean - value))
+                made.append(Point(*about, epoch, mean, value, mean.mean - value, failed))
     return made
 
 

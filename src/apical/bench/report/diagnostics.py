@@ -109,7 +109,11 @@ def diagnose(study: Study, setting: str, looks: Looks) -> dict[str, Any] | None:
 
 def _by_layer(row: Row) -> list[Aligned]:
     """Each layer but those whose update was backprop's from the start."""
-    every = [each for run in row.runs for each in phases(run.rows).items()]
+    every = [
+        each
+        for run in row.runs
+        for each in phases(e for e in run.rows if not run.no_angle(e)).items()
+    ]
     by_name = grouped(every, lambda each: each[0])
     layers = [Aligned(row.rule, n, tuple(e for _, e in each)) for n, each in by_name.items()]
     start = "aligned from the start"
@@ -120,9 +124,9 @@ def _alarms(rule: str, runs: Sequence[Run]) -> list[Alarm]:
     def severity(row: Record) -> float:
         """How far beyond its threshold, in either direction."""
         value, threshold = row["value"], row["threshold"]
-        if value >= threshold:
-            return float(value / threshold)
-        return float(threshold / value) if value else float("inf")
+        if not (value and threshold):
+            return float("inf")
+        return float(max(value / threshold, threshold / value))
 
     warnings = [row for run in runs for row in run.of_kind("warning")]
     return [

@@ -8,7 +8,8 @@ An evaluation is a folder RUN/<home>/<key> (see `evaluation_folder`), loose or p
     examples.npz    a few examples, what attacks made of them, and the answers to both: see
                     `pictures`
 
-The setting has the fields of the evaluation beside the names of net, data and surrogates. Rows of
+The setting has the fields of the evaluation beside the names of net, data and surrogates; the
+version is that of the attacks. Rows of
 robustness are of the kinds clean, attack, worst, gap, check, audit and, last, verdict; rows of
 retrieval of the kinds clean, attack, map, gap, targeted and, last, end.
 """
@@ -84,7 +85,8 @@ class Evaluated:
     def of_entry(cls, study: packing.Folder, entry: Record) -> Self:
         """One entry of study.json: {folder, setting, rule, seed, evaluation}."""
         place = f"{entry['folder']}/{entry['evaluation']}"
-        return cls._read(study, place, place, entry["setting"], entry["rule"], entry["seed"])
+        about = (entry["setting"], entry["rule"], entry["seed"])
+        return cls._read(study, place, place, *about, listed=True)
 
     @classmethod
     def of_run(cls, run: Path, setting: str, rule: str, seed: int) -> list[Self]:
@@ -97,12 +99,19 @@ class Evaluated:
 
     @classmethod
     def _read(
-        cls, source: packing.Folder, place: str, shown: str, setting: str, rule: str, seed: int
-    ) -> Self:
+        cls, source: packing.Folder, place: str, shown: str, setting: str, rule: str, seed: int,
+        *, listed: bool = False,
+    ) -> Self:  # fmt: skip
+        """Args: listed: whether a study names the folder, which then ends in the key."""
         about = (source, place, shown, setting, rule, seed)
         try:
             name = f"{place}/setting.json"
-            described = source.read_json(name)["setting"] if source.has(name) else {}
+            whole = source.read_json(name) if source.has(name) else {"setting": {}}
+            described, key = dict(whole["setting"]), whole.get("key", "")
+            if described:
+                described["version"] = whole.get("versions", {}).get(cls.home, "")
+            if listed and not place.endswith(key):
+                raise ValueError(f"setting.json is that of another evaluation, {key}")
             rows = tuple(map(cls.current, quietly(source, f"{place}/records.jsonl")))
             status, reason = cls._status(source, place, rows, described)
         except (ValueError, OSError, KeyError) as error:
@@ -145,7 +154,9 @@ class Robustness(Evaluated):
     home = "robustness"
     last = "verdict"
     needed = ("clean", "worst", "gap", "audit")
-    compared = ("data", "images", "norm", "eps", "effort", "protocol", "samples", "substitute")
+    compared = (
+        "data", "images", "norm", "eps", "effort", "protocol", "samples", "substitute", "version"
+    )  # fmt: skip
 
     @property
     def radii(self) -> list[float]:
@@ -158,7 +169,7 @@ class Retrieval(Evaluated):
     home = "retrieval"
     last = "end"
     needed = ("clean", "map", "gap")
-    compared = ("data", "queries", "known", "norm", "eps", "steps")
+    compared = ("data", "queries", "known", "norm", "eps", "steps", "version")
 
     @property
     def radii(self) -> list[float]:

@@ -20,7 +20,7 @@ CURVES = (
 )
 ALIGNMENT = (
     ("angle_deg", "Weight angle", "between feedback B and forward weights W, degrees"),
-    ("gradient_angle_deg", "Gradient angle", "between the layer's update and backprop's, degrees"),
+    (lines.UPDATE, "Gradient angle", "between the layer's update and backprop's, degrees"),
     ("norm_ratio", "Norm ratio", "of feedback to forward weights, ‖B‖ / ‖W‖"),
     ("gradient_norm_ratio", "Gradient norm ratio", "of the layer's update to backprop's"),
 )
@@ -70,6 +70,7 @@ def learning(runs: Runs, looks: Looks) -> list[Group]:
         angle = key.endswith("angle_deg")
         reference = "Dashed: 90°, unrelated." if angle else "Dashed: 1, equal length."
         caption = f"{heading} {meaning}; one panel per layer, from input to output. {reference}"
+        caption += lines.left_out(runs) if key == lines.UPDATE else ""
         group = Group(key.removesuffix("_deg").replace("_", "-"), heading, caption)
         axis = lines.degrees if angle else _ratios
         groups += lines.of_layers(group, key, lines.by_layer(runs, key), runs, looks, axis=axis)

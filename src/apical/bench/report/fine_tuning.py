@@ -174,7 +174,7 @@ def table(study: Study, rows: Sequence[Line]) -> Table:
         return plain(line.accuracy.mean, percent, interval=share(line.accuracy, percent))
 
     def worst(line: Line) -> Shown:
-        return estimate(line.attacked and line.attacked["worst"])
+        return estimate(line.attacked and line.attacked["worst"], of=line.n)
 
     def moved(line: Line) -> Shown:
         return Shown(line.moved, median(line.changes) if line.changes else None)

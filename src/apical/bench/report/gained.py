@@ -204,13 +204,14 @@ def _unlike(study: Study) -> list[str]:
     """Rows with the fields in which their runs differ, but for the seed and what they start from,
     or in which they are not like most rows; a control of a net that no other row has.
 
-    Beside the fields: the versions of what computes the runs, the images that they are tested on,
-    and how their learning rate was searched.
+    Beside the fields: the versions of what computes the runs, how many images they are tested on,
+    the digest of all their images and labels, and how their learning rate was searched.
     """
     searches = {
         (choice["setting"], choice["rule"]): [
             sorted({tried["lr"] for tried in choice["tries"]} - {*choice.get("extended", ())}),
             len(choice["tries"][0].get("errors", [0])),
+            choice["tries"][0].get("examples"),
         ]
         for choice in study.search
     }
@@ -237,8 +238,8 @@ def _unlike(study: Study) -> list[str]:
 
 
 def _described(run: Run) -> dict[str, Any]:
-    tested = {"test_count": run.final["test_count"]} if "test_count" in run.final else {}
-    return {**run.experiment, "versions": run.versions, **tested}
+    images = {k: run.final[k] for k in ("test_count", "data_sha256") if k in run.final}
+    return {**run.experiment, "versions": run.versions, **images}
 
 
 def _budget(run: Record) -> list[str]:
@@ -293,19 +294,19 @@ def rates(study: Study) -> dict[str, list[str]]:
     chosen = defaultdict[tuple[str, str], set[float]](set)  # by setting, and by label or rule
     for choice in study.search:
         trained = study.row(choice["setting"], choice["rule"]).every
-        for key in [choice["rule"], *map(_trained, trained)]:
+        for key in [choice["rule"], *map(trained_as, trained)]:
             chosen[choice["setting"], key].add(choice["lr"])
     for row in study.rows:
         given = {run.experiment["lr"] for run in row.every if _learns(run)}
         for run in row.every:
-            given -= chosen[row.setting, row.rule] or chosen[row.setting, _trained(run)]
+            given -= chosen[row.setting, row.rule] or chosen[row.setting, trained_as(run)]
         if given and row.setting in settings and not row.rule.endswith("rate"):
             shown = ", ".join(f"{rate:g}" for rate in sorted(given))
             rows["not chosen"].append(f"{named(row.setting, row.rule)} ({shown})")
     return rows
 
 
-def _trained(run: Run) -> str:
+def trained_as(run: Run) -> str:
     """What chooses of rates are made for: rule and learner with their options."""
     return repr([run.experiment.get("rule"), run.experiment.get("learner")])
 

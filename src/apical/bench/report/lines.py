@@ -11,10 +11,14 @@ from apical.bench.report.names import display_name
 from apical.bench.report.read import Run
 from apical.bench.report.render import Group
 from apical.bench.storage.records import grouped
+from apical.measure.probes import GROWN
 
 MOST_LAYERS = 12
 CLOSE = 100
 """Below this ratio of its limits a logarithmic axis is labelled at 1, 2 and 5 of each decade."""
+
+UPDATE = "gradient_angle_deg"
+"""The angle of a layer's update to backpropagation's."""
 
 T = TypeVar("T")
 Runs = Mapping[str, Sequence[Run]]
@@ -31,7 +35,8 @@ def series(
     layer: str | None = None,
     scale: Callable[[float], float] = float,
 ) -> Series:
-    """Values per rule and epoch; an epoch counts when every run of the rule has it.
+    """Values per rule and epoch; an epoch counts when every run of the rule has it. An angle of an
+    update that says nothing (`Run.no_angle`) is none.
 
     Runs of a version that did not record the quantity yet are left out where others have it. Of
     several rows of an epoch, as of the steps of a sequence, the mean. scale: to the unit shown.
@@ -39,6 +44,8 @@ def series(
 
     def by_epoch(run: Run) -> dict[int, float]:
         rows = [row for row in run.of_kind(kind, layer) if key in row]
+        if key == UPDATE:
+            rows = [row for row in rows if not run.no_angle(row)]
         epochs = grouped(rows, lambda row: row["epoch"])
         return {epoch: fmean(scale(row[key]) for row in same) for epoch, same in epochs.items()}
 
@@ -69,6 +76,18 @@ def recorded(runs: Runs, kind: str, key: str, layer: str) -> str:
     some = sum(len(_recording(runs[rule], kind, key, layer)) for rule in rules)
     total = sum(len(runs[rule]) for rule in rules)
     return f" Recorded in {some} of {total} runs." if some < total else ""
+
+
+def left_out(runs: Runs) -> str:
+    """How many angles of updates say nothing, in a sentence; "" for none."""
+    pairs = [(run, row) for of in runs.values() for run in of for row in run.of_kind("layer")]
+    angles = [(run, row) for run, row in pairs if UPDATE in row]
+    if not (count := sum(bool(run.no_angle(row)) for run, row in angles)):
+        return ""
+    return (
+        f" Not shown are {count} of {len(angles)} angles, whose reference gradient is rounding "
+        f"noise, or whose activations grew more than {GROWN:g}-fold."
+    )
 
 
 def switches(runs: Mapping[str, Iterable[Run]]) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from apical.bench.report import gained
+from apical.bench.report.lines import UPDATE
 from apical.bench.report.names import is_baseline
 from apical.bench.report.read import Study
 from apical.bench.report.table import Column, Table, each, number, plain
@@ -93,9 +94,17 @@ def counts(study: Study) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
+def rates(study: Study) -> str:
+    """Where the learning rates come from."""
+    if study.search:
+        return "chosen on held-out training images"
+    given = {run.experiment.get("lr") for run in study.runs if run.experiment}
+    return "the same for all" if len(given) == 1 else "those of each row"
+
+
 def angle(study: Study, rule: str) -> float | None:
     """Between updates and backprop's, in degrees: mean over runs, and over layers at the last
-    measurement, the output layer left out."""
+    measurement, the output layer left out; None where one of them says nothing."""
     assert study.overview is not None
     if is_baseline(rule):
         return 0.0
@@ -103,7 +112,7 @@ def angle(study: Study, rule: str) -> float | None:
     for run in study.row(study.overview["detail"], rule).runs:
         rows = [run.of_kind("layer", layer) for layer in run.layers[:-1]]
         last = [max(of_layer, key=lambda row: row["epoch"]) for of_layer in rows]
-        by_run.append(_mean([row.get("gradient_angle_deg") for row in last]))
+        by_run.append(_mean([None if run.no_angle(row) else row.get(UPDATE) for row in last]))
     return _mean(by_run)
 
 

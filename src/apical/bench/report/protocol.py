@@ -19,7 +19,8 @@ PER_RUN = ("key", "seed")
 
 def verdicts(rows: Iterable[Cell]) -> str:
     """One sentence: how many published values agree, which are compatible with too wide a band to
-    say more, and which differ; "" when none was judged."""
+    say more, which differ, and how many were not judged; "" when none was judged."""
+    rows = [row for row in rows if row.published]
     judged = [(r, r.verdict.word) for r in rows if r.verdict and r.verdict.low is not None]
     if not judged:
         return ""
@@ -33,12 +34,15 @@ def verdicts(rows: Iterable[Cell]) -> str:
         for start in ("compatible", "differs")
     )
     agree = len(judged) - len(wide) - len(differing)
-    parts = [f"{agree} of {plural(len(judged), 'published value')} agree"]
+    values, verb = plural(len(judged), "published value"), "agree" + "s" * (len(judged) == 1)
+    parts = [f"{agree} of {values} {verb}"]
     if wide:
         parts.append(f"{len(wide)} compatible, but uninformative: {', '.join(wide)}")
     if differing:
         verb = "differs" if len(differing) == 1 else "differ"
         parts.append(f"{len(differing)} {verb}: {', '.join(differing)}")
+    if others := len(rows) - len(judged):
+        parts.append(f"{others} not judged")
     return "; ".join(parts) + "."
 
 

@@ -15,7 +15,7 @@ study.json:
     search      optional: list of {setting, rule, lr, at_edge, tries}, how a learning rate was
                 chosen; tries is a list of {lr, val_acc}, of hash nets with val_map, or, where it
                 diverged, {lr, reason}
-    solved      optional: share of right validation answers, in (0, 1], that counts as solved
+    solved      optional: share of right validation answers, in (0, 1), above which a task is solved
     robustness, retrieval   optional: lists of {folder, setting, rule, seed, evaluation}; the last
                 is a folder within the run folder
     robust_published  optional: list of {setting, rule, attack, eps, metric, value, unit, source}
@@ -27,7 +27,7 @@ experiment.json: {key, versions, experiment}; the last is the experiment with al
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from apical.bench.report.published import ERRORS, ROBUSTNESS, Curve, Published, 
 from apical.bench.storage import packing
 from apical.bench.storage.records import Record, grouped
 from apical.measure import statistics
+from apical.measure.probes import no_angle_reason
 
 ERROR, MAP = "test_acc", "test_map"
 """The share of a final row that is compared; of hash nets the mean average precision."""
@@ -74,6 +75,19 @@ class Run:
         rows = [row for row in self.of_kind(kind) if key in row]
         epoch = (max if last else min)((row["epoch"] for row in rows), default=None)
         return [row for row in rows if row["epoch"] == epoch]
+
+    def no_angle(self, row: Record) -> str:
+        """Why the angle of a layer's update in a row says nothing; "" where it does."""
+        return no_angle_reason(row, self._largest.get((row.get("epoch"), row.get("step")), 0.0))
+
+    @cached_property
+    def _largest(self) -> dict[Any, float]:
+        """The largest norm of a reference gradient in each measurement."""
+        largest: dict[Any, float] = {}
+        for row in self.of_kind("layer"):
+            at, norm = (row["epoch"], row.get("step")), row.get("gradient_reference_norm", 0.0)
+            largest[at] = max(norm, largest.get(at, 0.0))
+        return largest
 
     @property
     def layers(self) -> list[str]:
@@ -143,6 +157,13 @@ class Row:
         noise = self.noise(metric) + other.noise(metric)
         samples = self.sample(value), other.sample(value)
         return statistics.paired_difference(*samples, level=level, noise=noise)
+
+    def fair(self, verdict: statistics.Verdict) -> statistics.Verdict:
+        """A verdict on what is left of its runs, which agrees with nothing where others failed."""
+        if not self.failed or verdict.word not in ("equivalent", "agrees"):
+            return verdict
+        why = f"{self.failed} of {self.planned} runs failed: the others are no fair sample"
+        return replace(verdict, word="compatible, uninformative", why=why)
 
     def summary(self, value: Value, noise: float = 0.0) -> statistics.Summary | None:
         """noise: variance of a value for the test set alone, for the interval of equal values."""
@@ -304,7 +325,7 @@ def read_study(folder: Path) -> Study:
             **{key: value.get(key) for key in ("overview", "solved")},
             runs=tuple(_read_run(source, entry) for entry in value["runs"]),
             published=tuple(read_published(entry, ERRORS) for entry in value["published"]),
-            notes=tuple(value["notes"]),
+            notes=(*value["notes"], *_unlisted(source, {run["folder"] for run in value["runs"]})),
             search=tuple(value.get("search", ())),
             curves=tuple(_curve(entry) for entry in value.get("curves", ())),
             robustness=tuple(Robustness.of_entry(source, e) for e in value.get("robustness", ())),
@@ -315,6 +336,14 @@ def read_study(folder: Path) -> Study:
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'study.json'}: missing or misshapen entry {error}") from error
+
+
+def _unlisted(source: packing.Folder, listed: set[str]) -> list[str]:
+    """A note on runs in the folder of a study that it does not list: leaving out is a choice."""
+    others = [name for name in source.folders(".") if name not in listed and name[0] != "."]
+    if count := sum(source.has(f"{name}/experiment.json") for name in others):
+        return [f"Not listed in study.json, and not counted: {count} runs in its folder."]
+    return []
 
 
 def _curve(entry: Record) -> Curve:
@@ -335,24 +364,31 @@ def _read_run(source: packing.Folder, entry: Record) -> Run:
         # Pages are published: no absolute paths.
         reason = str(error).replace(f"{source.path}/", "")
         return Run(**common, status="failed", reason=f"unreadable: {reason}")
-    status, reason = _status(rows, experiment)
+    status, reason = _status(rows, experiment, entry["seed"])
     common |= {key: described.get(key, {}) for key in ("code", "versions")}
     common["environment"] = environment
     return Run(**common, status=status, reason=reason, experiment=experiment, rows=rows)
 
 
-def _status(rows: tuple[Record, ...], experiment: Record) -> tuple[Status, str]:
-    kinds = [row.get("kind") for row in rows]
-    if "final" in kinds:
-        whole = rows[kinds.index("final")].get("test_acc") is not None
+def _status(rows: tuple[Record, ...], experiment: Record, seed: int) -> tuple[Status, str]:
+    """Args: seed: that the run is listed under."""
+    if (own := experiment.get("seed", seed)) != seed:
+        return "failed", f"listed with seed {seed}, its experiment has seed {own}"
+    ends = [row for row in rows if row.get("kind") == "final"]
+    if ends:
+        if len(ends) > 1:
+            return "failed", f"its records have {len(ends)} final rows"
+        epoch = ends[0]["epoch"]
+        if (epochs := experiment.get("epochs", epoch)) != epoch:
+            return "failed", f"its final row is of epoch {epoch}, its experiment has {epochs}"
+        whole = ends[0].get("test_acc") is not None
         return ("finished", "") if whole else ("failed", "its final row has no test_acc")
-    if kinds and kinds[-1] == "stopped":
-        stop = rows[-1]
+    last = rows[-1] if rows else {}
+    if last.get("kind") == "stopped":
         named = {"epoch": "epoch", "step": "step", "where": "at"}
-        places = [f"{name} {stop[key]}" for key, name in named.items() if key in stop]
+        places = [f"{name} {last[key]}" for key, name in named.items() if key in last]
         where = f" ({', '.join(places)})" if places else ""
-        return "failed", f"{stop.get('reason', 'no reason given')}{where}"
-    epochs = [row["epoch"] for row in rows if row.get("kind") == "epoch"]
-    if epochs:
-        return "unfinished", f"epoch {epochs[-1]} of {experiment.get('epochs', '?')}"
+        return "failed", f"{last.get('reason', 'no reason given')}{where}"
+    if begun := [row["epoch"] for row in rows if row.get("kind") == "epoch"]:
+        return "unfinished", f"epoch {begun[-1]} of {experiment.get('epochs', '?')}"
     return "not started", "no epoch recorded"

@@ -110,7 +110,7 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
         summary, theirs = row.summary(test_error, noise[rule]), published.get(rule)
         verdict = None
         if summary and theirs:
-            verdict = statistics.verdict(
+            judged = statistics.verdict(
                 summary,
                 theirs.value,
                 others=values,
@@ -118,9 +118,7 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
                 published_n=theirs.n,
                 noise=noise[rule],
             )
-            if row.failed and verdict.word in ("equivalent", "agrees"):
-                why = f"{row.failed} of {row.planned} runs failed: the others are no fair sample"
-                verdict = replace(verdict, word="compatible, uninformative", why=why)
+            verdict = row.fair(judged)
         gap = row.minus(rows[bp], test_error) if bp and not is_baseline(rule) else None
         leaves_out_0 = gap and gap.low and gap.high and gap.low * gap.high > 0
         contradicts = bool(leaves_out_0 and {*letters[rule]} & {*letters[bp]})
@@ -192,9 +190,9 @@ def judged(word: str, why: str = "") -> Shown:
 def _band(cell: Cell) -> Shown:
     """Where the published value would have to lie."""
     result = cell.verdict
-    if result is None or result.low is None:
+    if result is None or result.low is None or result.high is None:
         return Shown("")
-    low, high = max(0.0, result.low), min(100.0, result.high or 100.0)
+    low, high = max(0.0, result.low), min(100.0, result.high)
     return Shown(f"{number(low)} to {number(high)}", low)
 
 

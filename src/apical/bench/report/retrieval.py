@@ -240,8 +240,9 @@ def conclusion(rows: Sequence[Line]) -> str:
             f"{at_radius} no rule's own gradient leaves over {MASKED:g} points more than the exact "
             "one."
         )
-    if not any(line.n > 1 and line["worst_minus_bp"] for line in rows):
+    if not any((gap := line["worst_minus_bp"]) and gap.n > 1 for line in rows):
         return text
+    apart = sections.uncompared(rows, "worst_minus_bp")
     differing = ", ".join(
         f"{display_name(line.rule)} {points(line['worst_minus_bp'].mean)}"
         for line in rows
@@ -249,5 +250,6 @@ def conclusion(rows: Sequence[Line]) -> str:
     )
     if not differing:
         end = "In the worst case no rule differs significantly from BP (paired, Holm-corrected)."
-        return f"{text} {end}"
-    return f"{text} In the worst case, against BP (paired, Holm-corrected): {differing} points."
+        return f"{text} {end}{apart}"
+    end = f"In the worst case, against BP (paired, Holm-corrected): {differing} points."
+    return f"{text} {end}{apart}"

@@ -197,6 +197,8 @@ def compared(section: Section, tier: str) -> list[dict[str, Any]]:
             published_n=row.n,
             least=READ,
         )
+        if row.rule in section.trained:
+            judged = section.trained[row.rule].fair(judged)
         exact = section.estimate(row.rule, partial(attack_share, group="exact", **which))
         values = {"rule": row.rule, "published": row, "ours": ours, "verdict": judged}
         values["exact"] = exact if row.group == "own" else None

@@ -139,7 +139,7 @@ def checks(section: Section) -> Table:
         run = [row for row in rows if row.get("passed") is not None]
         if failed := sum(not row["passed"] for row in run):
             return Shown(f"flagged in {failed} of {len(run)}", style="flag")
-        text = "passed" if len(run) == 1 else f"passed, {len(run)} of {len(run)}"
+        text = "passed" if len(rows) == 1 else f"passed, {len(run)} of {len(rows)}"
         return Shown(text if run else "not run", style="soft")
 
     def check(name: str) -> Shown:
@@ -301,20 +301,23 @@ def _worst(rows: Sequence[Line]) -> str:
         return ""
     left = percent(baseline["worst"].mean)
     start = f"In the worst case over everything tried, backprop keeps {left} %"
-    if baseline.n < 2 or all(row.n < 2 for row in others):
+    if all(row.n < 2 for row in rows):
         best = max(others, key=lambda row: row["worst"].mean)
         return (
             f"{start}, {display_name(best.rule)} {percent(best['worst'].mean)} %, the most of the "
             "other rules; one net each says nothing about the rules."
         )
-    tested = f"({baseline.n} seeds, paired, Holm-corrected)"
+    shared = sorted({gap.n for row in others if (gap := row["against_bp"]) and gap.n > 1})
+    seeds = " to ".join(map(str, dict.fromkeys([*shared[:1], *shared[-1:]])))
+    tested = f"({seeds} seeds, paired, Holm-corrected)"
+    end = sections.uncompared(others, "against_bp")
     each = "; ".join(
         f"{display_name(row.rule)} {points(gap.mean)} points ({span(gap, points)})"
         for row in others
         if row.differs and (gap := row["against_bp"])
     )
-    single = ", ".join(display_name(row.rule) for row in others if row.n < 2)
-    end = f" Not compared, a single net each: {single}." * bool(single)
+    if not shared:
+        return f"{start}.{end}"
     if not each:
         return f"{start}; no rule differs significantly from it {tested}.{end}"
     return f"{start}. Significantly different from it {tested}: {each}.{end}"

@@ -1,13 +1,13 @@
 """Evaluations under attack that may be compared: those of one setting and protocol."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from apical.bench.report.evaluations import Evaluated
 from apical.bench.report.names import display_name, is_baseline
 from apical.bench.report.published import Published
-from apical.bench.report.read import Study
+from apical.bench.report.read import Row, Study
 from apical.bench.report.table import flatten, text
 from apical.bench.storage.records import Record, grouped
 from apical.measure import robustness_verdict, statistics
@@ -27,13 +27,14 @@ Value = Callable[[Any], float | None]
 @dataclass(frozen=True)
 class Section:
     """Finished evaluations of one setting and protocol, in the order of study.json; `listed` are
-    those that are not finished too."""
+    those that are not finished too, `trained` the rows of the setting by rule, of a study."""
 
     setting: str
     heading: str
     evaluations: tuple[Any, ...]
     listed: tuple[Evaluated, ...]
     published: tuple[Published, ...] = ()
+    trained: Mapping[str, Row] = field(default_factory=dict)
 
     @property
     def rules(self) -> list[str]:
@@ -101,7 +102,13 @@ class Section:
     ) -> Estimate | None:
         """Of two rules on the same seeds, in points.     Args: others: value of the other one."""
         ours, theirs = self.shares(rule, value), self.shares(other, others or value)
+        runs, others_runs = (
+            {net.place.partition("/")[0] for net in self.of(each).values()}
+            for each in (rule, other)
+        )
         noise = self.noise(ours) + self.noise(theirs)
+        if runs == others_runs and ours == theirs:  # of the same nets there is no chance
+            noise = 0.0
         return robustness_verdict.difference(ours, theirs, noise)
 
     def minus_baseline(self, rule: str, value: Value) -> Estimate | None:
@@ -111,10 +118,15 @@ class Section:
         return self.difference(rule, self.baseline, value)
 
     def differing(self, rules: Iterable[str], value: Value) -> set[str]:
-        """The rules that differ from backprop by a paired t test, Holm-corrected, 5 %."""
+        """The rules that differ from backprop by a paired t test, Holm-corrected, 5 %; those that
+        share fewer than two seeds with it are not tested."""
         if self.baseline is None:
             return set()
         samples = {rule: self.shares(rule, value) for rule in {*rules, self.baseline}}
+        seeds = samples[self.baseline].keys()
+        samples = {rule: own for rule, own in samples.items() if len(own.keys() & seeds) > 1}
+        if self.baseline not in samples:
+            return set()
         noise = {rule: self.noise(shares) for rule, shares in samples.items()}
         return statistics.differing_from(self.baseline, samples, noise=noise)
 
@@ -197,11 +209,14 @@ def sections(
 
 def of_study(study: Study) -> list[Section]:
     """The sections of robustness, with the published values."""
-    return sections(study.robustness, study.robust_published)
+    return [
+        replace(each, trained={row.rule: row for row in study.rows_of(each.setting)})
+        for each in sections(study.robustness, study.robust_published)
+    ]
 
 
 def superseded(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
-    """Finished evaluations that a later one of the same net and protocol replaces in the tables."""
+    """Finished evaluations in whose place the tables show another of the same net and protocol."""
     shown = {id(net) for section in sections(evaluations) for net in section.evaluations}
     return [net for net in evaluations if net.status == "finished" and id(net) not in shown]
 
@@ -221,6 +236,20 @@ def missing(evaluations: Sequence[Evaluated]) -> list[str]:
         f"{', '.join(str(net.seed) for net in nets)}: {status}{' · ' * bool(reason)}{reason}"
         for (setting, rule, status, reason), nets in groups.items()
     ]
+
+
+def uncompared(rows: Iterable[Line], difference: str) -> str:
+    """Rules that share fewer than two seeds with backprop, in a sentence; "" for none.
+
+    Args: difference: to backprop, as the rows call it.
+    """
+    rules = [
+        display_name(row.rule)
+        for row in rows
+        if not is_baseline(row.rule) and (row[difference] is None or row[difference].n < 2)
+    ]
+    start = " Not compared, fewer than two seeds in common with BP: "
+    return f"{start}{', '.join(rules)}." * bool(rules)
 
 
 def means(rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> dict[str, float | None]:

@@ -58,16 +58,16 @@ def best(run: Run) -> float | None:
 
 
 def over_plain(study: Study, row: Row) -> statistics.Summary | None:
-    """Test accuracy minus that of the same learner without a regulariser, where it has one."""
+    """Test accuracy minus that of the same learner without a regulariser, where it has one and a
+    single row is trained by that."""
     own = learner_of(row.runs[0].experiment) if row.runs else {}
     bare = {key: value for key, value in own.items() if key not in REGULARISER}
     others = [
-        run
+        other
         for other in study.rows_of(row.setting)
-        for run in other.runs
-        if learner_of(run.experiment) == bare != own
+        if other.runs and learner_of(other.runs[0].experiment) == bare != own
     ]
-    return row.minus(Row(row.setting, "", tuple(others)), TEST)
+    return row.minus(others[0], TEST) if len(others) == 1 else None
 
 
 def reached(row: Row) -> Shown:
@@ -110,8 +110,8 @@ def learners(study: Study) -> Table:
 
 
 def steps(study: Study, row: Row) -> dict[int, int | None]:
-    """By seed the step after which the validation split was first answered as the study asks; None
-    where it never was."""
+    """By seed the step after which a larger share of the validation answers than the study asks for
+    was first right; None where it never was."""
     by_seed = {}
     for run in sorted(row.runs, key=lambda run: run.seed):
         right = (r for r in run.of_kind("epoch") if r.get("val_acc", 0) > (study.solved or 0))

@@ -278,12 +278,14 @@ def estimate(
     strong: bool = False,
     of: int = 0,
 ) -> Shown:
-    """The mean with its interval; ‡ marks an interval over the images of a single net. of: runs of
-    the row; where not all of them count, as in a difference on the seeds of both, how many do."""
+    """The mean with its interval, which is none where it is a point, as of equal differences on a
+    test set of unknown size; ‡ marks one over the images of a single net. of: runs of the row;
+    where not all of them count, as in a difference on the seeds of both, how many do."""
     if interval is None:
         return Shown("")
     mark = " ‡" if getattr(interval, "over", "") == "images" else ""
-    between = span(interval, text)
+    point = interval.low is not None and math.isclose(interval.low, interval.high)
+    between = span(interval, text) * (not point or not interval.mean)
     fewer = f" (n = {interval.n})" * (interval.n < of)
     return Shown(text(interval.mean) + fewer, interval.mean, between and between + mark, strong)
 

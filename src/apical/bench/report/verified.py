@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.report.names import display_name
-from apical.bench.report.read import is_study, read_study
+from apical.bench.report.read import is_study, read_study, test_error
 from apical.bench.report.table import Column, Table, each, number
 from apical.bench.storage import records
 
@@ -63,15 +63,20 @@ def read(results: Path) -> dict[str, Any]:
 
 
 def lines(results: Path) -> list[Line]:
-    """A line for every study in a folder. A rerun counts while the study holds its run: what an
-    earlier version of a study gave does not verify this one."""
+    """A line for every study in a folder. A rerun counts while the study holds its run, with the
+    test error that it was compared with: what an earlier version of a study gave, or the same runs
+    of another machine, do not verify this one."""
     found, made = read(results), []
     for folder in sorted(path for path in results.iterdir() if is_study(path)):
         runs = read_study(folder).runs
         seconds = tuple(run.final.get("seconds", 0.0) for run in runs)
         record = found.get(folder.name, {})
-        kept = {run.folder for run in runs}
-        again = [run for run in record.get("runs", ()) if run["folder"] in kept]
+        kept = {run.folder: test_error(run) for run in runs if run.status == "finished"}
+        again = [
+            run
+            for run in record.get("runs", ())
+            if run["folder"] in kept and run.get("recorded") in (None, kept[run["folder"]])
+        ]
         if record.get("runs") and not again:
             record = {}
         made.append(Line(folder.name, seconds, record and {**record, "runs": again}))

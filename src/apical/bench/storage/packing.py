@@ -254,8 +254,8 @@ def unpack(packed: str | Path, study: str | Path) -> list[str]:
         part.mkdir(parents=True, exist_ok=True)
         for file in ("experiment.json", "environment.json"):
             records.write_json(part / file, source.read_json(f"{name}/{file}"))
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        records.write_bytes(part / "records.jsonl", lines.encode())
+        (part / "records.jsonl").unlink(missing_ok=True)  # of a kill
+        records.close(part / "records.jsonl", *rows)
         part.rename(run)
         written.append(name)
     return written

@@ -33,6 +33,9 @@ K = TypeVar("K", bound=Hashable)
 DIGEST = "sha256"
 """Key of a row under which its own digest is stored."""
 
+RUN_DIGEST = "run_sha256"
+"""Key of the last row of a run under which the digest of the whole run is stored."""
+
 WHY = {
     errno.EACCES: "no permission",
     errno.EDQUOT: "the disk quota is used up",
@@ -79,13 +82,24 @@ def append(path: Pathlike, *rows: Record, digest: bool = False) -> None:
         raise _storage_error(path, error, "the rows written before are intact") from error
 
 
+def close(path: Pathlike, *rows: Record) -> None:
+    """`append` of the last rows of a run.
+
+    The very last one stores, as `run_sha256`, the SHA-256 of all rows and of the experiment.json
+    beside the file; `read` verifies and removes it.
+    """
+    every = [*read(path), *rows]
+    append(path, *rows[:-1], {**rows[-1], RUN_DIGEST: _run_digest(Path(path), every)})
+
+
 def read(path: Pathlike, *, warn: bool = True) -> list[dict[str, Any]]:
     """All complete rows of a JSON lines file.
 
     A torn last line, left by a kill, is dropped. A file that is not there has no rows.
     Args: warn: of a line that is dropped.
     Raises: ValueError when a line before the last is no JSON object, or a row differs from the
-        SHA-256 that was stored with it, naming file and line.
+        SHA-256 that was stored with it, naming file and line; or when the rows of a finished run,
+        or the experiment.json beside them, are not those that it was finished with.
     """
     path = Path(path)
     if not path.exists():
@@ -93,6 +107,13 @@ def read(path: Pathlike, *, warn: bool = True) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     rows, _, torn = _scan(path)
+    stored = [row.pop(RUN_DIGEST) for row in rows if RUN_DIGEST in row]
+    if stored and stored != [_run_digest(path, rows)]:
+        raise ValueError(
+            f"{path} is damaged, or was changed: its rows and the experiment.json beside it are "
+            "not those that the run was finished with. Restore both, or delete the run folder to "
+            "train it anew"
+        )
     if torn and warn:
         warnings.warn(f"{path}: dropped a torn last line ({torn} bytes)", stacklevel=2)
     return rows
@@ -230,6 +251,13 @@ def _line(row: Record) -> bytes:
 
 def _row_digest(row: Record) -> str:
     text = json.dumps({k: v for k, v in row.items() if k != DIGEST}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _run_digest(path: Path, rows: Iterable[Record]) -> str:
+    described = path.with_name("experiment.json")
+    experiment = read_json(described) if described.exists() else None
+    text = json.dumps([experiment, *rows], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -12,7 +12,7 @@ from apical.bench.evaluate import retrieval, robustness
 from apical.bench.evaluate.evaluation import Evaluation, evaluate
 from apical.bench.evaluate.trained_net import digest_of_run, from_run
 from apical.bench.experiment.execution import Execution
-from apical.bench.storage import records, run_folder
+from apical.bench.storage import evaluation_folder, records, run_folder
 from apical.bench.studies.base import Choice, Entry, Study
 from apical.bench.studies.published import published_rows
 from apical.measure import robustness_verdict
@@ -36,6 +36,7 @@ class Assessment:
     label: str
 
     def ended(self) -> dict[str, Any] | None:
+        evaluation_folder.check(self.folder, self.folder.name)
         rows = self.evaluation.rows(self.folder)
         if not rows:
             return None
@@ -137,13 +138,10 @@ def verdicts(
 
 
 def _readable(run: Path, entry: Entry) -> bool:
-    if not _whole(run):
-        return False
     try:
-        _digest(run, entry)
+        return _whole(run) and bool(_digest(run, entry))
     except (ValueError, OSError):
         return False
-    return True
 
 
 def _digest(run: Path, entry: Entry) -> str:

@@ -158,7 +158,7 @@ class Study:
         follows: rows without a search of their own, and the rows whose learning rate they take, to
         separate the effect of the rate from that of the rule.
         fixed: rows that keep the rate of their experiment, such as published ones.
-        solved: share of right validation answers, in (0, 1], from which on a task counts as
+        solved: share of right validation answers, in (0, 1), above which a task counts as
         solved; the report then shows the steps until it is reached.
     Raises: ValueError for two runs of one row and seed, a label that names another rule than its
         runs have, two published values of one row, values out of range, a setting or row that the
@@ -196,8 +196,11 @@ class Study:
                 )
         if self.tier not in (*TIERS, self.name):
             raise unknown(f"tier of study {self.name}", self.tier, [*TIERS, self.name])
-        if self.solved is not None and not 0 < self.solved <= 1:
-            raise ValueError(f"study {self.name}: solved={self.solved}: a share above 0, at most 1")
+        if self.solved is not None and not 0 < self.solved < 1:
+            raise ValueError(
+                f"study {self.name}: solved={self.solved}: a share above 0 and below 1, which more "
+                "right answers exceed"
+            )
         self._check_names({setting for setting, _ in cells}, {rule for _, rule in cells})
         published.check(self.name, cells, [*self.published, *self.curves, *self.robust_published])
         for setting, rule in cells:

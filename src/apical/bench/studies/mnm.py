@@ -17,7 +17,7 @@ Arms = dict[str, tuple[str, dict[str, Any]]]
 TITLE = "Metalearned neural memory"
 
 SOLVED = 0.995
-"""Share of right answers on the validation sequences from which on a task counts as solved."""
+"""Share of right answers on the validation sequences above which a task counts as solved."""
 
 PER_EPOCH = 50
 """Iterations between two evaluations on the validation sequences: the resolution of the result."""

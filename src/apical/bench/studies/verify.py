@@ -5,8 +5,8 @@ What is compared is every number that both records have, but for times and memor
 no row is missing; it is `same within tolerance` if its test error differs by at most one standard
 deviation that the test set alone gives it (`statistics.binomial_variance`, the least spread that
 tables assume); else it `differs`. It is `not comparable` where this version has another key for
-the settings, or cannot train them here, and the record says why. Attacks on trained nets are not
-repeated.
+the settings, or cannot train them here, or has other data, and the record says why. Attacks on
+trained nets are not repeated.
 """
 
 import itertools
@@ -166,6 +166,10 @@ def rerun(
         why = f"diverged in epoch {end['epoch']}"
         return named | {"outcome": DIFFERS, "why": why, **_environment(run, place)}
     again = records.read(place / "records.jsonl")
+    data = run.final.get("data_sha256")
+    if data is not None and data != again[-1]["data_sha256"]:
+        why = "the images or labels here are not those that the run was trained and tested on"
+        return named | {"outcome": NOT_COMPARABLE, "why": why}
     return named | compared(run.rows, again) | _environment(run, place)
 
 

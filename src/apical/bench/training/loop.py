@@ -116,7 +116,7 @@ def classification(
     def end(*new: dict[str, Any]) -> None:
         """The last rows; no checkpoint follows."""
         still_mine()
-        records.append(folder / "records.jsonl", *new)
+        records.close(folder / "records.jsonl", *new)
         checkpoint.previous(folder / "checkpoint.pt").unlink(missing_ok=True)
         tracked([*new])
 
@@ -301,6 +301,8 @@ def _final_rows(
         "parameters": evaluate.parameter_count(parts.model),
         "feedback_bytes": evaluate.feedback_bytes(parts.model),
     }
+    if experiment.task is None:
+        row["data_sha256"] = parts.content[:12]
     return [*courses, row]
 
 

@@ -21,7 +21,7 @@ def of_images(
     shard: tuple[int, int] = (0, 1),
 ) -> tuple[tuple[data.Batches, data.Batches | None, data.Batches], tuple[Tensor, Tensor] | None]:
     """Batches of the training, validation and test splits; and the batch that is measured: the
-    first training images, never augmented or shuffled.
+    first training images, never augmented or shuffled; where these are of one class, evenly spaced.
 
     Args: shard: number of this process, and how many share the training split.
     """
@@ -52,7 +52,10 @@ def of_images(
     if not experiment.probe_every:
         return batches, None
     count = min(experiment.probe_images, len(split))
-    measured = data.Batches(split.take(torch.arange(count)), count, **shared)
+    places = torch.arange(count)
+    if len(split.labels[:count].unique()) == 1:  # sorted by class, as image folders are
+        places = torch.linspace(0, len(split) - 1, count).long()
+    measured = data.Batches(split.take(places), count, **shared)
     return batches, next(iter(measured.epoch(0)))
 
 
