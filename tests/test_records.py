@@ -84,6 +84,7 @@ def _finished(folder: Path, loss: float) -> Path:
     """A finished run, of which the loss tells the rows and the settings."""
     folder.mkdir()
     records.write_json(folder / "experiment.json", {"key": "k", "experiment": {"lr": loss}})
+    records.write_json(folder / "environment.json", {"git_dirty": True})
     records.append(folder / "records.jsonl", *ROWS)
     records.close(folder / "records.jsonl", {"kind": "test"}, {"kind": "final", "loss": loss})
     return folder / "records.jsonl"
@@ -109,12 +110,16 @@ def _resettled(one: Path, other: Path) -> None:
     records.write_json(one.with_name("experiment.json"), {"key": "k", "experiment": {"lr": 1.0}})
 
 
+def _cleaned(one: Path, other: Path) -> None:
+    records.write_json(one.with_name("environment.json"), {"git_dirty": False})
+
+
 def _goes_on(one: Path, other: Path) -> None:
     records.append(one, {"kind": "final", "loss": 0.1})
 
 
 @pytest.mark.parametrize(
-    "change", [_swapped, _joined, _without_a_row, _edited, _resettled, _goes_on]
+    "change", [_swapped, _joined, _without_a_row, _edited, _resettled, _cleaned, _goes_on]
 )
 def test_rows_of_a_finished_run_are_those_it_was_finished_with(change, tmp_path):
     one, other = (_finished(tmp_path / name, loss) for name, loss in (("a", 0.5), ("b", 0.7)))

@@ -437,6 +437,16 @@ def test_runs_that_are_not_those_of_their_row_are_not_counted(what: str, tmp_pat
     assert "failed runs, which are not counted: FA 1 of 3" in table_markdown(folder)
 
 
+def test_the_evaluation_of_one_net_is_not_that_of_two(tmp_path: Path) -> None:
+    folder = add_robustness(make(tmp_path / "s", {rule: ERRORS[rule] for rule in ("bp", "fa")}))
+    value = records.read_json(folder / "study.json")
+    value["robustness"][1]["folder"] = value["robustness"][0]["folder"]
+    records.write_json(folder / "study.json", value)
+    said = r"the evaluation of .*, bp, seed=2 is that of s0-0-bp-1, the run is s0-1-bp-2"
+    with pytest.raises(ValueError, match=said):
+        read_study(folder)
+
+
 def test_runs_that_a_study_leaves_out_are_counted(tmp_path: Path) -> None:
     folder = make(tmp_path / "s")
     assert "Not listed" not in table_markdown(folder)

@@ -220,7 +220,7 @@ def test_finished_runs_whose_records_were_exchanged_are_refused_and_in_no_table(
     kept = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(kept)
-    with pytest.raises(ValueError, match="not those that the run was finished with"):
+    with pytest.raises(ValueError, match="are not those that the run was finished"):
         loop.run(seeds[0], folders[0])
     for run in read_below(tmp_path)[""].runs:
         assert run.status == "failed" and "is damaged, or was changed" in run.reason

@@ -130,7 +130,7 @@ def test_what_is_unfinished_or_unreadable_elsewhere_is_trained(
         source = root / "tiny" / entry.experiment.name
         target = tmp_path / "elsewhere" / entry.experiment.name
         target.mkdir(parents=True)
-        for name in ("experiment.json", "records.jsonl", "checkpoint.pt"):
+        for name in ("experiment.json", "environment.json", "records.jsonl", "checkpoint.pt"):
             (target / name).write_bytes((source / name).read_bytes())
         if number:
             (target / "checkpoint.pt").write_bytes(b"torn")

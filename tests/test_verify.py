@@ -92,6 +92,7 @@ def rekeyed(run: Path) -> None:
 
 
 def unbuildable(run: Path) -> None:
+    rewritten(run, "final")
     value = records.read_json(run / "environment.json")
     records.write_json(run / "environment.json", value | {"device": "cuda:99"})
 

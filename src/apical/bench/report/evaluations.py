@@ -141,6 +141,18 @@ class Evaluated:
         return "unfinished", f"{done}{total} attacks done"
 
 
+def check_entries(study: Record, where: str) -> None:
+    """Raises: ValueError for an evaluation in a study.json that is of another run than listed."""
+    runs = {(run["setting"], run["rule"], run["seed"]): run["folder"] for run in study["runs"]}
+    for entry in (*study.get(Robustness.home, ()), *study.get(Retrieval.home, ())):
+        setting, rule, seed = listed = entry["setting"], entry["rule"], entry["seed"]
+        if runs.get(listed) != entry["folder"]:
+            raise ValueError(
+                f"{where}: the evaluation of {setting}, {rule}, seed={seed} is that of "
+                f"{entry['folder']}, the run is {runs.get(listed, 'not listed')}"
+            )
+
+
 def quietly(source: packing.Folder, name: str) -> list[dict[str, Any]]:
     """Rows of a file that may still grow, without a warning of a torn last line."""
     with warnings.catch_warnings():

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.bench.experiment.own_code import GIVEN
-from apical.bench.report.evaluations import Retrieval, Robustness, Status
+from apical.bench.report.evaluations import Retrieval, Robustness, Status, check_entries
 from apical.bench.report.names import display_name, mislabelled, rule_name
 from apical.bench.report.published import ERRORS, ROBUSTNESS, Curve, Published, read_published
 from apical.bench.storage import packing
@@ -320,6 +320,7 @@ def read_study(folder: Path) -> Study:
             if len({*names}) < len(names):
                 twice = max(names, key=names.count)
                 raise ValueError(f"{folder / 'study.json'}: two {kind} are {twice}")
+        check_entries(value, str(folder / "study.json"))
         return Study(
             **{key: value[key] for key in ("name", "title", "tier", "command")},
             **{key: value.get(key) for key in ("overview", "solved")},

@@ -86,7 +86,7 @@ def close(path: Pathlike, *rows: Record) -> None:
     """`append` of the last rows of a run.
 
     The very last one stores, as `run_sha256`, the SHA-256 of all rows and of the experiment.json
-    beside the file; `read` verifies and removes it.
+    and environment.json beside the file; `read` verifies and removes it.
     """
     every = [*read(path), *rows]
     append(path, *rows[:-1], {**rows[-1], RUN_DIGEST: _run_digest(Path(path), every)})
@@ -99,7 +99,8 @@ def read(path: Pathlike, *, warn: bool = True) -> list[dict[str, Any]]:
     Args: warn: of a line that is dropped.
     Raises: ValueError when a line before the last is no JSON object, or a row differs from the
         SHA-256 that was stored with it, naming file and line; or when the rows of a finished run,
-        or the experiment.json beside them, are not those that it was finished with.
+        or the experiment.json or environment.json beside them, are not those that it was finished
+        with.
     """
     path = Path(path)
     if not path.exists():
@@ -110,9 +111,9 @@ def read(path: Pathlike, *, warn: bool = True) -> list[dict[str, Any]]:
     stored = [row.pop(RUN_DIGEST) for row in rows if RUN_DIGEST in row]
     if stored and stored != [_run_digest(path, rows)]:
         raise ValueError(
-            f"{path} is damaged, or was changed: its rows and the experiment.json beside it are "
-            "not those that the run was finished with. Restore both, or delete the run folder to "
-            "train it anew"
+            f"{path} is damaged, or was changed: its rows, or the experiment.json or "
+            "environment.json beside it, are not those that the run was finished with. Restore "
+            "them, or delete the run folder to train it anew"
         )
     if torn and warn:
         warnings.warn(f"{path}: dropped a torn last line ({torn} bytes)", stacklevel=2)
@@ -255,9 +256,9 @@ def _row_digest(row: Record) -> str:
 
 
 def _run_digest(path: Path, rows: Iterable[Record]) -> str:
-    described = path.with_name("experiment.json")
-    experiment = read_json(described) if described.exists() else None
-    text = json.dumps([experiment, *rows], sort_keys=True)
+    files = [path.with_name(f"{name}.json") for name in ("experiment", "environment")]
+    described = [read_json(file) if file.exists() else None for file in files]
+    text = json.dumps([*described, *rows], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
