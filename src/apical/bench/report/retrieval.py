@@ -242,7 +242,7 @@ def conclusion(rows: Sequence[Line]) -> str:
         )
     if not any((gap := line["worst_minus_bp"]) and gap.n > 1 for line in rows):
         return text
-    apart = sections.uncompared(rows, "worst_minus_bp")
+    untested = sections.uncompared(rows, "worst_minus_bp")
     differing = ", ".join(
         f"{display_name(line.rule)} {points(line['worst_minus_bp'].mean)}"
         for line in rows
@@ -250,6 +250,6 @@ def conclusion(rows: Sequence[Line]) -> str:
     )
     if not differing:
         end = "In the worst case no rule differs significantly from BP (paired, Holm-corrected)."
-        return f"{text} {end}{apart}"
+        return f"{text} {end}{untested}"
     end = f"In the worst case, against BP (paired, Holm-corrected): {differing} points."
-    return f"{text} {end}{apart}"
+    return f"{text} {end}{untested}"
