@@ -230,13 +230,13 @@ def test_a_layer_called_twice_and_a_tied_weight() -> None:
 
     torch.manual_seed(0)
     plain = Twice().double()
-    apart = copy.deepcopy(plain)
-    apart.b.weight = nn.Parameter(plain.b.weight.detach().clone())
-    tied, apart = apical.convert(plain, "fa"), apical.convert(apart, "fa")
-    apart.b.feedback.matrix.copy_(tied.b.feedback.matrix)
+    untied = copy.deepcopy(plain)
+    untied.b.weight = nn.Parameter(plain.b.weight.detach().clone())
+    tied, untied = apical.convert(plain, "fa"), apical.convert(untied, "fa")
+    untied.b.feedback.matrix.copy_(tied.b.feedback.matrix)
     sent = signals.send(tied, F.cross_entropy, X, Y)
     assert {name: len(calls) for name, calls in sent.deltas.items()} == {"a": 2, "b": 1, "out": 1}
-    rows, others = (probes.delta_alignment(m, F.cross_entropy, X, Y) for m in (tied, apart))
+    rows, others = (probes.delta_alignment(m, F.cross_entropy, X, Y) for m in (tied, untied))
     assert rows.keys() == others.keys()
     for name, row in rows.items():
         assert row == pytest.approx(others[name], rel=1e-9)

@@ -79,8 +79,8 @@ def test_a_net_that_gives_no_numbers_is_not_healthy() -> None:
     assert (found.layer, found.kind) == ("", "diverged")
     assert "the loss of the measured batch is nan. Try: start again with" in found.message
     watch = Watch(model)
-    said = [f.kind for _ in range(3) for f in watch.check(F.cross_entropy, x, y.long())]
-    assert said.count("diverged") == 1 and said[0] == "diverged"
+    kinds = [f.kind for _ in range(3) for f in watch.check(F.cross_entropy, x, y.long())]
+    assert kinds.count("diverged") == 1 and kinds[0] == "diverged"
 
 
 def test_health_is_no_finding() -> None:

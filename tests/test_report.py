@@ -107,8 +107,8 @@ def test_headline_says_how_many_were_not_judged(tmp_path):
     for seed in (1, 2):
         (run,) = folder.glob(f"*-fa-{seed}")
         rewrite(run, [{"kind": "stopped", "reason": "non-finite loss"}])
-    said = "0 of 1 published value agrees; 1 compatible, but uninformative: BP; 1 not judged."
-    assert said in write(folder).read_text()
+    headline = "0 of 1 published value agrees; 1 compatible, but uninformative: BP; 1 not judged."
+    assert headline in write(folder).read_text()
 
 
 def test_csv_holds_the_same_in_full_precision(study, html):

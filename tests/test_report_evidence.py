@@ -442,8 +442,8 @@ def test_the_evaluation_of_one_net_is_not_that_of_two(tmp_path: Path) -> None:
     value = records.read_json(folder / "study.json")
     value["robustness"][1]["folder"] = value["robustness"][0]["folder"]
     records.write_json(folder / "study.json", value)
-    said = r"the evaluation of .*, bp, seed=2 is that of s0-0-bp-1, the run is s0-1-bp-2"
-    with pytest.raises(ValueError, match=said):
+    message = r"the evaluation of .*, bp, seed=2 is that of s0-0-bp-1, the run is s0-1-bp-2"
+    with pytest.raises(ValueError, match=message):
         read_study(folder)
 
 
@@ -453,10 +453,10 @@ def test_runs_that_a_study_leaves_out_are_counted(tmp_path: Path) -> None:
     value = records.read_json(folder / "study.json")
     value["runs"] = [run for run in value["runs"] if (run["rule"], run["seed"]) != ("fa", 2)]
     records.write_json(folder / "study.json", value)
-    said = "Not listed in study.json, and not counted: 1 runs in its folder."
-    assert said in table_markdown(folder) and said in write(folder).read_text()
+    note = "Not listed in study.json, and not counted: 1 run in its folder."
+    assert note in table_markdown(folder) and note in write(folder).read_text()
     pack(folder, tmp_path / "packed")
-    assert said in table_markdown(tmp_path / "packed")
+    assert note in table_markdown(tmp_path / "packed")
 
 
 def test_numbers_of_a_table_stay_within_what_they_count(tmp_path: Path) -> None:

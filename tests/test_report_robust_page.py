@@ -123,10 +123,10 @@ def test_a_check_that_a_net_lacks_is_not_passed_by_it(section):
         return replace(net, rows=kept) if (net.rule, net.seed) == ("bp", 1) else net
 
     fewer = replace(section, evaluations=tuple(map(without, section.evaluations)))
-    for part, said in ((section, "passed, 3 of 3"), (fewer, "passed, 2 of 3")):
+    for part, text in ((section, "passed, 3 of 3"), (fewer, "passed, 2 of 3")):
         table = words.checks(part)
         texts = {column.cell(table.rows[0]).text for column in table.columns[1:2]}
-        assert texts == {said}
+        assert texts == {text}
 
 
 def test_csv_holds_every_number_in_full_precision(study, html, section):

@@ -343,7 +343,8 @@ def _unlisted(source: packing.Folder, listed: set[str]) -> list[str]:
     """A note on runs in the folder of a study that it does not list: leaving out is a choice."""
     others = [name for name in source.folders(".") if name not in listed and name[0] != "."]
     if count := sum(source.has(f"{name}/experiment.json") for name in others):
-        return [f"Not listed in study.json, and not counted: {count} runs in its folder."]
+        runs = "run" if count == 1 else "runs"
+        return [f"Not listed in study.json, and not counted: {count} {runs} in its folder."]
     return []
 
 
