@@ -133,8 +133,8 @@ def test_runs_that_cannot_be_attacked(run: Path, tmp_path: Path) -> None:
     records.write_json(tmp_path / "experiment.json", described)
     with pytest.raises(ValueError, match="is new: there is no trained net yet"):
         from_run(tmp_path)
-    rows = (run / "records.jsonl").read_text()
-    (tmp_path / "records.jsonl").write_text(rows)
+    for name in ("environment.json", "records.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
     with pytest.raises(ValueError, match=r"no checkpoint.pt: records were kept without weights"):
         from_run(tmp_path)
     records.write_json(tmp_path / "experiment.json", described | {"key": "0123456789"})
