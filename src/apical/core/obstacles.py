@@ -31,6 +31,10 @@ _LAZY = "is not initialised; run one forward pass of the model first"
 
 # Their own forward computes what their torch class computes; it is written out for TorchScript.
 _SAME_FORWARD = ("timm.layers.linear.Linear",)
+_PRODUCTS: dict[type[nn.Module], str] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "convolution"),
+    nn.Linear: "x W^T",
+}
 
 
 def without_rule(name: str, module: nn.Module) -> tuple[Action, str]:
@@ -196,10 +200,8 @@ def _replaced_forward(module: nn.Module) -> str:
             )
         overrides = getattr(kind, method, None) is not getattr(plain, method, None)
         if overrides and f"{kind.__module__}.{kind.__qualname__}" not in _SAME_FORWARD:
-            product = "x W^T" if plain is nn.Linear else "convolution"
-            uses = f"{{'weight': apical.adapters.Weight({product!r})}}"
-            if plain not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
-                uses = "..."
+            product = _PRODUCTS.get(plain)
+            uses = f"{{'weight': apical.adapters.Weight({product!r})}}" if product else "..."
             return (
                 f"overrides {method} of {plain.__name__}, so it may compute something else; use"
                 f" the plain {plain.__name__}, say what it computes with"

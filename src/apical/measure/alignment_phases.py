@@ -95,8 +95,7 @@ def alignment(
     if not 0 < share < 1:
         raise ValueError(f"share={share} must lie in (0, 1)")
     if len(angles) < FEWEST:
-        few = f"{len(angles)} measurements; at least {FEWEST} show a phase"
-        return f"{few} (--probe_share 1, or more epochs)"
+        return f"{len(angles)} measurements; at least {FEWEST} show a phase"
     smooth = _running_median([angle for _, angle in angles])
     noise = _scatter([angle for _, angle in angles], smooth)
     low = min(smooth)

@@ -1,6 +1,6 @@
 """Names of rules as their papers write them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from apical.bench.experiment.rule_settings import rule_label
@@ -35,6 +35,16 @@ def joined(names: Sequence[str]) -> str:
     ('FA, DFA', 'FA; DFA, published rate')
     """
     return ("; " if any("," in name for name in names) else ", ").join(names)
+
+
+def counts(numbers: Iterable[int]) -> str:
+    """One number for all, or the least and the most.
+
+    >>> counts([5, 5]), counts([5, 4])
+    ('5', '4 to 5')
+    """
+    least, most = min(numbers := [*numbers]), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def is_baseline(rule: str) -> bool:

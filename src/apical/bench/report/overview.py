@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from apical.bench.report import gained
+from apical.bench.report import gained, names
 from apical.bench.report.lines import UPDATE
 from apical.bench.report.names import is_baseline
 from apical.bench.report.read import Study
@@ -90,8 +90,7 @@ def _of_setting(study: Study, setting: str) -> list[Column]:
 
 def counts(study: Study) -> str:
     """Runs of a row: "3", or "2 to 3"."""
-    numbers = sorted({study.row(s, rule).n for s in study.settings for rule in study.rules})
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return names.counts(study.row(s, rule).n for s in study.settings for rule in study.rules)
 
 
 def rates(study: Study) -> str:

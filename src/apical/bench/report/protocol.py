@@ -169,17 +169,14 @@ def environment(study: Study) -> dict[str, list[tuple[str, int]]]:
 
 def processors(study: Study) -> str:
     """Which rows were trained on which CPU; "" where all were on one."""
-    rows: dict[str, dict[str, int]] = {}
-    for row in study.rows:
-        for run in row.runs:
-            counts = rows.setdefault(run.environment.get("cpu", "an unknown CPU"), {})
-            counts[study.named(row)] = counts.get(study.named(row), 0) + 1
-    if len(rows) < 2:
+    runs = [(study.named(row), run.environment) for row in study.rows for run in row.runs]
+    by_cpu = grouped(runs, lambda run: run[1].get("cpu", "an unknown CPU"))
+    if len(by_cpu) < 2:
         return ""
-    most = max(rows, key=lambda cpu: sum(rows[cpu].values()))
+    most = max(by_cpu, key=lambda cpu: len(by_cpu[cpu]))
     others = [
-        f"{plural(sum(counts.values()), 'run')} of {joined(list(counts))} on {cpu}"
-        for cpu, counts in rows.items()
+        f"{plural(len(of_cpu), 'run')} of {joined([*dict(of_cpu)])} on {cpu}"
+        for cpu, of_cpu in by_cpu.items()
         if cpu != most
     ]
     return (

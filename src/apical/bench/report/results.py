@@ -110,15 +110,16 @@ def _of_setting(study: Study, setting: str, gains: gained.Gains) -> list[Cell]:
         summary, theirs = row.summary(test_error, noise[rule]), published.get(rule)
         verdict = None
         if summary and theirs:
-            judged = statistics.verdict(
-                summary,
-                theirs.value,
-                others=values,
-                other_scale=theirs.scale(study.tier),
-                published_n=theirs.n,
-                noise=noise[rule],
+            verdict = row.fair(
+                statistics.verdict(
+                    summary,
+                    theirs.value,
+                    others=values,
+                    other_scale=theirs.scale(study.tier),
+                    published_n=theirs.n,
+                    noise=noise[rule],
+                )
             )
-            verdict = row.fair(judged)
         gap = row.minus(rows[bp], test_error) if bp and not is_baseline(rule) else None
         leaves_out_0 = gap and gap.low and gap.high and gap.low * gap.high > 0
         contradicts = bool(leaves_out_0 and {*letters[rule]} & {*letters[bp]})

@@ -9,7 +9,7 @@ from typing import Any
 
 from apical.bench.report.colours import INK, LOOKS, SOFT, SPARE, line_style
 from apical.bench.report.evaluations import Robustness
-from apical.bench.report.names import display_name, is_baseline
+from apical.bench.report.names import counts, display_name, is_baseline
 from apical.bench.report.published import Published
 from apical.bench.report.read import Study
 from apical.bench.report.render import Group, Panel
@@ -237,8 +237,7 @@ class Heat:
     @property
     def nets(self) -> str:
         """How many there are of a rule: "5", or "4 to 5"."""
-        counts = sorted({cell.n for cell in self.cells.values()})
-        return " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+        return counts(cell.n for cell in self.cells.values())
 
     @property
     def shown(self) -> str:

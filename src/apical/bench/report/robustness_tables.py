@@ -7,7 +7,7 @@ from typing import Any
 
 from apical.attacks.sanity import MEANINGS
 from apical.bench.report import gained, robustness, sections
-from apical.bench.report.names import display_name, is_baseline, is_control, joined
+from apical.bench.report.names import counts, display_name, is_baseline, is_control, joined
 from apical.bench.report.results import published, verdict
 from apical.bench.report.robustness import Heat
 from apical.bench.report.sections import Line, Section
@@ -307,17 +307,16 @@ def _worst(rows: Sequence[Line]) -> str:
             f"{start}, {display_name(best.rule)} {percent(best['worst'].mean)} %, the most of the "
             "other rules; one net each says nothing about the rules."
         )
-    shared = sorted({gap.n for row in others if (gap := row["against_bp"]) and gap.n > 1})
-    seeds = " to ".join(map(str, dict.fromkeys([*shared[:1], *shared[-1:]])))
-    tested = f"({seeds} seeds, paired, Holm-corrected)"
     end = sections.uncompared(others, "against_bp")
+    shared = [gap.n for row in others if (gap := row["against_bp"]) and gap.n > 1]
+    if not shared:
+        return f"{start}.{end}"
+    tested = f"({counts(shared)} seeds, paired, Holm-corrected)"
     each = "; ".join(
         f"{display_name(row.rule)} {points(gap.mean)} points ({span(gap, points)})"
         for row in others
         if row.differs and (gap := row["against_bp"])
     )
-    if not shared:
-        return f"{start}.{end}"
     if not each:
         return f"{start}; no rule differs significantly from it {tested}.{end}"
     return f"{start}. Significantly different from it {tested}: {each}.{end}"
